@@ -1,0 +1,134 @@
+"""What a model computes and holds, by component; every FLOP formula outside a family is here.
+
+A FLOP count here is exact matrix-product work: a multiply-add is 2 FLOPs; softmax, norms, rotary,
+gathers, top-k and activations count 0 (reference implementation; notes in README.md beside this
+file). Everything is a Python int, so budgets of any size add up without overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+COMPONENT_NAMES = ("attn_proj", "attn_scores", "experts", "router", "head", "norms")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Component:
+    """One part of a layer or of a whole model."""
+
+    name: str
+    """One of COMPONENT_NAMES. The feed-forward of a dense family is `experts` too."""
+    flops_per_token: int
+    """Forward FLOPs per token at the sequence length asked for."""
+    num_params: int
+    """Parameters held."""
+    num_active_params: int
+    """Parameters a token uses: all but the table rows of experts it did not choose."""
+
+    def times(self, count: int) -> Component:
+        """The same component, ``count`` times over."""
+        return Component(
+            name=self.name,
+            flops_per_token=self.flops_per_token * count,
+            num_params=self.num_params * count,
+            num_active_params=self.num_active_params * count,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """A whole model's components, one entry per name, all layers added up."""
+
+    components: tuple[Component, ...]
+    num_embedding_params: int
+    """Parameters of the (tied) embedding: vocabulary times width."""
+
+    def flops(self, *names: str) -> int:
+        """Forward FLOPs per token of the named components together."""
+        return sum(c.flops_per_token for c in self.components if c.name in names)
+
+    @property
+    def num_params(self) -> int:
+        """All parameters; the tied embedding once."""
+        return sum(c.num_params for c in self.components)
+
+    @property
+    def num_active_params(self) -> int:
+        """Parameters a token uses, the tied embedding included once."""
+        return sum(c.num_active_params for c in self.components)
+
+    @property
+    def num_nonembed_params(self) -> int:
+        """All parameters but the embedding."""
+        return self.num_params - self.num_embedding_params
+
+
+def _dense(name: str, flops_per_token: int, num_params: int) -> Component:
+    return Component(
+        name=name,
+        flops_per_token=flops_per_token,
+        num_params=num_params,
+        num_active_params=num_params,
+    )
+
+
+def attention(d_model: int, n_heads: int, seq_len: int) -> tuple[Component, ...]:
+    """One layer's attention and its norms; full (not causally halved) scores.
+
+    Per token: q, k, v and output projections 4 · 2·D², scores and values 2 · 2·L·D
+    (reference implementation, FLOP accounting table).
+    """
+    head_width = d_model // n_heads
+    return (
+        _dense("attn_proj", 8 * d_model * d_model, 4 * d_model * d_model),
+        _dense("attn_scores", 4 * seq_len * d_model, 0),
+        # Two pre-norms of the block and the query and key norms shared by the heads.
+        _dense("norms", 0, 2 * d_model + 2 * head_width),
+    )
+
+
+def head(d_model: int, vocab_size: int) -> tuple[Component, ...]:
+    """The tied un-embedding (2·D·V FLOPs per token) and the norm before it."""
+    return (
+        _dense("head", 2 * d_model * vocab_size, vocab_size * d_model),
+        _dense("norms", 0, d_model),
+    )
+
+
+def add_up(components: Iterable[Component]) -> tuple[Component, ...]:
+    """One entry per name, in the order of COMPONENT_NAMES; absent names are zero."""
+    totals = {name: _dense(name, 0, 0) for name in COMPONENT_NAMES}
+    for c in components:
+        so_far = totals[c.name]
+        totals[c.name] = Component(
+            name=c.name,
+            flops_per_token=so_far.flops_per_token + c.flops_per_token,
+            num_params=so_far.num_params + c.num_params,
+            num_active_params=so_far.num_active_params + c.num_active_params,
+        )
+    return tuple(totals.values())
+
+
+def model_ledger(
+    feed_forward: Iterable[Component],
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    vocab_size: int,
+    seq_len: int,
+) -> Ledger:
+    """The ledger of the decoder-only transformer with this feed-forward in each layer.
+
+    Args:
+        feed_forward: one layer's components, from a family's ``ledger``.
+        d_model: residual width D.
+        n_layers: number of blocks.
+        n_heads: attention heads; D is a multiple of it.
+        vocab_size: tokens V of the tied embedding.
+        seq_len: tokens per sequence, for the attention scores.
+    """
+    layer = (*attention(d_model, n_heads, seq_len), *feed_forward)
+    whole = [c.times(n_layers) for c in layer] + list(head(d_model, vocab_size))
+    return Ledger(components=add_up(whole), num_embedding_params=vocab_size * d_model)

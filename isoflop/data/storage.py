@@ -1,0 +1,103 @@
+"""Folders that appear whole or not at all, and manifests that notice any change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+from isoflop.files import read_json, write_json_atomic
+
+MANIFEST = "manifest.json"
+_SEAL = "manifest_sha256"
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one encoding that is hashed: sorted keys, no spaces, ASCII; NaN is refused."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of :func:`canonical_json`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes ``manifest.json`` with the sha256 of its own content in ``manifest_sha256``."""
+    write_json_atomic(folder / MANIFEST, {**manifest, _SEAL: sha256_json(manifest)})
+
+
+def read_manifest(folder: Path, schema: str, do: str) -> dict[str, Any]:
+    """The manifest of ``folder``, without its seal.
+
+    Args:
+        folder: a corpus or a prepared data set.
+        schema: name and version that the manifest must carry.
+        do: what the user should do about an unusable folder.
+
+    Raises:
+        UserError: the manifest is missing, is no JSON, was changed, or is of another schema.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError("data folder", str(folder), f"a folder with a {MANIFEST}", do)
+    manifest = read_json(path, "data manifest")
+    seal = manifest.pop(_SEAL, None) if isinstance(manifest, dict) else None
+    if seal is None or seal != sha256_json(manifest):
+        raise UserError("data manifest", str(path), "as it was written (its sha256 differs)", do)
+    if manifest["schema"] != schema:
+        raise UserError(f"{path}: schema", manifest["schema"], f"{schema!r} for this version", do)
+    return manifest
+
+
+def publish_folder(target: Path, fill: Callable[[Path], object]) -> bool:
+    """Makes ``target`` from what ``fill`` writes into a temporary folder beside it.
+
+    Any number of processes may publish the same target at once: the first rename wins and the
+    others discard their work. A process that is killed leaves only a hidden ``.tmp-`` folder.
+
+    Returns:
+        True if this call made the folder, False if it was there first.
+
+    Raises:
+        UserError: the folder that should hold ``target`` cannot be written.
+    """
+    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            "data folder",
+            str(target.parent),
+            f"writable ({error.strerror})",
+            "set ISOFLOP_DATA_DIR",
+        ) from None
+    try:
+        fill(temporary)
+        return _rename_unless_there(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_unless_there(temporary: Path, target: Path) -> bool:
+    try:
+        temporary.rename(target)
+    except OSError:
+        # Renaming onto a folder with files fails with one of several errno; whatever it was, a
+        # target that is there now was completed by another process.
+        if target.is_dir():
+            return False
+        raise
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,1 @@
+"""What the routed families share: router shapes and ledger (spec), router modules (module)."""

@@ -1,0 +1,42 @@
+"""The routed rungs of the ladders, shared by peer and sgatlin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isoflop.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutedRung:
+    """Channels, neighbours, sub-keys per half (of sgatlin) and router width of one size."""
+
+    num_channels: int
+    num_neighbours: int
+    num_subkeys: int
+    router_width: int
+
+
+def _paper_rung(size: int, d_model: int) -> RoutedRung:
+    # Official configurations: N = (16 + 12 s)^2, 16 channels, 8 neighbours, d_key 128.
+    return RoutedRung(
+        num_channels=16, num_neighbours=8, num_subkeys=16 + 12 * size, router_width=128
+    )
+
+
+def _micro_rung(size: int, d_model: int) -> RoutedRung:
+    # Scaled down so that the router stays the larger part of the layer, as in the paper.
+    return RoutedRung(
+        num_channels=4,
+        num_neighbours=4,
+        num_subkeys=8 + d_model // 4,
+        router_width=16 if d_model < 32 else 32,
+    )
+
+
+_RUNGS = {"paper-v1": _paper_rung, "micro-v1": _micro_rung}
+
+
+def routed_rung(recipe: Recipe, size: int) -> RoutedRung:
+    """Rung ``size`` of a recipe's routed ladder."""
+    return _RUNGS[recipe.name](size, recipe.shape(size).d_model)

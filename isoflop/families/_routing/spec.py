@@ -1,0 +1,106 @@
+"""Router shapes and their ledger: the four routers of the paper's official implementation.
+
+Letters: D width, C channels, K neighbours, E experts per table, N = sqrt(E), Q router width.
+"""
+
+from __future__ import annotations
+
+import math
+
+from isoflop.accounting import Component
+from isoflop.errors import UserError
+from isoflop.families._checks import check_choice, check_positive
+
+ROUTERS = ("product_dense", "product_key_value", "dense", "key_value")
+ACTIVATIONS = ("identity", "relu", "gelu_tanh", "silu")
+GATE_ORDERS = ("gate_then_act", "act_then_gate")
+
+
+def is_product(router: str) -> bool:
+    """Whether the router scores N + N sub-keys instead of E experts."""
+    return router.startswith("product")
+
+
+def check_routing(
+    family: str,
+    *,
+    router: str,
+    num_channels: int,
+    num_neighbours: int,
+    num_experts: int,
+    router_width: int,
+) -> None:
+    """Refuses impossible routed shapes.
+
+    Raises:
+        UserError: a count below 1, an unknown router, experts that are not a square or too few
+            experts to choose the neighbours from.
+    """
+    check_positive(
+        family,
+        num_channels=num_channels,
+        num_neighbours=num_neighbours,
+        num_experts=num_experts,
+        router_width=router_width,
+    )
+    check_choice(family, "router", router, ROUTERS)
+    pool = num_experts
+    if is_product(router):
+        pool = math.isqrt(num_experts)
+        if pool * pool != num_experts:
+            raise UserError(
+                f"{family}.num_experts",
+                num_experts,
+                "a square number for a product-key router",
+                f"take {pool**2} or {(pool + 1) ** 2}",
+            )
+    if num_neighbours >= pool:
+        of = "the square root of num_experts" if is_product(router) else "num_experts"
+        raise UserError(
+            f"{family}.num_neighbours",
+            num_neighbours,
+            f"below {of} ({pool})",
+            "lower it or raise num_experts",
+        )
+
+
+def router_component(
+    router: str,
+    d_model: int,
+    *,
+    num_channels: int,
+    num_experts: int,
+    router_width: int,
+) -> Component:
+    """FLOPs per token and parameters of one layer's router.
+
+    product_dense 2·Q·D + 4·C·N·Q; product_key_value 4·C·Q·D + 4·C·N·Q; dense 2·D·Q + 2·Q·E·C
+    (reference implementation, FLOP table); key_value 2·C·Q·D + 2·C·E·Q by the same rule (the
+    reference leaves it undefined). Top-k and the sums of pairs count 0; every parameter is active.
+    """
+    halves = 2 if is_product(router) else 1
+    keys_per_half = math.isqrt(num_experts) if is_product(router) else num_experts
+    query_maps = halves * num_channels if router.endswith("key_value") else 1
+    num_params = (
+        query_maps * d_model * router_width + halves * num_channels * keys_per_half * router_width
+    )
+    return Component(
+        name="router",
+        # Each router parameter takes part in one multiply-add per token.
+        flops_per_token=2 * num_params,
+        num_params=num_params,
+        num_active_params=num_params,
+    )
+
+
+def expert_component(
+    d_model: int, *, num_tables: int, num_channels: int, num_neighbours: int, num_experts: int
+) -> Component:
+    """FLOPs per token and parameters of single-neuron experts: 4·K·C·D (paper, FLOP table)."""
+    chosen_params = 2 * num_channels * num_neighbours * d_model
+    return Component(
+        name="experts",
+        flops_per_token=2 * chosen_params,
+        num_params=2 * num_tables * num_experts * d_model,
+        num_active_params=chosen_params,
+    )

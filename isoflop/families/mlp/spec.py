@@ -1,0 +1,45 @@
+"""Shapes, ledger and ladder of the dense gelu feed-forward (reference implementation, `mlp`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isoflop.accounting import Component
+from isoflop.families._checks import check_positive
+from isoflop.families._counts import parameter_counts
+from isoflop.families._dense import dense_hidden_width
+from isoflop.recipe import Recipe
+
+free_dimension = ("hidden_width",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Shape of one layer."""
+
+    hidden_width: int
+    """Hidden units F."""
+
+    def __post_init__(self) -> None:
+        check_positive("mlp", hidden_width=self.hidden_width)
+
+
+def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
+    """Two matrices D × F without biases: 4·D·F FLOPs per token."""
+    num_params = 2 * d_model * config.hidden_width
+    return (
+        Component(
+            name="experts",
+            flops_per_token=2 * num_params,
+            num_params=num_params,
+            num_active_params=num_params,
+        ),
+    )
+
+
+num_params, num_active_params = parameter_counts(ledger)
+
+
+def ladder(recipe: Recipe, size: int) -> Config:
+    """Rung ``size``: F about 8/3 of the width."""
+    return Config(hidden_width=dense_hidden_width(recipe, size))

@@ -1,0 +1,73 @@
+"""Shapes, ledger and ladder of PEER as the reference implementation has it (`peer`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isoflop.accounting import Component
+from isoflop.families._counts import parameter_counts
+from isoflop.families._routing.ladder import routed_rung
+from isoflop.families._routing.spec import check_routing, expert_component, router_component
+from isoflop.recipe import Recipe
+
+free_dimension = ("num_channels", "num_neighbours")
+
+ROUTER = "product_key_value"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Shape of one layer; the router is always product_key_value, the table shared."""
+
+    num_channels: int
+    """Routing channels C (PEER's heads)."""
+    num_neighbours: int
+    """Experts K that each channel chooses."""
+    num_experts: int
+    """Experts E of the one shared table."""
+    router_width: int
+    """Width Q of a query."""
+
+    def __post_init__(self) -> None:
+        check_routing(
+            "peer",
+            router=ROUTER,
+            num_channels=self.num_channels,
+            num_neighbours=self.num_neighbours,
+            num_experts=self.num_experts,
+            router_width=self.router_width,
+        )
+
+
+def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
+    """Router and chosen experts of one layer."""
+    return (
+        router_component(
+            ROUTER,
+            d_model,
+            num_channels=config.num_channels,
+            num_experts=config.num_experts,
+            router_width=config.router_width,
+        ),
+        expert_component(
+            d_model,
+            num_tables=1,
+            num_channels=config.num_channels,
+            num_neighbours=config.num_neighbours,
+            num_experts=config.num_experts,
+        ),
+    )
+
+
+num_params, num_active_params = parameter_counts(ledger)
+
+
+def ladder(recipe: Recipe, size: int) -> Config:
+    """Rung ``size``: twice the sub-keys of sgatlin's rung, in one shared table."""
+    rung = routed_rung(recipe, size)
+    return Config(
+        num_channels=rung.num_channels,
+        num_neighbours=rung.num_neighbours,
+        num_experts=(2 * rung.num_subkeys) ** 2,
+        router_width=rung.router_width,
+    )

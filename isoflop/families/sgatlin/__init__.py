@@ -1,0 +1,1 @@
+"""sgatlin: sparsely gated tiny linear experts, one table per channel."""

@@ -1,0 +1,1 @@
+"""Gated dense feed-forward, the clamped SwiGLU of GPT-OSS."""

@@ -1,0 +1,100 @@
+"""Crash-safe files: write to a temporary name, fsync, rename; a reader never sees half a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_temporary(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Replaces ``path`` by ``data``: after a crash the old or the new content is there, whole."""
+    temporary = _write_temporary(path, data)
+    temporary.replace(path)
+    _fsync_folder(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """As :func:`write_bytes_atomic`, for UTF-8 text."""
+    write_bytes_atomic(path, text.encode())
+
+
+def dump_json(value: Any) -> str:
+    """Indented JSON with a final newline; NaN and infinities are refused (JSON has none)."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """As :func:`write_bytes_atomic`, for a JSON value."""
+    write_text_atomic(path, dump_json(value))
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """Creates ``path`` with ``data`` unless it exists; the first writer wins.
+
+    Returns False, and changes nothing, if the file is already there.
+    """
+    if path.exists():
+        return False
+    temporary = _write_temporary(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    _fsync_folder(path.parent)
+    return True
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON value in ``path``; ``what`` names the file's role in the error.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(what, str(path), "an existing file", "check the path") from None
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+        raise UserError(what, str(path), f"readable JSON ({error})", "restore the file") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            what, str(path), f"valid JSON ({error})", "restore the file or make it again"
+        ) from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Executing a plan: run folders, attempts and leases, the local pool of workers, the status."""

@@ -1,0 +1,155 @@
+"""The local pool: as many single-threaded workers as cores, fed with a plan's unfinished runs.
+
+Tiny models run fastest with one thread each. A worker that dies takes only its run with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from isoflop.launch.execute import Ending, Job
+from isoflop.launch.worker import work
+
+# A run held by another process is looked at again this often.
+HELD_POLL_S = 1.0
+# Time for workers to reach the next step boundary when interrupted, before they are killed.
+STOP_GRACE_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something happened to a job: `start`, `step`, `end` or `wait` (held elsewhere)."""
+
+    kind: str
+    job: Job
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    ending: Ending | None = None
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_jobs(jobs: Sequence[Job], num_workers: int) -> Iterator[Event]:
+    """Runs every job once, in order, and yields what happens.
+
+    A job whose run another live process holds is tried again until that process has finished or
+    died. Closing the iterator (or an exception in the consumer) stops the workers.
+    """
+    waiting = deque(jobs)
+    held: deque[Job] = deque()
+    next_poll_s = 0.0
+    with _workers(min(num_workers, max(1, len(jobs)))) as workers:
+        while waiting or held or any(w.job for w in workers):
+            if held and not waiting and time.monotonic() >= next_poll_s:
+                waiting, held = held, deque()
+                next_poll_s = time.monotonic() + HELD_POLL_S
+            for worker in workers:
+                if worker.job is None and waiting:
+                    worker.job = waiting.popleft()
+                    worker.pipe.send(worker.job)
+                    yield Event(kind="start", job=worker.job)
+            for index, event in _receive(workers):
+                if event.ending is not None and event.ending.status == "held":
+                    held.append(event.job)
+                    event = Event(kind="wait", job=event.job)
+                yield event
+                if not workers[index].process.is_alive():
+                    workers[index] = _start_worker()
+
+
+def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
+    """Messages of all workers, waiting a moment for the first."""
+    ready = wait([w.pipe for w in workers if w.job], timeout=HELD_POLL_S)
+    for index, worker in enumerate(workers):
+        if worker.pipe not in ready or worker.job is None:
+            continue
+        job = worker.job
+        try:
+            message: tuple[Any, ...] = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            worker.process.join()
+            worker.job = None
+            code = worker.process.exitcode
+            reason = f"the worker process died (exit code {code})"
+            ending = Ending(status="failed", reason=reason)
+            yield index, Event(kind="end", job=job, ending=ending)
+            continue
+        if message[0] == "step":
+            _, step, steps, loss = message
+            yield index, Event(kind="step", job=job, step=step, steps=steps, loss=loss)
+        else:
+            worker.job = None
+            yield index, Event(kind="end", job=job, ending=message[1])
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[list[_Worker]]:
+    workers = [_start_worker() for _ in range(count)]
+    try:
+        yield workers
+    finally:
+        _stop(workers)
+
+
+def _start_worker() -> _Worker:
+    # A fresh interpreter: forking a process that has threads or torch loaded is not safe.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs,), daemon=True)
+    with _one_thread_each():
+        process.start()
+    theirs.close()
+    return _Worker(process=process, pipe=ours)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers inherit one thread per math library; it must be set before they load it."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        if worker.job is None and worker.process.is_alive():
+            worker.pipe.send(None)
+        else:
+            worker.process.terminate()
+    deadline_s = time.monotonic() + STOP_GRACE_S
+    for worker in workers:
+        worker.process.join(max(0.0, deadline_s - time.monotonic()))
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.pipe.close()

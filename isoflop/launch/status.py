@@ -1,0 +1,105 @@
+"""What is true of every run of a plan, read from its folders."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isoflop.launch.store import RunFolder
+from isoflop.plan.planner import Plan
+from isoflop.plan.runs import PlannedRun
+from isoflop.tables import RUNS, write_table
+
+STATES = ("done", "running", "diverged", "failed", "missing")
+
+_MEASURED = (
+    "loss",
+    "loss_se",
+    "perplexity",
+    "bits_per_byte",
+    "wall_s",
+    "step_s_median",
+    "peak_mem_bytes",
+    "tokens_per_s",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """One run and where it stands."""
+
+    run: PlannedRun
+    state: str
+    """One of STATES."""
+    reason: str | None
+    num_attempts: int
+    step: int | None
+    """Last step heard of, while running."""
+    result: dict[str, Any] | None
+
+
+def run_state(folder: Path, run: PlannedRun) -> RunState:
+    """Where one run stands.
+
+    Raises:
+        UserError: a file of the run's folder is damaged.
+    """
+    run_folder = RunFolder(folder, run.run_id)
+    result = run_folder.result()
+    attempts = run_folder.attempts()
+    newest = attempts[-1] if attempts else None
+    state, reason, step = "missing", None, None
+    if result is not None:
+        state, reason = result["status"], result["status_reason"]
+    elif newest is not None and run_folder.is_held(newest):
+        lease = run_folder.lease()
+        state, step = "running", lease.step if lease is not None else 0
+    elif newest is not None and newest.failed:
+        state, reason = "failed", newest.exit_reason
+    elif newest is not None:
+        reason = newest.exit_reason or "stopped without a word (killed, or the machine went down)"
+    return RunState(
+        run=run,
+        state=state,
+        reason=reason,
+        num_attempts=len(attempts),
+        step=step,
+        result=result,
+    )
+
+
+def study_states(folder: Path, plan: Plan) -> list[RunState]:
+    """The state of every run of a plan, in the plan's order."""
+    by_id = {run.run_id: run_state(folder, run) for run in plan.unique_runs}
+    return [dataclasses.replace(by_id[run.run_id], run=run) for run in plan.runs]
+
+
+def runs_row(state: RunState) -> dict[str, Any]:
+    """The columns of runs.parquet; what is not measured is null. A run at work is `missing`."""
+    result = state.result or {}
+    return {
+        **state.run.row(),
+        **{name: result.get(name) for name in _MEASURED},
+        "n_attempts": state.num_attempts,
+        "status": "missing" if state.state == "running" else state.state,
+        "status_reason": "running" if state.state == "running" else state.reason,
+        "excluded_reason": None,
+    }
+
+
+def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[dict[str, Any]]:
+    """Writes runs.parquet from the run folders and returns its rows.
+
+    Args:
+        folder: the study's folder.
+        plan: its plan.
+        out_folder: where the table goes; None: into the study's folder.
+
+    Raises:
+        UserError: a file of a run's folder is damaged.
+    """
+    rows = [runs_row(state) for state in study_states(folder, plan)]
+    write_table((out_folder or folder) / "runs.parquet", rows, RUNS)
+    return rows

@@ -1,0 +1,249 @@
+"""The folder of one run: who may write in it, and what is true of it after any crash.
+
+    spec.json           what the run is, written before its first attempt
+    attempts/0001.json  one per attempt, created exclusively: its number is the claim
+    lease.json          the holder's attempt number and heartbeat
+    metrics.jsonl       as it goes; every row names its attempt
+    result.json         once; the first writer wins; never overwritten
+
+Only the holder of the newest attempt may write the result. A holder is dead when its process is
+gone (same machine) or its heartbeat is old (another machine); then the next attempt may begin.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+from isoflop.files import dump_json, read_json, write_json_atomic, write_once
+from isoflop.launch.process import ProcessIdentity
+from isoflop.plan.identity import RunSpec, run_id, shown_id
+
+# A heartbeat older than this on another machine means that its holder is gone. Heartbeats come
+# every few seconds; the margin allows for a stalled shared file system.
+LEASE_TIMEOUT_S = 120.0
+
+RESULT_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One attempt at a run, as its file tells."""
+
+    number: int
+    holder: ProcessIdentity
+    start_s: float
+    """Unix time at which it began."""
+    end_s: float | None
+    exit_reason: str | None
+    """done, diverged, failed: …, interrupted, superseded; None while running or after a kill."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the attempt recorded its own end."""
+        return self.end_s is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by an error of the code or the machine."""
+        return self.exit_reason is not None and self.exit_reason.startswith("failed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The newest heartbeat of a run."""
+
+    attempt: int
+    heartbeat_s: float
+    step: int
+    steps: int
+
+
+class RunFolder:
+    """Reads and writes one run's folder."""
+
+    def __init__(self, study_folder: Path, full_run_id: str) -> None:
+        self.run_id = full_run_id
+        self.path = study_folder / "runs" / shown_id(full_run_id)
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Writes spec.json once; a spec that is there already must be this one."""
+        assert run_id(spec) == self.run_id
+        if not write_once(self.path / "spec.json", dump_json(spec.to_json()).encode()):
+            self.read_spec()
+
+    def read_spec(self) -> RunSpec:
+        """The run's identity.
+
+        Raises:
+            UserError: missing, damaged, or not the spec that the folder is named after.
+        """
+        path = self.path / "spec.json"
+        spec = RunSpec.from_json(read_json(path, "run spec"))
+        if run_id(spec) != self.run_id:
+            raise UserError(
+                "run spec", str(path), f"the spec of run {self.path.name}", "remove the run folder"
+            )
+        return spec
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts, oldest first.
+
+        Raises:
+            UserError: an attempt file is damaged.
+        """
+        files = sorted((self.path / "attempts").glob("[0-9]*.json"))
+        return [_attempt(read_json(file, "attempt"), file) for file in files]
+
+    def lease(self) -> Lease | None:
+        """The newest heartbeat, or None before the first."""
+        path = self.path / "lease.json"
+        if not path.exists():
+            return None
+        values = read_json(path, "lease")
+        return Lease(**{key: values[key] for key in Lease.__dataclass_fields__})
+
+    def result(self) -> dict[str, Any] | None:
+        """The result, or None where there is none yet.
+
+        Raises:
+            UserError: damaged, of another version or of another run.
+        """
+        path = self.path / "result.json"
+        if not path.exists():
+            return None
+        values = read_json(path, "result")
+        if (
+            not isinstance(values, dict)
+            or values.get("schema_version") != RESULT_SCHEMA_VERSION
+            or values.get("run_id") != self.run_id
+            or values.get("status") not in ("done", "diverged")
+        ):
+            raise UserError(
+                "result",
+                str(path),
+                f"a result of run {self.path.name} in version {RESULT_SCHEMA_VERSION}",
+                "remove the file to train the run again",
+            )
+        return values
+
+    def is_held(self, newest: Attempt | None) -> bool:
+        """Whether the newest attempt is still at work."""
+        if newest is None or newest.ended:
+            return False
+        if newest.holder.on_this_machine:
+            return newest.holder.is_alive()
+        lease = self.lease()
+        beat = newest.start_s
+        if lease is not None and lease.attempt == newest.number:
+            beat = max(beat, lease.heartbeat_s)
+        return time.time() - beat < LEASE_TIMEOUT_S
+
+    def claim(self, details: Mapping[str, Any]) -> Attempt | None:
+        """Begins the next attempt; None if another process holds the run or wins the race.
+
+        Args:
+            details: provenance for the attempt's record (device, versions); never identity.
+        """
+        attempts = self.attempts()
+        newest = attempts[-1] if attempts else None
+        if self.is_held(newest):
+            return None
+        attempt = Attempt(
+            number=1 if newest is None else newest.number + 1,
+            holder=ProcessIdentity.of_this_process(),
+            start_s=time.time(),
+            end_s=None,
+            exit_reason=None,
+        )
+        record = _record(attempt) | {"details": dict(details)}
+        if not write_once(self._attempt_path(attempt.number), dump_json(record).encode()):
+            return None
+        return attempt
+
+    def beat(self, attempt: Attempt, step: int, steps: int) -> None:
+        """Writes the heartbeat of an attempt."""
+        write_json_atomic(
+            self.path / "lease.json",
+            {
+                "attempt": attempt.number,
+                "heartbeat_s": time.time(),
+                "step": step,
+                "steps": steps,
+            },
+        )
+
+    def is_newest(self, attempt: Attempt) -> bool:
+        """Whether no later attempt has begun."""
+        return not self._attempt_path(attempt.number + 1).exists()
+
+    def end_attempt(self, attempt: Attempt, exit_reason: str, last_step: int) -> None:
+        """Records how an attempt ended and how far it came."""
+        path = self._attempt_path(attempt.number)
+        record = read_json(path, "attempt")
+        record |= {"end_s": time.time(), "exit_reason": exit_reason, "step_range": [0, last_step]}
+        write_json_atomic(path, record)
+
+    def write_result(self, attempt: Attempt, values: Mapping[str, Any]) -> bool:
+        """Writes the result if this attempt is the newest and there is no result yet."""
+        if not self.is_newest(attempt):
+            return False
+        record = {
+            "schema_version": RESULT_SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "attempt": attempt.number,
+            **values,
+        }
+        return write_once(self.path / "result.json", dump_json(record).encode())
+
+    def previous_wall_s(self, attempt: Attempt) -> float:
+        """Training seconds that earlier attempts spent, as far as their metrics tell."""
+        spent: dict[int, float] = {}
+        for row in self.metrics():
+            if row["attempt"] < attempt.number:
+                spent[row["attempt"]] = row["wall_s"]
+        return sum(spent.values())
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Rows of metrics.jsonl; a line cut off by a crash is skipped."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            yield row
+
+    def _attempt_path(self, number: int) -> Path:
+        return self.path / "attempts" / f"{number:04d}.json"
+
+
+def _record(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "holder": attempt.holder.to_json(),
+        "start_s": attempt.start_s,
+        "end_s": attempt.end_s,
+        "exit_reason": attempt.exit_reason,
+        "step_range": None,
+    }
+
+
+def _attempt(values: Any, path: Path) -> Attempt:
+    try:
+        return Attempt(
+            number=int(values["number"]),
+            holder=ProcessIdentity.from_json(values["holder"]),
+            start_s=float(values["start_s"]),
+            end_s=values["end_s"],
+            exit_reason=values["exit_reason"],
+        )
+    except (KeyError, TypeError, ValueError):
+        raise UserError("attempt", str(path), "an attempt's record", "remove the file") from None

@@ -1,0 +1,112 @@
+"""What a run is. Everything in a RunSpec is hashed into the run id; nothing else ever is.
+
+Where a run executes (paths, devices, micro-batch, host, git state), what it is called (study,
+arch label) and why it was planned (budget, convention) are not identity: two budgets that resolve
+to the same training share one run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.errors import UserError
+
+SHOWN_DIGITS = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """The identity of one training run."""
+
+    family: str
+    config: Mapping[str, int | str]
+    """The family's resolved configuration, every field."""
+    d_model: int
+    n_layers: int
+    n_heads: int
+    vocab_size: int
+    seq_len: int
+    batch_size: int
+    """Sequences per optimizer step, all devices together."""
+    steps: int
+    data_id: str
+    tokenizer_hash: str
+    seed: int
+    recipe: str
+    """Name of the recipe, which ends in its version."""
+    precision: str
+
+    @property
+    def n_tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.steps * self.batch_size * self.seq_len
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, in the order of the fields."""
+        values: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(RunSpec)
+        }
+        values["config"] = dict(self.config)
+        return values
+
+    @staticmethod
+    def from_json(values: Any) -> RunSpec:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: a field is missing, unknown or of the wrong type.
+        """
+        if not isinstance(values, dict):
+            raise UserError("spec", values, "a JSON object", "restore the file")
+        types = {f.name: f.type for f in dataclasses.fields(RunSpec)}
+        for name in types:
+            if name not in values:
+                raise UserError(f"spec.{name}", None, "given", "restore the file")
+        for name, value in values.items():
+            if name not in types:
+                known = ", ".join(types)
+                raise UserError(f"spec.{name}", value, f"one of {known}", "restore the file")
+            expected = {"int": int, "str": str}.get(str(types[name]), dict)
+            if type(value) is not expected:
+                raise UserError(f"spec.{name}", value, expected.__name__, "restore the file")
+        return RunSpec(**values)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; only str, int, bool, None, list and dict.
+
+    A float has no one spelling and an unknown object no meaning, so both raise.
+
+    Raises:
+        TypeError: any other type, at any depth.
+    """
+    _check_canonical(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _check_canonical(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if type(key) is not str:
+                raise TypeError(f"key {key!r} has no canonical form")
+            _check_canonical(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_canonical(inner)
+    elif value is not None and type(value) not in (str, int, bool):
+        raise TypeError(f"{type(value).__name__} {value!r} has no canonical form")
+
+
+def run_id(spec: RunSpec) -> str:
+    """The run's id: 64 hex digits of sha256 over the canonical JSON of the spec."""
+    return hashlib.sha256(canonical_json(spec.to_json()).encode()).hexdigest()
+
+
+def shown_id(full_id: str) -> str:
+    """The digits that tables and folders show people."""
+    return full_id[:SHOWN_DIGITS]

@@ -1,0 +1,149 @@
+"""One planned run: its identity and everything that follows from it, computed in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.accounting import Ledger, get_convention, model_ledger
+from isoflop.families import config_from_mapping, get_spec
+from isoflop.plan.identity import RunSpec, run_id
+
+COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
+
+# The data are read several times: worth a word, since a repeated token teaches less.
+WARN_EPOCHS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRun:
+    """A row of the plan."""
+
+    run_id: str
+    """64 hex digits."""
+    spec: RunSpec
+    arch: str
+    size: int
+    budget_flops: int
+    flops: int
+    """Training FLOPs of the whole run under the study's convention."""
+    n_params: int
+    n_active: int
+    n_nonembed: int
+    n_tokens: int
+    epochs: float | None
+    """Passes over the training data; None where the corpus size is not known."""
+    flops_per_token: dict[str, int]
+    """Forward FLOPs per token by component."""
+    warnings: tuple[str, ...]
+
+    @property
+    def residual(self) -> float:
+        """Share of the budget left unspent, from 0 (all spent) to 1."""
+        return (self.budget_flops - self.flops) / self.budget_flops
+
+    def row(self) -> dict[str, Any]:
+        """The columns of plan.parquet."""
+        spec = self.spec
+        return {
+            "run_id": self.run_id,
+            "arch": self.arch,
+            "family": spec.family,
+            "size": self.size,
+            "budget_flops": float(self.budget_flops),
+            "flops": float(self.flops),
+            "residual": self.residual,
+            "n_params": self.n_params,
+            "n_active": self.n_active,
+            "n_nonembed": self.n_nonembed,
+            "n_tokens": self.n_tokens,
+            "steps": spec.steps,
+            "batch_size": spec.batch_size,
+            "seq_len": spec.seq_len,
+            "seed": spec.seed,
+            "d_model": spec.d_model,
+            "n_layers": spec.n_layers,
+            "epochs": self.epochs,
+            **{f"flops_{name}": float(self.flops_per_token[name]) for name in COUNTED},
+            "est_step_s": None,
+            "est_gpu_hours": None,
+            "est_peak_mem_bytes": None,
+            "warnings": list(self.warnings),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of plan.json: exact integers; `residual` is for the reviewer's eye."""
+        return {
+            "run_id": self.run_id,
+            "arch": self.arch,
+            "size": self.size,
+            "budget_flops": self.budget_flops,
+            "flops": self.flops,
+            "residual": round(self.residual, 9),
+            "n_params": self.n_params,
+            "n_active": self.n_active,
+            "n_nonembed": self.n_nonembed,
+            "n_tokens": self.n_tokens,
+            "epochs": self.epochs,
+            "flops_per_token": self.flops_per_token,
+            "warnings": list(self.warnings),
+            "spec": self.spec.to_json(),
+        }
+
+
+def run_ledger(spec: RunSpec) -> Ledger:
+    """FLOPs and parameters of the model that a run trains.
+
+    Raises:
+        UserError: the family is unknown or its configuration impossible.
+    """
+    config = config_from_mapping(spec.family, spec.config)
+    return model_ledger(
+        get_spec(spec.family).ledger(config, spec.d_model, spec.seq_len),
+        d_model=spec.d_model,
+        n_layers=spec.n_layers,
+        n_heads=spec.n_heads,
+        vocab_size=spec.vocab_size,
+        seq_len=spec.seq_len,
+    )
+
+
+def describe_run(
+    spec: RunSpec,
+    *,
+    arch: str,
+    size: int,
+    budget_flops: int,
+    convention: str,
+    num_train_tokens: int | None,
+) -> PlannedRun:
+    """Everything that follows from a run's identity and its place in the plan.
+
+    Args:
+        spec: what the run is.
+        arch: label under which it is compared.
+        size: rung of the ladder.
+        budget_flops: training FLOPs it may spend.
+        convention: name of the FLOP convention.
+        num_train_tokens: tokens of the training data, where known.
+    """
+    ledger = run_ledger(spec)
+    epochs = None if num_train_tokens is None else round(spec.n_tokens / num_train_tokens, 6)
+    warnings = []
+    if epochs is not None and epochs > WARN_EPOCHS:
+        warnings.append(f"reads the corpus {epochs:.2f} times")
+    return PlannedRun(
+        run_id=run_id(spec),
+        spec=spec,
+        arch=arch,
+        size=size,
+        budget_flops=budget_flops,
+        flops=get_convention(convention)(ledger) * spec.n_tokens,
+        n_params=ledger.num_params,
+        n_active=ledger.num_active_params,
+        n_nonembed=ledger.num_nonembed_params,
+        n_tokens=spec.n_tokens,
+        epochs=epochs,
+        flops_per_token={name: ledger.flops(name) for name in COUNTED},
+        warnings=tuple(warnings),
+    )

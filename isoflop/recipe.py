@@ -1,0 +1,186 @@
+"""Recipes: named, versioned sets of every constant of a scaling study, each with its source.
+
+A recipe's name ends in its version. Changing a constant means a new name: the name is hashed into
+run ids, so results of different constants can never be mistaken for one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from isoflop.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Width and depth of one rung of a ladder."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(name, getattr(self, name), "1 or more", "correct the study")
+        # Rotary embeddings turn pairs of a head's dimensions.
+        if self.d_model % (2 * self.n_heads):
+            raise UserError(
+                "d_model",
+                self.d_model,
+                f"a multiple of 2 × n_heads ({2 * self.n_heads})",
+                "change d_model or n_heads",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Ladder shapes, optimizer, schedule and batch rule of a study."""
+
+    name: str
+    source: str
+    """Where the constants come from."""
+    peak_lr: float
+    weight_decay: float
+    """Decoupled decay as torch's AdamW takes it (multiplied by the learning rate)."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    schedule: str = "sqrt"
+    """Shape of the decay; see isoflop.train.schedule."""
+    decay_fraction: float = 0.2
+    warmup_steps: int | None = None
+    """Warm-up steps of every run, or None where `warmup_fraction` sets them."""
+    warmup_fraction: float | None = None
+    """Warm-up as a share of the run's steps."""
+    min_steps: int
+    """A run with fewer steps is refused: its schedule would not be the recipe's."""
+    precision: str
+    """Compute type: `bf16` (autocast, fp32 weights) or `fp32`."""
+    small_batch: tuple[int, int]
+    """Sequences per batch and tokens per sequence below `large_budget`."""
+    large_batch: tuple[int, int]
+    """The same from `large_budget` on."""
+    large_budget: int
+    """Training FLOPs from which the large batch is used."""
+    max_size: int | None = None
+    """Largest rung of the ladder; None: no end."""
+    published_sizes: Mapping[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    """Rungs by budget and family, `default` for families not named, where a source fixes them."""
+    centre: tuple[int, int] | None = None
+    """A budget and the rung in the middle of its grid, for budgets that no source fixes."""
+
+    def sizes(self, budget_flops: int, family: str) -> tuple[int, ...]:
+        """Rungs to train at a budget.
+
+        A budget of `published_sizes` takes those. Otherwise the grid is the five rungs around a
+        centre that grows with the sixth root of the budget: parameters grow with the cube of the
+        rung, and the compute-optimal model with about the square root of compute. A recipe
+        without a `centre` takes every rung it has.
+        """
+        if budget_flops in self.published_sizes:
+            by_family = self.published_sizes[budget_flops]
+            return by_family.get(family, by_family["default"])
+        if self.centre is None:
+            assert self.max_size is not None
+            return tuple(range(1, self.max_size + 1))
+        centre_budget, centre_size = self.centre
+        middle = round(centre_size * (budget_flops / centre_budget) ** (1 / 6))
+        return tuple(range(max(1, middle - 2), max(1, middle) + 3))
+
+    def shape(self, size: int) -> Shape:
+        """Width, depth and heads of rung ``size``.
+
+        Raises:
+            UserError: the ladder has no such rung.
+        """
+        if size < 1 or (self.max_size is not None and size > self.max_size):
+            top = "or more" if self.max_size is None else f"to {self.max_size}"
+            raise UserError(
+                "sizes", size, f"a rung of {self.name}'s ladder (1 {top})", "correct the study"
+            )
+        return _SHAPES[self.name](size)
+
+    def num_warmup_steps(self, steps: int) -> int:
+        """Warm-up steps of a run of ``steps`` steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        assert self.warmup_fraction is not None
+        return int(Fraction(str(self.warmup_fraction)) * steps)
+
+    def batch_and_seq_len(self, budget_flops: int) -> tuple[int, int]:
+        """Sequences per batch and tokens per sequence at a budget."""
+        return self.large_batch if budget_flops >= self.large_budget else self.small_batch
+
+
+def _paper_shape(size: int) -> Shape:
+    return Shape(d_model=128 * size, n_layers=2 * size, n_heads=2 * size)
+
+
+_MICRO_WIDTHS = (16, 24, 32, 48, 64)
+
+
+def _micro_shape(size: int) -> Shape:
+    d_model = _MICRO_WIDTHS[size - 1]
+    return Shape(d_model=d_model, n_layers=2, n_heads=max(1, d_model // 16))
+
+
+_SHAPES = {"paper-v1": _paper_shape, "micro-v1": _micro_shape}
+
+PAPER_V1 = Recipe(
+    name="paper-v1",
+    source="arXiv 2606.07414 and its official configuration files",
+    peak_lr=1e-3,
+    # Published as 1e-4 divided by the learning rate before it reaches the decoupled decay.
+    weight_decay=0.1,
+    warmup_steps=1000,
+    # 1,000 warm-up steps and a decay over the last 20 % leave no constant phase below this.
+    min_steps=1250,
+    precision="bf16",
+    small_batch=(64, 1024),
+    large_batch=(128, 2048),
+    # The published sweeps use the small batch at 1e17 and 6e17, the large one at 1e18 and 6e18;
+    # the border between them is the geometric mean of 6e17 and 1e18.
+    large_budget=774_596_669_241_483_377,
+    published_sizes={
+        10**17: {"default": (2, 3, 4, 5, 6)},
+        6 * 10**17: {"default": (3, 4, 5, 6, 7)},
+        10**18: {
+            "default": (4, 5, 6, 7),
+            "peer": (3, 4, 5, 6, 7),
+            "sgatlin": (3, 4, 5, 6, 7),
+        },
+        6 * 10**18: {"default": (5, 6, 7, 8)},
+    },
+    centre=(10**17, 4),
+)
+
+MICRO_V1 = Recipe(
+    name="micro-v1",
+    source="experiments/quickstart.toml (how it was chosen) and experiments/LOG.md",
+    peak_lr=3e-3,
+    weight_decay=0.1,
+    warmup_fraction=0.1,
+    min_steps=40,
+    precision="fp32",
+    small_batch=(16, 128),
+    large_batch=(16, 128),
+    large_budget=0,
+    max_size=len(_MICRO_WIDTHS),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1)}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe called ``name``.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise UserError("recipe", name, " or ".join(RECIPES), "correct the study")
+    return RECIPES[name]

@@ -1,0 +1,1 @@
+"""What the command line shows: tables and live progress, made from the library's values."""

@@ -1,0 +1,163 @@
+"""Live progress of a running plan: one line per finished run, a table of those at work, an ETA."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from isoflop.launch.local import Session
+from isoflop.launch.pool import Event
+from isoflop.plan.identity import shown_id
+from isoflop.plan.runs import PlannedRun
+from isoflop.render.tables import format_seconds
+from isoflop.study import format_flops
+
+
+@dataclass(slots=True)
+class _AtWork:
+    run: PlannedRun
+    start_s: float
+    step: int = 0
+    loss: float | None = None
+
+
+@dataclass(slots=True)
+class Estimator:
+    """Seconds left, from the seconds per FLOP of each arch so far; architectures differ widely."""
+
+    num_workers: int
+    todo_flops: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    spent_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    spent_flops: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def plan(self, arch: str, flops: float) -> None:
+        """Adds work to do."""
+        self.todo_flops[arch] += flops
+
+    def finish(self, arch: str, flops: float, seconds: float) -> None:
+        """Moves a run's work from to-do to done."""
+        self.todo_flops[arch] -= flops
+        self.spent_flops[arch] += flops
+        self.spent_s[arch] += seconds
+
+    def eta_s(self, at_work: dict[str, list[tuple[float, float]]]) -> float | None:
+        """Seconds until all is done; None before anything is known.
+
+        Args:
+            at_work: for each arch, (FLOPs done, seconds spent) of its runs under way.
+        """
+        flops, seconds, left = {}, {}, {}
+        for arch in self.todo_flops:
+            under_way = at_work.get(arch, [])
+            flops[arch] = self.spent_flops[arch] + sum(f for f, _ in under_way)
+            seconds[arch] = self.spent_s[arch] + sum(s for _, s in under_way)
+            left[arch] = self.todo_flops[arch] - sum(f for f, _ in under_way)
+        if sum(flops.values()) <= 0:
+            return None
+        mean = sum(seconds.values()) / sum(flops.values())
+        total = sum(
+            left[arch] * (seconds[arch] / flops[arch] if flops[arch] > 0 else mean) for arch in left
+        )
+        return max(0.0, total) / self.num_workers
+
+
+class Watcher:
+    """Turns the events of a session into what a person sees. Use as a context manager."""
+
+    def __init__(self, session: Session, console: Console) -> None:
+        self._console = console
+        self._runs = {run.run_id: run for run in session.plan.unique_runs}
+        self._num_jobs = len(session.jobs)
+        self._num_ended = 0
+        self._num_waiting = 0
+        self._at_work: dict[str, _AtWork] = {}
+        self._estimator = Estimator(num_workers=session.num_workers)
+        for job in session.jobs:
+            run = self._runs[job.run_id]
+            self._estimator.plan(run.arch, float(run.flops))
+        self._live = Live(
+            get_renderable=self._table, console=console, refresh_per_second=2, transient=True
+        )
+
+    def __enter__(self) -> Watcher:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def on_event(self, event: Event) -> None:
+        """Takes note of an event and prints a line for each run that ended."""
+        run = self._runs[event.job.run_id]
+        if event.kind == "start":
+            self._at_work[run.run_id] = _AtWork(run=run, start_s=time.monotonic())
+        elif event.kind == "step":
+            work = self._at_work[run.run_id]
+            work.step, work.loss = event.step, event.loss
+        elif event.kind == "wait":
+            self._at_work.pop(run.run_id, None)
+        elif event.kind == "end":
+            self._end(run, event)
+
+    def _end(self, run: PlannedRun, event: Event) -> None:
+        assert event.ending is not None
+        work = self._at_work.pop(run.run_id)
+        seconds = time.monotonic() - work.start_s
+        self._estimator.finish(run.arch, float(run.flops), seconds)
+        self._num_ended += 1
+        outcome = event.ending.status
+        if event.ending.loss is not None:
+            outcome += f"  loss {event.ending.loss:.4f}"
+        if event.ending.reason is not None:
+            outcome += f"  ({event.ending.reason})"
+        self._console.print(
+            f"[{self._num_ended:>{len(str(self._num_jobs))}}/{self._num_jobs}] "
+            f"{shown_id(run.run_id)}  {format_flops(run.budget_flops):>7} {run.arch:<8} "
+            f"size {run.size}  {format_seconds(seconds):>6}  {outcome}{self._eta_text()}",
+            markup=False,
+        )
+
+    def _eta_text(self) -> str:
+        left = self._num_jobs - self._num_ended
+        eta = self._eta_s()
+        return f"  ETA {format_seconds(eta)}" if left and eta is not None else ""
+
+    def _eta_s(self) -> float | None:
+        under_way: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for work in self._at_work.values():
+            done = work.run.flops * work.step / work.run.spec.steps
+            under_way[work.run.arch].append((done, time.monotonic() - work.start_s))
+        return self._estimator.eta_s(under_way)
+
+    def _table(self) -> Group:
+        table = Table(box=None, padding=(0, 1), pad_edge=False)
+        for name in ("run", "budget", "arch", "size", "progress", "step", "loss"):
+            table.add_column(name, no_wrap=True)
+        for run_id, work in self._at_work.items():
+            steps = work.run.spec.steps
+            table.add_row(
+                shown_id(run_id),
+                format_flops(work.run.budget_flops),
+                work.run.arch,
+                str(work.run.size),
+                ProgressBar(total=steps, completed=work.step, width=20),
+                f"{work.step:,}/{steps:,}",
+                "-" if work.loss is None else f"{work.loss:.3f}",
+            )
+        head = Text(f"{self._num_ended} of {self._num_jobs} runs{self._eta_text()}", style="bold")
+        return Group(head, table)

@@ -1,0 +1,178 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from isoflop.plan.identity import shown_id
+from isoflop.plan.planner import Plan
+from isoflop.plan.runs import PlannedRun
+from isoflop.study import format_flops
+
+if TYPE_CHECKING:
+    from isoflop.analysis.fit import Fits
+    from isoflop.launch.status import RunState
+
+# Where output goes to a file or pipe there is no width to obey; this holds the widest table.
+_PIPE_WIDTH = 120
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that never folds tables in a pipe."""
+    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not made.is_terminal:
+        made = Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+    return made
+
+
+def format_count(count: int | float) -> str:
+    """Three significant digits with a unit: 950, 12.3k, 4.56M, 6.7B, 1.2T."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        # 999,950 must become 1.00M, not 1000.0k.
+        if count >= size * 0.9995:
+            scaled = count / size
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{scaled:.{digits}f}{unit}"
+    return f"{count:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """45s, 3m20s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name, align in columns:
+        table.add_column(
+            name, justify="right" if align == ">" else "left", no_wrap=True, overflow="ellipsis"
+        )
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """The plan, one row per run."""
+    table = _table(
+        ("run", "<"),
+        ("budget", ">"),
+        ("arch", "<"),
+        ("size", ">"),
+        ("params", ">"),
+        ("active", ">"),
+        ("non-emb", ">"),
+        ("tokens", ">"),
+        ("steps", ">"),
+        ("FLOPs", ">"),
+        ("resid %", ">"),
+        ("epochs", ">"),
+    )
+    previous = None
+    for run in plan.runs:
+        cell = (run.budget_flops, run.arch)
+        if previous is not None and cell != previous:
+            table.add_section()
+        previous = cell
+        table.add_row(*_plan_row(run))
+    return table
+
+
+def _plan_row(run: PlannedRun) -> tuple[str, ...]:
+    return (
+        shown_id(run.run_id),
+        format_flops(run.budget_flops),
+        run.arch,
+        str(run.size),
+        format_count(run.n_params),
+        format_count(run.n_active),
+        format_count(run.n_nonembed),
+        format_count(run.n_tokens),
+        f"{run.spec.steps:,}",
+        format_flops(float(f"{run.flops:.4e}")),
+        f"{100 * run.residual:.3f}",
+        "-" if run.epochs is None else f"{run.epochs:.2f}",
+    )
+
+
+def plan_summary(plan: Plan) -> list[str]:
+    """The plan's totals and warnings as lines."""
+    runs = plan.unique_runs
+    total = sum(run.flops for run in runs)
+    lines = [
+        f"{len(runs)} runs, {format_flops(float(f'{total:.3e}'))} training FLOPs in all "
+        f"({plan.study.convention} convention), recipe {plan.study.recipe}, "
+        f"data {plan.study.source} / {plan.study.tokenizer}"
+    ]
+    repeated = [run.epochs for run in runs if run.epochs is not None and run.epochs > 1]
+    if repeated:
+        lines.append(
+            f"warning: {len(repeated)} runs read the corpus more than once "
+            f"(at most {max(repeated):.2f} times)"
+        )
+    lines.extend(f"left out: {reason}" for reason in plan.left_out)
+    return lines
+
+
+def status_table(states: Sequence[RunState]) -> Table:
+    """Counts of states by budget and arch, in the plan's order."""
+    from isoflop.launch.status import STATES
+
+    table = _table(("budget", ">"), ("arch", "<"), *((state, ">") for state in STATES))
+    cells: dict[tuple[int, str], Counter[str]] = {}
+    for state in states:
+        key = (state.run.budget_flops, state.run.arch)
+        cells.setdefault(key, Counter())[state.state] += 1
+    for (budget, arch), counts in cells.items():
+        table.add_row(
+            format_flops(budget), arch, *(str(counts[s]) if counts[s] else "-" for s in STATES)
+        )
+    return table
+
+
+def unfinished_lines(states: Sequence[RunState]) -> list[str]:
+    """One line for each run that is neither done nor simply not begun, with its reason."""
+    lines = []
+    for state in states:
+        run = state.run
+        what = (
+            f"{shown_id(run.run_id)} {run.arch} size {run.size} at {format_flops(run.budget_flops)}"
+        )
+        if state.state == "running":
+            lines.append(f"running   {what}: step {state.step} of {run.spec.steps}")
+        elif state.state in ("failed", "diverged") or (state.reason and state.state == "missing"):
+            lines.append(f"{state.state:9s} {what}: {state.reason}")
+    return lines
+
+
+def optima_table(fits: Fits) -> Table:
+    """The fitted optimum of each arch at each budget."""
+    from isoflop.analysis.summary import optima_rows_for_display
+
+    rows = optima_rows_for_display(fits)
+    headings = {
+        "arch": ("arch", "<"),
+        "budget": ("budget", ">"),
+        "n_opt": ("params N*", ">"),
+        "d_opt": ("tokens D*", ">"),
+        "loss": ("loss", ">"),
+        "perplexity": ("perplexity", ">"),
+        "status": ("status", "<"),
+    }
+    table = _table(*headings.values())
+    previous = None
+    for row in rows:
+        if previous is not None and row["arch"] != previous:
+            table.add_section()
+        previous = row["arch"]
+        table.add_row(*(row[key] for key in headings))
+    return table

@@ -1,0 +1,159 @@
+"""The two file forms of a study, checked by pydantic: TOML as written, JSON as frozen in a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
+
+from isoflop.errors import UserError
+from isoflop.study import Hypothesis, Study, Variant, parse_flops
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Variant(_Strict):
+    arch: StrictStr
+    family: StrictStr
+    overrides: dict[str, StrictInt | StrictStr] = {}
+
+
+class _Hypothesis(_Strict):
+    id: StrictStr
+    claim: StrictStr
+    decide: StrictStr
+
+
+_Rungs = list[StrictInt]
+_SizesByBudget = dict[str, _Rungs | dict[str, _Rungs]]
+
+
+class _StudySection(_Strict):
+    name: StrictStr
+    budgets: list[StrictInt | float | StrictStr]
+    archs: list[StrictStr]
+    convention: StrictStr = "paper"
+    sizes: _Rungs | _SizesByBudget | None = None
+    match: StrictStr = "ladder"
+    seeds: list[StrictInt] = [0]
+    recipe: StrictStr = "paper-v1"
+    keep_weights: StrictStr = "none"
+
+
+class _DataSection(_Strict):
+    source: StrictStr = "sotu-embedded"
+    tokenizer: StrictStr = "byte"
+    seq_len: StrictInt | None = None
+    batch_size: StrictInt | None = None
+
+
+class _PlacementSection(_Strict):
+    cluster: Literal["local"] = "local"
+
+
+class _StudyFile(_Strict):
+    study: _StudySection
+    variant: list[_Variant] = []
+    hypothesis: list[_Hypothesis] = []
+    data: _DataSection = _DataSection()
+    placement: _PlacementSection = _PlacementSection()
+
+
+def study_from_toml(values: Mapping[str, Any]) -> Study:
+    """A study from the parsed TOML of a study file.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value that is not allowed.
+    """
+    parsed = _validate(_StudyFile, values)
+    return _study(parsed.study, parsed.data, parsed.placement, parsed.variant, parsed.hypothesis)
+
+
+class _FrozenStudy(_StudySection, _DataSection):
+    variants: list[_Variant]
+    hypotheses: list[_Hypothesis]
+    placement: _PlacementSection
+
+
+def study_from_json(values: Any) -> Study:
+    """A study from the `study` entry of a plan.json (:meth:`Study.to_json`).
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value that is not allowed.
+    """
+    parsed = _validate(_FrozenStudy, values)
+    return _study(parsed, parsed, parsed.placement, parsed.variants, parsed.hypotheses)
+
+
+def _study(
+    section: _StudySection,
+    data: _DataSection,
+    placement: _PlacementSection,
+    variants: list[_Variant],
+    hypotheses: list[_Hypothesis],
+) -> Study:
+    return Study(
+        name=section.name,
+        budgets=tuple(parse_flops(budget) for budget in section.budgets),
+        archs=tuple(section.archs),
+        convention=section.convention,
+        sizes=_sizes(section.sizes),
+        match=section.match,
+        seeds=tuple(section.seeds),
+        recipe=section.recipe,
+        keep_weights=section.keep_weights,
+        variants=tuple(Variant(**v.model_dump()) for v in variants),
+        hypotheses=tuple(Hypothesis(**h.model_dump()) for h in hypotheses),
+        source=data.source,
+        tokenizer=data.tokenizer,
+        seq_len=data.seq_len,
+        batch_size=data.batch_size,
+        placement=placement.model_dump(),
+    )
+
+
+def _sizes(
+    given: _Rungs | _SizesByBudget | None,
+) -> tuple[int, ...] | dict[int, dict[str, tuple[int, ...]]] | None:
+    if given is None:
+        return None
+    if isinstance(given, list):
+        return tuple(given)
+    return {
+        parse_flops(budget, "sizes"): (
+            {"default": tuple(entry)}
+            if isinstance(entry, list)
+            else {arch: tuple(rungs) for arch, rungs in entry.items()}
+        )
+        for budget, entry in given.items()
+    }
+
+
+def _validate(model: type[_Model], values: Any) -> _Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _first_mistake(error) from None
+
+
+def _first_mistake(error: ValidationError) -> UserError:
+    """The first thing pydantic found, in one line with the field's dotted name."""
+    first = error.errors()[0]
+    # Alternatives of a union appear in the location as the names of types: not the user's words.
+    words = [
+        str(part)
+        for part in first["loc"]
+        if not str(part).startswith(("list[", "dict[", "constrained-", "float", "int", "str"))
+    ]
+    name = ".".join(words)
+    if first["type"] == "extra_forbidden":
+        return UserError(name, first["input"], "a known key (this one is not)", "remove it")
+    if first["type"] == "missing":
+        return UserError(name, None, "given", "add it")
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return UserError(name, first["input"], f"valid ({message})", "correct it")
