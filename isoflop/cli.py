@@ -158,7 +158,7 @@ def fit(folder: Path, out: Path | None) -> None:
 
 
 def _fit(folder: Path, out_folder: Path) -> None:
-    from isoflop.analysis.fit import fit_table
+    from isoflop.analysis import excluded_note, fit_table
     from isoflop.launch.status import collect
     from isoflop.plan.artefact import read_plan
     from isoflop.render.tables import console, optima_table
@@ -167,8 +167,7 @@ def _fit(folder: Path, out_folder: Path) -> None:
     report = fit_table(rows, out_folder)
     out = console()
     out.print(optima_table(report.fits))
-    for excluded in report.fits.excluded:
-        out.print(f"excluded: {excluded}", markup=False, soft_wrap=True)
+    out.print(excluded_note(report.fits), markup=False, soft_wrap=True)
     for path in (out_folder / "runs.parquet", *report.paths):
         out.print(str(path), markup=False, soft_wrap=True)
 

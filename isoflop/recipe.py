@@ -120,7 +120,7 @@ def _paper_shape(size: int) -> Shape:
     return Shape(d_model=128 * size, n_layers=2 * size, n_heads=2 * size)
 
 
-_MICRO_WIDTHS = (16, 24, 32, 48, 64)
+_MICRO_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96)
 
 
 def _micro_shape(size: int) -> Shape:

@@ -15,6 +15,7 @@ from typing import Any
 from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
 from isoflop.families import family_names
+from isoflop.numbers import format_flops
 from isoflop.recipe import get_recipe
 
 MATCHES = ("ladder",)
@@ -176,12 +177,6 @@ def paper_study(budgets: tuple[int, ...]) -> Study:
         source="slimpajama-627b",
         tokenizer="gpt2",
     )
-
-
-def format_flops(flops: int | float) -> str:
-    """FLOPs as people write them: 1e17, 6e17, 1.5e19, 2.25e10."""
-    mantissa, exponent = f"{float(flops):.4e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def parse_flops(value: object, field_name: str = "budgets") -> int:

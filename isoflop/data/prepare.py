@@ -48,11 +48,12 @@ def prepare(source: str, tokenizer: str, data_dir: Path | None = None) -> Path:
         UserError: source or tokenizer cannot be prepared, the corpus is missing or damaged, or
             the folder is there but does not verify (it is never replaced).
     """
+    data_dir = data_dir or default_data_dir()
+    # Refuses sources without texts.
+    corpus_folder(source, data_dir)
     get_tokenizer_spec(tokenizer)
     if tokenizer != ByteTokenizer.name:
         raise UserError("tokenizer", tokenizer, "byte to prepare data", "use it for planning only")
-    data_dir = data_dir or default_data_dir()
-    corpus_folder(source, data_dir)  # refuses sources without texts
     identity = identify(source, tokenizer, data_dir=data_dir)
     target = data_dir / f"{source}-{identity.data_id}"
     if not target.exists():

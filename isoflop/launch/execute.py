@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import threading
@@ -104,7 +105,7 @@ class MetricsLog:
         """Appends every n-th step and the last one."""
         if metrics.step % self._every and metrics.step != self._steps - 1:
             return
-        row = {"attempt": self._attempt, **metrics.to_json()}
+        row = {"attempt": self._attempt, **dataclasses.asdict(metrics)}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
@@ -232,7 +233,7 @@ def _train(
 
 
 def _result(folder: RunFolder, attempt: Attempt, outcome: RunOutcome) -> dict[str, Any]:
-    values = outcome.to_json()
+    values = dataclasses.asdict(outcome)
     values["wall_s"] = outcome.wall_s + folder.previous_wall_s(attempt)
     return values
 

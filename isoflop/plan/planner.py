@@ -10,10 +10,11 @@ from isoflop.accounting import get_convention
 from isoflop.data.catalog import DataIdentity, identify
 from isoflop.errors import UserError
 from isoflop.families import config_from_mapping, get_spec
+from isoflop.numbers import format_flops
 from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import PlannedRun, describe_run, run_ledger
 from isoflop.recipe import Recipe, Shape, get_recipe
-from isoflop.study import Study, format_flops
+from isoflop.study import Study
 
 _SHAPE_FIELDS = tuple(f.name for f in dataclasses.fields(Shape))
 

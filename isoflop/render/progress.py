@@ -15,10 +15,9 @@ from rich.text import Text
 
 from isoflop.launch.local import Session
 from isoflop.launch.pool import Event
+from isoflop.numbers import format_flops, format_seconds
 from isoflop.plan.identity import shown_id
 from isoflop.plan.runs import PlannedRun
-from isoflop.render.tables import format_seconds
-from isoflop.study import format_flops
 
 
 @dataclass(slots=True)

@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from isoflop.numbers import format_count, format_flops
 from isoflop.plan.identity import shown_id
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.study import format_flops
 
 if TYPE_CHECKING:
     from isoflop.analysis.fit import Fits
@@ -29,27 +29,6 @@ def console(stderr: bool = False) -> Console:
     if not made.is_terminal:
         made = Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
     return made
-
-
-def format_count(count: int | float) -> str:
-    """Three significant digits with a unit: 950, 12.3k, 4.56M, 6.7B, 1.2T."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        # 999,950 must become 1.00M, not 1000.0k.
-        if count >= size * 0.9995:
-            scaled = count / size
-            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
-            return f"{scaled:.{digits}f}{unit}"
-    return f"{count:.0f}"
-
-
-def format_seconds(seconds: float) -> str:
-    """45s, 3m20s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def _table(*columns: tuple[str, str]) -> Table:
@@ -98,7 +77,7 @@ def _plan_row(run: PlannedRun) -> tuple[str, ...]:
         format_count(run.n_nonembed),
         format_count(run.n_tokens),
         f"{run.spec.steps:,}",
-        format_flops(float(f"{run.flops:.4e}")),
+        format_flops(run.flops),
         f"{100 * run.residual:.3f}",
         "-" if run.epochs is None else f"{run.epochs:.2f}",
     )
@@ -109,7 +88,7 @@ def plan_summary(plan: Plan) -> list[str]:
     runs = plan.unique_runs
     total = sum(run.flops for run in runs)
     lines = [
-        f"{len(runs)} runs, {format_flops(float(f'{total:.3e}'))} training FLOPs in all "
+        f"{len(runs)} runs, {format_flops(total, digits=4)} training FLOPs in all "
         f"({plan.study.convention} convention), recipe {plan.study.recipe}, "
         f"data {plan.study.source} / {plan.study.tokenizer}"
     ]

@@ -30,7 +30,7 @@ def _micro_rung(size: int, d_model: int) -> RoutedRung:
         num_channels=4,
         num_neighbours=4,
         num_subkeys=8 + d_model // 4,
-        router_width=16 if d_model < 32 else 32,
+        router_width=8 if d_model < 16 else 16 if d_model < 32 else 32,
     )
 
 

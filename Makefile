@@ -1,0 +1,38 @@
+# Two commands do all set-up on a fresh machine: `make study` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: study test test-slow lint bench clean
+
+study: $(VENV)/.installed
+	$(BIN)/isoflop quickstart
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/pytest -q -n auto -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -n auto -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Ratios against a named baseline, printed; never part of the tests.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/cli_startup.py
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[data,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

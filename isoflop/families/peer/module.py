@@ -1,0 +1,71 @@
+"""PEER: many single-neuron experts in one table that all channels share.
+
+Letters: T tokens, D width, C channels, K experts chosen per channel, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.families._routing.module import build_router
+from isoflop.families.peer.spec import ROUTER, Config
+from isoflop.model.init import Initialiser, trunc_normal
+from isoflop_kernels import gathered_linear
+
+
+class PEER(nn.Module):
+    """Sum over channels and neighbours of gelu(<x, w_in>) * softmax_K(score) * w_out.
+
+    Reference implementation, `peer`: the softmax runs over the K experts of a channel, gelu is
+    the tanh form and comes before the gate.
+
+    ``gates``, when set, is called in each forward with the chosen experts ``idx_TCK`` (int32) and
+    the router's scores ``score_TCK`` (before the softmax), detached. To change the choice, use a
+    forward hook on ``router``.
+    """
+
+    def __init__(self, config: Config, d_model: int) -> None:
+        super().__init__()
+        self.gates: Callable[[Tensor, Tensor], None] | None = None
+        self.router = build_router(
+            ROUTER,
+            d_model,
+            num_channels=config.num_channels,
+            num_neighbours=config.num_neighbours,
+            num_experts=config.num_experts,
+            router_width=config.router_width,
+        )
+        self.w_in = nn.Parameter(torch.empty(1, config.num_experts, d_model))
+        self.w_out = nn.Parameter(torch.empty(1, config.num_experts, d_model))
+
+    def initialisers(self) -> Mapping[str, Initialiser]:
+        """Both tables: std 1/sqrt(number of experts), whatever the width."""
+        table = trunc_normal(self.w_in.shape[1] ** -0.5)
+        return {"w_in": table, "w_out": table}
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        score_TCK, idx_TCK = self.router(x_TD)
+        if self.gates is not None:
+            self.gates(idx_TCK, score_TCK.detach())
+        weight_TCK = _softmax_of_sorted(score_TCK)
+        return gathered_linear(
+            x_TD, idx_TCK, weight_TCK, self.w_in, self.w_out, "gelu_tanh", "act_then_gate"
+        )
+
+
+def _softmax_of_sorted(score_TCK: Tensor) -> Tensor:
+    """Softmax over the last axis, whose first entry is the largest.
+
+    torch's own softmax takes four times as long over an axis this short (CPU, K = 4).
+    """
+    exp_TCK = torch.exp(score_TCK - score_TCK[..., :1].detach())
+    return exp_TCK / exp_TCK.sum(-1, keepdim=True)
+
+
+def build(config: Config, d_model: int) -> PEER:
+    """One feed-forward layer."""
+    return PEER(config, d_model)

@@ -1,0 +1,63 @@
+"""Sparsely gated tiny linear experts: single-neuron experts, one table per channel.
+
+Letters: T tokens, D width, C channels, K experts chosen per channel, E experts per table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.families._routing.module import build_router
+from isoflop.families.sgatlin.spec import Config
+from isoflop.model.init import Initialiser, trunc_normal
+from isoflop_kernels import gathered_linear
+
+
+class SparselyGatedLinear(nn.Module):
+    """Sum over channels and neighbours of act(<x, w_in> * score) * w_out (arXiv 2606.07414).
+
+    The activation is the identity in the paper; ``gate_order`` says whether it follows the gate.
+
+    ``gates``, when set, is called in each forward with the chosen experts ``idx_TCK`` (int32) and
+    the router's scores ``score_TCK``, detached. To change the choice, use a forward hook on
+    ``router``.
+    """
+
+    def __init__(self, config: Config, d_model: int) -> None:
+        super().__init__()
+        self.gates: Callable[[Tensor, Tensor], None] | None = None
+        self.activation = config.activation
+        self.gate_order = config.gate_order
+        self.router = build_router(
+            config.router,
+            d_model,
+            num_channels=config.num_channels,
+            num_neighbours=config.num_neighbours,
+            num_experts=config.num_experts,
+            router_width=config.router_width,
+        )
+        table = (config.num_channels, config.num_experts, d_model)
+        self.w_in = nn.Parameter(torch.empty(table))
+        self.w_out = nn.Parameter(torch.empty(table))
+
+    def initialisers(self) -> Mapping[str, Initialiser]:
+        """Both tables: std 1/sqrt(experts per table), whatever the width."""
+        table = trunc_normal(self.w_in.shape[1] ** -0.5)
+        return {"w_in": table, "w_out": table}
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        score_TCK, idx_TCK = self.router(x_TD)
+        if self.gates is not None:
+            self.gates(idx_TCK, score_TCK.detach())
+        return gathered_linear(
+            x_TD, idx_TCK, score_TCK, self.w_in, self.w_out, self.activation, self.gate_order
+        )
+
+
+def build(config: Config, d_model: int) -> SparselyGatedLinear:
+    """One feed-forward layer."""
+    return SparselyGatedLinear(config, d_model)

@@ -1,0 +1,35 @@
+"""How numbers are written for people, everywhere the same."""
+
+from __future__ import annotations
+
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def format_flops(flops: int | float, digits: int = 5) -> str:
+    """FLOPs as people write them, to some significant digits: 1e17, 6e17, 1.5e19, 2.25e10."""
+    mantissa, exponent = f"{float(flops):.{digits - 1}e}".split("e")
+    return f"{_strip(mantissa)}e{int(exponent)}"
+
+
+def format_count(count: int | float, digits: int = 3) -> str:
+    """A count to some significant digits, with a unit: 950, 12.3k, 1.05M, 7B."""
+    # Rounded first, so that 999,999 becomes 1M and not 1000k.
+    rounded = float(f"{count:.{digits}g}")
+    for size, unit in _UNITS:
+        if size <= rounded < 1e15:
+            return f"{_strip(f'{rounded / size:#.{digits}g}')}{unit}"
+    return f"{rounded:.{digits}g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration to the second below an hour: 45s, 3m20s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _strip(number: str) -> str:
+    return number.rstrip("0").rstrip(".") if "." in number else number

@@ -1,0 +1,1 @@
+"""Trains one run and evaluates it; nothing here knows studies, folders or clusters."""

@@ -1,0 +1,36 @@
+"""Peak memory of one run, also in a process that trains many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+# What Linux takes for "forget the peak resident size of this process".
+_RESET_PEAK = "5"
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begins a new measurement: the peak so far is forgotten."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text(_RESET_PEAK)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Peak since :func:`reset_peak`: allocated on CUDA, resident (imports included) on the CPU.
+
+    None where the system does not tell (not Linux).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not (_CLEAR_REFS.exists() and _STATUS.exists()):
+        return None
+    for line in _STATUS.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmHWM":
+            return int(value.split()[0]) * 1024
+    return None

@@ -1,0 +1,44 @@
+"""FLOP formulas of the operator for torch's FlopCounterMode; one multiply-add counts 2."""
+
+# T tokens, D width, C channels, K experts chosen per channel
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def product_flops(x_shape: Sequence[int], idx_shape: Sequence[int]) -> int:
+    """FLOPs of one of the operator's products over all choices: 2 T C K D."""
+    num_tokens, num_channels, num_chosen = idx_shape
+    return 2 * num_tokens * num_channels * num_chosen * x_shape[1]
+
+
+@register_flop_formula(torch.ops.isoflop_kernels.gathered_linear)
+def forward_flops(
+    x_shape: Sequence[int], idx_shape: Sequence[int], *args: object, **kwargs: object
+) -> int:
+    """4 T C K D: the dot products and the weighted sum; gate and activation count nothing."""
+    return 2 * product_flops(x_shape, idx_shape)
+
+
+@register_flop_formula(torch.ops.isoflop_kernels.gathered_linear_backward)
+def backward_flops(
+    dy_shape: Sequence[int],
+    x_shape: Sequence[int],
+    idx_shape: Sequence[int],
+    score_shape: Sequence[int],
+    w_in_shape: Sequence[int],
+    w_out_shape: Sequence[int],
+    h_shape: Sequence[int],
+    activation: str,
+    gate_order: str,
+    need: Sequence[bool],
+    **kwargs: object,
+) -> int:
+    """8 T C K D when all four gradients are wanted, 2 T C K D less for each product not needed."""
+    need_x, need_score, need_in, need_out = need
+    num_products = (need_x or need_score or need_in) + need_x + need_in + need_out
+    return num_products * product_flops(x_shape, idx_shape)

@@ -1,0 +1,36 @@
+"""Plain torch, differentiated by autograd: the definition that the other implementations meet."""
+
+# T tokens, D width, C channels, K experts chosen per channel, M = C * K, E experts per table
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from isoflop_kernels.gathered_linear.gates import flat_rows, gate
+from isoflop_kernels.precision import autocast_disabled, compute_dtype
+
+
+def gathered_linear(
+    x_TD: Tensor,
+    idx_TCK: Tensor,
+    score_TCK: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    activation: str,
+    gate_order: str,
+) -> Tensor:
+    """Gather both rows of every chosen expert, then two batched matrix products.
+
+    Materialises 2 * T * C * K * D numbers, so it suits small shapes. Its matrix products are what
+    the FLOP formula counts: 4 T C K D forward, 8 T C K D more backward.
+    """
+    dtype = compute_dtype(x_TD, score_TCK, w_in, w_out)
+    num_tokens, width = x_TD.shape
+    rows_TM = flat_rows(idx_TCK.long(), w_in.shape[0], w_in.shape[1])
+    with autocast_disabled(x_TD.device):
+        in_TMD = w_in.flatten(0, 1)[rows_TM].to(dtype)
+        out_TMD = w_out.flatten(0, 1)[rows_TM].to(dtype)
+        h_TM = (in_TMD @ x_TD.to(dtype).view(num_tokens, width, 1)).squeeze(2)
+        z_TM = gate(h_TM, score_TCK.to(dtype).flatten(1), activation, gate_order)
+        y_TD = (z_TM.unsqueeze(1) @ out_TMD).squeeze(1)
+    return y_TD.to(x_TD.dtype)

@@ -1,0 +1,194 @@
+"""The plots: same bytes each time, something to see in every case, labels apart."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.made_runs import curve, parabola, row, spaced, study
+from isoflop.analysis import excluded_note, fit_rows
+from isoflop.analysis.plot_profiles import draw_profiles
+from isoflop.analysis.plot_scale import log_ticks, padded, spread_labels
+from isoflop.analysis.plot_style import family_mark, math_flops
+from isoflop.analysis.plots import draw_frontier, draw_optimum_size, write_plots
+from isoflop.numbers import format_count, format_flops
+
+EDGES = [
+    *curve(parabola(1e6), spaced(1e8), "sgatlin/gelu", 1e17),
+    *curve(parabola(1e9), spaced(1e7), "peer", 1e17),
+]
+CASES: dict[str, list[dict[str, Any]]] = {
+    "edges and excluded": [
+        *study(["mlp"], [1e17, 1e18]),
+        *EDGES,
+        row("mlp", 1e17, 5e7, 9.0, status="diverged"),
+        row("mlp", 1e17, 5e7, None, status="failed"),
+        row("mlp", 1e17, 5e7, 0.01, excluded_reason="too good"),
+    ],
+    "only edges": EDGES,
+    "one budget": study(["mlp"], [1e17]),
+    "one arch, label with math signs": study(["my $x$ $_{ arch"], [1e17, 1e18]),
+    "no optimum": study(["mlp"], [1e17], num=2),
+    "one point": [row()],
+    "all excluded": [row(status="failed", loss=None)],
+    "nothing": [],
+}
+
+
+def text_of(figure: Any) -> str:
+    """All words in a figure."""
+    from matplotlib.text import Text
+
+    return "\n".join(t.get_text() for t in figure.findobj(Text))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_gives_six_files(case: str, tmp_path: Path) -> None:
+    paths = write_plots(fit_rows(CASES[case]), tmp_path)
+    assert len(paths) == 6
+    for path in paths:
+        start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
+        assert path.read_bytes().startswith(start)
+        assert path.stat().st_size > 5000
+
+
+def test_the_bytes_are_the_same_each_time(tmp_path: Path) -> None:
+    fits = fit_rows(CASES["edges and excluded"])
+    one = write_plots(fits, tmp_path / "one")
+    other = write_plots(fits, tmp_path / "other")
+    assert [p.name for p in one] == [p.name for p in other]
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
+
+
+def test_a_changed_setting_of_matplotlib_does_not_change_the_bytes(tmp_path: Path) -> None:
+    import matplotlib
+
+    fits = fit_rows(study(["mlp"], [1e17]))
+    one = write_plots(fits, tmp_path / "one")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 20}):
+        other = write_plots(fits, tmp_path / "other")
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
+
+
+def test_bounds_and_excluded_runs_are_named() -> None:
+    fits = fit_rows(CASES["edges and excluded"])
+    profiles = text_of(draw_profiles(fits))
+    assert profiles.count("bound\n") == 2
+    assert "bound: minimum lies beyond" in profiles
+    assert "3 runs excluded: 1 diverged, 1 excluded in table, 1 failed." in profiles
+    for draw in (draw_frontier, draw_optimum_size):
+        words = text_of(draw(fits))
+        assert "Hollow: bound only" in words
+        assert "3 runs excluded" in words
+        assert all(arch in words for arch in fits.archs)
+
+
+def lines_of(fits: Any) -> list[Any]:
+    """The lines of the frontier that join optima."""
+    axes = draw_frontier(fits).axes[0]
+    return [line for line in axes.lines if len(line.get_xdata()) > 2]
+
+
+def test_a_law_is_drawn_over_interior_optima_only() -> None:
+    assert not lines_of(fit_rows(CASES["only edges"]))
+    rows = [
+        *study(["mlp"], [1e17, 1e18]),
+        *curve(parabola(1.0), spaced(1e9), "mlp", 1e19),
+    ]
+    (line,) = lines_of(fit_rows(rows))
+    assert max(line.get_xdata()) == pytest.approx(1e18)
+
+
+def test_the_frontier_shows_perplexities() -> None:
+    fits = fit_rows(study(["mlp"], [1e17]))
+    loss = fits.optima[0].loss_opt
+    assert loss is not None
+    axes = draw_frontier(fits).axes[0]
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(math.exp(loss), rel=1e-12)
+
+
+def test_a_family_without_an_optimum_is_named_in_the_note() -> None:
+    fits = fit_rows([*study(["mlp"], [1e17]), *study(["peer"], [1e17], num=2)])
+    assert "No minimum found: peer." in text_of(draw_frontier(fits))
+
+
+def test_empty_figures_say_why() -> None:
+    failed = fit_rows(CASES["all excluded"])
+    assert "No finished runs to draw. 1 run excluded: 1 failed." in text_of(draw_profiles(failed))
+    assert "no parabola has a minimum" in text_of(draw_frontier(failed))
+    assert excluded_note(fit_rows([])) == "No runs excluded."
+
+
+def test_the_first_families_differ_in_every_mark() -> None:
+    marks = [family_mark(i) for i in range(5)]
+    for values in ([m.colour for m in marks], [m.marker for m in marks], [m.line for m in marks]):
+        assert len(set(values)) == 5
+
+
+positions = st.lists(st.floats(0, 1), max_size=30)
+
+
+@given(positions, st.floats(0.001, 0.5))
+def test_labels_keep_their_distance_and_order(wanted: list[float], gap: float) -> None:
+    placed = spread_labels(wanted, gap)
+    possible = min(gap, 1 / max(len(wanted) - 1, 1))
+    ordered = [p for _, p in sorted(zip(wanted, placed, strict=True))]
+    assert all(-1e-9 <= p <= 1 + 1e-9 for p in placed)
+    assert all(b - a >= possible - 1e-9 for a, b in pairwise(ordered))
+
+
+def test_labels_that_are_far_apart_stay() -> None:
+    assert spread_labels([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
+    assert spread_labels([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+
+
+@given(st.floats(1e-3, 1e26), st.floats(1, 1e9), st.integers(4, 9))
+def test_ticks_lie_in_the_range_and_are_few_but_not_none(
+    low: float, ratio: float, most: int
+) -> None:
+    low, high = padded(low, low * ratio, 0.1)
+    ticks = log_ticks(low, high, most)
+    assert 1 <= len(ticks) <= most + 2
+    assert all(low <= tick <= high for tick in ticks)
+    assert ticks == sorted(set(ticks))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (8e3, 4e5, [1e4, 2e4, 5e4, 1e5, 2e5]),
+        (9e7, 2.2e8, [1e8, 2e8]),
+        (1e3, 1e26, [1e3, 1e7, 1e11, 1e15, 1e19, 1e23]),
+        (31.0, 47.0, [35.0, 40.0, 45.0]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert log_ticks(low, high, 6) == pytest.approx(expected)
+
+
+def test_numbers_are_written_short() -> None:
+    assert [format_flops(f) for f in (3e10, 1e11, 1.5e19, 1e26)] == [
+        "3e10",
+        "1e11",
+        "1.5e19",
+        "1e26",
+    ]
+    assert math_flops(3e10) == r"$3\times 10^{10}$"
+    assert math_flops(1e11) == "$10^{11}$"
+    counts = [950, 12345, 999999, 1.05e6, 7e9, 100000, 2e15, 0.25]
+    assert [format_count(c) for c in counts] == [
+        "950",
+        "12.3k",
+        "1M",
+        "1.05M",
+        "7B",
+        "100k",
+        "2e+15",
+        "0.25",
+    ]

@@ -1,0 +1,83 @@
+"""Which rows may enter a fit, and that no row is dropped without a reason."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from analysis.made_runs import row
+from isoflop.analysis import select_points
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"status": "diverged", "loss": 9.0}, "diverged"),
+        ({"status": "failed", "loss": None}, "failed"),
+        ({"status": "missing", "loss": None}, "missing"),
+        ({"status": "running"}, "unknown_status"),
+        ({"status": None}, "unknown_status"),
+        ({"excluded_reason": "loss spike"}, "excluded_in_table"),
+        ({"loss": None}, "no_loss"),
+        ({"loss": math.nan}, "bad_loss"),
+        ({"loss": math.inf}, "bad_loss"),
+        ({"loss": -math.inf}, "bad_loss"),
+        ({"loss": 0.0}, "bad_loss"),
+        ({"loss": -1.0}, "bad_loss"),
+        ({"loss": 701.0}, "bad_loss"),
+        ({"n_params": None}, "no_params"),
+        ({"n_params": 0}, "no_params"),
+        ({"n_tokens": None}, "no_tokens"),
+        ({"n_tokens": -5}, "no_tokens"),
+        ({"arch": None}, "no_arch"),
+        ({"budget_flops": None}, "no_budget"),
+        ({"budget_flops": math.nan}, "no_budget"),
+    ],
+)
+def test_a_row_that_is_no_point_is_excluded_with_its_reason(
+    changes: dict[str, Any], reason: str
+) -> None:
+    selection = select_points([row(), {**row(), **changes}])
+    assert [e.reason for e in selection.excluded] == [reason]
+    assert selection.excluded_counts() == {reason: 1}
+    assert [len(points) for points in selection.groups.values()] == [1]
+
+
+def test_words_of_the_table_are_kept_as_detail() -> None:
+    rows = [
+        row(status="diverged", status_reason="loss is NaN at step 12"),
+        row(excluded_reason="loss spike"),
+    ]
+    details = {e.reason: e.detail for e in select_points(rows).excluded}
+    assert details == {
+        "diverged": "loss is NaN at step 12",
+        "excluded_in_table": "loss spike",
+    }
+
+
+def test_a_group_without_points_is_kept_empty() -> None:
+    selection = select_points([row(arch="peer", status="failed", loss=None)])
+    assert selection.groups == {("peer", 1e17): ()}
+
+
+def test_a_row_repeated_is_excluded_and_other_seeds_are_not() -> None:
+    rows = [row(run_id="a"), row(run_id="b"), row(run_id="a")]
+    selection = select_points(rows)
+    assert [p.run_id for p in selection.groups["mlp", 1e17]] == ["a", "b"]
+    assert [(e.run_id, e.reason) for e in selection.excluded] == [("a", "exact_dup")]
+
+
+def test_a_run_that_two_budgets_share_counts_in_both() -> None:
+    rows = [row(run_id="a", budget=1e17), row(run_id="a", budget=1.0001e17)]
+    selection = select_points(rows)
+    assert not selection.excluded
+    assert len(selection.groups) == 2
+
+
+def test_points_and_excluded_rows_add_up_to_the_table() -> None:
+    rows = [row(run_id=str(i), loss=None if i % 3 == 0 else 3.0) for i in range(20)]
+    selection = select_points(rows)
+    assert len(selection.excluded) == 7
+    assert sum(len(points) for points in selection.groups.values()) == 13

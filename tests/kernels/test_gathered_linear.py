@@ -1,0 +1,407 @@
+"""gathered_linear against a float64 loop-free definition written independently of the package."""
+
+# T tokens, D width, C channels, K experts chosen per channel, Ct tables, E experts per table
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import isoflop_kernels
+from isoflop_kernels.gathered_linear import bag, reference
+from isoflop_kernels.gathered_linear.gates import ACTIVATIONS, GATE_ORDERS
+
+IMPLEMENTATIONS = ("reference", "bag")
+GATES = list(itertools.product(ACTIVATIONS, GATE_ORDERS))
+GRADIENTS = ("x", "score", "w_in", "w_out")
+TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """Sizes, whether the table is shared, and how experts are chosen."""
+
+    T: int = 7
+    D: int = 12
+    C: int = 3
+    K: int = 4
+    E: int = 9
+    shared: bool = False
+    choice: str = "random"
+
+    def __str__(self) -> str:
+        sizes = f"T{self.T}-D{self.D}-C{self.C}-K{self.K}-E{self.E}"
+        return f"{sizes}-{'shared' if self.shared else 'own'}-{self.choice}"
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(7)
+        num_tables = 1 if self.shared else self.C
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        idx = torch.randint(self.E, (self.T, self.C, self.K), generator=generator)
+        if self.choice == "duplicates":
+            idx = idx[..., :1].expand_as(idx).clone()
+        elif self.choice == "unused":
+            idx = idx % 2 * (self.E - 1)
+        elif self.choice == "popular":
+            idx = torch.full_like(idx, self.E - 1)
+        return {
+            "x": normal(self.T, self.D),
+            "idx": idx.to(torch.int32),
+            "score": normal(self.T, self.C, self.K),
+            "w_in": normal(num_tables, self.E, self.D),
+            "w_out": normal(num_tables, self.E, self.D),
+        }
+
+
+CASES = [
+    Case(),
+    Case(shared=True),
+    Case(D=33, T=50),
+    Case(D=1),
+    Case(K=1),
+    Case(T=1),
+    Case(K=6, E=2),
+    Case(T=1, C=1, K=1, E=1, D=1),
+    Case(C=1, D=5),
+    Case(choice="duplicates"),
+    Case(choice="duplicates", shared=True),
+    Case(choice="unused", E=40),
+    Case(choice="popular", T=70, D=20),
+    Case(T=65, D=130, C=2, K=8, E=100),
+    Case(T=20, C=5, E=7000, D=3),
+]
+
+
+def exact(inputs: dict[str, Tensor], activation: str, gate_order: str) -> Tensor:
+    """The definition in float64, one channel at a time and with written-out activations."""
+    x, score, w_in, w_out = (inputs[name].double() for name in GRADIENTS)
+    act = {
+        "identity": lambda u: u,
+        "relu": lambda u: u.clamp(min=0),
+        "gelu_tanh": lambda u: (
+            u / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (u + 0.044715 * u**3)))
+        ),
+        "silu": lambda u: u / (1 + torch.exp(-u)),
+    }[activation]
+    y = torch.zeros_like(x)
+    for c in range(score.shape[1]):
+        table = 0 if w_in.shape[0] == 1 else c
+        chosen = inputs["idx"][:, c].long()
+        h = (w_in[table][chosen] * x[:, None]).sum(2)
+        s = score[:, c]
+        z = act(h * s) if gate_order == "gate_then_act" else act(h) * s
+        y = y + (z[:, :, None] * w_out[table][chosen]).sum(1)
+    return y
+
+
+def differentiate(
+    function, inputs: dict[str, Tensor], dy: Tensor, *, autocast: bool = False
+) -> dict[str, Tensor]:
+    """Output and gradients; autocast covers the forward pass, as in training."""
+    leaves = {
+        name: t.detach().clone().requires_grad_(name in GRADIENTS) for name, t in inputs.items()
+    }
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = function(leaves)
+    y.backward(dy.to(y.dtype))
+    return {"y": y.detach()} | {name: leaves[name].grad for name in GRADIENTS}
+
+
+def run(activation: str = "identity", gate_order: str = "gate_then_act"):
+    return lambda leaves: isoflop_kernels.gathered_linear(
+        *leaves.values(), activation=activation, gate_order=gate_order
+    )
+
+
+def output_gradient(inputs: dict[str, Tensor]) -> Tensor:
+    return torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(8))
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    for name, value in expected.items():
+        error = (actual[name].double() - value).abs().max()
+        assert error <= tolerance * value.abs().max(), name
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_float64_at_awkward_shapes(case, implementation):
+    inputs = case.inputs()
+    dy = output_gradient(inputs)
+    expected = differentiate(
+        lambda t: exact(t, "identity", "gate_then_act"), as_float64(inputs), dy
+    )
+    with isoflop_kernels.use_implementation(implementation):
+        actual = differentiate(run(), inputs, dy)
+    assert_close(actual, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("activation", "gate_order"), GATES)
+def test_matches_float64_for_every_gate(activation, gate_order, shared, implementation):
+    inputs = Case(T=30, D=17, shared=shared, choice="duplicates" if shared else "random").inputs()
+    dy = output_gradient(inputs)
+    expected = differentiate(lambda t: exact(t, activation, gate_order), as_float64(inputs), dy)
+    with isoflop_kernels.use_implementation(implementation):
+        actual = differentiate(run(activation, gate_order), inputs, dy)
+    assert_close(actual, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_float64_stays_float64(implementation):
+    inputs = Case().inputs(torch.float64)
+    dy = output_gradient(inputs)
+    expected = differentiate(lambda t: exact(t, "silu", "act_then_gate"), inputs, dy)
+    with isoflop_kernels.use_implementation(implementation):
+        actual = differentiate(run("silu", "act_then_gate"), inputs, dy)
+    assert all(value.dtype == torch.float64 for value in actual.values())
+    assert_close(actual, expected, 1e-14)
+
+
+def as_float64(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t if name == "idx" else t.double() for name, t in inputs.items()}
+
+
+@pytest.mark.parametrize(("activation", "gate_order"), GATES)
+def test_reference_passes_gradcheck(activation, gate_order):
+    inputs = Case(T=3, D=3, C=2, K=2, E=3).inputs(torch.float64)
+    idx = inputs["idx"]
+    leaves = [inputs[name].requires_grad_() for name in GRADIENTS]
+    assert torch.autograd.gradcheck(
+        lambda x, score, w_in, w_out: reference.gathered_linear(
+            x, idx, score, w_in, w_out, activation, gate_order
+        ),
+        leaves,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_registered_operation_passes_opcheck(autocast, dtype):
+    inputs = Case(T=4, C=2).inputs(dtype)
+    leaves = {name: t.requires_grad_() if name in GRADIENTS else t for name, t in inputs.items()}
+    h = torch.zeros(inputs["idx"].shape)
+    forward = (*leaves.values(), "gelu_tanh", "act_then_gate")
+    plain = [t.detach() for t in leaves.values()]
+    backward = (plain[0], *plain, h, "silu", "gate_then_act", [True, False, True, True])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.library.opcheck(torch.ops.isoflop_kernels.gathered_linear.default, forward)
+        torch.library.opcheck(torch.ops.isoflop_kernels.gathered_linear_backward.default, backward)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype, implementation):
+    inputs = Case(T=40, D=24).inputs()
+    inputs["x"] = inputs["x"].to(dtype)
+    dy = output_gradient(inputs).to(dtype)
+    with isoflop_kernels.use_implementation(implementation):
+        outside = differentiate(run("silu"), inputs, dy)
+        inside = differentiate(run("silu"), inputs, dy, autocast=True)
+    for name, value in outside.items():
+        assert torch.equal(value, inside[name]), name
+        assert inside[name].dtype == (dtype if name in ("x", "y") else torch.float32)
+
+
+def test_autocast_around_the_backward_pass_changes_nothing_in_the_bag():
+    inputs = Case(T=40, D=24).inputs()
+    dy = output_gradient(inputs)
+    outside = differentiate(run("silu"), inputs, dy)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = differentiate(run("silu"), inputs, dy, autocast=True)
+    assert all(torch.equal(outside[name], inside[name]) for name in outside)
+
+
+def test_half_precision_inputs_are_computed_in_float32():
+    inputs = Case(T=40, D=24).inputs(torch.bfloat16)
+    dy = output_gradient(inputs).bfloat16()
+    rounded = {name: t if name == "idx" else t.float() for name, t in inputs.items()}
+    expected = differentiate(run(), rounded, dy)
+    actual = differentiate(run(), inputs, dy)
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value.bfloat16()), name
+
+
+@pytest.mark.parametrize(
+    "wanted", [GRADIENTS, ("x",), ("score",), ("w_in",), ("w_out",), ("w_out", "x")]
+)
+def test_counted_flops_are_the_formula_and_the_references_own(wanted):
+    case = Case(T=11, D=6, C=3, K=2)
+    product = 2 * 11 * 3 * 2 * 6
+    through_z = any(name in wanted for name in ("x", "score", "w_in"))
+    num_products = through_z + sum(name in wanted for name in ("x", "w_in", "w_out"))
+    for implementation in IMPLEMENTATIONS:
+        inputs = case.inputs()
+        for name in wanted:
+            inputs[name].requires_grad_()
+        with (
+            isoflop_kernels.use_implementation(implementation),
+            FlopCounterMode(display=False) as n,
+        ):
+            y = run("silu")(inputs)
+            assert n.get_total_flops() == 2 * product
+            y.backward(torch.ones_like(y))
+        assert n.get_total_flops() == (2 + num_products) * product
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_counts_flops_on_meta_tensors(implementation):
+    case = Case(T=1000, D=64, C=4, K=8, E=100)
+    meta = {
+        "x": torch.empty(1000, 64, device="meta", requires_grad=True),
+        "idx": torch.empty(1000, 4, 8, device="meta", dtype=torch.int32),
+        "score": torch.empty(1000, 4, 8, device="meta", requires_grad=True),
+        "w_in": torch.empty(4, 100, 64, device="meta", requires_grad=True),
+        "w_out": torch.empty(4, 100, 64, device="meta", requires_grad=True),
+    }
+    with isoflop_kernels.use_implementation(implementation), FlopCounterMode(display=False) as n:
+        y = run()(meta)
+        y.backward(torch.ones_like(y))
+    assert n.get_total_flops() == 12 * case.T * case.C * case.K * case.D
+    assert meta["w_in"].grad.shape == meta["w_in"].shape
+
+
+def test_backward_is_bit_identical_across_repeats_and_thread_counts():
+    inputs = Case(T=3000, D=24, C=4, K=4, E=60).inputs()
+    dy = output_gradient(inputs)
+    first = differentiate(run("gelu_tanh"), inputs, dy)
+    num_threads = torch.get_num_threads()
+    try:
+        for repeat_threads in (num_threads, 1, 2):
+            torch.set_num_threads(repeat_threads)
+            repeat = differentiate(run("gelu_tanh"), inputs, dy)
+            assert all(torch.equal(first[name], repeat[name]) for name in first)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_experts_nobody_chose_get_exactly_zero_gradient():
+    inputs = Case(choice="unused", E=40).inputs()
+    gradients = differentiate(run(), inputs, output_gradient(inputs))
+    for name in ("w_in", "w_out"):
+        assert torch.equal(gradients[name][:, 1:-1], torch.zeros_like(gradients[name][:, 1:-1]))
+        assert gradients[name][:, [0, -1]].abs().amin() > 0
+
+
+def test_gradients_not_needed_are_not_computed():
+    inputs = Case().inputs()
+    inputs["w_out"].requires_grad_()
+    y = run()(inputs)
+    y.sum().backward()
+    assert all((inputs[name].grad is None) == (name != "w_out") for name in GRADIENTS)
+    with torch.no_grad():
+        assert not run()(inputs).requires_grad
+
+
+def test_int64_indices_and_strided_arguments_give_the_same_result():
+    inputs = Case(T=30, D=16).inputs()
+    dy = output_gradient(inputs)
+    expected = differentiate(run(), inputs, dy)
+    inputs["idx"] = inputs["idx"].long()
+    strided = {name: spread(t) for name, t in inputs.items()}
+    assert not strided["x"].is_contiguous()
+    leaves = {n: t.requires_grad_() if n in GRADIENTS else t for n, t in strided.items()}
+    y = run()(leaves)
+    y.backward(spread(dy))
+    assert torch.equal(y, expected["y"])
+    assert all(torch.equal(leaves[name].grad, expected[name]) for name in GRADIENTS)
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The same values, transposed in memory and two elements apart."""
+    return (
+        torch.stack([tensor, tensor], dim=-1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
+    )
+
+
+def test_private_bag_operation_is_the_gathered_dot_product():
+    """The path taken off CPU rests on an operation that torch does not document."""
+    x, table = torch.randn(3, 5), torch.randn(7, 5)
+    row = torch.tensor([6, 0, 0, 2, 5, 6], dtype=torch.int32)
+    start = torch.tensor([0, 2, 4], dtype=torch.int32)
+    token = torch.tensor([0, 0, 1, 1, 2, 2], dtype=torch.int32)
+    dot = torch.ops.aten._embedding_bag_per_sample_weights_backward(x, table, row, start, token, 0)
+    expected = (x[token.long()] * table[row.long()]).sum(1)
+    torch.testing.assert_close(dot, expected)
+    ends = torch.tensor([0, 2, 4, 6], dtype=torch.int32)
+    torch.testing.assert_close(bag._gathered_dot(x, table, row, ends), expected)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("bad", [-1, 9, 2**31 - 1, -(2**31)])
+def test_debug_refuses_experts_out_of_range(bad, implementation, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_KERNELS_DEBUG", "1")
+    inputs = Case().inputs()
+    inputs["idx"][3, 1, 2] = bad
+    with (
+        isoflop_kernels.use_implementation(implementation),
+        pytest.raises(ValueError, match=r"idx_TCK has values .*: must be within 0 to 8"),
+    ):
+        run()(inputs)
+
+
+def test_bag_never_reads_out_of_range_on_cpu(monkeypatch):
+    monkeypatch.delenv("ISOFLOP_KERNELS_DEBUG", raising=False)
+    inputs = Case().inputs()
+    inputs["idx"] = inputs["idx"].long()
+    inputs["idx"][0, 0, 0] = 2**32
+    with pytest.raises(ValueError, match="must be within 0 to 8"):
+        run()(inputs)
+
+
+BAD_ARGUMENTS = {
+    "x_axes": ("x", lambda t: t[0], "x_TD has shape"),
+    "x_width": ("x", lambda t: t[:, 1:], "w_in has shape"),
+    "x_tokens": ("x", lambda t: t[1:], "idx_TCK has shape"),
+    "no_tokens": ("x", lambda t: t[:0], "none of size 0"),
+    "x_dtype": ("x", lambda t: t.int(), "x_TD is torch.int32"),
+    "x_device": ("x", lambda t: t.to("meta"), "x_TD is on meta"),
+    "idx_axes": ("idx", lambda t: t[:, 0], "idx_TCK has shape"),
+    "idx_dtype": ("idx", lambda t: t.float(), "idx_TCK is torch.float32"),
+    "idx_int16": ("idx", lambda t: t.short(), "idx_TCK is torch.int16"),
+    "score_shape": ("score", lambda t: t[:, :, 1:], "score_TCK has shape"),
+    "score_dtype": ("score", lambda t: t.to(torch.complex64), "score_TCK is torch.complex64"),
+    "tables": ("w_in", lambda t: t[:2], "w_in has shape"),
+    "table_axes": ("w_in", lambda t: t[0], "w_in has shape"),
+    "w_out_rows": ("w_out", lambda t: t[:, 1:], "w_out has shape"),
+    "w_out_shared": ("w_out", lambda t: t[:1], "w_out has shape"),
+    "w_out_device": ("w_out", lambda t: t.to("meta"), "w_out is on meta"),
+}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("name", "change", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
+def test_arguments_that_do_not_fit_are_refused(name, change, message, implementation):
+    inputs = Case().inputs()
+    inputs[name] = change(inputs[name])
+    with (
+        isoflop_kernels.use_implementation(implementation),
+        pytest.raises(ValueError, match=message),
+    ):
+        run()(inputs)
+
+
+def test_unknown_names_are_refused():
+    inputs = Case().inputs()
+    with pytest.raises(ValueError, match="activation = 'gelu': must be one of identity, relu"):
+        run("gelu")(inputs)
+    with pytest.raises(ValueError, match="gate_order = 'both': must be one of gate_then_act"):
+        run("identity", "both")(inputs)
+
+
+def test_more_choices_than_int32_counts_are_refused():
+    meta = {"x": torch.empty(2**27, 1, device="meta")}
+    meta["idx"] = torch.empty(2**27, 4, 4, device="meta", dtype=torch.int32)
+    meta["score"] = torch.empty(2**27, 4, 4, device="meta")
+    meta["w_in"] = meta["w_out"] = torch.empty(4, 2, 1, device="meta")
+    with pytest.raises(ValueError, match=r"less than 2\*\*31"):
+        run()(meta)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.errors import UserError
+from isoflop.files import write_json_atomic
+from isoflop.launch import store
+from isoflop.launch.process import ProcessIdentity
+from isoflop.launch.store import RunFolder
+from isoflop.plan.planner import make_plan
+from made_studies import micro
+
+RUN = make_plan(micro(archs=("mlp",), sizes=(1,))).runs[0]
+RESULT = {"status": "done", "status_reason": None, "loss": 1.5}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path, RUN.run_id)
+    made.write_spec(RUN.spec)
+    return made
+
+
+def _dead_process() -> ProcessIdentity:
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import json; from isoflop.launch.process import ProcessIdentity as P;"
+            "print(json.dumps(P.of_this_process().to_json()))",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return ProcessIdentity.from_json(json.loads(child.stdout))
+
+
+def _change_holder(folder: RunFolder, number: int, **changes: Any) -> None:
+    path = folder.path / "attempts" / f"{number:04d}.json"
+    record = json.loads(path.read_text())
+    record["holder"] |= changes
+    write_json_atomic(path, record)
+
+
+def test_the_layout_of_a_run_folder(folder: RunFolder) -> None:
+    attempt = folder.claim({"device": "cpu"})
+    assert attempt is not None
+    folder.beat(attempt, 3, 40)
+    assert folder.write_result(attempt, RESULT)
+    folder.end_attempt(attempt, "done", 39)
+    names = {str(p.relative_to(folder.path)) for p in folder.path.rglob("*") if p.is_file()}
+    assert names == {"spec.json", "attempts/0001.json", "lease.json", "result.json"}
+    record = json.loads((folder.path / "attempts/0001.json").read_text())
+    assert record["exit_reason"] == "done"
+    assert record["step_range"] == [0, 39]
+    assert record["details"] == {"device": "cpu"}
+    assert record["holder"]["pid"] == os.getpid()
+
+
+def test_a_live_holder_keeps_its_run(folder: RunFolder) -> None:
+    assert folder.claim({}) is not None
+    assert folder.claim({}) is None
+
+
+def test_an_ended_or_dead_holder_gives_way(folder: RunFolder) -> None:
+    first = folder.claim({})
+    assert first is not None
+    folder.end_attempt(first, "failed: x", 0)
+    second = folder.claim({})
+    assert second is not None
+    assert second.number == 2
+    _change_holder(folder, 2, **_dead_process().to_json())
+    third = folder.claim({})
+    assert third is not None
+    assert third.number == 3
+
+
+def test_a_reused_process_number_is_not_the_holder(folder: RunFolder) -> None:
+    folder.claim({})
+    _change_holder(folder, 1, start_ticks=1)
+    assert folder.claim({}) is not None
+
+
+def test_a_reboot_ends_every_holder(folder: RunFolder) -> None:
+    folder.claim({})
+    _change_holder(folder, 1, boot_id="before")
+    assert folder.claim({}) is not None
+
+
+def test_a_holder_on_another_machine_lives_by_its_heartbeat(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = folder.claim({})
+    assert attempt is not None
+    _change_holder(folder, 1, host="elsewhere", pid=1)
+    assert folder.claim({}) is None
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + store.LEASE_TIMEOUT_S + 1)
+    folder.beat(attempt, 5, 40)
+    assert folder.claim({}) is None
+    monkeypatch.setattr(time, "time", lambda: now + 2 * store.LEASE_TIMEOUT_S + 2)
+    assert folder.claim({}) is not None
+
+
+def test_only_the_newest_attempt_may_write_and_only_once(folder: RunFolder) -> None:
+    old = folder.claim({})
+    assert old is not None
+    _change_holder(folder, 1, **_dead_process().to_json())
+    new = folder.claim({})
+    assert new is not None
+    assert not folder.write_result(old, RESULT)
+    assert folder.result() is None
+    assert folder.write_result(new, RESULT)
+    assert not folder.write_result(new, RESULT | {"loss": 9.0})
+    result = folder.result()
+    assert result is not None
+    assert (result["loss"], result["attempt"]) == (1.5, 2)
+
+
+def test_many_claims_at_once_have_one_winner(folder: RunFolder) -> None:
+    won = []
+    barrier = threading.Barrier(8)
+
+    def claim() -> None:
+        barrier.wait()
+        won.append(folder.claim({}))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([w for w in won if w is not None]) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"status": "done"}', '{"schema_version": 1, "run_id": "x", "status": "done"}'],
+)
+def test_a_damaged_result_is_named_and_never_overwritten(folder: RunFolder, text: str) -> None:
+    path = folder.path / "result.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="result"):
+        folder.result()
+    attempt = folder.claim({})
+    assert attempt is not None
+    assert not folder.write_result(attempt, RESULT)
+    assert path.read_text() == text
+
+
+def test_a_spec_of_another_run_is_refused(folder: RunFolder) -> None:
+    other = make_plan(micro(archs=("mlp",), sizes=(2,))).runs[0]
+    write_json_atomic(folder.path / "spec.json", other.spec.to_json())
+    with pytest.raises(UserError, match="must be the spec of run"):
+        folder.write_spec(RUN.spec)
+
+
+def test_a_damaged_attempt_is_named(folder: RunFolder) -> None:
+    folder.claim({})
+    (folder.path / "attempts" / "0001.json").write_text("{}")
+    with pytest.raises(UserError, match="attempt"):
+        folder.attempts()
+
+
+def test_seconds_of_earlier_attempts_count_and_cut_lines_do_not(folder: RunFolder) -> None:
+    rows = [
+        {"attempt": 1, "wall_s": 1.0},
+        {"attempt": 1, "wall_s": 2.5},
+        {"attempt": 2, "wall_s": 4},
+    ]
+    lines = [json.dumps(row) for row in rows] + ['{"attempt": 2, "wal']
+    (folder.path / "metrics.jsonl").write_text("\n".join(lines))
+    first, second, third = (
+        store.Attempt(
+            number=number,
+            holder=ProcessIdentity.of_this_process(),
+            start_s=0.0,
+            end_s=None,
+            exit_reason=None,
+        )
+        for number in (1, 2, 3)
+    )
+    assert folder.previous_wall_s(first) == 0
+    assert folder.previous_wall_s(second) == 2.5
+    assert folder.previous_wall_s(third) == 6.5

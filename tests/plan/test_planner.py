@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import golden_tables
+from isoflop.accounting import get_convention
+from isoflop.errors import UserError
+from isoflop.plan.planner import make_plan
+from isoflop.plan.runs import COUNTED, run_ledger
+from isoflop.recipe import MICRO_V1, PAPER_V1
+from isoflop.resources import builtin
+from isoflop.study import PAPER_ARCHS, Variant, load_study, paper_study
+from made_studies import micro
+
+PAPER_BUDGETS = (10**17, 6 * 10**17, 10**18, 6 * 10**18)
+
+
+def test_the_paper_grid_equals_the_official_runs_to_the_integer() -> None:
+    golden = {
+        (
+            int(row["flops_budget"]),
+            golden_tables.FAMILY_OF_TYPE[row["type"]],
+            int(row["scale"]),
+        ): row
+        for row in golden_tables.rows("isoflop_runs.csv")
+        if row["sweep"] not in ("slimpajama-activation.yaml", "slimpajama-router.yaml")
+    }
+    plan = make_plan(paper_study(PAPER_BUDGETS))
+    assert len(plan.runs) == len(golden) == 92
+    for run in plan.runs:
+        row = golden.pop((run.budget_flops, run.arch, run.size))
+        spec = run.spec
+        assert (spec.batch_size, spec.seq_len) == (int(row["batch_size"]), int(row["seq_len"]))
+        assert (spec.d_model, spec.n_layers) == (int(row["d_model"]), int(row["n_layers"]))
+        assert spec.steps == int(row["n_steps"])
+        assert run.n_tokens == int(row["n_tokens"])
+        assert run.flops == int(row["n_flops"])
+        assert (run.n_params, run.n_nonembed) == (
+            int(row["n_params"]),
+            int(row["n_params_nonembed"]),
+        )
+        assert 1 - run.residual == pytest.approx(float(row["budget_used_fraction"]), abs=1e-12)
+        warmup = PAPER_V1.num_warmup_steps(spec.steps)
+        assert warmup == int(row["warmup_steps"])
+    assert not golden
+
+
+def test_the_ablation_rows_are_variants() -> None:
+    variants = (
+        Variant(arch="sgatlin/pkv", family="sgatlin", overrides={"router": "product_key_value"}),
+        Variant(arch="sgatlin/gelu", family="sgatlin", overrides={"activation": "gelu_tanh"}),
+    )
+    study = dataclasses.replace(
+        paper_study((6 * 10**18,)),
+        archs=("sgatlin", "sgatlin/pkv", "sgatlin/gelu"),
+        sizes=(6,),
+        variants=variants,
+    )
+    golden = {
+        row["router_type"]: row
+        for row in golden_tables.rows("isoflop_runs.csv")
+        if row["sweep"] == "slimpajama-router.yaml"
+    }
+    plain, key_value, gelu = make_plan(study).runs
+    assert plain.flops == gelu.flops == int(golden["product_dense"]["n_flops"])
+    assert key_value.flops == int(golden["product_key_value"]["n_flops"])
+    assert key_value.n_params == int(golden["product_key_value"]["n_params"])
+    assert len({plain.run_id, key_value.run_id, gelu.run_id}) == 3
+
+
+def test_the_study_file_of_the_paper_spells_out_the_same_plan() -> None:
+    from_file = make_plan(load_study(builtin("experiments", "paper.toml")))
+    from_budgets = make_plan(paper_study(PAPER_BUDGETS))
+    assert from_file.runs == from_budgets.runs
+
+
+def test_quickstart_has_four_sizes_at_three_budgets_and_at_most_four_epochs() -> None:
+    plan = make_plan(load_study(builtin("experiments", "quickstart.toml")))
+    cells = Counter((run.arch, run.budget_flops) for run in plan.runs)
+    assert {arch for arch, _ in cells} == set(PAPER_ARCHS)
+    assert len({budget for _, budget in cells}) >= 3
+    assert min(cells.values()) >= 4
+    assert all(run.epochs is not None and run.epochs <= 4 for run in plan.runs)
+
+
+budgets = st.integers(min_value=10**9, max_value=10**12)
+
+
+@given(budget=budgets, convention=st.sampled_from(["paper", "paper+head"]))
+def test_no_run_spends_more_than_its_budget_nor_a_step_less(budget: int, convention: str) -> None:
+    study = micro(budgets=(budget,), convention=convention)
+    for run in make_plan(study).runs:
+        per_token = get_convention(convention)(run_ledger(run.spec))
+        step = per_token * run.spec.batch_size * run.spec.seq_len
+        assert run.flops == step * run.spec.steps
+        assert 0 <= run.budget_flops - run.flops < step
+        assert run.residual >= 0
+        assert run.n_tokens == run.spec.steps * 4 * 32
+
+
+@given(exponent=st.integers(min_value=16, max_value=26), digit=st.integers(1, 9))
+def test_any_large_budget_gets_a_grid_by_rule(exponent: int, digit: int) -> None:
+    budget = digit * 10**exponent
+    plan = make_plan(paper_study((budget,)))
+    for run in plan.runs:
+        assert run.spec.steps >= PAPER_V1.min_steps
+        assert 0 <= run.flops <= budget
+        assert (run.spec.batch_size, run.spec.seq_len) == PAPER_V1.batch_and_seq_len(budget)
+    sizes = Counter(run.arch for run in plan.runs)
+    assert set(sizes) == set(PAPER_ARCHS)
+    # Whatever the rule offers is either planned or named as left out.
+    offered = sum(len(PAPER_V1.sizes(budget, arch)) for arch in PAPER_ARCHS)
+    assert len(plan.runs) + len(plan.left_out) == offered
+
+
+def test_the_rule_for_new_budgets_agrees_with_the_published_grids() -> None:
+    centres = {}
+    for budget in PAPER_BUDGETS:
+        neighbour = PAPER_V1.sizes(budget + 1, "mlp")
+        centres[budget] = neighbour[len(neighbour) // 2]
+    assert centres == {10**17: 4, 6 * 10**17: 5, 10**18: 6, 6 * 10**18: 8}
+    assert (
+        PAPER_V1.batch_and_seq_len(10**17) == PAPER_V1.batch_and_seq_len(6 * 10**17) == (64, 1024)
+    )
+    assert PAPER_V1.batch_and_seq_len(10**18) == PAPER_V1.batch_and_seq_len(10**22) == (128, 2048)
+
+
+def test_components_add_up_to_the_counted_flops() -> None:
+    for run in make_plan(micro(convention="paper+head")).runs:
+        assert 3 * sum(run.flops_per_token.values()) * run.n_tokens == run.flops
+        assert set(run.flops_per_token) == set(COUNTED)
+
+
+def test_two_budgets_that_mean_the_same_training_share_one_run() -> None:
+    plan = make_plan(micro(budgets=(10**10, 10**10 + 1), archs=("mlp",), sizes=(1,)))
+    assert len(plan.runs) == 2
+    assert len(plan.unique_runs) == 1
+
+
+def test_seeds_are_runs_of_their_own() -> None:
+    plan = make_plan(micro(archs=("mlp",), sizes=(1,), seeds=(0, 5)))
+    assert [run.spec.seed for run in plan.runs] == [0, 5]
+    assert len(plan.unique_runs) == 2
+
+
+def test_variants_may_change_depth() -> None:
+    deep = Variant(arch="deep", family="mlp", overrides={"n_layers": 5, "hidden_width": 7})
+    (run,) = make_plan(micro(archs=("deep",), sizes=(1,), variants=(deep,))).runs
+    assert (run.spec.n_layers, dict(run.spec.config)) == (5, {"hidden_width": 7})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"budgets": (10**6,)},
+            r"steps = \d+: must be 40 or more under recipe micro-v1 \(mlp size",
+        ),
+        ({"sizes": (9,)}, "sizes = 9: must be a rung"),
+        ({"source": "wiki"}, "wiki"),
+        ({"tokenizer": "words"}, "words"),
+        (
+            {
+                "variants": (Variant(arch="a", family="mlp", overrides={"depth": 2}),),
+                "archs": ("a",),
+            },
+            "mlp.depth = 2: must be a field of mlp",
+        ),
+        (
+            {
+                "variants": (Variant(arch="a", family="mlp", overrides={"n_heads": 3}),),
+                "archs": ("a",),
+            },
+            "d_model = 16: must be a multiple of 2",
+        ),
+        (
+            {
+                "variants": (Variant(arch="a", family="mlp", overrides={"n_heads": "two"}),),
+                "archs": ("a",),
+            },
+            "a.n_heads = 'two': must be a whole number",
+        ),
+    ],
+)
+def test_impossible_plans_are_refused_with_the_knob(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan(micro(**changes))
+
+
+def test_a_budget_too_small_for_the_paper_recipe_names_every_knob() -> None:
+    with pytest.raises(UserError) as caught:
+        make_plan(paper_study((10**13,)))
+    text = str(caught.value)
+    assert "must be 1250 or more under recipe paper-v1" in text
+    for knob in ("raise the budget", "lower batch_size", "smaller sizes", "micro-v1"):
+        assert knob in text
+
+
+def test_a_published_size_is_never_silently_left_out() -> None:
+    study = dataclasses.replace(paper_study((10**17,)), batch_size=4096)
+    with pytest.raises(UserError, match="steps"):
+        make_plan(study)
+
+
+def test_micro_recipe_takes_shares_of_a_run() -> None:
+    assert [MICRO_V1.num_warmup_steps(steps) for steps in (40, 99, 1000)] == [4, 9, 100]

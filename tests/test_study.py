@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.errors import UserError
+from isoflop.numbers import format_flops
+from isoflop.study import Study, load_study, parse_flops
+from isoflop.study_file import study_from_json, study_from_toml
+
+MINIMAL: dict[str, Any] = {"study": {"name": "s", "budgets": [1e17], "archs": ["mlp"]}}
+
+
+def _with(section: str, **values: Any) -> dict[str, Any]:
+    return MINIMAL | {section: MINIMAL.get(section, {}) | values}
+
+
+def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
+    assert study_from_toml(MINIMAL) == Study(name="s", budgets=(10**17,), archs=("mlp",))
+    for key in ("name", "budgets", "archs"):
+        section = {k: v for k, v in MINIMAL["study"].items() if k != key}
+        with pytest.raises(UserError, match=f"study.{key} = None: must be given; add it"):
+            study_from_toml({"study": section})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (_with("study", colour="red"), "study.colour = 'red': must be a known key"),
+        (MINIMAL | {"training": {}}, "training = {}: must be a known key"),
+        (_with("data", sourse="x"), "data.sourse = 'x': must be a known key"),
+        (_with("study", budgets=[]), "budgets = \\[\\]"),
+        (_with("study", budgets=[-1e17]), "budgets = -1e\\+17: must be a positive whole number"),
+        (_with("study", budgets=[float("nan")]), "budgets = nan"),
+        (_with("study", budgets=[float("inf")]), "budgets = inf"),
+        (_with("study", budgets=[0]), "budgets = 0"),
+        (_with("study", budgets=[1.5]), "budgets = 1.5"),
+        (_with("study", budgets=["many"]), "budgets = many"),
+        (_with("study", budgets=[True]), "budgets"),
+        (_with("study", budgets=[1e18, 1e17]), "budgets = 1e18, 1e17: must be ascending"),
+        (_with("study", budgets=[1e17, 1e17]), "budgets = 1e17, 1e17: must be ascending"),
+        (_with("study", archs=[]), "archs = \\[\\]"),
+        (_with("study", archs=["rnn"]), "archs = 'rnn': must be one of mlp, moe"),
+        (_with("study", archs=["mlp", "mlp"]), "archs = 'mlp': must be named once"),
+        (_with("study", archs="mlp"), "study.archs"),
+        (_with("study", convention="kaplan"), "convention = 'kaplan'"),
+        (_with("study", recipe="big-v9"), "recipe = 'big-v9': must be paper-v1 or micro-v1"),
+        (_with("study", match="width"), "match = 'width': must be one of ladder"),
+        (_with("study", keep_weights="some"), "keep_weights = 'some'"),
+        (_with("study", seeds=[-1]), "seeds = -1: must be 0 or more"),
+        (_with("study", seeds=[1, 1]), "seeds = \\[1, 1\\]: must be distinct"),
+        (_with("study", seeds=[0.5]), "study.seeds.0 = 0.5"),
+        (_with("study", sizes=[0]), "sizes = 0: must be 1 or more"),
+        (_with("study", sizes=[]), "sizes = \\[\\]"),
+        (_with("study", sizes={"1e18": [1]}), "sizes = '1e18': must be a budget \\(1e17\\)"),
+        (_with("study", sizes={"1e17": {"peer": [1]}}), "sizes = 'peer': must be one of mlp"),
+        (_with("study", sizes={"1e17": {}}), "sizes at 1e17 = None: must be given for mlp"),
+        (_with("study", name="../up"), "name = '../up'"),
+        (_with("study", name=""), "name = ''"),
+        (_with("data", seq_len=0), "data.seq_len = 0: must be 1 or more"),
+        (_with("data", batch_size="16"), "data.batch_size = '16'"),
+        (_with("placement", cluster="mars"), "placement.cluster = 'mars'"),
+        (MINIMAL | {"variant": [{"arch": "mlp", "family": "mlp"}]}, "a label of its own"),
+        (MINIMAL | {"variant": [{"arch": "x", "family": "rnn"}]}, "family of variant x = 'rnn'"),
+        (MINIMAL | {"variant": [{"family": "mlp"}]}, "variant.0.arch = None: must be given"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        study_from_toml(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_survives_json() -> None:
+    study = study_from_toml(
+        _with("study", sizes={"1e17": {"default": [2], "mlp": [1, 3]}}, seeds=[3, 1])
+        | {
+            "variant": [{"arch": "x", "family": "sgatlin", "overrides": {"router": "dense"}}],
+            "hypothesis": [{"id": "H", "claim": "c", "decide": "d"}],
+            "data": {"seq_len": 64, "batch_size": 8},
+        }
+    )
+    assert study_from_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize("typed", ["1e17", 1e17, "100000000000000000", 10**17, " 1E17 ", "1.0e17"])
+def test_flops_are_exact_however_they_are_typed(typed: object) -> None:
+    assert parse_flops(typed) == 10**17
+
+
+@given(digit=st.integers(1, 9), exponent=st.integers(0, 26))
+def test_a_float_means_the_decimal_that_was_typed(digit: int, exponent: int) -> None:
+    # int(1e23) is 99999999999999991611392; a person who types 1e23 means 10^23.
+    typed = f"{digit}e{exponent}"
+    assert parse_flops(float(typed)) == parse_flops(typed) == digit * 10**exponent
+    assert parse_flops(format_flops(digit * 10**exponent)) == digit * 10**exponent
+
+
+@pytest.mark.parametrize("typed", ["", "1e41", "-1", "1e17 FLOPs", None, [1], "nan", "1e-3"])
+def test_nonsense_flops_are_refused(typed: object) -> None:
+    with pytest.raises(UserError, match="must be a positive whole number of FLOPs"):
+        parse_flops(typed)
+
+
+def test_files_that_are_no_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be a study file"):
+        load_study(tmp_path / "none.toml")
+    with pytest.raises(UserError, match="must be a study file"):
+        load_study(tmp_path)
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[study\n")
+    with pytest.raises(UserError, match="must be valid TOML"):
+        load_study(bad)
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="must be readable text"):
+        load_study(bad)
