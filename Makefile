@@ -24,6 +24,7 @@ lint: $(VENV)/.installed-dev
 # Ratios against a named baseline, printed; never part of the tests.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/cli_startup.py
+	$(BIN)/python tests/benchmarks/kernels.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -15,12 +15,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from isoflop import __version__
 from isoflop.errors import UserError
+from isoflop.files import write_bytes_atomic, write_text_atomic
 from isoflop.launch.store import Attempt, RunFolder
 
 if TYPE_CHECKING:
     import torch
 
     from isoflop.data.windows import TokenData
+    from isoflop.plan.identity import RunSpec
     from isoflop.train.loop import RunOutcome, StepMetrics
 
 HEARTBEAT_S = 5.0
@@ -194,8 +196,8 @@ def _attempt_run(
         folder.end_attempt(attempt, "superseded", last_step)
         return Ending(status="held")
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        (folder.path / f"error-{attempt.number:04d}.txt").write_text(traceback.format_exc())
+        reason = failure_reason(error)
+        write_text_atomic(folder.path / f"error-{attempt.number:04d}.txt", traceback.format_exc())
         folder.end_attempt(attempt, f"failed: {reason}", last_step)
         return Ending(status="failed", reason=reason)
     folder.end_attempt(attempt, outcome.status if wrote else "superseded", last_step)
@@ -207,9 +209,14 @@ def _attempt_run(
     )
 
 
+def failure_reason(error: Exception) -> str:
+    """An exception in one line: what a person sees; the traceback is in a file of its own."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def _train(
     job: Job,
-    spec: Any,
+    spec: RunSpec,
     data: TokenData,
     folder: RunFolder,
     watch: Callable[[StepMetrics], None],
@@ -218,8 +225,6 @@ def _train(
 
     def keep(weights: dict[str, torch.Tensor]) -> None:
         from safetensors.torch import save
-
-        from isoflop.files import write_bytes_atomic
 
         write_bytes_atomic(folder.path / "weights.safetensors", save(weights))
 

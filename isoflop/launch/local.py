@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,12 +92,14 @@ def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSumma
     summary = RunSummary(
         num_planned=len(session.plan.unique_runs), num_done_before=session.num_done_before
     )
-    for event in run_jobs(session.jobs, session.num_workers):
-        if event.ending is not None:
-            summary.endings[event.job.run_id] = event.ending
-            if event.ending.status == "failed":
-                _record_death(event.job, event.ending)
-        on_event(event)
+    # Closed here, so that an interrupt stops the workers wherever it strikes.
+    with closing(run_jobs(session.jobs, session.num_workers)) as events:
+        for event in events:
+            if event.ending is not None:
+                summary.endings[event.job.run_id] = event.ending
+                if event.ending.status == "failed":
+                    _record_death(event.job, event.ending)
+            on_event(event)
     return summary
 
 

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -51,7 +51,7 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run_jobs(jobs: Sequence[Job], num_workers: int) -> Iterator[Event]:
+def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
     """Runs every job once, in order, and yields what happens.
 
     A job whose run another live process holds is tried again until that process has finished or

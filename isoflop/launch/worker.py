@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.launch.execute import Ending, Job, execute
+from isoflop.launch.execute import Ending, Job, execute, failure_reason
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
@@ -47,8 +47,6 @@ def _die_with_parent() -> None:
 
 
 def _run(job: Job, data: dict[str, TokenData], jobs: Connection, stop: threading.Event) -> Ending:
-    from isoflop.data.windows import open_data
-
     last_report_s = 0.0
 
     def report(metrics: StepMetrics, steps: int) -> None:
@@ -58,7 +56,19 @@ def _run(job: Job, data: dict[str, TokenData], jobs: Connection, stop: threading
             last_report_s = now
             jobs.send(("step", metrics.step + 1, steps, metrics.loss))
 
-    # The shards are verified once per worker, not once per run.
-    if job.data_folder not in data:
-        data[job.data_folder] = open_data(Path(job.data_folder))
-    return execute(job, data[job.data_folder], on_step=report, should_stop=stop.is_set)
+    try:
+        opened = _opened(job.data_folder, data)
+        return execute(job, opened, on_step=report, should_stop=stop.is_set)
+    except Exception as error:
+        # What fails outside the run itself (data, damaged records, a full disk) fails this job
+        # only; the worker lives on.
+        return Ending(status="failed", reason=failure_reason(error))
+
+
+def _opened(folder: str, data: dict[str, TokenData]) -> TokenData:
+    """The data of a folder; the shards are verified once per worker, not once per run."""
+    from isoflop.data.windows import open_data
+
+    if folder not in data:
+        data[folder] = open_data(Path(folder))
+    return data[folder]

@@ -10,11 +10,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.accounting import Ledger, model_ledger
 from isoflop.accounting.ledger import COMPONENT_NAMES
 from isoflop.families import get_spec
 from isoflop.model import build_model, next_token_loss
 from isoflop.plan.identity import RunSpec
+from isoflop.plan.runs import run_ledger
 from isoflop_kernels import use_implementation
 
 # (d_model, n_layers, n_heads, vocab_size, seq_len, batch_size)
@@ -61,18 +61,6 @@ def made_spec(case: str, scale: int) -> RunSpec:
     )
 
 
-def ledger_of(spec: RunSpec) -> Ledger:
-    family = get_spec(spec.family)
-    return model_ledger(
-        family.ledger(family.Config(**spec.config), spec.d_model, spec.seq_len),
-        d_model=spec.d_model,
-        n_layers=spec.n_layers,
-        n_heads=spec.n_heads,
-        vocab_size=spec.vocab_size,
-        seq_len=spec.seq_len,
-    )
-
-
 def measured_flops(spec: RunSpec, implementation: str = "reference") -> tuple[int, int]:
     """FLOPs of one batch: forward, and forward with backward.
 
@@ -96,7 +84,7 @@ def measured_flops(spec: RunSpec, implementation: str = "reference") -> tuple[in
 def test_measured_flops_are_the_ledgers(case: str, scale: int, implementation: str) -> None:
     spec = made_spec(case, scale)
     forward, training = measured_flops(spec, implementation)
-    per_token = ledger_of(spec).flops(*COMPONENT_NAMES)
+    per_token = run_ledger(spec).flops(*COMPONENT_NAMES)
     assert forward == per_token * spec.batch_size * spec.seq_len
     assert training == 3 * forward
 
@@ -106,5 +94,5 @@ def test_measured_flops_are_the_ledgers(case: str, scale: int, implementation: s
 def test_held_parameters_are_the_ledgers(case: str, scale: int) -> None:
     spec = made_spec(case, scale)
     model = build_model(spec)
-    assert sum(p.numel() for p in model.parameters()) == ledger_of(spec).num_params
-    assert model.embedding.numel() == ledger_of(spec).num_embedding_params
+    assert sum(p.numel() for p in model.parameters()) == run_ledger(spec).num_params
+    assert model.embedding.numel() == run_ledger(spec).num_embedding_params

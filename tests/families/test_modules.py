@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from golden_values import family_and_config, feedforward_names, fixture, index, under, worst_error
 from isoflop.families import family_names, get_build, get_spec
 from isoflop.families._routing.module import build_router
+from isoflop.families.sgatlin.spec import Config
 from isoflop.model.gelu import gelu_tanh
 from isoflop.model.glu import clamped_glu
 from isoflop.model.init import initialise
@@ -78,7 +79,8 @@ def test_gates_are_the_references_choice(name: str, implementation: str) -> None
 
 @pytest.mark.parametrize("router", ["product_dense", "product_key_value", "dense", "key_value"])
 def test_router_ties_go_to_the_lowest_index(router: str) -> None:
-    ours = build_router(router, 8, num_channels=2, num_neighbours=3, num_experts=16, router_width=4)
+    shape = Config(num_channels=2, num_neighbours=3, num_experts=16, router_width=4, router=router)
+    ours = build_router(shape, router, 8)
     for parameter in ours.parameters():
         nn.init.zeros_(parameter)
     score_TCK, idx_TCK = ours(torch.randn(5, 8))

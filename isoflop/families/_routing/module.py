@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from isoflop.families._routing.spec import is_product
+from isoflop.families._routing.spec import RoutedConfig, is_product
 from isoflop.model.init import Initialiser, trunc_normal, trunc_normal_uncorrected
 from isoflop_kernels import product_key_topk, stable_topk
 
@@ -92,22 +92,14 @@ class _Keys:
         return score_TCK, idx_TCK.int()
 
 
-def build_router(
-    router: str,
-    d_model: int,
-    *,
-    num_channels: int,
-    num_neighbours: int,
-    num_experts: int,
-    router_width: int,
-) -> DenseRouter | KeyValueRouter:
+def build_router(config: RoutedConfig, router: str, d_model: int) -> DenseRouter | KeyValueRouter:
     """The router called ``router``; the shape has been checked by the family's Config."""
     router_class = KeyValueRouter if router.endswith("key_value") else DenseRouter
     return router_class(
         d_model,
-        num_channels,
-        num_neighbours,
-        num_experts,
-        router_width,
+        config.num_channels,
+        config.num_neighbours,
+        config.num_experts,
+        config.router_width,
         product=is_product(router),
     )

@@ -6,6 +6,7 @@ Letters: D width, C channels, K neighbours, E experts per table, N = sqrt(E), Q 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from isoflop.accounting import Component
 from isoflop.errors import UserError
@@ -16,20 +17,32 @@ ACTIVATIONS = ("identity", "relu", "gelu_tanh", "silu")
 GATE_ORDERS = ("gate_then_act", "act_then_gate")
 
 
+class RoutedConfig(Protocol):
+    """The fields that every routed family's Config has."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels C."""
+
+    @property
+    def num_neighbours(self) -> int:
+        """Experts K that each channel chooses."""
+
+    @property
+    def num_experts(self) -> int:
+        """Experts E of a table."""
+
+    @property
+    def router_width(self) -> int:
+        """Router width Q."""
+
+
 def is_product(router: str) -> bool:
     """Whether the router scores N + N sub-keys instead of E experts."""
     return router.startswith("product")
 
 
-def check_routing(
-    family: str,
-    *,
-    router: str,
-    num_channels: int,
-    num_neighbours: int,
-    num_experts: int,
-    router_width: int,
-) -> None:
+def check_routing(family: str, router: str, config: RoutedConfig) -> None:
     """Refuses impossible routed shapes.
 
     Raises:
@@ -38,40 +51,43 @@ def check_routing(
     """
     check_positive(
         family,
-        num_channels=num_channels,
-        num_neighbours=num_neighbours,
-        num_experts=num_experts,
-        router_width=router_width,
+        num_channels=config.num_channels,
+        num_neighbours=config.num_neighbours,
+        num_experts=config.num_experts,
+        router_width=config.router_width,
     )
     check_choice(family, "router", router, ROUTERS)
-    pool = num_experts
+    pool = config.num_experts
     if is_product(router):
-        pool = math.isqrt(num_experts)
-        if pool * pool != num_experts:
+        pool = math.isqrt(config.num_experts)
+        if pool * pool != config.num_experts:
             raise UserError(
                 f"{family}.num_experts",
-                num_experts,
+                config.num_experts,
                 "a square number for a product-key router",
                 f"take {pool**2} or {(pool + 1) ** 2}",
             )
-    if num_neighbours >= pool:
+    if config.num_neighbours >= pool:
         of = "the square root of num_experts" if is_product(router) else "num_experts"
         raise UserError(
             f"{family}.num_neighbours",
-            num_neighbours,
+            config.num_neighbours,
             f"below {of} ({pool})",
             "lower it or raise num_experts",
         )
 
 
-def router_component(
-    router: str,
-    d_model: int,
-    *,
-    num_channels: int,
-    num_experts: int,
-    router_width: int,
-) -> Component:
+def routed_ledger(
+    config: RoutedConfig, router: str, *, num_tables: int, d_model: int
+) -> tuple[Component, ...]:
+    """Router and chosen single-neuron experts of one layer."""
+    return (
+        router_component(config, router, d_model),
+        expert_component(config, num_tables, d_model),
+    )
+
+
+def router_component(config: RoutedConfig, router: str, d_model: int) -> Component:
     """FLOPs per token and parameters of one layer's router.
 
     product_dense 2·Q·D + 4·C·N·Q; product_key_value 4·C·Q·D + 4·C·N·Q; dense 2·D·Q + 2·Q·E·C
@@ -79,11 +95,10 @@ def router_component(
     reference leaves it undefined). Top-k and the sums of pairs count 0; every parameter is active.
     """
     halves = 2 if is_product(router) else 1
-    keys_per_half = math.isqrt(num_experts) if is_product(router) else num_experts
-    query_maps = halves * num_channels if router.endswith("key_value") else 1
-    num_params = (
-        query_maps * d_model * router_width + halves * num_channels * keys_per_half * router_width
-    )
+    keys_per_half = math.isqrt(config.num_experts) if is_product(router) else config.num_experts
+    queries = halves * config.num_channels if router.endswith("key_value") else 1
+    keys = halves * config.num_channels * keys_per_half
+    num_params = (queries * d_model + keys) * config.router_width
     return Component(
         name="router",
         # Each router parameter takes part in one multiply-add per token.
@@ -93,14 +108,12 @@ def router_component(
     )
 
 
-def expert_component(
-    d_model: int, *, num_tables: int, num_channels: int, num_neighbours: int, num_experts: int
-) -> Component:
+def expert_component(config: RoutedConfig, num_tables: int, d_model: int) -> Component:
     """FLOPs per token and parameters of single-neuron experts: 4·K·C·D (paper, FLOP table)."""
-    chosen_params = 2 * num_channels * num_neighbours * d_model
+    chosen_params = 2 * config.num_channels * config.num_neighbours * d_model
     return Component(
         name="experts",
         flops_per_token=2 * chosen_params,
-        num_params=2 * num_tables * num_experts * d_model,
+        num_params=2 * num_tables * config.num_experts * d_model,
         num_active_params=chosen_params,
     )

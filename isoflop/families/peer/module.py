@@ -30,14 +30,7 @@ class PEER(nn.Module):
     def __init__(self, config: Config, d_model: int) -> None:
         super().__init__()
         self.gates: Callable[[Tensor, Tensor], None] | None = None
-        self.router = build_router(
-            ROUTER,
-            d_model,
-            num_channels=config.num_channels,
-            num_neighbours=config.num_neighbours,
-            num_experts=config.num_experts,
-            router_width=config.router_width,
-        )
+        self.router = build_router(config, ROUTER, d_model)
         self.w_in = nn.Parameter(torch.empty(1, config.num_experts, d_model))
         self.w_out = nn.Parameter(torch.empty(1, config.num_experts, d_model))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from isoflop.accounting import Component
 from isoflop.families._counts import parameter_counts
 from isoflop.families._routing.ladder import routed_rung
-from isoflop.families._routing.spec import check_routing, expert_component, router_component
+from isoflop.families._routing.spec import check_routing, routed_ledger
 from isoflop.recipe import Recipe
 
 free_dimension = ("num_channels", "num_neighbours")
@@ -29,34 +29,12 @@ class Config:
     """Width Q of a query."""
 
     def __post_init__(self) -> None:
-        check_routing(
-            "peer",
-            router=ROUTER,
-            num_channels=self.num_channels,
-            num_neighbours=self.num_neighbours,
-            num_experts=self.num_experts,
-            router_width=self.router_width,
-        )
+        check_routing("peer", ROUTER, self)
 
 
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
     """Router and chosen experts of one layer."""
-    return (
-        router_component(
-            ROUTER,
-            d_model,
-            num_channels=config.num_channels,
-            num_experts=config.num_experts,
-            router_width=config.router_width,
-        ),
-        expert_component(
-            d_model,
-            num_tables=1,
-            num_channels=config.num_channels,
-            num_neighbours=config.num_neighbours,
-            num_experts=config.num_experts,
-        ),
-    )
+    return routed_ledger(config, ROUTER, num_tables=1, d_model=d_model)
 
 
 num_params, num_active_params = parameter_counts(ledger)

@@ -31,14 +31,7 @@ class SparselyGatedLinear(nn.Module):
         self.gates: Callable[[Tensor, Tensor], None] | None = None
         self.activation = config.activation
         self.gate_order = config.gate_order
-        self.router = build_router(
-            config.router,
-            d_model,
-            num_channels=config.num_channels,
-            num_neighbours=config.num_neighbours,
-            num_experts=config.num_experts,
-            router_width=config.router_width,
-        )
+        self.router = build_router(config, config.router, d_model)
         table = (config.num_channels, config.num_experts, d_model)
         self.w_in = nn.Parameter(torch.empty(table))
         self.w_out = nn.Parameter(torch.empty(table))

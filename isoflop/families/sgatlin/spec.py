@@ -12,8 +12,7 @@ from isoflop.families._routing.spec import (
     ACTIVATIONS,
     GATE_ORDERS,
     check_routing,
-    expert_component,
-    router_component,
+    routed_ledger,
 )
 from isoflop.recipe import Recipe
 
@@ -40,36 +39,14 @@ class Config:
     """Whether the activation follows the gate (the paper's code) or comes before it."""
 
     def __post_init__(self) -> None:
-        check_routing(
-            "sgatlin",
-            router=self.router,
-            num_channels=self.num_channels,
-            num_neighbours=self.num_neighbours,
-            num_experts=self.num_experts,
-            router_width=self.router_width,
-        )
+        check_routing("sgatlin", self.router, self)
         check_choice("sgatlin", "activation", self.activation, ACTIVATIONS)
         check_choice("sgatlin", "gate_order", self.gate_order, GATE_ORDERS)
 
 
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
     """Router and chosen experts of one layer."""
-    return (
-        router_component(
-            config.router,
-            d_model,
-            num_channels=config.num_channels,
-            num_experts=config.num_experts,
-            router_width=config.router_width,
-        ),
-        expert_component(
-            d_model,
-            num_tables=config.num_channels,
-            num_channels=config.num_channels,
-            num_neighbours=config.num_neighbours,
-            num_experts=config.num_experts,
-        ),
-    )
+    return routed_ledger(config, config.router, num_tables=config.num_channels, d_model=d_model)
 
 
 num_params, num_active_params = parameter_counts(ledger)
