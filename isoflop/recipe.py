@@ -166,8 +166,8 @@ MICRO_V1 = Recipe(
     warmup_fraction=0.1,
     min_steps=40,
     precision="fp32",
-    small_batch=(16, 128),
-    large_batch=(16, 128),
+    small_batch=(8, 128),
+    large_batch=(8, 128),
     large_budget=0,
     max_size=len(_MICRO_WIDTHS),
 )
