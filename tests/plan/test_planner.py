@@ -176,7 +176,7 @@ def test_variants_may_change_depth() -> None:
                 "variants": (Variant(arch="a", family="mlp", overrides={"n_heads": 3}),),
                 "archs": ("a",),
             },
-            "d_model = 16: must be a multiple of 2",
+            "d_model = 8: must be a multiple of 2",
         ),
         (
             {
