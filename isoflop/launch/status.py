@@ -10,7 +10,7 @@ from typing import Any
 from isoflop.launch.store import RunFolder
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import RUNS, write_table
+from isoflop.tables import RUNS, read_table, write_table
 
 STATES = ("done", "running", "diverged", "failed", "missing")
 
@@ -24,6 +24,8 @@ _MEASURED = (
     "peak_mem_bytes",
     "tokens_per_s",
 )
+
+_KEPT = (*_MEASURED, "n_attempts", "status", "status_reason", "excluded_reason")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,14 +94,37 @@ def runs_row(state: RunState) -> dict[str, Any]:
 def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[dict[str, Any]]:
     """Writes runs.parquet from the run folders and returns its rows.
 
+    A run without a folder keeps the result that the study's runs.parquet already has: the tables
+    of a study travel without its run folders.
+
     Args:
         folder: the study's folder.
         plan: its plan.
         out_folder: where the table goes; None: into the study's folder.
 
     Raises:
-        UserError: a file of a run's folder is damaged.
+        UserError: a file of a run's folder is damaged, or a table that is needed is.
     """
-    rows = [runs_row(state) for state in study_states(folder, plan)]
+    states = study_states(folder, plan)
+    rows = [runs_row(state) for state in states]
+    kept = results_without_folder(folder, states)
+    rows = [row | kept.get(row["run_id"], {}) for row in rows]
     write_table((out_folder or folder) / "runs.parquet", rows, RUNS)
     return rows
+
+
+def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, dict[str, Any]]:
+    """What runs.parquet says of finished runs that have no folder here, by run id.
+
+    Raises:
+        UserError: there are runs without a folder, and the table is damaged.
+    """
+    path = folder / "runs.parquet"
+    bare = {s.run.run_id for s in states if s.num_attempts == 0 and s.result is None}
+    if not bare or not path.exists():
+        return {}
+    return {
+        row["run_id"]: {name: row[name] for name in _KEPT}
+        for row in read_table(path, RUNS)
+        if row["run_id"] in bare and row["status"] in ("done", "diverged")
+    }

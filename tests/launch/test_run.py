@@ -272,3 +272,20 @@ def test_a_study_folder_may_move(undisturbed: Path, tmp_path: Path) -> None:
     moved = tmp_path / "a folder with spaces & 'quotes'"
     shutil.copytree(undisturbed, moved)
     assert "0 runs to train, 6 complete" in command.isoflop("run", moved).stdout
+
+
+def test_results_without_run_folders_are_kept(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    shutil.copy(undisturbed / "plan.json", folder)
+    assert command.isoflop("fit", undisturbed, "--out", folder).returncode == 0
+    before = read_table(folder / "runs.parquet", RUNS)
+    said = command.isoflop("status", folder).stdout
+    assert "results of 6 runs that have no folder here" in said
+    fitted = command.isoflop("fit", folder)
+    assert "No runs excluded." in fitted.stdout
+    assert read_table(folder / "runs.parquet", RUNS) == before
+    (folder / "runs.parquet").write_bytes(b"PAR1")
+    damaged = command.isoflop("fit", folder)
+    assert damaged.returncode == 2
+    assert (folder / "runs.parquet").read_bytes() == b"PAR1"

@@ -1,0 +1,57 @@
+"""Committed results are what the code makes of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import command
+from isoflop.plan.artefact import plan_to_json, read_plan
+from isoflop.plan.planner import make_plan
+from isoflop.resources import builtin
+from isoflop.study import load_study
+from isoflop.tables import FITS, OPTIMA, RUNS, Schema, read_table
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "results" / "quickstart"
+
+
+def test_the_committed_plan_is_the_plan_of_the_study_file() -> None:
+    planned = make_plan(load_study(builtin("experiments", "quickstart.toml")))
+    assert plan_to_json(read_plan(QUICKSTART)) == plan_to_json(planned)
+
+
+def test_the_committed_fits_follow_from_the_committed_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "quickstart"
+    folder.mkdir()
+    for name in ("plan.json", "runs.parquet"):
+        shutil.copy(QUICKSTART / name, folder)
+    assert command.isoflop("fit", folder).returncode == 0
+    tables: list[tuple[str, Schema]] = [
+        ("runs", RUNS),
+        ("optima", OPTIMA),
+        ("fits", FITS),
+    ]
+    for name, schema in tables:
+        made = read_table(folder / f"{name}.parquet", schema)
+        committed = read_table(QUICKSTART / f"{name}.parquet", schema)
+        assert len(made) == len(committed)
+        for ours, theirs in zip(made, committed, strict=True):
+            for column, value in theirs.items():
+                # Least squares may differ in the last digits between processors.
+                exact = not isinstance(value, float)
+                assert ours[column] == (value if exact else pytest.approx(value, rel=1e-9))
+    assert {p.name for p in (folder / "plots").iterdir()} == {
+        p.name for p in (QUICKSTART / "plots").iterdir()
+    }
+
+
+def test_most_minima_of_the_quick_start_are_interior() -> None:
+    statuses = [
+        row["status"]
+        for row in read_table(QUICKSTART / "optima.parquet", OPTIMA)
+        if row["axis"] == "n_params"
+    ]
+    assert len(statuses) == 15
+    assert statuses.count("interior") > 7
