@@ -7,11 +7,16 @@ from typing import Any
 import click
 
 from isoflop import __version__
+from isoflop.commands.calibrate import calibrate
 from isoflop.commands.data import data
+from isoflop.commands.diff import diff
+from isoflop.commands.extend import extend
 from isoflop.commands.fit import fit
+from isoflop.commands.flops import flops
 from isoflop.commands.plan import plan
 from isoflop.commands.quickstart import quickstart
 from isoflop.commands.run import run, status
+from isoflop.commands.show import show
 from isoflop.errors import UserError
 
 USER_MISTAKE = 2
@@ -42,5 +47,18 @@ def main() -> None:
     """
 
 
-for _verb in (plan, run, status, fit, quickstart, data):
+_VERBS = (
+    plan,
+    show,
+    diff,
+    extend,
+    run,
+    status,
+    fit,
+    quickstart,
+    flops,
+    calibrate,
+    data,
+)
+for _verb in _VERBS:
     main.add_command(_verb)

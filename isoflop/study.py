@@ -14,13 +14,18 @@ from typing import Any
 
 from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
-from isoflop.families import family_names
+from isoflop.families import add_family_folder, family_names, is_family
 from isoflop.numbers import format_flops
 from isoflop.recipe import get_recipe
+from isoflop.study_checks import check_family, check_list, check_number, check_word
 
-MATCHES = ("ladder",)
+MATCHES = ("ladder", "flops_per_token", "active_params")
 KEEP_WEIGHTS = ("none", "all")
 SIZES_DEFAULT = "default"
+SIZES_AUTO = "auto"
+
+# A minimum needs a rung on either side.
+MIN_NUM_SIZES = 3
 
 PAPER_ARCHS = ("mlp", "swiglu", "moe", "peer", "sgatlin")
 
@@ -56,9 +61,18 @@ class Study:
     archs: tuple[str, ...]
     """Families and variant labels to compare."""
     convention: str = "paper"
-    sizes: tuple[int, ...] | SizeTable | None = None
-    """Rungs for all; or by budget and arch (`default` for the rest); None: the recipe's."""
+    sizes: tuple[int, ...] | SizeTable | str | None = None
+    """Rungs for all; or by budget and arch (`default` for the rest); None: the recipe's; `auto`:
+    centred where the recipe's prior expects the optimum."""
+    num_sizes: int | None = None
+    """Rungs of an `auto` grid; None: as many as are worth it (isoflop.plan.auto)."""
     match: str = "ladder"
+    """What families have in common at a size: the recipe's `ladder`, `flops_per_token` or
+    `active_params`."""
+    match_reference: str | None = None
+    """The arch that the others are matched to; None: the first dense one, else mlp."""
+    tolerance: float = 0.01
+    """Largest relative difference to the reference that a matched shape may have."""
     seeds: tuple[int, ...] = (0,)
     recipe: str = "paper-v1"
     keep_weights: str = "none"
@@ -70,55 +84,95 @@ class Study:
     """Tokens per sequence; None: the recipe's at each budget."""
     batch_size: int | None = None
     """Sequences per step; None: the recipe's at each budget."""
+    max_epochs: float = 4.0
+    """Passes over the training data that a run may make, where the size of the corpus is known.
+
+    Up to four, repeated data are about as good as new (Muennighoff et al. 2023)."""
+    family_paths: tuple[str, ...] = ()
+    """Folders of families defined outside the package; never part of a run's identity."""
     placement: Mapping[str, str] = field(default_factory=lambda: {"cluster": "local"})
     """Where to run; never part of a run's identity."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_budgets(self.budgets)
+        self._add_families()
         get_convention(self.convention)
         get_recipe(self.recipe)
-        _check_word("match", self.match, MATCHES)
-        _check_word("keep_weights", self.keep_weights, KEEP_WEIGHTS)
-        _check_list("seeds", self.seeds, at_least=0)
+        check_word("match", self.match, MATCHES)
+        check_word("keep_weights", self.keep_weights, KEEP_WEIGHTS)
+        check_list("seeds", self.seeds, at_least=0)
         for name in ("seq_len", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name}", value, "1 or more", "correct the study")
+        check_number("tolerance", self.tolerance, above=0, up_to=0.5)
+        check_number("data.max_epochs", self.max_epochs, above=0, up_to=None)
         self._check_archs()
         self._check_sizes()
+        self._check_hypotheses()
+
+    def _add_families(self) -> None:
+        for path in self.family_paths:
+            add_family_folder(Path(path))
 
     def _check_archs(self) -> None:
         labels = [v.arch for v in self.variants]
         for label in labels:
-            if label in family_names() or labels.count(label) > 1:
+            if is_family(label) or labels.count(label) > 1:
                 raise UserError("variant.arch", label, "a label of its own", "rename the variant")
         for variant in self.variants:
-            _check_word(f"family of variant {variant.arch}", variant.family, family_names())
-        known = (*family_names(), *labels)
+            check_family(f"family of variant {variant.arch}", variant.family, ())
         if not self.archs:
-            raise UserError("archs", [], f"one or more of {', '.join(known)}", "name some")
+            known = ", ".join((*family_names(), *labels))
+            raise UserError("archs", [], f"one or more of {known}", "name some")
         for arch in self.archs:
-            _check_word("archs", arch, known)
+            check_family("archs", arch, labels)
             if self.archs.count(arch) > 1:
                 raise UserError("archs", arch, "named once", "remove the repetition")
+        if self.match_reference is not None:
+            check_family("match_reference", self.match_reference, labels)
 
     def _check_sizes(self) -> None:
+        if self.num_sizes is not None:
+            if self.sizes != SIZES_AUTO:
+                raise UserError(
+                    "num_sizes", self.num_sizes, 'left out unless sizes = "auto"', "remove it"
+                )
+            if self.num_sizes < MIN_NUM_SIZES:
+                raise UserError(
+                    "num_sizes", self.num_sizes, f"{MIN_NUM_SIZES} or more", "correct it"
+                )
         if self.sizes is None:
             return
+        if isinstance(self.sizes, str):
+            allowed = 'rungs such as [1, 2, 3], a table of them by budget, or "auto"'
+            if self.sizes != SIZES_AUTO:
+                raise UserError("sizes", self.sizes, allowed, "correct the study")
+            return
         if isinstance(self.sizes, tuple):
-            _check_list("sizes", self.sizes, at_least=1)
+            check_list("sizes", self.sizes, at_least=1)
             return
         for budget, by_arch in self.sizes.items():
             if budget not in self.budgets:
                 there = ", ".join(map(format_flops, self.budgets))
                 raise UserError("sizes", format_flops(budget), f"a budget ({there})", "remove it")
             for arch, rungs in by_arch.items():
-                _check_word("sizes", arch, (*self.archs, SIZES_DEFAULT))
-                _check_list(f"sizes.{format_flops(budget)}.{arch}", rungs, at_least=1)
+                check_word("sizes", arch, (*self.archs, SIZES_DEFAULT))
+                check_list(f"sizes.{format_flops(budget)}.{arch}", rungs, at_least=1)
         for budget in self.budgets:
             for arch in self.archs:
                 self.sizes_at(budget, arch)
+
+    def _check_hypotheses(self) -> None:
+        ids = [hypothesis.id for hypothesis in self.hypotheses]
+        for hypothesis in self.hypotheses:
+            for name in ("id", "claim", "decide"):
+                value = getattr(hypothesis, name)
+                if not value.strip():
+                    raise UserError(f"hypothesis.{name}", value, "given", "write it out")
+            if ids.count(hypothesis.id) > 1:
+                raise UserError("hypothesis.id", hypothesis.id, "used once", "rename one")
 
     def sizes_at(self, budget_flops: int, arch: str) -> tuple[int, ...] | None:
         """The rungs the study names for a budget and arch; None where it leaves them open.
@@ -126,7 +180,9 @@ class Study:
         Raises:
             UserError: the study's table of sizes lacks the entry.
         """
-        if self.sizes is None or isinstance(self.sizes, tuple):
+        if self.sizes is None or isinstance(self.sizes, str):
+            return None
+        if isinstance(self.sizes, tuple):
             return self.sizes
         by_arch = self.sizes.get(budget_flops, {})
         if arch in by_arch or SIZES_DEFAULT in by_arch:
@@ -149,7 +205,7 @@ class Study:
                 str(budget): {arch: list(rungs) for arch, rungs in by_arch.items()}
                 for budget, by_arch in sizes.items()
             }
-        elif sizes is not None:
+        elif isinstance(sizes, tuple):
             sizes = list(sizes)
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(Study)}
         return plain | {
@@ -159,6 +215,7 @@ class Study:
             "seeds": list(self.seeds),
             "variants": [dataclasses.asdict(v) for v in self.variants],
             "hypotheses": [dataclasses.asdict(h) for h in self.hypotheses],
+            "family_paths": list(self.family_paths),
             "placement": dict(self.placement),
         }
 
@@ -218,7 +275,7 @@ def load_study(path: Path) -> Study:
         raise UserError("study", str(path), f"valid TOML ({error})", "correct the file") from None
     from isoflop.study_file import study_from_toml
 
-    return study_from_toml(values)
+    return study_from_toml(values, folder=path.parent)
 
 
 def _check_name(name: str) -> None:
@@ -235,18 +292,3 @@ def _check_budgets(budgets: Sequence[int]) -> None:
         if after <= before:
             given = shown(", ".join(map(format_flops, budgets)))
             raise UserError("budgets", given, "ascending, each once", "sort them")
-
-
-def _check_word(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(name, value, f"one of {', '.join(allowed)}", "correct the study")
-
-
-def _check_list(name: str, values: Sequence[int], at_least: int) -> None:
-    if not values:
-        raise UserError(name, [], "one entry or more", "add one")
-    for value in values:
-        if value < at_least:
-            raise UserError(name, value, f"{at_least} or more", "correct it")
-    if len(set(values)) < len(values):
-        raise UserError(name, list(values), "distinct", "remove the repetition")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
@@ -38,8 +40,11 @@ class _StudySection(_Strict):
     budgets: list[StrictInt | float | StrictStr]
     archs: list[StrictStr]
     convention: StrictStr = "paper"
-    sizes: _Rungs | _SizesByBudget | None = None
+    sizes: _Rungs | _SizesByBudget | StrictStr | None = None
+    num_sizes: StrictInt | None = None
     match: StrictStr = "ladder"
+    match_reference: StrictStr | None = None
+    tolerance: float = 0.01
     seeds: list[StrictInt] = [0]
     recipe: StrictStr = "paper-v1"
     keep_weights: StrictStr = "none"
@@ -50,6 +55,11 @@ class _DataSection(_Strict):
     tokenizer: StrictStr = "byte"
     seq_len: StrictInt | None = None
     batch_size: StrictInt | None = None
+    max_epochs: float = 4.0
+
+
+class _FamiliesSection(_Strict):
+    paths: list[StrictStr] = []
 
 
 class _PlacementSection(_Strict):
@@ -61,22 +71,46 @@ class _StudyFile(_Strict):
     variant: list[_Variant] = []
     hypothesis: list[_Hypothesis] = []
     data: _DataSection = _DataSection()
+    families: _FamiliesSection = _FamiliesSection()
     placement: _PlacementSection = _PlacementSection()
 
 
-def study_from_toml(values: Mapping[str, Any]) -> Study:
+def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
     """A study from the parsed TOML of a study file.
+
+    Args:
+        values: what the file holds.
+        folder: where the file lies; the paths of families start there.
 
     Raises:
         UserError: an unknown key, a wrong type or a value that is not allowed.
     """
     parsed = _validate(_StudyFile, values)
-    return _study(parsed.study, parsed.data, parsed.placement, parsed.variant, parsed.hypothesis)
+    return _study(
+        parsed.study,
+        parsed.data,
+        parsed.placement,
+        parsed.variant,
+        parsed.hypothesis,
+        [_from_here(folder / path) for path in parsed.families.paths],
+    )
 
 
-class _FrozenStudy(_StudySection, _DataSection):
+def _from_here(path: Path) -> str:
+    """The path as a plan keeps it: relative to the current folder where it lies below it.
+
+    A plan that is made at the top of a repository can then be read in anyone's copy of it.
+    """
+    here, there = Path.cwd(), Path(os.path.normpath(Path.cwd() / path))
+    return str(there.relative_to(here)) if there.is_relative_to(here) else str(there)
+
+
+class FrozenStudy(_StudySection, _DataSection):
+    """The `study` entry of a plan.json."""
+
     variants: list[_Variant]
     hypotheses: list[_Hypothesis]
+    family_paths: list[StrictStr] = []
     placement: _PlacementSection
 
 
@@ -86,8 +120,15 @@ def study_from_json(values: Any) -> Study:
     Raises:
         UserError: an unknown key, a wrong type or a value that is not allowed.
     """
-    parsed = _validate(_FrozenStudy, values)
-    return _study(parsed, parsed, parsed.placement, parsed.variants, parsed.hypotheses)
+    parsed = _validate(FrozenStudy, values)
+    return _study(
+        parsed,
+        parsed,
+        parsed.placement,
+        parsed.variants,
+        parsed.hypotheses,
+        parsed.family_paths,
+    )
 
 
 def _study(
@@ -96,6 +137,7 @@ def _study(
     placement: _PlacementSection,
     variants: list[_Variant],
     hypotheses: list[_Hypothesis],
+    family_paths: list[str],
 ) -> Study:
     return Study(
         name=section.name,
@@ -103,7 +145,10 @@ def _study(
         archs=tuple(section.archs),
         convention=section.convention,
         sizes=_sizes(section.sizes),
+        num_sizes=section.num_sizes,
         match=section.match,
+        match_reference=section.match_reference,
+        tolerance=section.tolerance,
         seeds=tuple(section.seeds),
         recipe=section.recipe,
         keep_weights=section.keep_weights,
@@ -113,15 +158,17 @@ def _study(
         tokenizer=data.tokenizer,
         seq_len=data.seq_len,
         batch_size=data.batch_size,
+        max_epochs=data.max_epochs,
+        family_paths=tuple(family_paths),
         placement=placement.model_dump(),
     )
 
 
 def _sizes(
-    given: _Rungs | _SizesByBudget | None,
-) -> tuple[int, ...] | dict[int, dict[str, tuple[int, ...]]] | None:
-    if given is None:
-        return None
+    given: _Rungs | _SizesByBudget | str | None,
+) -> tuple[int, ...] | dict[int, dict[str, tuple[int, ...]]] | str | None:
+    if given is None or isinstance(given, str):
+        return given
     if isinstance(given, list):
         return tuple(given)
     return {

@@ -19,7 +19,7 @@ from isoflop.files import write_bytes_atomic
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _VERSION_KEY = b"isoflop_schema_version"
 
 
@@ -57,6 +57,7 @@ PLAN = Schema(
         ("budget_flops", "float64"),
         ("flops", "float64"),
         ("residual", "float64"),
+        ("match_residual", "float64"),
         ("n_params", "int64"),
         ("n_active", "int64"),
         ("n_nonembed", "int64"),
@@ -67,6 +68,7 @@ PLAN = Schema(
         ("seed", "int64"),
         ("d_model", "int64"),
         ("n_layers", "int64"),
+        ("n_heads", "int64"),
         ("epochs", "float64"),
         ("flops_attn_proj", "float64"),
         ("flops_attn_scores", "float64"),

@@ -25,7 +25,7 @@ def test_the_committed_plan_is_the_plan_of_the_study_file() -> None:
 def test_the_committed_fits_follow_from_the_committed_runs(tmp_path: Path) -> None:
     folder = tmp_path / "quickstart"
     folder.mkdir()
-    for name in ("plan.json", "runs.parquet"):
+    for name in ("plan.json", "estimates.json", "runs.parquet"):
         shutil.copy(QUICKSTART / name, folder)
     assert command.isoflop("fit", folder).returncode == 0
     tables: list[tuple[str, Schema]] = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.errors import UserError
+from isoflop.families import PATHS_VARIABLE
+from isoflop.families.mlp import spec as mlp
 from isoflop.numbers import format_flops
 from isoflop.study import Study, load_study, parse_flops
 from isoflop.study_file import study_from_json, study_from_toml
@@ -49,7 +52,33 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         (_with("study", archs="mlp"), "study.archs"),
         (_with("study", convention="kaplan"), "convention = 'kaplan'"),
         (_with("study", recipe="big-v9"), "recipe = 'big-v9': must be paper-v1 or micro-v1"),
-        (_with("study", match="width"), "match = 'width': must be one of ladder"),
+        (
+            _with("study", match="width"),
+            "match = 'width': must be one of ladder, flops_per_token, active_params",
+        ),
+        (_with("study", match_reference="rnn"), "match_reference = 'rnn': must be one of mlp"),
+        (_with("study", tolerance=0), "tolerance = 0.0: must be a number above 0"),
+        (_with("study", tolerance=float("nan")), "tolerance = nan"),
+        (
+            _with("study", tolerance=0.9),
+            "tolerance = 0.9: must be a number above 0 and at most 0.5",
+        ),
+        (_with("study", tolerance="1 %"), "study.tolerance = '1 %'"),
+        (_with("study", sizes="all"), "sizes = 'all': must be rungs such as"),
+        (_with("study", sizes="auto", num_sizes=2), "num_sizes = 2: must be 3 or more"),
+        (_with("study", num_sizes=5), 'num_sizes = 5: must be left out unless sizes = "auto"'),
+        (_with("data", max_epochs=0), "data.max_epochs = 0.0: must be a number above 0"),
+        (_with("data", max_epochs=float("inf")), "data.max_epochs = inf"),
+        (_with("families", paths=["nowhere"]), "families.paths = 'nowhere'"),
+        (_with("families", folders=["x"]), "families.folders = \\['x'\\]: must be a known key"),
+        (
+            MINIMAL | {"hypothesis": [{"id": "H", "claim": "c", "decide": " "}]},
+            "hypothesis.decide = ' ': must be given",
+        ),
+        (
+            MINIMAL | {"hypothesis": [{"id": "H", "claim": "c", "decide": "d"}] * 2},
+            "hypothesis.id = 'H': must be used once",
+        ),
         (_with("study", keep_weights="some"), "keep_weights = 'some'"),
         (_with("study", seeds=[-1]), "seeds = -1: must be 0 or more"),
         (_with("study", seeds=[1, 1]), "seeds = \\[1, 1\\]: must be distinct"),
@@ -81,10 +110,55 @@ def test_a_study_survives_json() -> None:
         | {
             "variant": [{"arch": "x", "family": "sgatlin", "overrides": {"router": "dense"}}],
             "hypothesis": [{"id": "H", "claim": "c", "decide": "d"}],
-            "data": {"seq_len": 64, "batch_size": 8},
+            "data": {"seq_len": 64, "batch_size": 8, "max_epochs": 1.5},
         }
     )
     assert study_from_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize("match", ["ladder", "flops_per_token", "active_params"])
+def test_matching_and_auto_sizes_survive_json(match: str) -> None:
+    changes = {"match": match, "match_reference": "swiglu", "tolerance": 0.02}
+    study = study_from_toml(_with("study", sizes="auto", num_sizes=5, **changes))
+    assert (study.sizes, study.num_sizes, study.max_epochs) == ("auto", 5, 4)
+    again = study_from_json(json.loads(json.dumps(study.to_json())))
+    assert again == study
+    # The very same text, so that planning again recognises the plan that is there.
+    assert json.dumps(again.to_json()) == json.dumps(study.to_json())
+
+
+def test_a_study_of_an_earlier_version_gets_the_defaults() -> None:
+    frozen = study_from_toml(MINIMAL).to_json()
+    for key in ("num_sizes", "match_reference", "tolerance", "max_epochs", "family_paths"):
+        del frozen[key]
+    assert study_from_json(frozen) == study_from_toml(MINIMAL)
+
+
+def test_family_folders_are_named_relative_to_the_study_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATHS_VARIABLE, "")
+    folder = tmp_path / "experiments" / "wide"
+    folder.mkdir(parents=True)
+    source = Path(mlp.__file__)
+    (folder / "spec.py").write_bytes(source.read_bytes())
+    (folder / "module.py").write_bytes(source.with_name("module.py").read_bytes())
+    file = tmp_path / "experiments" / "s.toml"
+    file.write_text(
+        '[study]\nname = "s"\nbudgets = [1e17]\narchs = ["mlp", "wide"]\n'
+        '[families]\npaths = ["wide"]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    study = load_study(Path("experiments/s.toml"))
+    # Below the current folder the path is kept relative: a plan reads the same in any copy.
+    assert study.family_paths == ("experiments/wide",)
+    assert study_from_json(study.to_json()) == study
+    monkeypatch.chdir(tmp_path / "experiments")
+    assert load_study(Path("s.toml")).family_paths == ("wide",)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load_study(file).family_paths == (str(folder),)
 
 
 @pytest.mark.parametrize("typed", ["1e17", 1e17, "100000000000000000", 10**17, " 1E17 ", "1.0e17"])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoflop.errors import UserError
-from isoflop.tables import FITS, OPTIMA, PLAN, RUNS, read_table, write_table
+from isoflop.tables import FITS, OPTIMA, PLAN, RUNS, SCHEMA_VERSION, read_table, write_table
 
 ROW: dict[str, Any] = dict.fromkeys(OPTIMA.names)
 
@@ -57,9 +57,10 @@ def test_damaged_tables_are_one_clear_line(tmp_path: Path) -> None:
             read_table(path, OPTIMA)
         assert "\n" not in str(caught.value)
     pq.write_table(pa.table({"arch": ["mlp"]}), path)
-    with pytest.raises(UserError, match="schema version 1 \\(it is none\\)"):
+    with pytest.raises(UserError, match=f"schema version {SCHEMA_VERSION} \\(it is none\\)"):
         read_table(path, OPTIMA)
-    table = pa.table({"arch": ["mlp"]}).replace_schema_metadata({"isoflop_schema_version": "1"})
+    version = {"isoflop_schema_version": str(SCHEMA_VERSION)}
+    table = pa.table({"arch": ["mlp"]}).replace_schema_metadata(version)
     pq.write_table(table, path)
     with pytest.raises(UserError, match="with column budget_flops"):
         read_table(path, OPTIMA)

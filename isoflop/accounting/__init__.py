@@ -1,15 +1,39 @@
 """FLOPs and parameters, counted once: components, the ledger of a model, named conventions."""
 
-from isoflop.accounting.conventions import CONVENTIONS, get_convention, paper, paper_head
-from isoflop.accounting.ledger import COMPONENT_NAMES, Component, Ledger, model_ledger
+from isoflop.accounting.conventions import (
+    CONVENTIONS,
+    causal,
+    chinchilla,
+    get_convention,
+    paper,
+    paper_head,
+    six_n,
+    six_n_total,
+)
+from isoflop.accounting.ledger import (
+    COMPONENT_NAMES,
+    Component,
+    Ledger,
+    arithmetic_intensity,
+    bytes_gathered_per_token,
+    model_ledger,
+)
+from isoflop.accounting.stored import stored_ledger
 
 __all__ = [
     "COMPONENT_NAMES",
     "CONVENTIONS",
     "Component",
     "Ledger",
+    "arithmetic_intensity",
+    "bytes_gathered_per_token",
+    "causal",
+    "chinchilla",
     "get_convention",
     "model_ledger",
     "paper",
     "paper_head",
+    "six_n",
+    "six_n_total",
+    "stored_ledger",
 ]

@@ -7,6 +7,7 @@ file). Everything is a Python int, so budgets of any size add up without overflo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,15 +26,25 @@ class Component:
     """Parameters held."""
     num_active_params: int
     """Parameters a token uses: all but the table rows of experts it did not choose."""
+    gathered_values_per_token: int = 0
+    """Table entries read for each token in the forward pass, by rows that the token itself chose:
+    both rows of each chosen single-neuron expert. Matrices that many tokens share count 0."""
 
     def times(self, count: int) -> Component:
         """The same component, ``count`` times over."""
         return Component(
-            name=self.name,
-            flops_per_token=self.flops_per_token * count,
-            num_params=self.num_params * count,
-            num_active_params=self.num_active_params * count,
+            name=self.name, **{field: getattr(self, field) * count for field in _COUNTS}
         )
+
+    def plus(self, other: Component) -> Component:
+        """Two components of one name added up."""
+        return Component(
+            name=self.name,
+            **{field: getattr(self, field) + getattr(other, field) for field in _COUNTS},
+        )
+
+
+_COUNTS = tuple(f.name for f in dataclasses.fields(Component) if f.name != "name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +54,16 @@ class Ledger:
     components: tuple[Component, ...]
     num_embedding_params: int
     """Parameters of the (tied) embedding: vocabulary times width."""
+    n_layers: int
+    """Blocks; with the next two, what conventions need beyond the components."""
+    n_heads: int
+    """Attention heads of a block."""
+    seq_len: int
+    """Tokens per sequence T that the attention scores were counted at."""
+
+    def component(self, name: str) -> Component:
+        """The component called ``name``."""
+        return next(c for c in self.components if c.name == name)
 
     def flops(self, *names: str) -> int:
         """Forward FLOPs per token of the named components together."""
@@ -100,13 +121,7 @@ def add_up(components: Iterable[Component]) -> tuple[Component, ...]:
     """One entry per name, in the order of COMPONENT_NAMES; absent names are zero."""
     totals = {name: _dense(name, 0, 0) for name in COMPONENT_NAMES}
     for c in components:
-        so_far = totals[c.name]
-        totals[c.name] = Component(
-            name=c.name,
-            flops_per_token=so_far.flops_per_token + c.flops_per_token,
-            num_params=so_far.num_params + c.num_params,
-            num_active_params=so_far.num_active_params + c.num_active_params,
-        )
+        totals[c.name] = totals[c.name].plus(c)
     return tuple(totals.values())
 
 
@@ -131,4 +146,28 @@ def model_ledger(
     """
     layer = (*attention(d_model, n_heads, seq_len), *feed_forward)
     whole = [c.times(n_layers) for c in layer] + list(head(d_model, vocab_size))
-    return Ledger(components=add_up(whole), num_embedding_params=vocab_size * d_model)
+    return Ledger(
+        components=add_up(whole),
+        num_embedding_params=vocab_size * d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        seq_len=seq_len,
+    )
+
+
+def bytes_gathered_per_token(ledger: Ledger, bytes_per_value: int) -> int:
+    """Bytes of table rows read for each token in the forward pass, all layers together.
+
+    A lower bound on traffic when no row is reused between tokens; caches can only lower it.
+    """
+    return bytes_per_value * sum(c.gathered_values_per_token for c in ledger.components)
+
+
+def arithmetic_intensity(component: Component, bytes_per_value: int) -> float | None:
+    """Forward FLOPs per gathered byte of a component; None where it gathers nothing.
+
+    The gather of single-neuron experts is 2 FLOPs per value: 1 FLOP per byte in bf16.
+    """
+    if component.gathered_values_per_token == 0:
+        return None
+    return component.flops_per_token / (component.gathered_values_per_token * bytes_per_value)

@@ -11,7 +11,9 @@ from isoflop.commands import FOLDER
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
+    from isoflop.plan.estimate import Calibration, Hardware, PlanEstimate
     from isoflop.plan.planner import Plan
+    from isoflop.plan.power import PowerReport
     from isoflop.study import Study
 
 
@@ -19,19 +21,60 @@ if TYPE_CHECKING:
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--budgets", metavar="1e17,1e18", help="Training FLOPs per run, ascending.")
 @click.option("--out", type=FOLDER, help="Folder for the plan.  [default: results/NAME]")
-def plan(study: Path | None, budgets: str | None, out: Path | None) -> None:
+@click.option(
+    "--hardware",
+    metavar="NAME",
+    help="Estimate for h100, h200, a100, mi300x, cpu2 or a .toml.  [default: h100, or cpu2 for "
+    "fp32 recipes]",
+)
+@click.option("--price", type=float, help="Price of a device-hour, for the estimated cost.")
+@click.option("--max-gpu-hours", type=float, help="Refuse a plan estimated to take more.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Step times of isoflop calibrate.  [default: calibration.json in the plan's folder]",
+)
+@click.option("--power", is_flag=True, help="Show the intervals to expect, by simulation.")
+@click.option(
+    "--noise",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="With --power: standard deviation of the log loss between seeds.",
+)
+def plan(
+    study: Path | None,
+    budgets: str | None,
+    out: Path | None,
+    hardware: str | None,
+    price: float | None,
+    max_gpu_hours: float | None,
+    calibration: Path | None,
+    power: bool,
+    noise: float,
+) -> None:
     """Plan matched-budget runs and write them for review.
 
     STUDY is a study file (.toml). Without one, the paper's grid is planned at the given budgets:
-    its ladder, batch and sequence length, all five families.
+    its ladder, batch and sequence length, all five families. Times and memory are estimates.
     """
     from isoflop.plan.artefact import write_plan
+    from isoflop.plan.estimate import estimate_plan, store_estimates
     from isoflop.plan.planner import make_plan
 
     planned = make_plan(read_study(study, budgets))
     folder = out or Path("results") / planned.study.name
+    profile = _profile(planned, hardware)
+    # Before anything is written: a plan over the cap leaves nothing behind.
+    estimate = estimate_plan(
+        planned, profile, price, max_gpu_hours, read_calibration(calibration, folder, profile)
+    )
+    report = _power(planned, noise) if power else None
     is_new = write_plan(planned, folder)
-    show_plan(planned)
+    store_estimates(planned, estimate, folder)
+    show_plan(planned, estimate)
+    if report is not None:
+        _show_power(report)
     click.echo(f"{'written to' if is_new else 'unchanged:'} {folder}/plan.json and plan.parquet")
 
 
@@ -56,11 +99,56 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
     return paper_study(parsed)
 
 
-def show_plan(planned: Plan) -> None:
-    """Prints the plan's table, totals and warnings."""
+def _profile(planned: Plan, name: str | None) -> Hardware:
+    from isoflop.plan.estimate import load_hardware
+    from isoflop.recipe import get_recipe
+
+    recipe = get_recipe(planned.study.recipe)
+    return load_hardware(name or ("cpu2" if recipe.precision == "fp32" else "h100"))
+
+
+def read_calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
+    """The calibration that is named, or the folder's own if it is of the profile's kind.
+
+    Raises:
+        UserError: a named file is missing, or either file is damaged.
+    """
+    from isoflop.plan.estimate import load_calibration
+    from isoflop.plan.estimate.calibration import FILE_NAME
+
+    if path is not None:
+        return load_calibration(path)
+    if not (folder / FILE_NAME).exists():
+        return None
+    found = load_calibration(folder / FILE_NAME)
+    # What was measured on one kind of device says nothing of another.
+    return found if found.kind == profile.kind else None
+
+
+def show_plan(planned: Plan, estimate: PlanEstimate | None) -> None:
+    """Prints the plan's table, totals, estimates and warnings."""
+    from isoflop.render.plans import total_lines
     from isoflop.render.tables import console, plan_summary, plan_table
 
     out = console()
-    out.print(plan_table(planned))
-    for line in plan_summary(planned):
+    out.print(plan_table(planned, estimate))
+    lines = plan_summary(planned) + ([] if estimate is None else total_lines(estimate))
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _power(planned: Plan, noise: float) -> PowerReport:
+    from isoflop.plan.power import estimate_power
+
+    return estimate_power(planned, noise=noise)
+
+
+def _show_power(report: PowerReport) -> None:
+    from isoflop.render.plans import design_table, power_lines, power_table
+    from isoflop.render.tables import console
+
+    out = console()
+    out.print(power_table(report))
+    out.print(design_table(report))
+    for line in power_lines(report):
         out.print(line, markup=False, soft_wrap=True)

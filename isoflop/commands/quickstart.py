@@ -25,13 +25,16 @@ from isoflop.commands.run import INTERRUPTED, run_folder
 def quickstart(out: Path, workers: int | None) -> None:
     """Plan, run and fit the built-in micro study on real text: five families, no GPU needed."""
     from isoflop.plan.artefact import write_plan
+    from isoflop.plan.estimate import estimate_plan, load_hardware, store_estimates
     from isoflop.plan.planner import make_plan
     from isoflop.resources import builtin
     from isoflop.study import load_study
 
     planned = make_plan(load_study(builtin("experiments", "quickstart.toml")))
+    estimate = estimate_plan(planned, load_hardware("cpu2"))
     write_plan(planned, out)
-    show_plan(planned)
+    store_estimates(planned, estimate, out)
+    show_plan(planned, estimate)
     code = run_folder(out, workers, "cpu")
     if code != INTERRUPTED:
         fit_folder(out, out)

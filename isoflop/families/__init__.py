@@ -1,18 +1,29 @@
 """Feed-forward families: one folder each, found by looking; nothing is registered by hand.
 
 A folder NAME holds `spec.py` (shapes, ledger, ladder; imports no torch) and `module.py` (torch).
-Folders whose name starts with an underscore hold what several families share.
+What starts with an underscore is shared by several families. Families from outside the package are
+found through entry points and folders (`_registry.py`) and gated before they are planned
+(`_gating.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from isoflop.errors import UserError
+from isoflop.families._gating import ensure_gated
+from isoflop.families._registry import (
+    ENTRY_POINTS,
+    PATHS_VARIABLE,
+    FamilySource,
+    add_family_folder,
+    all_families,
+    family_digest,
+    find_family,
+    import_half,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +31,21 @@ if TYPE_CHECKING:
     from isoflop.accounting import Component
     from isoflop.recipe import Recipe
 
-_FOLDER = Path(__file__).parent
+__all__ = [
+    "ENTRY_POINTS",
+    "PATHS_VARIABLE",
+    "FamilySpec",
+    "add_family_folder",
+    "config_from_mapping",
+    "ensure_gated",
+    "family_digest",
+    "family_names",
+    "get_build",
+    "get_spec",
+    "is_family",
+]
+
+_SPEC_NAMES = ("Config", "free_dimension", "ledger", "num_params", "num_active_params", "ladder")
 
 
 class FamilySpec(Protocol):
@@ -46,38 +71,44 @@ class FamilySpec(Protocol):
 
 def family_names() -> tuple[str, ...]:
     """All families there are, sorted."""
-    return tuple(
-        sorted(
-            entry.parent.name
-            for entry in _FOLDER.glob("*/spec.py")
-            if not entry.parent.name.startswith("_")
-        )
-    )
+    return all_families()
 
 
-def _check_known(name: str) -> None:
-    if name not in family_names():
+def is_family(name: str) -> bool:
+    """Whether there is a family of that name; cheaper than looking through `family_names()`."""
+    return find_family(name) is not None
+
+
+def _source(name: str) -> FamilySource:
+    source = find_family(name)
+    if source is None:
         raise UserError("family", name, f"one of {', '.join(family_names())}", "correct the study")
+    return source
 
 
 def get_spec(name: str) -> FamilySpec:
     """The torch-free half of a family.
 
     Raises:
-        UserError: there is no such family.
+        UserError: there is no such family, or its code does not define what a spec must.
     """
-    _check_known(name)
-    return cast(FamilySpec, importlib.import_module(f"isoflop.families.{name}.spec"))
+    source = _source(name)
+    spec = import_half(source, "spec")
+    for needed in _SPEC_NAMES:
+        if not hasattr(spec, needed):
+            raise UserError(f"family {name}", "spec.py", f"one with {needed}", "define it")
+    return cast(FamilySpec, spec)
 
 
 def get_build(name: str) -> Callable[[Any, int], nn.Module]:
     """The family's `build(config, d_model)`; importing it imports torch.
 
     Raises:
-        UserError: there is no such family.
+        UserError: there is no such family, or its code does not define `build`.
     """
-    _check_known(name)
-    module = importlib.import_module(f"isoflop.families.{name}.module")
+    module = import_half(_source(name), "module")
+    if not hasattr(module, "build"):
+        raise UserError(f"family {name}", "module.py", "one with build", "define it")
     return cast("Callable[[Any, int], nn.Module]", module.build)
 
 
@@ -94,7 +125,8 @@ def config_from_mapping(name: str, values: Mapping[str, Any]) -> Any:
             raise UserError(
                 f"{name}.{key}", value, f"a field of {name} ({', '.join(fields)})", "rename it"
             )
-        expected = int if fields[key].type == "int" else str
+        # A string, unless the family's module does without postponed annotations.
+        expected = int if fields[key].type in ("int", int) else str
         if type(value) is not expected:
             kind = "a whole number" if expected is int else "a word in quotes"
             raise UserError(f"{name}.{key}", value, kind, "correct the study")

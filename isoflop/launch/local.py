@@ -9,6 +9,7 @@ from pathlib import Path
 
 from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
+from isoflop.families import family_digest
 from isoflop.launch.execute import Ending, Job
 from isoflop.launch.pool import Event, num_cores, run_jobs
 from isoflop.launch.store import RunFolder
@@ -60,6 +61,7 @@ def open_session(
         UserError: no plan, a damaged plan or data set, data that cannot be prepared here.
     """
     plan = read_plan(folder)
+    _check_families(plan)
     if num_workers is not None and num_workers < 1:
         raise UserError("--workers", num_workers, "1 or more", "correct it")
     if num_workers is None:
@@ -85,6 +87,19 @@ def open_session(
             )
         )
     return Session(plan=plan, jobs=tuple(jobs), num_workers=num_workers, num_done_before=num_done)
+
+
+def _check_families(plan: Plan) -> None:
+    """A family from outside the package must still be the one that was planned."""
+    for family, planned in plan.family_digests.items():
+        found = family_digest(family)
+        if found != planned:
+            raise UserError(
+                f"source of family {family}",
+                found,
+                f"the one that was planned ({planned})",
+                "restore it, or plan a study of another name",
+            )
 
 
 def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:

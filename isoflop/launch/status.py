@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.launch.store import RunFolder
+from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import RUNS, read_table, write_table
@@ -106,7 +107,9 @@ def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[di
         UserError: a file of a run's folder is damaged, or a table that is needed is.
     """
     states = study_states(folder, plan)
-    rows = [runs_row(state) for state in states]
+    stored = load_estimates(folder)
+    estimates = {} if stored is None else stored.columns
+    rows = [{**runs_row(state), **estimates.get(state.run.run_id, {})} for state in states]
     kept = results_without_folder(folder, states)
     rows = [row | kept.get(row["run_id"], {}) for row in rows]
     write_table((out_folder or folder) / "runs.parquet", rows, RUNS)

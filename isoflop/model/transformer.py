@@ -16,6 +16,7 @@ from isoflop.families import config_from_mapping, get_build
 from isoflop.model.attention import Attention
 from isoflop.model.init import Initialiser, initialise, normal
 from isoflop.model.norm import RMSNorm
+from isoflop_kernels.precision import autocast_disabled
 
 if TYPE_CHECKING:
     from isoflop.plan.identity import RunSpec
@@ -88,7 +89,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x_BTD = block(x_BTD)
         x_BTD = self.output_norm(x_BTD)
-        with torch.autocast(x_BTD.device.type, enabled=False):
+        with autocast_disabled(x_BTD.device):
             # The copy makes the embedding's gradient a product of the fast kind: at width 8 on the
             # CPU, an eighth of the time of the one that follows from a transposed view.
             return x_BTD.float() @ self.embedding.T.contiguous()

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
 from isoflop.files import dump_json, read_json, write_text_atomic
-from isoflop.plan.identity import RunSpec
+from isoflop.numbers import format_flops
+from isoflop.plan.auto import ExpectedOptimum
+from isoflop.plan.identity import RunSpec, run_id
+from isoflop.plan.models import Models
 from isoflop.plan.planner import Plan
-from isoflop.plan.runs import PlannedRun, describe_run
+from isoflop.plan.runs import PlannedRun, describe_run, run_ledger
+from isoflop.study import SIZES_AUTO, Study
 from isoflop.tables import PLAN, write_table
 
-PLAN_SCHEMA_VERSION = 1
-_KEYS = ("schema_version", "study", "num_train_tokens", "left_out", "runs")
+PLAN_FILE = "plan.json"
+PLAN_SCHEMA_VERSION = 2
+_KEYS = (
+    "schema_version",
+    "study",
+    "num_train_tokens",
+    "family_digests",
+    "expected",
+    "left_out",
+    "runs",
+)
+_ABSENT = object()
+_SEEDLESS = attrgetter(
+    *(f.name for f in dataclasses.fields(RunSpec) if f.name not in ("seed", "config"))
+)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -22,6 +45,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "schema_version": PLAN_SCHEMA_VERSION,
         "study": plan.study.to_json(),
         "num_train_tokens": plan.num_train_tokens,
+        "family_digests": dict(plan.family_digests),
+        "expected": [optimum.to_json() for optimum in plan.expected],
         "left_out": list(plan.left_out),
         "runs": [run.to_json() for run in plan.runs],
     }
@@ -35,7 +60,7 @@ def write_plan(plan: Plan, folder: Path) -> bool:
     Raises:
         UserError: the folder holds a different plan; nothing is written.
     """
-    path = folder / "plan.json"
+    path = folder / PLAN_FILE
     text = dump_json(plan_to_json(plan))
     if path.exists():
         if path.read_bytes() != text.encode():
@@ -43,24 +68,30 @@ def write_plan(plan: Plan, folder: Path) -> bool:
                 "plan",
                 str(path),
                 "the plan of this study (another one is there)",
-                "choose another --out or name; growing a plan in place will be "
-                "`isoflop extend`, which this version does not have yet",
+                "choose another --out or name, or grow the plan in place with "
+                f"`isoflop extend {folder}`",
             )
-        _write_parquet_if_missing(plan, folder)
+        if not (folder / "plan.parquet").exists():
+            _write_parquet(plan, folder)
         return False
-    # The JSON is the plan; it is written last, so that a folder with it is complete.
-    _write_parquet(plan, folder)
-    write_text_atomic(path, text)
+    _write_both(plan, text, folder)
     return True
+
+
+def replace_plan(plan: Plan, folder: Path) -> None:
+    """Writes a plan over the one in ``folder``; for a caller that has checked what may change."""
+    _write_both(plan, dump_json(plan_to_json(plan)), folder)
+
+
+def _write_both(plan: Plan, text: str, folder: Path) -> None:
+    # The JSON is the plan; it is written last, so that a folder with it is complete. Cut off in
+    # between, an older JSON still stands, and the same command writes both again.
+    _write_parquet(plan, folder)
+    write_text_atomic(folder / PLAN_FILE, text)
 
 
 def _write_parquet(plan: Plan, folder: Path) -> None:
     write_table(folder / "plan.parquet", [run.row() for run in plan.runs], PLAN)
-
-
-def _write_parquet_if_missing(plan: Plan, folder: Path) -> None:
-    if not (folder / "plan.parquet").exists():
-        _write_parquet(plan, folder)
 
 
 def read_plan(folder: Path) -> Plan:
@@ -70,68 +101,196 @@ def read_plan(folder: Path) -> Plan:
         UserError: no plan, not JSON, another schema version, or a field that does not follow from
             the rest of the plan.
     """
-    path = folder / "plan.json"
     if not folder.is_dir():
         raise UserError("study folder", str(folder), "an existing folder", "run `isoflop plan`")
+    return read_plan_file(folder / PLAN_FILE)
+
+
+def read_plan_file(path: Path) -> Plan:
+    """As :func:`read_plan`, for the path of a plan.json wherever it lies."""
     values = read_json(path, "plan")
     _check_top(values, path)
     # pydantic is slow to import and only needed where a file is read.
     from isoflop.study_file import study_from_json
 
     study = study_from_json(values["study"])
-    num_train_tokens = values["num_train_tokens"]
-    runs = []
-    for index, entry in enumerate(values["runs"]):
-        runs.append(_read_run(entry, f"runs[{index}]", study.convention, num_train_tokens, path))
+    reader = _RunReader(study, values["num_train_tokens"], path)
+    runs = tuple(reader.read(entry, index) for index, entry in enumerate(values["runs"]))
+    _check_runs_are_the_study(study, runs, path)
     return Plan(
         study=study,
-        num_train_tokens=num_train_tokens,
-        runs=tuple(runs),
+        num_train_tokens=values["num_train_tokens"],
+        runs=runs,
         left_out=tuple(values["left_out"]),
+        expected=_read_expected(values["expected"], study, path),
+        family_digests=_read_digests(values["family_digests"], runs, path),
     )
 
 
 def _check_top(values: Any, path: Path) -> None:
-    if not isinstance(values, dict) or sorted(values) != sorted(_KEYS):
+    version = values.get("schema_version", 0) if isinstance(values, dict) else 0
+    # Another version may well have other keys.
+    if version and version != PLAN_SCHEMA_VERSION:
+        raise _corrupt(path, f"of schema version {PLAN_SCHEMA_VERSION} (it is {version!r})")
+    if not version or sorted(values) != sorted(_KEYS):
         raise _corrupt(path, f"with exactly the keys {', '.join(_KEYS)}")
-    if values["schema_version"] != PLAN_SCHEMA_VERSION:
-        raise _corrupt(
-            path, f"of schema version {PLAN_SCHEMA_VERSION} (it is {values['schema_version']!r})"
-        )
     if not isinstance(values["runs"], list) or not isinstance(values["left_out"], list):
         raise _corrupt(path, "with lists under runs and left_out")
+    if not all(isinstance(reason, str) for reason in values["left_out"]):
+        raise _corrupt(path, "with text in left_out")
     tokens = values["num_train_tokens"]
     if tokens is not None and (type(tokens) is not int or tokens < 1):
         raise _corrupt(path, "with num_train_tokens null or a positive whole number")
 
 
-def _read_run(
-    entry: Any, where: str, convention: str, num_train_tokens: int | None, path: Path
-) -> PlannedRun:
-    """One run, recomputed from its spec; a stored number that differs is refused by name."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("arch"), str):
-        raise _corrupt(path, f"with a run in {where}")
-    for key in ("size", "budget_flops"):
-        if type(entry.get(key)) is not int or entry[key] < 1:
-            raise _corrupt(path, f"with a positive whole number in {where}.{key}")
-    run = describe_run(
-        RunSpec.from_json(entry.get("spec")),
-        arch=entry["arch"],
-        size=entry["size"],
-        budget_flops=entry["budget_flops"],
-        convention=convention,
-        num_train_tokens=num_train_tokens,
-    )
-    expected = run.to_json()
-    for key in sorted(set(expected) | set(entry)):
-        if key not in entry or key not in expected or entry[key] != expected[key]:
-            raise UserError(
-                f"{path}: {where}.{key}",
-                entry.get(key),
-                f"{expected.get(key, 'absent')!r}, which follows from the rest of the plan",
-                "do not edit a plan by hand: change the study and plan again",
+def _read_expected(entries: Any, study: Study, path: Path) -> tuple[ExpectedOptimum, ...]:
+    """The frozen estimates of an `auto` study; a later prior would not give the same."""
+    is_auto = study.sizes == SIZES_AUTO
+    places = [(b, a) for b in study.budgets for a in study.archs] if is_auto else []
+    if not isinstance(entries, list) or len(entries) != len(places):
+        raise _corrupt(path, f"with {len(places)} entries under expected")
+    for index, (entry, (budget, arch)) in enumerate(zip(entries, places, strict=True)):
+        size = entry.get("size") if isinstance(entry, dict) else None
+        asked = {"budget_flops": budget, "arch": arch, "size": size}
+        if type(size) is not float or not math.isfinite(size) or entry != asked:
+            raise _refusal(
+                path,
+                f"expected[{index}]",
+                entry,
+                f"a size for {arch} at {format_flops(budget)}",
             )
-    return run
+    return tuple(ExpectedOptimum(**entry) for entry in entries)
+
+
+def _read_digests(values: Any, runs: Sequence[PlannedRun], path: Path) -> dict[str, str]:
+    families = {run.spec.family for run in runs}
+    if not isinstance(values, dict) or not families.issuperset(values):
+        raise _corrupt(path, "with families of its runs under family_digests")
+    for family, digest in values.items():
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise _refusal(path, f"family_digests.{family}", digest, "64 hex digits")
+    return values
+
+
+class _RunReader:
+    """Recomputes each run from its spec; a stored number that differs is refused by name."""
+
+    def __init__(self, study: Study, num_train_tokens: int | None, path: Path) -> None:
+        self._study = study
+        self._num_train_tokens = num_train_tokens
+        self._path = path
+        self._described: dict[Any, PlannedRun] = {}
+        self._models: dict[int, Models] = {}
+
+    def read(self, entry: Any, index: int) -> PlannedRun:
+        """The run in ``runs[index]``."""
+        where = f"runs[{index}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("arch"), str):
+            raise _corrupt(self._path, f"with a run in {where}")
+        for key in ("size", "budget_flops"):
+            if type(entry.get(key)) is not int or entry[key] < 1:
+                raise _corrupt(self._path, f"with a positive whole number in {where}.{key}")
+        run = self._describe(RunSpec.from_json(entry.get("spec")), entry)
+        expected = run.to_json()
+        for key in sorted(set(expected) | set(entry)):
+            there, right = entry.get(key, _ABSENT), expected.get(key, _ABSENT)
+            # 1.0 equals 1 in Python, but FLOPs are exact integers in every reader's language.
+            if type(there) is not type(right) or there != right:
+                raise self._refuse(
+                    f"{where}.{key}", entry.get(key), repr(expected.get(key, "absent"))
+                )
+        return run
+
+    def _describe(self, spec: RunSpec, entry: dict[str, Any]) -> PlannedRun:
+        """What follows from a spec: worked out once for all seeds, since only the id knows them."""
+        place = (entry["arch"], entry["size"], entry["budget_flops"])
+        key = (place, _SEEDLESS(spec), tuple(spec.config.items()))
+        if key not in self._described:
+            arch, size, budget_flops = place
+            self._described[key] = describe_run(
+                spec,
+                arch=arch,
+                size=size,
+                budget_flops=budget_flops,
+                convention=self._study.convention,
+                num_train_tokens=self._num_train_tokens,
+                match_residual=self._match_residual(spec, size),
+            )
+        return dataclasses.replace(self._described[key], spec=spec, run_id=run_id(spec))
+
+    def _match_residual(self, spec: RunSpec, size: int) -> float | None:
+        if self._study.match == "ladder":
+            return None
+        models = self._models.setdefault(spec.vocab_size, Models(self._study, spec.vocab_size))
+        return models.match_residual(run_ledger(spec), size, spec.seq_len)
+
+    def _refuse(self, field: str, found: object, allowed: str) -> UserError:
+        return _refusal(
+            self._path, field, found, f"{allowed}, which follows from the rest of the plan"
+        )
+
+
+def _check_runs_are_the_study(study: Study, runs: Sequence[PlannedRun], path: Path) -> None:
+    """Every run the study asks for is there, in order, once, and nothing else."""
+    sizes: dict[tuple[int, str], set[int]] = {}
+    for index, run in enumerate(runs):
+        sizes.setdefault((run.budget_flops, run.arch), set()).add(run.size)
+        _check_run_is_of_the_study(study, run, f"runs[{index}]", path)
+    places = [
+        (budget, arch, size, seed)
+        for budget in study.budgets
+        for arch in study.archs
+        for size in study.sizes_at(budget, arch) or sorted(sizes.get((budget, arch), (0,)))
+        for seed in study.seeds
+    ]
+    found = [(run.budget_flops, run.arch, run.size, run.spec.seed) for run in runs]
+    for index, (asked, there) in enumerate(itertools.zip_longest(places, found)):
+        if asked != there:
+            raise _refusal(
+                path,
+                f"runs[{index}]",
+                shown(_place(there)),
+                f"{_place(asked)} (the study's runs in the order budget, arch, size, seed)",
+            )
+
+
+def _check_run_is_of_the_study(study: Study, run: PlannedRun, where: str, path: Path) -> None:
+    if run.arch not in study.archs:
+        raise _refusal(path, f"{where}.arch", run.arch, f"one of {', '.join(study.archs)}")
+    family, overrides = study.family_and_overrides(run.arch)
+    expected = {"family": family, "recipe": study.recipe, **overrides}
+    if study.seq_len is not None:
+        expected["seq_len"] = study.seq_len
+    if study.batch_size is not None:
+        expected["batch_size"] = study.batch_size
+    for name, value in expected.items():
+        inside = run.spec.config if name in run.spec.config else run.spec.to_json()
+        if inside.get(name) != value:
+            raise _refusal(
+                path, f"{where}.spec.{name}", inside.get(name), f"{value!r}, as the study says"
+            )
+    if not 0 <= (run.budget_flops - run.flops) * run.spec.steps < run.flops:
+        raise _refusal(
+            path, f"{where}.spec.steps", run.spec.steps, "as many steps as the budget pays for"
+        )
+
+
+def _place(place: tuple[int, str, int, int] | None) -> str:
+    if place is None:
+        return "nothing"
+    budget, arch, size, seed = place
+    if not size:
+        return f"some size of {arch} at {format_flops(budget)}"
+    return f"{arch} size {size} seed {seed} at {format_flops(budget)}"
+
+
+def _refusal(path: Path, field: str, found: object, allowed: str) -> UserError:
+    return UserError(
+        f"{path}: {field}",
+        found,
+        allowed,
+        "do not edit a plan by hand: change the study and plan again",
+    )
 
 
 def _corrupt(path: Path, allowed: str) -> UserError:

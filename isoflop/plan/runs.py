@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class PlannedRun:
     n_active: int
     n_nonembed: int
     n_tokens: int
+    match_residual: float | None
+    """Signed relative difference to the reference of what the study matches; None on the ladder."""
     epochs: float | None
     """Passes over the training data; None where the corpus size is not known."""
     flops_per_token: dict[str, int]
@@ -53,6 +56,7 @@ class PlannedRun:
             "budget_flops": float(self.budget_flops),
             "flops": float(self.flops),
             "residual": self.residual,
+            "match_residual": self.match_residual,
             "n_params": self.n_params,
             "n_active": self.n_active,
             "n_nonembed": self.n_nonembed,
@@ -63,6 +67,7 @@ class PlannedRun:
             "seed": spec.seed,
             "d_model": spec.d_model,
             "n_layers": spec.n_layers,
+            "n_heads": spec.n_heads,
             "epochs": self.epochs,
             **{f"flops_{name}": float(self.flops_per_token[name]) for name in COUNTED},
             "est_step_s": None,
@@ -80,6 +85,7 @@ class PlannedRun:
             "budget_flops": self.budget_flops,
             "flops": self.flops,
             "residual": round(self.residual, 9),
+            "match_residual": self.match_residual,
             "n_params": self.n_params,
             "n_active": self.n_active,
             "n_nonembed": self.n_nonembed,
@@ -108,6 +114,12 @@ def run_ledger(spec: RunSpec) -> Ledger:
     )
 
 
+def with_seed(run: PlannedRun, seed: int) -> PlannedRun:
+    """The same run at another seed; only its identity differs."""
+    spec = dataclasses.replace(run.spec, seed=seed)
+    return dataclasses.replace(run, spec=spec, run_id=run_id(spec))
+
+
 def describe_run(
     spec: RunSpec,
     *,
@@ -116,6 +128,8 @@ def describe_run(
     budget_flops: int,
     convention: str,
     num_train_tokens: int | None,
+    match_residual: float | None = None,
+    ledger: Ledger | None = None,
 ) -> PlannedRun:
     """Everything that follows from a run's identity and its place in the plan.
 
@@ -126,8 +140,11 @@ def describe_run(
         budget_flops: training FLOPs it may spend.
         convention: name of the FLOP convention.
         num_train_tokens: tokens of the training data, where known.
+        match_residual: signed relative difference to the reference of a matched study
+            (:meth:`isoflop.plan.models.Models.match_residual`).
+        ledger: the run's, where the caller has it already.
     """
-    ledger = run_ledger(spec)
+    ledger = run_ledger(spec) if ledger is None else ledger
     epochs = None if num_train_tokens is None else round(spec.n_tokens / num_train_tokens, 6)
     warnings = []
     if epochs is not None and epochs > WARN_EPOCHS:
@@ -143,6 +160,7 @@ def describe_run(
         n_active=ledger.num_active_params,
         n_nonembed=ledger.num_nonembed_params,
         n_tokens=spec.n_tokens,
+        match_residual=match_residual,
         epochs=epochs,
         flops_per_token={name: ledger.flops(name) for name in COUNTED},
         warnings=tuple(warnings),

@@ -18,9 +18,12 @@ from isoflop.plan.runs import PlannedRun
 if TYPE_CHECKING:
     from isoflop.analysis.fit import Fits
     from isoflop.launch.status import RunState
+    from isoflop.plan.estimate import PlanEstimate, RunEstimate
 
 # Where output goes to a file or pipe there is no width to obey; this holds the widest table.
-_PIPE_WIDTH = 120
+_PIPE_WIDTH = 140
+
+_HOURS = {"GPU-hours": "GPU-h", "core-hours": "core-h"}
 
 
 def console(stderr: bool = False) -> Console:
@@ -31,8 +34,9 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+def new_table(*columns: tuple[str, str]) -> Table:
+    """An empty table in the house's form; each column is a name and ``<`` or ``>``."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for name, align in columns:
         table.add_column(
             name, justify="right" if align == ">" else "left", no_wrap=True, overflow="ellipsis"
@@ -40,9 +44,9 @@ def _table(*columns: tuple[str, str]) -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> Table:
-    """The plan, one row per run."""
-    table = _table(
+def plan_table(plan: Plan, estimate: PlanEstimate | None = None) -> Table:
+    """The plan, one row per run; with estimates their two columns."""
+    table = new_table(
         ("run", "<"),
         ("budget", ">"),
         ("arch", "<"),
@@ -55,6 +59,7 @@ def plan_table(plan: Plan) -> Table:
         ("FLOPs", ">"),
         ("resid %", ">"),
         ("epochs", ">"),
+        *(() if estimate is None else (("est. mem", ">"), (f"est. {_HOURS[estimate.unit]}", ">"))),
     )
     previous = None
     for run in plan.runs:
@@ -62,8 +67,15 @@ def plan_table(plan: Plan) -> Table:
         if previous is not None and cell != previous:
             table.add_section()
         previous = cell
-        table.add_row(*_plan_row(run))
+        estimated = () if estimate is None else _estimate_cells(estimate.runs[run.run_id])
+        table.add_row(*_plan_row(run), *estimated)
     return table
+
+
+def _estimate_cells(estimate: RunEstimate) -> tuple[str, str]:
+    memory = f"{estimate.peak_mem_bytes / 1e9:.3g}G"
+    hours = "no fit" if estimate.gpu_hours is None else f"{estimate.gpu_hours:.3g}"
+    return memory, hours
 
 
 def _plan_row(run: PlannedRun) -> tuple[str, ...]:
@@ -98,6 +110,12 @@ def plan_summary(plan: Plan) -> list[str]:
             f"warning: {len(repeated)} runs read the corpus more than once "
             f"(at most {max(repeated):.2f} times)"
         )
+    lines.extend(f"warning: {warning}" for warning in plan.warnings)
+    lines.extend(
+        f"expected (estimate): {o.arch} at {format_flops(o.budget_flops)} optimal near size "
+        f"{o.size:.2g}"
+        for o in plan.expected
+    )
     lines.extend(f"left out: {reason}" for reason in plan.left_out)
     return lines
 
@@ -106,7 +124,7 @@ def status_table(states: Sequence[RunState]) -> Table:
     """Counts of states by budget and arch, in the plan's order."""
     from isoflop.launch.status import STATES
 
-    table = _table(("budget", ">"), ("arch", "<"), *((state, ">") for state in STATES))
+    table = new_table(("budget", ">"), ("arch", "<"), *((state, ">") for state in STATES))
     cells: dict[tuple[int, str], Counter[str]] = {}
     for state in states:
         key = (state.run.budget_flops, state.run.arch)
@@ -147,7 +165,7 @@ def optima_table(fits: Fits) -> Table:
         "perplexity": ("perplexity", ">"),
         "status": ("status", "<"),
     }
-    table = _table(*headings.values())
+    table = new_table(*headings.values())
     previous = None
     for row in rows:
         if previous is not None and row["arch"] != previous:

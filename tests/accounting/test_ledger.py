@@ -3,22 +3,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import golden_tables
 from isoflop.accounting import (
     COMPONENT_NAMES,
-    CONVENTIONS,
     Component,
     Ledger,
-    get_convention,
+    arithmetic_intensity,
+    bytes_gathered_per_token,
     model_ledger,
     paper,
-    paper_head,
 )
-from isoflop.errors import UserError
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.recipe import PAPER_V1
 
@@ -111,6 +108,7 @@ def _component(name: str) -> st.SearchStrategy[Component]:
         flops_per_token=count,
         num_params=count,
         num_active_params=count,
+        gathered_values_per_token=count,
     )
 
 
@@ -124,14 +122,8 @@ def test_nothing_is_lost_in_adding_up(feed_forward: list[Component]) -> None:
     added = sum(c.flops_per_token for c in feed_forward)
     assert whole.flops(*COMPONENT_NAMES) - bare.flops(*COMPONENT_NAMES) == 3 * added
     assert whole.num_params - bare.num_params == 3 * sum(c.num_params for c in feed_forward)
-
-
-def test_the_head_is_all_that_parts_the_two_conventions() -> None:
-    ledger = model_ledger([], d_model=8, n_layers=1, n_heads=2, vocab_size=11, seq_len=5)
-    assert paper_head(ledger) - paper(ledger) == 3 * 2 * 8 * 11
-    assert set(CONVENTIONS) == {"paper", "paper+head"}
-    with pytest.raises(UserError, match=r"convention = 'kaplan': must be paper or paper\+head"):
-        get_convention("kaplan")
+    gathered = sum(c.gathered_values_per_token for c in feed_forward)
+    assert bytes_gathered_per_token(whole, 2) == 2 * 3 * gathered
 
 
 def test_active_parameters_leave_out_only_unchosen_expert_rows() -> None:
@@ -143,3 +135,22 @@ def test_active_parameters_leave_out_only_unchosen_expert_rows() -> None:
     spec = get_spec(family)
     unchosen_rows = 2 * 3 * (16 - 2)
     assert spec.num_params(config, 8) - spec.num_active_params(config, 8) == unchosen_rows * 8
+
+
+def test_a_token_gathers_both_rows_of_each_chosen_expert() -> None:
+    routed = {"num_channels": 3, "num_neighbours": 2, "num_experts": 16, "router_width": 5}
+    moe = {"num_experts": 4, "num_active": 2, "hidden_width": 8}
+    for family, values, gathered in (
+        ("sgatlin", routed, 2 * 3 * 2 * 8),
+        ("peer", routed, 2 * 3 * 2 * 8),
+        ("moe", moe, 0),
+        ("mlp", {"hidden_width": 8}, 0),
+    ):
+        layer = get_spec(family).ledger(config_from_mapping(family, values), 8, 5)
+        ledger = model_ledger(layer, d_model=8, n_layers=2, n_heads=2, vocab_size=11, seq_len=5)
+        assert bytes_gathered_per_token(ledger, 2) == 2 * 2 * gathered
+        # 2 FLOPs per gathered value: the gather's 1 FLOP per byte in bf16, half of it in fp32.
+        experts = ledger.component("experts")
+        assert arithmetic_intensity(experts, 2) == (1.0 if gathered else None)
+        assert arithmetic_intensity(experts, 4) == (0.5 if gathered else None)
+        assert arithmetic_intensity(ledger.component("head"), 2) is None

@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from isoflop.accounting.ledger import COMPONENT_NAMES
 from isoflop.families import get_spec
-from isoflop.model import build_model, next_token_loss
+from isoflop.model import build_model
+from isoflop.model.flop_gate import MeasuredFlops, check_spec, measure_run
 from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import run_ledger
-from isoflop_kernels import use_implementation
+from isoflop.recipe import MICRO_V1, PAPER_V1, Recipe
 
-# (d_model, n_layers, n_heads, vocab_size, seq_len, batch_size)
-SIZES = [(16, 1, 1, 32, 8, 1), (24, 2, 3, 256, 12, 2), (40, 3, 2, 61, 7, 3)]
 ROUTERS = ("product_dense", "product_key_value", "dense", "key_value")
 CASES = ["mlp", "swiglu", "moe", "peer", *(f"sgatlin/{router}" for router in ROUTERS)]
+# The work of moe depends on values, so it has no shapes-only form.
+SHAPES_ONLY = [case for case in CASES if case != "moe"]
+
+ROUTED = {"num_channels": 2, "num_neighbours": 3, "num_experts": 25, "router_width": 10}
+CONFIGS: dict[str, dict[str, int]] = {
+    "mlp": {"hidden_width": 20},
+    "swiglu": {"hidden_width": 20},
+    "moe": {"num_experts": 5, "num_active": 2, "hidden_width": 12},
+    "peer": ROUTED,
+    "sgatlin": ROUTED,
+}
+SHAPE = {"d_model": 24, "n_layers": 2, "n_heads": 3, "vocab_size": 50, "seq_len": 7}
+
+# Three more values of each dimension: a ledger has at most degree two in any.
+OTHER_VALUES: dict[str, tuple[int, ...]] = {
+    "d_model": (6, 12, 42),
+    "n_layers": (1, 3, 4),
+    "n_heads": (1, 2, 6),
+    "vocab_size": (3, 11, 300),
+    "seq_len": (1, 2, 19),
+    "batch_size": (2, 3, 5),
+    "hidden_width": (1, 6, 33),
+    "num_active": (1, 3, 5),
+    "num_channels": (1, 3, 5),
+    "num_neighbours": (1, 2, 4),
+    "num_experts": (16, 36, 81),
+    "router_width": (1, 4, 17),
+}
 
 
-def config_values(case: str, scale: int) -> dict[str, Any]:
-    routed = {
-        "num_channels": scale,
-        "num_neighbours": 2 + scale,
-        "num_experts": (4 + scale) ** 2,
-        "router_width": 5 * scale,
-    }
+def made_spec(case: str, **changes: int) -> RunSpec:
     family, _, router = case.partition("/")
-    return {
-        "mlp": {"hidden_width": 10 * scale},
-        "swiglu": {"hidden_width": 10 * scale},
-        "moe": {"num_experts": 3 + scale, "num_active": scale, "hidden_width": 6 * scale},
-        "peer": routed,
-        "sgatlin": routed | {"router": router},
-    }[family]
-
-
-def made_spec(case: str, scale: int) -> RunSpec:
-    d_model, n_layers, n_heads, vocab_size, seq_len, batch_size = SIZES[scale - 1]
-    family = case.partition("/")[0]
+    dimensions = SHAPE | CONFIGS[family] | changes
+    config: dict[str, Any] = {name: dimensions[name] for name in CONFIGS[family]}
+    if router:
+        config["router"] = router
     return RunSpec(
         family=family,
-        config=dataclasses.asdict(get_spec(family).Config(**config_values(case, scale))),
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        vocab_size=vocab_size,
-        seq_len=seq_len,
-        batch_size=batch_size,
+        config=dataclasses.asdict(get_spec(family).Config(**config)),
+        **{name: dimensions[name] for name in SHAPE},
+        batch_size=dimensions.get("batch_size", 1),
         steps=1,
         data_id="made",
         tokenizer_hash="made",
@@ -61,38 +71,95 @@ def made_spec(case: str, scale: int) -> RunSpec:
     )
 
 
-def measured_flops(spec: RunSpec, implementation: str = "reference") -> tuple[int, int]:
-    """FLOPs of one batch: forward, and forward with backward.
+def rung_spec(case: str, recipe: Recipe, size: int, **changes: int) -> RunSpec:
+    family, _, router = case.partition("/")
+    config = dataclasses.asdict(get_spec(family).ladder(recipe, size))
+    shape = dataclasses.asdict(recipe.shape(size)) | changes
+    return dataclasses.replace(
+        made_spec(case),
+        config=config | ({"router": router} if router else {}),
+        **({"seq_len": recipe.small_batch[1]} | shape),
+    )
 
-    The CPU's flash attention is not counted by torch, so attention runs as plain products.
-    """
-    model = build_model(spec)
-    generator = torch.Generator().manual_seed(0)
-    shape = (spec.batch_size, spec.seq_len)
-    tokens = torch.randint(2, spec.vocab_size, shape, generator=generator)
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH), use_implementation(implementation):
-        loss = next_token_loss(model(tokens), tokens)
-        forward = counter.get_total_flops()
-        loss.backward()
-        return forward, counter.get_total_flops()
+
+def assert_equal(spec: RunSpec, measured: MeasuredFlops) -> None:
+    ledger = run_ledger(spec)
+    assert measured.forward == ledger.flops(*COMPONENT_NAMES) * measured.num_tokens
+    assert measured.training == 3 * measured.forward
+    assert measured.num_params == ledger.num_params
+    for part, names in {
+        "attention": ("attn_proj", "attn_scores"),
+        "feedforward": ("experts", "router"),
+        "head": ("head",),
+    }.items():
+        assert measured.forward_by_part[part] == ledger.flops(*names) * measured.num_tokens
 
 
 @pytest.mark.parametrize("implementation", ["reference", "bag"])
-@pytest.mark.parametrize("scale", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_measured_flops_are_the_ledgers(case: str, scale: int, implementation: str) -> None:
-    spec = made_spec(case, scale)
-    forward, training = measured_flops(spec, implementation)
-    per_token = run_ledger(spec).flops(*COMPONENT_NAMES)
-    assert forward == per_token * spec.batch_size * spec.seq_len
-    assert training == 3 * forward
+def test_every_dimension_one_at_a_time(case: str, implementation: str) -> None:
+    names = [*SHAPE, "batch_size", *CONFIGS[case.partition("/")[0]]]
+    for name in names:
+        for value in OTHER_VALUES[name]:
+            spec = made_spec(case, **{name: value})
+            measured = measure_run(spec, batch_size=spec.batch_size, implementation=implementation)
+            assert_equal(spec, measured)
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_held_parameters_are_the_ledgers(case: str, scale: int) -> None:
-    spec = made_spec(case, scale)
-    model = build_model(spec)
-    assert sum(p.numel() for p in model.parameters()) == run_ledger(spec).num_params
-    assert model.embedding.numel() == run_ledger(spec).num_embedding_params
+@settings(max_examples=15)
+@given(data=st.data())
+def test_all_dimensions_together(case: str, data: st.DataObject) -> None:
+    names = ["n_layers", "vocab_size", "seq_len", *CONFIGS[case.partition("/")[0]]]
+    drawn = {name: data.draw(st.sampled_from(OTHER_VALUES[name]), label=name) for name in names}
+    n_heads = data.draw(st.integers(1, 4), label="n_heads")
+    d_model = 2 * n_heads * data.draw(st.integers(1, 6), label="half the head width")
+    # Not more chosen than there are to choose from.
+    if "num_neighbours" in drawn:
+        drawn["num_neighbours"] = min(drawn["num_neighbours"], 3)
+    if "num_active" in drawn:
+        drawn["num_active"] = min(drawn["num_active"], drawn["num_experts"])
+    spec = made_spec(case, n_heads=n_heads, d_model=d_model, **drawn)
+    assert_equal(spec, measure_run(spec))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_rung_of_the_micro_ladder_as_it_is(case: str) -> None:
+    assert MICRO_V1.max_size is not None
+    for size in range(1, MICRO_V1.max_size + 1):
+        # A long sequence would only take longer.
+        spec = rung_spec(case, MICRO_V1, size, seq_len=16)
+        assert_equal(spec, measure_run(spec))
+
+
+PAPER_SIZES = [
+    size if size in (2, 8) else pytest.param(size, marks=pytest.mark.slow) for size in range(1, 9)
+]
+
+
+@pytest.mark.parametrize("size", PAPER_SIZES)
+@pytest.mark.parametrize("case", SHAPES_ONLY)
+def test_every_rung_of_the_papers_ladder_as_it_is(
+    case: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole models of up to 7e9 parameters, as shapes without memory."""
+    # There is no autocast for such tensors.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    spec = rung_spec(case, PAPER_V1, size)
+    assert_equal(spec, measure_run(spec, device="meta"))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_layer_of_the_papers_moe(size: int) -> None:
+    spec = rung_spec("moe", PAPER_V1, size, n_layers=1, seq_len=16)
+    assert_equal(spec, measure_run(spec))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gate_passes_for_the_built_in_families(case: str) -> None:
+    assert check_spec(made_spec(case), batch_size=2).problem is None
+
+
+def test_the_embedding_is_the_ledgers() -> None:
+    spec = made_spec("mlp")
+    assert build_model(spec).embedding.numel() == run_ledger(spec).num_embedding_params

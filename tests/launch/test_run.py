@@ -20,6 +20,7 @@ from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import make_plan
 from isoflop.study import Study
 from isoflop.tables import FITS, OPTIMA, RUNS, read_table
+from made_family import write_family
 from made_studies import micro
 
 # What must not depend on how a run was interrupted.
@@ -289,3 +290,28 @@ def test_results_without_run_folders_are_kept(undisturbed: Path, tmp_path: Path)
     damaged = command.isoflop("fit", folder)
     assert damaged.returncode == 2
     assert (folder / "runs.parquet").read_bytes() == b"PAR1"
+
+
+def test_a_family_from_a_folder_is_planned_trained_and_fitted(tmp_path: Path) -> None:
+    family = write_family(tmp_path / "bilinear")
+    study = tmp_path / "own.toml"
+    study.write_text(
+        '[study]\nname = "own"\nbudgets = [5e8]\narchs = ["mlp", "bilinear"]\nsizes = [1, 2]\n'
+        'recipe = "micro-v1"\n[families]\npaths = ["bilinear"]\n'
+        "[data]\nseq_len = 32\nbatch_size = 4\n"
+    )
+    assert command.isoflop("plan", study, cwd=tmp_path).returncode == 0
+    folder = tmp_path / "results" / "own"
+    process = command.isoflop("run", folder, cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert command.isoflop("fit", folder, cwd=tmp_path).returncode == 0
+    rows = read_table(folder / "runs.parquet", RUNS)
+    assert {(row["family"], row["status"]) for row in rows} == {
+        ("mlp", "done"),
+        ("bilinear", "done"),
+    }
+    module = family / "module.py"
+    module.write_text(module.read_text() + "\n# another source\n")
+    changed = command.isoflop("run", folder, cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "source of family bilinear" in changed.stderr

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoflop.errors import UserError
-from isoflop.plan.artefact import read_plan, write_plan
+from isoflop.plan.artefact import read_plan, replace_plan, write_plan
 from isoflop.plan.planner import make_plan
+from isoflop.plan.runs import describe_run
 from isoflop.study import Hypothesis, Study, Variant, paper_study
-from isoflop.tables import PLAN, read_table
+from isoflop.tables import PLAN, SCHEMA_VERSION, read_table
 from made_studies import micro
 
 RICH_STUDY = micro(
@@ -41,7 +42,7 @@ def test_flops_are_exact_integers_in_json_and_float64_in_parquet(tmp_path: Path)
     assert first["flops"] == plan.runs[0].flops
     schema = pq.read_schema(tmp_path / "plan.parquet")
     assert str(schema.field("flops").type) == "double"
-    assert schema.metadata[b"isoflop_schema_version"] == b"1"
+    assert schema.metadata[b"isoflop_schema_version"] == str(SCHEMA_VERSION).encode()
     rows = read_table(tmp_path / "plan.parquet", PLAN)
     assert [row["run_id"] for row in rows] == [run.run_id for run in plan.runs]
     assert rows[0]["est_gpu_hours"] is None
@@ -93,11 +94,32 @@ def _set(*keys: Any, to: Any) -> Edit:
         (_set("runs", 0, "surprise", to=1), "surprise"),
         (_set("runs", 0, "budget_flops", to="1e10"), "budget_flops"),
         (_set("runs", 0, to="run"), r"runs\[0\]"),
-        (_set("schema_version", to=99), "schema version 1"),
+        (_set("schema_version", to=99), "schema version 2"),
         (_set("study", "convention", to="kaplan"), "convention = 'kaplan'"),
         (_set("study", "colour", to="red"), "colour"),
         (_set("num_train_tokens", to=0), "num_train_tokens"),
         (_set("extra", to=1), "exactly the keys"),
+        (_set("schema_version", to=None), "exactly the keys"),
+        (_set("left_out", to=[1]), "text in left_out"),
+        (_set("expected", to=[{}]), "0 entries under expected"),
+        (_set("family_digests", to={"rnn": "0" * 64}), "family_digests"),
+        (_set("family_digests", to={"mlp": "0"}), "family_digests.mlp = '0'"),
+        (_set("runs", 0, "match_residual", to=0.0), r"runs\[0\].match_residual = 0.0"),
+        (_set("study", "seeds", to=[0, 1]), r"runs\[1\] = mlp size 2 seed 0 at 1e10: must be mlp"),
+        (_set("study", "seeds", to=[1]), "must be mlp size 1 seed 1 at 1e10"),
+        (_set("study", "sizes", to=[1]), r"runs\[1\]"),
+        (_set("study", "sizes", to=[1, 2, 3]), r"runs\[2\]"),
+        (_set("study", "budgets", to=[10**10, 10**11]), "= nothing: must be mlp size 1 seed 0"),
+        (_set("study", "budgets", to=[10**11]), "at 1e10: must be"),
+        (_set("study", "archs", to=["swiglu"]), r"runs\[0\].arch = 'mlp'"),
+        (_set("study", "recipe", to="paper-v1"), "spec.recipe = 'micro-v1'"),
+        (_set("study", "batch_size", to=2), "spec.batch_size = 4"),
+        (_set("study", "seq_len", to=64), "spec.seq_len = 32"),
+        (_set("study", "hypotheses", to=[{"id": "H"}]), "claim"),
+        (lambda values: values["runs"].pop(), "= nothing: must be sgatlin size 2 seed 0"),
+        (lambda values: values["runs"].append(values["runs"][0]), "must be nothing"),
+        (lambda values: values["runs"].reverse(), "in the order budget, arch, size, seed"),
+        (lambda values: values.update(runs=[]), "must be mlp size 1 seed 0 at 1e10"),
     ],
 )
 def test_a_plan_edited_into_an_inconsistent_state_is_refused(
@@ -125,3 +147,71 @@ def test_no_plan_and_no_folder(tmp_path: Path) -> None:
         read_plan(tmp_path)
     with pytest.raises(UserError, match="run `isoflop plan`"):
         read_plan(tmp_path / "nowhere")
+
+
+def test_a_variant_that_is_edited_away_from_its_runs_is_refused(tmp_path: Path) -> None:
+    write_plan(make_plan(RICH_STUDY), tmp_path)
+    path = tmp_path / "plan.json"
+    values = json.loads(path.read_text())
+    values["study"]["variants"][0]["overrides"]["hidden_width"] = 98
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="spec.hidden_width = 99: must be 98, as the study says"):
+        read_plan(tmp_path)
+
+
+def test_fewer_steps_than_the_budget_pays_for_are_refused(tmp_path: Path) -> None:
+    plan = make_plan(micro())
+    first = plan.runs[0]
+    fewer = describe_run(
+        dataclasses.replace(first.spec, steps=first.spec.steps - 1),
+        arch=first.arch,
+        size=first.size,
+        budget_flops=first.budget_flops,
+        convention=plan.study.convention,
+        num_train_tokens=plan.num_train_tokens,
+    )
+    write_plan(dataclasses.replace(plan, runs=(fewer, *plan.runs[1:])), tmp_path)
+    with pytest.raises(UserError, match=r"runs\[0\].spec.steps = .* as the budget pays for"):
+        read_plan(tmp_path)
+
+
+def test_a_number_of_another_kind_is_no_exact_count(tmp_path: Path) -> None:
+    write_plan(make_plan(micro()), tmp_path)
+    path = tmp_path / "plan.json"
+    values = json.loads(path.read_text())
+    values["runs"][0]["flops"] = float(values["runs"][0]["flops"])
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"runs\[0\].flops"):
+        read_plan(tmp_path)
+
+
+def test_an_auto_study_keeps_where_it_expected_its_optima(tmp_path: Path) -> None:
+    plan = make_plan(micro(sizes="auto", archs=("mlp", "sgatlin")))
+    write_plan(plan, tmp_path)
+    assert len(plan.expected) == 2
+    assert read_plan(tmp_path) == plan
+    path = tmp_path / "plan.json"
+    values = json.loads(path.read_text())
+    values["expected"][1]["arch"] = "mlp"
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"expected\[1\]"):
+        read_plan(tmp_path)
+
+
+def test_a_matched_study_keeps_its_residuals(tmp_path: Path) -> None:
+    plan = make_plan(micro(match="active_params", archs=("mlp", "swiglu"), tolerance=0.1))
+    write_plan(plan, tmp_path)
+    assert read_plan(tmp_path) == plan
+    assert [run.match_residual for run in plan.runs] == [
+        entry["match_residual"]
+        for entry in json.loads((tmp_path / "plan.json").read_text())["runs"]
+    ]
+
+
+def test_replacing_a_plan_replaces_both_files(tmp_path: Path) -> None:
+    write_plan(make_plan(micro()), tmp_path)
+    other = make_plan(micro(seeds=(4,)))
+    replace_plan(other, tmp_path)
+    assert read_plan(tmp_path) == other
+    seeds = {row["seed"] for row in read_table(tmp_path / "plan.parquet", PLAN)}
+    assert seeds == {4}

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.errors import UserError
+from isoflop.families import get_spec
 from isoflop.plan.identity import RunSpec, canonical_json, run_id
+from isoflop.plan.planner import make_plan
+from isoflop.recipe import MICRO_V1
+from isoflop.study import PAPER_ARCHS, Hypothesis, Study, Variant
+from made_studies import micro
 
 SPEC = RunSpec(
     family="sgatlin",
@@ -96,3 +103,105 @@ def test_a_spec_with_a_missing_field_is_refused() -> None:
 def test_what_has_no_canonical_form_raises(value: Any) -> None:
     with pytest.raises(TypeError, match="no canonical form"):
         canonical_json(value)
+
+
+def _ids(study: Study) -> set[str]:
+    return {run.run_id for run in make_plan(study).runs}
+
+
+HYPOTHESIS = Hypothesis(id="H1", claim="better", decide="multiplier > 1")
+VARIANTS = tuple(Variant(arch=f"my/{arch}", family=arch, overrides={}) for arch in PAPER_ARCHS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "another"},
+        {"keep_weights": "all"},
+        {"hypotheses": (HYPOTHESIS,)},
+        {"archs": tuple(reversed(PAPER_ARCHS))},
+        {"sizes": (2, 1)},
+        {"seeds": (1, 0)},
+        {"sizes": {10**10: {"default": (1, 2)}}},
+        {"archs": tuple(v.arch for v in VARIANTS), "variants": VARIANTS},
+        {"max_epochs": 100.0},
+        {"tolerance": 0.5},
+    ],
+)
+def test_what_a_study_is_called_and_how_it_is_ordered_never_changes_an_id(
+    changes: dict[str, Any],
+) -> None:
+    assert _ids(micro(**({"seeds": (0, 1)} | changes))) == _ids(micro(seeds=(0, 1)))
+
+
+_PLAN = """
+import platform, socket, sys
+socket.gethostname = platform.node = lambda: sys.argv[1]
+from isoflop.plan.planner import make_plan
+from isoflop.study import paper_study
+print(*(run.run_id for run in make_plan(paper_study((10**17,))).runs))
+"""
+
+
+def test_host_paths_environment_and_git_state_never_change_an_id(tmp_path: Path) -> None:
+    def ids(host: str, folder: Path, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", _PLAN, host],
+            cwd=folder,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    plain, repository = tmp_path / "plain", tmp_path / "repository"
+    (repository / ".git").mkdir(parents=True)
+    (repository / ".git" / "HEAD").write_text("ref: refs/heads/dirty\n")
+    plain.mkdir()
+    here = ids("laptop", plain, PYTHONHASHSEED="1", LANG="C", TZ="UTC")
+    there = ids(
+        "node17",
+        repository,
+        PYTHONHASHSEED="2",
+        LANG="tr_TR.UTF-8",
+        TZ="Asia/Tokyo",
+        HOME=str(repository),
+        ISOFLOP_DATA_DIR=str(repository / "data"),
+        CUDA_VISIBLE_DEVICES="3",
+        SLURM_JOB_ID="99",
+        GIT_DIR=str(repository / ".git"),
+        PYTHONOPTIMIZE="1",
+    )
+    assert here == there
+    assert len(here.split()) == 25
+
+
+@pytest.mark.parametrize("family", PAPER_ARCHS)
+def test_every_field_of_every_configuration_changes_the_id(family: str) -> None:
+    config = dataclasses.asdict(get_spec(family).ladder(MICRO_V1, 2))
+    spec = dataclasses.replace(SPEC, family=family, config=config)
+    ids = {run_id(spec)}
+    for name, value in config.items():
+        other = value + 1 if isinstance(value, int) else f"{value}x"
+        ids.add(run_id(dataclasses.replace(spec, config=config | {name: other})))
+        without = {key: kept for key, kept in config.items() if key != name}
+        ids.add(run_id(dataclasses.replace(spec, config=without)))
+    assert len(ids) == 1 + 2 * len(config)
+
+
+specs = st.builds(
+    RunSpec,
+    **{
+        f.name: st.dictionaries(st.text(max_size=2), st.integers(0, 2) | st.text(max_size=2))
+        if f.name == "config"
+        else {"int": st.integers(0, 2), "str": st.sampled_from(["", "0", "1", "a"])}[str(f.type)]
+        for f in dataclasses.fields(RunSpec)
+    },
+)
+
+
+@given(specs, specs)
+def test_two_specs_share_an_id_only_if_they_are_one(first: RunSpec, second: RunSpec) -> None:
+    assert (run_id(first) == run_id(second)) == (first == second)
+    assert run_id(RunSpec.from_json(json.loads(json.dumps(first.to_json())))) == run_id(first)

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import golden_tables
-from isoflop.accounting import get_convention
+from isoflop.accounting import CONVENTIONS, get_convention
 from isoflop.errors import UserError
+from isoflop.families import PATHS_VARIABLE, family_digest
+from isoflop.families.mlp import spec as mlp
+from isoflop.plan.identity import RunSpec
 from isoflop.plan.planner import make_plan
-from isoflop.plan.runs import COUNTED, run_ledger
+from isoflop.plan.runs import COUNTED, describe_run, run_ledger
 from isoflop.recipe import MICRO_V1, PAPER_V1
 from isoflop.resources import builtin
-from isoflop.study import PAPER_ARCHS, Variant, load_study, paper_study
+from isoflop.study import MATCHES, PAPER_ARCHS, Study, Variant, load_study, paper_study
 from made_studies import micro
 
 PAPER_BUDGETS = (10**17, 6 * 10**17, 10**18, 6 * 10**18)
@@ -93,7 +99,8 @@ budgets = st.integers(min_value=10**9, max_value=10**12)
 
 @given(budget=budgets, convention=st.sampled_from(["paper", "paper+head"]))
 def test_no_run_spends_more_than_its_budget_nor_a_step_less(budget: int, convention: str) -> None:
-    study = micro(budgets=(budget,), convention=convention)
+    # Such budgets read the small corpus many times over: not the point here.
+    study = micro(budgets=(budget,), convention=convention, max_epochs=1e4)
     for run in make_plan(study).runs:
         per_token = get_convention(convention)(run_ledger(run.spec))
         step = per_token * run.spec.batch_size * run.spec.seq_len
@@ -128,6 +135,128 @@ def test_the_rule_for_new_budgets_agrees_with_the_published_grids() -> None:
         PAPER_V1.batch_and_seq_len(10**17) == PAPER_V1.batch_and_seq_len(6 * 10**17) == (64, 1024)
     )
     assert PAPER_V1.batch_and_seq_len(10**18) == PAPER_V1.batch_and_seq_len(10**22) == (128, 2048)
+
+
+@given(exponent=st.integers(min_value=9, max_value=26), digit=st.integers(1, 9))
+def test_budgets_from_1e9_to_1e26_plan_without_overflow(exponent: int, digit: int) -> None:
+    budget = digit * 10**exponent
+    study = micro(budgets=(budget,), sizes=(1, 4), batch_size=1, max_epochs=1e18)
+    for run in make_plan(study).runs:
+        row = run.row()
+        assert row["budget_flops"] == float(budget)
+        assert all(isinstance(row[name], float) for name in ("flops", "residual", "epochs"))
+        assert 0 <= run.budget_flops - run.flops < run.flops // run.spec.steps
+        assert 0 <= run.residual < 1
+
+
+CONVENTION_NAMES = sorted(CONVENTIONS)
+studies = st.builds(
+    micro,
+    budgets=st.lists(st.integers(10**10, 10**15), min_size=1, max_size=3, unique=True).map(
+        lambda budgets: tuple(sorted(budgets))
+    ),
+    archs=st.lists(st.sampled_from(PAPER_ARCHS), min_size=1, unique=True).map(tuple),
+    convention=st.sampled_from(CONVENTION_NAMES),
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=3, unique=True).map(tuple),
+    match=st.sampled_from(MATCHES),
+    tolerance=st.just(0.5),
+    seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True).map(tuple),
+    seq_len=st.sampled_from([16, 128]),
+    batch_size=st.integers(1, 4),
+    max_epochs=st.just(1e9),
+)
+
+
+@given(study=studies)
+def test_any_study_keeps_its_promises(study: Study) -> None:
+    try:
+        plan = make_plan(study)
+    except UserError as error:
+        # Some shapes cannot be matched and some budgets are too small: said, never planned.
+        if error.field not in ("tolerance", "steps"):
+            raise
+        return
+    cells = itertools.product(study.budgets, study.archs, study.sizes or (), study.seeds)
+    assert [(r.budget_flops, r.arch, r.size, r.spec.seed) for r in plan.runs] == list(cells)
+    for run in plan.runs:
+        ledger = run_ledger(run.spec)
+        per_token = get_convention(study.convention)(ledger)
+        assert run.flops == per_token * run.n_tokens <= run.budget_flops
+        assert run.residual == (run.budget_flops - run.flops) / run.budget_flops
+        assert ledger.flops(*COUNTED) == sum(run.flops_per_token.values())
+        assert (run.match_residual is None) == (study.match == "ladder")
+        assert abs(run.match_residual or 0.0) <= study.tolerance
+
+
+GROWN = st.sampled_from(["d_model", "n_layers", "steps", "batch_size", "vocab_size", "seq_len"])
+
+
+@given(
+    arch=st.sampled_from(PAPER_ARCHS),
+    size=st.integers(1, 6),
+    name=GROWN,
+    factor=st.integers(2, 5),
+    convention=st.sampled_from(CONVENTION_NAMES),
+)
+def test_more_of_anything_never_costs_less(
+    arch: str, size: int, name: str, factor: int, convention: str
+) -> None:
+    study = micro(archs=(arch,), sizes=(size,), batch_size=1, max_epochs=1e9)
+    (run,) = make_plan(study).runs
+
+    def cost(spec: RunSpec) -> tuple[int, int, int]:
+        described = describe_run(
+            spec,
+            arch=arch,
+            size=size,
+            budget_flops=run.budget_flops,
+            convention=convention,
+            num_train_tokens=None,
+        )
+        return described.flops, described.n_params, described.n_active
+
+    grown = dataclasses.replace(run.spec, **{name: factor * getattr(run.spec, name)})
+    assert all(more >= less for more, less in zip(cost(grown), cost(run.spec), strict=True))
+
+
+@given(low=budgets, extra=budgets, match=st.sampled_from(MATCHES))
+def test_a_larger_budget_never_buys_fewer_steps(low: int, extra: int, match: str) -> None:
+    study = micro(sizes=(3,), batch_size=1, match=match, tolerance=0.05, max_epochs=1e9)
+    small = make_plan(dataclasses.replace(study, budgets=(low,))).runs
+    large = make_plan(dataclasses.replace(study, budgets=(low + extra,))).runs
+    for before, after in zip(small, large, strict=True):
+        assert after.spec.steps >= before.spec.steps
+        assert after.flops >= before.flops
+
+
+def test_a_run_at_another_seed_is_what_planning_it_alone_gives() -> None:
+    many = make_plan(micro(seeds=(0, 5, 9))).runs
+    for seed in (0, 5, 9):
+        alone = make_plan(micro(seeds=(seed,))).runs
+        assert alone == tuple(run for run in many if run.spec.seed == seed)
+
+
+def test_reading_the_corpus_too_often_is_refused_with_every_knob() -> None:
+    study = micro(budgets=(10**11,), archs=("mlp",), sizes=(1,))
+    with pytest.raises(UserError) as caught:
+        make_plan(study)
+    text = str(caught.value)
+    assert text.startswith("data.max_epochs = 4.0: must be ")
+    for knob in ("larger corpus", "smaller budget", "larger sizes", "raise max_epochs"):
+        assert knob in text
+    (run,) = make_plan(dataclasses.replace(study, max_epochs=100.0)).runs
+    assert run.epochs is not None
+    assert run.epochs > 4
+    assert run.warnings == (f"reads the corpus {run.epochs:.2f} times",)
+    # Exactly the number of passes is allowed.
+    assert make_plan(dataclasses.replace(study, max_epochs=run.epochs)).runs == (run,)
+    with pytest.raises(UserError, match="max_epochs"):
+        make_plan(dataclasses.replace(study, max_epochs=run.epochs - 1e-6))
+
+
+def test_a_corpus_of_unknown_size_has_no_data_budget() -> None:
+    plan = make_plan(dataclasses.replace(paper_study((10**26,)), archs=("mlp",), max_epochs=0.1))
+    assert all(run.epochs is None and not run.warnings for run in plan.runs)
 
 
 def test_components_add_up_to_the_counted_flops() -> None:
@@ -211,3 +340,30 @@ def test_a_published_size_is_never_silently_left_out() -> None:
 
 def test_micro_recipe_takes_shares_of_a_run() -> None:
     assert [MICRO_V1.num_warmup_steps(steps) for steps in (40, 99, 1000)] == [4, 9, 100]
+
+
+def test_a_family_from_outside_is_gated_matched_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATHS_VARIABLE, "")
+    folder = tmp_path / "twin"
+    folder.mkdir()
+    source = Path(mlp.__file__)
+    for name in ("spec.py", "module.py"):
+        (folder / name).write_bytes(source.with_name(name).read_bytes())
+    study = micro(
+        archs=("mlp", "twin"), match="flops_per_token", sizes=(2,), family_paths=(str(folder),)
+    )
+    plan = make_plan(study)
+    assert plan.family_digests == {"twin": family_digest("twin")}
+    ours, theirs = plan.runs
+    assert theirs.spec.config == ours.spec.config
+    assert theirs.run_id != ours.run_id
+    assert make_plan(micro()).family_digests == {}
+    # A ledger that counts half of what the module computes is found before anything is planned.
+    spec = folder / "spec.py"
+    spec.write_text(spec.read_text().replace("flops_per_token=2 *", "flops_per_token=1 *"))
+    for module in [m for m in sys.modules if m.startswith("isoflop_family_twin")]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(UserError, match="family = 'twin'"):
+        make_plan(study)

@@ -116,4 +116,6 @@ def expert_component(config: RoutedConfig, num_tables: int, d_model: int) -> Com
         flops_per_token=2 * chosen_params,
         num_params=2 * num_tables * config.num_experts * d_model,
         num_active_params=chosen_params,
+        # Each token reads the rows it chose; it shares them with another token only by chance.
+        gathered_values_per_token=chosen_params,
     )

@@ -10,7 +10,7 @@ from isoflop.families._routing.ladder import routed_rung
 from isoflop.families._routing.spec import check_routing, routed_ledger
 from isoflop.recipe import Recipe
 
-free_dimension = ("num_channels", "num_neighbours")
+free_dimension = ("num_channels", "num_neighbours", "router_width")
 
 ROUTER = "product_key_value"
 

@@ -16,7 +16,7 @@ from isoflop.families._routing.spec import (
 )
 from isoflop.recipe import Recipe
 
-free_dimension = ("num_channels", "num_neighbours")
+free_dimension = ("num_channels", "num_neighbours", "router_width")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,72 @@
+"""`isoflop extend`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from isoflop.commands import FOLDER
+
+if TYPE_CHECKING:
+    from isoflop.plan.planner import Plan
+
+
+@click.command(short_help="Add budgets, seeds or sizes to a plan.")
+@click.argument("folder", type=FOLDER)
+@click.option("--budgets", metavar="1e19", help="Training FLOPs per run to add.")
+@click.option("--seeds", metavar="1,2", help="Seeds to add.")
+@click.option("--sizes", metavar="7,8", help="Sizes to add, for every arch.")
+@click.option("--at", metavar="1e19", help="Budgets that get --sizes.  [default: all]")
+def extend(
+    folder: Path, budgets: str | None, seeds: str | None, sizes: str | None, at: str | None
+) -> None:
+    """Add budgets, seeds or sizes to the plan in FOLDER.
+
+    Runs that are planned keep their ids, and their results stay; nothing is ever removed or
+    changed. A new budget takes the sizes that the study names for all budgets, or the recipe's.
+    """
+    from isoflop.commands.show import whole_numbers
+    from isoflop.plan.extend import extend_folder
+    from isoflop.render.plans import diff_lines
+    from isoflop.render.tables import console
+
+    plan, difference = extend_folder(
+        folder,
+        budgets=_flops("--budgets", budgets),
+        seeds=whole_numbers("--seeds", seeds),
+        sizes=whole_numbers("--sizes", sizes),
+        at=_flops("--at", at),
+    )
+    out = console()
+    for line in diff_lines(difference, (plan.study.convention,) * 2):
+        out.print(line, markup=False, soft_wrap=True)
+    if difference.is_empty:
+        click.echo(f"unchanged: {folder}/plan.json")
+        return
+    _estimate_again(plan, folder)
+    click.echo(f"written to {folder}/plan.json and plan.parquet; change the study file likewise")
+
+
+def _estimate_again(plan: Plan, folder: Path) -> None:
+    """Estimates the grown plan for the hardware it was estimated for before."""
+    from isoflop.commands.plan import read_calibration
+    from isoflop.plan.estimate import (
+        estimate_plan,
+        load_estimates,
+        load_hardware,
+        store_estimates,
+    )
+
+    stored = load_estimates(folder)
+    if stored is not None:
+        profile = load_hardware(stored.hardware)
+        calibration = read_calibration(None, folder, profile)
+        store_estimates(plan, estimate_plan(plan, profile, calibration=calibration), folder)
+
+
+def _flops(name: str, text: str | None) -> list[int]:
+    from isoflop.study import parse_flops
+
+    return [] if text is None else [parse_flops(word, name) for word in text.split(",")]

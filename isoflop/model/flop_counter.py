@@ -1,0 +1,218 @@
+"""A FLOP counter that fails on any operator it cannot vouch for.
+
+torch's `FlopCounterMode` counts operators that it has a formula for and is silent about all others:
+the CPU's flash attention, `embedding_bag`, grouped products and custom operators without a formula
+count 0. Here an operator must have a formula or stand on :data:`ZERO_COST`.
+
+What no counter of operators can see: work outside of torch's operators (numpy, a raw kernel
+launch), and a contraction written as an elementwise product and a sum, which counts 0 like any
+elementwise work. Write contractions as matrix products or `einsum`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+# Operators that count 0 by the convention "matrix products only", by reason. Names are torch's,
+# without overload and without the marks of in-place (`add_`) and list (`_foreach_add`) forms.
+
+# No arithmetic: other shapes of the same memory.
+_VIEWS = """
+    alias as_strided detach diagonal expand lift lift_fresh movedim narrow permute _reshape_alias
+    reshape select slice split split_with_sizes squeeze swapaxes t transpose unbind unfold
+    _unsafe_view unsqueeze view view_as view_as_complex view_as_real
+"""
+# No arithmetic: memory made, filled, copied or rearranged.
+_COPIES = """
+    arange as_strided_scatter cat clone constant_pad_nd contiguous copy _copy_from_and_resize
+    diag_embed diagonal_backward diagonal_scatter empty empty_like empty_permuted empty_strided
+    eye fill flip full full_like linspace new_empty new_empty_strided new_full new_ones new_zeros
+    ones ones_like repeat repeat_interleave resize roll scalar_tensor select_backward
+    select_scatter set slice_backward slice_scatter stack _to_copy tril triu unfold_backward zero
+    zeros zeros_like
+"""
+# Rows and entries read or written by index; equal places add up, which is elementwise work.
+_GATHERS = """
+    embedding embedding_dense_backward gather index index_add index_copy index_fill index_put
+    _index_put_impl index_reduce index_select masked_fill masked_scatter masked_select put scatter
+    scatter_add scatter_reduce take take_along_dim _unsafe_index _unsafe_index_put
+"""
+# Comparisons: sorting, choosing, counting.
+_SELECTION = """
+    argmax argmin argsort bincount bucketize cummax cummin histc kthvalue max min mode msort
+    nonzero searchsorted sort topk _unique2 unique_consecutive unique_dim
+"""
+# One operation per entry, also fused with its derivative.
+_ELEMENTWISE = """
+    abs acos add addcdiv addcmul __and__ asin atan atan2 bitwise_and bitwise_left_shift bitwise_not
+    bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min complex
+    copysign cos cosh deg2rad div elu elu_backward eq erf erfc erfinv exp exp2 expm1 floor
+    floor_divide fmax fmin fmod frac ge gelu gelu_backward glu glu_backward gt hardsigmoid
+    hardsigmoid_backward hardswish hardswish_backward hardtanh hardtanh_backward heaviside hypot
+    isfinite isinf isnan isneginf isposinf le leaky_relu leaky_relu_backward lerp lgamma
+    log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor logit
+    logit_backward log_sigmoid_backward log_sigmoid_forward __lshift__ lt maximum minimum mish
+    mish_backward mul nan_to_num ne neg nextafter __or__ polar pow _prelu_kernel
+    _prelu_kernel_backward reciprocal relu relu6 remainder round __rshift__ rsqrt rsub sgn sigmoid
+    sigmoid_backward sign signbit silu silu_backward sin sinc sinh softplus softplus_backward
+    softshrink softshrink_backward sqrt square sub tan tanh tanh_backward threshold
+    threshold_backward trunc where xlogy __xor__
+"""
+# A few operations per entry along an axis: sums, norms, softmax, losses.
+_REDUCTIONS = """
+    all amax amin aminmax any argwhere count_nonzero cumprod cumsum equal _fused_rms_norm
+    _fused_rms_norm_backward linalg_vector_norm logcumsumexp _log_softmax
+    _log_softmax_backward_data logsumexp mean native_batch_norm native_batch_norm_backward
+    native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward
+    nll_loss_backward nll_loss_forward norm prod _safe_softmax _softmax _softmax_backward_data std
+    std_mean sum sum_to_size var var_mean
+"""
+# Random draws.
+_RANDOM = """
+    bernoulli cauchy exponential geometric log_normal multinomial native_dropout
+    native_dropout_backward normal rand rand_like randint randint_like randn randn_like random
+    randperm uniform
+"""
+# The optimizer's elementwise step in one call; its cost is memory traffic.
+_OPTIMIZER = """
+    _amp_foreach_non_finite_check_and_unscale _amp_update_scale _fused_adam _fused_adamw _fused_sgd
+"""
+# Marks for torch's own profiler.
+_PROFILER = {"profiler::_record_function_enter_new", "profiler::_record_function_exit"}
+# Numbers handed to Python, and checks.
+_CONTROL = (
+    "_assert_async _assert_scalar _assert_tensor_metadata is_nonzero item _local_scalar_dense"
+)
+
+_GROUPS = (
+    _VIEWS,
+    _COPIES,
+    _GATHERS,
+    _SELECTION,
+    _ELEMENTWISE,
+    _REDUCTIONS,
+    _RANDOM,
+    _OPTIMIZER,
+    _CONTROL,
+)
+ZERO_COST = frozenset(f"aten::{name}" for group in _GROUPS for name in group.split()) | _PROFILER
+"""Operators that run without counting, as `namespace::name`."""
+
+
+class UncountedOperatorError(ValueError):
+    """Operators ran that have no FLOP formula and are not on the zero-cost list."""
+
+    def __init__(self, operators: tuple[str, ...]) -> None:
+        super().__init__(
+            f"not counted: {', '.join(operators)}; register a FLOP formula "
+            "(torch.utils.flop_counter.register_flop_formula) or write the layer with operators "
+            "that have one"
+        )
+        self.operators = operators
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (UncountedOperatorError, (self.operators,))
+
+
+class StrictFlopCounter:
+    """Counts FLOPs of what runs inside `with`, forward and backward, or refuses.
+
+        with StrictFlopCounter() as counter:
+            model(x).sum().backward()
+        counter.total
+
+    Attention's FLOPs on the CPU are only counted under `sdpa_kernel(SDPBackend.MATH)`; without it
+    the counter names the operator that is not.
+
+    Raises:
+        UncountedOperatorError: on leaving the block, and on reading a count, if an operator ran
+            that is neither in torch's registry of formulas nor on :data:`ZERO_COST`.
+    """
+
+    def __init__(self) -> None:
+        self._counter = FlopCounterMode(display=False)
+        self._watch = _Watch(self._counter.flop_registry)
+
+    def __enter__(self) -> Self:
+        # Entered first, so it sees what is left after the counter took composite operators apart.
+        self._watch.uncounted.clear()
+        self._watch.__enter__()
+        self._counter.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._counter.__exit__(kind, error, trace)
+        self._watch.__exit__(kind, error, trace)
+        if error is None:
+            self._refuse_uncounted()
+
+    @property
+    def total(self) -> int:
+        """FLOPs so far."""
+        return sum(self.by_operator.values())
+
+    @property
+    def by_operator(self) -> dict[str, int]:
+        """FLOPs so far by operator, as `namespace::name`."""
+        return self.of_module("Global")
+
+    def of_module(self, path: str) -> dict[str, int]:
+        """FLOPs so far by operator inside a module, named as `Class.child.child`."""
+        self._refuse_uncounted()
+        return {
+            operator_name(packet): flops
+            for packet, flops in self._counter.get_flop_counts().get(path, {}).items()
+        }
+
+    def _refuse_uncounted(self) -> None:
+        if self._watch.uncounted:
+            raise UncountedOperatorError(tuple(sorted(self._watch.uncounted)))
+
+
+class _Watch(TorchDispatchMode):
+    """Notes every operator that runs and cannot be vouched for."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, formulas: dict[Any, Any]) -> None:
+        super().__init__()
+        self.formulas = formulas
+        self.uncounted: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        packet = getattr(func, "overloadpacket", func)
+        if packet not in self.formulas and _plain_name(operator_name(packet)) not in ZERO_COST:
+            self.uncounted[operator_name(packet)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operator_name(packet: Any) -> str:
+    """`namespace::name` of an operator without its overload."""
+    if isinstance(packet, torch._ops.OpOverloadPacket):
+        return packet._qualified_op_name
+    if isinstance(packet, HigherOrderOperator):
+        return f"higher_order::{packet.name()}"
+    return str(packet)
+
+
+def _plain_name(name: str) -> str:
+    """The name without the marks of its in-place and list forms, which do the same work."""
+    namespace, _, operator = name.partition("::")
+    operator = operator.removeprefix("_foreach_")
+    if operator.endswith("_") and not operator.endswith("__"):
+        operator = operator[:-1]
+    return f"{namespace}::{operator}"

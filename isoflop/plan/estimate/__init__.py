@@ -1,0 +1,32 @@
+"""What a plan will take: seconds, GPU-hours, memory, money. Everything here is an estimate.
+
+A roofline over the ledger's components for a hardware profile (slurm/hardware_*.toml), or step
+times that `isoflop calibrate` measured; each estimate lists its assumptions. Imports no torch.
+"""
+
+from isoflop.plan.estimate.calibration import Calibration, load_calibration
+from isoflop.plan.estimate.estimates import (
+    PlanEstimate,
+    RunEstimate,
+    estimate_plan,
+    estimate_run,
+)
+from isoflop.plan.estimate.hardware import Hardware, hardware_names, load_hardware
+from isoflop.plan.estimate.placement import PlacementEstimate, choose_placement
+from isoflop.plan.estimate.stored import load_estimates, store_estimates
+
+__all__ = [
+    "Calibration",
+    "Hardware",
+    "PlacementEstimate",
+    "PlanEstimate",
+    "RunEstimate",
+    "choose_placement",
+    "estimate_plan",
+    "estimate_run",
+    "hardware_names",
+    "load_calibration",
+    "load_estimates",
+    "load_hardware",
+    "store_estimates",
+]

@@ -1,0 +1,213 @@
+"""Estimates of runs and of whole plans: seconds, GPU-hours, memory, money."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from isoflop.errors import UserError, shown
+from isoflop.numbers import format_flops
+from isoflop.plan.estimate import memory, placement, time
+from isoflop.plan.estimate.calibration import Calibration, MeasuredStep, check_same_kind
+from isoflop.plan.estimate.hardware import Hardware
+from isoflop.plan.estimate.placement import PlacementEstimate, choose_placement
+from isoflop.plan.estimate.shapes import model_shape, shape_key
+from isoflop.plan.estimate.time import estimate_step
+from isoflop.plan.identity import RunSpec
+
+if TYPE_CHECKING:
+    from isoflop.plan.planner import Plan
+    from isoflop.plan.runs import PlannedRun
+
+Source = Literal["roofline", "calibrated"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEstimate:
+    """What one run is expected to take. Every number is an estimate."""
+
+    step_s: float | None
+    """Seconds per optimizer step; None where the run does not fit the hardware."""
+    gpu_hours: float | None
+    """Device-hours of all steps on all devices (core-hours on a CPU); None as above."""
+    peak_mem_bytes: int
+    """Per device."""
+    placement: PlacementEstimate
+    parts: Mapping[str, float]
+    """Roofline seconds per step by component; they add up to step_s unless calibrated."""
+    assumptions: tuple[str, ...]
+    source: Source
+    """`calibrated`: step_s was measured, for this very shape."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanEstimate:
+    """What a plan is expected to take, each run counted once. Every number is an estimate."""
+
+    hardware: str
+    """Name of the profile."""
+    unit: str
+    """What `gpu_hours` counts: GPU-hours, or core-hours on a CPU."""
+    runs: Mapping[str, RunEstimate]
+    """By run id."""
+    gpu_hours: float
+    """Of all runs that fit."""
+    gpu_hours_by_budget: Mapping[int, float]
+    """A run that two budgets share counts under the first."""
+    cost: float | None
+    """gpu_hours times the price, in the price's currency; None without a price."""
+    not_fitting: tuple[str, ...]
+    """A line for each shape that does not fit, with its reason."""
+    num_calibrated: int
+    """Runs whose step time was measured."""
+    assumptions: tuple[str, ...]
+
+
+def estimate_run(
+    spec: RunSpec, hardware: Hardware, calibration: Calibration | None = None
+) -> RunEstimate:
+    """Time and memory of one run on a device.
+
+    Raises:
+        UserError: the calibration is of another kind of device.
+    """
+    return _Estimator(hardware, calibration).run(spec)
+
+
+def estimate_plan(
+    plan: Plan,
+    hardware: Hardware,
+    price: float | None = None,
+    max_gpu_hours: float | None = None,
+    calibration: Calibration | None = None,
+) -> PlanEstimate:
+    """Time, memory and cost of all runs of a plan.
+
+    Args:
+        plan: the plan.
+        hardware: the device that every run is estimated for.
+        price: of a device-hour; None: the profile's, which may be unknown too.
+        max_gpu_hours: a hard cap on the sum.
+        calibration: measured step times, used where they cover a run's shape.
+
+    Raises:
+        UserError: the plan takes more than the cap (with the budgets to drop), a price or cap that
+            is not positive, or a calibration of another kind of device.
+    """
+    for name, value in (("--price", price), ("--max-gpu-hours", max_gpu_hours)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(name, value, "a positive number", "correct it")
+    estimator = _Estimator(hardware, calibration)
+    runs = {run.run_id: estimator.run(run.spec) for run in plan.unique_runs}
+    by_budget = _hours_by_budget(plan, runs)
+    total = sum(by_budget.values())
+    if max_gpu_hours is not None and total > max_gpu_hours:
+        raise _over_the_cap(by_budget, total, max_gpu_hours)
+    rate = hardware.price_per_hour if price is None else price
+    return PlanEstimate(
+        hardware=hardware.name,
+        unit="core-hours" if hardware.kind == "cpu" else "GPU-hours",
+        runs=runs,
+        gpu_hours=total,
+        gpu_hours_by_budget=by_budget,
+        cost=None if rate is None else rate * total,
+        not_fitting=_not_fitting(plan.unique_runs, runs),
+        num_calibrated=sum(e.source == "calibrated" for e in runs.values()),
+        assumptions=estimator.assumptions,
+    )
+
+
+class _Estimator:
+    """Estimates by shape; runs that differ in steps, seed or data only are worked out once."""
+
+    def __init__(self, hardware: Hardware, calibration: Calibration | None) -> None:
+        self._hardware = hardware
+        self._measured: dict[Hashable, MeasuredStep] = {}
+        self._by_shape: dict[Hashable, RunEstimate] = {}
+        self.assumptions = (
+            *time.assumptions(hardware),
+            *memory.ASSUMPTIONS,
+            *placement.ASSUMPTIONS,
+        )
+        if calibration is not None:
+            check_same_kind(calibration, hardware.kind)
+            self._measured = calibration.by_shape()
+            said = f"step times of {len(self._measured)} shapes, {calibration.describe()}"
+            self.assumptions = (f"calibrated: {said}, each alone", *self.assumptions)
+
+    def run(self, spec: RunSpec) -> RunEstimate:
+        key = shape_key(spec)
+        if key not in self._by_shape:
+            self._by_shape[key] = self._shape(spec, self._measured.get(key))
+        estimate = self._by_shape[key]
+        if estimate.step_s is None:
+            return estimate
+        device_s = estimate.step_s * spec.steps * estimate.placement.num_devices
+        return dataclasses.replace(estimate, gpu_hours=device_s / 3600)
+
+    def _shape(self, spec: RunSpec, measured: MeasuredStep | None) -> RunEstimate:
+        shape = model_shape(spec)
+        placed = choose_placement(shape, self._hardware)
+        if measured is not None:
+            # It was measured on one device with the whole batch, so there it fits.
+            placed = dataclasses.replace(
+                placed,
+                micro_batch=spec.batch_size,
+                grad_accum=1,
+                num_devices=1,
+                parallel="single",
+                checkpointing=False,
+                fits=True,
+                reason="fits one device: measured",
+            )
+        step = estimate_step(shape, self._hardware, placed)
+        step_s = measured.step_s if measured is not None else step.total_s
+        return RunEstimate(
+            step_s=step_s if placed.fits else None,
+            gpu_hours=None,
+            peak_mem_bytes=placed.peak_mem_bytes,
+            placement=placed,
+            parts=step.parts,
+            assumptions=self.assumptions,
+            source="roofline" if measured is None else "calibrated",
+        )
+
+
+def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, float]:
+    hours = dict.fromkeys(plan.study.budgets, 0.0)
+    counted: set[str] = set()
+    for run in plan.runs:
+        if run.run_id not in counted:
+            counted.add(run.run_id)
+            hours[run.budget_flops] += runs[run.run_id].gpu_hours or 0.0
+    return hours
+
+
+def _over_the_cap(by_budget: Mapping[int, float], total: float, cap: float) -> UserError:
+    """Names the fewest largest budgets whose removal brings the plan under the cap."""
+    dropped: list[int] = []
+    left = total
+    for budget in sorted(by_budget, reverse=True):
+        if left <= cap:
+            break
+        dropped.append(budget)
+        left -= by_budget[budget]
+    allowed = f"at least the {total:,.4g} GPU-hours this plan is estimated to take"
+    if len(dropped) == len(by_budget):
+        return UserError("--max-gpu-hours", cap, allowed, "raise it: no budget alone fits it")
+    names = ", ".join(map(format_flops, sorted(dropped)))
+    do = f"drop budget{'s' if len(dropped) > 1 else ''} {names} (leaves {left:,.4g}) or raise it"
+    return UserError("--max-gpu-hours", shown(f"{cap:g}"), allowed, do)
+
+
+def _not_fitting(
+    planned: tuple[PlannedRun, ...], runs: Mapping[str, RunEstimate]
+) -> tuple[str, ...]:
+    lines = {
+        f"{run.arch} size {run.size}: {runs[run.run_id].placement.reason}": None
+        for run in planned
+        if not runs[run.run_id].placement.fits
+    }
+    return tuple(lines)

@@ -1,0 +1,137 @@
+"""Measures optimizer steps of a plan's shapes on the machine at hand."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from isoflop.data.tokenizer import PAD_ID
+from isoflop.errors import UserError
+from isoflop.model import build_model
+from isoflop.plan.estimate.calibration import Calibration, MeasuredStep, shape_fields
+from isoflop.plan.estimate.shapes import shape_key
+from isoflop.plan.identity import RunSpec
+from isoflop.recipe import get_recipe
+from isoflop.train.loop import gradients_of_batch
+from isoflop.train.memory import peak_bytes, reset_peak
+from isoflop.train.optimizer import build_adamw, set_learning_rate
+
+WARM_UP_STEPS = 3
+
+
+def distinct_shapes(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The first spec of each shape, in order."""
+    return list({shape_key(spec): spec for spec in reversed(specs)}.values())[::-1]
+
+
+def calibrate(
+    specs: Sequence[RunSpec],
+    *,
+    steps: int = 10,
+    device: str = "cpu",
+    num_threads: int = 1,
+    on_measured: Callable[[RunSpec, MeasuredStep], None] = lambda spec, entry: None,
+) -> Calibration:
+    """Times the optimizer step of every distinct shape, one after the other, in this process.
+
+    A step is that of training: forward, backward, clipping, AdamW; the batch is made up of uniform
+    tokens and is the same in each step, so reading data is not in it. Nothing else is started: on a
+    CPU whose other cores train too, a step takes longer, since they share caches and memory.
+
+    Args:
+        specs: the runs of a plan.
+        steps: timed steps per shape, after WARM_UP_STEPS that do not count.
+        device: as torch names it.
+        num_threads: CPU threads of one operator; `isoflop run` takes 1.
+        on_measured: told of each shape as it is done.
+
+    Raises:
+        UserError: fewer than one step, or no such device.
+    """
+    if steps < 1:
+        raise UserError("--steps", steps, "1 or more", "correct it")
+    torch_device = _device(device)
+    torch.set_num_threads(num_threads)
+    entries = []
+    for spec in distinct_shapes(specs):
+        entry = measure_step(spec, steps=steps, device=torch_device)
+        entries.append(entry)
+        on_measured(spec, entry)
+    return Calibration(
+        kind=torch_device.type,
+        machine=_machine(torch_device),
+        torch=torch.__version__,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        num_threads=num_threads,
+        entries=tuple(entries),
+    )
+
+
+def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> MeasuredStep:
+    """Median, least and most seconds of ``steps`` optimizer steps of a run."""
+    recipe = get_recipe(spec.recipe)
+    reset_peak(device)
+    model = build_model(spec).to(device)
+    optimizer = build_adamw(
+        model.named_parameters(),
+        weight_decay=recipe.weight_decay,
+        beta1=recipe.beta1,
+        beta2=recipe.beta2,
+        eps=recipe.eps,
+    )
+    set_learning_rate(optimizer, recipe.peak_lr)
+    targets_BT = _made_batch(spec)
+    seconds = []
+    for _ in range(WARM_UP_STEPS + steps):
+        _wait(device)
+        begin = time.perf_counter()
+        gradients_of_batch(model, targets_BT, clip_norm=recipe.clip_norm, precision=spec.precision)
+        optimizer.step()
+        _wait(device)
+        seconds.append(time.perf_counter() - begin)
+    timed = seconds[WARM_UP_STEPS:]
+    return MeasuredStep(
+        shape=shape_fields(spec),
+        step_s=statistics.median(timed),
+        step_s_min=min(timed),
+        step_s_max=max(timed),
+        num_steps=len(timed),
+        peak_mem_bytes=peak_bytes(device),
+    )
+
+
+def _made_batch(spec: RunSpec) -> NDArray[np.uint16]:
+    """Uniform tokens, [B, T], no padding: a step's time hardly depends on the text."""
+    rng = np.random.default_rng(0)
+    shape = (spec.batch_size, spec.seq_len)
+    return rng.integers(PAD_ID + 1, spec.vocab_size, shape).astype(np.uint16)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise UserError("--device", name, "cpu or cuda", "correct it")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device", name, "cpu (this machine has no GPU for torch)", "use cpu")
+    return torch.device(name)
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

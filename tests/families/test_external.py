@@ -1,0 +1,245 @@
+"""Families from outside: a bilinear feed-forward in a folder or an installed package."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from isoflop.errors import UserError
+from isoflop.families import (
+    PATHS_VARIABLE,
+    _gating,
+    _registry,
+    add_family_folder,
+    config_from_mapping,
+    ensure_gated,
+    family_digest,
+    family_names,
+    get_build,
+    get_spec,
+    is_family,
+)
+from isoflop.model import build_model, next_token_loss
+from isoflop.model.flop_gate import check_family
+from isoflop.plan.identity import RunSpec
+from isoflop.plan.planner import make_plan
+from isoflop.plan.runs import run_ledger
+from made_family import HEAVY_SUM, TRUE_SUM, UNCOUNTED_SUM, write_family
+from made_studies import micro
+
+
+@pytest.fixture(autouse=True)
+def _no_other_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set, so that what a test adds is taken back after it.
+    monkeypatch.setenv(PATHS_VARIABLE, "")
+
+
+@pytest.fixture
+def bilinear(tmp_path: Path) -> Path:
+    folder = write_family(tmp_path / "bilinear")
+    assert add_family_folder(folder) == "bilinear"
+    return folder
+
+
+@pytest.mark.usefixtures("bilinear")
+def test_a_family_in_a_folder_plans_counts_and_trains_a_step() -> None:
+    assert "bilinear" in family_names()
+    plan = make_plan(micro(archs=("mlp", "bilinear")))
+    runs = [run for run in plan.runs if run.arch == "bilinear"]
+    assert len(runs) == 2
+    spec = runs[0].spec
+    assert spec.config == {"hidden_width": 16, "mix": "product"}
+    model = build_model(spec)
+    assert sum(p.numel() for p in model.parameters()) == run_ledger(spec).num_params
+    tokens = torch.randint(2, 256, (2, 8), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    before = next_token_loss(model(tokens), tokens)
+    before.backward()
+    optimizer.step()
+    assert next_token_loss(model(tokens), tokens) < before
+
+
+@pytest.mark.usefixtures("bilinear")
+def test_processes_that_a_study_starts_know_the_family_and_plan_without_torch() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from isoflop.families import get_spec, family_digest, ensure_gated\n"
+        "get_spec('bilinear'); family_digest('bilinear'); ensure_gated('bilinear')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_family_is_not_known_without_its_path(tmp_path: Path) -> None:
+    write_family(tmp_path / "bilinear")
+    assert not is_family("bilinear")
+    with pytest.raises(UserError, match="family = 'bilinear': must be one of mlp"):
+        get_spec("bilinear")
+
+
+def test_relative_paths_and_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bilinear: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    add_family_folder(Path("bilinear"))
+    assert os.environ[PATHS_VARIABLE] == str(bilinear.resolve())
+    write_family(tmp_path / "other_one")
+    add_family_folder(Path("other_one"))
+    assert {"bilinear", "other_one"} <= set(family_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "remove", "message"),
+    [
+        ("bilinear", "spec.py", r"no spec\.py"),
+        ("bilinear", "module.py", r"no module\.py"),
+        ("bi-linear", None, "letters, digits and _"),
+        ("_hidden", None, "letters, digits and _"),
+        ("mlp", None, "a name no other family has"),
+    ],
+)
+def test_an_impossible_folder_is_refused(
+    tmp_path: Path, name: str, remove: str | None, message: str
+) -> None:
+    folder = write_family(tmp_path / name)
+    if remove:
+        (folder / remove).unlink()
+    with pytest.raises(UserError, match=message):
+        add_family_folder(folder)
+    assert os.environ[PATHS_VARIABLE] == ""
+
+
+@pytest.mark.usefixtures("bilinear")
+def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a name no other family has"):
+        add_family_folder(write_family(tmp_path / "elsewhere" / "bilinear"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "mix", "message"),
+    [
+        ("2", TRUE_SUM, r"feedforward \(experts \+ router\) forward: torch counts"),
+        ("0", UNCOUNTED_SUM, "not counted: aten::mv"),
+        ("0", HEAVY_SUM, "feedforward"),
+    ],
+)
+def test_a_lying_ledger_is_found(tmp_path: Path, extra: str, mix: str, message: str) -> None:
+    add_family_folder(write_family(tmp_path / "liar", extra=extra, mix=mix))
+    # What only one word does is seen when that word is to be planned.
+    first, second, planned = check_family("liar", [{"hidden_width": 4096, "mix": "sum"}])
+    assert planned.problem is not None
+    assert re.match(message, planned.problem)
+    assert (first.problem is None) == (second.problem is None) == (extra == "0")
+
+
+def test_a_lying_ledger_is_refused_before_it_is_planned(tmp_path: Path) -> None:
+    add_family_folder(write_family(tmp_path / "liar", mix="missing_name"))
+    with pytest.raises(UserError, match="NameError: name 'missing_name' is not defined") as caught:
+        ensure_gated("liar", {"hidden_width": 7, "mix": "sum"})
+    assert "isoflop flops liar --check" in str(caught.value)
+
+
+def test_a_changed_source_is_gated_again(bilinear: Path) -> None:
+    ensure_gated("bilinear")
+    write_family(bilinear, extra="1")
+    with pytest.raises(UserError, match="torch counts"):
+        ensure_gated("bilinear")
+
+
+def test_a_family_that_never_comes_back_is_refused(
+    bilinear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bilinear / "module.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(_gating, "_TIMEOUT_S", 0.2)
+    with pytest.raises(UserError, match=r"the gate took more than 0\.2 s"):
+        ensure_gated("bilinear")
+
+
+def test_built_in_families_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gating, "_problems", None)
+    ensure_gated("sgatlin", {"router": "dense"})
+
+
+def test_the_digest_is_of_the_sources_and_not_of_their_place(
+    tmp_path: Path, bilinear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert family_digest("mlp") is None
+    first = family_digest("bilinear")
+    assert first is not None
+    assert len(first) == 64
+    (bilinear / "notes.txt").write_text("not a source")
+    assert family_digest("bilinear") == first
+    monkeypatch.setenv(PATHS_VARIABLE, str(write_family(tmp_path / "moved" / "bilinear")))
+    assert family_digest("bilinear") == first
+    (bilinear / "more.py").write_text("")
+    monkeypatch.setenv(PATHS_VARIABLE, str(bilinear))
+    assert family_digest("bilinear") != first
+
+
+def test_broken_code_is_the_users_mistake(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "broken")
+    (folder / "spec.py").write_text("import no_such_package")
+    (folder / "module.py").write_text("x = 1")
+    add_family_folder(folder)
+    with pytest.raises(UserError, match="family broken = 'spec.py'.*no_such_package"):
+        get_spec("broken")
+    with pytest.raises(UserError, match="family broken = 'module.py': must be one with build"):
+        get_build("broken")
+    with pytest.raises(UserError, match="no_such_package"):
+        ensure_gated("broken")
+    half = write_family(tmp_path / "half")
+    (half / "spec.py").write_text("Config = free_dimension = ledger = None")
+    add_family_folder(half)
+    with pytest.raises(UserError, match="one with num_params"):
+        get_spec("half")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package with an entry point, as an installer leaves it."""
+    site = tmp_path / "site"
+    package = write_family(site / "some_package" / "layers")
+    (package / "__init__.py").write_text("")
+    (site / "some_package" / "__init__.py").write_text("")
+    info = site / "some_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[isoflop.families]\nbilinear_installed = some_package.layers\nmlp = some_package.layers\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    _registry._installed.cache_clear()
+    yield package
+    _registry._installed.cache_clear()
+
+
+def test_an_installed_package_brings_a_family(installed: Path) -> None:
+    assert "bilinear_installed" in family_names()
+    config = config_from_mapping("bilinear_installed", {"hidden_width": 6})
+    assert sum(p.numel() for p in get_build("bilinear_installed")(config, 4).parameters()) == 72
+    assert get_spec("mlp").__name__ == "isoflop.families.mlp.spec"
+    (run,) = make_plan(micro(archs=("bilinear_installed",), sizes=(1,))).runs
+    assert run.spec.family == "bilinear_installed"
+    before = family_digest("bilinear_installed")
+    write_family(installed, extra="1")
+    assert family_digest("bilinear_installed") != before
+
+
+@pytest.mark.usefixtures("bilinear")
+def test_a_runs_identity_holds_the_familys_name_and_shape_only() -> None:
+    config = {"hidden_width": 16, "mix": "product"}
+    (built_in,) = make_plan(micro(archs=("mlp",), sizes=(1,))).runs
+    spec = dataclasses.replace(built_in.spec, family="bilinear", config=config)
+    fields = {f.name for f in dataclasses.fields(RunSpec)}
+    assert set(spec.to_json()) == fields
+    assert RunSpec.from_json(spec.to_json()) == spec
+    assert run_ledger(spec).component("experts").num_params == 2 * 3 * spec.d_model * 16

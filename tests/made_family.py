@@ -1,0 +1,89 @@
+"""A bilinear feed-forward as a family from outside the package, honest or lying."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SPEC = """
+from dataclasses import dataclass
+
+from isoflop.accounting import Component
+
+free_dimension = ("hidden_width",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    hidden_width: int
+    mix: str = "product"
+
+    def __post_init__(self):
+        if self.mix not in ("product", "sum"):
+            raise ValueError(self.mix)
+
+
+def ledger(config, d_model, seq_len):
+    params = 3 * d_model * config.hidden_width
+    return (
+        Component(
+            name="experts",
+            flops_per_token=2 * params + EXTRA,
+            num_params=params,
+            num_active_params=params,
+        ),
+    )
+
+
+def num_params(config, d_model):
+    return 3 * d_model * config.hidden_width
+
+
+num_active_params = num_params
+
+
+def ladder(recipe, size):
+    return Config(hidden_width=2 * recipe.shape(size).d_model)
+"""
+
+MODULE = '''
+import torch
+from torch import nn
+
+from isoflop.model.init import trunc_normal
+
+from .spec import Config
+
+
+class Bilinear(nn.Module):
+    """(x A * x B) C."""
+
+    def __init__(self, config: Config, d_model: int) -> None:
+        super().__init__()
+        self.mix = config.mix
+        self.a = nn.Parameter(torch.empty(d_model, config.hidden_width))
+        self.b = nn.Parameter(torch.empty(d_model, config.hidden_width))
+        self.c = nn.Parameter(torch.empty(config.hidden_width, d_model))
+
+    def initialisers(self):
+        return {name: trunc_normal(getattr(self, name).shape[0] ** -0.5) for name in "abc"}
+
+    def forward(self, x):
+        a, b = x @ self.a, x @ self.b
+        return (a * b if self.mix == "product" else SUM) @ self.c
+
+
+def build(config, d_model):
+    return Bilinear(config, d_model)
+'''
+
+TRUE_SUM = "a + b"
+# Work that the ledger does not know of, in one of the family's words only.
+HEAVY_SUM = "(a + b + (x @ self.a))"
+UNCOUNTED_SUM = "torch.stack([torch.mv(self.b.T, row) + at for row, at in zip(x, a)])"
+
+
+def write_family(folder: Path, *, extra: str = "0", mix: str = TRUE_SUM) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.py").write_text(SPEC.replace("EXTRA", extra))
+    (folder / "module.py").write_text(MODULE.replace("SUM", mix))
+    return folder

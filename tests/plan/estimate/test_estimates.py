@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from isoflop.errors import UserError
+from isoflop.plan.estimate import (
+    Calibration,
+    estimate_plan,
+    estimate_run,
+    estimates,
+    load_hardware,
+)
+from isoflop.plan.estimate.calibration import MeasuredStep, shape_fields
+from isoflop.plan.identity import RunSpec
+from isoflop.plan.planner import Plan, make_plan
+from isoflop.study import paper_study
+from made_shapes import rung_spec
+from made_studies import micro
+
+H100, CPU = load_hardware("h100"), load_hardware("cpu2")
+
+
+@pytest.fixture(scope="module")
+def paper_plan() -> Plan:
+    return make_plan(paper_study((10**17, 6 * 10**18)))
+
+
+def calibration_of(*specs: RunSpec, kind: str = "cpu", step_s: float = 0.5) -> Calibration:
+    return Calibration(
+        kind=kind,
+        machine="a machine",
+        torch="2.0",
+        date="2026-01-02",
+        num_threads=1,
+        entries=tuple(
+            MeasuredStep(
+                shape=shape_fields(spec),
+                step_s=step_s,
+                step_s_min=step_s,
+                step_s_max=step_s,
+                num_steps=10,
+                peak_mem_bytes=None,
+            )
+            for spec in specs
+        ),
+    )
+
+
+def test_a_run_s_hours_follow_from_its_steps() -> None:
+    spec = rung_spec("sgatlin", 8)
+    run = estimate_run(spec, H100)
+    assert run.source == "roofline"
+    assert run.step_s == pytest.approx(sum(run.parts.values()))
+    assert run.gpu_hours == pytest.approx(run.step_s * spec.steps * 2 / 3600)
+    longer = estimate_run(dataclasses.replace(spec, steps=3 * spec.steps, seed=5), H100)
+    assert longer.gpu_hours == pytest.approx(3 * run.gpu_hours)
+    assert longer.step_s == run.step_s
+    assert any("AdamW" in line for line in run.assumptions)
+
+
+def test_a_run_that_does_not_fit_has_no_time_and_says_so() -> None:
+    run = estimate_run(rung_spec("mlp", 4), CPU)
+    assert run.step_s is None
+    assert run.gpu_hours is None
+    assert not run.placement.fits
+    assert run.peak_mem_bytes > CPU.memory_bytes
+
+
+def test_a_plan_adds_up(paper_plan: Plan) -> None:
+    estimate = estimate_plan(paper_plan, H100, price=2.5)
+    assert set(estimate.runs) == {run.run_id for run in paper_plan.runs}
+    hours = [run.gpu_hours for run in estimate.runs.values()]
+    assert estimate.gpu_hours == pytest.approx(sum(hours))
+    assert estimate.gpu_hours == pytest.approx(sum(estimate.gpu_hours_by_budget.values()))
+    assert estimate.cost == pytest.approx(2.5 * estimate.gpu_hours)
+    assert estimate.num_calibrated == 0
+    assert not estimate.not_fitting
+
+
+def test_a_price_comes_from_the_person_or_the_profile_or_nowhere(paper_plan: Plan) -> None:
+    assert estimate_plan(paper_plan, H100).cost is None
+    priced = dataclasses.replace(H100, price_per_hour=2.0)
+    estimate = estimate_plan(paper_plan, priced)
+    assert estimate.cost == pytest.approx(2 * estimate.gpu_hours)
+    assert estimate_plan(paper_plan, priced, price=4).cost == pytest.approx(2 * estimate.cost)
+
+
+def test_runs_that_do_not_fit_are_named_once_and_count_nothing(paper_plan: Plan) -> None:
+    estimate = estimate_plan(paper_plan, CPU)
+    assert len(estimate.not_fitting) == len(set(estimate.not_fitting))
+    assert any(line.startswith("mlp size 6: does not fit") for line in estimate.not_fitting)
+    assert estimate.gpu_hours == sum(r.gpu_hours or 0 for r in estimate.runs.values())
+
+
+def test_the_cap_names_the_total_and_the_budgets_to_drop(paper_plan: Plan) -> None:
+    estimate = estimate_plan(paper_plan, H100)
+    assert estimate_plan(paper_plan, H100, max_gpu_hours=estimate.gpu_hours) == estimate
+    with pytest.raises(UserError, match="drop budget 6e18 .leaves") as caught:
+        estimate_plan(paper_plan, H100, max_gpu_hours=100)
+    assert f"at least the {estimate.gpu_hours:,.4g} GPU-hours" in str(caught.value)
+    assert "--max-gpu-hours = 100: " in str(caught.value)
+    with pytest.raises(UserError, match="no budget alone fits"):
+        estimate_plan(paper_plan, H100, max_gpu_hours=1)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+def test_a_price_or_cap_that_is_none_is_refused(value: float, paper_plan: Plan) -> None:
+    with pytest.raises(UserError, match="--price"):
+        estimate_plan(paper_plan, H100, price=value)
+    with pytest.raises(UserError, match="--max-gpu-hours"):
+        estimate_plan(paper_plan, H100, max_gpu_hours=value)
+
+
+def test_measured_steps_take_the_roofline_s_place_and_say_so() -> None:
+    plan = make_plan(micro(archs=("mlp", "sgatlin"), seeds=(0, 1)))
+    measured = plan.unique_runs[0].spec
+    estimate = estimate_plan(plan, CPU, calibration=calibration_of(measured))
+    # Both seeds of the one shape.
+    assert estimate.num_calibrated == 2
+    run = estimate.runs[plan.unique_runs[0].run_id]
+    assert (run.source, run.step_s) == ("calibrated", 0.5)
+    assert run.gpu_hours == pytest.approx(0.5 * measured.steps / 3600)
+    assert "measured on a machine" in estimate.assumptions[0]
+    others = [r for r in estimate.runs.values() if r.source == "roofline"]
+    assert others[0].step_s == pytest.approx(sum(others[0].parts.values()))
+
+
+def test_a_measured_run_fits_whatever_the_profile_says() -> None:
+    spec = rung_spec("mlp", 2, batch_size=64)
+    assert estimate_run(spec, CPU).step_s is None
+    assert estimate_run(spec, CPU, calibration_of(spec)).step_s == 0.5
+
+
+def test_a_cpu_s_times_are_no_estimate_for_a_gpu(paper_plan: Plan) -> None:
+    with pytest.raises(UserError, match="calibration = .*cuda"):
+        estimate_plan(paper_plan, H100, calibration=calibration_of(paper_plan.runs[0].spec))
+
+
+def test_runs_of_one_shape_are_worked_out_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    original: Callable[[RunSpec], object] = estimates.model_shape
+
+    def counting(spec: RunSpec) -> object:
+        calls.append(spec)
+        return original(spec)
+
+    monkeypatch.setattr(estimates, "model_shape", counting)
+    plan = make_plan(micro(seeds=tuple(range(40)), budgets=(10**10, 2 * 10**10)))
+    estimate = estimate_plan(plan, CPU)
+    assert len(estimate.runs) == 5 * 2 * 2 * 40
+    assert len(calls) == 5 * 2
+
+
+@pytest.mark.parametrize("budget", [10**22, 10**26])
+def test_budgets_of_any_size_are_estimated(budget: int) -> None:
+    plan = make_plan(paper_study((budget,)))
+    estimate = estimate_plan(plan, H100)
+    for run in estimate.runs.values():
+        assert run.placement.fits == (run.gpu_hours is not None)
+    if budget == 10**26:
+        assert estimate.not_fitting
+
+
+def test_estimating_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from isoflop.plan.estimate import load_hardware, estimate_plan\n"
+        "from isoflop.plan.planner import make_plan\n"
+        "from isoflop.study import paper_study\n"
+        "estimate_plan(make_plan(paper_study((10**17,))), load_hardware('h100'))\n"
+        "found = {'torch', 'numpy', 'pandas', 'pydantic', 'scipy'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

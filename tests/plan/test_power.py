@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.analysis.laws import fit_laws
+from isoflop.analysis.optima import find_optimum
+from isoflop.analysis.points import Point
+from isoflop.errors import UserError
+from isoflop.plan import power
+from isoflop.plan.planner import Plan, make_plan
+from isoflop.plan.power import estimate_power
+from isoflop.plan.simulation import CHINCHILLA, Cell, fit_lines, fit_parabolas, true_losses
+from isoflop.study import paper_study
+from made_studies import micro
+
+PAPER = make_plan(paper_study((10**17, 10**18)))
+
+
+def centred_cell(flops: float, num_sizes: int, span: float = 4.0, num_seeds: int = 1) -> Cell:
+    """Sizes log-spaced from 1/span to span times the surface's own optimum; tokens are C/(6N)."""
+    of_model, _ = CHINCHILLA.terms(flops)
+    log_n_opt = math.log(CHINCHILLA.a / of_model) / CHINCHILLA.alpha
+    log_x = np.linspace(log_n_opt - math.log(span), log_n_opt + math.log(span), num_sizes)
+    log_x = np.repeat(log_x, num_seeds)
+    return Cell(
+        budget_flops=flops,
+        log_x=tuple(log_x),
+        log_tokens=tuple(math.log(flops / 6) - log_x),
+        flops=(flops,) * len(log_x),
+    )
+
+
+def powers(
+    budgets: Sequence[float], num_sizes: int, noise: float, num_seeds: int = 1
+) -> tuple[power.ArchPower, ...]:
+    cells = tuple(centred_cell(float(b), num_sizes, num_seeds=num_seeds) for b in budgets)
+    return power._arch_powers({"a": cells, "b": cells}, "a", noise, power.NUM_DRAWS, CHINCHILLA)
+
+
+# Standard deviations of the exponent over 200 simulated studies, each uncertain by 5 %.
+@pytest.mark.parametrize(
+    ("budgets", "num_sizes", "noise", "expected_sd"),
+    [
+        ((1e17, 1e18), 5, 0.002, 0.0085),
+        ((1e17, 1e18), 7, 0.005, 0.0195),
+        (np.geomspace(1e17, 3e18, 4), 7, 0.002, 0.0053),
+        (np.geomspace(1e17, 3e18, 4), 7, 0.005, 0.0134),
+        (np.geomspace(1e17, 1e20, 5), 7, 0.002, 0.0033),
+        ((1e17, 1e18), 11, 0.005, 0.0153),
+        (np.geomspace(1e17, 3e18, 4), 11, 0.002, 0.0044),
+        (np.geomspace(1e17, 1e20, 5), 11, 0.002, 0.0027),
+    ],
+)
+def test_the_spread_of_the_exponent_is_that_of_independent_simulations(
+    budgets: Sequence[float], num_sizes: int, noise: float, expected_sd: float
+) -> None:
+    result = powers(budgets, num_sizes, noise)[0]
+    assert result.exponent_sd == pytest.approx(expected_sd, rel=0.12)
+    assert result.exponent_halfwidth == pytest.approx(1.96 * result.exponent_sd, rel=0.08)
+    assert result.edge_share == 0
+
+
+def test_two_budgets_give_about_four_hundredths() -> None:
+    assert powers((1e17, 1e18), 7, 0.005)[0].exponent_halfwidth == pytest.approx(0.04, rel=0.1)
+
+
+def test_the_surface_has_its_optimum_where_its_terms_balance() -> None:
+    cell = centred_cell(1e18, 4001)
+    losses = true_losses(cell, 1e18, CHINCHILLA)
+    n, d = np.exp(cell.log_x), np.exp(cell.log_tokens)
+    direct = CHINCHILLA.e + CHINCHILLA.a / n**CHINCHILLA.alpha + CHINCHILLA.b / d**CHINCHILLA.beta
+    np.testing.assert_allclose(losses, direct, rtol=1e-9)
+    assert int(losses.argmin()) == 2000
+
+
+def test_noise_shrinks_with_seeds_like_a_mean() -> None:
+    one, four = powers((1e17, 1e18), 7, 0.004)[0], powers((1e17, 1e18), 7, 0.004, num_seeds=4)[0]
+    assert one.exponent_sd is not None
+    assert four.exponent_sd == pytest.approx(one.exponent_sd / 2, rel=0.08)
+
+
+losses_of_five = st.lists(st.floats(1.0, 5.0), min_size=5, max_size=5)
+
+
+@given(st.lists(losses_of_five, min_size=1, max_size=4), st.booleans())
+def test_the_fit_is_the_one_of_results(draws: list[list[float]], two_seeds: bool) -> None:
+    sizes = [1e6, 2e6, 3e6, 9e6, 9e6 if two_seeds else 2e7]
+    log_x, log_loss = fit_parabolas([math.log(x) for x in sizes], np.array(draws))
+    for index, losses in enumerate(draws):
+        points = [
+            Point(
+                run_id=None,
+                arch="a",
+                budget_flops=1e17,
+                n_params=x,
+                n_tokens=1e9,
+                n_active=None,
+                loss=loss,
+            )
+            for x, loss in zip(sizes, losses, strict=True)
+        ]
+        optimum = find_optimum(points, arch="a", budget_flops=1e17, axis="n_params")
+        usable = optimum.is_point and optimum.loss_opt is not None and optimum.loss_opt > 0
+        if not usable:
+            assert np.isnan(log_x[index]) or optimum.status == "flat"
+            continue
+        assert optimum.x_opt is not None
+        assert optimum.loss_opt is not None
+        assert log_x[index] == pytest.approx(math.log(optimum.x_opt), abs=1e-6)
+        assert log_loss[index] == pytest.approx(math.log(optimum.loss_opt), abs=1e-6)
+
+
+def test_two_sizes_are_no_parabola() -> None:
+    log_x, log_loss = fit_parabolas([0.0, 1.0, 1.0], np.ones((4, 3)))
+    assert np.isnan(log_x).all()
+    assert np.isnan(log_loss).all()
+
+
+def test_the_line_is_the_law_of_results_with_lost_budgets_left_out() -> None:
+    budgets = [1e17, 3e17, 1e18, 1e19]
+    values = np.array([[1e6, 2e6, 5e6, 1e7], [1e6, np.nan, 3e6, 8e6], [1e6] + [np.nan] * 3])
+    slope, intercept = fit_lines(np.log(budgets), np.log(values))
+    points = [
+        find_optimum([], arch="a", budget_flops=budget, axis="n_params") for budget in budgets
+    ]
+    for index in range(2):
+        optima = [
+            dataclasses.replace(point, x_opt=value, loss_opt=1.0, status="interior")
+            for point, value in zip(points, values[index], strict=True)
+            if np.isfinite(value)
+        ]
+        law = fit_laws(optima)[0]
+        assert slope[index] == pytest.approx(law.exponent, rel=1e-9)
+        assert intercept[index] == pytest.approx(law.log_coefficient, rel=1e-9)
+    assert np.isnan(slope[2])
+
+
+def test_a_report_is_deterministic_and_says_what_it_assumes() -> None:
+    report = estimate_power(PAPER)
+    assert report == estimate_power(PAPER)
+    assert [entry.arch for entry in report.archs] == list(PAPER.study.archs)
+    assert sum(entry.num_runs for entry in report.archs) == len(PAPER.runs)
+    text = "\n".join(report.assumptions)
+    for word in ("estimate", "0.005", "2404.10102", "centre", "parabola", "multiplier"):
+        assert word in text
+    assert "below 1e17" not in text
+
+
+def test_more_runs_give_narrower_intervals_at_their_price() -> None:
+    planned, seed, size, budget = estimate_power(PAPER).designs
+    assert planned.cost == 1
+    assert (seed.num_runs, seed.cost) == (94, pytest.approx(2))
+    assert size.num_runs == 47 + 5 * 2
+    assert budget.num_runs == 47 + 4 * 3 + 5 * 2
+    # A tenth of the budget's FLOPs were at 1e17, the new budget is at 1e19.
+    assert 9 < budget.cost < 11
+    assert planned.exponent_halfwidth is not None
+    for more in (seed, size, budget):
+        assert more.exponent_halfwidth is not None
+        assert more.exponent_halfwidth < 0.85 * planned.exponent_halfwidth
+
+
+def test_more_noise_gives_wider_intervals() -> None:
+    def widths(noise: float) -> list[float]:
+        return [a.exponent_halfwidth or math.inf for a in estimate_power(PAPER, noise=noise).archs]
+
+    assert all(low < high for low, high in zip(widths(0.001), widths(0.004), strict=True))
+
+
+def test_the_reference_has_no_multiplier_and_the_others_have_one_per_budget() -> None:
+    report = estimate_power(PAPER, reference="moe")
+    by_arch = {entry.arch: entry.multipliers for entry in report.archs}
+    assert report.reference == "moe"
+    assert by_arch["moe"] == {}
+    for arch in ("mlp", "swiglu", "peer", "sgatlin"):
+        assert list(by_arch[arch]) == [1e17, 1e18]
+        assert all(factor is not None and factor > 1 for factor in by_arch[arch].values())
+
+
+def test_one_budget_has_no_exponent_and_one_more_gives_it() -> None:
+    planned, seed, _, budget = estimate_power(make_plan(paper_study((10**17,)))).designs
+    assert (planned.exponent_halfwidth, planned.multiplier) == (None, None)
+    assert seed.exponent_halfwidth is None
+    assert budget.exponent_halfwidth is not None
+
+
+def _two_sizes() -> Plan:
+    return make_plan(micro(budgets=(10**10, 3 * 10**10), sizes=(1, 2)))
+
+
+def test_two_sizes_give_nothing_and_one_more_gives_something() -> None:
+    report = estimate_power(_two_sizes(), noise=0.001)
+    assert all(entry.edge_share == 1 for entry in report.archs)
+    assert report.designs[0].exponent_halfwidth is None
+    assert report.designs[2].exponent_halfwidth is not None
+
+
+def test_a_micro_study_is_placed_where_the_surface_was_measured_and_told_so() -> None:
+    plan = make_plan(micro(budgets=(10**10, 3 * 10**10), sizes=(1, 2, 3, 4)))
+    report = estimate_power(plan)
+    assert "below 1e17" in report.assumptions[-1]
+    assert report.designs[0].exponent_halfwidth is not None
+    assert report.designs[0].exponent_halfwidth < 1
+
+
+def test_useless_noise_gives_no_interval_rather_than_a_wrong_one() -> None:
+    report = estimate_power(_two_sizes(), noise=0.9)
+    assert all(entry.exponent_halfwidth is None for entry in report.archs)
+    assert report.designs[0].multiplier is None
+
+
+@pytest.mark.parametrize("noise", [0.0, -0.1, 1.0, math.nan, math.inf])
+def test_nonsense_noise_is_refused(noise: float) -> None:
+    with pytest.raises(UserError, match="--noise = "):
+        estimate_power(PAPER, noise=noise)
+
+
+def test_an_unknown_reference_is_refused() -> None:
+    with pytest.raises(UserError, match="reference = 'rnn'"):
+        estimate_power(PAPER, reference="rnn")

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from isoflop.plan.artefact import plan_to_json
+from isoflop.plan.planner import make_plan
+from isoflop.plan.schema import SCHEMA_FILE, plan_schema
+from isoflop.study import Hypothesis, Study, Variant, paper_study
+from made_studies import micro
+
+SCHEMA = json.loads(SCHEMA_FILE.read_text())
+
+RICH_STUDY = micro(
+    sizes={10**10: {"default": (1, 2), "mlp": (1,)}},
+    variants=(Variant(arch="mlp/wide", family="mlp", overrides={"hidden_width": 99}),),
+    archs=("mlp", "mlp/wide", "sgatlin"),
+    hypotheses=(Hypothesis(id="H1", claim="wider is better", decide="multiplier > 1"),),
+    seeds=(0, 1),
+)
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: type(value) is int,
+    "number": lambda value: type(value) in (int, float),
+    "null": lambda value: value is None,
+}
+_CHECKS: dict[str, Callable[[Any, Any], bool]] = {
+    "const": lambda value, asked: value == asked,
+    "minimum": lambda value, asked: value >= asked,
+    "exclusiveMaximum": lambda value, asked: value < asked,
+    "pattern": lambda value, asked: re.search(asked, value) is not None,
+}
+_KNOWN = {
+    *("$ref", "anyOf", "type", "properties", "required", "additionalProperties", "items"),
+    *("description", "$defs", "$schema", "title", *_CHECKS),
+}
+
+
+def mistakes(value: Any, schema: dict[str, Any], where: str = "plan") -> list[str]:
+    """A validator for what the schema uses; a keyword that it does not know fails."""
+    assert set(schema) <= _KNOWN, set(schema) - _KNOWN
+    if "$ref" in schema:
+        return mistakes(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")], where)
+    if "anyOf" in schema:
+        found = [mistakes(value, inner, where) for inner in schema["anyOf"]]
+        return [] if [] in found else [f"{where}: none of the alternatives"]
+    if "type" in schema and not _TYPES[schema["type"]](value):
+        return [f"{where}: no {schema['type']}"]
+    for name, check in _CHECKS.items():
+        if name in schema and not check(value, schema[name]):
+            return [f"{where}: {name}"]
+    inner: list[str] = []
+    if isinstance(value, list) and "items" in schema:
+        for index, entry in enumerate(value):
+            inner += mistakes(entry, schema["items"], f"{where}[{index}]")
+    if isinstance(value, dict):
+        inner += _of_object(value, schema, where)
+    return inner
+
+
+def _of_object(value: dict[str, Any], schema: dict[str, Any], where: str) -> list[str]:
+    found = [f"{where}: no {name}" for name in schema.get("required", ()) if name not in value]
+    for name, entry in value.items():
+        inside = f"{where}.{name}"
+        if name in schema.get("properties", {}):
+            found += mistakes(entry, schema["properties"][name], inside)
+        elif schema.get("additionalProperties") is False:
+            found.append(f"{inside}: unknown")
+        else:
+            found += mistakes(entry, schema.get("additionalProperties", {}), inside)
+    return found
+
+
+def test_the_published_file_is_current() -> None:
+    assert plan_schema() == SCHEMA, "python -m isoflop.plan.schema > isoflop/plan/plan.schema.json"
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        micro(),
+        RICH_STUDY,
+        micro(sizes="auto", archs=("mlp", "sgatlin")),
+        micro(match="active_params", archs=("mlp", "swiglu"), tolerance=0.1),
+        paper_study((10**17, 123_456_789_012_345_678_901)),
+        paper_study((3 * 10**15,)),
+    ],
+)
+def test_written_plans_follow_the_schema(study: Study) -> None:
+    assert mistakes(json.loads(json.dumps(plan_to_json(make_plan(study)))), SCHEMA) == []
+
+
+def test_the_schema_knows_every_key_that_is_written() -> None:
+    values = plan_to_json(make_plan(RICH_STUDY))
+    run = values["runs"][0]
+    definitions = SCHEMA["$defs"]
+    for name, written in (
+        ("Study", values["study"]),
+        ("Variant", values["study"]["variants"][0]),
+        ("Hypothesis", values["study"]["hypotheses"][0]),
+        ("Run", run),
+        ("Spec", run["spec"]),
+        ("FlopsPerToken", run["flops_per_token"]),
+    ):
+        assert set(definitions[name]["properties"]) == set(written), name
+        assert definitions[name]["required"] == list(definitions[name]["properties"])
+        assert definitions[name]["additionalProperties"] is False
+    assert list(SCHEMA["properties"]) == list(values)
+
+
+def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(values: dict[str, Any]) -> None:
+        inner: Any = values
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = to
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (_set("extra", to=1), "plan.extra: unknown"),
+        (_set("schema_version", to=1), "plan.schema_version: const"),
+        (_set("runs", 0, "flops", to=1.5), "plan.runs[0].flops: no integer"),
+        (_set("runs", 0, "flops", to=0), "plan.runs[0].flops: minimum"),
+        (_set("runs", 0, "run_id", to="abc"), "plan.runs[0].run_id: pattern"),
+        (_set("runs", 0, "residual", to=1.0), "plan.runs[0].residual: exclusiveMaximum"),
+        (_set("runs", 0, "spec", "seed", to="0"), "plan.runs[0].spec.seed: no integer"),
+        (_set("runs", 0, "spec", "config", "x", to=[]), "plan.runs[0].spec.config.x: none"),
+        (_set("study", "budgets", to=[1e10]), "plan.study.budgets[0]: no integer"),
+        (lambda values: values["study"].pop("seeds"), "plan.study: no seeds"),
+    ],
+)
+def test_a_plan_that_is_none_does_not_follow_it(
+    edit: Callable[[dict[str, Any]], None], named: str
+) -> None:
+    values = json.loads(json.dumps(plan_to_json(make_plan(micro()))))
+    edit(values)
+    assert mistakes(values, SCHEMA)[0].startswith(named)

@@ -1,0 +1,86 @@
+"""Measuring steps: each shape once, in the plan's order; the command and its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from isoflop.commands.calibrate import calibrate as command
+from isoflop.errors import UserError
+from isoflop.plan.artefact import write_plan
+from isoflop.plan.estimate import estimate_plan, load_calibration, load_hardware
+from isoflop.plan.estimate.shapes import shape_key
+from isoflop.plan.planner import make_plan
+from isoflop.train.calibrate import calibrate, distinct_shapes, measure_step
+from made_shapes import rung_spec
+from made_studies import micro
+
+
+def test_shapes_are_measured_once_in_order() -> None:
+    specs = [
+        rung_spec(family, 1, "micro-v1", seed=seed, steps=50 + seed)
+        for seed in (0, 1)
+        for family in ("sgatlin", "mlp")
+    ]
+    assert distinct_shapes(specs) == specs[:2]
+    seen = []
+    measured = calibrate(specs, steps=2, on_measured=lambda spec, entry: seen.append(spec))
+    assert seen == specs[:2]
+    assert [e.key for e in measured.entries] == [shape_key(s) for s in specs[:2]]
+    assert (measured.kind, measured.num_threads, measured.torch) == ("cpu", 1, torch.__version__)
+    assert measured.machine
+    for entry in measured.entries:
+        assert 0 < entry.step_s_min <= entry.step_s <= entry.step_s_max
+        assert entry.num_steps == 2
+
+
+def test_bf16_and_odd_shapes_are_measured_too() -> None:
+    spec = rung_spec("moe", 1, "micro-v1", batch_size=1, seq_len=1, precision="bf16")
+    assert measure_step(spec, steps=1, device=torch.device("cpu")).step_s > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"steps": 0}, "--steps = 0"), ({"device": "tpu"}, "--device = 'tpu'")],
+)
+def test_mistakes_are_named(options: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        calibrate([rung_spec("mlp", 1, "micro-v1")], **options)  # type: ignore[arg-type]
+
+
+def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        calibrate([rung_spec("mlp", 1, "micro-v1")], device="cuda")
+
+
+def test_the_command_writes_a_file_that_estimates_use(tmp_path: Path) -> None:
+    plan = make_plan(micro(archs=("mlp", "peer"), seeds=(0, 1)))
+    write_plan(plan, tmp_path)
+    result = CliRunner().invoke(command, [str(tmp_path), "--steps", "1"])
+    assert result.exit_code == 0, result.output
+    assert "4 shapes measured on" in result.output
+    estimate = estimate_plan(plan, load_hardware("cpu2"), calibration=load_calibration(tmp_path))
+    assert estimate.num_calibrated == len(plan.unique_runs) == 8
+
+
+def test_without_a_folder_the_built_in_study_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    measured = []
+
+    def fake(specs: object, **options: object) -> object:
+        measured.append((specs, options))
+        raise UserError("stop", 1, "here", "end")
+
+    monkeypatch.setattr("isoflop.train.calibrate.calibrate", fake)
+    with pytest.raises(UserError, match="stop"):
+        CliRunner().invoke(command, ["--steps", "4"], catch_exceptions=False)
+    ((specs, options),) = measured
+    assert len(specs) > 10
+    assert options["steps"] == 4
+    assert not list(tmp_path.iterdir())
