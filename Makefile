@@ -24,6 +24,7 @@ lint: $(VENV)/.installed-dev
 # Ratios against a named baseline, printed; never part of the tests.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/cli_startup.py
+	$(BIN)/python tests/benchmarks/plan_size.py
 	$(BIN)/python tests/benchmarks/kernels.py
 	$(BIN)/python tests/benchmarks/estimates_cpu.py
 	$(BIN)/python tests/benchmarks/memory_cpu.py

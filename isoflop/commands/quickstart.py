@@ -9,7 +9,7 @@ import click
 
 from isoflop.commands import FOLDER
 from isoflop.commands.fit import fit_folder
-from isoflop.commands.plan import show_plan
+from isoflop.commands.plan import read_calibration, show_plan
 from isoflop.commands.run import INTERRUPTED, run_folder
 
 
@@ -31,7 +31,9 @@ def quickstart(out: Path, workers: int | None) -> None:
     from isoflop.study import load_study
 
     planned = make_plan(load_study(builtin("experiments", "quickstart.toml")))
-    estimate = estimate_plan(planned, load_hardware("cpu2"))
+    profile = load_hardware("cpu2")
+    calibration = read_calibration(None, out, profile)
+    estimate = estimate_plan(planned, profile, calibration=calibration)
     write_plan(planned, out)
     store_estimates(planned, estimate, out)
     show_plan(planned, estimate)

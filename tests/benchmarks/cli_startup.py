@@ -1,4 +1,4 @@
-"""How long the command line takes to start, as a multiple of a bare python start.
+"""How long the command line takes to start, as a multiple of bare python and of bare click.
 
 Whole processes, in turn (A B C A B C …) so that drift of the machine's speed hits all alike; the
 median of the ratios is reported.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
-    "import click": ["-c", "import click"],
+    "a bare click program": ["-c", "import click; click.command()(lambda: None)([])"],
     "isoflop --help": ["-m", "isoflop", "--help"],
     "isoflop plan --budgets 1e17,1e18": ["-m", "isoflop", "plan", "--budgets", "1e17,1e18"],
 }
@@ -44,12 +44,16 @@ def main() -> None:
                 # The first round warms the file cache.
                 if count:
                     times[name].append(spent)
-    bare = times["python -c pass"]
-    print(f"{'command':34s} {'median s':>9s} {'× bare python':>14s} {'limit':>6s}")
+    bare, click = times["python -c pass"], times["a bare click program"]
+    print(f"{'command':34s} {'median s':>9s} {'× python':>9s} {'limit':>6s} {'× click':>8s}")
     for name, spent in times.items():
-        ratio = statistics.median(a / b for a, b in zip(spent, bare, strict=True))
+        ratio, of_click = (
+            statistics.median(a / b for a, b in zip(spent, base, strict=True))
+            for base in (bare, click)
+        )
         limit = LIMITS.get(name, "")
-        print(f"{name:34s} {statistics.median(spent):9.3f} {ratio:14.1f} {limit!s:>6s}")
+        median = statistics.median(spent)
+        print(f"{name:34s} {median:9.3f} {ratio:9.1f} {limit!s:>6s} {of_click:8.1f}")
 
 
 if __name__ == "__main__":
