@@ -84,15 +84,25 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
     placement = estimate.placement
     known: dict[str, Any] = {
         "placement": placement.reason,
+        "layout": f"{placement.num_devices} × {placement.parallel}, micro-batch "
+        f"{placement.micro_batch}, {placement.grad_accum} accumulated, checkpointing "
+        + ("on" if placement.checkpointing else "off"),
         "peak memory": f"{format_bytes(estimate.peak_mem_bytes)} per device",
     }
     if estimate.step_s is not None and estimate.gpu_hours is not None:
         known["step"] = f"{estimate.step_s:.3g} s ({estimate.source})"
         known["all steps"] = f"{estimate.gpu_hours:,.3g} device-hours"
     parts = {name: f"{1000 * seconds:,.3g} ms" for name, seconds in estimate.parts.items()}
+    memory = {name: format_bytes(size) for name, size in estimate.memory.parts().items()}
+    other = "without" if placement.checkpointing else "with"
+    memory["activations"] += (
+        f" ({format_bytes(estimate.memory_other.activations)} {other} checkpointing)"
+    )
     return [
         "estimates",
         *_aligned(known),
+        "  memory per device by part (not all alive at once)",
+        *_aligned(memory, indent=4),
         "  roofline per step",
         *_aligned(parts, indent=4),
     ]

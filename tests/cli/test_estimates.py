@@ -43,6 +43,15 @@ def test_a_plan_comes_with_estimates_for_every_run(folder: Path) -> None:
     assert values["assumptions"]
 
 
+def test_one_run_whole_shows_memory_and_time_by_part(folder: Path) -> None:
+    run = next(r for r in read_plan(folder).runs if r.arch == "sgatlin" and r.size == 6)
+    text = invoke("show", folder, run.run_id[:12]).output
+    for part in ("parameters", "gradients", "optimizer", "activations", "logits", "experts"):
+        assert f"    {part}" in text
+    assert "with checkpointing)" in text
+    assert "micro-batch" in text
+
+
 def test_estimates_are_not_the_plan_and_may_be_made_again(folder: Path) -> None:
     plan = (folder / "plan.json").read_bytes()
     assert b"est_" not in plan

@@ -12,7 +12,12 @@ from isoflop.numbers import format_flops
 from isoflop.plan.estimate import memory, placement, time
 from isoflop.plan.estimate.calibration import Calibration, MeasuredStep, check_same_kind
 from isoflop.plan.estimate.hardware import Hardware
-from isoflop.plan.estimate.placement import PlacementEstimate, choose_placement
+from isoflop.plan.estimate.memory import MemoryEstimate
+from isoflop.plan.estimate.placement import (
+    PlacementEstimate,
+    choose_placement,
+    placement_memory,
+)
 from isoflop.plan.estimate.shapes import model_shape, shape_key
 from isoflop.plan.estimate.time import estimate_step
 from isoflop.plan.identity import RunSpec
@@ -35,6 +40,10 @@ class RunEstimate:
     peak_mem_bytes: int
     """Per device."""
     placement: PlacementEstimate
+    memory: MemoryEstimate
+    """Bytes per device by part, of this placement."""
+    memory_other: MemoryEstimate
+    """The same with the other choice of activation checkpointing."""
     parts: Mapping[str, float]
     """Roofline seconds per step by component; they add up to step_s unless calibrated."""
     assumptions: tuple[str, ...]
@@ -169,6 +178,10 @@ class _Estimator:
             gpu_hours=None,
             peak_mem_bytes=placed.peak_mem_bytes,
             placement=placed,
+            memory=placement_memory(shape, placed),
+            memory_other=placement_memory(
+                shape, dataclasses.replace(placed, checkpointing=not placed.checkpointing)
+            ),
             parts=step.parts,
             assumptions=self.assumptions,
             source="roofline" if measured is None else "calibrated",
