@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from isoflop.cli import main
 from isoflop.study_file import study_from_toml
 from isoflop.tables import FITS, OPTIMA, PLAN, RUNS
 
@@ -32,6 +34,25 @@ WITH_CODE = [path for path in DOCUMENTS if blocks(path, "python")]
 def test_python_in_documents_runs(path: Path) -> None:
     for code in blocks(path, "python"):
         subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def _commands(path: Path) -> list[str]:
+    lines = [line for text in blocks(path, "sh") for line in text.splitlines()]
+    return [line for line in lines if line.startswith("isoflop ")]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [(path, line) for path in DOCUMENTS for line in _commands(path)],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_commands_in_documents_are_commands(path: Path, line: str) -> None:
+    """Parses each as the command line would; running them all would take an hour."""
+    arguments = shlex.split(line, comments=True)[1:]
+    context = main.make_context("isoflop", list(arguments))
+    name, verb, rest = main.resolve_command(context, arguments)
+    assert verb is not None
+    verb.make_context(name, rest, parent=context)
 
 
 def test_the_example_study_is_a_study() -> None:
