@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 
-IMPLEMENTATIONS = ("reference", "bag")
-PLANNED = ("cpp", "triton")
+IMPLEMENTATIONS = ("reference", "bag", "cpp", "triton")
 DEFAULT = "bag"
+# What tensors of a device take unless told otherwise; all other devices take DEFAULT.
+DEVICE_DEFAULTS = {"cuda": "triton"} if importlib.util.find_spec("triton") else {}
 VARIABLE = "ISOFLOP_KERNELS"
 DEBUG_VARIABLE = "ISOFLOP_KERNELS_DEBUG"
 
@@ -16,18 +18,20 @@ DEBUG_VARIABLE = "ISOFLOP_KERNELS_DEBUG"
 _overrides: list[str] = []
 
 
-def implementation() -> str:
-    """Name of the implementation that the next operator call uses.
+def implementation(device_type: str = "cpu") -> str:
+    """Name of the implementation that the next operator call uses for tensors of a device.
 
     The innermost `use_implementation` wins over ISOFLOP_KERNELS, which is read at every call and
-    wins over the default, "bag". An empty variable counts as unset.
+    wins over the default: "triton" on GPUs where it is installed, "bag" elsewhere. An empty
+    variable counts as unset.
 
     Raises:
         ValueError: the variable names an implementation that does not exist.
     """
     if _overrides:
         return _overrides[-1]
-    return _checked(VARIABLE, os.environ.get(VARIABLE) or DEFAULT)
+    default = DEVICE_DEFAULTS.get(device_type, DEFAULT)
+    return _checked(VARIABLE, os.environ.get(VARIABLE) or default)
 
 
 @contextlib.contextmanager
@@ -53,8 +57,9 @@ def debug() -> bool:
 
 
 def _checked(source: str, name: str) -> str:
+    if name == "triton" and not DEVICE_DEFAULTS:
+        raise ValueError(f"{source} = 'triton' needs the package triton, which is not installed")
     if name in IMPLEMENTATIONS:
         return name
-    reason = "is not built yet" if name in PLANNED else "is unknown"
     allowed = ", ".join(IMPLEMENTATIONS)
-    raise ValueError(f"{source} = {name!r} {reason}: must be one of {allowed}")
+    raise ValueError(f"{source} = {name!r} is unknown: must be one of {allowed}")

@@ -16,7 +16,7 @@ import isoflop_kernels
 from isoflop_kernels.gathered_linear import bag, reference
 from isoflop_kernels.gathered_linear.gates import ACTIVATIONS, GATE_ORDERS
 
-IMPLEMENTATIONS = ("reference", "bag")
+IMPLEMENTATIONS = ("reference", "bag", "cpp")
 GATES = list(itertools.product(ACTIVATIONS, GATE_ORDERS))
 GRADIENTS = ("x", "score", "w_in", "w_out")
 TOLERANCE = 1e-6

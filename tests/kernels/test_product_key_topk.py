@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import isoflop_kernels
 from isoflop_kernels.product_key_topk import packed
 
-IMPLEMENTATIONS = ("reference", "bag")
+IMPLEMENTATIONS = ("reference", "bag", "cpp")
 
 
 def brute_force(sim: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from isoflop_kernels.gathered_linear.gates import flat_rows, gate, gate_backward
 from isoflop_kernels.gathered_linear.ranges import check_range
+from isoflop_kernels.gathered_linear.registered import register
 from isoflop_kernels.precision import autocast_disabled, compute_dtype
 
 # Largest number of table rows whose numbers fit int16, which sorts 1.5 times faster than int32.
@@ -41,14 +41,6 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0).long(), torch.empty(0), (1, 1))
 
 
-@torch.library.custom_op(
-    "isoflop_kernels::gathered_linear",
-    mutates_args=(),
-    schema=(
-        "(Tensor x, Tensor idx, Tensor score, Tensor w_in, Tensor w_out, str activation, "
-        "str gate_order) -> (Tensor y, Tensor h)"
-    ),
-)
 def _forward(
     x_TD: Tensor,
     idx_TCK: Tensor,
@@ -70,28 +62,6 @@ def _forward(
     return y_TD.to(x_TD.dtype), h_N.view(idx_TCK.shape)
 
 
-@_forward.register_fake
-def _(
-    x_TD: Tensor,
-    idx_TCK: Tensor,
-    score_TCK: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    activation: str,
-    gate_order: str,
-) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(x_TD, score_TCK, w_in, w_out)
-    return x_TD.new_empty(x_TD.shape), x_TD.new_empty(idx_TCK.shape, dtype=dtype)
-
-
-@torch.library.custom_op(
-    "isoflop_kernels::gathered_linear_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor dy, Tensor x, Tensor idx, Tensor score, Tensor w_in, Tensor w_out, Tensor h, "
-        "str activation, str gate_order, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)"
-    ),
-)
 def _backward(
     dy_TD: Tensor,
     x_TD: Tensor,
@@ -131,62 +101,7 @@ def _backward(
     return dx, dscore, dw_in, dw_out
 
 
-@_backward.register_fake
-def _(
-    dy_TD: Tensor,
-    x_TD: Tensor,
-    idx_TCK: Tensor,
-    score_TCK: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    h_TCK: Tensor,
-    activation: str,
-    gate_order: str,
-    need: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = (x_TD, score_TCK, w_in, w_out)
-    dx, dscore, dw_in, dw_out = (
-        t.new_empty(t.shape if needed else 0) for t, needed in zip(inputs, need, strict=True)
-    )
-    return dx, dscore, dw_in, dw_out
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, activation, gate_order = inputs
-    _, h_TCK = output
-    ctx.mark_non_differentiable(h_TCK)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, h_TCK)
-    ctx.gate = (activation, gate_order)
-
-
-def _differentiate(ctx: Any, dy_TD: Tensor | None, dh_TCK: Tensor | None) -> tuple[Any, ...]:
-    needs = ctx.needs_input_grad
-    need = [needs[0], *needs[2:5]]
-    if dy_TD is None or not any(need):
-        return (None,) * 7
-    grads = _backward(dy_TD, *ctx.saved_tensors, *ctx.gate, need)
-    dx, dscore, dw_in, dw_out = (
-        grad if needed else None for grad, needed in zip(grads, need, strict=True)
-    )
-    return dx, None, dscore, dw_in, dw_out, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-def gathered_linear(
-    x_TD: Tensor,
-    idx_TCK: Tensor,
-    score_TCK: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    activation: str,
-    gate_order: str,
-) -> Tensor:
-    """Call the registered operation and drop h; arguments are those of the public operator."""
-    y_TD, _ = _forward(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order)
-    return y_TD
+gathered_linear = register("gathered_linear", _forward, _backward)
 
 
 def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:

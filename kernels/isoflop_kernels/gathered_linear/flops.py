@@ -6,9 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 
 def product_flops(x_shape: Sequence[int], idx_shape: Sequence[int]) -> int:
     """FLOPs of one of the operator's products over all choices: 2 T C K D."""
@@ -16,7 +13,6 @@ def product_flops(x_shape: Sequence[int], idx_shape: Sequence[int]) -> int:
     return 2 * num_tokens * num_channels * num_chosen * x_shape[1]
 
 
-@register_flop_formula(torch.ops.isoflop_kernels.gathered_linear)
 def forward_flops(
     x_shape: Sequence[int], idx_shape: Sequence[int], *args: object, **kwargs: object
 ) -> int:
@@ -24,7 +20,6 @@ def forward_flops(
     return 2 * product_flops(x_shape, idx_shape)
 
 
-@register_flop_formula(torch.ops.isoflop_kernels.gathered_linear_backward)
 def backward_flops(
     dy_shape: Sequence[int],
     x_shape: Sequence[int],

@@ -5,18 +5,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from isoflop_kernels import dispatch
-from isoflop_kernels.gathered_linear import bag, flops, reference
+from isoflop_kernels.gathered_linear import bag, cpp, reference
 from isoflop_kernels.gathered_linear.gates import ACTIVATIONS, GATE_ORDERS
 from isoflop_kernels.gathered_linear.ranges import check_range
 from isoflop_kernels.precision import FLOAT_DTYPES
 
-__all__ = ["flops", "gathered_linear"]
 
-_IMPLEMENTATIONS = {"reference": reference.gathered_linear, "bag": bag.gathered_linear}
+def _triton(*args: Any) -> Tensor:
+    from isoflop_kernels.gathered_linear import triton_op
+
+    return triton_op.gathered_linear(*args)
+
+
+_IMPLEMENTATIONS = {
+    "reference": reference.gathered_linear,
+    "bag": bag.gathered_linear,
+    "cpp": cpp.gathered_linear,
+    "triton": _triton,
+}
 
 
 def gathered_linear(
@@ -53,14 +65,14 @@ def gathered_linear(
 
     Raises:
         ValueError: a shape, dtype, device or name does not fit; an expert number is out of range
-            (always checked by "bag" on CPU, everywhere when ISOFLOP_KERNELS_DEBUG=1).
+            (always checked by "bag" and "cpp" on CPU, everywhere when ISOFLOP_KERNELS_DEBUG=1).
     """
     _check_names(activation, gate_order)
     _check_shapes(x_TD, idx_TCK, score_TCK, w_in, w_out)
     _check_dtypes(idx_TCK, x_TD=x_TD, score_TCK=score_TCK, w_in=w_in, w_out=w_out)
     if dispatch.debug():
         check_range(idx_TCK, w_in.shape[1])
-    run = _IMPLEMENTATIONS[dispatch.implementation()]
+    run = _IMPLEMENTATIONS[dispatch.implementation(x_TD.device.type)]
     return run(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order)
 
 

@@ -12,17 +12,33 @@ from torch.utils.flop_counter import register_flop_formula
 
 from isoflop_kernels import dispatch
 from isoflop_kernels.precision import FLOAT_DTYPES
-from isoflop_kernels.product_key_topk import packed, reference
+from isoflop_kernels.product_key_topk import cpp, packed, reference
 
 # The flat expert numbers of N * N experts are int32.
 MAX_SUB_KEYS = 46340
 
 _Select = Callable[[Tensor, int], Tensor]
+
+
+def _triton_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
+    from isoflop_kernels.product_key_topk import triton_op
+
+    return triton_op.product_key_pairs(sim_T2CN, k)
+
+
 _PAIRS: dict[str, _Select] = {
     "reference": reference.product_key_pairs,
     "bag": packed.product_key_pairs,
+    "cpp": cpp.product_key_pairs,
+    "triton": _triton_pairs,
 }
-_INDICES: dict[str, _Select] = {"reference": reference.topk_indices, "bag": packed.topk_indices}
+# One row is a single maximum after another, as in packed.py; Triton has nothing to add.
+_INDICES: dict[str, _Select] = {
+    "reference": reference.topk_indices,
+    "bag": packed.topk_indices,
+    "cpp": cpp.topk_indices,
+    "triton": packed.topk_indices,
+}
 
 
 def product_key_topk(sim_T2CN: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +71,7 @@ def product_key_topk(sim_T2CN: Tensor, k: int) -> tuple[Tensor, Tensor]:
         )
     _check("sim_T2CN", sim_T2CN, k)
     with torch.no_grad():
-        pair_T2CK = _PAIRS[dispatch.implementation()](sim_T2CN, k)
+        pair_T2CK = _PAIRS[dispatch.implementation(sim_T2CN.device.type)](sim_T2CN, k)
         idx_TCK = (pair_T2CK[:, 0] * num_keys + pair_T2CK[:, 1]).to(torch.int32)
     return sim_T2CN.gather(3, pair_T2CK).sum(1), idx_TCK
 
@@ -80,7 +96,7 @@ def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"values has shape {list(values.shape)}: must be [..., N], none of size 0")
     _check("values", values, k)
     with torch.no_grad():
-        idx = _INDICES[dispatch.implementation()](values, k)
+        idx = _INDICES[dispatch.implementation(values.device.type)](values, k)
     return values.gather(-1, idx), idx
 
 

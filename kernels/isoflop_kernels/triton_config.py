@@ -1,0 +1,169 @@
+"""Block sizes and warps of the Triton kernels: one table by architecture, no measuring at run time.
+
+The figures are chosen so that every kernel compiles without spilling (`aot.py` checks it) and
+loads 16 bytes at a time; they are not measured on a GPU. An architecture that has no entry takes
+that of DEFAULT.
+"""
+
+# D width, K experts chosen per channel, J choices worked on at a time, N sub-keys per half, M ranks
+# kept per half; BK, BD, BJ, BN and BM are the powers of two that blocks of them take
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import NoReturn
+
+import torch
+
+from isoflop_kernels.precision import autocast_disabled
+
+DEFAULT = "sm_90"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """Sizes of one kernel's blocks, those it has, and the warps that work on them."""
+
+    BK: int = 0
+    BD: int = 0
+    BJ: int = 0
+    BN: int = 0
+    BM: int = 0
+    num_warps: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """Tiles are elements held by one program, of which one warp works on `per_warp`."""
+
+    dot_tile: int
+    # At least this wide a slice; wider where few rows would leave lanes without 16 bytes each.
+    combine_width: int
+    combine_tile: int
+    expert_tile: int
+    # Fewer than `per_warp`: a program holds a tile of x beside one of dy.
+    expert_per_warp: int
+    # Wider rows are cut into slices of this width, and their dot product has a kernel of its own.
+    expert_width: int
+    expert_slice: int
+    per_warp: int
+    max_warps: int
+
+
+_NVIDIA = Architecture(
+    dot_tile=8192,
+    combine_width=64,
+    combine_tile=512,
+    expert_tile=2048,
+    expert_per_warp=256,
+    expert_width=1024,
+    expert_slice=256,
+    per_warp=1024,
+    max_warps=8,
+)
+# A wave of AMD has 64 lanes, twice those of a warp.
+_AMD = dataclasses.replace(
+    _NVIDIA, expert_tile=4096, expert_per_warp=1024, per_warp=2048, max_warps=4
+)
+
+TABLE = {
+    "sm_80": _NVIDIA,
+    "sm_90": _NVIDIA,
+    "sm_100": _NVIDIA,
+    "gfx942": _AMD,
+    "gfx90a": _AMD,
+}
+
+
+@functools.cache
+def architecture_of(device: torch.device) -> str:
+    """Name in TABLE of a device's architecture; the CPU, under the interpreter, has DEFAULT's."""
+    if device.type != "cuda":
+        return DEFAULT
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+        return name if name in TABLE else "gfx942"
+    name = f"sm_{properties.major}{properties.minor}"
+    return name if name in TABLE else DEFAULT
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def dot(arch: str, width: int, num_chosen: int) -> Launch:
+    """Launch of `dot_kernel`: all K rows at a time, as much of D as the tile holds."""
+    chip, BK = TABLE[arch], power_of_two(num_chosen)
+    BD = min(power_of_two(width), max(16, chip.dot_tile // BK))
+    return Launch(BK=BK, BD=BD, num_warps=_warps(chip, BK * BD, 2 * chip.per_warp))
+
+
+def combine(arch: str, width: int, num_chosen: int) -> Launch:
+    """Launch of `combine_kernel`."""
+    chip, BK = TABLE[arch], power_of_two(num_chosen)
+    BD = min(power_of_two(width), max(chip.combine_width, chip.combine_tile // BK))
+    BD = min(BD, max(16, chip.dot_tile // BK))
+    return Launch(BK=BK, BD=BD, num_warps=_warps(chip, BK * BD, chip.per_warp))
+
+
+def expert(arch: str, width: int, *, gather: bool) -> Launch:
+    """Launch of `expert_kernel`; `gather` when it takes the dot product, over all of D, itself."""
+    chip = TABLE[arch]
+    BD = power_of_two(width)
+    if not gather:
+        BD = min(BD, chip.expert_slice)
+    BJ = max(1, min(32, chip.expert_tile // BD))
+    return Launch(BD=BD, BJ=BJ, num_warps=_warps(chip, BJ * BD, chip.expert_per_warp))
+
+
+def reduce(arch: str, width: int) -> Launch:
+    """Launch of `reduce_kernel`."""
+    chip = TABLE[arch]
+    BD = min(power_of_two(width), chip.expert_slice)
+    return Launch(BD=BD, num_warps=_warps(chip, BD, chip.per_warp))
+
+
+def pairs(arch: str, num_keys: int, num_chosen: int) -> Launch:
+    """Launch of `pairs_kernel`; its numbers have 64 bits, so a warp takes half as many."""
+    chip = TABLE[arch]
+    BN, BM = power_of_two(num_keys), power_of_two(min(num_chosen + 1, num_keys))
+    return Launch(BN=BN, BM=BM, num_warps=_warps(chip, max(BN, BM * BM), chip.per_warp // 4))
+
+
+def gathers_whole_rows(arch: str, width: int) -> bool:
+    """Whether `expert_kernel` can hold a whole row, and so needs no `dot_kernel` before it."""
+    return width <= TABLE[arch].expert_width
+
+
+def chunk_size(num_choices: int, num_rows: int) -> int:
+    """Choices that one program of `expert_kernel` takes on: about four times the average per row.
+
+    Few rows are split then, and a popular one keeps nobody waiting long. The bounds keep programs
+    worth starting and their number large when the rows are few.
+    """
+    return min(1024, max(64, power_of_two(4 * num_choices // num_rows or 1)))
+
+
+@contextlib.contextmanager
+def launching(device: torch.device) -> Iterator[None]:
+    """Context for launches: on the tensors' own GPU, which need not be the current one."""
+    own = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with own, autocast_disabled(device):
+        yield
+
+
+def refuse_cpu() -> NoReturn:
+    """Say why compiled kernels cannot take tensors on CPU."""
+    raise ValueError(
+        "implementation 'triton' got tensors on cpu: must be on a GPU, or set TRITON_INTERPRET=1 "
+        "before the first call to run the kernels in Triton's interpreter"
+    )
+
+
+def _warps(chip: Architecture, num_elements: int, per_warp: int) -> int:
+    return max(1, min(chip.max_warps, num_elements // per_warp))

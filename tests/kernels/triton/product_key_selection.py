@@ -1,0 +1,83 @@
+"""Selection in Triton's interpreter, against brute force; run by `test_triton_interpreter.py`."""
+
+from __future__ import annotations
+
+import pytest
+import test_product_key_topk as shared
+import torch
+from hypothesis import given, settings
+
+import isoflop_kernels
+from isoflop_kernels.product_key_topk import triton_op
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _only_triton():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "IMPLEMENTATIONS", ("triton",))
+        yield
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(shared.similarities(shared.st.integers(-2, 2).map(float)))
+def test_exact_with_many_ties(sim_and_k):
+    shared.assert_brute_force(*sim_and_k)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(shared.similarities(shared.ROUNDING))
+def test_exact_when_rounding_makes_ties(sim_and_k):
+    shared.assert_brute_force(*sim_and_k)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(shared.similarities(shared.FINITE))
+def test_exact_for_any_finite_numbers(sim_and_k):
+    shared.assert_brute_force(*sim_and_k)
+
+
+@pytest.mark.parametrize(("num_keys", "k"), [(12, 4), (28, 4), (20, 8), (5, 5), (3, 1), (17, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_exact_at_router_sizes(num_keys, k, dtype):
+    sim = torch.randn(5, 2, 2, num_keys, generator=torch.Generator().manual_seed(num_keys))
+    shared.assert_brute_force(sim.to(dtype), k)
+
+
+def test_rounding_ties_need_pairs_that_rank_pruning_leaves_out():
+    sim = torch.tensor([[0.5, 1.0], [2.0**24, 0.0]]).view(1, 2, 1, 2)
+    with isoflop_kernels.use_implementation("triton"):
+        assert isoflop_kernels.product_key_topk(sim, 1)[1].item() == 0
+        assert isoflop_kernels.product_key_topk(torch.zeros(1, 2, 1, 6), 6)[1].tolist() == [
+            [[0, 1, 2, 3, 4, 5]]
+        ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
+def test_not_finite_still_gives_experts_in_range(value):
+    sim = torch.full((1, 2, 2, 7), value)
+    sim[0, 0, 0, :3] = 1.0
+    with isoflop_kernels.use_implementation("triton"):
+        _, idx = isoflop_kernels.product_key_topk(sim, 4)
+    assert idx.min() >= 0
+    assert idx.max() < 49
+    assert all(len(set(row)) == 4 for row in idx[0].tolist())
+
+
+@pytest.mark.parametrize("limit", ["MAX_SUB_KEYS", "MAX_CHOSEN"])
+def test_sizes_that_fit_no_program_take_the_packed_path(limit, monkeypatch):
+    monkeypatch.setattr(triton_op, limit, 3)
+    monkeypatch.setattr(triton_op, "pairs_kernel", None)
+    shared.assert_brute_force(torch.randn(3, 2, 1, 6), 4)
+
+
+def test_gradient_and_registration():
+    sim = torch.randn(2, 2, 1, 5, requires_grad=True)
+    grads = []
+    for name in ("bag", "triton"):
+        with isoflop_kernels.use_implementation(name):
+            score, _ = isoflop_kernels.product_key_topk(sim, 3)
+        grads.append(torch.autograd.grad(score.square().sum(), sim)[0])
+    assert torch.equal(*grads)
+    torch.library.opcheck(
+        torch.ops.isoflop_kernels.product_key_pairs_triton.default, (sim.detach(), 3)
+    )
