@@ -51,19 +51,12 @@ def extend(
 
 def _estimate_again(plan: Plan, folder: Path) -> None:
     """Estimates the grown plan for the hardware it was estimated for before."""
-    from isoflop.commands.plan import read_calibration
-    from isoflop.plan.estimate import (
-        estimate_plan,
-        load_estimates,
-        load_hardware,
-        store_estimates,
-    )
+    from isoflop.commands.plan import estimate_for
+    from isoflop.plan.estimate import load_estimates, store_estimates
 
     stored = load_estimates(folder)
     if stored is not None:
-        profile = load_hardware(stored.hardware)
-        calibration = read_calibration(None, folder, profile)
-        store_estimates(plan, estimate_plan(plan, profile, calibration=calibration), folder)
+        store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)
 
 
 def _flops(name: str, text: str | None) -> list[int]:

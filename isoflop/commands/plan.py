@@ -59,16 +59,13 @@ def plan(
     its ladder, batch and sequence length, all five families. Times and memory are estimates.
     """
     from isoflop.plan.artefact import write_plan
-    from isoflop.plan.estimate import estimate_plan, store_estimates
+    from isoflop.plan.estimate import store_estimates
     from isoflop.plan.planner import make_plan
 
     planned = make_plan(read_study(study, budgets))
     folder = out or Path("results") / planned.study.name
-    profile = _profile(planned, hardware)
     # Before anything is written: a plan over the cap leaves nothing behind.
-    estimate = estimate_plan(
-        planned, profile, price, max_gpu_hours, read_calibration(calibration, folder, profile)
-    )
+    estimate = estimate_for(planned, folder, hardware, price, max_gpu_hours, calibration)
     report = _power(planned, noise) if power else None
     is_new = write_plan(planned, folder)
     store_estimates(planned, estimate, folder)
@@ -99,20 +96,38 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
     return paper_study(parsed)
 
 
-def _profile(planned: Plan, name: str | None) -> Hardware:
-    from isoflop.plan.estimate import load_hardware
-    from isoflop.recipe import get_recipe
+def estimate_for(
+    planned: Plan,
+    folder: Path,
+    hardware: str | None = None,
+    price: float | None = None,
+    max_gpu_hours: float | None = None,
+    calibration: Path | None = None,
+) -> PlanEstimate:
+    """Estimates a plan as the command line does; see the options of `isoflop plan`.
 
-    recipe = get_recipe(planned.study.recipe)
-    return load_hardware(name or ("cpu2" if recipe.precision == "fp32" else "h100"))
-
-
-def read_calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
-    """The calibration that is named, or the folder's own if it is of the profile's kind.
+    Args:
+        planned: the plan.
+        folder: its folder, whose calibration is used where none is named.
+        hardware: a profile; None: the usual one for the recipe's precision.
+        price: of a device-hour.
+        max_gpu_hours: a hard cap.
+        calibration: a file of measured step times.
 
     Raises:
-        UserError: a named file is missing, or either file is damaged.
+        UserError: an unknown profile, a damaged calibration, or a plan over the cap.
     """
+    from isoflop.plan.estimate import estimate_plan, load_hardware
+    from isoflop.recipe import get_recipe
+
+    usual = "cpu2" if get_recipe(planned.study.recipe).precision == "fp32" else "h100"
+    profile = load_hardware(hardware or usual)
+    measured = _calibration(calibration, folder, profile)
+    return estimate_plan(planned, profile, price, max_gpu_hours, measured)
+
+
+def _calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
+    """The calibration that is named, or the folder's own if it is of the profile's kind."""
     from isoflop.plan.estimate import load_calibration
     from isoflop.plan.estimate.calibration import FILE_NAME
 

@@ -30,6 +30,7 @@ def run(folder: Path, workers: int | None, device: str) -> None:
 def run_folder(folder: Path, workers: int | None, device: str) -> int:
     """Runs a study's folder with live progress; returns the exit code."""
     from isoflop.launch.local import open_session, run_session
+    from isoflop.plan.identity import shown_id
     from isoflop.render.progress import Watcher
     from isoflop.render.tables import console
 
@@ -48,7 +49,9 @@ def run_folder(folder: Path, workers: int | None, device: str) -> int:
         out.print(f"interrupted; `isoflop run {folder}` goes on from here", soft_wrap=True)
         return INTERRUPTED
     for run_id, ending in summary.failed.items():
-        out.print(f"{ending.status}: {run_id[:12]}: {ending.reason}", markup=False, soft_wrap=True)
+        out.print(
+            f"{ending.status}: {shown_id(run_id)}: {ending.reason}", markup=False, soft_wrap=True
+        )
     return SOME_RUNS_FAILED if summary.failed else 0
 
 

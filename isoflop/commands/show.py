@@ -69,16 +69,13 @@ def show(
 
 def _estimate(plan: Plan, folder: Path, hardware: str | None) -> PlanEstimate | None:
     """For the hardware named, else for that of the estimates beside the plan, if any."""
-    from isoflop.commands.plan import read_calibration
-    from isoflop.plan.estimate import estimate_plan, load_estimates, load_hardware
+    from isoflop.commands.plan import estimate_for
+    from isoflop.plan.estimate import load_estimates
 
-    if hardware is None:
-        stored = load_estimates(folder)
-        if stored is None:
-            return None
-        hardware = stored.hardware
-    profile = load_hardware(hardware)
-    return estimate_plan(plan, profile, calibration=read_calibration(None, folder, profile))
+    stored = load_estimates(folder) if hardware is None else None
+    if hardware is None and stored is None:
+        return None
+    return estimate_for(plan, folder, hardware if stored is None else stored.hardware)
 
 
 def _show_table(

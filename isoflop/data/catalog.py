@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from isoflop.canonical import sha256_json
 from isoflop.data.corpus import SPLIT_RULE, corpus_sha256, heldout_flags, read_corpus_manifest
-from isoflop.data.storage import sha256_json
 from isoflop.errors import UserError
 from isoflop.resources import builtin
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.data.storage import read_manifest, sha256_json, write_manifest
+from isoflop.canonical import sha256_json
+from isoflop.data.storage import read_manifest, write_manifest
 from isoflop.errors import UserError
 from isoflop.files import write_bytes_atomic
 

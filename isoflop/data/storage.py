@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -11,22 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from isoflop.canonical import sha256_json
 from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
 
 MANIFEST = "manifest.json"
 _SEAL = "manifest_sha256"
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one encoding that is hashed: sorted keys, no spaces, ASCII; NaN is refused."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("ascii")
-
-
-def sha256_json(value: Any) -> str:
-    """Hex sha256 of :func:`canonical_json`."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -8,12 +8,11 @@ to the same training share one run.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from isoflop.canonical import sha256_json
 from isoflop.errors import UserError
 
 SHOWN_DIGITS = 12
@@ -77,34 +76,9 @@ class RunSpec:
         return RunSpec(**values)
 
 
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; only str, int, bool, None, list and dict.
-
-    A float has no one spelling and an unknown object no meaning, so both raise.
-
-    Raises:
-        TypeError: any other type, at any depth.
-    """
-    _check_canonical(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-def _check_canonical(value: Any) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if type(key) is not str:
-                raise TypeError(f"key {key!r} has no canonical form")
-            _check_canonical(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_canonical(inner)
-    elif value is not None and type(value) not in (str, int, bool):
-        raise TypeError(f"{type(value).__name__} {value!r} has no canonical form")
-
-
 def run_id(spec: RunSpec) -> str:
     """The run's id: 64 hex digits of sha256 over the canonical JSON of the spec."""
-    return hashlib.sha256(canonical_json(spec.to_json()).encode()).hexdigest()
+    return sha256_json(spec.to_json())
 
 
 def shown_id(full_id: str) -> str:

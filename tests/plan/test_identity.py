@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isoflop.canonical import canonical_json
 from isoflop.errors import UserError
 from isoflop.families import get_spec
-from isoflop.plan.identity import RunSpec, canonical_json, run_id
+from isoflop.plan.identity import RunSpec, run_id
 from isoflop.plan.planner import make_plan
 from isoflop.recipe import MICRO_V1
 from isoflop.study import PAPER_ARCHS, Hypothesis, Study, Variant
