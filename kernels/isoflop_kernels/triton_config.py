@@ -6,7 +6,8 @@ that of DEFAULT.
 """
 
 # D width, K experts chosen per channel, J choices worked on at a time, N sub-keys per half, M ranks
-# kept per half; BK, BD, BJ, BN and BM are the powers of two that blocks of them take
+# kept per half, or pairs of a token's channel and a group; BK, BD, BJ, BN and BM are the powers of
+# two that blocks of them take
 
 from __future__ import annotations
 
@@ -49,6 +50,16 @@ class Architecture:
     # Wider rows are cut into slices of this width, and their dot product has a kernel of its own.
     expert_width: int
     expert_slice: int
+    # Pairs and widths of v2's blocks, whose products have sums for `product_per_warp` elements.
+    group_dot_pairs: int
+    group_dot_slice: int
+    # The tables' pairs are as many as a matrix of weights has room for.
+    group_table_pairs: int
+    group_table_weights: int
+    group_table_slice: int
+    product_per_warp: int
+    # Tensor cores of Hopper take the work of four warps at a time.
+    product_warps: int
     per_warp: int
     max_warps: int
 
@@ -61,12 +72,25 @@ _NVIDIA = Architecture(
     expert_per_warp=256,
     expert_width=1024,
     expert_slice=256,
+    group_dot_pairs=128,
+    group_dot_slice=64,
+    group_table_pairs=64,
+    group_table_weights=4096,
+    group_table_slice=128,
+    product_per_warp=1024,
+    product_warps=4,
     per_warp=1024,
     max_warps=8,
 )
 # A wave of AMD has 64 lanes, twice those of a warp.
 _AMD = dataclasses.replace(
-    _NVIDIA, expert_tile=4096, expert_per_warp=1024, per_warp=2048, max_warps=4
+    _NVIDIA,
+    expert_tile=4096,
+    expert_per_warp=1024,
+    group_dot_pairs=64,
+    product_per_warp=2048,
+    per_warp=2048,
+    max_warps=4,
 )
 
 TABLE = {
@@ -135,6 +159,31 @@ def pairs(arch: str, num_keys: int, num_chosen: int) -> Launch:
     return Launch(BN=BN, BM=BM, num_warps=_warps(chip, max(BN, BM * BM), chip.per_warp // 4))
 
 
+def group_dot(arch: str, width: int, num_keys: int, num_chosen: int) -> Launch:
+    """Launch of `group_dot_kernel`; products take at least 16 of everything."""
+    chip = TABLE[arch]
+    BM, BN = chip.group_dot_pairs, power_of_two(max(16, num_keys))
+    BD = min(power_of_two(max(16, width)), chip.group_dot_slice)
+    return Launch(
+        BM=BM, BN=BN, BK=power_of_two(num_chosen), BD=BD, num_warps=_product_warps(chip, BM * BN)
+    )
+
+
+def group_table(arch: str, width: int, num_keys: int) -> Launch:
+    """Launch of `group_table_kernel`."""
+    chip, BN = TABLE[arch], power_of_two(max(16, num_keys))
+    BM = min(chip.group_table_pairs, chip.group_table_weights // BN)
+    BD = min(power_of_two(max(16, width)), chip.group_table_slice)
+    return Launch(BM=BM, BN=BN, BD=BD, num_warps=_product_warps(chip, BN * BD))
+
+
+def group_reduce(arch: str, group_size: int) -> Launch:
+    """Launch of `reduce_kernel` for groups, which are many rows in one."""
+    chip = TABLE[arch]
+    BD = min(power_of_two(group_size), 2 * chip.per_warp)
+    return Launch(BD=BD, num_warps=_warps(chip, BD, chip.per_warp // 2))
+
+
 def gathers_whole_rows(arch: str, width: int) -> bool:
     """Whether `expert_kernel` can hold a whole row, and so needs no `dot_kernel` before it."""
     return width <= TABLE[arch].expert_width
@@ -147,6 +196,15 @@ def chunk_size(num_choices: int, num_rows: int) -> int:
     worth starting and their number large when the rows are few.
     """
     return min(1024, max(64, power_of_two(4 * num_choices // num_rows or 1)))
+
+
+def group_chunk_size(num_choices: int, num_groups: int) -> int:
+    """Pairs that one program of `group_table_kernel` takes on, four times the choices per group.
+
+    Partial sums then take less room than two float32 tables, or than 512 groups of both; where
+    groups are few, chunks are small enough to keep all of a GPU busy.
+    """
+    return max(256, power_of_two(-(-4 * num_choices // max(num_groups, 1024))))
 
 
 @contextlib.contextmanager
@@ -163,6 +221,10 @@ def refuse_cpu() -> NoReturn:
         "implementation 'triton' got tensors on cpu: must be on a GPU, or set TRITON_INTERPRET=1 "
         "before the first call to run the kernels in Triton's interpreter"
     )
+
+
+def _product_warps(chip: Architecture, num_elements: int) -> int:
+    return max(chip.product_warps, _warps(chip, num_elements, chip.product_per_warp))
 
 
 def _warps(chip: Architecture, num_elements: int, per_warp: int) -> int:

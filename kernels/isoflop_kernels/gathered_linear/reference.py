@@ -28,8 +28,9 @@ def gathered_linear(
     num_tokens, width = x_TD.shape
     rows_TM = flat_rows(idx_TCK.long(), w_in.shape[0], w_in.shape[1])
     with autocast_disabled(x_TD.device):
-        in_TMD = w_in.flatten(0, 1)[rows_TM].to(dtype)
-        out_TMD = w_out.flatten(0, 1)[rows_TM].to(dtype)
+        # Widened before the gather, so that its gradient, a sum per row, is taken in this type too.
+        in_TMD = w_in.flatten(0, 1).to(dtype)[rows_TM]
+        out_TMD = w_out.flatten(0, 1).to(dtype)[rows_TM]
         h_TM = (in_TMD @ x_TD.to(dtype).view(num_tokens, width, 1)).squeeze(2)
         z_TM = gate(h_TM, score_TCK.to(dtype).flatten(1), activation, gate_order)
         y_TD = (z_TM.unsqueeze(1) @ out_TMD).squeeze(1)

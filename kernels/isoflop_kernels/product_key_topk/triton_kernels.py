@@ -56,7 +56,8 @@ def best_keys(b_key, o_rank, RANKS: tl.constexpr, LOWEST: tl.constexpr):
     return b_best
 
 
-@triton.jit
+# As a constant, one channel makes the compiler keep values that it then has no registers for.
+@triton.jit(do_not_specialize=["C"])
 def pairs_kernel(
     p_sim,
     p_pair,
