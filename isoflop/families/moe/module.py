@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isoflop.families.moe.grouped import grouped_linear
 from isoflop.families.moe.spec import Config
 from isoflop.model.glu import clamped_glu
 from isoflop.model.init import Initialiser, constant, trunc_normal
@@ -65,10 +66,9 @@ class MixtureOfExperts(nn.Module):
         expert_R, row_of_choice = torch.sort(idx_TK.flatten(), stable=True)
         choice_of_row = torch.empty_like(row_of_choice)
         choice_of_row[row_of_choice] = torch.arange(len(expert_R), device=x_TD.device)
-        sizes = torch.bincount(expert_R, minlength=self.gate.shape[1]).tolist()
         x_RD = _SortByExpert.apply(x_TD, row_of_choice, choice_of_row, self.num_active)
-        hidden_RF = clamped_glu(_grouped_linear(x_RD, self.w1, self.bias1, sizes))
-        y_RD = _grouped_linear(hidden_RF, self.w2, self.bias2, sizes)
+        hidden_RF = clamped_glu(grouped_linear(x_RD, self.w1, self.bias1, expert_R))
+        y_RD = grouped_linear(hidden_RF, self.w2, self.bias2, expert_R)
         return _Permute.apply(y_RD, choice_of_row, row_of_choice).view(*idx_TK.shape, -1)
 
 
@@ -103,50 +103,6 @@ class _Permute(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
-
-
-def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
-    """Each group of rows times its own matrix plus its own bias, in autocast's type."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    return _GroupedLinear.apply(x, weight, bias, sizes)
-
-
-class _GroupedLinear(torch.autograd.Function):
-    """One product per group that has rows; a group without rows is neither read nor computed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.sizes = sizes
-        out = x.new_empty(x.shape[0], weight.shape[2])
-        for group, rows in _groups(sizes):
-            torch.addmm(bias[group], x[rows], weight[group], out=out[rows])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = weight.new_zeros(weight.shape[0], weight.shape[2])
-        for group, rows in _groups(ctx.sizes):
-            torch.mm(grad[rows], weight[group].T, out=grad_x[rows])
-            torch.mm(x[rows].T, grad[rows], out=grad_weight[group])
-            torch.sum(grad[rows], 0, out=grad_bias[group])
-        return grad_x, grad_weight, grad_bias, None
-
-
-def _groups(sizes: list[int]) -> list[tuple[int, slice]]:
-    """Group number and rows of each group that has any."""
-    groups, start = [], 0
-    for group, size in enumerate(sizes):
-        if size:
-            groups.append((group, slice(start, start + size)))
-        start += size
-    return groups
 
 
 def build(config: Config, d_model: int) -> MixtureOfExperts:
