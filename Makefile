@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/cli_startup.py
 	$(BIN)/python tests/benchmarks/plan_size.py
-	$(BIN)/python tests/benchmarks/kernels.py
+	$(BIN)/python -m isoflop_kernels.bench
 	$(BIN)/python tests/benchmarks/estimates_cpu.py
 	$(BIN)/python tests/benchmarks/memory_cpu.py
 

@@ -1,0 +1,1 @@
+"""Times, memory and bytes of every implementation: `python -m isoflop_kernels.bench --help`."""

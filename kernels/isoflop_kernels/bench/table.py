@@ -1,0 +1,124 @@
+"""The results as text for a terminal, at most 120 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from isoflop_kernels.bench.cases import RIVALS
+from isoflop_kernels.bench.rows import Row
+from isoflop_kernels.bench.shapes import Shape
+from isoflop_kernels.bench.traffic import kernels
+
+NAME = 10
+TIMES = """\
+ms is {clock}, the median; both is forward and backward in one, with its range.
+x eager: how many times faster than the reference. x {rival}: how many times the time of {rival}."""
+ROOF = "roof %: time of the roofline (arguments and results once, all FLOPs), over the time."
+LAYER = """\
+peak: memory above the inputs, and its share of the reference's. moved: bytes by the model.
+rows %: time of the gathered rows at the measured bandwidth, over the time; over 100 from caches."""
+
+
+def legend(operator: str, device_type: str) -> str:
+    """What the columns mean."""
+    clock = "time on the GPU" if device_type == "cuda" else "CPU time of one thread"
+    times = TIMES.format(clock=clock, rival=RIVALS[operator])
+    return "\n".join([times, *([LAYER] if operator == "gathered_linear" else []), ROOF])
+
+
+def block(operator: str, rows: Sequence[Row]) -> str:
+    """One shape's table: a line per contender, the modes beside each other."""
+    by_key = {(row.contender, row.mode): row for row in rows}
+    names = list(dict.fromkeys(row.contender for row in rows))
+    rival = f"x {RIVALS[operator]}".replace("two ", "")
+    columns = [
+        (8, "forward"),
+        (9, "backward"),
+        (8, "both"),
+        (17, "(min - max)"),
+        (8, "x eager"),
+        (8, rival),
+        (8, "wall"),
+        *([(8, "peak MB"), (6, "share"), (9, "moved MB")] if _is_layer(operator) else []),
+        *([(7, "rows %")] if _is_layer(operator) else []),
+        (7, "roof %"),
+    ]
+    lines = [_joined("", columns)]
+    for name in names:
+        reason = next(row.skipped for row in rows if row.contender == name)
+        if reason is None:
+            cells = _cells(name, operator, by_key)
+            widths = [width for width, _ in columns]
+            lines.append(_joined(name, list(zip(widths, cells, strict=True))))
+        else:
+            lines.append(f"{name:{NAME}} skipped: {reason}")
+    return "\n".join(lines)
+
+
+def _cells(name: str, operator: str, by_key: dict[tuple[str, str], Row]) -> list[str]:
+    found = {mode: row for (contender, mode), row in by_key.items() if contender == name}
+    # The most complete mode that was measured carries the comparisons.
+    row = next(found[mode] for mode in ("both", "backward", "forward") if mode in found)
+    forward, backward, both = (
+        found[mode].milliseconds if mode in found else None
+        for mode in ("forward", "backward", "both")
+    )
+    eager, rival = (by_key.get((who, row.mode)) for who in ("reference", RIVALS[operator]))
+    cells = [
+        _number(forward),
+        _number(backward),
+        _number(both),
+        f"({_number(row.min_milliseconds)} - {_number(row.max_milliseconds)})",
+        _number(_ratio(eager.milliseconds if eager else None, row.milliseconds)),
+        _number(_ratio(row.milliseconds, rival.milliseconds if rival else None)),
+        _number(row.wall_milliseconds),
+    ]
+    if _is_layer(operator):
+        cells += [
+            _number(_scaled(row.peak_bytes, 1e-6)),
+            _number(_ratio(row.peak_bytes, eager.peak_bytes if eager else None)),
+            _number(_scaled(row.moved_bytes, 1e-6)),
+            _number(_scaled(row.gather_fraction, 100)),
+        ]
+    return [*cells, _number(_scaled(row.roofline_fraction, 100))]
+
+
+def _is_layer(operator: str) -> bool:
+    """Whether memory and gathered rows are known."""
+    return operator == "gathered_linear"
+
+
+def _joined(name: str, cells: Sequence[tuple[int, str]]) -> str:
+    return f"{name:{NAME}}" + "".join(f"{text:>{width}}" for width, text in cells)
+
+
+def kernel_bytes(shape: Shape, b: int, contenders: Sequence[str], mode: str) -> str:
+    """Bytes per token of every kernel against the rows it gathers, by the model."""
+    lines = [f"{'':{NAME}}{'kernel':26}{'reads':>12}{'writes':>12}{'rows':>12}{'moved / rows':>14}"]
+    for contender in contenders:
+        for kernel in kernels(contender, shape, b, mode) or []:
+            reads, writes, rows = (
+                value / shape.T for value in (kernel.reads, kernel.writes, kernel.gathered)
+            )
+            ratio = f"{kernel.moved / kernel.gathered:.2f}" if kernel.gathered else "-"
+            lines.append(
+                f"{contender:{NAME}}{kernel.name:26}{reads:12,.0f}{writes:12,.0f}{rows:12,.0f}"
+                f"{ratio:>14}"
+            )
+    return "\n".join(lines)
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or below is None else above / below
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _number(value: float | None) -> str:
+    """Three digits, or all before the point."""
+    if value is None:
+        return "-"
+    magnitude = abs(value)
+    return f"{value:.{0 if magnitude >= 100 else 1 if magnitude >= 10 else 2}f}"

@@ -1,0 +1,1 @@
+"""Numerics and code generation on a new machine: `python -m isoflop_kernels.check --help`."""
