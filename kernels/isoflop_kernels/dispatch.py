@@ -18,19 +18,19 @@ DEBUG_VARIABLE = "ISOFLOP_KERNELS_DEBUG"
 _overrides: list[str] = []
 
 
-def implementation(device_type: str = "cpu") -> str:
+def implementation(device_type: str = "cpu", elsewhere: str = DEFAULT) -> str:
     """Name of the implementation that the next operator call uses for tensors of a device.
 
     The innermost `use_implementation` wins over ISOFLOP_KERNELS, which is read at every call and
-    wins over the default: "triton" on GPUs where it is installed, "bag" elsewhere. An empty
-    variable counts as unset.
+    wins over the default: "triton" on GPUs where it is installed, `elsewhere` on other devices. An
+    empty variable counts as unset.
 
     Raises:
         ValueError: the variable names an implementation that does not exist.
     """
     if _overrides:
         return _overrides[-1]
-    default = DEVICE_DEFAULTS.get(device_type, DEFAULT)
+    default = DEVICE_DEFAULTS.get(device_type, elsewhere)
     return _checked(VARIABLE, os.environ.get(VARIABLE) or default)
 
 

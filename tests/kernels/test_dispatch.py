@@ -8,6 +8,7 @@ import torch
 
 import isoflop_kernels
 from isoflop_kernels import implementation, use_implementation
+from isoflop_kernels.product_key_topk import op
 
 
 def test_bag_is_the_default_and_empty_means_unset(monkeypatch):
@@ -15,6 +16,26 @@ def test_bag_is_the_default_and_empty_means_unset(monkeypatch):
     assert implementation() == "bag"
     monkeypatch.setenv("ISOFLOP_KERNELS", "")
     assert implementation() == "bag"
+
+
+def test_selection_is_compiled_unless_told_otherwise(monkeypatch):
+    calls = []
+    for name in ("cpp", "bag"):
+        monkeypatch.setitem(
+            op._PAIRS,
+            name,
+            lambda sim, k, name=name: calls.append(name) or sim.new_zeros(1, 2, 1, k).long(),
+        )
+        monkeypatch.setitem(
+            op._INDICES, name, lambda v, k, name=name: calls.append(name) or v.new_zeros(k).long()
+        )
+    monkeypatch.delenv("ISOFLOP_KERNELS", raising=False)
+    isoflop_kernels.product_key_topk(torch.zeros(1, 2, 1, 3), 2)
+    isoflop_kernels.stable_topk(torch.zeros(3), 2)
+    assert calls == ["cpp", "cpp"]
+    monkeypatch.setenv("ISOFLOP_KERNELS", "bag")
+    isoflop_kernels.stable_topk(torch.zeros(3), 2)
+    assert calls[2:] == ["bag"]
 
 
 def test_the_variable_is_read_at_every_call_and_the_context_wins(monkeypatch):

@@ -60,7 +60,8 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        logger.warning("no C++ kernels, using the bag implementation: %s", error)
+        # Nobody need have asked for them, and results are right without.
+        logger.info("no C++ kernels, using the bag implementation: %s", error)
         return None
 
 

@@ -16,6 +16,9 @@ from isoflop_kernels.product_key_topk import cpp, packed, reference
 
 # The flat expert numbers of N * N experts are int32.
 MAX_SUB_KEYS = 46340
+# On CPU: compiled where there is a compiler. The choice is exact in all implementations, so results
+# do not depend on it.
+DEFAULT = "cpp"
 
 _Select = Callable[[Tensor, int], Tensor]
 
@@ -71,7 +74,7 @@ def product_key_topk(sim_T2CN: Tensor, k: int) -> tuple[Tensor, Tensor]:
         )
     _check("sim_T2CN", sim_T2CN, k)
     with torch.no_grad():
-        pair_T2CK = _PAIRS[dispatch.implementation(sim_T2CN.device.type)](sim_T2CN, k)
+        pair_T2CK = _PAIRS[dispatch.implementation(sim_T2CN.device.type, DEFAULT)](sim_T2CN, k)
         idx_TCK = (pair_T2CK[:, 0] * num_keys + pair_T2CK[:, 1]).to(torch.int32)
     return sim_T2CN.gather(3, pair_T2CK).sum(1), idx_TCK
 
@@ -96,7 +99,7 @@ def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"values has shape {list(values.shape)}: must be [..., N], none of size 0")
     _check("values", values, k)
     with torch.no_grad():
-        idx = _INDICES[dispatch.implementation(values.device.type)](values, k)
+        idx = _INDICES[dispatch.implementation(values.device.type, DEFAULT)](values, k)
     return values.gather(-1, idx), idx
 
 
