@@ -28,6 +28,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m isoflop_kernels.bench
 	$(BIN)/python tests/benchmarks/estimates_cpu.py
 	$(BIN)/python tests/benchmarks/memory_cpu.py
+	$(BIN)/python tests/benchmarks/tokens_per_s.py
+	$(BIN)/python tests/benchmarks/head_memory.py
+	$(BIN)/python tests/benchmarks/chaos.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -18,9 +18,10 @@ from isoflop.families import add_family_folder, family_names, is_family
 from isoflop.numbers import format_flops
 from isoflop.recipe import get_recipe
 from isoflop.study_checks import check_family, check_list, check_number, check_word
+from isoflop.train.options import placement_from
 
 MATCHES = ("ladder", "flops_per_token", "active_params")
-KEEP_WEIGHTS = ("none", "all")
+KEEP_WEIGHTS = ("none", "best", "all")
 SIZES_DEFAULT = "default"
 SIZES_AUTO = "auto"
 
@@ -76,6 +77,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     recipe: str = "paper-v1"
     keep_weights: str = "none"
+    """Of which runs the final weights stay: none, the best of each arch and budget, or all."""
     variants: tuple[Variant, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
     source: str = "sotu-embedded"
@@ -90,8 +92,9 @@ class Study:
     Up to four, repeated data are about as good as new (Muennighoff et al. 2023)."""
     family_paths: tuple[str, ...] = ()
     """Folders of families defined outside the package; never part of a run's identity."""
-    placement: Mapping[str, str] = field(default_factory=lambda: {"cluster": "local"})
-    """Where to run; never part of a run's identity."""
+    placement: Mapping[str, Any] = field(default_factory=lambda: {"cluster": "local"})
+    """Where to run, as far as it is not left to the command line; never part of a run's identity.
+    See isoflop.train.options.placement_from."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -111,6 +114,7 @@ class Study:
         self._check_archs()
         self._check_sizes()
         self._check_hypotheses()
+        self._check_placement()
 
     def _add_families(self) -> None:
         for path in self.family_paths:
@@ -173,6 +177,12 @@ class Study:
                     raise UserError(f"hypothesis.{name}", value, "given", "write it out")
             if ids.count(hypothesis.id) > 1:
                 raise UserError("hypothesis.id", hypothesis.id, "used once", "rename one")
+
+    def _check_placement(self) -> None:
+        placement_from(self.placement)
+        workers = self.placement.get("workers")
+        if workers is not None and workers < 1:
+            raise UserError("placement.workers", workers, "1 or more", "correct the study")
 
     def sizes_at(self, budget_flops: int, arch: str) -> tuple[int, ...] | None:
         """The rungs the study names for a budget and arch; None where it leaves them open.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr, ValidationError
 
 from isoflop.errors import UserError
 from isoflop.study import Hypothesis, Study, Variant, parse_flops
@@ -63,7 +63,19 @@ class _FamiliesSection(_Strict):
 
 
 class _PlacementSection(_Strict):
+    """Only what is given is frozen: the rest is decided when it runs."""
+
     cluster: Literal["local"] = "local"
+    device: Literal["cpu", "cuda"] | None = None
+    workers: StrictInt | None = None
+    parallel: Literal["single", "ddp", "fsdp", "channel"] | None = None
+    ranks: StrictInt | None = None
+    micro_batch: StrictInt | None = None
+    checkpoint_activations: StrictBool | None = None
+    compile: StrictBool | None = None
+    checkpoint_every: StrictInt | float | None = None
+    evaluate_every: StrictInt | None = None
+    sinks: list[Literal["tensorboard", "wandb"]] | None = None
 
 
 class _StudyFile(_Strict):
@@ -160,7 +172,7 @@ def _study(
         batch_size=data.batch_size,
         max_epochs=data.max_epochs,
         family_paths=tuple(family_paths),
-        placement=placement.model_dump(),
+        placement=placement.model_dump(exclude_none=True),
     )
 
 

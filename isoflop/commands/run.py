@@ -4,44 +4,93 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from isoflop.commands import FOLDER
+from isoflop.train.options import PARALLEL
 
 SOME_RUNS_FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
 
 
+_PLACEMENT_OPTIONS = (
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cpu]"),
+    click.option("--parallel", type=click.Choice(PARALLEL), help="How ranks share a run."),
+    click.option("--ranks", type=int, help="Processes that train one run together.  [default: 1]"),
+    click.option(
+        "--micro-batch", type=int, help="Sequences at a time.  [default: the whole batch]"
+    ),
+    click.option(
+        "--checkpoint-activations/--keep-activations",
+        default=None,
+        help="Recompute activations in the backward pass, to save memory.",
+    ),
+    click.option("--compile/--no-compile", default=None, help="Use torch.compile."),
+    click.option(
+        "--checkpoint-every", type=float, help="Seconds between checkpoints.  [default: 300]"
+    ),
+    click.option(
+        "--evaluate-every", type=int, help="Steps between evaluations.  [default: the end]"
+    ),
+    click.option(
+        "--sink",
+        "sinks",
+        type=click.Choice(["tensorboard", "wandb"]),
+        multiple=True,
+        help="Where metrics go too; may be given twice.",
+    ),
+)
+
+
+def placement_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that take the place of entries in a study's [placement] table."""
+    for option in reversed(_PLACEMENT_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command(short_help="Train the runs that have no result yet.")
 @click.argument("folder", type=FOLDER)
-@click.option("--workers", type=int, help="Runs at a time.  [default: one per core]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-def run(folder: Path, workers: int | None, device: str) -> None:
+@click.option("--workers", type=int, help="Runs at a time.  [default: one per core or GPU]")
+@placement_options
+def run(folder: Path, workers: int | None, device: str | None, **options: Any) -> None:
     """Train every run of the plan in FOLDER that has no result yet.
 
-    Interrupted or killed, the same command goes on; a finished run is never trained twice.
-    Exit code 1 when some runs failed or diverged.
+    Interrupted or killed, the same command goes on from the newest checkpoints, to the same
+    numbers; a finished run is never trained twice. Exit code 1 when some runs failed or diverged.
+    Options take the place of entries in the study's [placement] table, of the same names.
     """
-    sys.exit(run_folder(folder, workers, device))
+    sys.exit(run_folder(folder, workers, device, **options))
 
 
-def run_folder(folder: Path, workers: int | None, device: str) -> int:
-    """Runs a study's folder with live progress; returns the exit code."""
+def run_folder(folder: Path, workers: int | None, device: str | None, **options: Any) -> int:
+    """Runs a study's folder with live progress; returns the exit code.
+
+    Args:
+        folder: the study's folder.
+        workers: runs at a time; None: as the study or the machine says.
+        device: cpu, cuda, or None: as the study says.
+        options: further entries of a [placement] table.
+    """
     from isoflop.launch.local import open_session, run_session
     from isoflop.plan.identity import shown_id
     from isoflop.render.progress import Watcher
     from isoflop.render.tables import console
 
     out = console()
-    session = open_session(folder, num_workers=workers, device=device)
+    session = open_session(folder, options={"workers": workers, "device": device, **options})
     out.print(
         f"{len(session.jobs)} runs to train, {session.num_done_before} complete already; "
         f"{session.num_workers} at a time"
     )
-    # A polite kill ends like Ctrl-C: workers stop at their next step and record why.
+    # A polite kill and SLURM's warning end like Ctrl-C: workers save at their next step and record
+    # why.
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGUSR2, _interrupt)
     try:
         with Watcher(session, out) as watcher:
             summary = run_session(session, watcher.on_event)

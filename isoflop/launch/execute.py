@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import functools
 import platform
 import threading
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop import __version__
 from isoflop.errors import UserError
-from isoflop.files import write_bytes_atomic, write_text_atomic
+from isoflop.files import write_text_atomic
+from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
+from isoflop.launch.sinks import About, open_sinks
 from isoflop.launch.store import Attempt, RunFolder
+from isoflop.launch.weights import keep_final_weights, remove_checkpoints
+from isoflop.train.options import Placement
 
 if TYPE_CHECKING:
-    import torch
-
     from isoflop.data.windows import TokenData
     from isoflop.plan.identity import RunSpec
     from isoflop.train.loop import RunOutcome, StepMetrics
+    from isoflop.train.ranks import Ranks
+    from isoflop.train.throughput import Achieved
 
 HEARTBEAT_S = 5.0
-# Rows of metrics.jsonl per run: enough for a curve, small enough to keep.
-MAX_METRIC_ROWS = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What a worker needs to know; plain strings and numbers, so that any launcher can carry it."""
+    """What a worker needs to know; plain values, so that any launcher can carry it."""
 
     study_folder: str
     run_id: str
     data_folder: str
-    keep_weights: bool
-    device: str
-    num_threads: int
+    keep_weights: str = "none"
+    """none, best or all: the study's word."""
+    placement: Placement = field(default_factory=Placement)
+    convention: str = "paper"
+    """The study's FLOP convention, in which rates are logged."""
+    sinks: tuple[str, ...] = ()
+    """Where metrics go besides the run's folder; see isoflop.launch.sinks."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Job:
+        """The inverse of :meth:`to_json`."""
+        placement = Placement(**values["placement"])
+        return Job(**{**values, "placement": placement, "sinks": tuple(values["sinks"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +67,6 @@ class Ending:
     reason: str | None = None
     loss: float | None = None
     wall_s: float | None = None
-
-
-class Interrupted(Exception):
-    """The person or the machine asked the run to stop."""
-
-
-class Superseded(Exception):
-    """Another process took the run over, believing this one dead."""
 
 
 class Heartbeat:
@@ -91,45 +100,18 @@ class Heartbeat:
             if not self._folder.is_newest(self._attempt):
                 self.superseded = True
                 return
-            self._folder.beat(self._attempt, self.step, self._steps)
-
-
-class MetricsLog:
-    """Appends rows to metrics.jsonl; a line that a crash cut off is closed first."""
-
-    def __init__(self, path: Path, attempt: int, steps: int) -> None:
-        self._attempt = attempt
-        self._steps = steps
-        self._every = max(1, steps // MAX_METRIC_ROWS)
-        self._file = _open_for_appending(path)
-
-    def write(self, metrics: StepMetrics) -> None:
-        """Appends every n-th step and the last one."""
-        if metrics.step % self._every and metrics.step != self._steps - 1:
-            return
-        row = {"attempt": self._attempt, **dataclasses.asdict(metrics)}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _open_for_appending(path: Path) -> IO[str]:
-    cut_off = path.exists() and not path.read_bytes().endswith((b"\n",)) and path.stat().st_size > 0
-    file = path.open("a", encoding="utf-8")
-    if cut_off:
-        file.write("\n")
-    return file
+            # On a full disk or a stalled file system the next beat may go through.
+            with contextlib.suppress(OSError):
+                self._folder.beat(self._attempt, self.step, self._steps)
 
 
 def execute(
     job: Job,
     data: TokenData,
     *,
-    on_step: Callable[[StepMetrics, int], None],
-    should_stop: Callable[[], bool],
+    on_step: Callable[[StepMetrics, int], None] = lambda metrics, steps: None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    ranks: Ranks | None = None,
 ) -> Ending:
     """Trains one run unless it is complete or held, and records what came of it.
 
@@ -137,76 +119,198 @@ def execute(
         job: which run, and where.
         data: the opened training data.
         on_step: told of every step's metrics and the run's number of steps.
-        should_stop: asked at every step; True ends the attempt as interrupted.
+        should_stop: asked between steps; a reason (a signal's name) ends the attempt there, after
+            a checkpoint.
+        ranks: the processes that train the run together; None: this one alone. All of them call
+            this; the main rank claims, beats and writes, the others only train.
 
-    A diverged run gets a result (it would diverge again); a failed one only its attempt's record,
-    so that the next `isoflop run` tries it anew.
+    A diverged run gets a result (it would diverge again); a failed or interrupted one only its
+    attempt's record, so that the next attempt goes on from the newest checkpoint.
     """
+    if ranks is None:
+        from isoflop.train.ranks import SINGLE
+
+        ranks = SINGLE
     folder = RunFolder(Path(job.study_folder), job.run_id)
+    if not ranks.is_main:
+        return _follow(job, data, folder, ranks, should_stop)
+    attempt = None
+    try:
+        ending, attempt = _begin(job, folder)
+    finally:
+        ranks.broadcast(float(attempt is not None))
+    if attempt is None:
+        return ending
+    return _Attempt(job, folder, attempt, on_step, should_stop).run(data, ranks)
+
+
+def _begin(job: Job, folder: RunFolder) -> tuple[Ending, Attempt | None]:
+    """The claim on a run, or None and how it stands."""
     finished = folder.result()
     if finished is not None:
-        return _ending_of(finished)
+        return _ending_of(finished), None
     attempt = folder.claim(_provenance(job))
     if attempt is None:
-        return Ending(status="held")
+        return Ending(status="held"), None
     # The run may have been finished between the first look and the claim.
     finished = folder.result()
-    if finished is not None:
-        folder.end_attempt(attempt, "already complete", 0)
-        return _ending_of(finished)
-    return _attempt_run(job, data, folder, attempt, on_step, should_stop)
+    if finished is None:
+        return Ending(status="held"), attempt
+    folder.end_attempt(attempt, "already complete")
+    return _ending_of(finished), None
 
 
-def _attempt_run(
+def _follow(
     job: Job,
     data: TokenData,
     folder: RunFolder,
-    attempt: Attempt,
-    on_step: Callable[[StepMetrics, int], None],
-    should_stop: Callable[[], bool],
+    ranks: Ranks,
+    should_stop: Callable[[], str | None],
 ) -> Ending:
-    last_step = 0
+    """What a rank that is not main does; the main rank alone records how it went."""
+    from isoflop.train.checkpoint import CheckpointStore
+    from isoflop.train.loop import train_run
 
-    def watch(metrics: StepMetrics) -> None:
-        nonlocal last_step
-        last_step = heartbeat.step = metrics.step
-        log.write(metrics)
-        on_step(metrics, spec.steps)
-        if heartbeat.superseded:
-            raise Superseded
-        if should_stop():
-            raise Interrupted
-
-    try:
-        spec = folder.read_spec()
-        have = data.identity.data_id
-        if have != spec.data_id:
-            raise UserError("data id", have, f"the plan's {spec.data_id}", "plan again")
-        log = MetricsLog(folder.path / "metrics.jsonl", attempt.number, spec.steps)
-        try:
-            with Heartbeat(folder, attempt, spec.steps) as heartbeat:
-                outcome = _train(job, spec, data, folder, watch)
-        finally:
-            log.close()
-        wrote = folder.write_result(attempt, _result(folder, attempt, outcome))
-    except Interrupted:
-        folder.end_attempt(attempt, "interrupted", last_step)
-        return Ending(status="interrupted")
-    except Superseded:
-        folder.end_attempt(attempt, "superseded", last_step)
+    if not ranks.broadcast(0.0):
         return Ending(status="held")
-    except Exception as error:
-        reason = failure_reason(error)
-        write_text_atomic(folder.path / f"error-{attempt.number:04d}.txt", traceback.format_exc())
-        folder.end_attempt(attempt, f"failed: {reason}", last_step)
-        return Ending(status="failed", reason=reason)
-    folder.end_attempt(attempt, outcome.status if wrote else "superseded", last_step)
-    return Ending(
-        status=outcome.status,
-        reason=outcome.status_reason,
-        loss=outcome.loss,
-        wall_s=outcome.wall_s,
+    outcome = train_run(
+        _checked_spec(folder, data),
+        data,
+        placement=job.placement,
+        ranks=ranks,
+        checkpoints=CheckpointStore(folder.checkpoints, run_id=job.run_id),
+        keep_weights=job.keep_weights != "none",
+        should_stop=should_stop,
     )
+    return _ending_of(dataclasses.asdict(outcome))
+
+
+class _Attempt:
+    """One attempt at a run by the process that claimed it."""
+
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        attempt: Attempt,
+        on_step: Callable[[StepMetrics, int], None],
+        should_stop: Callable[[], str | None],
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._attempt = attempt
+        self._on_step = on_step
+        self._should_stop = should_stop
+        self._spec: RunSpec | None = None
+        self._first_step: int | None = None
+        self._last: StepMetrics | None = None
+
+    def run(self, data: TokenData, ranks: Ranks) -> Ending:
+        """Trains and records; whatever goes wrong is recorded and never raised."""
+        try:
+            return self._record(self._train(data, ranks))
+        except Exception as error:
+            reason = self._describe(error, ranks)
+            # A full disk takes no record either; the reason still reaches who started the run.
+            with contextlib.suppress(OSError):
+                name = f"error-{self._attempt.number:04d}.txt"
+                write_text_atomic(self._folder.path / name, traceback.format_exc())
+                self._end(f"failed: {reason}")
+            return Ending(status="failed", reason=reason)
+
+    def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
+        self._spec = spec = _checked_spec(self._folder, data)
+        log = MetricsLog(
+            self._folder.path / LINES_FILE,
+            self._attempt.number,
+            spec.steps,
+            rate=_rate(self._job, spec, ranks),
+            sinks=open_sinks(self._job.sinks, self._about(spec)),
+        )
+        with contextlib.closing(log), Heartbeat(self._folder, self._attempt, spec.steps) as beat:
+            return self._train_watched(spec, data, ranks, log, beat)
+
+    def _train_watched(
+        self, spec: RunSpec, data: TokenData, ranks: Ranks, log: MetricsLog, beat: Heartbeat
+    ) -> RunOutcome:
+        from isoflop.train.checkpoint import CheckpointStore
+        from isoflop.train.loop import Hooks, train_run
+
+        def on_step(metrics: StepMetrics) -> None:
+            if self._first_step is None:
+                self._first_step = metrics.step
+            self._last = metrics
+            beat.step = metrics.step
+            log.write(metrics)
+            self._on_step(metrics, spec.steps)
+
+        def on_damaged(step: int, reason: str) -> None:
+            log.event("checkpoint_damaged", {"step": step, "reason": reason})
+
+        store = CheckpointStore(
+            self._folder.checkpoints,
+            run_id=self._job.run_id,
+            may_write=lambda: self._folder.is_newest(self._attempt),
+            on_damaged=on_damaged,
+        )
+        store.clean_up()
+        return train_run(
+            spec,
+            data,
+            placement=self._job.placement,
+            ranks=ranks,
+            hooks=Hooks(on_step=on_step, on_event=log.event),
+            checkpoints=store,
+            keep_weights=self._job.keep_weights != "none",
+            should_stop=lambda: "superseded" if beat.superseded else self._should_stop(),
+        )
+
+    def _about(self, spec: RunSpec) -> About:
+        return About(
+            study=Path(self._job.study_folder).name,
+            run_id=self._job.run_id,
+            folder=self._folder.path,
+            spec=spec.to_json(),
+        )
+
+    def _describe(self, error: Exception, ranks: Ranks) -> str:
+        if self._spec is None:
+            return failure_reason(error)
+        from isoflop.train.failures import describe
+
+        return describe(error, self._spec, self._job.placement, ranks.size)
+
+    def _record(self, outcome: RunOutcome) -> Ending:
+        if outcome.status == "stopped":
+            return self._record_stop(outcome)
+        wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
+        values = dataclasses.asdict(outcome) | {"wall_s": wall_s}
+        # Before the result, after which nobody comes back; what a kill leaves is written again.
+        write_tables(self._folder.path)
+        if not self._folder.write_result(self._attempt, values):
+            self._end("superseded", outcome.wall_s)
+            finished = self._folder.result()
+            return Ending(status="held") if finished is None else _ending_of(finished)
+        self._end(outcome.status, outcome.wall_s)
+        if outcome.status == "done" and self._job.keep_weights != "none":
+            keep_final_weights(self._folder)
+        else:
+            remove_checkpoints(self._folder)
+        return _ending_of(values)
+
+    def _record_stop(self, outcome: RunOutcome) -> Ending:
+        if not self._folder.is_newest(self._attempt):
+            self._end("superseded", outcome.wall_s)
+            return Ending(status="held")
+        self._end(f"interrupted: {outcome.status_reason}", outcome.wall_s)
+        return Ending(status="interrupted", reason=outcome.status_reason)
+
+    def _end(self, reason: str, wall_s: float | None = None) -> None:
+        steps = None
+        if self._first_step is not None and self._last is not None:
+            steps = (self._first_step, self._last.step)
+            wall_s = self._last.wall_s if wall_s is None else wall_s
+        self._folder.end_attempt(self._attempt, reason, step_range=steps, wall_s=wall_s)
 
 
 def failure_reason(error: Exception) -> str:
@@ -214,38 +318,42 @@ def failure_reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _train(
-    job: Job,
-    spec: RunSpec,
-    data: TokenData,
-    folder: RunFolder,
-    watch: Callable[[StepMetrics], None],
-) -> RunOutcome:
-    from isoflop.train.loop import Placement, train_run
+def _checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
+    """The run's identity; its data must be these.
 
-    def keep(weights: dict[str, torch.Tensor]) -> None:
-        from safetensors.torch import save
-
-        write_bytes_atomic(folder.path / "weights.safetensors", save(weights))
-
-    return train_run(
-        spec,
-        data,
-        placement=Placement(device=job.device, num_threads=job.num_threads),
-        on_step=watch,
-        on_final_weights=keep if job.keep_weights else None,
-    )
+    Raises:
+        UserError: they are others.
+    """
+    spec = folder.read_spec()
+    have = data.identity.data_id
+    if have != spec.data_id:
+        raise UserError("data id", have, f"the plan's {spec.data_id}", "plan again")
+    return spec
 
 
-def _result(folder: RunFolder, attempt: Attempt, outcome: RunOutcome) -> dict[str, Any]:
-    values = dataclasses.asdict(outcome)
-    values["wall_s"] = outcome.wall_s + folder.previous_wall_s(attempt)
-    return values
+def _rate(job: Job, spec: RunSpec, ranks: Ranks) -> Callable[[int, float], Achieved | None]:
+    """What a number of tokens in a number of seconds comes to on these devices."""
+    from isoflop.train.throughput import achieved, training_flops_per_token
+
+    flops_per_token = training_flops_per_token(spec, job.convention)
+    peak = _peak(job.placement, spec.precision) * ranks.size
+    return lambda tokens, seconds: achieved(tokens, seconds, flops_per_token, peak)
 
 
-def _ending_of(result: dict[str, Any]) -> Ending:
+# Measured once per process, before its first run.
+@functools.cache
+def _peak(placement: Placement, precision: str) -> float:
+    import torch
+
+    from isoflop.train.throughput import measured_peak
+
+    torch.set_num_threads(placement.num_threads)
+    return measured_peak(torch.device(placement.device), precision)
+
+
+def _ending_of(result: Mapping[str, Any]) -> Ending:
     return Ending(
-        status=result["status"],
+        status="interrupted" if result["status"] == "stopped" else result["status"],
         reason=result["status_reason"],
         loss=result["loss"],
         wall_s=result["wall_s"],
@@ -256,8 +364,8 @@ def _provenance(job: Job) -> dict[str, Any]:
     import torch
 
     return {
-        "device": job.device,
-        "num_threads": job.num_threads,
+        "device": job.placement.device,
+        "placement": dataclasses.asdict(job.placement),
         "isoflop": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
 from isoflop.families import family_digest
 from isoflop.launch.execute import Ending, Job
+from isoflop.launch.layout import laid_out, num_gpus
 from isoflop.launch.pool import Event, num_cores, run_jobs
+from isoflop.launch.sinks import check_names
 from isoflop.launch.store import RunFolder
+from isoflop.launch.weights import prune_weights
 from isoflop.plan.artefact import read_plan
+from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
+from isoflop.plan.select import find_run
+from isoflop.train.options import Placement, placement_from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +43,7 @@ class RunSummary:
 class Session:
     """A study folder made ready to run: data prepared, specs written, jobs listed."""
 
+    folder: Path
     plan: Plan
     jobs: tuple[Job, ...]
     num_workers: int
@@ -45,48 +53,76 @@ class Session:
 def open_session(
     folder: Path,
     *,
-    num_workers: int | None = None,
-    device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
+    run: str | None = None,
     data_dir: Path | None = None,
 ) -> Session:
     """Checks everything a run needs, before anything is trained.
 
     Args:
         folder: the study's folder, with a plan.
-        num_workers: runs at a time; None: one per core on the CPU, one on a GPU.
-        device: torch device of the runs.
+        options: entries that take the place of those in the study's [placement] table, by the same
+            names; None leaves them. Without `workers`: as many as cores, or GPUs, there are.
+        run: the only run to train, by the beginning of its id; None: all.
         data_dir: where prepared data are kept; None: the default place.
 
     Raises:
-        UserError: no plan, a damaged plan or data set, data that cannot be prepared here.
+        UserError: no plan, a damaged plan or data set, data that cannot be prepared here, an
+            option's value that is not allowed, no such run.
     """
     plan = read_plan(folder)
     _check_families(plan)
-    if num_workers is not None and num_workers < 1:
-        raise UserError("--workers", num_workers, "1 or more", "correct it")
-    if num_workers is None:
-        num_workers = num_cores() if device == "cpu" else 1
+    given = {
+        name: value
+        for table in (plan.study.placement, options or {})
+        for name, value in table.items()
+        if value is not None
+    }
+    placement = placement_from(given)
+    sinks = tuple((options or {}).get("sinks") or plan.study.placement.get("sinks", ()))
+    check_names(sinks)
+    num_workers = _num_workers(given.get("workers"), placement)
+    estimates = load_estimates(folder)
+    planned_placements = {} if estimates is None else estimates.placements
     data_folder = prepare(plan.study.source, plan.study.tokenizer, data_dir)
     jobs = []
     num_done = 0
     # The longest first, so that the last workers to finish do not wait for one long run.
-    for run in sorted(plan.unique_runs, key=lambda run: -run.flops):
-        run_folder = RunFolder(folder, run.run_id)
+    runs = plan.unique_runs if run is None else find_run(plan, run)[:1]
+    for planned in sorted(runs, key=lambda planned: -planned.flops):
+        run_folder = RunFolder(folder, planned.run_id)
         if run_folder.result() is not None:
             num_done += 1
             continue
-        run_folder.write_spec(run.spec)
+        run_folder.write_spec(planned.spec)
         jobs.append(
             Job(
                 study_folder=str(folder),
-                run_id=run.run_id,
+                run_id=planned.run_id,
                 data_folder=str(data_folder),
-                keep_weights=plan.study.keep_weights == "all",
-                device=device,
-                num_threads=1,
+                keep_weights=plan.study.keep_weights,
+                placement=laid_out(placement, given, planned_placements.get(planned.run_id)),
+                convention=plan.study.convention,
+                sinks=sinks,
             )
         )
-    return Session(plan=plan, jobs=tuple(jobs), num_workers=num_workers, num_done_before=num_done)
+    prune_weights(folder, plan)
+    return Session(
+        folder=folder,
+        plan=plan,
+        jobs=tuple(jobs),
+        num_workers=num_workers,
+        num_done_before=num_done,
+    )
+
+
+def _num_workers(given: int | None, placement: Placement) -> int:
+    if given is None:
+        num_devices = num_cores() if placement.device == "cpu" else num_gpus(placement)
+        return max(1, num_devices // placement.num_ranks)
+    if given < 1:
+        raise UserError("--workers", given, "1 or more", "correct it")
+    return given
 
 
 def _check_families(plan: Plan) -> None:
@@ -114,6 +150,8 @@ def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSumma
                 summary.endings[event.job.run_id] = event.ending
                 if event.ending.status == "failed":
                     _record_death(event.job, event.ending)
+                elif session.plan.study.keep_weights == "best":
+                    prune_weights(session.folder, session.plan)
             on_event(event)
     return summary
 
@@ -122,5 +160,7 @@ def _record_death(job: Job, ending: Ending) -> None:
     """Closes the record of an attempt whose worker died before it could do so itself."""
     folder = RunFolder(Path(job.study_folder), job.run_id)
     attempts = folder.attempts()
-    if attempts and not attempts[-1].ended:
-        folder.end_attempt(attempts[-1], f"failed: {ending.reason}", 0)
+    # Where the disk is full, there is no record; the reason is shown all the same.
+    with suppress(OSError):
+        if attempts and not attempts[-1].ended:
+            folder.end_attempt(attempts[-1], f"failed: {ending.reason}")

@@ -21,8 +21,9 @@ from isoflop.launch.worker import work
 
 # A run held by another process is looked at again this often.
 HELD_POLL_S = 1.0
-# Time for workers to reach the next step boundary when interrupted, before they are killed.
-STOP_GRACE_S = 15.0
+# Time for workers to reach the next step boundary and to save when interrupted, before they are
+# killed. That loses no more than the work since the last checkpoint.
+STOP_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
                     event = Event(kind="wait", job=event.job)
                 yield event
                 if not workers[index].process.is_alive():
-                    workers[index] = _start_worker()
+                    workers[index] = _start_worker(index)
 
 
 def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
@@ -106,18 +107,18 @@ def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
 
 @contextmanager
 def _workers(count: int) -> Iterator[list[_Worker]]:
-    workers = [_start_worker() for _ in range(count)]
+    workers = [_start_worker(index) for index in range(count)]
     try:
         yield workers
     finally:
         _stop(workers)
 
 
-def _start_worker() -> _Worker:
+def _start_worker(index: int) -> _Worker:
     # A fresh interpreter: forking a process that has threads or torch loaded is not safe.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,), daemon=True)
+    process = context.Process(target=work, args=(theirs, index), daemon=True)
     with _one_thread_each():
         process.start()
     theirs.close()

@@ -4,6 +4,8 @@
     attempts/0001.json  one per attempt, created exclusively: its number is the claim
     lease.json          the holder's attempt number and heartbeat
     metrics.jsonl       as it goes; every row names its attempt
+    ckpt/STEP/          checkpoints (isoflop.train.checkpoint), gone once there is a result; the
+                        final weights stay where the study keeps them (isoflop.launch.weights)
     result.json         once; the first writer wins; never overwritten
 
 Only the holder of the newest attempt may write the result. A holder is dead when its process is
@@ -41,7 +43,12 @@ class Attempt:
     """Unix time at which it began."""
     end_s: float | None
     exit_reason: str | None
-    """done, diverged, failed: …, interrupted, superseded; None while running or after a kill."""
+    """done, diverged, failed: …, interrupted: SIGNAL, superseded, already complete; None while
+    running or after a kill."""
+    step_range: tuple[int, int] | None
+    """First and last step that it completed; None: none, or it was killed."""
+    wall_s: float | None
+    """Seconds of training; None: none, or it was killed."""
 
     @property
     def ended(self) -> bool:
@@ -70,6 +77,7 @@ class RunFolder:
     def __init__(self, study_folder: Path, full_run_id: str) -> None:
         self.run_id = full_run_id
         self.path = study_folder / "runs" / shown_id(full_run_id)
+        self.checkpoints = self.path / "ckpt"
 
     def write_spec(self, spec: RunSpec) -> None:
         """Writes spec.json once; a spec that is there already must be this one."""
@@ -160,6 +168,8 @@ class RunFolder:
             start_s=time.time(),
             end_s=None,
             exit_reason=None,
+            step_range=None,
+            wall_s=None,
         )
         record = _record(attempt) | {"details": dict(details)}
         if not write_once(self._attempt_path(attempt.number), dump_json(record).encode()):
@@ -182,11 +192,23 @@ class RunFolder:
         """Whether no later attempt has begun."""
         return not self._attempt_path(attempt.number + 1).exists()
 
-    def end_attempt(self, attempt: Attempt, exit_reason: str, last_step: int) -> None:
-        """Records how an attempt ended and how far it came."""
+    def end_attempt(
+        self,
+        attempt: Attempt,
+        exit_reason: str,
+        *,
+        step_range: tuple[int, int] | None = None,
+        wall_s: float | None = None,
+    ) -> None:
+        """Records how an attempt ended, which steps it did and the seconds of training."""
         path = self._attempt_path(attempt.number)
         record = read_json(path, "attempt")
-        record |= {"end_s": time.time(), "exit_reason": exit_reason, "step_range": [0, last_step]}
+        record |= {
+            "end_s": time.time(),
+            "exit_reason": exit_reason,
+            "step_range": None if step_range is None else list(step_range),
+            "wall_s": wall_s,
+        }
         write_json_atomic(path, record)
 
     def write_result(self, attempt: Attempt, values: Mapping[str, Any]) -> bool:
@@ -202,12 +224,33 @@ class RunFolder:
         return write_once(self.path / "result.json", dump_json(record).encode())
 
     def previous_wall_s(self, attempt: Attempt) -> float:
-        """Training seconds that earlier attempts spent, as far as their metrics tell."""
+        """Training seconds that earlier attempts spent, work that was lost included.
+
+        Of an attempt that was killed, only what its metrics tell: up to its last row.
+        """
         spent: dict[int, float] = {}
         for row in self.metrics():
-            if row["attempt"] < attempt.number:
+            if row["attempt"] < attempt.number and "wall_s" in row:
                 spent[row["attempt"]] = row["wall_s"]
+        for earlier in self.attempts():
+            if earlier.number < attempt.number and earlier.wall_s is not None:
+                spent[earlier.number] = earlier.wall_s
         return sum(spent.values())
+
+    def metrics_by_step(self) -> dict[int, dict[str, Any]]:
+        """The row of each logged step, ascending; of one done more than once, the last attempt's.
+
+        Steps that an attempt did after its last checkpoint are done again by the next one.
+        """
+        rows: dict[int, dict[str, Any]] = {}
+        for row in self.metrics():
+            # Other rows tell of events.
+            if "grad_norm" not in row:
+                continue
+            there = rows.get(row["step"])
+            if there is None or there["attempt"] <= row["attempt"]:
+                rows[row["step"]] = row
+        return dict(sorted(rows.items()))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Rows of metrics.jsonl; a line cut off by a crash is skipped."""
@@ -233,6 +276,7 @@ def _record(attempt: Attempt) -> dict[str, Any]:
         "end_s": attempt.end_s,
         "exit_reason": attempt.exit_reason,
         "step_range": None,
+        "wall_s": None,
     }
 
 
@@ -244,6 +288,9 @@ def _attempt(values: Any, path: Path) -> Attempt:
             start_s=float(values["start_s"]),
             end_s=values["end_s"],
             exit_reason=values["exit_reason"],
+            step_range=None if values["step_range"] is None else tuple(values["step_range"]),
+            # Records of earlier versions do not have it.
+            wall_s=values.get("wall_s"),
         )
     except (KeyError, TypeError, ValueError):
         raise UserError("attempt", str(path), "an attempt's record", "remove the file") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.launch.execute import Ending, Job, execute, failure_reason
+from isoflop.launch.layout import num_gpus, on_own_device
+from isoflop.launch.signals import StopFlag
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
@@ -21,22 +24,25 @@ if TYPE_CHECKING:
 REPORT_EVERY_S = 0.25
 
 
-def work(jobs: Connection) -> None:
+def work(jobs: Connection, number: int) -> None:
     """Receives jobs until None comes; sends ("step", …) and ("end", …) messages back.
 
-    SIGINT is the parent's business (a terminal sends it to the whole group); SIGTERM asks the run
-    to stop at its next step; when the parent dies, the worker does too.
+    Args:
+        jobs: the parent's end of talk.
+        number: of this worker, from 0; on a machine with several GPUs it takes the one of its own.
+
+    SIGINT is the parent's business (a terminal sends it to the whole group); SIGTERM and SIGUSR2
+    ask the run to stop at its next step; when the parent dies, the worker does too.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    should_stop = StopFlag((signal.SIGTERM, signal.SIGUSR2))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     data: dict[str, TokenData] = {}
-    while not stop.is_set():
+    while should_stop.reason is None:
         job = jobs.recv()
         if job is None:
             return
-        jobs.send(("end", _run(job, data, jobs, stop)))
+        jobs.send(("end", _run(job, number, data, jobs, should_stop)))
 
 
 def _die_with_parent() -> None:
@@ -46,19 +52,31 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _run(job: Job, data: dict[str, TokenData], jobs: Connection, stop: threading.Event) -> Ending:
+def _run(
+    job: Job, number: int, data: dict[str, TokenData], jobs: Connection, should_stop: StopFlag
+) -> Ending:
     last_report_s = 0.0
 
-    def report(metrics: StepMetrics, steps: int) -> None:
+    def report(step: int, steps: int, loss: float) -> None:
         nonlocal last_report_s
         now = time.monotonic()
         if now - last_report_s >= REPORT_EVERY_S:
             last_report_s = now
-            jobs.send(("step", metrics.step + 1, steps, metrics.loss))
+            jobs.send(("step", step, steps, loss))
+
+    def on_step(metrics: StepMetrics, steps: int) -> None:
+        report(metrics.step + 1, steps, metrics.loss)
 
     try:
+        if job.placement.num_ranks > 1:
+            from isoflop.launch.torchrun import run_ranks
+
+            ranks = job.placement.num_ranks
+            return run_ranks(job, ranks, on_step=report, should_stop=should_stop)
         opened = _opened(job.data_folder, data)
-        return execute(job, opened, on_step=report, should_stop=stop.is_set)
+        placement = on_own_device(job.placement, number, num_gpus(job.placement))
+        job = dataclasses.replace(job, placement=placement)
+        return execute(job, opened, on_step=on_step, should_stop=should_stop)
     except Exception as error:
         # What fails outside the run itself (data, damaged records, a full disk) fails this job
         # only; the worker lives on.

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from isoflop.families import config_from_mapping, get_build
 from isoflop.model.attention import Attention
 from isoflop.model.init import Initialiser, initialise, normal
+from isoflop.model.loss import unembed, unembedded_loss, unembedded_token_losses
 from isoflop.model.norm import RMSNorm
 from isoflop_kernels.precision import autocast_disabled
 
@@ -43,6 +45,9 @@ class Transformer(nn.Module):
     """Decoder-only language model with a tied embedding, no dropout, no absolute positions.
 
     Parameters are uninitialised until :func:`isoflop.model.init.initialise` or a loaded state.
+    ``checkpoint_activations``, when set, keeps only the input of each block for the backward pass
+    and recomputes the rest there, with the same result bit for bit on the CPU; a layer's ``gates``
+    are then called twice per step.
 
     Args:
         family: a family's name.
@@ -71,28 +76,52 @@ class Transformer(nn.Module):
             for _ in range(n_layers)
         )
         self.output_norm = RMSNorm(d_model)
+        self.checkpoint_activations = False
 
     def initialisers(self) -> Mapping[str, Initialiser]:
         """The embedding is a plain normal, std 1/sqrt(D)."""
         return {"embedding": normal(self.embedding.shape[1] ** -0.5)}
 
-    def forward(self, inputs_BT: Tensor) -> Tensor:
-        """Logits of the token at each position given the inputs up to it.
+    def forward(
+        self, inputs_BT: Tensor, targets_BT: Tensor | None = None, *, per_token: bool = False
+    ) -> Tensor:
+        """Logits, or the loss of the targets, of the token at each position.
+
+        Losses come from here and not from the logits, so that large logits need not exist whole
+        (isoflop.model.loss) and wrappers of the model see the whole computation.
 
         Args:
             inputs_BT: token ids, int64: the targets shifted right, begin id first.
+            targets_BT: token ids, int64; padding carries no loss.
+            per_token: whether losses are wanted one by one.
 
         Returns:
-            Logits float32 [B, T, V], also under autocast.
+            float32, also under autocast: logits [B, T, V]; with targets the sum of their
+            cross-entropy in nats, or each one's [B, T], 0 at padding.
         """
         x_BTD = F.embedding(inputs_BT, self.embedding)
         for block in self.blocks:
-            x_BTD = block(x_BTD)
+            x_BTD = self._through(block, x_BTD)
         x_BTD = self.output_norm(x_BTD)
         with autocast_disabled(x_BTD.device):
-            # The copy makes the embedding's gradient a product of the fast kind: at width 8 on the
-            # CPU, an eighth of the time of the one that follows from a transposed view.
-            return x_BTD.float() @ self.embedding.T.contiguous()
+            if targets_BT is None:
+                return unembed(x_BTD.float(), self.embedding)
+            loss = unembedded_token_losses if per_token else unembedded_loss
+            return loss(x_BTD.float(), self.embedding, targets_BT)
+
+    def token_losses(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""
+        losses: Tensor = self(inputs_BT, targets_BT, per_token=True)
+        return losses
+
+    def _through(self, block: nn.Module, x_BTD: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            # Nothing in a block draws random numbers.
+            y_BTD = checkpoint(block, x_BTD, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_BTD = block(x_BTD)
+        result: Tensor = y_BTD
+        return result
 
 
 def build_model(spec: RunSpec) -> Transformer:

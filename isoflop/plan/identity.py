@@ -17,6 +17,14 @@ from isoflop.errors import UserError
 
 SHOWN_DIGITS = 12
 
+# Fields that a family's configuration gained after runs had been planned, each with the value that
+# means what the family did before. At that value a field is left out of the identity, so that the
+# ids of earlier runs stay; at any other it is hashed like the rest. Entries are never changed or
+# removed: the ids of later runs rest on them.
+LATER_FIELDS: Mapping[str, Mapping[str, int | str]] = {
+    "sgatlin": {"gate": "raw", "tables": "separate"},
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
@@ -24,7 +32,8 @@ class RunSpec:
 
     family: str
     config: Mapping[str, int | str]
-    """The family's resolved configuration, every field."""
+    """The family's resolved configuration: every field, but those of LATER_FIELDS only where they
+    differ from what they were before."""
     d_model: int
     n_layers: int
     n_heads: int
@@ -39,6 +48,11 @@ class RunSpec:
     recipe: str
     """Name of the recipe, which ends in its version."""
     precision: str
+
+    def __post_init__(self) -> None:
+        later = LATER_FIELDS.get(self.family, {})
+        kept = {key: value for key, value in self.config.items() if later.get(key) != value}
+        object.__setattr__(self, "config", kept)
 
     @property
     def n_tokens(self) -> int:

@@ -116,6 +116,8 @@ class PlanFile(_Closed):
 def plan_schema() -> dict[str, Any]:
     """The JSON schema of plan.json (draft 2020-12); every field is always written."""
     schema = _closed(PlanFile.model_json_schema())
+    # Placement alone is frozen only as far as the study gives it.
+    schema["$defs"]["PlacementSection"]["required"] = ["cluster"]
     schema["title"] = f"isoflop plan, version {PLAN_SCHEMA_VERSION}"
     return {"$schema": DIALECT, **schema}
 

@@ -25,7 +25,38 @@ class _AtWork:
     run: PlannedRun
     start_s: float
     step: int = 0
+    """Steps done, those of earlier attempts included."""
     loss: float | None = None
+    first_step: int | None = None
+    """Steps done at the first report; the worker reports its first step at once."""
+    first_step_s: float = 0.0
+    last_s: float = 0.0
+
+    def see(self, step: int, loss: float | None, now_s: float) -> None:
+        """Takes note of a report."""
+        if self.first_step is None:
+            self.first_step, self.first_step_s = step, now_s
+        self.step, self.loss, self.last_s = step, loss, now_s
+
+    @property
+    def flops_before(self) -> float:
+        """What earlier attempts had done, where this one began at their checkpoint."""
+        return 0.0 if self.first_step is None else self._flops(self.first_step - 1)
+
+    @property
+    def flops_done(self) -> float:
+        """What this attempt has done."""
+        return self._flops(self.step) - self.flops_before
+
+    def _flops(self, step: int) -> float:
+        return self.run.flops * step / self.run.spec.steps
+
+    def flops_per_s(self) -> float | None:
+        """Since the first report; None before the second."""
+        seconds = self.last_s - self.first_step_s
+        if self.first_step is None or seconds <= 0:
+            return None
+        return self._flops(self.step - self.first_step) / seconds
 
 
 @dataclass(slots=True)
@@ -69,10 +100,19 @@ class Estimator:
 
 
 class Watcher:
-    """Turns the events of a session into what a person sees. Use as a context manager."""
+    """Turns the events of a session into what a person sees. Use as a context manager.
 
-    def __init__(self, session: Session, console: Console) -> None:
+    Args:
+        session: what is to be trained.
+        console: where to show it.
+        peak_flops: FLOP/s that one run has at most, all its devices together; None: not known.
+    """
+
+    def __init__(
+        self, session: Session, console: Console, *, peak_flops: float | None = None
+    ) -> None:
         self._console = console
+        self._peak_flops = peak_flops
         self._runs = {run.run_id: run for run in session.plan.unique_runs}
         self._num_jobs = len(session.jobs)
         self._num_ended = 0
@@ -106,18 +146,25 @@ class Watcher:
         if event.kind == "start":
             self._at_work[run.run_id] = _AtWork(run=run, start_s=time.monotonic())
         elif event.kind == "step":
-            work = self._at_work[run.run_id]
-            work.step, work.loss = event.step, event.loss
+            self._step(self._at_work[run.run_id], event)
         elif event.kind == "wait":
-            self._at_work.pop(run.run_id, None)
+            work = self._at_work.pop(run.run_id)
+            self._estimator.plan(run.arch, work.flops_before)
         elif event.kind == "end":
             self._end(run, event)
+
+    def _step(self, work: _AtWork, event: Event) -> None:
+        is_first = work.first_step is None
+        work.see(event.step, event.loss, time.monotonic())
+        if is_first:
+            # Nobody has to do again what a checkpoint holds.
+            self._estimator.plan(work.run.arch, -work.flops_before)
 
     def _end(self, run: PlannedRun, event: Event) -> None:
         assert event.ending is not None
         work = self._at_work.pop(run.run_id)
         seconds = time.monotonic() - work.start_s
-        self._estimator.finish(run.arch, float(run.flops), seconds)
+        self._estimator.finish(run.arch, run.flops - work.flops_before, seconds)
         self._num_ended += 1
         outcome = event.ending.status
         if event.ending.loss is not None:
@@ -139,13 +186,14 @@ class Watcher:
     def _eta_s(self) -> float | None:
         under_way: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for work in self._at_work.values():
-            done = work.run.flops * work.step / work.run.spec.steps
-            under_way[work.run.arch].append((done, time.monotonic() - work.start_s))
+            seconds = time.monotonic() - work.start_s
+            under_way[work.run.arch].append((work.flops_done, seconds))
         return self._estimator.eta_s(under_way)
 
     def _table(self) -> Group:
         table = Table(box=None, padding=(0, 1), pad_edge=False)
-        for name in ("run", "budget", "arch", "size", "progress", "step", "loss"):
+        names = ["run", "budget", "arch", "size", "progress", "step", "loss", "tokens/s"]
+        for name in names if self._peak_flops is None else [*names, "of peak"]:
             table.add_column(name, no_wrap=True)
         for run_id, work in self._at_work.items():
             steps = work.run.spec.steps
@@ -157,6 +205,15 @@ class Watcher:
                 ProgressBar(total=steps, completed=work.step, width=20),
                 f"{work.step:,}/{steps:,}",
                 "-" if work.loss is None else f"{work.loss:.3f}",
+                *self._rates(work),
             )
         head = Text(f"{self._num_ended} of {self._num_jobs} runs{self._eta_text()}", style="bold")
         return Group(head, table)
+
+    def _rates(self, work: _AtWork) -> list[str]:
+        """Tokens per second and, where the peak is known, the share of it that is used."""
+        rate = work.flops_per_s()
+        tokens = "-" if rate is None else f"{rate * work.run.n_tokens / work.run.flops:,.0f}"
+        if self._peak_flops is None:
+            return [tokens]
+        return [tokens, "-" if rate is None else f"{rate / self._peak_flops:.1%}"]

@@ -9,20 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from isoflop.data.tokenizer import PAD_ID
 from isoflop.errors import UserError
 from isoflop.model import build_model
 from isoflop.plan.estimate.calibration import Calibration, MeasuredStep, shape_fields
 from isoflop.plan.estimate.shapes import shape_key
 from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
-from isoflop.train.loop import gradients_of_batch
-from isoflop.train.memory import peak_bytes, reset_peak
-from isoflop.train.optimizer import build_adamw, set_learning_rate
+from isoflop.train.memory import keep_freed_memory, peak_bytes, reset_peak
+from isoflop.train.optimizer import recipe_adamw, set_learning_rate
+from isoflop.train.step import gradients_of_batch, made_batch
 
 WARM_UP_STEPS = 3
 
@@ -60,6 +57,7 @@ def calibrate(
         raise UserError("--steps", steps, "1 or more", "correct it")
     torch_device = _device(device)
     torch.set_num_threads(num_threads)
+    keep_freed_memory()
     entries = []
     for spec in distinct_shapes(specs):
         entry = measure_step(spec, steps=steps, device=torch_device)
@@ -80,15 +78,9 @@ def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> Measured
     recipe = get_recipe(spec.recipe)
     reset_peak(device)
     model = build_model(spec).to(device)
-    optimizer = build_adamw(
-        model.named_parameters(),
-        weight_decay=recipe.weight_decay,
-        beta1=recipe.beta1,
-        beta2=recipe.beta2,
-        eps=recipe.eps,
-    )
+    optimizer = recipe_adamw(model, recipe)
     set_learning_rate(optimizer, recipe.peak_lr)
-    targets_BT = _made_batch(spec)
+    targets_BT = made_batch(spec)
     seconds = []
     for _ in range(WARM_UP_STEPS + steps):
         _wait(device)
@@ -106,13 +98,6 @@ def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> Measured
         num_steps=len(timed),
         peak_mem_bytes=peak_bytes(device),
     )
-
-
-def _made_batch(spec: RunSpec) -> NDArray[np.uint16]:
-    """Uniform tokens, [B, T], no padding: a step's time hardly depends on the text."""
-    rng = np.random.default_rng(0)
-    shape = (spec.batch_size, spec.seq_len)
-    return rng.integers(PAD_ID + 1, spec.vocab_size, shape).astype(np.uint16)
 
 
 def _wait(device: torch.device) -> None:

@@ -1,26 +1,33 @@
 """Loss over the whole held-out set: every token once, weighted equally.
 
-Letters: W windows, T tokens, B windows per batch.
+A document longer than a window is read in windows of which each starts afresh; its last one is
+padded and nothing is dropped. Which tokens are read depends on the prepared data and the sequence
+length alone: not on batches, ranks or architecture.
+
+Letters: W windows, T tokens, B windows per batch, R this rank's windows of a batch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from isoflop.data.tokenizer import PAD_ID
 from isoflop.data.windows import shift_right
-from isoflop.model.loss import token_losses
 from isoflop.train.precision import compute_type
+from isoflop.train.ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from isoflop.data.windows import HeldoutWindows
-    from isoflop.model import Transformer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +42,9 @@ class Evaluation:
     """exp(loss)."""
     bits_per_byte: float
     """Total negative log-likelihood in bits / bytes of text."""
+    bits_per_byte_se: float | None
+    """Standard error of ``bits_per_byte``: ``loss_se`` in its unit. The tokens per byte of the
+    held-out set are taken as they are, not as a draw; None where ``loss_se`` is."""
     num_tokens: int
     """Tokens that carry loss."""
     reference_perplexity: float | None
@@ -43,26 +53,45 @@ class Evaluation:
 
 
 def evaluate(
-    model: Transformer, heldout: HeldoutWindows, *, batch_size: int, precision: str
+    model: nn.Module,
+    heldout: HeldoutWindows,
+    *,
+    batch_size: int,
+    precision: str,
+    ranks: Ranks = SINGLE,
+    micro_batch: int | None = None,
+    on_forward: Callable[[Tensor], None] | None = None,
 ) -> Evaluation:
     """Evaluates ``model`` on all held-out windows, in order.
 
+    Nothing of the training changes: no gradient, no random number, no mode of the model.
+
     Args:
-        model: the model, on the device where it is to run.
+        model: a Transformer, or what ``ranks`` wrapped it in, on the device where it is to run.
         heldout: windows padded with 0; see :class:`isoflop.data.windows.HeldoutWindows`.
-        batch_size: windows per forward pass, which only ``reference_perplexity`` depends on.
+        batch_size: windows that all ranks take at a time. ``reference_perplexity`` depends on it,
+            all else to the rounding of a forward pass at most.
         precision: ``fp32`` or ``bf16``.
+        ranks: the processes that share the windows; all of them call this together and get the
+            same result.
+        micro_batch: windows that this rank takes through the model at a time; None: its share.
+        on_forward: told the targets [B, T] of each forward pass before it.
     """
-    loss_W = _window_losses(model, heldout.tokens, batch_size, precision)
+    loss_W = _window_losses(
+        model, heldout.tokens, batch_size, precision, ranks, micro_batch, on_forward
+    )
     count_W = (heldout.tokens != PAD_ID).sum(axis=1)
     total = float(loss_W.sum())
     num_tokens = int(count_W.sum())
     loss = total / num_tokens
+    loss_se = _ratio_standard_error(loss_W, count_W, heldout.document_index)
+    bits_per_nat_of_loss = num_tokens / math.log(2.0) / heldout.num_bytes
     return Evaluation(
         loss=loss,
-        loss_se=_ratio_standard_error(loss_W, count_W, heldout.document_index),
+        loss_se=loss_se,
         perplexity=_exp(loss),
         bits_per_byte=total / math.log(2.0) / heldout.num_bytes,
+        bits_per_byte_se=None if loss_se is None else loss_se * bits_per_nat_of_loss,
         num_tokens=num_tokens,
         reference_perplexity=_reference_perplexity(loss_W, count_W, batch_size),
     )
@@ -70,17 +99,52 @@ def evaluate(
 
 @torch.no_grad()
 def _window_losses(
-    model: Transformer, tokens_WT: NDArray[np.uint16], batch_size: int, precision: str
+    model: nn.Module,
+    tokens_WT: NDArray[np.uint16],
+    batch_size: int,
+    precision: str,
+    ranks: Ranks,
+    micro_batch: int | None,
+    on_forward: Callable[[Tensor], None] | None,
 ) -> NDArray[np.float64]:
-    """Summed negative log-likelihood of each window, nats."""
-    device = model.embedding.device
-    losses = []
+    """Summed negative log-likelihood of each window, nats; the same on every rank."""
+    loss_W = np.zeros(len(tokens_WT))
     for start in range(0, len(tokens_WT), batch_size):
-        window_BT = tokens_WT[start : start + batch_size]
+        window_BT = _padded(tokens_WT[start : start + batch_size], ranks.size)
+        own = ranks.rows(len(window_BT))
+        loss_R = _losses(model, window_BT[own], precision, micro_batch, on_forward)
+        # Without the padding at the end.
+        real = loss_W[start : start + batch_size][own]
+        real[:] = loss_R[: len(real)]
+    # Each window has one rank's number and zeros from the others, so no order of sums matters.
+    return np.array(ranks.sum(loss_W.tolist()))
+
+
+def _padded(window_BT: NDArray[np.uint16], multiple: int) -> NDArray[np.uint16]:
+    """Windows of padding added, which cost nothing, so that each rank has as many as the others."""
+    missing = -len(window_BT) % multiple
+    return np.pad(window_BT, ((0, missing), (0, 0)), constant_values=PAD_ID)
+
+
+def _losses(
+    model: nn.Module,
+    window_RT: NDArray[np.uint16],
+    precision: str,
+    micro_batch: int | None,
+    on_forward: Callable[[Tensor], None] | None,
+) -> NDArray[np.float64]:
+    """Those of this rank's windows of a batch."""
+    device = next(model.parameters()).device
+    size = micro_batch or len(window_RT)
+    losses = []
+    for start in range(0, len(window_RT), size):
+        window_BT = window_RT[start : start + size]
         inputs_BT = torch.from_numpy(shift_right(window_BT).astype(np.int64)).to(device)
         targets_BT = torch.from_numpy(window_BT.astype(np.int64)).to(device)
+        if on_forward is not None:
+            on_forward(targets_BT)
         with compute_type(precision, device):
-            loss_BT = token_losses(model(inputs_BT), targets_BT)
+            loss_BT = model(inputs_BT, targets_BT, per_token=True)
         losses.append(loss_BT.double().sum(1).cpu().numpy())
     return np.concatenate(losses)
 

@@ -1,4 +1,4 @@
-"""One training run, from its spec to its outcome.
+"""One training run, from its spec to its outcome: exact wherever it was stopped before.
 
 Letters: B batch, T tokens.
 """
@@ -12,76 +12,58 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from isoflop.data.windows import shift_right
-from isoflop.model import Transformer, build_model, next_token_loss
+from isoflop.model import build_model
 from isoflop.recipe import get_recipe
+from isoflop.train.checkpoint import CheckpointError, CheckpointStore
+from isoflop.train.compile import compile_model
 from isoflop.train.evaluate import Evaluation, evaluate
-from isoflop.train.memory import peak_bytes, reset_peak
-from isoflop.train.optimizer import build_adamw, clip_gradients, set_learning_rate
-from isoflop.train.precision import compute_type
+from isoflop.train.health import Monitor, check
+from isoflop.train.hooks import Accumulator, Hooks, StepMetrics
+from isoflop.train.memory import keep_freed_memory, reset_peak
+from isoflop.train.optimizer import recipe_adamw, set_learning_rate
+from isoflop.train.options import Placement
+from isoflop.train.prefetch import Prefetch
+from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.schedule import learning_rate
+from isoflop.train.state import TrainingState, seed_all
+from isoflop.train.step import Batch, StepGradients, gradients_of_batch, rank_batch
 
 if TYPE_CHECKING:
-    from isoflop.data.windows import TokenData, TrainWindows
+    from isoflop.data.windows import TokenData
     from isoflop.plan.identity import RunSpec
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """Where a run executes; never part of its identity."""
-
-    device: str = "cpu"
-    """As torch names it."""
-    num_threads: int = 1
-    """CPU threads of one operator. Results are bit-identical for equal numbers only."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepMetrics:
-    """What one optimizer step reports."""
-
-    step: int
-    """From 0."""
-    loss: float
-    """Nats per token on the step's batch, before its update."""
-    grad_norm: float
-    """Before clipping."""
-    lr: float
-    tokens: int
-    """Tokens trained on, this step included."""
-    wall_s: float
-    """Seconds since training started."""
+__all__ = ["Accumulator", "Hooks", "Placement", "RunOutcome", "StepMetrics", "train_run"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOutcome:
-    """What a run came to. Losses and what follows from them are None for a diverged run."""
+    """What a run came to. Losses and what follows from them are None unless it is done."""
 
-    status: Literal["done", "diverged"]
+    status: Literal["done", "diverged", "stopped"]
+    """Stopped: asked to; a later call with the same checkpoints goes on."""
     status_reason: str | None
     loss: float | None
     """Held-out nats per token."""
     loss_se: float | None
     perplexity: float | None
     bits_per_byte: float | None
+    bits_per_byte_se: float | None
     reference_perplexity: float | None
     """The reference implementation's metric; see :class:`isoflop.train.evaluate.Evaluation`."""
     wall_s: float
-    """Training only: no set-up, no evaluation."""
+    """Training in this call: no set-up, no checkpoints, no evaluation."""
     step_s_median: float | None
-    """Seconds; None where no step was completed."""
+    """Seconds, over all steps of the run; None where no step was completed."""
     tokens_per_s: float | None
-    """Over the whole training; None where no step was completed."""
+    """Over all steps of the run; None where no step was completed."""
     peak_mem_bytes: int | None
     """Peak since the run began: resident (imports and data included) on the CPU, allocated on
     CUDA; None where the system does not tell."""
     num_steps: int
-    """Optimizer steps completed."""
+    """Optimizer steps completed, those before a resumed checkpoint included."""
 
 
 def train_run(
@@ -89,152 +71,307 @@ def train_run(
     data: TokenData,
     *,
     placement: Placement,
-    on_step: Callable[[StepMetrics], None],
-    on_final_weights: Callable[[dict[str, Tensor]], None] | None = None,
+    ranks: Ranks = SINGLE,
+    hooks: Hooks | None = None,
+    checkpoints: CheckpointStore | None = None,
+    keep_weights: bool = False,
+    should_stop: Callable[[], str | None] = lambda: None,
 ) -> RunOutcome:
     """Trains ``spec`` to its last step and evaluates it on the whole held-out set.
 
-    A loss or gradient norm that is not finite ends the run at the step where it occurs, before
-    that step's update. The number of threads is set for the whole process. Two calls with the
-    same spec, data and placement give bit-identical losses and weights on the CPU.
+    With ``checkpoints`` it begins at the newest complete one. On the CPU in float32, losses and
+    weights are bit-identical for the same spec, data and placement, however often and wherever the
+    run was stopped or killed. A loss or gradient norm that is not finite ends the run at the step
+    where it occurs, before that step's update. Number of threads and the way the C library handles
+    freed memory are set for the whole process.
+
+    A checkpoint that cannot be written is reported as an event, and training goes on.
 
     Args:
         spec: what the run is.
         data: the prepared data that ``spec.data_id`` names.
-        placement: where to run.
-        on_step: called after each completed step.
-        on_final_weights: called with the final weights (not after divergence).
+        placement: where to run, and how often to save.
+        ranks: the processes that share the run; all of them call this with equal arguments.
+        hooks: whom to tell; on the main rank only.
+        checkpoints: where to save and to begin; None: nothing is saved.
+        keep_weights: write a checkpoint of the last step in any case.
+        should_stop: asked between steps; a reason ends the run there, after a checkpoint. The
+            request of one rank stops all of them at the same step.
 
     Raises:
         UserError: the recipe, family or schedule does not allow this spec.
+        CheckpointError: ``keep_weights``, and the checkpoint of the last step cannot be written.
     """
     torch.set_num_threads(placement.num_threads)
-    device = torch.device(placement.device)
-    reset_peak(device)
-    # Only for parameters of a user's own modules that declare no initialisers.
-    torch.manual_seed(spec.seed)
-    model = build_model(spec).to(device)
-    clock = _Clock()
-    reason = _train(model, spec, data.train_windows(spec.seq_len), clock, on_step)
-    if reason is not None:
-        return _outcome(reason, None, clock, spec, device)
-    evaluation = evaluate(
-        model,
-        data.heldout(spec.seq_len),
-        batch_size=spec.batch_size,
-        precision=spec.precision,
-    )
+    keep_freed_memory()
+    reset_peak(torch.device(placement.device))
+    run = _Run(spec, data, placement, ranks, hooks or Hooks(), checkpoints)
+    run.resume()
+    ended = run.train(should_stop)
+    if ended is not None:
+        return run.outcome(*ended, None)
+    run.save_last(keep_weights)
+    evaluation = run.evaluate_at_the_end()
     if not math.isfinite(evaluation.loss):
-        return _outcome("non-finite held-out loss", None, clock, spec, device)
-    if on_final_weights is not None:
-        on_final_weights(model.state_dict())
-    return _outcome(None, evaluation, clock, spec, device)
+        return run.outcome("diverged", "non-finite held-out loss", None)
+    run.hand_over_weights()
+    return run.outcome("done", None, evaluation)
 
 
 class _Clock:
-    """Wall-clock of the training steps."""
+    """Wall-clock of this attempt's training steps; what lies between pause and go on is not."""
 
     def __init__(self) -> None:
-        self.step_s: list[float] = []
         self.wall_s = 0.0
-        self._started = self._last = time.perf_counter()
+        self._last = 0.0
 
-    def start(self) -> None:
-        self._started = self._last = time.perf_counter()
+    def go_on(self) -> None:
+        self._last = time.perf_counter()
 
-    def step_done(self) -> None:
+    def step_done(self) -> float:
+        """Seconds since the step before, or since :meth:`go_on`."""
         now = time.perf_counter()
-        self.step_s.append(now - self._last)
-        self.wall_s = now - self._started
-        self._last = now
+        seconds, self._last = now - self._last, now
+        self.wall_s += seconds
+        return seconds
 
 
-def _train(
-    model: Transformer,
-    spec: RunSpec,
-    windows: TrainWindows,
-    clock: _Clock,
-    on_step: Callable[[StepMetrics], None],
-) -> str | None:
-    """Runs all steps; the reason of a divergence, or None."""
-    recipe = get_recipe(spec.recipe)
-    optimizer = build_adamw(
-        model.named_parameters(),
-        weight_decay=recipe.weight_decay,
-        beta1=recipe.beta1,
-        beta2=recipe.beta2,
-        eps=recipe.eps,
-    )
-    warmup_steps = recipe.num_warmup_steps(spec.steps)
-    clock.start()
-    for step in range(spec.steps):
-        lr = learning_rate(
-            step,
-            spec.steps,
-            recipe.peak_lr,
-            warmup_steps,
-            recipe.decay_fraction,
-            recipe.schedule,
+class _Cadence:
+    """When the next checkpoint is due."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._every_s = placement.checkpoint_every_s
+        self._every_steps = placement.checkpoint_every_steps
+        self.saved_s = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        by_steps = self._every_steps is not None and step % self._every_steps == 0
+        passed_s = time.monotonic() - self.saved_s
+        return by_steps or (self._every_s is not None and passed_s >= self._every_s)
+
+
+class _Run:
+    """One call of :func:`train_run`, in parts."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        data: TokenData,
+        placement: Placement,
+        ranks: Ranks,
+        hooks: Hooks,
+        checkpoints: CheckpointStore | None,
+    ) -> None:
+        self._spec = spec
+        self._data = data
+        self._placement = placement
+        self._ranks = ranks
+        self._hooks = hooks if ranks.is_main else Hooks()
+        self._checkpoints = checkpoints
+        self._recipe = get_recipe(spec.recipe)
+        self._clock = _Clock()
+        self._may_save = checkpoints is not None
+        self._saved_step = 0
+        self._state = self._fresh_state(torch.device(placement.device))
+
+    def _fresh_state(self, device: torch.device) -> TrainingState:
+        """A run before its first step."""
+        spec, placement = self._spec, self._placement
+        seed_all(spec.seed)
+        model = build_model(spec).to(device)
+        model.checkpoint_activations = placement.checkpoint_activations
+        if placement.compile:
+            rows = placement.micro_batch or spec.batch_size // self._ranks.size
+            inputs_BT = torch.ones(rows, spec.seq_len, dtype=torch.int64, device=device)
+            compile_model(model, inputs_BT, precision=spec.precision)
+        self._module: nn.Module = self._ranks.wrap(model)
+        # After wrapping, which may replace parameters by this rank's part of them.
+        optimizer = recipe_adamw(model, self._recipe)
+        self._monitor = Monitor(model, spec, on_event=self._hooks.on_event, ranks=self._ranks)
+        return TrainingState(
+            model=model,
+            optimizer=optimizer,
+            device=device,
+            accumulators={"health": self._monitor},
         )
-        targets_BT = windows.batch(step, spec.batch_size, spec.seed)
-        loss, grad_norm = gradients_of_batch(
-            model, targets_BT, clip_norm=recipe.clip_norm, precision=spec.precision
-        )
-        if not math.isfinite(loss):
-            return f"non-finite loss at step {step}"
-        if not math.isfinite(grad_norm):
-            return f"non-finite gradient norm at step {step}"
-        set_learning_rate(optimizer, lr)
-        optimizer.step()
-        clock.step_done()
-        on_step(
+
+    def resume(self) -> None:
+        """Takes over where an earlier attempt was saved."""
+        if self._checkpoints is None:
+            return
+        self._state.restore(self._checkpoints, self._ranks)
+        self._saved_step = self._state.step
+        if self._state.step:
+            self._hooks.on_event("resumed", {"step": self._state.step})
+
+    def train(
+        self, should_stop: Callable[[], str | None]
+    ) -> tuple[Literal["diverged", "stopped"], str] | None:
+        """Runs the steps that are left; why it ended before the last one, or None."""
+        cadence = _Cadence(self._placement)
+        steps = range(self._state.step, self._spec.steps)
+        with Prefetch(self._batch_maker(), steps, self._state.device) as batches:
+            ready = iter(batches)
+            self._clock.go_on()
+            while (stop := self._agree_to_stop(should_stop(), cadence)) is None:
+                if self._state.step == self._spec.steps:
+                    return None
+                reason = self._one_step(next(ready)[1])
+                if reason is not None:
+                    return "diverged", reason
+            return "stopped", stop
+
+    def _batch_maker(self) -> Callable[[int], Batch]:
+        """The batch of a step, from its number alone: the data position is an integer."""
+        windows = self._data.train_windows(self._spec.seq_len)
+        size, seed = self._spec.batch_size, self._spec.seed
+        return lambda step: rank_batch(windows.batch(step, size, seed), self._ranks)
+
+    def _one_step(self, batch: Batch) -> str | None:
+        """One optimizer step; the reason of a divergence, or None."""
+        step, model = self._state.step, self._state.model
+        with self._monitor.watching(step):
+            gradients = gradients_of_batch(
+                self._module,
+                batch,
+                clip_norm=self._recipe.clip_norm,
+                precision=self._spec.precision,
+                ranks=self._ranks,
+                micro_batch=self._placement.micro_batch,
+            )
+        reason = check(step, gradients.loss, gradients.grad_norm, model, self._ranks)
+        if reason is None:
+            self._update(gradients)
+            self._evaluate_on_the_way()
+        return reason
+
+    def _agree_to_stop(self, reason: str | None, cadence: _Cadence) -> str | None:
+        """Between two steps: all ranks stop together, or save together, or go on."""
+        step = self._state.step
+        due = step > self._saved_step and step < self._spec.steps and cadence.is_due(step)
+        num_stopping, num_due = self._ranks.sum([float(reason is not None), float(due)])
+        if num_stopping or num_due:
+            self._save()
+            cadence.saved_s = time.monotonic()
+            self._clock.go_on()
+        if not num_stopping:
+            return None
+        return reason or "another rank was asked to stop"
+
+    def _update(self, gradients: StepGradients) -> None:
+        step = self._state.step
+        lr = self._learning_rate(step)
+        set_learning_rate(self._state.optimizer, lr)
+        self._state.optimizer.step()
+        self._state.step_s.append(self._clock.step_done())
+        self._state.step = step + 1
+        self._monitor.step_done(step, gradients.loss)
+        self._hooks.on_step(
             StepMetrics(
                 step=step,
-                loss=loss,
-                grad_norm=grad_norm,
+                loss=gradients.loss,
+                grad_norm=gradients.grad_norm,
                 lr=lr,
-                tokens=(step + 1) * targets_BT.size,
-                wall_s=clock.wall_s,
+                tokens=self._state.step * self._spec.batch_size * self._spec.seq_len,
+                wall_s=self._clock.wall_s,
             )
         )
-    return None
 
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(
+            step,
+            self._spec.steps,
+            self._recipe.peak_lr,
+            self._recipe.num_warmup_steps(self._spec.steps),
+            self._recipe.decay_fraction,
+            self._recipe.schedule,
+        )
 
-def gradients_of_batch(
-    model: Transformer, targets_BT: NDArray[np.uint16], *, clip_norm: float | None, precision: str
-) -> tuple[float, float]:
-    """Sets the clipped gradients of one batch; its loss (nats) and the norm before clipping."""
-    device = model.embedding.device
-    inputs = torch.from_numpy(shift_right(targets_BT).astype(np.int64)).to(device)
-    targets = torch.from_numpy(targets_BT.astype(np.int64)).to(device)
-    model.zero_grad(set_to_none=True)
-    with compute_type(precision, device):
-        loss = next_token_loss(model(inputs), targets)
-    loss.backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return loss.item(), clip_gradients(gradients, clip_norm)
+    def _save(self) -> None:
+        """Writes a checkpoint; one that cannot be written is said once, and training goes on."""
+        try:
+            self._write_checkpoint()
+        except CheckpointError as error:
+            if self._may_save:
+                values = {"step": self._state.step, "reason": str(error)}
+                self._hooks.on_event("checkpoint_failed", values)
+            self._may_save = False
 
+    def _write_checkpoint(self) -> None:
+        step = self._state.step
+        if self._checkpoints is None or step == self._saved_step:
+            return
+        # Whether it succeeds or not: all ranks must agree on whether to gather.
+        self._saved_step = step
+        begin_s = time.perf_counter()
+        if self._state.save(self._checkpoints, self._ranks, batch_size=self._spec.batch_size):
+            seconds = time.perf_counter() - begin_s
+            self._hooks.on_event("checkpoint", {"step": step, "seconds": seconds})
 
-def _outcome(
-    reason: str | None,
-    evaluation: Evaluation | None,
-    clock: _Clock,
-    spec: RunSpec,
-    device: torch.device,
-) -> RunOutcome:
-    num_steps = len(clock.step_s)
-    tokens = num_steps * spec.batch_size * spec.seq_len
-    return RunOutcome(
-        status="done" if reason is None else "diverged",
-        status_reason=reason,
-        loss=None if evaluation is None else evaluation.loss,
-        loss_se=None if evaluation is None else evaluation.loss_se,
-        perplexity=None if evaluation is None else evaluation.perplexity,
-        bits_per_byte=None if evaluation is None else evaluation.bits_per_byte,
-        reference_perplexity=None if evaluation is None else evaluation.reference_perplexity,
-        wall_s=clock.wall_s,
-        step_s_median=statistics.median(clock.step_s) if num_steps else None,
-        tokens_per_s=tokens / clock.wall_s if num_steps else None,
-        peak_mem_bytes=peak_bytes(device),
-        num_steps=num_steps,
-    )
+    def save_last(self, keep_weights: bool) -> None:
+        """A checkpoint before the evaluation, if one is to stay or the run was long enough for one.
+
+        Raises:
+            CheckpointError: one is to stay and cannot be written.
+        """
+        if keep_weights:
+            self._write_checkpoint()
+        elif self._saved_step:
+            self._save()
+
+    def evaluate_at_the_end(self) -> Evaluation:
+        """Loss over the held-out set after the last step, and which experts it takes."""
+        with self._monitor.heldout(self._spec.steps - 1) as on_forward:
+            return self._evaluate(on_forward)
+
+    def _evaluate(self, on_forward: Callable[[Tensor], None] | None = None) -> Evaluation:
+        return evaluate(
+            self._module,
+            self._data.heldout(self._spec.seq_len),
+            batch_size=self._spec.batch_size,
+            precision=self._spec.precision,
+            ranks=self._ranks,
+            micro_batch=self._placement.micro_batch,
+            on_forward=on_forward,
+        )
+
+    def _evaluate_on_the_way(self) -> None:
+        every, step = self._placement.evaluate_every_steps, self._state.step
+        if every is None or step % every or step == self._spec.steps:
+            return
+        found = self._evaluate()
+        values = {"step": step - 1, "loss": found.loss, "loss_se": found.loss_se}
+        self._hooks.on_event("evaluation", values)
+        self._clock.go_on()
+
+    def hand_over_weights(self) -> None:
+        """Gives the final weights to who asked for them."""
+        hook = self._hooks.on_final_weights
+        weights = self._ranks.gather(self._state.model, self._state.optimizer)[0]
+        if hook is not None:
+            hook(weights)
+
+    def outcome(
+        self,
+        status: Literal["done", "diverged", "stopped"],
+        reason: str | None,
+        evaluation: Evaluation | None,
+    ) -> RunOutcome:
+        """What is known at the end."""
+        step_s = self._state.step_s
+        tokens = len(step_s) * self._spec.batch_size * self._spec.seq_len
+        return RunOutcome(
+            status=status,
+            status_reason=reason,
+            loss=None if evaluation is None else evaluation.loss,
+            loss_se=None if evaluation is None else evaluation.loss_se,
+            perplexity=None if evaluation is None else evaluation.perplexity,
+            bits_per_byte=None if evaluation is None else evaluation.bits_per_byte,
+            bits_per_byte_se=None if evaluation is None else evaluation.bits_per_byte_se,
+            reference_perplexity=None if evaluation is None else evaluation.reference_perplexity,
+            wall_s=self._clock.wall_s,
+            step_s_median=statistics.median(step_s) if step_s else None,
+            tokens_per_s=tokens / sum(step_s) if step_s else None,
+            peak_mem_bytes=self._state.peak(),
+            num_steps=self._state.step,
+        )

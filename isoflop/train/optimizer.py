@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from isoflop.recipe import Recipe
+
 # Leaf names with one of these words in them are not decayed, whatever their shape: a stack of
 # biases [E, F] is a bias.
 UNDECAYED = ("bias", "scale")
@@ -48,19 +50,28 @@ def build_adamw(
     )
 
 
+def recipe_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """The optimizer of a recipe, learning rate 0 until it is set."""
+    return build_adamw(
+        model.named_parameters(),
+        weight_decay=recipe.weight_decay,
+        beta1=recipe.beta1,
+        beta2=recipe.beta2,
+        eps=recipe.eps,
+    )
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the learning rate of all groups for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def clip_gradients(gradients: list[Tensor], max_norm: float | None) -> float:
-    """The global L2 norm of the gradients, which are scaled in place where it reaches the limit.
+def clip_gradients(gradients: list[Tensor], norm: float, max_norm: float | None) -> None:
+    """Scales gradients of global L2 norm ``norm`` in place where it reaches the limit.
 
     Only a norm of at least ``max_norm`` is scaled, by max_norm / norm, with no epsilon. None: no
-    limit. A norm that is not finite is returned and nothing is scaled.
+    limit. With a norm that is not finite nothing is scaled.
     """
-    norm = float(torch.nn.utils.get_total_norm(gradients))
     if max_norm is not None and max_norm <= norm < float("inf"):
         torch._foreach_mul_(gradients, max_norm / norm)
-    return norm

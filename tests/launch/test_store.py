@@ -56,12 +56,15 @@ def test_the_layout_of_a_run_folder(folder: RunFolder) -> None:
     assert attempt is not None
     folder.beat(attempt, 3, 40)
     assert folder.write_result(attempt, RESULT)
-    folder.end_attempt(attempt, "done", 39)
+    folder.end_attempt(attempt, "done", step_range=(0, 39), wall_s=1.5)
     names = {str(p.relative_to(folder.path)) for p in folder.path.rglob("*") if p.is_file()}
     assert names == {"spec.json", "attempts/0001.json", "lease.json", "result.json"}
     record = json.loads((folder.path / "attempts/0001.json").read_text())
     assert record["exit_reason"] == "done"
     assert record["step_range"] == [0, 39]
+    assert record["wall_s"] == 1.5
+    (again,) = folder.attempts()
+    assert (again.step_range, again.wall_s) == ((0, 39), 1.5)
     assert record["details"] == {"device": "cpu"}
     assert record["holder"]["pid"] == os.getpid()
 
@@ -74,7 +77,7 @@ def test_a_live_holder_keeps_its_run(folder: RunFolder) -> None:
 def test_an_ended_or_dead_holder_gives_way(folder: RunFolder) -> None:
     first = folder.claim({})
     assert first is not None
-    folder.end_attempt(first, "failed: x", 0)
+    folder.end_attempt(first, "failed: x")
     second = folder.claim({})
     assert second is not None
     assert second.number == 2
@@ -186,9 +189,51 @@ def test_seconds_of_earlier_attempts_count_and_cut_lines_do_not(folder: RunFolde
             start_s=0.0,
             end_s=None,
             exit_reason=None,
+            step_range=None,
+            wall_s=None,
         )
         for number in (1, 2, 3)
     )
     assert folder.previous_wall_s(first) == 0
     assert folder.previous_wall_s(second) == 2.5
     assert folder.previous_wall_s(third) == 6.5
+
+
+def test_an_attempt_that_ended_knows_its_seconds_better_than_its_rows(folder: RunFolder) -> None:
+    first = folder.claim({})
+    assert first is not None
+    (folder.path / "metrics.jsonl").write_text('{"attempt": 1, "step": 3, "wall_s": 1.0}\n')
+    folder.end_attempt(first, "interrupted: SIGTERM", step_range=(0, 9), wall_s=4.5)
+    second = folder.claim({})
+    assert second is not None
+    assert folder.previous_wall_s(second) == 4.5
+
+
+def test_a_record_of_an_earlier_version_is_read(folder: RunFolder) -> None:
+    assert folder.claim({}) is not None
+    path = folder.path / "attempts" / "0001.json"
+    record = json.loads(path.read_text())
+    del record["wall_s"]
+    write_json_atomic(path, record)
+    assert folder.attempts()[0].wall_s is None
+
+
+def test_of_a_step_done_twice_the_last_attempt_counts(folder: RunFolder) -> None:
+    def row(attempt: int, step: int, loss: float) -> dict[str, Any]:
+        return {"attempt": attempt, "step": step, "loss": loss, "grad_norm": 1.0}
+
+    rows = [
+        row(1, 0, 5.0),
+        row(1, 2, 4.0),
+        row(1, 4, 3.0),
+        {"attempt": 1, "event": "checkpoint_failed", "step": 4, "reason": "full"},
+        {"attempt": 2, "event": "resumed", "step": 2},
+        row(2, 2, 4.5),
+        {"attempt": 2, "event": "evaluation", "step": 2, "loss": 9.0},
+        # An orphan of the first attempt that has not noticed yet.
+        row(1, 2, 7.0),
+    ]
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    (folder.path / "metrics.jsonl").write_text(lines)
+    found = folder.metrics_by_step()
+    assert {step: r["loss"] for step, r in found.items()} == {0: 5.0, 2: 4.5, 4: 3.0}

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from isoflop.canonical import canonical_json
 from isoflop.errors import UserError
-from isoflop.families import get_spec
-from isoflop.plan.identity import RunSpec, run_id
+from isoflop.families import config_from_mapping, get_spec
+from isoflop.plan.identity import LATER_FIELDS, RunSpec, run_id
 from isoflop.plan.planner import make_plan
 from isoflop.recipe import MICRO_V1
 from isoflop.study import PAPER_ARCHS, Hypothesis, Study, Variant
@@ -181,6 +181,7 @@ def test_host_paths_environment_and_git_state_never_change_an_id(tmp_path: Path)
 @pytest.mark.parametrize("family", PAPER_ARCHS)
 def test_every_field_of_every_configuration_changes_the_id(family: str) -> None:
     config = dataclasses.asdict(get_spec(family).ladder(MICRO_V1, 2))
+    later = LATER_FIELDS.get(family, {})
     spec = dataclasses.replace(SPEC, family=family, config=config)
     ids = {run_id(spec)}
     for name, value in config.items():
@@ -188,7 +189,38 @@ def test_every_field_of_every_configuration_changes_the_id(family: str) -> None:
         ids.add(run_id(dataclasses.replace(spec, config=config | {name: other})))
         without = {key: kept for key, kept in config.items() if key != name}
         ids.add(run_id(dataclasses.replace(spec, config=without)))
-    assert len(ids) == 1 + 2 * len(config)
+    # A later field at its old meaning may as well be absent.
+    assert len(ids) == 1 + 2 * len(config) - len(later)
+
+
+@pytest.mark.parametrize("family", LATER_FIELDS)
+def test_a_later_field_at_its_default_is_no_part_of_a_run(family: str) -> None:
+    config = get_spec(family).ladder(MICRO_V1, 2)
+    whole = dataclasses.asdict(config)
+    later = LATER_FIELDS[family]
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in later}
+    assert defaults == later
+    earlier = {name: value for name, value in whole.items() if name not in later}
+    spec = dataclasses.replace(SPEC, family=family, config=earlier)
+    spelled_out = RunSpec.from_json(spec.to_json() | {"config": whole})
+    assert spelled_out == spec
+    assert spelled_out.to_json() == spec.to_json()
+    assert config_from_mapping(family, spec.config) == config
+    # Only in the family that gained it.
+    other = dataclasses.replace(SPEC, family="other", config=earlier)
+    assert run_id(dataclasses.replace(other, config=whole)) != run_id(other)
+
+
+def test_the_ids_of_committed_runs_stay() -> None:
+    committed = Path(__file__).parents[2] / "results" / "quickstart" / "plan.json"
+    runs = json.loads(committed.read_text())["runs"]
+    assert len(runs) == 60
+    for run in runs:
+        spec = RunSpec.from_json(run["spec"])
+        assert run_id(spec) == run["run_id"]
+        assert spec.to_json() == run["spec"]
+        resolved = dataclasses.asdict(config_from_mapping(spec.family, spec.config))
+        assert run_id(dataclasses.replace(spec, config=resolved)) == run["run_id"]
 
 
 specs = st.builds(

@@ -318,4 +318,4 @@ def test_configurations_are_valid_ones_of_the_family(arch: str) -> None:
             study_of("paper-v1", (2, 5, 8), archs=(arch,), match=match, match_reference="mlp")
         ).runs:
             config = config_from_mapping(run.spec.family, run.spec.config)
-            assert dataclasses.asdict(config) == dict(run.spec.config)
+            assert dataclasses.replace(run.spec, config=dataclasses.asdict(config)) == run.spec

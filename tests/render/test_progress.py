@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -45,17 +46,88 @@ def test_an_arch_without_a_run_yet_takes_the_mean_speed() -> None:
 def _session() -> Session:
     plan = make_plan(micro(archs=("mlp", "peer"), sizes=(1,)))
     jobs = tuple(
-        Job(
-            study_folder="f",
-            run_id=run.run_id,
-            data_folder="d",
-            keep_weights=False,
-            device="cpu",
-            num_threads=1,
-        )
-        for run in plan.unique_runs
+        Job(study_folder="f", run_id=run.run_id, data_folder="d") for run in plan.unique_runs
     )
-    return Session(plan=plan, jobs=jobs, num_workers=2, num_done_before=0)
+    return Session(folder=Path("f"), plan=plan, jobs=jobs, num_workers=2, num_done_before=0)
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr("isoflop.render.progress.time.monotonic", lambda: self.now_s)
+
+
+def shown(watcher: Watcher) -> str:
+    screen = io.StringIO()
+    Console(file=screen, width=160).print(watcher._table())
+    return screen.getvalue()
+
+
+@pytest.mark.parametrize("steps_before", [0, 100])
+def test_rates_are_of_this_attempt(monkeypatch: pytest.MonkeyPatch, steps_before: int) -> None:
+    clock = Clock(monkeypatch)
+    session = _session()
+    job = session.jobs[0]
+    run = session.plan.unique_runs[0]
+    per_step = run.flops / run.spec.steps
+    with Watcher(session, Console(file=io.StringIO()), peak_flops=per_step * 400) as watcher:
+        watcher.on_event(Event(kind="start", job=job))
+        clock.now_s += 7.0
+        first = steps_before + 1
+        watcher.on_event(Event(kind="step", job=job, step=first, steps=9, loss=5.0))
+        assert "-" in shown(watcher).splitlines()[-1].split()
+        clock.now_s += 2.0
+        watcher.on_event(Event(kind="step", job=job, step=first + 20, steps=9, loss=5.0))
+        # Twenty steps in two seconds; what the screen adds in waiting does not count.
+        clock.now_s += 60.0
+        row = shown(watcher).splitlines()[-1].split()
+    assert row[-2:] == [f"{10 * run.spec.batch_size * run.spec.seq_len:,}", "2.5%"]
+
+
+def test_without_a_peak_there_is_no_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    session = _session()
+    with Watcher(session, Console(file=io.StringIO())) as watcher:
+        watcher.on_event(Event(kind="start", job=session.jobs[0]))
+        text = shown(watcher)
+    assert "tokens/s" in text
+    assert "peak" not in text
+
+
+def test_what_a_checkpoint_holds_is_neither_done_again_nor_credited_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    session = _session()
+    runs = {run.run_id: run for run in session.plan.unique_runs}
+    first, second = session.jobs
+    steps = runs[first.run_id].spec.steps
+    with Watcher(session, Console(file=io.StringIO())) as watcher:
+        for job in (first, second):
+            watcher.on_event(Event(kind="start", job=job))
+        # The first begins half way, and does a quarter of its steps in 10 s.
+        for step, wait_s in ((steps // 2 + 1, 0.0), (3 * steps // 4, 10.0)):
+            clock.now_s += wait_s
+            watcher.on_event(Event(kind="step", job=first, step=step, steps=steps))
+        flops, other_flops = runs[first.run_id].flops, runs[second.run_id].flops
+        done = flops * (3 * steps // 4 - steps // 2) / steps
+        left_s = (flops - flops * (3 * steps // 4) / steps) * 10.0 / done
+        # The second run's arch has no speed of its own yet, but has spent 10 s; two workers.
+        assert watcher._eta_s() == pytest.approx((left_s + other_flops * 20.0 / done) / 2)
+        clock.now_s += 10.0
+        watcher.on_event(Event(kind="end", job=first, ending=Ending(status="done", loss=2.0)))
+        arch = runs[first.run_id].arch
+        assert watcher._estimator.todo_flops[arch] == pytest.approx(0.0, abs=1.0)
+        before = flops * (steps // 2) / steps
+        assert watcher._estimator.spent_flops[arch] == pytest.approx(flops - before)
+        # Taken over by another process in the meantime, a run is whole again.
+        watcher.on_event(Event(kind="step", job=second, step=31, steps=40))
+        watcher.on_event(Event(kind="wait", job=second))
+        assert watcher._estimator.todo_flops[runs[second.run_id].arch] == pytest.approx(
+            runs[second.run_id].flops
+        )
 
 
 @pytest.mark.parametrize("terminal", [True, False])

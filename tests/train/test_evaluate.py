@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from isoflop.data.windows import HeldoutWindows, _TokenStream
+from isoflop.model import build_model
+from isoflop.model.loss import token_losses
 from isoflop.train.evaluate import Evaluation, evaluate
-from made_data import MadeHeldout
+from isoflop.train.ranks import SingleRank
+from isoflop.train.step import gradients_of_batch
+from made_data import MadeData, MadeHeldout
+from made_shapes import rung_spec
 
 
 class Fixed(nn.Module):
@@ -21,9 +30,10 @@ class Fixed(nn.Module):
         self.embedding = nn.Parameter(table_V)
         self.inputs: list[Tensor] = []
 
-    def forward(self, inputs_BT: Tensor) -> Tensor:
+    def forward(self, inputs_BT: Tensor, targets_BT: Tensor, *, per_token: bool) -> Tensor:
+        assert per_token
         self.inputs.append(inputs_BT)
-        return self.embedding.expand(*inputs_BT.shape, -1)
+        return token_losses(self.embedding.expand(*inputs_BT.shape, -1), targets_BT)
 
 
 TABLE_V = torch.tensor([9.0, 8.0, 0.3, -0.7, 1.1])
@@ -109,3 +119,132 @@ def test_a_loss_beyond_exps_range_has_infinite_perplexity() -> None:
     assert evaluation.loss == pytest.approx(2000.0, abs=1.0)
     assert evaluation.perplexity == math.inf
     assert evaluation.reference_perplexity == math.inf
+
+
+def test_standard_error_of_bits_per_byte_is_that_of_the_loss_in_its_unit() -> None:
+    evaluation, _ = run()
+    assert evaluation.loss_se is not None
+    unit = evaluation.bits_per_byte / evaluation.loss
+    assert unit == pytest.approx(9 / 7 / math.log(2), rel=1e-12)
+    assert evaluation.bits_per_byte_se == pytest.approx(evaluation.loss_se * unit, rel=1e-12)
+    assert run(documents=[0, 0, 0, 0])[0].bits_per_byte_se is None
+
+
+class OneOf(SingleRank):
+    """One of several ranks, whose partners answer with what they evaluated before."""
+
+    def __init__(self, rank: int, size: int, others: list[list[float]]) -> None:
+        self.rank = rank
+        self.size = size
+        self.others = others
+        self.given: list[float] = []
+
+    def rows(self, batch_size: int) -> slice:
+        assert batch_size % self.size == 0
+        share = batch_size // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        self.given = list(values)
+        return [sum(column) for column in zip(values, *self.others, strict=True)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 9])
+def test_ranks_share_the_windows_and_all_get_the_same(size: int, batch_size: int) -> None:
+    heldout = MadeHeldout(TOKENS_WT, DOCUMENTS, num_bytes=7)
+    expected = run(batch_size=batch_size)[0]
+    given: list[list[float]] = []
+    forwards = []
+    for rank in range(size):
+        model, ranks = Fixed(TABLE_V), OneOf(rank, size, given[:])
+        evaluation = evaluate(model, heldout, batch_size=batch_size, precision="fp32", ranks=ranks)
+        given.append(ranks.given)
+        forwards.append(len(model.inputs))
+    # Each window is one rank's, and the last to answer has heard all.
+    for column in zip(*given, strict=True):
+        assert sum(value > 0 for value in column) == 1
+    assert evaluation == expected
+    # A rank without windows of its own takes part in each pass: layouts exchange in it.
+    assert set(forwards) == {-(-len(TOKENS_WT) // batch_size)}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 100])
+def test_micro_batches_see_the_same_windows(micro_batch: int) -> None:
+    heldout = MadeHeldout(TOKENS_WT, DOCUMENTS, num_bytes=7)
+    model = Fixed(TABLE_V)
+    seen: list[Tensor] = []
+    evaluation = evaluate(
+        model,
+        heldout,
+        batch_size=3,
+        precision="fp32",
+        micro_batch=micro_batch,
+        on_forward=seen.append,
+    )
+    assert evaluation == run(batch_size=3)[0]
+    assert max(len(inputs_BT) for inputs_BT in model.inputs) == min(micro_batch, 3)
+    assert torch.cat(seen).tolist() == TOKENS_WT.tolist()
+    shifted = [[1, *row[:-1]] for row in TOKENS_WT.tolist()]
+    assert torch.cat(model.inputs).tolist() == shifted
+
+
+class MadeSplit:
+    """Held-out windows as the package itself lays documents out."""
+
+    def __init__(self, lengths: list[int], seq_len: int, tmp_path: Path) -> None:
+        rng = np.random.default_rng(1)
+        self.documents = [rng.integers(1, 5, n).astype(np.uint16) for n in lengths]
+        shard = tmp_path / "shard.bin"
+        np.concatenate(self.documents).tofile(shard)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        entries = [
+            {"num_tokens": n, "num_bytes": n - 1, "token_offset": int(offset)}
+            for n, offset in zip(lengths, offsets, strict=False)
+        ]
+        self.windows = HeldoutWindows(_TokenStream([shard]), entries, seq_len)
+
+
+@pytest.mark.parametrize("seq_len", [1, 3, 8, 50])
+def test_long_documents_are_read_whole(tmp_path: Path, seq_len: int) -> None:
+    made = MadeSplit([9, 1, 8, 23], seq_len, tmp_path)
+    evaluation = evaluate(Fixed(TABLE_V), made.windows, batch_size=4, precision="fp32")
+    losses = [float(NLL_V[document.astype(np.int64)].sum()) for document in made.documents]
+    assert evaluation.num_tokens == 41
+    assert evaluation.loss == pytest.approx(sum(losses) / 41, rel=1e-6)
+    assert evaluation.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / 37, rel=1e-6)
+    # Windows of one document are one unit of the standard error, however it was cut.
+    ratio = sum(losses) / 41
+    squares = sum((s - ratio * n) ** 2 for s, n in zip(losses, [9, 1, 8, 23], strict=True))
+    assert evaluation.loss_se == pytest.approx(math.sqrt(4 / 3 * squares) / 41, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mlp", "moe", "peer", "sgatlin"])
+def test_evaluating_on_the_way_leaves_no_trace_in_training(family: str) -> None:
+    spec = dataclasses.replace(
+        rung_spec(family, 1, "micro-v1"), vocab_size=110, seq_len=12, batch_size=4
+    )
+    data = MadeData()
+    windows = data.train_windows(spec.seq_len)
+    weights, draws = [], []
+    for every in (None, 2):
+        torch.manual_seed(5)
+        model = build_model(spec)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for step in range(6):
+            targets_BT = windows.batch(step, spec.batch_size, 0)
+            gradients_of_batch(model, targets_BT, clip_norm=1.0, precision="fp32")
+            if every is not None and step % every == 0:
+                gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+                evaluate(model, data.heldout(12), batch_size=4, precision="fp32")
+                assert model.training
+                for name, parameter in model.named_parameters():
+                    assert torch.equal(parameter.grad, gradients[name])
+                    assert parameter.requires_grad
+            optimizer.step()
+        weights.append(model.state_dict())
+        # The generator stands where it stood.
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from typing import Any
@@ -13,34 +12,14 @@ import torch
 from torch import Tensor
 
 from isoflop.errors import UserError
-from isoflop.families import family_names, get_spec
+from isoflop.families import family_names
 from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
 from isoflop.train import loop
-from isoflop.train.loop import Placement, RunOutcome, StepMetrics, train_run
+from isoflop.train.loop import Hooks, Placement, RunOutcome, StepMetrics, train_run
+from isoflop.train.step import StepGradients
 from made_data import MadeData, MadeTraining
-
-
-def made_spec(family: str = "mlp", **changes: Any) -> RunSpec:
-    recipe = get_recipe("micro-v1")
-    shape = recipe.shape(1)
-    spec = RunSpec(
-        family=family,
-        config=dataclasses.asdict(get_spec(family).ladder(recipe, 1)),
-        d_model=shape.d_model,
-        n_layers=shape.n_layers,
-        n_heads=shape.n_heads,
-        vocab_size=256,
-        seq_len=16,
-        batch_size=4,
-        steps=10,
-        data_id="made",
-        tokenizer_hash="made",
-        seed=0,
-        recipe="micro-v1",
-        precision="fp32",
-    )
-    return dataclasses.replace(spec, **changes)
+from made_training import made_spec
 
 
 def run(spec: RunSpec) -> tuple[RunOutcome, list[StepMetrics], dict[str, Tensor]]:
@@ -50,8 +29,7 @@ def run(spec: RunSpec) -> tuple[RunOutcome, list[StepMetrics], dict[str, Tensor]
         spec,
         MadeData(),
         placement=Placement(),
-        on_step=metrics.append,
-        on_final_weights=weights.update,
+        hooks=Hooks(on_step=metrics.append, on_final_weights=weights.update),
     )
     return outcome, metrics, weights
 
@@ -115,7 +93,7 @@ def test_the_first_step_leaves_the_weights_alone() -> None:
         made_spec(steps=10),
         Repeating(),
         placement=Placement(),
-        on_step=lambda m: losses.append(m.loss),
+        hooks=Hooks(on_step=lambda m: losses.append(m.loss)),
     )
     assert losses[0] == losses[1]
 
@@ -124,18 +102,24 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
     """Makes the loss or the gradient norm of one step not finite."""
     real, calls = loop.gradients_of_batch, iter(range(1000))
 
-    def poisoned(*args: Any, **kwargs: Any) -> tuple[float, float]:
-        loss, norm = real(*args, **kwargs)
+    def poisoned(*args: Any, **kwargs: Any) -> StepGradients:
+        found = real(*args, **kwargs)
         if next(calls) == step:
-            return (math.nan, norm) if what == "loss" else (loss, math.inf)
-        return loss, norm
+            return found._replace(**{what: math.nan if what == "loss" else math.inf})
+        return found
 
     monkeypatch.setattr(loop, "gradients_of_batch", poisoned)
 
 
 @pytest.mark.parametrize(
     ("what", "reason"),
-    [("loss", "non-finite loss at step 7"), ("norm", "non-finite gradient norm at step 7")],
+    [
+        ("loss", "non-finite loss at step 7"),
+        (
+            "grad_norm",
+            "non-finite gradient norm at step 7: each gradient is finite, the norm overflows",
+        ),
+    ],
 )
 def test_a_divergence_ends_the_run_at_its_step(
     what: str, reason: str, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +167,6 @@ def test_placement_sets_the_threads() -> None:
             made_spec(steps=1),
             MadeData(),
             placement=Placement(num_threads=2),
-            on_step=lambda metrics: None,
         )
         assert torch.get_num_threads() == 2
     finally:
@@ -213,6 +196,5 @@ def test_batches_may_hold_any_uint16_token() -> None:
         made_spec(vocab_size=60_001, steps=10, batch_size=1),
         Wide(),
         placement=Placement(),
-        on_step=lambda metrics: None,
     )
     assert outcome.status == "done"

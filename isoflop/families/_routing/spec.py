@@ -15,6 +15,8 @@ from isoflop.families._checks import check_choice, check_positive
 ROUTERS = ("product_dense", "product_key_value", "dense", "key_value")
 ACTIVATIONS = ("identity", "relu", "gelu_tanh", "silu")
 GATE_ORDERS = ("gate_then_act", "act_then_gate")
+GATES = ("raw", "softmax")
+TABLES = ("separate", "shared")
 
 
 class RoutedConfig(Protocol):
@@ -35,6 +37,10 @@ class RoutedConfig(Protocol):
     @property
     def router_width(self) -> int:
         """Router width Q."""
+
+    @property
+    def num_tables(self) -> int:
+        """Tables of experts in a layer: one for each channel, or one for all."""
 
 
 def is_product(router: str) -> bool:
@@ -77,13 +83,11 @@ def check_routing(family: str, router: str, config: RoutedConfig) -> None:
         )
 
 
-def routed_ledger(
-    config: RoutedConfig, router: str, *, num_tables: int, d_model: int
-) -> tuple[Component, ...]:
+def routed_ledger(config: RoutedConfig, router: str, d_model: int) -> tuple[Component, ...]:
     """Router and chosen single-neuron experts of one layer."""
     return (
         router_component(config, router, d_model),
-        expert_component(config, num_tables, d_model),
+        expert_component(config, d_model),
     )
 
 
@@ -108,13 +112,13 @@ def router_component(config: RoutedConfig, router: str, d_model: int) -> Compone
     )
 
 
-def expert_component(config: RoutedConfig, num_tables: int, d_model: int) -> Component:
+def expert_component(config: RoutedConfig, d_model: int) -> Component:
     """FLOPs per token and parameters of single-neuron experts: 4·K·C·D (paper, FLOP table)."""
     chosen_params = 2 * config.num_channels * config.num_neighbours * d_model
     return Component(
         name="experts",
         flops_per_token=2 * chosen_params,
-        num_params=2 * num_tables * config.num_experts * d_model,
+        num_params=2 * config.num_tables * config.num_experts * d_model,
         num_active_params=chosen_params,
         # Each token reads the rows it chose; it shares them with another token only by chance.
         gathered_values_per_token=chosen_params,

@@ -31,10 +31,15 @@ class Config:
     def __post_init__(self) -> None:
         check_routing("peer", ROUTER, self)
 
+    @property
+    def num_tables(self) -> int:
+        """One: the channels share it."""
+        return 1
+
 
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
     """Router and chosen experts of one layer."""
-    return routed_ledger(config, ROUTER, num_tables=1, d_model=d_model)
+    return routed_ledger(config, ROUTER, d_model)
 
 
 num_params, num_active_params = parameter_counts(ledger)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from isoflop.families._routing.gate import softmax_of_sorted
 from isoflop.families._routing.module import build_router
 from isoflop.families.sgatlin.spec import Config
 from isoflop.model.init import Initialiser, trunc_normal
@@ -20,19 +21,24 @@ class SparselyGatedLinear(nn.Module):
     """Sum over channels and neighbours of act(<x, w_in> * score) * w_out (arXiv 2606.07414).
 
     The activation is the identity in the paper; ``gate_order`` says whether it follows the gate.
+    With the gate ``softmax``, scores pass a softmax over the K experts of a channel first; with
+    ``shared`` tables, all channels choose from one.
 
     ``gates``, when set, is called in each forward with the chosen experts ``idx_TCK`` (int32) and
-    the router's scores ``score_TCK``, detached. To change the choice, use a forward hook on
-    ``router``.
+    the router's scores ``score_TCK`` (before a softmax), detached. To change the choice, use a
+    forward hook on ``router``.
     """
 
     def __init__(self, config: Config, d_model: int) -> None:
         super().__init__()
         self.gates: Callable[[Tensor, Tensor], None] | None = None
+        # Replaced where several devices share the tables: isoflop.train.parallel.channel.
+        self.run_experts: Callable[..., Tensor] = gathered_linear
         self.activation = config.activation
         self.gate_order = config.gate_order
+        self.gate = config.gate
         self.router = build_router(config, config.router, d_model)
-        table = (config.num_channels, config.num_experts, d_model)
+        table = (config.num_tables, config.num_experts, d_model)
         self.w_in = nn.Parameter(torch.empty(table))
         self.w_out = nn.Parameter(torch.empty(table))
 
@@ -46,8 +52,9 @@ class SparselyGatedLinear(nn.Module):
         score_TCK, idx_TCK = self.router(x_TD)
         if self.gates is not None:
             self.gates(idx_TCK, score_TCK.detach())
-        return gathered_linear(
-            x_TD, idx_TCK, score_TCK, self.w_in, self.w_out, self.activation, self.gate_order
+        weight_TCK = softmax_of_sorted(score_TCK) if self.gate == "softmax" else score_TCK
+        return self.run_experts(
+            x_TD, idx_TCK, weight_TCK, self.w_in, self.w_out, self.activation, self.gate_order
         )
 
 

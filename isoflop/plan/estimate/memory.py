@@ -15,6 +15,10 @@ MOMENT_BYTES = 2 * PARAM_BYTES
 # Logits, log-probabilities and a gradient of each are alive together, in float32, at most three at
 # a time (cross-entropy of isoflop/model/loss.py).
 LOGIT_BYTES = 3 * 4
+# Logits beyond this exist in chunks only, and their gradients take the place of the chunk; a GPU's
+# chunk, the CPU's are smaller (the numbers of isoflop/model/loss.py, which a test compares).
+MAX_LOGIT_BYTES = 2**26
+CHUNK_BYTES = 2**28
 # A sharded run holds the layer at work and the one being fetched.
 LAYERS_GATHERED = 2
 # Similarities of the router, their gradient and the sum that made it, float32.
@@ -22,7 +26,8 @@ SCORE_BYTES = 3 * 4
 
 ASSUMPTIONS = (
     "memory: parameters, gradients and both AdamW moments are float32 (16 bytes a parameter)",
-    "memory: logits are whole, 12 bytes per token and vocabulary entry at their peak",
+    "memory: logits are whole up to 67 MB, 12 bytes per token and vocabulary entry at their peak; "
+    "larger ones exist in chunks of 268 MB, beside two gradients of the embedding and its input",
     "memory: checkpointing keeps each layer's input and recomputes one layer at a time",
     "memory: sharding splits parameters, gradients and moments evenly and gathers two layers",
     "memory: what is alive at once; an allocator that keeps freed blocks needs more (up to a third "
@@ -89,10 +94,22 @@ def estimate_memory(
         "optimizer": MOMENT_BYTES * own,
         "weight_copies": _weight_copies(shape, sharded),
         "activations": activations,
-        "logits": tokens * shape.vocab_size * LOGIT_BYTES,
+        "logits": logit_bytes(tokens, shape.vocab_size, shape.d_model),
         "workspace": workspace,
     }
     return MemoryEstimate(**parts, peak_bytes=_peak(parts, layer, accumulates))
+
+
+def logit_bytes(num_tokens: int, vocab_size: int, d_model: int) -> int:
+    """Bytes alive at the loss: whole logits and what is made of them, or a chunk and gradients.
+
+    The gradients of the embedding and of its input are formed with the loss and scaled afterwards.
+    """
+    whole = num_tokens * vocab_size
+    if whole * PARAM_BYTES <= MAX_LOGIT_BYTES:
+        return whole * LOGIT_BYTES
+    gradients = 2 * PARAM_BYTES * d_model * (vocab_size + num_tokens)
+    return min(whole * PARAM_BYTES, CHUNK_BYTES) + gradients
 
 
 def _peak(parts: Mapping[str, int], layer: int, accumulates: bool) -> int:

@@ -21,8 +21,8 @@ USABLE_SHARE = 0.9
 ASSUMPTIONS = (
     f"placement: {USABLE_SHARE:.0%} of a device's memory is usable; the fewest devices that hold "
     "the run, then no checkpointing, then the largest micro-batch",
-    "placement: micro-batches, checkpointing and several devices are the engine's to come; on the "
-    "CPU a run takes one core and its whole batch at once",
+    "placement: `isoflop run --device cuda` follows it where nothing else is given; on the CPU a "
+    "run takes one core and its whole batch at once",
 )
 
 

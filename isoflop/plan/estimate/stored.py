@@ -13,6 +13,7 @@ from typing import Any
 from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_text_atomic
 from isoflop.plan.estimate.estimates import PlanEstimate, RunEstimate
+from isoflop.plan.estimate.placement import PlacementEstimate
 from isoflop.plan.planner import Plan
 from isoflop.tables import PLAN, write_table
 
@@ -32,6 +33,8 @@ class StoredEstimates:
     """Device-hours of all runs that fit, each counted once."""
     columns: Mapping[str, Columns]
     """The est_ columns of plan.parquet by run id."""
+    placements: Mapping[str, PlacementEstimate]
+    """How each run is laid out on that hardware, by run id."""
 
 
 def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
@@ -76,6 +79,10 @@ def load_estimates(folder: Path) -> StoredEstimates | None:
             gpu_hours=float(values["gpu_hours"]),
             columns={
                 run_id: {name: entry[name] for name in _COLUMNS}
+                for run_id, entry in values["runs"].items()
+            },
+            placements={
+                run_id: PlacementEstimate(**entry["placement"])
                 for run_id, entry in values["runs"].items()
             },
         )

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoflop.model import build_model, next_token_loss
-from isoflop.plan.estimate.memory import estimate_memory, format_bytes
+from isoflop.plan.estimate.memory import (
+    CHUNK_BYTES,
+    MAX_LOGIT_BYTES,
+    estimate_memory,
+    format_bytes,
+    logit_bytes,
+)
 from isoflop.plan.estimate.shapes import model_shape, saved_bytes_per_token
 from isoflop.plan.estimate.time import (
     OPERATORS_PER_GROUP,
@@ -91,11 +97,17 @@ def test_a_parameter_takes_16_bytes_and_the_paper_s_largest_run_no_single_gpu() 
     assert memory.peak_bytes > 80e9
 
 
-def test_whole_logits_are_the_larger_part_of_the_paper_s_small_runs() -> None:
+def test_whole_logits_would_be_the_larger_part_of_the_paper_s_small_runs() -> None:
     shape = model_shape(rung_spec("mlp", 2))
     memory = estimate_memory(shape, micro_batch=shape.batch_size)
-    assert memory.logits == 128 * 2048 * 50258 * 12
-    assert memory.logits > memory.peak_bytes / 2
+    tokens = 128 * 2048
+    gradients = 2 * 4 * shape.d_model * (tokens + 50258)
+    assert memory.logits == CHUNK_BYTES + gradients
+    assert tokens * 50258 * 12 > 10 * memory.peak_bytes > 100 * memory.logits
+    # Up to this many bytes they are whole.
+    few = MAX_LOGIT_BYTES // (4 * 512)
+    assert logit_bytes(few, 512, 64) == few * 512 * 12
+    assert logit_bytes(few + 1, 512, 64) == (few + 1) * 512 * 4 + 8 * 64 * (few + 513)
 
 
 shapes = st.builds(

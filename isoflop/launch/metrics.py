@@ -1,0 +1,228 @@
+"""What a run reports: JSON lines while it trains, tables when it is finished, sinks on request.
+
+A row of metrics.jsonl is a step's metrics, or an event: a row with the key `event`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoflop.tables import Schema, write_table
+
+if TYPE_CHECKING:
+    from isoflop.launch.sinks import Sink
+    from isoflop.train.hooks import StepMetrics
+    from isoflop.train.throughput import Achieved
+
+logger = logging.getLogger("isoflop")
+
+# Rows of metrics.jsonl per run: enough for a curve, small enough to keep.
+MAX_METRIC_ROWS = 200
+
+LINES_FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.parquet"
+USAGE_FILE = "usage.parquet"
+
+METRICS = Schema(
+    table="metrics",
+    columns=(
+        ("step", "int64"),
+        ("attempt", "int64"),
+        ("loss", "float64"),
+        ("grad_norm", "float64"),
+        ("lr", "float64"),
+        ("tokens", "int64"),
+        ("wall_s", "float64"),
+        ("tokens_per_s", "float64"),
+        ("flops_per_s", "float64"),
+        ("share_of_peak", "float64"),
+        ("heldout_loss", "float64"),
+        ("heldout_loss_se", "float64"),
+    ),
+)
+
+USAGE = Schema(
+    table="usage",
+    columns=(
+        ("step", "int64"),
+        ("attempt", "int64"),
+        ("split", "string"),
+        ("layer", "int64"),
+        ("channel", "int64"),
+        ("num_experts", "int64"),
+        ("num_choices", "int64"),
+        ("fraction_used", "float64"),
+        ("entropy", "float64"),
+        ("cv", "float64"),
+        ("ever_used", "float64"),
+    ),
+)
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and hands them to the sinks.
+
+    A line that a crash or a full disk cut off is closed before the next. What cannot be written is
+    said once and lost; the run goes on.
+
+    Args:
+        path: metrics.jsonl of the run.
+        attempt: number of the attempt.
+        steps: optimizer steps of the run.
+        rate: what a number of tokens in a number of seconds came to, see
+            :func:`isoflop.train.throughput.achieved`; None: rates are not logged.
+        sinks: who else is told.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        attempt: int,
+        steps: int,
+        *,
+        rate: Callable[[int, float], Achieved | None] | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self._attempt = attempt
+        self._steps = steps
+        self._every = max(1, steps // MAX_METRIC_ROWS)
+        self._rate = rate
+        self._sinks = sinks
+        self._last: StepMetrics | None = None
+        self._cut_off = _is_cut_off(path)
+        self._warned = False
+        # Unbuffered: what a full disk refused is not tried again, and a row is one write.
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Appends every n-th step and the last one."""
+        if metrics.step % self._every and metrics.step != self._steps - 1:
+            return
+        values = {**dataclasses.asdict(metrics), **self._rates(metrics)}
+        self._append({"attempt": self._attempt, **values})
+        self._last = metrics
+        for sink in self._sinks:
+            sink.step(metrics.step, values)
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Appends what happened, at whatever step."""
+        self._append({"attempt": self._attempt, "event": kind, **values})
+        for sink in self._sinks:
+            sink.event(kind, values)
+
+    def close(self) -> None:
+        """Closes the file and the sinks, which may take a few seconds for what they still have."""
+        self._file.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def _rates(self, metrics: StepMetrics) -> dict[str, float | None]:
+        """Since the row before; the first row of an attempt has nothing to compare with."""
+        if self._rate is None:
+            return {}
+        done = None
+        if self._last is not None:
+            tokens = metrics.tokens - self._last.tokens
+            done = self._rate(tokens, metrics.wall_s - self._last.wall_s)
+        names = ("tokens_per_s", "flops_per_s", "share_of_peak")
+        return {name: None if done is None else getattr(done, name) for name in names}
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(_null_where_not_finite(row)).encode() + b"\n"
+        line = b"\n" + line if self._cut_off else line
+        try:
+            self._cut_off = self._file.write(line) < len(line)
+        except OSError as error:
+            self._cut_off = True
+            if not self._warned:
+                logger.warning("metrics are lost, training goes on: %s", error)
+            self._warned = True
+
+
+def _is_cut_off(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() != b"\n"
+
+
+def _null_where_not_finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _null_where_not_finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_where_not_finite(inner) for inner in value]
+    return value
+
+
+def write_tables(run_folder: Path) -> None:
+    """Writes metrics.parquet and, where experts were chosen, usage.parquet from metrics.jsonl.
+
+    Atomic, and may be repeated. Steps that several attempts did count once, as the newest attempt
+    did them. A table that cannot be written is said in the log; the lines are still there.
+    """
+    try:
+        rows = list(_rows(run_folder / LINES_FILE))
+        write_table(run_folder / METRICS_FILE, _metrics(rows), METRICS)
+        usage = _usage(rows)
+        if usage:
+            write_table(run_folder / USAGE_FILE, usage, USAGE)
+    # A full disk, or a line that nothing of this version wrote: neither costs a run its result.
+    except Exception as error:
+        logger.warning("no tables of metrics, their lines are in %s: %s", LINES_FILE, error)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """What can be read: a line that a crash cut off is skipped."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "attempt" in row:
+            yield row
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per step that was logged or evaluated, in order."""
+    steps: dict[int, Mapping[str, Any]] = {}
+    heldout: dict[int, Mapping[str, Any]] = {}
+    # Attempts follow one another in the file, so that later lines are of newer attempts.
+    for row in rows:
+        if "event" not in row:
+            steps[row["step"]] = row
+        elif row["event"] == "evaluation":
+            heldout[row["step"]] = row
+    table = []
+    for step in sorted(steps.keys() | heldout.keys()):
+        values = {name: steps.get(step, {}).get(name) for name in METRICS.names}
+        found = heldout.get(step, {})
+        table.append(
+            values
+            | {
+                "step": step,
+                "attempt": (steps.get(step) or found)["attempt"],
+                "heldout_loss": found.get("loss"),
+                "heldout_loss_se": found.get("loss_se"),
+            }
+        )
+    return table
+
+
+def _usage(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    events = {(row["split"], row["step"]): row for row in rows if row.get("event") == "usage"}
+    return [
+        {"step": event["step"], "attempt": event["attempt"], "split": event["split"], **figures}
+        for event in sorted(events.values(), key=lambda event: (event["step"], event["split"]))
+        for figures in event["rows"]
+    ]

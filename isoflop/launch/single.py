@@ -1,0 +1,70 @@
+"""One run of a plan in this very process, as a cluster's job starts it.
+
+    python -m isoflop.launch.single STUDY_FOLDER RUN [--checkpoint-every 60] ...
+
+RUN is a run id or an unambiguous beginning of one. USR2, TERM and INT stop it at the next step
+boundary, after a checkpoint. Exit codes: 0 done (also if it was before), 1 failed or diverged,
+2 a mistake in what was given, 75 stopped or held by another process: start it again to go on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from isoflop.commands import FOLDER
+from isoflop.commands.run import placement_options
+from isoflop.errors import UserError
+from isoflop.launch.execute import Ending, execute
+from isoflop.launch.signals import StopFlag
+from isoflop.launch.store import RunFolder
+from isoflop.plan.select import find_run
+
+DONE, FAILED, MISTAKE, TO_BE_CONTINUED = 0, 1, 2, 75
+_CODES = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("run")
+@placement_options
+def main(folder: Path, run: str, **options: Any) -> None:
+    """Train one RUN of the plan in FOLDER."""
+    # Before anything slow: a signal that comes early must not end the process unheard.
+    should_stop = StopFlag()
+    try:
+        sys.exit(train_one(folder, run, options, should_stop))
+    except UserError as error:
+        click.echo(f"isoflop: {error}", err=True)
+        sys.exit(MISTAKE)
+
+
+def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: StopFlag) -> int:
+    """Trains a run and says in one line how it ended; the exit code.
+
+    Raises:
+        UserError: no such run, a damaged plan or data set, an option's value that is not allowed.
+    """
+    from isoflop.data.windows import open_data
+    from isoflop.launch.local import open_session
+    from isoflop.launch.weights import prune_weights
+
+    session = open_session(folder, options=options, run=run)
+    ending = None
+    for job in session.jobs:
+        ending = execute(job, open_data(Path(job.data_folder)), should_stop=should_stop)
+    prune_weights(folder, session.plan)
+    if ending is None:
+        run_id = find_run(session.plan, run)[0].run_id
+        result = RunFolder(folder, run_id).result()
+        assert result is not None
+        ending = Ending(status=result["status"], reason=result["status_reason"])
+    click.echo(ending.status if ending.reason is None else f"{ending.status}: {ending.reason}")
+    return _CODES.get(ending.status, FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""TensorBoard: event files in the run's folder (`tensorboard --logdir results/NAME/runs`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch.utils.tensorboard import SummaryWriter
+
+from isoflop.launch.sinks import About
+
+
+def open_backend(about: About) -> Events:
+    """Event files of one attempt.
+
+    Raises:
+        ImportError: the package tensorboard is not installed (`pip install isoflop[tensorboard]`).
+    """
+    return Events(about)
+
+
+class Events:
+    """Writes scalars."""
+
+    def __init__(self, about: About) -> None:
+        self._folder = str(about.folder / "tensorboard")
+        self._writer: SummaryWriter | None = None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to the curve of each name."""
+        if self._writer is None:
+            # A resumed run begins at an earlier step: what was shown from there on is replaced.
+            self._writer = SummaryWriter(self._folder, purge_step=step)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._writer is not None:
+            self._writer.close()

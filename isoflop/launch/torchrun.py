@@ -1,0 +1,175 @@
+"""Starts the ranks of one run on this machine by torchrun, and watches over them."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from isoflop.files import write_json_atomic
+from isoflop.launch.execute import Ending, Job
+
+POLL_S = 0.2
+# Time for the other ranks to end after the first one did, since one that waits for a rank that is
+# gone may not notice by itself; and for torchrun to end after its ranks.
+END_GRACE_S = 20.0
+# In torchrun's last words: the rank that failed before the others did, and how.
+_ROOT_CAUSE = re.compile(
+    r"Root Cause.*?^\s*rank\s*:\s*(\d+).*?^\s*exitcode\s*:\s*(-?\d+)", re.DOTALL | re.MULTILINE
+)
+_LAST_CHARACTERS = 2000
+
+
+def run_ranks(
+    job: Job,
+    num_ranks: int,
+    *,
+    on_step: Callable[[int, int, float], None],
+    should_stop: Callable[[], str | None],
+) -> Ending:
+    """Trains one run in ``num_ranks`` new processes and returns how it ended.
+
+    torchrun finds a free port. The ranks lead sessions of their own, so no signal of a terminal
+    reaches them; they end with this process, however it ends, and when one of them dies.
+
+    Args:
+        job: which run, and where; its placement names the layout.
+        num_ranks: processes, one per GPU on CUDA.
+        on_step: told of completed steps, the run's number of steps and the loss, a few times a
+            second.
+        should_stop: asked a few times a second. A reason ends the run at its next step boundary;
+            the name of a signal is passed on as it is, anything else as SIGTERM.
+    """
+    with tempfile.TemporaryDirectory(prefix="isoflop-ranks-") as name:
+        folder = Path(name)
+        write_json_atomic(folder / "job.json", job.to_json())
+        with _torchrun(job, num_ranks, folder) as process:
+            messages = _follow(process, on_step, should_stop)
+        stderr = (folder / "stderr").read_text("utf-8")
+        ending = _ending(messages, process.returncode, stderr)
+        if ending.status == "failed":
+            # The tracebacks of all ranks.
+            sys.stderr.write(stderr)
+        return ending
+
+
+@contextmanager
+def _torchrun(job: Job, num_ranks: int, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={num_ranks}", "-m", "isoflop.launch.rank", "--launched"]
+    threads = str(job.placement.num_threads)
+    with (folder / "stderr").open("w", encoding="utf-8") as stderr:
+        process = subprocess.Popen(
+            [*command, str(folder / "job.json")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """The ranks end with their standard input, and torchrun with them."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(END_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _follow(
+    process: subprocess.Popen[str],
+    on_step: Callable[[int, int, float], None],
+    should_stop: Callable[[], str | None],
+) -> list[Mapping[str, Any]]:
+    """All messages but those of steps, once every rank has ended or had its time to."""
+    assert process.stdout is not None
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    messages: list[Mapping[str, Any]] = []
+    stop: str | None = None
+    signalled: set[int] = set()
+    deadline_s = float("inf")
+    while time.monotonic() < deadline_s:
+        stop = stop or should_stop()
+        if stop is not None:
+            _signal_ranks(messages, stop, signalled)
+        try:
+            line = lines.get(timeout=POLL_S)
+        except queue.Empty:
+            continue
+        if line is None:
+            break
+        message = _message(line)
+        if "step" in message:
+            on_step(message["step"], message["steps"], message["loss"])
+        else:
+            messages.append(message)
+        if "ending" in message:
+            deadline_s = min(deadline_s, time.monotonic() + END_GRACE_S)
+    return messages
+
+
+def _read(stdout: IO[str], lines: queue.Queue[str | None]) -> None:
+    with stdout:
+        for line in stdout:
+            lines.put(line)
+    lines.put(None)
+
+
+def _message(line: str) -> Mapping[str, Any]:
+    """A rank's message; nothing for a line that a library printed."""
+    try:
+        message = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def _signal_ranks(messages: list[Mapping[str, Any]], stop: str, signalled: set[int]) -> None:
+    """Signals each rank once: those that begin later too."""
+    number = signal.Signals.__members__.get(stop, signal.SIGTERM)
+    for pid in {m["pid"] for m in messages if "pid" in m} - signalled:
+        signalled.add(pid)
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _ending(messages: list[Mapping[str, Any]], code: int, stderr: str) -> Ending:
+    """The main rank's ending, and why the others failed where they did."""
+    endings = {m["rank"]: Ending(**m["ending"]) for m in messages if "ending" in m}
+    main = endings.get(0)
+    if main is not None and main.status != "failed":
+        return main
+    reasons = {rank: ending.reason for rank, ending in sorted(endings.items())}
+    found = _ROOT_CAUSE.search(stderr)
+    if found is not None and int(found[1]) not in reasons:
+        reasons = {int(found[1]): f"died (exit code {found[2]})", **reasons}
+    if not reasons:
+        last_words = stderr[-_LAST_CHARACTERS:].strip()
+        return Ending(status="failed", reason=f"torchrun ended with code {code}: {last_words}")
+    if len(set(reasons.values())) == 1 and len(reasons) > 1:
+        return Ending(status="failed", reason=next(iter(reasons.values())))
+    told = "; ".join(f"rank {rank}: {reason}" for rank, reason in reasons.items())
+    return Ending(status="failed", reason=told)

@@ -1,0 +1,91 @@
+"""Which final weights a study keeps: none, the best of each arch and budget, or all.
+
+A run's checkpoints are its own business until it has a result; then nobody resumes it, and they are
+removed or reduced to ckpt/STEP/weights.safetensors (with state.json, which seals its sha256) of the
+last step. Everything here may be cut off anywhere, repeated, and done by several processes at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from isoflop.launch.store import RunFolder
+from isoflop.plan.planner import Plan
+
+# Of a checkpoint's files, those of a run that will not be resumed.
+_KEPT_FILES = ("weights.safetensors", "state.json")
+
+
+def final_weights(folder: RunFolder) -> Path | None:
+    """The file of a finished run's weights; None where there is no result or it was not kept."""
+    result = folder.result()
+    if result is None or result["status"] != "done":
+        return None
+    path = folder.checkpoints / str(result["num_steps"]) / "weights.safetensors"
+    return path if path.exists() else None
+
+
+def remove_checkpoints(folder: RunFolder) -> None:
+    """Removes all checkpoints of a run that has a result."""
+    assert folder.result() is not None
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def keep_final_weights(folder: RunFolder) -> None:
+    """Reduces the checkpoints of a run that is done to its final weights."""
+    result = folder.result()
+    assert result is not None
+    if not folder.checkpoints.is_dir():
+        return
+    final = folder.checkpoints / str(result["num_steps"])
+    for path in folder.checkpoints.iterdir():
+        if path != final:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in final.iterdir() if final.is_dir() else ():
+        if path.name not in _KEPT_FILES:
+            path.unlink(missing_ok=True)
+
+
+def prune_weights(folder: Path, plan: Plan) -> None:
+    """Leaves of the finished runs the weights that the study keeps.
+
+    Whatever is removed here, a better run is finished, and results do not change: so the best one
+    of all is never removed, in whatever order runs end.
+
+    Args:
+        folder: the study's folder.
+        plan: its plan.
+
+    Raises:
+        UserError: a result is damaged.
+    """
+    finished = {}
+    for run in plan.unique_runs:
+        result = RunFolder(folder, run.run_id).result()
+        if result is not None:
+            finished[run.run_id] = result
+    kept = _kept(plan, {rid: r["loss"] for rid, r in finished.items() if r["status"] == "done"})
+    for run_id in finished:
+        run_folder = RunFolder(folder, run_id)
+        if not run_folder.checkpoints.is_dir():
+            continue
+        if run_id in kept:
+            keep_final_weights(run_folder)
+        else:
+            remove_checkpoints(run_folder)
+
+
+def _kept(plan: Plan, losses: dict[str, float]) -> set[str]:
+    """Runs whose weights stay, by the loss of those that are done."""
+    if plan.study.keep_weights == "none":
+        return set()
+    if plan.study.keep_weights == "all":
+        return set(losses)
+    best: dict[tuple[str, int], str] = {}
+    for run in plan.runs:
+        place, rid = (run.arch, run.budget_flops), run.run_id
+        # Of equal losses the first in the plan's order is the best, for everyone who asks.
+        if rid in losses and (place not in best or losses[rid] < losses[best[place]]):
+            best[place] = rid
+    return set(best.values())

@@ -1,0 +1,173 @@
+"""Whether a run is sound: what is not finite, where the loss jumps, which experts are used."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from isoflop.data.tokenizer import PAD_ID
+from isoflop.plan.identity import RunSpec
+from isoflop.train.ranks import SINGLE, Ranks
+from isoflop.train.usage import EverUsed, UsageRecorder, is_logged, routed_layers, usage_rows
+
+# A spike is a loss that exceeds the median of the SPIKE_WINDOW before it by more than SPIKE_SIGMAS
+# of their spread and by more than SPIKE_NATS. The spread is 1.4826 × the median absolute deviation,
+# which is the standard deviation of normal noise and hardly changes with a few outliers. Nothing is
+# said before there are SPIKE_MIN_LOSSES.
+SPIKE_WINDOW = 64
+SPIKE_MIN_LOSSES = 16
+SPIKE_SIGMAS = 6.0
+SPIKE_NATS = 0.1
+_SIGMA_PER_DEVIATION = 1.4826
+
+
+def check(
+    step: int, loss: float, grad_norm: float, model: nn.Module, ranks: Ranks = SINGLE
+) -> str | None:
+    """Why training cannot go on after the gradients of ``step``; None where all is finite.
+
+    Args:
+        step: from 0.
+        loss: of the global batch.
+        grad_norm: of the global batch's gradients, which ``model`` holds.
+        model: asked for the first parameter whose gradient is not finite, if the norm is not.
+        ranks: the processes that share the run; they are given the same numbers.
+    """
+    if not math.isfinite(loss):
+        return f"non-finite loss at step {step}"
+    if math.isfinite(grad_norm):
+        return None
+    name = _first_not_finite(model, ranks)
+    what = "each gradient is finite, the norm overflows" if name is None else f"first in {name}"
+    return f"non-finite gradient norm at step {step}: {what}"
+
+
+def _first_not_finite(model: nn.Module, ranks: Ranks) -> str | None:
+    parameters = list(model.named_parameters())
+    bad = ranks.sum([float(_is_bad(parameter.grad)) for _, parameter in parameters])
+    names = [name for (name, _), count in zip(parameters, bad, strict=True) if count]
+    # DDP puts its own word before a name.
+    return names[0].removeprefix("module.") if names else None
+
+
+def _is_bad(grad: Tensor | None) -> bool:
+    if grad is None:
+        return False
+    # A rank looks at its own part of a gradient that is split.
+    own = grad.to_local() if hasattr(grad, "to_local") else grad
+    return not bool(own.isfinite().all())
+
+
+class SpikeDetector:
+    """Finds losses that jump; see SPIKE_WINDOW for the rule."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self._in_spike = False
+
+    def see(self, loss: float) -> dict[str, float] | None:
+        """Takes note of a step's loss; its figures at the first step of a spike, else None."""
+        figures = self._figures(loss)
+        self._losses.append(loss)
+        begins = figures is not None and not self._in_spike
+        self._in_spike = figures is not None
+        return figures if begins else None
+
+    def _figures(self, loss: float) -> dict[str, float] | None:
+        if len(self._losses) < SPIKE_MIN_LOSSES:
+            return None
+        median = statistics.median(self._losses)
+        if loss <= median + SPIKE_NATS:
+            return None
+        deviation = statistics.median(abs(value - median) for value in self._losses)
+        limit = median + max(SPIKE_SIGMAS * _SIGMA_PER_DEVIATION * deviation, SPIKE_NATS)
+        return {"loss": loss, "median": median, "limit": limit} if loss > limit else None
+
+    def state(self) -> dict[str, Any]:
+        """What the next answers depend on, as JSON values."""
+        return {"losses": list(self._losses), "in_spike": self._in_spike}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        self._losses = deque(state["losses"], maxlen=SPIKE_WINDOW)
+        self._in_spike = state["in_spike"]
+
+
+class Monitor:
+    """Watches one run for spikes and the use of experts; an accumulator of the training state.
+
+    Events, on the main rank: `spike` (step, loss, median, limit) and `usage` (step, split, rows;
+    see isoflop.train.usage). All ranks call all methods. Steps whose usage is not logged run as if
+    nobody watched.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: RunSpec,
+        *,
+        on_event: Callable[[str, dict[str, Any]], None],
+        ranks: Ranks = SINGLE,
+    ) -> None:
+        self._steps = spec.steps
+        self._on_event = on_event
+        self._ranks = ranks
+        self._spikes = SpikeDetector()
+        layers = routed_layers(model, spec)
+        self._recorder = UsageRecorder(layers) if layers else None
+        self._ever_used = EverUsed()
+
+    @contextmanager
+    def watching(self, step: int) -> Iterator[None]:
+        """Around the forward and backward passes of a step."""
+        if self._recorder is None or not is_logged(step, self._steps):
+            yield
+            return
+        with self._recorder.recording():
+            yield
+
+    def step_done(self, step: int, loss: float) -> None:
+        """After a step whose loss and gradients are finite."""
+        spike = self._spikes.see(loss)
+        if spike is not None:
+            self._tell("spike", {"step": step, **spike})
+        if self._recorder is not None and is_logged(step, self._steps):
+            self._tell_usage(step, "train")
+
+    @contextmanager
+    def heldout(self, step: int) -> Iterator[Callable[[Tensor], None] | None]:
+        """Around the last evaluation; yields what evaluate takes as ``on_forward``."""
+        if self._recorder is None:
+            yield None
+            return
+        recorder = self._recorder
+        with recorder.recording():
+            yield lambda targets_BT: recorder.count_only(targets_BT != PAD_ID)
+        self._tell_usage(step, "heldout")
+
+    def _tell_usage(self, step: int, split: str) -> None:
+        assert self._recorder is not None
+        counts_LCE = self._recorder.take(self._ranks)
+        if split == "train":
+            self._ever_used.add(counts_LCE)
+        rows = usage_rows(counts_LCE, self._ever_used, shared=self._recorder.shared)
+        self._tell("usage", {"step": step, "split": split, "rows": rows})
+
+    def _tell(self, kind: str, values: dict[str, Any]) -> None:
+        if self._ranks.is_main:
+            self._on_event(kind, values)
+
+    def state(self) -> dict[str, Any]:
+        """What later events depend on, as JSON values."""
+        return {"spikes": self._spikes.state(), "ever_used": self._ever_used.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        self._spikes.load(state["spikes"])
+        self._ever_used.load(state["ever_used"])

@@ -1,0 +1,98 @@
+"""Where and how a run executes. Nothing here is part of what a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from isoflop.errors import UserError
+
+Parallel = Literal["single", "ddp", "fsdp", "channel"]
+PARALLEL = ("single", "ddp", "fsdp", "channel")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Device, layout and cadence of one run; results differ by summation order at most.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+
+    device: str = "cpu"
+    """As torch names it."""
+    num_threads: int = 1
+    """CPU threads of one operator. Results are bit-identical for equal numbers only."""
+    parallel: Parallel = "single"
+    """How several ranks share a run; see isoflop.train.ranks."""
+    num_ranks: int = 1
+    """Processes that train the run together, where isoflop itself starts them."""
+    micro_batch: int | None = None
+    """Sequences that a rank takes through the model at a time; None: its share of the batch."""
+    checkpoint_activations: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Whether the model goes through torch.compile."""
+    checkpoint_every_s: float | None = 300.0
+    """Seconds of training between checkpoints; None: not by time."""
+    checkpoint_every_steps: int | None = None
+    """Optimizer steps between checkpoints; None: not by steps."""
+    evaluate_every_steps: int | None = None
+    """Optimizer steps between evaluations during training; None: only at the end."""
+
+    def __post_init__(self) -> None:
+        if self.parallel not in PARALLEL:
+            raise UserError(
+                "parallel", self.parallel, f"one of {', '.join(PARALLEL)}", "correct it"
+            )
+        for name in (
+            "num_threads",
+            "num_ranks",
+            "micro_batch",
+            "checkpoint_every_steps",
+            "evaluate_every_steps",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(name, value, "1 or more", "correct it")
+        if self.checkpoint_every_s is not None and not self.checkpoint_every_s >= 0:
+            raise UserError(
+                "checkpoint_every_s", self.checkpoint_every_s, "0 or more", "correct it"
+            )
+        if self.num_ranks > 1 and self.parallel == "single":
+            raise UserError(
+                "ranks", self.num_ranks, "1 without a layout for several", "name one by `parallel`"
+            )
+
+
+# What a study's [placement] table and the options of `isoflop run` call the fields; for an option
+# the underscores are hyphens.
+_FIELDS = {
+    "device": "device",
+    "parallel": "parallel",
+    "ranks": "num_ranks",
+    "micro_batch": "micro_batch",
+    "checkpoint_activations": "checkpoint_activations",
+    "compile": "compile",
+    "checkpoint_every": "checkpoint_every_s",
+    "evaluate_every": "evaluate_every_steps",
+}
+
+
+def placement_from(*tables: Mapping[str, Any]) -> Placement:
+    """A placement from a study's table and options given on the command line, the last one winning.
+
+    None leaves an entry to the tables before; entries of other parts (cluster, workers) are passed
+    over.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+    given = {
+        _FIELDS[name]: value
+        for table in tables
+        for name, value in table.items()
+        if name in _FIELDS and value is not None
+    }
+    return Placement(**given)

@@ -1,0 +1,140 @@
+"""What the layouts of several ranks have in common.
+
+Letters: B global batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from isoflop.errors import UserError
+
+
+class SeveralRanks(ABC):
+    """One of several processes of the default process group; see isoflop.train.ranks.Ranks.
+
+    As a context manager it leaves the group in the end, without waiting for the others: after an
+    error they fail in their next exchange instead of waiting for this rank.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes: rank 0."""
+        return self.rank == 0
+
+    @abstractmethod
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module to call; ``model`` itself keeps its parameters' names.
+
+        The optimizer is built from ``model.named_parameters()`` afterwards: a layout may replace
+        parameters by this rank's part of them.
+        """
+
+    @abstractmethod
+    def whole(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        """``parameter``, or optimizer state like it, from all ranks' parts; on the main rank."""
+
+    @abstractmethod
+    def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The inverse of :meth:`whole`, on the parameter's device; every rank has ``whole``."""
+
+    def rows(self, batch_size: int) -> slice:
+        """This rank's sequences of a global batch: rank r has the r-th share, in order.
+
+        Raises:
+            UserError: the batch does not split evenly.
+        """
+        if batch_size % self.size:
+            raise UserError(
+                "batch_size",
+                batch_size,
+                f"a multiple of the {self.size} ranks",
+                "start another number of ranks",
+            )
+        share = batch_size // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def loss_scale(self) -> float:
+        """The number of ranks, since shared gradients are means over the ranks."""
+        return float(self.size)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over the ranks, float64; the same on every rank."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def broadcast(self, value: float) -> float:
+        """The main rank's value, on every rank."""
+        sent = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(sent, 0)
+        return sent.item()
+
+    def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Global L2 norm of the gradients, a float32 scalar, the same on every rank."""
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def gather(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Whole weights and optimizer state on the main rank's CPU, perhaps the model's own memory.
+
+        One tensor is whole at a time on a rank that is not main, which returns nothing. Names and
+        shapes are those of a single rank.
+        """
+        weights: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            values = {name: (weights, parameter.detach())}
+            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+                values[f"{name}/{key}"] = (state, value)
+            for full_name, (kept, value) in values.items():
+                whole = value if value.ndim == 0 < parameter.ndim else self.whole(value, parameter)
+                if self.is_main:
+                    kept[full_name] = whole.cpu()
+        return weights, state
+
+    @torch.no_grad()
+    def load(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> None:
+        """The inverse of :meth:`gather`; every rank is given the whole."""
+        entries: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for full_name, value in state.items():
+            name, _, key = full_name.rpartition("/")
+            entries[name][key] = value
+        for name, parameter in model.named_parameters():
+            parameter.copy_(self.part(weights[name], parameter))
+            for key, value in entries[name].items():
+                scalar = value.ndim == 0 < parameter.ndim
+                optimizer.state[parameter][key] = (
+                    value.to(self.device, copy=True) if scalar else self.part(value, parameter)
+                )

@@ -1,0 +1,128 @@
+"""The processes that train one run together, as the loop sees them: one, or several.
+
+The loop is written once, against `Ranks`. `SingleRank` is the one-process case; several processes
+are in isoflop.train.parallel (never imported for one).
+
+Letters: B global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Ranks(Protocol):
+    """How one run is shared. Every method is called by all ranks, in the same order."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes: checkpoints, metrics, the result."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module to call, sharing gradients or parameters as the layout says."""
+
+    def rows(self, batch_size: int) -> slice:
+        """This rank's sequences of a global batch.
+
+        Raises:
+            UserError: the batch does not split evenly.
+        """
+
+    def loss_scale(self) -> float:
+        """Factor on a rank's share of the mean loss, so that shared gradients are the batch's."""
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over the ranks, float64; the same on every rank."""
+
+    def broadcast(self, value: float) -> float:
+        """The main rank's value, on every rank: whether to begin, where to resume."""
+
+    def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Global L2 norm of the gradients, a float32 scalar."""
+
+    def gather(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Whole weights by name, and optimizer state as `NAME/exp_avg` and so on, on the CPU.
+
+        Empty on ranks that are not main. The tensors may share memory with the model's: they are
+        to be used before the next step.
+        """
+
+    def load(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> None:
+        """The inverse of :meth:`gather`, whatever number of ranks wrote it; each rank reads all."""
+
+
+class SingleRank:
+    """One process that does all of a run."""
+
+    rank = 0
+    size = 1
+    is_main = True
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def rows(self, batch_size: int) -> slice:
+        """The whole batch."""
+        return slice(0, batch_size)
+
+    def loss_scale(self) -> float:
+        """1."""
+        return 1.0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The values."""
+        return list(values)
+
+    def broadcast(self, value: float) -> float:
+        """The value."""
+        return value
+
+    def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """L2 norm of the gradients there are."""
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def gather(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights and optimizer state by name; on the CPU they are the model's own memory."""
+        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        state = {
+            f"{name}/{key}": value.detach().cpu()
+            for name, parameter in model.named_parameters()
+            for key, value in optimizer.state[parameter].items()
+        }
+        return weights, state
+
+    def load(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> None:
+        """Copies weights and optimizer state in; names must match exactly."""
+        model.load_state_dict(weights)
+        parameters = dict(model.named_parameters())
+        for entry, value in state.items():
+            name, _, key = entry.rpartition("/")
+            parameter = parameters[name]
+            optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+SINGLE = SingleRank()

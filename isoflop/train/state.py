@@ -1,0 +1,122 @@
+"""The state of a run in training: all that a later process needs to go on as if nothing happened.
+
+Each step's batch and learning rate follow from its number, so the state is the model, the
+optimizer, the number of completed steps, the random generators and what was gathered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isoflop.model import Transformer
+from isoflop.train.checkpoint import CheckpointStore
+from isoflop.train.hooks import Accumulator
+from isoflop.train.memory import peak_bytes
+from isoflop.train.ranks import Ranks
+
+# Step times and random states lie beside the optimizer's tensors.
+_STEP_S = "step_s"
+_TORCH_RNG, _CUDA_RNG, _NUMPY_RNG = "rng.torch", "rng.cuda", "rng.numpy"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingState:
+    """A run between two optimizer steps."""
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    accumulators: Mapping[str, Accumulator]
+    step: int = 0
+    """Completed optimizer steps."""
+    step_s: list[float] = field(default_factory=list)
+    """Seconds of each completed step, whichever attempt did it."""
+    peak_mem_bytes: int | None = None
+    """Peak of the attempts before this one."""
+
+    def peak(self) -> int | None:
+        """Peak memory of all attempts so far whose checkpoints led here, bytes."""
+        known = [
+            peak for peak in (self.peak_mem_bytes, peak_bytes(self.device)) if peak is not None
+        ]
+        return max(known, default=None)
+
+    def save(self, store: CheckpointStore, ranks: Ranks, *, batch_size: int) -> bool:
+        """Writes a checkpoint (the main rank does; all must call).
+
+        Returns:
+            False if this process may not write any more.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        weights, optimizer = ranks.gather(self.model, self.optimizer)
+        if not ranks.is_main:
+            return True
+        tensors, values = random_state(self.device)
+        tensors[_STEP_S] = torch.tensor(self.step_s, dtype=torch.float64)
+        meta = {
+            "data_position": self.step * batch_size,
+            "peak_mem_bytes": self.peak(),
+            "random": values,
+            "accumulators": {name: a.state() for name, a in self.accumulators.items()},
+        }
+        return store.save(self.step, weights, optimizer, tensors, meta)
+
+    def restore(self, store: CheckpointStore, ranks: Ranks) -> None:
+        """Takes the newest complete checkpoint; without one, all stays as it is."""
+        found = store.newest() if ranks.is_main else None
+        step = int(ranks.broadcast(-1.0 if found is None else float(found.step)))
+        if step < 0:
+            return
+        checkpoint = store.read(step) if found is None else found
+        ranks.load(self.model, self.optimizer, checkpoint.weights, checkpoint.optimizer)
+        self.step = checkpoint.step
+        self.step_s = checkpoint.extra[_STEP_S].tolist()
+        self.peak_mem_bytes = checkpoint.meta["peak_mem_bytes"]
+        for name, accumulator in self.accumulators.items():
+            if name in checkpoint.meta["accumulators"]:
+                accumulator.load(checkpoint.meta["accumulators"][name])
+        set_random_state(self.device, checkpoint.extra, checkpoint.meta["random"])
+
+
+def seed_all(seed: int) -> None:
+    """Seeds every generator that a module may draw from; the project's own parts draw from none."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The states of torch's, numpy's and Python's global generators: tensors and JSON values."""
+    numpy_state = np.random.get_state(legacy=False)
+    version, words, spare = random.getstate()
+    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    tensors = {_TORCH_RNG: torch.get_rng_state(), _NUMPY_RNG: keys}
+    if device.type == "cuda":
+        tensors[_CUDA_RNG] = torch.cuda.get_rng_state(device)
+    return tensors, {
+        "numpy": [numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
+        "python": [version, list(words), spare],
+    }
+
+
+def set_random_state(
+    device: torch.device, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """The inverse of :func:`random_state`; a CUDA state that was not saved stays as it is."""
+    position, has_gauss, gauss = values["numpy"]
+    keys = tensors[_NUMPY_RNG].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, gauss))
+    version, words, spare = values["python"]
+    random.setstate((version, tuple(words), spare))
+    torch.set_rng_state(tensors[_TORCH_RNG])
+    if device.type == "cuda" and _CUDA_RNG in tensors:
+        torch.cuda.set_rng_state(tensors[_CUDA_RNG], device)

@@ -1,0 +1,227 @@
+"""Two gloo processes against one: curves, weights, checkpoints across layouts, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from isoflop.families import config_from_mapping
+from isoflop.plan.identity import RunSpec
+from isoflop.train.ranks import SINGLE
+
+SCRIPT = Path(__file__).parent / "two_ranks.py"
+TIMEOUT_S = 120
+BOUND = 1e-5
+
+CONFIGS: dict[str, dict[str, int]] = {
+    "mlp": {"hidden_width": 24},
+    "swiglu": {"hidden_width": 24},
+    "moe": {"num_experts": 4, "num_active": 2, "hidden_width": 8},
+    "peer": {"num_channels": 2, "num_neighbours": 2, "num_experts": 16, "router_width": 8},
+    "sgatlin": {"num_channels": 2, "num_neighbours": 2, "num_experts": 16, "router_width": 8},
+}
+
+
+def made_spec(family: str, **changes: Any) -> RunSpec:
+    config = dataclasses.asdict(config_from_mapping(family, CONFIGS[family]))
+    spec = RunSpec(
+        family=family,
+        config=config,
+        d_model=16,
+        n_layers=2,
+        n_heads=2,
+        vocab_size=64,
+        seq_len=12,
+        batch_size=8,
+        steps=50,
+        data_id="made",
+        tokenizer_hash="made",
+        seed=0,
+        recipe="micro-v1",
+        precision="fp32",
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def order(
+    name: str,
+    family: str,
+    parallel: str,
+    *,
+    resume: str | None = None,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "spec": made_spec(family, **(changes or {})).to_json(),
+        "parallel": parallel,
+        "port": free_port(),
+        "resume": resume,
+        "options": options,
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def give(orders: Sequence[dict[str, Any]], folder: Path, size: int = 2) -> None:
+    """Has ``size`` processes carry out all orders."""
+    path = folder / "orders.json"
+    path.write_text(json.dumps(orders))
+    places = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(size)} for r in range(size)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(path)],
+            env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+        )
+        for place in places
+    ]
+    try:
+        assert [process.wait(TIMEOUT_S) for process in processes] == [0] * size
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("two_ranks", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def alone(family: str, folder: Path) -> dict[str, Tensor]:
+    """The undisturbed run of one process, in this one."""
+    module = script()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        module.save(folder / f"alone-{family}", *module.train(made_spec(family), SINGLE))
+    finally:
+        torch.set_num_threads(threads)
+    return load_file(folder / f"alone-{family}")
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        assert (found[name] - value).abs().max() < BOUND, name
+
+
+def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
+    """All orders in one start of two processes, since importing torch takes as long as they do."""
+    odd = {"config": {**made_spec("sgatlin").config, "num_channels": 3}}
+    orders = [
+        order("mlp-ddp", "mlp", "ddp"),
+        order("mlp-fsdp", "mlp", "fsdp"),
+        order("sgatlin-channel", "sgatlin", "channel"),
+        # Layouts one after the other, and one process between them.
+        order("part-1", "sgatlin", "ddp", last=13),
+        order("part-2", "sgatlin", "single", resume="part-1", first=13, last=25),
+        order("part-3", "sgatlin", "channel", resume="part-2", first=25, last=38),
+        order("part-4", "sgatlin", "fsdp", resume="part-3", first=38),
+        # The same layout before and after.
+        order("again-1", "sgatlin", "channel", last=7),
+        order("again-2", "sgatlin", "channel", resume="again-1", first=7),
+        order("whole-ddp", "mlp", "ddp", last=10),
+        order("micro-ddp", "mlp", "ddp", micro_batch=1, last=10),
+        order("micro-fsdp", "mlp", "fsdp", micro_batch=1, last=10),
+        order("uneven", "mlp", "ddp", changes={"batch_size": 7}),
+        order("channel-mlp", "mlp", "channel"),
+        order("channel-odd", "sgatlin", "channel", changes=odd),
+    ]
+    give(orders, tmp_path)
+    made = {path.name: load_file(path) for path in tmp_path.iterdir() if not path.suffix}
+    mlp, sgatlin = alone("mlp", tmp_path), alone("sgatlin", tmp_path)
+    check_that_the_bound_is_one(mlp)
+
+    assert_close(made["mlp-ddp"], mlp)
+    assert_close(made["mlp-fsdp"], mlp)
+    assert_close(made["sgatlin-channel"], sgatlin)
+    check_that_checkpoints_go_on_in_any_layout(made, sgatlin)
+    check_that_a_layout_goes_on_bit_for_bit(made["again-2"], made["sgatlin-channel"])
+    assert_close(made["micro-ddp"], made["whole-ddp"])
+    assert_close(made["micro-fsdp"], made["whole-ddp"])
+    check_that_all_refuse("batch_size = 7: must be a multiple of the 2 ranks", tmp_path / "uneven")
+    check_that_all_refuse("must be used with family sgatlin", tmp_path / "channel-mlp")
+    check_that_all_refuse("tables of a layer = 3: must be a multiple", tmp_path / "channel-odd")
+
+
+def check_that_the_bound_is_one(alone: dict[str, Tensor]) -> None:
+    """Training moves the loss by far more, and the norm is clipped."""
+    assert len(alone["losses"]) == 50
+    assert (alone["losses"][0] - alone["losses"][-1]).abs() > 1000 * BOUND
+    assert alone["norms"].min() > script().CLIP_NORM
+
+
+def check_that_checkpoints_go_on_in_any_layout(
+    made: dict[str, dict[str, Tensor]], alone: dict[str, Tensor]
+) -> None:
+    steps = [len(made[f"part-{number}"]["losses"]) for number in (1, 2, 3, 4)]
+    assert steps == [13, 12, 13, 12]
+    assert_close(made["part-4"], end_of(alone, 12))
+
+
+def check_that_a_layout_goes_on_bit_for_bit(
+    again: dict[str, Tensor], undisturbed: dict[str, Tensor]
+) -> None:
+    assert len(again["losses"]) == 43
+    for name, value in end_of(undisturbed, 43).items():
+        assert torch.equal(again[name], value), name
+
+
+def check_that_all_refuse(message: str, path: Path) -> None:
+    for rank in range(2):
+        assert message in Path(f"{path}.{rank}").read_text()
+    assert not path.exists()
+
+
+def end_of(run: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """The run with the curves of its last steps only."""
+    return {**run, **{name: run[name][-steps:] for name in ("losses", "norms")}}
+
+
+@pytest.mark.slow
+def test_all_families_in_all_layouts(tmp_path: Path) -> None:
+    layouts = {family: ["ddp", "fsdp"] for family in CONFIGS}
+    layouts["sgatlin"].append("channel")
+    cases = [(family, parallel) for family, names in layouts.items() for parallel in names]
+    give([order(f"{f}-{p}", f, p) for f, p in cases], tmp_path)
+    for family in CONFIGS:
+        expected = alone(family, tmp_path)
+        for parallel in layouts[family]:
+            assert_close(load_file(tmp_path / f"{family}-{parallel}"), expected)
+
+
+@pytest.mark.slow
+def test_four_ranks(tmp_path: Path) -> None:
+    config = {**made_spec("sgatlin").config, "num_channels": 4}
+    spec = {"config": config}
+    orders = [
+        order("four", "sgatlin", "channel", changes=spec, last=20),
+        order("one", "sgatlin", "single", changes=spec, last=20),
+    ]
+    give(orders, tmp_path, size=4)
+    assert_close(load_file(tmp_path / "four"), load_file(tmp_path / "one"))

@@ -1,0 +1,139 @@
+"""What one of several ranks does for test_parallel.py; not a test itself.
+
+    python two_ranks.py ORDERS.json
+
+The orders are carried out one after the other in one process, since torch takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from isoflop.errors import UserError
+from isoflop.model import build_model
+from isoflop.plan.identity import RunSpec
+from isoflop.train.optimizer import build_adamw, set_learning_rate
+from isoflop.train.options import Placement
+from isoflop.train.parallel import ranks_from_environment
+from isoflop.train.ranks import SINGLE, Ranks
+from isoflop.train.step import gradients_of_batch
+
+CLIP_NORM = 0.5
+PEAK_LR = 1e-3
+
+
+def batch(spec: RunSpec, step: int) -> NDArray[np.uint16]:
+    """Rows of different lengths, so that ranks have different numbers of targets."""
+    rng = np.random.default_rng(step)
+    targets_BT = rng.integers(1, spec.vocab_size, (spec.batch_size, spec.seq_len))
+    for row, length in enumerate(rng.integers(1, spec.seq_len, spec.batch_size // 2)):
+        targets_BT[row, length:] = 0
+    return targets_BT.astype(np.uint16)
+
+
+def train(
+    spec: RunSpec,
+    ranks: Ranks,
+    *,
+    first: int = 0,
+    last: int = 50,
+    micro_batch: int | None = None,
+    weights: dict[str, Tensor] | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> tuple[list[float], list[float], dict[str, Tensor], dict[str, Tensor]]:
+    """Losses, gradient norms, weights and optimizer state of steps ``first`` to ``last``."""
+    model = build_model(spec)
+    called = ranks.wrap(model)
+    optimizer = build_adamw(
+        model.named_parameters(), weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8
+    )
+    if weights is not None:
+        ranks.load(model, optimizer, weights, state or {})
+    losses, norms = [], []
+    for step in range(first, last):
+        loss, norm = gradients_of_batch(
+            called,
+            batch(spec, step),
+            clip_norm=CLIP_NORM,
+            precision=spec.precision,
+            ranks=ranks,
+            micro_batch=micro_batch,
+        )
+        set_learning_rate(optimizer, PEAK_LR * min(1.0, step / 10))
+        optimizer.step()
+        losses.append(loss)
+        norms.append(norm)
+        # As evaluations do, between steps and after the last one.
+        if step % 10 == 9:
+            with torch.no_grad():
+                model(torch.ones(2, spec.seq_len, dtype=torch.int64))
+    return losses, norms, *ranks.gather(model, optimizer)
+
+
+def save(
+    path: Path,
+    losses: list[float],
+    norms: list[float],
+    weights: dict[str, Tensor],
+    state: dict[str, Tensor],
+) -> None:
+    curve = {"losses": losses, "norms": norms}
+    tensors = {f"{k}": torch.tensor(v, dtype=torch.float64) for k, v in curve.items()}
+    tensors |= {f"weights:{name}": value.contiguous() for name, value in weights.items()}
+    tensors |= {f"state:{name}": value.contiguous() for name, value in state.items()}
+    save_file(tensors, path)
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def obey(order: dict[str, Any], folder: Path) -> None:
+    """Carries out one order; `single` ones on rank 0 alone, while the others wait in the next."""
+    if order["parallel"] == "single":
+        if os.environ["RANK"] == "0":
+            save(folder / order["name"], *ordered(order, folder, SINGLE))
+        return
+    os.environ["MASTER_PORT"] = str(order["port"])
+    placement = Placement(parallel=order["parallel"])
+    with ranks_from_environment(placement, timeout_s=60) as ranks:
+        try:
+            result = ordered(order, folder, ranks)
+        except UserError as error:
+            (folder / f"{order['name']}.{ranks.rank}").write_text(str(error))
+        else:
+            if ranks.is_main:
+                save(folder / order["name"], *result)
+
+
+def ordered(
+    order: dict[str, Any], folder: Path, ranks: Ranks
+) -> tuple[list[float], list[float], dict[str, Tensor], dict[str, Tensor]]:
+    # Read after the ranks have met, so that what another order wrote is there.
+    options = dict(order["options"])
+    if order["resume"] is not None:
+        tensors = load_file(folder / order["resume"])
+        options["weights"] = part_of(tensors, "weights:")
+        options["state"] = part_of(tensors, "state:")
+    return train(RunSpec.from_json(order["spec"]), ranks, **options)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    path = Path(sys.argv[1])
+    for order in json.loads(path.read_text()):
+        obey(order, path.parent)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""A batch's gradients: in micro-batches, over ranks, and what they cost in FLOPs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from isoflop.accounting.ledger import COMPONENT_NAMES
+from isoflop.errors import UserError
+from isoflop.families import family_names
+from isoflop.model import build_model, loss
+from isoflop.plan.identity import RunSpec
+from isoflop.plan.runs import run_ledger
+from isoflop.train.compile import compile_model
+from isoflop.train.options import Placement
+from isoflop.train.ranks import SingleRank
+from isoflop.train.step import gradients_of_batch, made_batch, rank_batch
+from isoflop.train.step_flops import measure_step_flops
+from made_shapes import rung_spec
+
+FAMILIES = family_names()
+
+
+def made(family: str, **changes: int) -> RunSpec:
+    return rung_spec(family, 2, "micro-v1", **({"batch_size": 7, "seq_len": 16} | changes))
+
+
+def padded_batch(spec: RunSpec) -> NDArray[np.uint16]:
+    """Rows with very different numbers of targets."""
+    targets_BT = made_batch(spec)
+    for row in range(1, len(targets_BT)):
+        targets_BT[row, 2 * row :] = 0
+    return targets_BT
+
+
+def step(
+    model: nn.Module, targets_BT: NDArray, **options: object
+) -> tuple[float, float, list[Tensor]]:
+    defaults = {"clip_norm": None, "precision": "fp32"}
+    done = gradients_of_batch(model, targets_BT, **(defaults | options))  # type: ignore[arg-type]
+    return done.loss, done.grad_norm, [p.grad.clone() for p in model.parameters()]
+
+
+def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for ours, whole in zip(found, expected, strict=True):
+        assert (ours - whole).abs().max() <= 1e-6 * max(1.0, float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_micro_batches_are_the_large_batch(family: str) -> None:
+    spec = made(family)
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    whole = step(model, targets_BT)
+    # 7 = 3 + 3 + 1, and one by one.
+    for micro_batch in (3, 1):
+        parts = step(model, targets_BT, micro_batch=micro_batch)
+        assert parts[0] == pytest.approx(whole[0], rel=1e-6)
+        assert parts[1] == pytest.approx(whole[1], rel=1e-6)
+        assert_close(parts[2], whole[2])
+
+
+def test_a_micro_batch_of_the_whole_is_the_whole_bit_for_bit() -> None:
+    spec = made("mlp")
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    whole = step(model, targets_BT)
+    for micro_batch in (7, 100):
+        again = step(model, targets_BT, micro_batch=micro_batch)
+        assert again[:2] == whole[:2]
+        assert all(torch.equal(a, b) for a, b in zip(again[2], whole[2], strict=True))
+    prepared = step(model, rank_batch(targets_BT))  # type: ignore[arg-type]
+    assert prepared[:2] == whole[:2]
+
+
+def test_clipping_acts_on_the_whole_batch() -> None:
+    spec = made("mlp")
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    _, norm, _ = step(model, targets_BT)
+    _, before, clipped = step(model, targets_BT, clip_norm=norm / 4, micro_batch=2)
+    assert before == pytest.approx(norm, rel=1e-6)
+    total = math.sqrt(sum(float(g.double().square().sum()) for g in clipped))
+    assert total == pytest.approx(norm / 4, rel=1e-5)
+
+
+def test_micro_batches_hold_less_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = loss.unembedded_loss
+    monkeypatch.setattr(
+        "isoflop.model.transformer.unembedded_loss",
+        lambda x, e, t: (seen.append(t.shape[0]), real(x, e, t))[1],
+    )
+    spec = made("mlp")
+    step(build_model(spec), padded_batch(spec), micro_batch=3)
+    assert seen == [3, 3, 1]
+
+
+class TwoRanks(SingleRank):
+    """One of two ranks that share a batch, whose sums are put together by hand."""
+
+    size = 2
+
+    def __init__(self, rank: int, repeats: bool = False) -> None:
+        self.rank = rank
+        self.repeats = repeats
+        self.given: list[list[float]] = []
+
+    def rows(self, batch_size: int) -> slice:
+        if self.repeats:
+            return slice(0, batch_size)
+        if batch_size % 2:
+            raise UserError("batch_size", batch_size, "a multiple of 2", "change it")
+        half = batch_size // 2
+        return slice(self.rank * half, (self.rank + 1) * half)
+
+    def loss_scale(self) -> float:
+        return 1.0 if self.repeats else 2.0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        self.given.append(list(values))
+        return [2 * value for value in values] if self.repeats else list(values)
+
+
+def test_ranks_shares_add_up_to_the_batch() -> None:
+    spec = made("sgatlin", batch_size=6)
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    whole = step(model, targets_BT)
+    ranks = [TwoRanks(0), TwoRanks(1)]
+    shares = [step(model, targets_BT, ranks=rank, micro_batch=2)[2] for rank in ranks]
+    # As DDP does, the gradients are averaged.
+    assert_close([(a + b) / 2 for a, b in zip(*shares, strict=True)], whole[2])
+    total, targets = (sum(values) for values in zip(*(r.given[0] for r in ranks), strict=True))
+    assert targets == np.count_nonzero(targets_BT)
+    assert total == pytest.approx(whole[0], rel=1e-6)
+
+
+def test_ranks_that_repeat_the_batch_count_it_once() -> None:
+    spec = made("mlp")
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    whole = step(model, targets_BT)
+    repeated = step(model, targets_BT, ranks=TwoRanks(1, repeats=True))
+    assert repeated[0] == pytest.approx(whole[0], rel=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(repeated[2], whole[2], strict=True))
+
+
+def test_a_batch_that_does_not_split_is_refused() -> None:
+    spec = made("mlp")
+    with pytest.raises(UserError, match="batch_size = 7"):
+        step(build_model(spec), padded_batch(spec), ranks=TwoRanks(0))
+
+
+def test_only_the_last_micro_batch_shares_gradients() -> None:
+    spec = made("mlp")
+    inner = build_model(spec)
+    events: list[str] = []
+
+    class Wrapped(nn.Module):
+        """Like DDP: shares gradients after a backward pass, unless told not to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: Tensor) -> Tensor:
+            events.append("forward")
+            return inner(*args)
+
+        @contextlib.contextmanager
+        def no_sync(self) -> Iterator[None]:
+            events.append("alone")
+            yield
+            events.append("end")
+
+    step(Wrapped(), padded_batch(spec), micro_batch=3)
+    assert events == ["alone", "forward", "end", "alone", "forward", "end", "forward"]
+
+
+def test_gradients_and_weights_are_float32_in_bf16() -> None:
+    for family in FAMILIES:
+        spec = made(family, batch_size=2)
+        model, targets_BT = build_model(spec), padded_batch(spec)
+        exact = step(model, targets_BT)
+        half = step(model, targets_BT, precision="bf16")
+        assert {g.dtype for g in half[2]} == {torch.float32}
+        assert half[0] != exact[0]
+        assert half[0] == pytest.approx(exact[0], abs=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_real_step_executes_the_plans_flops(family: str, micro_batch: int | None) -> None:
+    spec = made(family, batch_size=3)
+    flops = measure_step_flops(spec, Placement(micro_batch=micro_batch))
+    assert flops.executed == flops.planned > 0
+    assert flops.recomputed == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_of_logits_recompute_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "MAX_LOGIT_BYTES", 0)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", {"cpu": 5 * 256 * 4})
+    flops = measure_step_flops(made(family, batch_size=3), Placement())
+    assert flops.executed == flops.planned
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_checkpointing_recomputes_is_told_apart(family: str) -> None:
+    spec = made(family, batch_size=3)
+    flops = measure_step_flops(spec, Placement(checkpoint_activations=True))
+    assert flops.executed - flops.recomputed == flops.planned
+    ledger, tokens = run_ledger(spec), spec.batch_size * spec.seq_len
+    layers = ledger.flops(*(name for name in COMPONENT_NAMES if name != "head")) * tokens
+    # Every product of a layer but the last, whose result nothing in the backward pass needs.
+    config = spec.config
+    width = {
+        "mlp": lambda: config["hidden_width"],
+        "swiglu": lambda: config["hidden_width"],
+        # Its output is weighted by the scores, so all of it is needed.
+        "moe": lambda: 0,
+        "peer": lambda: config["num_channels"] * config["num_neighbours"],
+        "sgatlin": lambda: config["num_channels"] * config["num_neighbours"],
+    }[family]()
+    last = 2 * tokens * spec.n_layers * spec.d_model * int(width)
+    assert flops.recomputed == layers - last
+
+
+def test_a_compiler_that_fails_is_given_up_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(forward: object, **options: object) -> object:
+        def run(*args: object) -> None:
+            raise RuntimeError("no compiler\nand a long trace")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    spec = made("mlp", batch_size=2)
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    before = step(model, targets_BT)
+    with caplog.at_level(logging.WARNING, "isoflop"):
+        assert not compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile does not work here, going on without it: RuntimeError: no compiler"
+    ]
+    assert all(p.grad is None for p in model.parameters())
+    after = step(model, targets_BT)
+    assert after[:2] == before[:2]
+
+
+def test_a_compiled_model_keeps_its_names_and_nearly_its_floats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = torch.compile
+    # Without generating code, which takes a minute; what is traced is the same.
+    monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="aot_eager", **o))
+    torch._dynamo.reset()
+    spec = made("mlp", batch_size=2)
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    names = list(model.state_dict())
+    before = step(model, targets_BT)
+    assert compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
+    assert list(model.state_dict()) == names
+    assert "forward" in vars(model)
+    after = step(model, targets_BT)
+    assert after[0] == pytest.approx(before[0], rel=1e-6)
+    assert_close(after[2], before[2])
