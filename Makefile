@@ -31,6 +31,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/tokens_per_s.py
 	$(BIN)/python tests/benchmarks/head_memory.py
 	$(BIN)/python tests/benchmarks/chaos.py
+	$(BIN)/python tests/benchmarks/data_throughput.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[data,dev]'
+	$(PIP) --editable '.[data,gpt2,dev]'
 	touch $@
 
 clean:

@@ -90,6 +90,8 @@ class Study:
     """Passes over the training data that a run may make, where the size of the corpus is known.
 
     Up to four, repeated data are about as good as new (Muennighoff et al. 2023)."""
+    document_mask: bool = False
+    """Whether a token attends to its own document only."""
     family_paths: tuple[str, ...] = ()
     """Folders of families defined outside the package; never part of a run's identity."""
     placement: Mapping[str, Any] = field(default_factory=lambda: {"cluster": "local"})
@@ -218,6 +220,9 @@ class Study:
         elif isinstance(sizes, tuple):
             sizes = list(sizes)
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(Study)}
+        if not self.document_mask:
+            # Plans that were written before there was such a field stay as they are.
+            del plain["document_mask"]
         return plain | {
             "budgets": list(self.budgets),
             "archs": list(self.archs),

@@ -56,6 +56,7 @@ class _DataSection(_Strict):
     seq_len: StrictInt | None = None
     batch_size: StrictInt | None = None
     max_epochs: float = 4.0
+    document_mask: StrictBool = False
 
 
 class _FamiliesSection(_Strict):
@@ -171,6 +172,7 @@ def _study(
         seq_len=data.seq_len,
         batch_size=data.batch_size,
         max_epochs=data.max_epochs,
+        document_mask=data.document_mask,
         family_paths=tuple(family_paths),
         placement=placement.model_dump(exclude_none=True),
     )

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 class MadeHeldout:
     """Windows [W, T] padded with 0, and the document of each."""
 
+    begin_id = 1
+
     def __init__(self, tokens: NDArray[np.uint16], documents: list[int], num_bytes: int) -> None:
         self.tokens = tokens
         self.document_index = np.array(documents)
@@ -16,6 +18,8 @@ class MadeHeldout:
 
 
 class MadeTraining:
+    begin_id = 1
+
     def __init__(self, seq_len: int) -> None:
         self.seq_len = seq_len
 
@@ -26,6 +30,8 @@ class MadeTraining:
 
 class MadeData:
     """Uniform letters of eight: the loss of a perfect model is log(8)."""
+
+    end_of_text_id = 1
 
     def train_windows(self, seq_len: int) -> MadeTraining:
         return MadeTraining(seq_len)

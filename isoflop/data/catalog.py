@@ -7,6 +7,7 @@ of training tokens.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from isoflop.canonical import sha256_json
 from isoflop.data.corpus import SPLIT_RULE, corpus_sha256, heldout_flags, read_corpus_manifest
+from isoflop.data.index import find_prepared, split_source
 from isoflop.errors import UserError
 from isoflop.resources import builtin
 
@@ -67,12 +69,20 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A corpus that can be planned for but that this version does not prepare."""
+    """A published data set and how it is read."""
 
     name: str
     hub_name: str
-    """Where the corpus is published, as a plain name."""
-    num_train_documents: int
+    """Where it is published, as a plain name."""
+    config: str | None = None
+    train_split: str = "train"
+    heldout_split: str | None
+    """None: documents are held out by their hash."""
+    column: str = "text"
+    licence: str
+    num_train_documents: int | None
+    about: str
+    """One line for `isoflop data list`."""
 
 
 TOKENIZERS: Mapping[str, TokenizerSpec] = MappingProxyType(
@@ -103,27 +113,73 @@ TOKENIZERS: Mapping[str, TokenizerSpec] = MappingProxyType(
     }
 )
 
+_SLIMPAJAMA_LICENCE = (
+    "of its parts: Common Crawl terms of use, C4, GitHub (MIT, BSD, Apache only), Books "
+    "(the_pile_books3 and pg19), ArXiv terms of use, Wikipedia, StackExchange"
+)
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "slimpajama-627b": Recipe(
-            name="slimpajama-627b",
-            hub_name="cerebras/SlimPajama-627B",
-            num_train_documents=590_394_625,
-        ),
-        "tinystories": Recipe(
-            name="tinystories", hub_name="roneneldan/TinyStories", num_train_documents=2_119_719
-        ),
+        recipe.name: recipe
+        for recipe in (
+            Recipe(
+                name="slimpajama-627b",
+                hub_name="cerebras/SlimPajama-627B",
+                heldout_split="validation",
+                licence=_SLIMPAJAMA_LICENCE,
+                num_train_documents=590_394_625,
+                about="cleaned web, code, books, papers; 627 billion tokens",
+            ),
+            Recipe(
+                name="slimpajama-6b",
+                hub_name="DKYoon/SlimPajama-6B",
+                heldout_split="validation",
+                licence=_SLIMPAJAMA_LICENCE,
+                num_train_documents=None,
+                about="a random 1% of SlimPajama-627B",
+            ),
+            Recipe(
+                name="tinystories",
+                hub_name="roneneldan/TinyStories",
+                heldout_split="validation",
+                licence="CDLA-Sharing-1.0",
+                num_train_documents=2_119_719,
+                about="short made-up stories in simple English, 2.1 million",
+            ),
+            Recipe(
+                name="fineweb-edu",
+                hub_name="HuggingFaceFW/fineweb-edu",
+                config="sample-10BT",
+                heldout_split=None,
+                licence="ODC-By-1.0; Common Crawl terms of use",
+                num_train_documents=None,
+                about="educational web pages; the sample of 10 billion tokens",
+            ),
+        )
     }
 )
 
-SOURCES: Mapping[str, str] = MappingProxyType(
+CORPORA: Mapping[str, str] = MappingProxyType(
     {
         "sotu-embedded": "39 State of the Union messages, 1981-2026, 1.6 MB; part of the package",
         "sotu": f"all annual messages since 1790, 12 MB; {FETCH_SOTU} first",
-        "slimpajama-627b": "for planning only: not prepared by this version",
-        "tinystories": "for planning only: not prepared by this version",
     }
 )
+"""Sources with a corpus manifest: their id is known before they are prepared."""
+
+SOURCES: Mapping[str, str] = MappingProxyType(
+    {**CORPORA, **{recipe.name: recipe.about for recipe in RECIPES.values()}}
+)
+"""Every source with a fixed name, in one line each."""
+
+SOURCE_PATTERNS: Mapping[str, str] = MappingProxyType(
+    {
+        "synthetic:SEED": "made-up text with planted facts, any size; no internet needed",
+        "files:GLOB": "local text (a file is a document), jsonl or parquet (a row is one)",
+        "hf:NAME": "any Hugging Face data set, or a local folder in that form",
+    }
+)
+"""Every other source."""
 
 
 def default_data_dir() -> Path:
@@ -149,7 +205,7 @@ def corpus_folder(source: str, data_dir: Path | None = None) -> tuple[Path, str]
     """Folder of a source's texts, and what to do when they are missing or damaged.
 
     Raises:
-        UserError: the source is unknown, or known for planning only.
+        UserError: the source is none of :data:`CORPORA`.
     """
     if source == "sotu-embedded":
         return builtin("corpora", "sotu_1981_2026"), REINSTALL
@@ -157,13 +213,8 @@ def corpus_folder(source: str, data_dir: Path | None = None) -> tuple[Path, str]
         folder = (data_dir or default_data_dir()) / "corpus" / "sotu"
         # A fetched corpus is never replaced by itself: the user must make room first.
         return folder, f"delete {folder}, then {FETCH_SOTU}" if folder.exists() else FETCH_SOTU
-    _check_source(source)
-    raise UserError(
-        "data source",
-        source,
-        "a source that this version can prepare (sotu-embedded or sotu)",
-        "use it for planning only",
-    )
+    check_source(source)
+    raise UserError("data source", source, f"one of {', '.join(CORPORA)}", "choose one of them")
 
 
 def read_source_manifest(source: str, data_dir: Path | None = None) -> dict[str, Any]:
@@ -176,44 +227,101 @@ def read_source_manifest(source: str, data_dir: Path | None = None) -> dict[str,
 
 
 def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> DataIdentity:
-    """The identity of a source's tokens; reads at most a corpus manifest.
+    """The identity of a source's tokens; reads at most manifests.
+
+    A corpus is known by its manifest, everything else by what was prepared from it. A recipe that
+    is not prepared has a provisional identity, to plan with.
 
     Args:
-        source: one of :data:`SOURCES`.
-        tokenizer: one of :data:`TOKENIZERS`.
-        data_dir: where fetched corpora lie; :func:`default_data_dir` if None.
+        source: one of :data:`SOURCES` or :data:`SOURCE_PATTERNS`, perhaps with ``@DATA_ID``.
+        tokenizer: a name for :func:`isoflop.data.tokenizers.get_tokenizer`.
+        data_dir: where fetched corpora and prepared data lie; :func:`default_data_dir` if None.
 
     Raises:
-        UserError: source or tokenizer is unknown, or the corpus was not fetched.
+        UserError: source or tokenizer is unknown, or must be fetched or prepared first.
     """
-    spec = get_tokenizer_spec(tokenizer)
-    _check_source(source)
-    if source in RECIPES:
-        corpus_hash, num_train_tokens = _recipe_hash(RECIPES[source]), None
-    else:
-        entries = read_source_manifest(source, data_dir)["documents"]
-        corpus_hash = corpus_sha256([entry["sha256"] for entry in entries])
-        num_train_tokens = _count_train_tokens(entries) if tokenizer == "byte" else None
+    check_source(split_source(source)[0])
+    if source in CORPORA and tokenizer == "byte":
+        return _identify_corpus(source, TOKENIZERS[tokenizer], data_dir)
+    spec = known_spec(tokenizer)
+    tokenizer_hash = None if spec is None else spec.hash
+    prepared = find_prepared(source, tokenizer, tokenizer_hash, data_dir or default_data_dir())
+    if prepared is not None:
+        return identity_of(prepared[1])
+    if spec is not None and source in CORPORA:
+        return _identify_corpus(source, spec, data_dir)
+    if spec is not None and source in RECIPES:
+        return _make_identity(source, spec, _recipe_hash(RECIPES[source]), None)
+    raise not_prepared(source, tokenizer)
+
+
+def identity_of(manifest: Mapping[str, Any]) -> DataIdentity:
+    """The identity that a prepared folder's manifest states."""
+    return DataIdentity(
+        data_id=manifest["data_id"],
+        tokenizer_hash=manifest["tokenizer_hash"],
+        vocab_size=manifest["vocab_size"],
+        num_train_tokens=manifest["splits"]["train"]["num_tokens"],
+        source=manifest["source"],
+        tokenizer=manifest["tokenizer"],
+    )
+
+
+def not_prepared(source: str, tokenizer: str) -> UserError:
+    """The error for data that have to be prepared first, with the command that does it."""
+    name = split_source(source)[0]
+    command = f"isoflop data prepare {shlex.quote(name)} --tokenizer {shlex.quote(tokenizer)}"
+    return UserError("data source", source, f"prepared for {tokenizer}", f"run `{command}` first")
+
+
+def make_data_id(corpus_hash: str, tokenizer_hash: str, split_rule: str = SPLIT_RULE) -> str:
+    """First 16 hex digits of sha256 over the canonical JSON of corpus, split and tokenizer."""
+    return sha256_json({"corpus": corpus_hash, "split": split_rule, "tokenizer": tokenizer_hash})[
+        :16
+    ]
+
+
+def check_source(source: str) -> None:
+    """Refuses a source that is none of :data:`SOURCES` and has the form of none of the others.
+
+    Raises:
+        UserError: it is none.
+    """
+    kind, _, rest = source.partition(":")
+    if source in SOURCES or (rest and kind in ("synthetic", "files", "hf")):
+        return
+    allowed = f"one of {', '.join([*SOURCES, *SOURCE_PATTERNS])}"
+    raise UserError("data source", source, allowed, "choose one of them")
+
+
+def known_spec(tokenizer: str) -> TokenizerSpec | None:
+    """The spec of a tokenizer; None for one that is trained on its corpus."""
+    from isoflop.data.tokenizers import TRAINED, tokenizer_spec, vocabulary_size
+
+    if tokenizer.partition(":")[0] in TRAINED:
+        vocabulary_size(tokenizer)
+        return None
+    return tokenizer_spec(tokenizer)
+
+
+def _identify_corpus(source: str, spec: TokenizerSpec, data_dir: Path | None) -> DataIdentity:
+    entries = read_source_manifest(source, data_dir)["documents"]
+    corpus_hash = corpus_sha256([entry["sha256"] for entry in entries])
+    num_train_tokens = _count_train_tokens(entries) if spec == TOKENIZERS["byte"] else None
+    return _make_identity(source, spec, corpus_hash, num_train_tokens)
+
+
+def _make_identity(
+    source: str, spec: TokenizerSpec, corpus_hash: str, num_train_tokens: int | None
+) -> DataIdentity:
     return DataIdentity(
         data_id=make_data_id(corpus_hash, spec.hash),
         tokenizer_hash=spec.hash,
         vocab_size=spec.vocab_size,
         num_train_tokens=num_train_tokens,
         source=source,
-        tokenizer=tokenizer,
+        tokenizer=spec.name,
     )
-
-
-def make_data_id(corpus_hash: str, tokenizer_hash: str) -> str:
-    """First 16 hex digits of sha256 over the canonical JSON of corpus, split and tokenizer."""
-    return sha256_json({"corpus": corpus_hash, "split": SPLIT_RULE, "tokenizer": tokenizer_hash})[
-        :16
-    ]
-
-
-def _check_source(source: str) -> None:
-    if source not in SOURCES:
-        raise UserError("data source", source, f"one of {', '.join(SOURCES)}", "choose one of them")
 
 
 def _recipe_hash(recipe: Recipe) -> str:

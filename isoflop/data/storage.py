@@ -14,6 +14,11 @@ from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
 
 MANIFEST = "manifest.json"
+TOKENS_SCHEMA = "isoflop-tokens/1"
+"""Prepared corpora: one row per document in the manifest."""
+STREAM_SCHEMA = "isoflop-tokens/2"
+"""Other prepared sources: the documents are in a parquet table beside the shards."""
+PREPARED_SCHEMAS = (TOKENS_SCHEMA, STREAM_SCHEMA)
 _SEAL = "manifest_sha256"
 
 
@@ -22,12 +27,12 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_json_atomic(folder / MANIFEST, {**manifest, _SEAL: sha256_json(manifest)})
 
 
-def read_manifest(folder: Path, schema: str, do: str) -> dict[str, Any]:
+def read_manifest(folder: Path, schema: str | tuple[str, ...], do: str) -> dict[str, Any]:
     """The manifest of ``folder``, without its seal.
 
     Args:
         folder: a corpus or a prepared data set.
-        schema: name and version that the manifest must carry.
+        schema: name and version that the manifest must carry, or several that it may carry.
         do: what the user should do about an unusable folder.
 
     Raises:
@@ -40,8 +45,10 @@ def read_manifest(folder: Path, schema: str, do: str) -> dict[str, Any]:
     seal = manifest.pop(_SEAL, None) if isinstance(manifest, dict) else None
     if seal is None or seal != sha256_json(manifest):
         raise UserError("data manifest", str(path), "as it was written (its sha256 differs)", do)
-    if manifest["schema"] != schema:
-        raise UserError(f"{path}: schema", manifest["schema"], f"{schema!r} for this version", do)
+    schemas = (schema,) if isinstance(schema, str) else schema
+    if manifest["schema"] not in schemas:
+        allowed = f"{' or '.join(map(repr, schemas))} for this version"
+        raise UserError(f"{path}: schema", manifest["schema"], allowed, do)
     return manifest
 
 
@@ -58,23 +65,33 @@ def publish_folder(target: Path, fill: Callable[[Path], object]) -> bool:
         UserError: the folder that should hold ``target`` cannot be written.
     """
     temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            "data folder",
-            str(target.parent),
-            f"writable ({error.strerror})",
-            "set ISOFLOP_DATA_DIR",
-        ) from None
+    make_folder(temporary)
     try:
         fill(temporary)
-        return _rename_unless_there(temporary, target)
+        return rename_unless_there(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rename_unless_there(temporary: Path, target: Path) -> bool:
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+        UserError: that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            "data folder",
+            str(folder.parent),
+            f"writable ({error.strerror})",
+            "set ISOFLOP_DATA_DIR",
+        ) from None
+
+
+def rename_unless_there(temporary: Path, target: Path) -> bool:
+    """Makes ``temporary`` the folder ``target``; False if another process was first."""
     try:
         temporary.rename(target)
     except OSError:

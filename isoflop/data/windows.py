@@ -2,49 +2,104 @@
 
 Inputs are a window shifted right with the begin token at position 0; the window itself is the
 target and pads (id 0) carry no loss.
+
+Two layouts are read. In ``isoflop-tokens/1`` each split of the manifest has the rows of its
+documents. In ``isoflop-tokens/2`` there is the row of a parquet file with them in their place.
 """
 
-# B windows of a batch, W windows of a split, T tokens of a window
+# B windows of a batch, W windows of a split, T tokens of a window, M documents of a split
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.catalog import DataIdentity
+from isoflop.data.catalog import TOKENIZERS, DataIdentity, TokenizerSpec
 from isoflop.data.permutation import permute
-from isoflop.data.storage import read_manifest
-from isoflop.data.tokenizer import BEGIN_ID, PAD_ID, TOKEN_DTYPE
+from isoflop.data.storage import PREPARED_SCHEMAS, TOKENS_SCHEMA, read_manifest
+from isoflop.data.tokenizers import BEGIN_ID, PAD_ID
+from isoflop.data.verify import check_on_open
 from isoflop.errors import UserError
-from isoflop.files import sha256_file
 
-DATA_SCHEMA = "isoflop-tokens/1"
+DATA_SCHEMA = TOKENS_SCHEMA
+
+TOKEN_DTYPES = {"<u2": 2**16, "<u4": 2**32}
+"""How tokens are stored, each with the vocabulary that fits."""
+
+Tokens = NDArray[np.integer[Any]]
+"""uint16 where the vocabulary fits into it, else uint32."""
 
 
 def open_data(folder: Path) -> TokenData:
-    """Opens a prepared folder after checking the manifest and each shard's size and sha256.
+    """Opens a prepared folder after checking the manifest and its files.
+
+    Every file's size is checked, and its sha256 too; of large sets only the first time
+    (:mod:`isoflop.data.verify`).
 
     Raises:
-        UserError: something is missing or was changed.
+        UserError: something is missing or was changed, or needs another version.
     """
     do = "delete the folder and prepare again"
-    manifest = read_manifest(folder, DATA_SCHEMA, do)
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            _check_shard(folder / shard["file"], shard, do)
+    manifest = read_manifest(folder, PREPARED_SCHEMAS, do)
+    _check_manifest(folder, manifest, do)
+    check_on_open(folder, manifest, do)
     return TokenData(folder, manifest)
 
 
-def shift_right(window_BT: NDArray[np.uint16]) -> NDArray[np.uint16]:
+def shift_right(window_BT: Tokens, begin_id: int = BEGIN_ID) -> Tokens:
     """Model inputs [B, T] of target windows [B, T]: begin, then all tokens but the last."""
     inputs_BT = np.empty_like(window_BT)
-    inputs_BT[:, 0] = BEGIN_ID
+    inputs_BT[:, 0] = begin_id
     inputs_BT[:, 1:] = window_BT[:, :-1]
     return inputs_BT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Documents:
+    """The documents of a split, in the order of their tokens."""
+
+    token_offset_M: NDArray[np.int64]
+    """Index of the first token in the split."""
+    num_tokens_M: NDArray[np.int64]
+    """Its end-of-text included."""
+    num_bytes_M: NDArray[np.int64]
+    """Of text."""
+
+    @staticmethod
+    def from_rows(rows: Sequence[dict[str, Any]]) -> Documents:
+        """From rows of a manifest."""
+        return Documents(
+            token_offset_M=_column(row["token_offset"] for row in rows),
+            num_tokens_M=_column(row["num_tokens"] for row in rows),
+            num_bytes_M=_column(row["num_bytes"] for row in rows),
+        )
+
+    @staticmethod
+    def from_table(table: Any) -> Documents:
+        """From a pyarrow table with the same columns."""
+        return Documents(
+            token_offset_M=table["token_offset"].to_numpy(),
+            num_tokens_M=table["num_tokens"].to_numpy(),
+            num_bytes_M=table["num_bytes"].to_numpy(),
+        )
+
+    def __len__(self) -> int:
+        return self.num_tokens_M.size
+
+    def groups(self, num_tokens: int) -> Iterator[tuple[int, int]]:
+        """Ranges of successive documents of at most ``num_tokens`` together, or of a longer one."""
+        first = 0
+        ends_M = self.token_offset_M + self.num_tokens_M
+        while first < len(self):
+            limit = self.token_offset_M[first] + num_tokens
+            end = max(first + 1, int(np.searchsorted(ends_M, limit, side="right")))
+            yield first, end
+            first = end
 
 
 class TokenData:
@@ -53,6 +108,9 @@ class TokenData:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.dtype = np.dtype(manifest["dtype"])
+        self.begin_id: int = manifest["begin_id"]
+        self.end_of_text_id: int = manifest["end_of_text_id"]
         self.identity = DataIdentity(
             data_id=manifest["data_id"],
             tokenizer_hash=manifest["tokenizer_hash"],
@@ -68,27 +126,73 @@ class TokenData:
         Raises:
             UserError: there are fewer training tokens than one window.
         """
-        return TrainWindows(self._stream("train"), seq_len)
+        return TrainWindows(self.stream("train"), seq_len, self.begin_id)
 
     def heldout(self, seq_len: int) -> HeldoutWindows:
         """The held-out documents in windows of ``seq_len`` tokens."""
         return HeldoutWindows(
-            self._stream("heldout"), self.manifest["splits"]["heldout"]["documents"], seq_len
+            self.stream("heldout"), self.documents("heldout"), seq_len, self.begin_id
         )
 
-    def _stream(self, split: str) -> _TokenStream:
+    def documents(self, split: str) -> Documents:
+        """Where the documents of ``train`` or ``heldout`` begin and how long they are."""
+        listed = self.manifest["splits"][split]["documents"]
+        if isinstance(listed, list):
+            return Documents.from_rows(listed)
+        return Documents.from_table(
+            self._read_table(split, ["token_offset", "num_tokens", "num_bytes"])
+        )
+
+    def document_names(self, split: str, first: int, end: int) -> list[str]:
+        """What the source calls documents [first, end) of a split."""
+        listed = self.manifest["splits"][split]["documents"]
+        if isinstance(listed, list):
+            return [row["id"] for row in listed[first:end]]
+        names: list[str] = self._read_table(split, ["id"])["id"][first:end].to_pylist()
+        return names
+
+    def tokenizer_spec(self) -> TokenizerSpec:
+        """The tokenizer's definition, all but the files that it needs."""
+        name = self.manifest["tokenizer"]
+        definition = self.manifest.get("tokenizer_definition")
+        spec = TokenizerSpec(
+            name=name,
+            vocab_size=self.manifest["vocab_size"],
+            pad_id=self.manifest["pad_id"],
+            end_of_text_id=self.end_of_text_id,
+            begin_id=self.begin_id,
+            definition=TOKENIZERS[name].definition if definition is None else definition,
+        )
+        if spec.hash != self.manifest["tokenizer_hash"]:
+            raise UserError(
+                f"{self.folder}: tokenizer_hash",
+                self.manifest["tokenizer_hash"],
+                f"{spec.hash}, that of {name}",
+                "prepare again with this version",
+            )
+        return spec
+
+    def _read_table(self, split: str, columns: list[str]) -> Any:
+        import pyarrow.parquet as pq
+
+        file = self.manifest["splits"][split]["documents"]["file"]
+        return pq.read_table(self.folder / file, columns=columns)
+
+    def stream(self, split: str) -> TokenStream:
+        """All tokens of ``train`` or ``heldout``."""
         shards = self.manifest["splits"][split]["shards"]
-        return _TokenStream([self.folder / shard["file"] for shard in shards])
+        return TokenStream([self.folder / shard["file"] for shard in shards], self.dtype)
 
 
 class TrainWindows:
     """Windows that tile the training tokens (a last partial window is dropped).
 
     A batch is a function of (step, batch size, seed) alone: not of ranks, workers, micro-batches,
-    architecture or what was read before. Each epoch visits every window once.
+    architecture or what was read before. Each epoch visits every window once. ``begin_id`` is the
+    input at position 0.
     """
 
-    def __init__(self, stream: _TokenStream, seq_len: int) -> None:
+    def __init__(self, stream: TokenStream, seq_len: int, begin_id: int) -> None:
         _check_seq_len(seq_len)
         if stream.num_tokens < seq_len:
             raise UserError(
@@ -99,6 +203,7 @@ class TrainWindows:
             )
         self._stream = stream
         self.seq_len = seq_len
+        self.begin_id = begin_id
         self.num_windows = stream.num_tokens // seq_len
 
     def window_index(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
@@ -113,58 +218,95 @@ class TrainWindows:
             index_B[now_B] = permute(index_B[now_B], self.num_windows, seed, epoch)
         return index_B
 
-    def batch(self, step: int, batch_size: int, seed: int) -> NDArray[np.uint16]:
+    def batch(self, step: int, batch_size: int, seed: int) -> Tokens:
         """Target windows [B, T] of the global batch of ``step`` (from 0)."""
         index_B = self.window_index(step, batch_size, seed)
-        window_BT = np.empty((batch_size, self.seq_len), dtype=np.uint16)
+        window_BT = np.empty((batch_size, self.seq_len), dtype=self._stream.dtype)
         for row, index in enumerate(index_B.tolist()):
             self._stream.read_into(index * self.seq_len, window_BT[row])
         return window_BT
+
+    def read(self, first: int, end: int) -> Tokens:
+        """Windows [first, end) in the order of the text."""
+        count = end - first
+        flat = self._stream.read(first * self.seq_len, count * self.seq_len)
+        return flat.reshape(count, self.seq_len)
+
+    def epochs(self, num_tokens: int) -> float:
+        """How often ``num_tokens`` training tokens pass over the windows."""
+        return num_tokens / (self.num_windows * self.seq_len)
 
 
 class HeldoutWindows:
     """Every held-out token once: each document starts a window, its last one is padded with 0.
 
     Attributes:
-        tokens: uint16 [W, T].
-        document_index: int64 [W], the window's document in the manifest's held-out list.
-        num_tokens: tokens that carry loss: text bytes and one end-of-text per document.
+        tokens: uint16 or uint32 [W, T].
+        document_index: int64 [W], the window's document in the held-out order.
+        num_tokens: tokens that carry loss: those of the text and one end-of-text per document.
         num_bytes: bytes of text, for bits per byte.
         num_documents: held-out documents.
+        num_windows: W.
+        begin_id: the input at position 0.
     """
 
     def __init__(
-        self, stream: _TokenStream, documents: Sequence[dict[str, Any]], seq_len: int
+        self,
+        stream: TokenStream,
+        documents: Documents,
+        seq_len: int,
+        begin_id: int,
     ) -> None:
         _check_seq_len(seq_len)
-        num_windows = [-(-document["num_tokens"] // seq_len) for document in documents]
+        num_windows_M = -(-documents.num_tokens_M // seq_len)
         self.seq_len = seq_len
-        self.tokens: NDArray[np.uint16] = np.full(
-            (sum(num_windows), seq_len), PAD_ID, dtype=np.uint16
+        self.tokens: Tokens = np.full(
+            (int(num_windows_M.sum()), seq_len), PAD_ID, dtype=stream.dtype
         )
         self.document_index: NDArray[np.int64] = np.repeat(
-            np.arange(len(documents), dtype=np.int64), num_windows
+            np.arange(len(documents), dtype=np.int64), num_windows_M
         )
-        first = 0
-        for document, count in zip(documents, num_windows, strict=True):
-            flat = self.tokens[first : first + count].reshape(-1)
-            stream.read_into(document["token_offset"], flat[: document["num_tokens"]])
-            first += count
-        self.num_tokens: int = sum(document["num_tokens"] for document in documents)
-        self.num_bytes: int = sum(document["num_bytes"] for document in documents)
+        self.begin_id = begin_id
+        flat, first = self.tokens.reshape(-1), 0
+        for offset, count, num_windows in zip(
+            documents.token_offset_M.tolist(),
+            documents.num_tokens_M.tolist(),
+            num_windows_M.tolist(),
+            strict=True,
+        ):
+            stream.read_into(offset, flat[first : first + count])
+            first += num_windows * seq_len
+        self.num_tokens = int(documents.num_tokens_M.sum())
+        self.num_bytes = int(documents.num_bytes_M.sum())
         self.num_documents = len(documents)
+        self.num_windows = len(self.tokens)
+
+    def read(self, first: int, end: int) -> Tokens:
+        """Windows [first, end)."""
+        return self.tokens[first:end]
 
 
-class _TokenStream:
+class TokenStream:
     """Shards read as one memory-mapped sequence."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._shards = [np.memmap(path, dtype=TOKEN_DTYPE, mode="r") for path in paths]
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self.dtype = dtype
+        self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
         sizes = [shard.size for shard in self._shards]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self.num_tokens = int(self._starts[-1])
 
-    def read_into(self, start: int, out: NDArray[np.uint16]) -> None:
+    def read(self, start: int, count: int) -> Tokens:
+        """A copy of tokens [start, start + count)."""
+        out = np.empty(count, dtype=self.dtype)
+        self.read_into(start, out)
+        return out
+
+    def read_into(self, start: int, out: Tokens) -> None:
         """Copies tokens [start, start + out.size) to ``out``, across shards where needed."""
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         done = 0
@@ -176,15 +318,21 @@ class _TokenStream:
             shard += 1
 
 
+def _column(values: Iterable[int]) -> NDArray[np.int64]:
+    return np.fromiter(values, dtype=np.int64)
+
+
 def _check_seq_len(seq_len: int) -> None:
     if seq_len < 1:
         raise UserError("seq_len", seq_len, "at least 1", "give the window length in tokens")
 
 
-def _check_shard(path: Path, shard: dict[str, Any], do: str) -> None:
-    if not path.is_file():
-        raise UserError("data shard", str(path), "an existing file", do)
-    if path.stat().st_size != shard["num_bytes"]:
-        raise UserError("data shard", str(path), f"of {shard['num_bytes']} bytes", do)
-    if sha256_file(path) != shard["sha256"]:
-        raise UserError("data shard", str(path), "as it was written (its sha256 differs)", do)
+def _check_manifest(folder: Path, manifest: dict[str, Any], do: str) -> None:
+    """What reading takes for granted of a tokenizer."""
+    dtype = manifest["dtype"]
+    if dtype not in TOKEN_DTYPES:
+        raise UserError(f"{folder}: dtype", dtype, f"one of {', '.join(TOKEN_DTYPES)}", do)
+    if manifest["vocab_size"] > TOKEN_DTYPES[dtype]:
+        raise UserError(f"{folder}: vocab_size", manifest["vocab_size"], f"within {dtype}", do)
+    if manifest["pad_id"] != PAD_ID:
+        raise UserError(f"{folder}: pad_id", manifest["pad_id"], f"{PAD_ID}", do)

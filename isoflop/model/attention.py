@@ -16,6 +16,18 @@ from isoflop.model.init import Initialiser, constant, trunc_normal
 from isoflop.model.rotary import normalise_and_rotate
 
 
+def same_document(inputs_BT: Tensor, end_of_text_id: int) -> Tensor:
+    """Which keys a query sees where attention ends with the document: bool [B, 1, T, T].
+
+    All up to its own position, back to the last end-of-text at most. An end-of-text that is read
+    belongs to the document it opens: from it that document's first token is predicted, as that of
+    a window is from the begin token. Positions go on counting through the window.
+    """
+    document_BT = (inputs_BT == end_of_text_id).cumsum(1)
+    same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
 class Attention(nn.Module):
     """Multi-head causal attention, no biases (reference implementation, section "Model").
 
@@ -49,8 +61,11 @@ class Attention(nn.Module):
             "query_key_scale": constant(1.0),
         }
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Attention over the sequence: [B, T, D] -> [B, T, D]."""
+    def forward(self, x_BTD: Tensor, visible_B1TT: Tensor | None = None) -> Tensor:
+        """Attention over the sequence: [B, T, D] -> [B, T, D].
+
+        ``visible_B1TT`` says which keys (last) a query sees; None: all up to its own position.
+        """
         B, T, D = x_BTD.shape
         value = x_BTD @ self.value
         # Normalised and rotated in float32 whatever the compute type.
@@ -59,6 +74,10 @@ class Attention(nn.Module):
         query, key = query_key.to(value.dtype).view(heads).unbind(2)
         value = value.view_as(query)
         mixed_BHTh = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=visible_B1TT,
+            is_causal=visible_B1TT is None,
         )
         return mixed_BHTh.transpose(1, 2).reshape(B, T, D) @ self.output

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from isoflop.data.tokenizer import PAD_ID
+from isoflop.data.tokenizers import PAD_ID
 
 # Logits (float32) of one pass through the model that may exist whole. Larger ones are made and used
 # up in chunks of about CHUNK_BYTES. On a CPU core a chunk of 2^24 (83 tokens of a vocabulary of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isoflop.families import config_from_mapping, get_build
-from isoflop.model.attention import Attention
+from isoflop.model.attention import Attention, same_document
 from isoflop.model.init import Initialiser, initialise, normal
 from isoflop.model.loss import unembed, unembedded_loss, unembedded_token_losses
 from isoflop.model.norm import RMSNorm
@@ -34,9 +34,9 @@ class Block(nn.Module):
         self.feedforward_norm = RMSNorm(d_model)
         self.feedforward = feedforward
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, visible_B1TT: Tensor | None = None) -> Tensor:
         """One layer: [B, T, D] -> [B, T, D]. The feed-forward sees the tokens flattened."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), visible_B1TT)
         y_TD = self.feedforward(self.feedforward_norm(x_BTD).flatten(0, 1))
         return x_BTD + y_TD.view_as(x_BTD)
 
@@ -47,7 +47,8 @@ class Transformer(nn.Module):
     Parameters are uninitialised until :func:`isoflop.model.init.initialise` or a loaded state.
     ``checkpoint_activations``, when set, keeps only the input of each block for the backward pass
     and recomputes the rest there, with the same result bit for bit on the CPU; a layer's ``gates``
-    are then called twice per step.
+    are then called twice per step. ``document_end``, when set to the id of the end-of-text, keeps
+    attention within documents (:func:`isoflop.model.attention.same_document`).
 
     Args:
         family: a family's name.
@@ -77,6 +78,7 @@ class Transformer(nn.Module):
         )
         self.output_norm = RMSNorm(d_model)
         self.checkpoint_activations = False
+        self.document_end: int | None = None
 
     def initialisers(self) -> Mapping[str, Initialiser]:
         """The embedding is a plain normal, std 1/sqrt(D)."""
@@ -100,8 +102,11 @@ class Transformer(nn.Module):
             cross-entropy in nats, or each one's [B, T], 0 at padding.
         """
         x_BTD = F.embedding(inputs_BT, self.embedding)
+        visible_B1TT = None
+        if self.document_end is not None:
+            visible_B1TT = same_document(inputs_BT, self.document_end)
         for block in self.blocks:
-            x_BTD = self._through(block, x_BTD)
+            x_BTD = self._through(block, x_BTD, visible_B1TT)
         x_BTD = self.output_norm(x_BTD)
         with autocast_disabled(x_BTD.device):
             if targets_BT is None:
@@ -114,12 +119,14 @@ class Transformer(nn.Module):
         losses: Tensor = self(inputs_BT, targets_BT, per_token=True)
         return losses
 
-    def _through(self, block: nn.Module, x_BTD: Tensor) -> Tensor:
+    def _through(self, block: nn.Module, x_BTD: Tensor, visible_B1TT: Tensor | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
             # Nothing in a block draws random numbers.
-            y_BTD = checkpoint(block, x_BTD, use_reentrant=False, preserve_rng_state=False)
+            y_BTD = checkpoint(
+                block, x_BTD, visible_B1TT, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            y_BTD = block(x_BTD)
+            y_BTD = block(x_BTD, visible_B1TT)
         result: Tensor = y_BTD
         return result
 

@@ -269,6 +269,10 @@ def _check_run_is_of_the_study(study: Study, run: PlannedRun, where: str, path: 
             raise _refusal(
                 path, f"{where}.spec.{name}", inside.get(name), f"{value!r}, as the study says"
             )
+    masked = run.spec.document_mask
+    if masked != study.document_mask:
+        says = f"{study.document_mask}, as the study says"
+        raise _refusal(path, f"{where}.spec.document_mask", masked, says)
     if not 0 <= (run.budget_flops - run.flops) * run.spec.steps < run.flops:
         raise _refusal(
             path, f"{where}.spec.steps", run.spec.steps, "as many steps as the budget pays for"

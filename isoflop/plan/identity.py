@@ -25,6 +25,9 @@ LATER_FIELDS: Mapping[str, Mapping[str, int | str]] = {
     "sgatlin": {"gate": "raw", "tables": "separate"},
 }
 
+# The same for fields of the spec itself.
+LATER_SPEC_FIELDS: Mapping[str, bool] = {"document_mask": False}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
@@ -48,6 +51,8 @@ class RunSpec:
     recipe: str
     """Name of the recipe, which ends in its version."""
     precision: str
+    document_mask: bool = False
+    """Whether a token attends to its own document only. FLOPs are counted as without it."""
 
     def __post_init__(self) -> None:
         later = LATER_FIELDS.get(self.family, {})
@@ -65,7 +70,9 @@ class RunSpec:
             f.name: getattr(self, f.name) for f in dataclasses.fields(RunSpec)
         }
         values["config"] = dict(self.config)
-        return values
+        return {
+            name: value for name, value in values.items() if LATER_SPEC_FIELDS.get(name) != value
+        }
 
     @staticmethod
     def from_json(values: Any) -> RunSpec:
@@ -78,13 +85,13 @@ class RunSpec:
             raise UserError("spec", values, "a JSON object", "restore the file")
         types = {f.name: f.type for f in dataclasses.fields(RunSpec)}
         for name in types:
-            if name not in values:
+            if name not in values and name not in LATER_SPEC_FIELDS:
                 raise UserError(f"spec.{name}", None, "given", "restore the file")
         for name, value in values.items():
             if name not in types:
                 known = ", ".join(types)
                 raise UserError(f"spec.{name}", value, f"one of {known}", "restore the file")
-            expected = {"int": int, "str": str}.get(str(types[name]), dict)
+            expected = {"int": int, "str": str, "bool": bool}.get(str(types[name]), dict)
             if type(value) is not expected:
                 raise UserError(f"spec.{name}", value, expected.__name__, "restore the file")
         return RunSpec(**values)

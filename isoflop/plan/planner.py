@@ -163,6 +163,7 @@ def _first_seed(planner: _Planner, budget: int, arch: str, size: int) -> Planned
         seed=study.seeds[0],
         recipe=planner.recipe.name,
         precision=planner.recipe.precision,
+        document_mask=study.document_mask,
     )
     return describe_run(
         spec,

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from isoflop.files import dump_json
 from isoflop.plan.artefact import PLAN_SCHEMA_VERSION
@@ -47,6 +47,9 @@ class _Spec(_Closed):
     seed: Annotated[StrictInt, Field(ge=0)]
     recipe: StrictStr = Field(description="a recipe's name, which ends in its version")
     precision: StrictStr
+    document_mask: StrictBool = Field(
+        default=False, description="a token attends to its own document only; left out if not"
+    )
 
 
 class _FlopsPerToken(_Closed):
@@ -118,6 +121,9 @@ def plan_schema() -> dict[str, Any]:
     schema = _closed(PlanFile.model_json_schema())
     # Placement alone is frozen only as far as the study gives it.
     schema["$defs"]["PlacementSection"]["required"] = ["cluster"]
+    # Later fields are left out of plans that do without them.
+    for name in ("Spec", "Study"):
+        schema["$defs"][name]["required"].remove("document_mask")
     schema["title"] = f"isoflop plan, version {PLAN_SCHEMA_VERSION}"
     return {"$schema": DIALECT, **schema}
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.data.tokenizer import PAD_ID
+from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import shift_right
 from isoflop.train.precision import compute_type
 from isoflop.train.ranks import SINGLE, Ranks
@@ -27,7 +27,7 @@ from isoflop.train.ranks import SINGLE, Ranks
 if TYPE_CHECKING:
     from torch import nn
 
-    from isoflop.data.windows import HeldoutWindows
+    from isoflop.data.windows import HeldoutWindows, Tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +77,7 @@ def evaluate(
         micro_batch: windows that this rank takes through the model at a time; None: its share.
         on_forward: told the targets [B, T] of each forward pass before it.
     """
-    loss_W = _window_losses(
-        model, heldout.tokens, batch_size, precision, ranks, micro_batch, on_forward
-    )
+    loss_W = _window_losses(model, heldout, batch_size, precision, ranks, micro_batch, on_forward)
     count_W = (heldout.tokens != PAD_ID).sum(axis=1)
     total = float(loss_W.sum())
     num_tokens = int(count_W.sum())
@@ -100,7 +98,7 @@ def evaluate(
 @torch.no_grad()
 def _window_losses(
     model: nn.Module,
-    tokens_WT: NDArray[np.uint16],
+    heldout: HeldoutWindows,
     batch_size: int,
     precision: str,
     ranks: Ranks,
@@ -108,11 +106,14 @@ def _window_losses(
     on_forward: Callable[[Tensor], None] | None,
 ) -> NDArray[np.float64]:
     """Summed negative log-likelihood of each window, nats; the same on every rank."""
+    tokens_WT = heldout.tokens
     loss_W = np.zeros(len(tokens_WT))
     for start in range(0, len(tokens_WT), batch_size):
         window_BT = _padded(tokens_WT[start : start + batch_size], ranks.size)
         own = ranks.rows(len(window_BT))
-        loss_R = _losses(model, window_BT[own], precision, micro_batch, on_forward)
+        loss_R = _losses(
+            model, window_BT[own], heldout.begin_id, precision, micro_batch, on_forward
+        )
         # Without the padding at the end.
         real = loss_W[start : start + batch_size][own]
         real[:] = loss_R[: len(real)]
@@ -120,7 +121,7 @@ def _window_losses(
     return np.array(ranks.sum(loss_W.tolist()))
 
 
-def _padded(window_BT: NDArray[np.uint16], multiple: int) -> NDArray[np.uint16]:
+def _padded(window_BT: Tokens, multiple: int) -> Tokens:
     """Windows of padding added, which cost nothing, so that each rank has as many as the others."""
     missing = -len(window_BT) % multiple
     return np.pad(window_BT, ((0, missing), (0, 0)), constant_values=PAD_ID)
@@ -128,7 +129,8 @@ def _padded(window_BT: NDArray[np.uint16], multiple: int) -> NDArray[np.uint16]:
 
 def _losses(
     model: nn.Module,
-    window_RT: NDArray[np.uint16],
+    window_RT: Tokens,
+    begin_id: int,
     precision: str,
     micro_batch: int | None,
     on_forward: Callable[[Tensor], None] | None,
@@ -139,7 +141,7 @@ def _losses(
     losses = []
     for start in range(0, len(window_RT), size):
         window_BT = window_RT[start : start + size]
-        inputs_BT = torch.from_numpy(shift_right(window_BT).astype(np.int64)).to(device)
+        inputs_BT = torch.from_numpy(shift_right(window_BT, begin_id).astype(np.int64)).to(device)
         targets_BT = torch.from_numpy(window_BT.astype(np.int64)).to(device)
         if on_forward is not None:
             on_forward(targets_BT)

@@ -180,6 +180,7 @@ class _Run:
         seed_all(spec.seed)
         model = build_model(spec).to(device)
         model.checkpoint_activations = placement.checkpoint_activations
+        model.document_end = self._data.end_of_text_id if spec.document_mask else None
         if placement.compile:
             rows = placement.micro_batch or spec.batch_size // self._ranks.size
             inputs_BT = torch.ones(rows, spec.seq_len, dtype=torch.int64, device=device)
@@ -225,7 +226,9 @@ class _Run:
         """The batch of a step, from its number alone: the data position is an integer."""
         windows = self._data.train_windows(self._spec.seq_len)
         size, seed = self._spec.batch_size, self._spec.seed
-        return lambda step: rank_batch(windows.batch(step, size, seed), self._ranks)
+        return lambda step: rank_batch(
+            windows.batch(step, size, seed), self._ranks, begin_id=windows.begin_id
+        )
 
     def _one_step(self, batch: Batch) -> str | None:
         """One optimizer step; the reason of a divergence, or None."""

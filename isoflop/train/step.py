@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from isoflop.data.tokenizer import PAD_ID
-from isoflop.data.windows import shift_right
+from isoflop.data.tokenizers import BEGIN_ID, PAD_ID
+from isoflop.data.windows import Tokens, shift_right
 from isoflop.plan.identity import RunSpec
 from isoflop.train.optimizer import clip_gradients
 from isoflop.train.precision import compute_type
@@ -66,15 +65,15 @@ class Batch:
         return zip(self.inputs_RT.split(size), self.targets_RT.split(size), strict=True)
 
 
-def rank_batch(targets_BT: NDArray[np.uint16], ranks: Ranks = SINGLE) -> Batch:
-    """A rank's share of a global batch, on the CPU.
+def rank_batch(targets_BT: Tokens, ranks: Ranks = SINGLE, *, begin_id: int = BEGIN_ID) -> Batch:
+    """A rank's share of a global batch, on the CPU; ``begin_id`` is the input at position 0.
 
     Raises:
         UserError: the batch does not split evenly over the ranks.
     """
     targets_RT = targets_BT[ranks.rows(len(targets_BT))]
     return Batch(
-        inputs_RT=torch.from_numpy(shift_right(targets_RT).astype(np.int64)),
+        inputs_RT=torch.from_numpy(shift_right(targets_RT, begin_id).astype(np.int64)),
         targets_RT=torch.from_numpy(targets_RT.astype(np.int64)),
         num_targets=int(np.count_nonzero(targets_BT != PAD_ID)),
     )
@@ -82,7 +81,7 @@ def rank_batch(targets_BT: NDArray[np.uint16], ranks: Ranks = SINGLE) -> Batch:
 
 def gradients_of_batch(
     model: nn.Module,
-    batch: NDArray[np.uint16] | Batch,
+    batch: Tokens | Batch,
     *,
     clip_norm: float | None,
     precision: str,
@@ -128,11 +127,11 @@ def gradients_of_batch(
     return StepGradients(total, norm)
 
 
-def made_batch(spec: RunSpec) -> NDArray[np.uint16]:
+def made_batch(spec: RunSpec) -> Tokens:
     """Uniform tokens [B, T] without padding, for measuring: the text hardly matters to a step."""
     shape = (spec.batch_size, spec.seq_len)
     tokens_BT = np.random.default_rng(0).integers(PAD_ID + 1, spec.vocab_size, shape)
-    return tokens_BT.astype(np.uint16)
+    return tokens_BT.astype(np.uint32)
 
 
 def nothing_shared(model: nn.Module) -> AbstractContextManager[object]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +87,29 @@ def test_recipes_can_be_planned_but_their_tokens_are_unknown(source: str) -> Non
     assert identity.vocab_size == 50258
 
 
+def test_provisional_ids_of_the_first_recipes_are_pinned() -> None:
+    assert identify("slimpajama-627b", "gpt2").data_id == "4ad324855809894a"
+    assert identify("tinystories", "gpt2").data_id == "e21e97820f6035a2"
+
+
+@pytest.mark.parametrize(
+    ("source", "tokenizer"),
+    [
+        ("files:/some where/*.txt", "byte"),
+        ("hf:some/set", "gpt2"),
+        ("synthetic:0", "byte"),
+        ("sotu-embedded", "bpe:1024"),
+        ("tinystories", "bpe:1024"),
+    ],
+)
+def test_what_has_to_be_prepared_first_names_the_command(
+    tmp_path, refused, source: str, tokenizer: str
+) -> None:
+    command = f"isoflop data prepare {shlex.quote(source)} --tokenizer {tokenizer}`"
+    with refused(re.escape(command)):
+        identify(source, tokenizer, data_dir=tmp_path)
+
+
 def test_gpt2_tokens_of_a_known_corpus_are_unknown_not_zero() -> None:
     assert identify("sotu-embedded", "gpt2").num_train_tokens is None
 
@@ -104,10 +129,10 @@ def test_identity_is_of_contents_and_order_not_of_place_or_names(
 
 
 def test_unknown_source_and_tokenizer_list_what_there_is(refused) -> None:
-    with refused("sotu-embedded, sotu, slimpajama-627b, tinystories"):
+    with refused("sotu-embedded, sotu, slimpajama-627b, .*files:GLOB, hf:NAME"):
         identify("c4", "byte")
-    with refused("byte, gpt2"):
-        identify("sotu-embedded", "bpe")
+    with refused("byte, gpt2, bpe:V"):
+        identify("sotu-embedded", "words")
 
 
 def test_corpus_not_fetched_names_the_command(tmp_path, refused) -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoflop.data import prepare as prepare_module
-from isoflop.data.catalog import identify
+from isoflop.data import corpus_tokens
+from isoflop.data.catalog import corpus_folder, identify, read_source_manifest
+from isoflop.data.corpus import heldout_flags, read_texts
+from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
 from isoflop.data.storage import publish_folder, read_manifest, write_manifest
+from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import DATA_SCHEMA, open_data
 
 
@@ -130,7 +133,7 @@ def _edit_manifest(folder: Path) -> None:
 
 def _of_the_next_version(folder: Path) -> None:
     manifest = read_manifest(folder, DATA_SCHEMA, "")
-    write_manifest(folder, {**manifest, "schema": "isoflop-tokens/2"})
+    write_manifest(folder, {**manifest, "schema": "isoflop-tokens/3"})
 
 
 def _of_other_data(folder: Path) -> None:
@@ -154,7 +157,7 @@ DAMAGE = {
         "data manifest",
     ),
     "missing manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
-    "next version": (_of_the_next_version, "isoflop-tokens/2"),
+    "next version": (_of_the_next_version, "isoflop-tokens/3"),
     "other data": (_of_other_data, "it holds 0000000000000000"),
     "empty folder": (
         lambda folder: (shutil.rmtree(folder), folder.mkdir()),
@@ -213,14 +216,14 @@ def test_a_damaged_corpus_is_refused(
 def test_what_cannot_be_prepared_says_so(tmp_path: Path, refused) -> None:
     with refused("isoflop data fetch sotu"):
         prepare("sotu", "byte", tmp_path)
-    with refused("planning only"):
+    with refused("isoflop data prepare slimpajama-627b --tokenizer byte"):
         prepare("slimpajama-627b", "byte", tmp_path)
-    with refused("planning only"):
-        prepare("sotu-embedded", "gpt2", tmp_path)
     with refused("sotu-embedded, sotu"):
         prepare("c4", "byte", tmp_path)
     with refused("byte, gpt2"):
         prepare("sotu-embedded", "words", tmp_path)
+    with refused("--tokens = 5: must be left out for sotu-embedded"):
+        prepare("sotu-embedded", "byte", tmp_path, options=PrepareOptions(tokens=5))
     assert not list(tmp_path.iterdir())
 
 
@@ -236,7 +239,7 @@ def test_shards_are_one_stream_however_it_is_cut(
 ) -> None:
     texts = [f"text {index}".encode() * (index % 5 + 1) for index in range(11)]
     make_corpus(tmp_path, texts)
-    monkeypatch.setattr(prepare_module, "MAX_SHARD_TOKENS", size)
+    monkeypatch.setattr(corpus_tokens, "MAX_SHARD_TOKENS", size)
     folder = prepare("sotu", "byte", tmp_path)
     split = json.loads((folder / "manifest.json").read_text())["splits"]["train"]
     stream = b"".join((folder / shard["file"]).read_bytes() for shard in split["shards"])
@@ -247,3 +250,26 @@ def test_shards_are_one_stream_however_it_is_cut(
     expected = b"".join(texts[index] + b"\1" for index in ids)
     assert np.frombuffer(stream, dtype="<u2").astype(np.uint8).tobytes() == expected
     assert len(ids) == 9
+
+
+def test_a_corpus_with_a_trained_tokenizer(tmp_path: Path) -> None:
+    folder = prepare("sotu-embedded", "bpe:300", tmp_path)
+    identity = open_data(folder).identity
+    assert (identity.tokenizer, identity.vocab_size) == ("bpe:300", 300)
+    assert identify("sotu-embedded", "bpe:300", data_dir=tmp_path) == identity
+    assert prepare("sotu-embedded", "bpe:300", tmp_path) == folder
+    text = open_tokenizer(open_data(folder).tokenizer_spec(), folder).decode(
+        np.fromfile(folder / "heldout-00000.bin", "<u2")
+    )
+    manifest = read_source_manifest("sotu-embedded")
+    texts = list(read_texts(corpus_folder("sotu-embedded")[0], manifest, ""))
+    held = heldout_flags([hashlib.sha256(text).hexdigest() for text in texts])
+    assert text.encode() == b"".join(t for t, flag in zip(texts, held, strict=True) if flag)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tokens": 0}, {"workers": 0}, {"tokens": -1}, {"on_bad_document": "keep"}]
+)
+def test_options_that_make_no_sense_are_refused(refused, options: dict) -> None:
+    with refused(f"= {next(iter(options.values()))!r}"):
+        PrepareOptions(**options)

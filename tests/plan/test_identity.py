@@ -67,6 +67,8 @@ def test_every_identity_field_changes_the_id(name: str) -> None:
     value: Any = getattr(SPEC, name)
     if name == "config":
         changed: Any = {**value, "num_channels": 5}
+    elif isinstance(value, bool):
+        changed = not value
     else:
         changed = value + (1 if isinstance(value, int) else "x")
     assert run_id(dataclasses.replace(SPEC, **{name: changed})) != run_id(SPEC)
@@ -228,7 +230,11 @@ specs = st.builds(
     **{
         f.name: st.dictionaries(st.text(max_size=2), st.integers(0, 2) | st.text(max_size=2))
         if f.name == "config"
-        else {"int": st.integers(0, 2), "str": st.sampled_from(["", "0", "1", "a"])}[str(f.type)]
+        else {
+            "bool": st.booleans(),
+            "int": st.integers(0, 2),
+            "str": st.sampled_from(["", "0", "1", "a"]),
+        }[str(f.type)]
         for f in dataclasses.fields(RunSpec)
     },
 )

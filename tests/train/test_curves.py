@@ -28,6 +28,7 @@ class Windows:
     """The reference's test windows, 8 batches of 8; each is a document of its own here."""
 
     tokens: NDArray[np.uint16]
+    begin_id: int = 1
 
     @property
     def document_index(self) -> NDArray[np.int64]:

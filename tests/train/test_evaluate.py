@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isoflop.data.windows import HeldoutWindows, _TokenStream
+from isoflop.data.windows import Documents, HeldoutWindows, TokenStream
 from isoflop.model import build_model
 from isoflop.model.loss import token_losses
 from isoflop.train.evaluate import Evaluation, evaluate
@@ -202,7 +202,9 @@ class MadeSplit:
             {"num_tokens": n, "num_bytes": n - 1, "token_offset": int(offset)}
             for n, offset in zip(lengths, offsets, strict=False)
         ]
-        self.windows = HeldoutWindows(_TokenStream([shard]), entries, seq_len)
+        self.windows = HeldoutWindows(
+            TokenStream([shard], np.dtype("<u2")), Documents.from_rows(entries), seq_len, begin_id=1
+        )
 
 
 @pytest.mark.parametrize("seq_len", [1, 3, 8, 50])

@@ -1,0 +1,165 @@
+"""A made-up corpus with planted facts: the same bytes for a seed on every machine and version.
+
+Background: invented words, drawn by Zipf's law or as one of a few followers of the word before
+(a Markov chain). Some sentences are facts, "The NOUN was ADJECTIVE.", one adjective for each noun
+in the whole corpus, so that what a model has stored can be looked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate, count
+from typing import Any
+
+from isoflop.data.documents import Part, RawDocument, Source
+from isoflop.errors import UserError
+
+VERSION = 1
+"""Goes up with any change to the texts."""
+NUM_DOCUMENTS = 2_000
+"""About 2 MB, where no number of tokens is asked for."""
+
+NUM_WORDS = 2_000
+NUM_FACTS = 200
+NUM_ADJECTIVES = 50
+NUM_FOLLOWERS = 8
+FOLLOW_PERCENT = 60
+SENTENCES = (8, 24)
+WORDS_PER_SENTENCE = (4, 14)
+FACT_PERCENT = 15
+
+_ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t")
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ou")
+_CODAS = ("", "", "n", "r", "s", "l", "nd")
+_MASK = 2**64 - 1
+
+
+def synthetic_source(name: str, *, endless: bool) -> Source:
+    """``synthetic:SEED``.
+
+    Args:
+        name: the source's name.
+        endless: give documents for as long as they are asked for, not :data:`NUM_DOCUMENTS`.
+
+    Raises:
+        UserError: SEED is no whole number below 2^64.
+    """
+    text = name.partition(":")[2]
+    if not (text.isascii() and text.isdigit() and int(text) <= _MASK):
+        raise UserError("data source", name, "synthetic:SEED, a whole number", "write synthetic:0")
+    maker = _Maker(int(text))
+    numbers = (lambda: count()) if endless else (lambda: iter(range(NUM_DOCUMENTS)))
+
+    def read() -> Iterator[RawDocument]:
+        return (RawDocument(id=str(number), text=maker.text(number)) for number in numbers())
+
+    return Source(
+        name=name,
+        licence="CC0-1.0 (made up by a program)",
+        origin={"generator": "isoflop synthetic", "version": VERSION, "seed": text},
+        parts=(Part(split=None, read=read),),
+        facts=maker.facts,
+    )
+
+
+class _Random:
+    """SplitMix64 (Steele, Lea and Flood, 2014), so that no library's version matters."""
+
+    def __init__(self, *key: int) -> None:
+        self._state = 0
+        for value in key:
+            self._state = (self.next() ^ value) & _MASK
+
+    def next(self) -> int:
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
+        mixed = self._state
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        return mixed ^ (mixed >> 31)
+
+    def below(self, bound: int) -> int:
+        return (self.next() * bound) >> 64
+
+    def between(self, ends: tuple[int, int]) -> int:
+        return ends[0] + self.below(ends[1] - ends[0] + 1)
+
+
+class _Maker:
+    """Documents of one seed, each made from its number alone."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        random = _Random(seed, VERSION)
+        words = _make_words(random, NUM_WORDS + NUM_FACTS + NUM_ADJECTIVES)
+        self._words = words[:NUM_WORDS]
+        adjectives = words[NUM_WORDS + NUM_FACTS :]
+        self._facts = [
+            (noun, adjectives[random.below(NUM_ADJECTIVES)])
+            for noun in words[NUM_WORDS : NUM_WORDS + NUM_FACTS]
+        ]
+        # Zipf: the word of rank r has weight 1/r; in integers, whose sums are exact.
+        self._sums = list(accumulate(10**9 // rank for rank in range(1, NUM_WORDS + 1)))
+        self._followers = [
+            [self._draw(random) for _ in range(NUM_FOLLOWERS)] for _ in range(NUM_WORDS)
+        ]
+
+    def text(self, number: int) -> bytes:
+        """The document of a number, ASCII."""
+        return " ".join(sentence for sentence, _ in self._sentences(number)).encode()
+
+    def facts(self, num_documents: int) -> list[dict[str, Any]]:
+        """Noun, adjective, document id and byte at which the sentence begins, of each fact."""
+        rows = []
+        for number in range(num_documents):
+            position = 0
+            for sentence, fact in self._sentences(number):
+                if fact is not None:
+                    noun, adjective = fact
+                    rows.append(
+                        {
+                            "noun": noun,
+                            "adjective": adjective,
+                            "document": str(number),
+                            "position": position,
+                        }
+                    )
+                position += len(sentence) + 1
+        return rows
+
+    def _sentences(self, number: int) -> Iterator[tuple[str, tuple[str, str] | None]]:
+        random = _Random(self._seed, VERSION, number + 1)
+        for _ in range(random.between(SENTENCES)):
+            if random.below(100) < FACT_PERCENT:
+                noun, adjective = self._facts[random.below(NUM_FACTS)]
+                yield f"The {noun} was {adjective}.", (noun, adjective)
+            else:
+                yield self._background(random), None
+
+    def _background(self, random: _Random) -> str:
+        word = self._draw(random)
+        words = [word]
+        for _ in range(random.between(WORDS_PER_SENTENCE) - 1):
+            if random.below(100) < FOLLOW_PERCENT:
+                word = self._followers[word][random.below(NUM_FOLLOWERS)]
+            else:
+                word = self._draw(random)
+            words.append(word)
+        return " ".join(self._words[word] for word in words).capitalize() + "."
+
+    def _draw(self, random: _Random) -> int:
+        return bisect_right(self._sums, random.below(self._sums[-1]))
+
+
+def _make_words(random: _Random, number: int) -> list[str]:
+    """Different words of one to three syllables."""
+    words: dict[str, None] = {}
+    while len(words) < number:
+        syllables = [
+            _ONSETS[random.below(len(_ONSETS))]
+            + _VOWELS[random.below(len(_VOWELS))]
+            + _CODAS[random.below(len(_CODAS))]
+            for _ in range(1 + random.below(3))
+        ]
+        words["".join(syllables)] = None
+    return list(words)
