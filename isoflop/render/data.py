@@ -25,6 +25,9 @@ END_OF_DOCUMENT = "⟨end of document⟩"
 # Work that is done by then shows no bar.
 _QUIET_S = 2.0
 
+# How ids are stored, as a manifest and as a person says it.
+_BITS = {"<u2": "16-bit ids", "<u4": "32-bit ids"}
+
 
 def sources_table(sources: Iterable[Mapping[str, str | None]]) -> Table:
     """What `data prepare` can read; folded to the width of the terminal."""
@@ -107,7 +110,7 @@ def summary_lines(summary: Summary) -> list[str]:
         "origin": ", ".join(_origin_words(about["origin"])),
         "licence": about["licence"],
         "tokenizer": f"{about['tokenizer']}, vocabulary {about['vocab_size']:,}, "
-        f"{about['dtype']}, {about['tokenizer_hash'][:12]}",
+        f"{_BITS[about['dtype']]}, {about['tokenizer_hash'][:12]}",
         "held out": about["split_rule"],
         "shards": about["num_shards"],
         "duplicates": f"{summary.num_duplicates:,} training documents repeat an earlier one",
