@@ -30,3 +30,8 @@ class _Shown(str):
 def shown(text: str) -> str:
     """Marks ``text`` to be printed without quotes in a :class:`UserError`."""
     return _Shown(text)
+
+
+def failure_reason(error: BaseException) -> str:
+    """Any exception in one line: its type and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -12,8 +12,9 @@ from typing import Any
 from isoflop.errors import UserError
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -38,7 +39,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Replaces ``path`` by ``data``: after a crash the old or the new content is there, whole."""
     temporary = _write_temporary(path, data)
     temporary.replace(path)
-    _fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -70,7 +71,7 @@ def write_once(path: Path, data: bytes) -> bool:
         return False
     finally:
         temporary.unlink()
-    _fsync_folder(path.parent)
+    fsync_path(path.parent)
     return True
 
 

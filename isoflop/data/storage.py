@@ -11,7 +11,7 @@ from typing import Any
 
 from isoflop.canonical import sha256_json
 from isoflop.errors import UserError
-from isoflop.files import read_json, write_json_atomic
+from isoflop.files import fsync_path, read_json, write_json_atomic
 
 MANIFEST = "manifest.json"
 TOKENS_SCHEMA = "isoflop-tokens/1"
@@ -100,9 +100,5 @@ def rename_unless_there(temporary: Path, target: Path) -> bool:
         if target.is_dir():
             return False
         raise
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_path(target.parent)
     return True

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.catalog import TOKENIZERS, DataIdentity, TokenizerSpec
+from isoflop.data.catalog import TOKENIZERS, TokenizerSpec, identity_of
 from isoflop.data.permutation import permute
 from isoflop.data.storage import PREPARED_SCHEMAS, TOKENS_SCHEMA, read_manifest
 from isoflop.data.tokenizers import BEGIN_ID, PAD_ID
@@ -111,14 +111,7 @@ class TokenData:
         self.dtype = np.dtype(manifest["dtype"])
         self.begin_id: int = manifest["begin_id"]
         self.end_of_text_id: int = manifest["end_of_text_id"]
-        self.identity = DataIdentity(
-            data_id=manifest["data_id"],
-            tokenizer_hash=manifest["tokenizer_hash"],
-            vocab_size=manifest["vocab_size"],
-            num_train_tokens=manifest["splits"]["train"]["num_tokens"],
-            source=manifest["source"],
-            tokenizer=manifest["tokenizer"],
-        )
+        self.identity = identity_of(manifest)
 
     def train_windows(self, seq_len: int) -> TrainWindows:
         """The training windows of ``seq_len`` tokens.

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from isoflop import __version__
-from isoflop.errors import UserError
+from isoflop.errors import UserError, failure_reason
 from isoflop.files import write_text_atomic
 from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
 from isoflop.launch.sinks import About, open_sinks
@@ -311,11 +311,6 @@ class _Attempt:
             steps = (self._first_step, self._last.step)
             wall_s = self._last.wall_s if wall_s is None else wall_s
         self._folder.end_attempt(self._attempt, reason, step_range=steps, wall_s=wall_s)
-
-
-def failure_reason(error: Exception) -> str:
-    """An exception in one line: what a person sees; the traceback is in a file of its own."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +170,7 @@ def write_tables(run_folder: Path) -> None:
     did them. A table that cannot be written is said in the log; the lines are still there.
     """
     try:
-        rows = list(_rows(run_folder / LINES_FILE))
+        rows = list(read_rows(run_folder / LINES_FILE))
         write_table(run_folder / METRICS_FILE, _metrics(rows), METRICS)
         usage = _usage(rows)
         if usage:
@@ -180,8 +180,8 @@ def write_tables(run_folder: Path) -> None:
         logger.warning("no tables of metrics, their lines are in %s: %s", LINES_FILE, error)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What can be read: a line that a crash cut off is skipped."""
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """What can be read of metrics.jsonl: a line that a crash cut off is skipped."""
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
@@ -193,16 +193,26 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def newest_by_step(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The row of each logged step, ascending; of one done more than once, the newest attempt's.
+
+    Steps that an attempt did after its last checkpoint are done again by the next one.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if "event" in row:
+            continue
+        there = found.get(row["step"])
+        if there is None or there["attempt"] <= row["attempt"]:
+            found[row["step"]] = dict(row)
+    return dict(sorted(found.items()))
+
+
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row per step that was logged or evaluated, in order."""
-    steps: dict[int, Mapping[str, Any]] = {}
-    heldout: dict[int, Mapping[str, Any]] = {}
+    steps = newest_by_step(rows)
     # Attempts follow one another in the file, so that later lines are of newer attempts.
-    for row in rows:
-        if "event" not in row:
-            steps[row["step"]] = row
-        elif row["event"] == "evaluation":
-            heldout[row["step"]] = row
+    heldout = {row["step"]: row for row in rows if row.get("event") == "evaluation"}
     table = []
     for step in sorted(steps.keys() | heldout.keys()):
         values = {name: steps.get(step, {}).get(name) for name in METRICS.names}

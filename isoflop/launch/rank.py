@@ -29,8 +29,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.errors import failure_reason
 from isoflop.files import read_json
-from isoflop.launch.execute import Ending, Job, execute, failure_reason
+from isoflop.launch.execute import Ending, Job, execute
 from isoflop.launch.signals import StopFlag
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ gone (same machine) or its heartbeat is old (another machine); then the next att
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_json_atomic, write_once
+from isoflop.launch.metrics import LINES_FILE, newest_by_step, read_rows
 from isoflop.launch.process import ProcessIdentity
 from isoflop.plan.identity import RunSpec, run_id, shown_id
 
@@ -238,31 +238,12 @@ class RunFolder:
         return sum(spent.values())
 
     def metrics_by_step(self) -> dict[int, dict[str, Any]]:
-        """The row of each logged step, ascending; of one done more than once, the last attempt's.
-
-        Steps that an attempt did after its last checkpoint are done again by the next one.
-        """
-        rows: dict[int, dict[str, Any]] = {}
-        for row in self.metrics():
-            # Other rows tell of events.
-            if "grad_norm" not in row:
-                continue
-            there = rows.get(row["step"])
-            if there is None or there["attempt"] <= row["attempt"]:
-                rows[row["step"]] = row
-        return dict(sorted(rows.items()))
+        """The row of each logged step; see :func:`isoflop.launch.metrics.newest_by_step`."""
+        return newest_by_step(self.metrics())
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Rows of metrics.jsonl; a line cut off by a crash is skipped."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            yield row
+        return read_rows(self.path / LINES_FILE)
 
     def _attempt_path(self, number: int) -> Path:
         return self.path / "attempts" / f"{number:04d}.json"

@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.launch.execute import Ending, Job, execute, failure_reason
+from isoflop.errors import failure_reason
+from isoflop.launch.execute import Ending, Job, execute
 from isoflop.launch.layout import num_gpus, on_own_device
 from isoflop.launch.signals import StopFlag
 

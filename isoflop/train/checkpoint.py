@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isoflop.files import dump_json, sha256_file
+from isoflop.files import dump_json, fsync_path, sha256_file
 
 SCHEMA = "isoflop-checkpoint/1"
 NUM_KEPT = 2
@@ -174,7 +174,7 @@ class CheckpointStore:
                 return
         # Onto a checkpoint that another process has put there by now, this fails.
         temporary.rename(path)
-        _flush_folder(self.folder)
+        fsync_path(self.folder)
 
     def _last(self, step: int) -> set[int]:
         return set([there for there in self.steps() if there <= step][-NUM_KEPT:])
@@ -225,20 +225,8 @@ def _seal(state: Mapping[str, Any]) -> str:
 
 def _flush(folder: Path) -> None:
     for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fsync_path(path)
+    fsync_path(folder)
 
 
 def _one_line(error: Exception) -> str:

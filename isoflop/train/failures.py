@@ -6,6 +6,7 @@ import re
 
 import torch
 
+from isoflop.errors import failure_reason
 from isoflop.plan.estimate.memory import estimate_memory, format_bytes
 from isoflop.plan.estimate.shapes import model_shape
 from isoflop.plan.identity import RunSpec
@@ -45,7 +46,7 @@ def describe(error: BaseException, spec: RunSpec, placement: Placement, num_rank
     if _LOST_RANK.search(f"{type(error).__name__}: {error}"):
         return "lost contact with another rank of this run: it died or stalled"
     if not is_out_of_memory(error):
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return failure_reason(error)
     at_a_time = placement.micro_batch or -(-spec.batch_size // num_ranks)
     parts = [
         f"{spec.family}, width {spec.d_model}, {spec.n_layers} layers",

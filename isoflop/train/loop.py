@@ -5,6 +5,7 @@ Letters: B batch, T tokens.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -32,7 +33,7 @@ from isoflop.train.state import TrainingState, seed_all
 from isoflop.train.step import Batch, StepGradients, gradients_of_batch, rank_batch
 
 if TYPE_CHECKING:
-    from isoflop.data.windows import TokenData
+    from isoflop.data.windows import HeldoutWindows, TokenData
     from isoflop.plan.identity import RunSpec
 
 __all__ = ["Accumulator", "Hooks", "Placement", "RunOutcome", "StepMetrics", "train_run"]
@@ -327,10 +328,15 @@ class _Run:
         with self._monitor.heldout(self._spec.steps - 1) as on_forward:
             return self._evaluate(on_forward)
 
+    @functools.cached_property
+    def _heldout(self) -> HeldoutWindows:
+        """Read once, at the first evaluation."""
+        return self._data.heldout(self._spec.seq_len)
+
     def _evaluate(self, on_forward: Callable[[Tensor], None] | None = None) -> Evaluation:
         return evaluate(
             self._module,
-            self._data.heldout(self._spec.seq_len),
+            self._heldout,
             batch_size=self._spec.batch_size,
             precision=self._spec.precision,
             ranks=self._ranks,
@@ -350,6 +356,9 @@ class _Run:
     def hand_over_weights(self) -> None:
         """Gives the final weights to who asked for them."""
         hook = self._hooks.on_final_weights
+        # Only the main rank knows; all must take part in gathering.
+        if not self._ranks.broadcast(float(hook is not None)):
+            return
         weights = self._ranks.gather(self._state.model, self._state.optimizer)[0]
         if hook is not None:
             hook(weights)

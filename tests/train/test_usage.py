@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import made_training
 from isoflop.model import Transformer, build_model
 from isoflop.plan.identity import RunSpec
 from isoflop.train.ranks import SINGLE, SingleRank
@@ -36,21 +37,9 @@ B, T = 3, 7
 
 
 def made_spec(family: str, **config: Any) -> RunSpec:
-    return RunSpec(
-        family=family,
-        config=CONFIGS[family] | config,
-        d_model=8,
-        n_layers=2,
-        n_heads=2,
-        vocab_size=20,
-        seq_len=T,
-        batch_size=B,
-        steps=100,
-        data_id="made",
-        tokenizer_hash="made",
-        seed=3,
-        recipe="micro-v1",
-        precision="fp32",
+    shape = {"d_model": 8, "n_layers": 2, "n_heads": 2, "vocab_size": 20, "seq_len": T}
+    return made_training.made_spec(
+        family, config=CONFIGS[family] | config, batch_size=B, steps=100, seed=3, **shape
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreted import check, poisoned_triton
 from test_gathered_linear import (
     GATES,
     GRADIENTS,
@@ -26,7 +27,7 @@ from test_gathered_linear import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop_kernels import triton_config, use_implementation
+from isoflop_kernels import triton_config
 from isoflop_kernels.gathered_linear import triton_v2
 
 CASES = [
@@ -62,14 +63,8 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(triton_v2, name, recorded)
     monkeypatch.setenv("ISOFLOP_KERNELS_TRITON", "v2")
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    with use_implementation("triton"):
+    with poisoned_triton():
         yield found
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 @pytest.fixture
@@ -79,15 +74,6 @@ def narrow(monkeypatch):
     chip = dataclasses.replace(triton_config.TABLE["sm_90"], group_dot_pairs=16, **small)
     monkeypatch.setitem(triton_config.TABLE, "sm_90", chip)
     monkeypatch.setattr(triton_config, "group_chunk_size", lambda num_choices, num_groups: 16)
-
-
-def check(case, activation="identity", gate_order="gate_then_act", dtype=torch.float32, limit=None):
-    inputs = case.inputs(dtype)
-    dy = output_gradient(inputs).to(dtype)
-    expected = differentiate(lambda t: exact(t, activation, gate_order), as_float64(inputs), dy)
-    actual = differentiate(run(activation, gate_order), inputs, dy)
-    assert all(value.dtype == dtype for value in actual.values())
-    assert_close(actual, expected, limit or TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

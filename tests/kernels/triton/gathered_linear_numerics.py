@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreted import check, poisoned_triton
 from test_gathered_linear import (
     GATES,
     GRADIENTS,
@@ -49,14 +50,8 @@ CASES = [
 @pytest.fixture(autouse=True)
 def _poison():
     """Outputs hold NaN until a kernel writes them."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    with use_implementation("triton"):
+    with poisoned_triton():
         yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 @pytest.fixture
@@ -65,15 +60,6 @@ def narrow(monkeypatch):
     small = {"dot_tile": 1, "combine_width": 16, "combine_tile": 1, "expert_slice": 16}
     chip = dataclasses.replace(triton_config.TABLE["sm_90"], expert_width=8, **small)
     monkeypatch.setitem(triton_config.TABLE, "sm_90", chip)
-
-
-def check(case, activation="identity", gate_order="gate_then_act", dtype=torch.float32, limit=None):
-    inputs = case.inputs(dtype)
-    dy = output_gradient(inputs).to(dtype)
-    expected = differentiate(lambda t: exact(t, activation, gate_order), as_float64(inputs), dy)
-    actual = differentiate(run(activation, gate_order), inputs, dy)
-    assert all(value.dtype == dtype for value in actual.values())
-    assert_close(actual, expected, limit or TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

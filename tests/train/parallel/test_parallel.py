@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import made_training
 from isoflop.families import config_from_mapping
 from isoflop.plan.identity import RunSpec
 from isoflop.train.ranks import SINGLE
@@ -38,23 +39,10 @@ CONFIGS: dict[str, dict[str, int]] = {
 
 def made_spec(family: str, **changes: Any) -> RunSpec:
     config = dataclasses.asdict(config_from_mapping(family, CONFIGS[family]))
-    spec = RunSpec(
-        family=family,
-        config=config,
-        d_model=16,
-        n_layers=2,
-        n_heads=2,
-        vocab_size=64,
-        seq_len=12,
-        batch_size=8,
-        steps=50,
-        data_id="made",
-        tokenizer_hash="made",
-        seed=0,
-        recipe="micro-v1",
-        precision="fp32",
+    shape = {"d_model": 16, "n_layers": 2, "n_heads": 2, "vocab_size": 64, "seq_len": 12}
+    return made_training.made_spec(
+        family, **{"config": config, "batch_size": 8, "steps": 50, **shape, **changes}
     )
-    return dataclasses.replace(spec, **changes)
 
 
 def order(
