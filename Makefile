@@ -5,21 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test test-slow lint bench clean
+.PHONY: study test test-slow lint bench clean system
 
 study: $(VENV)/.installed
 	$(BIN)/isoflop quickstart
 
-test: $(VENV)/.installed-dev lint
+test: $(VENV)/.installed-dev lint system
 	$(BIN)/pytest -q -n auto -m "not slow"
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-dev system
 	$(BIN)/pytest -q -n auto -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The distribution's packages that tests need; without root or apt-get (code 3) those tests skip.
+system:
+	slurm/dev_cluster/install.sh || [ $$? -eq 3 ]
 
 # Ratios against a named baseline, printed; never part of the tests.
 bench: $(VENV)/.installed-dev
