@@ -51,8 +51,7 @@ def extend(
 
 def _estimate_again(plan: Plan, folder: Path) -> None:
     """Estimates the grown plan for the hardware it was estimated for before."""
-    from isoflop.commands.plan import estimate_for
-    from isoflop.plan.estimate import load_estimates, store_estimates
+    from isoflop.plan.estimate import estimate_for, load_estimates, store_estimates
 
     stored = load_estimates(folder)
     if stored is not None:

@@ -11,7 +11,7 @@ from isoflop.commands import FOLDER
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
-    from isoflop.plan.estimate import Calibration, Hardware, PlanEstimate
+    from isoflop.plan.estimate import PlanEstimate
     from isoflop.plan.planner import Plan
     from isoflop.plan.power import PowerReport
     from isoflop.study import Study
@@ -59,7 +59,7 @@ def plan(
     its ladder, batch and sequence length, all five families. Times and memory are estimates.
     """
     from isoflop.plan.artefact import write_plan
-    from isoflop.plan.estimate import store_estimates
+    from isoflop.plan.estimate import estimate_for, store_estimates
     from isoflop.plan.planner import make_plan
 
     planned = make_plan(read_study(study, budgets))
@@ -94,50 +94,6 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
             "--budgets", None, "given where there is no study file", "add --budgets 1e17,1e18"
         )
     return paper_study(parsed)
-
-
-def estimate_for(
-    planned: Plan,
-    folder: Path,
-    hardware: str | None = None,
-    price: float | None = None,
-    max_gpu_hours: float | None = None,
-    calibration: Path | None = None,
-) -> PlanEstimate:
-    """Estimates a plan as the command line does; see the options of `isoflop plan`.
-
-    Args:
-        planned: the plan.
-        folder: its folder, whose calibration is used where none is named.
-        hardware: a profile; None: the usual one for the recipe's precision.
-        price: of a device-hour.
-        max_gpu_hours: a hard cap.
-        calibration: a file of measured step times.
-
-    Raises:
-        UserError: an unknown profile, a damaged calibration, or a plan over the cap.
-    """
-    from isoflop.plan.estimate import estimate_plan, load_hardware
-    from isoflop.recipe import get_recipe
-
-    usual = "cpu2" if get_recipe(planned.study.recipe).precision == "fp32" else "h100"
-    profile = load_hardware(hardware or usual)
-    measured = _calibration(calibration, folder, profile)
-    return estimate_plan(planned, profile, price, max_gpu_hours, measured)
-
-
-def _calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
-    """The calibration that is named, or the folder's own if it is of the profile's kind."""
-    from isoflop.plan.estimate import load_calibration
-    from isoflop.plan.estimate.calibration import FILE_NAME
-
-    if path is not None:
-        return load_calibration(path)
-    if not (folder / FILE_NAME).exists():
-        return None
-    found = load_calibration(folder / FILE_NAME)
-    # What was measured on one kind of device says nothing of another.
-    return found if found.kind == profile.kind else None
 
 
 def show_plan(planned: Plan, estimate: PlanEstimate | None) -> None:

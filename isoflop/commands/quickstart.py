@@ -9,7 +9,7 @@ import click
 
 from isoflop.commands import FOLDER
 from isoflop.commands.fit import fit_folder
-from isoflop.commands.plan import estimate_for, show_plan
+from isoflop.commands.plan import show_plan
 from isoflop.commands.run import INTERRUPTED, run_folder
 
 
@@ -25,7 +25,7 @@ from isoflop.commands.run import INTERRUPTED, run_folder
 def quickstart(out: Path, workers: int | None) -> None:
     """Plan, run and fit the built-in micro study on real text: five families, no GPU needed."""
     from isoflop.plan.artefact import write_plan
-    from isoflop.plan.estimate import store_estimates
+    from isoflop.plan.estimate import estimate_for, store_estimates
     from isoflop.plan.planner import make_plan
     from isoflop.resources import builtin
     from isoflop.study import load_study

@@ -69,8 +69,7 @@ def show(
 
 def _estimate(plan: Plan, folder: Path, hardware: str | None) -> PlanEstimate | None:
     """For the hardware named, else for that of the estimates beside the plan, if any."""
-    from isoflop.commands.plan import estimate_for
-    from isoflop.plan.estimate import load_estimates
+    from isoflop.plan.estimate import estimate_for, load_estimates
 
     stored = load_estimates(folder) if hardware is None else None
     if hardware is None and stored is None:
