@@ -8,15 +8,20 @@ import click
 
 from isoflop import __version__
 from isoflop.commands.calibrate import calibrate
+from isoflop.commands.cancel import cancel
 from isoflop.commands.data import data
 from isoflop.commands.diff import diff
 from isoflop.commands.extend import extend
 from isoflop.commands.fit import fit
 from isoflop.commands.flops import flops
+from isoflop.commands.logs import logs
 from isoflop.commands.plan import plan
 from isoflop.commands.quickstart import quickstart
-from isoflop.commands.run import run, status
+from isoflop.commands.retry import retry
+from isoflop.commands.run import run
 from isoflop.commands.show import show
+from isoflop.commands.status import status
+from isoflop.commands.submit import submit
 from isoflop.errors import UserError
 
 USER_MISTAKE = 2
@@ -53,7 +58,11 @@ _VERBS = (
     diff,
     extend,
     run,
+    submit,
     status,
+    logs,
+    cancel,
+    retry,
     fit,
     quickstart,
     flops,

@@ -1,4 +1,4 @@
-"""`isoflop run` and `isoflop status`."""
+"""`isoflop run`."""
 
 from __future__ import annotations
 
@@ -106,25 +106,3 @@ def run_folder(folder: Path, workers: int | None, device: str | None, **options:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-@click.command(short_help="Say what is done, running, failed, missing.")
-@click.argument("folder", type=FOLDER)
-def status(folder: Path) -> None:
-    """Say which runs of the plan in FOLDER are done, running, failed or missing."""
-    from isoflop.launch.status import results_without_folder, study_states
-    from isoflop.plan.artefact import read_plan
-    from isoflop.render.tables import console, status_table, unfinished_lines
-
-    states = study_states(folder, read_plan(folder))
-    out = console()
-    out.print(status_table(states))
-    for line in unfinished_lines(states):
-        out.print(line, markup=False, soft_wrap=True)
-    num_kept = len(results_without_folder(folder, states))
-    if num_kept:
-        out.print(
-            f"runs.parquet holds the results of {num_kept} runs that have no folder here; "
-            "`isoflop fit` keeps them, `isoflop run` would train them anew",
-            soft_wrap=True,
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import platform
 import threading
 import traceback
@@ -365,4 +366,18 @@ def _provenance(job: Job) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        **_slurm_details(os.environ),
     }
+
+
+def _slurm_details(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Which job runs this, where, and for which time; nothing outside SLURM."""
+    names = {
+        "job_id": "SLURM_JOB_ID",
+        "array_job_id": "SLURM_ARRAY_JOB_ID",
+        "array_task_id": "SLURM_ARRAY_TASK_ID",
+        "node": "SLURMD_NODENAME",
+        "restart_count": "SLURM_RESTART_COUNT",
+    }
+    found = {key: environ[name] for key, name in names.items() if name in environ}
+    return {"slurm": found} if "job_id" in found else {}

@@ -76,6 +76,9 @@ def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
                     held.append(event.job)
                     event = Event(kind="wait", job=event.job)
                 yield event
+                if event.ending is not None and event.ending.status == "interrupted":
+                    # It was asked to stop and takes no other job, but may not be gone yet.
+                    workers[index].process.join()
                 if not workers[index].process.is_alive():
                     workers[index] = _start_worker(index)
 

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from isoflop.launch.store import RunFolder
+from isoflop.launch.metrics import LINES_FILE
+from isoflop.launch.slurm.logs import tail
+from isoflop.launch.store import Attempt, RunFolder
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import RUNS, read_table, write_table
 
-STATES = ("done", "running", "diverged", "failed", "missing")
+if TYPE_CHECKING:
+    from isoflop.launch.slurm.scheduler import JobState
+
+STATES = (
+    "done",
+    "running",
+    "requeued",
+    "waiting",
+    "diverged",
+    "failed",
+    "lost",
+    "unknown",
+    "missing",
+)
+"""Files alone tell done, running, diverged, failed and missing; the others need a scheduler.
+unknown: sent to a scheduler that does not answer now."""
+
+# As long as a run trains or is going to, runs.parquet calls it missing.
+_UNFINISHED = ("running", "requeued", "waiting", "lost", "unknown")
+
+# Rows of metrics.jsonl that a rate is taken over.
+_RATE_ROWS = 10
 
 _MEASURED = (
     "loss",
@@ -41,6 +67,23 @@ class RunState:
     step: int | None
     """Last step heard of, while running."""
     result: dict[str, Any] | None
+    attempt: Attempt | None = None
+    """The newest."""
+    steps_per_s: float | None = None
+    """While running, over its last metrics; None: too few of them yet."""
+    kind: str | None = None
+    """Of a failed or lost run, see isoflop.launch.slurm.failures.KINDS."""
+    job: JobState | None = None
+    """Its newest job, as far as the scheduler knows it."""
+    log_lines: tuple[str, ...] = ()
+    """The end of what a failed run wrote."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds of training left, while running at a known rate."""
+        if self.steps_per_s is None or self.step is None:
+            return None
+        return (self.run.spec.steps - 1 - self.step) / self.steps_per_s
 
 
 def run_state(folder: Path, run: PlannedRun) -> RunState:
@@ -53,12 +96,13 @@ def run_state(folder: Path, run: PlannedRun) -> RunState:
     result = run_folder.result()
     attempts = run_folder.attempts()
     newest = attempts[-1] if attempts else None
-    state, reason, step = "missing", None, None
+    state, reason, step, rate = "missing", None, None, None
     if result is not None:
         state, reason = result["status"], result["status_reason"]
     elif newest is not None and run_folder.is_held(newest):
         lease = run_folder.lease()
-        state, step = "running", lease.step if lease is not None else 0
+        state, step = "running", 0 if lease is None else lease.step
+        rate = steps_per_s(run_folder.path / LINES_FILE, newest.number)
     elif newest is not None and newest.failed:
         state, reason = "failed", newest.exit_reason
     elif newest is not None:
@@ -70,7 +114,25 @@ def run_state(folder: Path, run: PlannedRun) -> RunState:
         num_attempts=len(attempts),
         step=step,
         result=result,
+        attempt=newest,
+        steps_per_s=rate,
     )
+
+
+def steps_per_s(lines_file: Path, attempt: int) -> float | None:
+    """Steps in a second of training, over the last metrics of an attempt; None: fewer than two."""
+    rows = [row for row in _rows(tail(lines_file)) if row.get("attempt") == attempt]
+    rows = [row for row in rows if "event" not in row][-_RATE_ROWS:]
+    if len(rows) < 2 or rows[-1]["wall_s"] <= rows[0]["wall_s"]:
+        return None
+    return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["wall_s"] - rows[0]["wall_s"]))
+
+
+def _rows(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        # A row that is being written.
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def study_states(folder: Path, plan: Plan) -> list[RunState]:
@@ -86,7 +148,7 @@ def runs_row(state: RunState) -> dict[str, Any]:
         **state.run.row(),
         **{name: result.get(name) for name in _MEASURED},
         "n_attempts": state.num_attempts,
-        "status": "missing" if state.state == "running" else state.state,
+        "status": "missing" if state.state in _UNFINISHED else state.state,
         "status_reason": "running" if state.state == "running" else state.reason,
         "excluded_reason": None,
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -17,7 +15,6 @@ from isoflop.plan.runs import PlannedRun
 
 if TYPE_CHECKING:
     from isoflop.analysis.fit import Fits
-    from isoflop.launch.status import RunState
     from isoflop.plan.estimate import PlanEstimate, RunEstimate
 
 # Where output goes to a file or pipe there is no width to obey; this holds the widest table.
@@ -117,37 +114,6 @@ def plan_summary(plan: Plan) -> list[str]:
         for o in plan.expected
     )
     lines.extend(f"left out: {reason}" for reason in plan.left_out)
-    return lines
-
-
-def status_table(states: Sequence[RunState]) -> Table:
-    """Counts of states by budget and arch, in the plan's order."""
-    from isoflop.launch.status import STATES
-
-    table = new_table(("budget", ">"), ("arch", "<"), *((state, ">") for state in STATES))
-    cells: dict[tuple[int, str], Counter[str]] = {}
-    for state in states:
-        key = (state.run.budget_flops, state.run.arch)
-        cells.setdefault(key, Counter())[state.state] += 1
-    for (budget, arch), counts in cells.items():
-        table.add_row(
-            format_flops(budget), arch, *(str(counts[s]) if counts[s] else "-" for s in STATES)
-        )
-    return table
-
-
-def unfinished_lines(states: Sequence[RunState]) -> list[str]:
-    """One line for each run that is neither done nor simply not begun, with its reason."""
-    lines = []
-    for state in states:
-        run = state.run
-        what = (
-            f"{shown_id(run.run_id)} {run.arch} size {run.size} at {format_flops(run.budget_flops)}"
-        )
-        if state.state == "running":
-            lines.append(f"running   {what}: step {state.step} of {run.spec.steps}")
-        elif state.state in ("failed", "diverged") or (state.reason and state.state == "missing"):
-            lines.append(f"{state.state:9s} {what}: {state.reason}")
     return lines
 
 

@@ -1,0 +1,68 @@
+"""`isoflop cancel`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from isoflop.commands import FOLDER
+from isoflop.errors import UserError
+
+if TYPE_CHECKING:
+    from isoflop.launch.slurm.cancel import Cancellation
+
+_MAX_NAMED = 10
+
+
+@click.command(short_help="End runs at work and take others out of the queue.")
+@click.argument("folder", type=FOLDER)
+@click.argument("runs", nargs=-1)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
+    """End RUNS of the plan in FOLDER, or all of them, whether they run or wait.
+
+    RUNS are run ids or their first digits. A run at work saves at its next step and stops; the
+    scheduler gives it KillWait seconds (30, as SLURM comes), after which it is as its newest
+    checkpoint has it. Results stay. `isoflop submit` or `isoflop run` goes on from there.
+    """
+    from isoflop.launch.slurm import cancel as library
+    from isoflop.plan.artefact import read_plan
+    from isoflop.plan.identity import shown_id
+    from isoflop.plan.select import find_run
+
+    plan = read_plan(folder)
+    wanted = {find_run(plan, run)[0].run_id for run in runs} if runs else None
+    found = library.to_cancel(folder, plan, wanted)
+    for run_id, host in found.elsewhere.items():
+        click.echo(f"{shown_id(run_id)} runs on {host}, without a job: cancel it there")
+    if not found.run_ids:
+        click.echo("nothing to cancel: no such run is at work or in the queue")
+        return
+    click.echo(_named(found, wanted))
+    if not yes:
+        _confirm()
+    library.cancel(folder, found)
+    click.echo("asked for; `isoflop status` tells what becomes of them")
+
+
+def _named(found: Cancellation, wanted: set[str] | None) -> str:
+    from isoflop.plan.identity import shown_id
+
+    ids = found.run_ids
+    names = ", ".join(shown_id(run_id) for run_id in ids[:_MAX_NAMED])
+    more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
+    others = 0 if wanted is None else sum(run_id not in wanted for run_id in ids)
+    shared = f"; {others} of them only because they share a job with these" if others else ""
+    what = "1 run ends" if len(ids) == 1 else f"{len(ids)} runs end"
+    return f"{what}: {names}{more}{shared}"
+
+
+def _confirm() -> None:
+    if not sys.stdin.isatty():
+        raise UserError("--yes", None, "given where nobody can be asked", "add it")
+    if not click.confirm("End them?", default=False):
+        click.echo("nothing was ended")
+        sys.exit(0)

@@ -1,0 +1,1 @@
+"""Runs on a SLURM cluster: submitted once, continued until they are done, and followed."""

@@ -1,0 +1,171 @@
+"""Runs grouped by what they need, into tasks and job arrays of the sizes that a cluster takes.
+
+The time asked for is the estimate of a task's runs times the profile's margin plus START_S, rounded
+up to the floor times a power of two and cut at the profile's limit: few classes, so few arrays, and
+a run that takes longer than its limit saves, requeues itself and goes on. Memory, where the profile
+does not name it, is the estimated peak times MEMORY_MARGIN, rounded up to a power of two.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from isoflop.errors import UserError
+from isoflop.launch.slurm.profile import ClusterProfile
+
+_T = TypeVar("_T")
+
+# To start Python, open the data and compile; assumed.
+START_S = 120.0
+MEMORY_MARGIN = 1.5
+_SMALLEST_MEMORY_MB = 1024
+_BYTES_PER_MB = 1024**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunToSend:
+    """What grouping has to know of a run."""
+
+    run_id: str
+    seconds: float | None
+    """Estimated; None: not known."""
+    num_ranks: int
+    peak_mem_bytes: int
+    """Per device."""
+    exclude_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What each task of an array is given."""
+
+    num_nodes: int
+    ranks_per_node: int
+    memory_mb_per_node: int | None
+    """None: the cluster's default."""
+    exclude_nodes: tuple[str, ...]
+    time_min: int
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes, each with a device of its own."""
+        return self.num_nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayPlan:
+    """A job array, or a single job, to be sent."""
+
+    resources: Resources
+    tasks: tuple[tuple[str, ...], ...]
+    """Run ids by array index."""
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of all tasks."""
+        return sum(len(task) for task in self.tasks)
+
+
+def plan_arrays(
+    runs: Iterable[RunToSend], profile: ClusterProfile, max_array_size: int
+) -> list[ArrayPlan]:
+    """Groups runs into arrays; the longest tasks first.
+
+    Args:
+        runs: what is to be sent.
+        profile: where.
+        max_array_size: the cluster's MaxArraySize, one more than the largest index.
+
+    Raises:
+        UserError: a run's ranks do not split evenly over nodes.
+    """
+    by_resources: dict[Resources, list[tuple[str, ...]]] = {}
+    for task in _tasks(runs, profile):
+        names = tuple(run.run_id for run in task)
+        by_resources.setdefault(_resources(task, profile), []).append(names)
+    longest_first = sorted(by_resources.items(), key=lambda item: -item[0].time_min)
+    return [
+        ArrayPlan(resources=resources, tasks=tuple(chunk))
+        for resources, tasks in longest_first
+        for chunk in _chunks(tasks, max(1, max_array_size))
+    ]
+
+
+def _tasks(runs: Iterable[RunToSend], profile: ClusterProfile) -> Iterator[list[RunToSend]]:
+    """Runs that share a task need the same and take about as long."""
+    ordered = sorted(runs, key=lambda run: (_needs(run, profile), -(run.seconds or math.inf)))
+    for (num_ranks, *_), group in itertools.groupby(ordered, lambda run: _needs(run, profile)):
+        # Several ranks meet once, for one run.
+        yield from _chunks(list(group), profile.runs_per_task if num_ranks == 1 else 1)
+
+
+def _needs(run: RunToSend, profile: ClusterProfile) -> tuple[int, int, tuple[str, ...]]:
+    return run.num_ranks, memory_mb(run, profile) or 0, run.exclude_nodes
+
+
+def _resources(task: Sequence[RunToSend], profile: ClusterProfile) -> Resources:
+    run = task[0]
+    num_nodes, ranks_per_node = _nodes(run.num_ranks, profile)
+    memory = memory_mb(run, profile)
+    return Resources(
+        num_nodes=num_nodes,
+        ranks_per_node=ranks_per_node,
+        memory_mb_per_node=None if memory is None else memory * ranks_per_node,
+        exclude_nodes=run.exclude_nodes,
+        time_min=time_limit_min([r.seconds for r in task], profile),
+    )
+
+
+def _nodes(num_ranks: int, profile: ClusterProfile) -> tuple[int, int]:
+    """As few nodes as hold the ranks, and the ranks on each."""
+    most = profile.ranks_per_node or profile.gpus_per_node or num_ranks
+    num_nodes = math.ceil(num_ranks / most)
+    if num_ranks % num_nodes:
+        raise UserError(
+            "ranks", num_ranks, f"a multiple of the {num_nodes} nodes they need", "correct it"
+        )
+    return num_nodes, num_ranks // num_nodes
+
+
+def time_limit_min(seconds: Sequence[float | None], profile: ClusterProfile) -> int:
+    """Minutes to ask for, for runs that take these seconds one after the other."""
+    known = [s for s in seconds if s is not None]
+    if len(known) < len(seconds):
+        return profile.time_limit_min
+    needed_min = (START_S + profile.time_margin * sum(known)) / 60
+    limit_min = profile.time_floor_min
+    while limit_min < min(needed_min, profile.time_limit_min):
+        limit_min *= 2
+    return min(limit_min, profile.time_limit_min)
+
+
+def memory_mb(run: RunToSend, profile: ClusterProfile) -> int | None:
+    """Host memory per rank to ask for; None: leave it to the cluster."""
+    if profile.memory_gb_per_device is not None:
+        return math.ceil(1024 * profile.memory_gb_per_device)
+    if profile.gpus_per_node:
+        return None
+    memory = _SMALLEST_MEMORY_MB
+    while memory * _BYTES_PER_MB < MEMORY_MARGIN * run.peak_mem_bytes:
+        memory *= 2
+    return memory
+
+
+def share_evenly(runs: Iterable[RunToSend], num_tasks: int) -> list[tuple[str, ...]]:
+    """Runs as tasks that end at about the same time: the longest first, to whom has least."""
+    shares: list[list[str]] = [[] for _ in range(num_tasks)]
+    loads = [0.0] * num_tasks
+    for run in sorted(runs, key=lambda run: -(run.seconds or math.inf)):
+        least = loads.index(min(loads))
+        shares[least].append(run.run_id)
+        loads[least] += run.seconds or 0.0
+    return [tuple(share) for share in shares if share]
+
+
+def _chunks(values: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    for start in range(0, len(values), size):
+        yield list(values[start : start + size])

@@ -1,0 +1,122 @@
+"""Ends runs at work and takes those that wait out of the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop.files import read_json, write_json_atomic
+from isoflop.launch.slurm import scheduler
+from isoflop.launch.slurm.records import LAUNCH_FOLDER
+from isoflop.launch.slurm.sent import Queue, SentTask, look
+from isoflop.launch.store import RunFolder
+from isoflop.plan.planner import Plan
+
+CANCELLED_FILE = "cancelled.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cancellation:
+    """What is to be ended."""
+
+    tasks: tuple[SentTask, ...]
+    """In the queue, or processes of submissions to this machine."""
+    holders: dict[str, int]
+    """Processes to end on this machine, by the id of the run that one trains without a job."""
+    elsewhere: dict[str, str]
+    """The machine of each run that a process of another machine trains without a job."""
+
+    @property
+    def run_ids(self) -> list[str]:
+        """All runs that end, those that share a task with a wanted one included."""
+        shared = (run_id for task in self.tasks for run_id in task.run_ids)
+        return list(dict.fromkeys([*shared, *self.holders]))
+
+
+def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) -> Cancellation:
+    """What has to end so that some runs do.
+
+    Args:
+        study_folder: the study's folder.
+        plan: its plan.
+        wanted: run ids; None: all.
+
+    Raises:
+        SchedulerError: the scheduler does not answer.
+        UserError: a damaged record.
+    """
+    runs = {r.run_id for r in plan.runs if wanted is None or r.run_id in wanted}
+    finished = {run_id for run_id in runs if RunFolder(study_folder, run_id).result() is not None}
+    queue = look(study_folder, finished)
+    if queue.answer.unreachable is not None:
+        raise scheduler.SchedulerError("squeue", queue.answer.unreachable)
+    tasks = _live_tasks(queue, runs - finished)
+    held = runs - finished - {run_id for task in tasks for run_id in task.run_ids}
+    holders, elsewhere = {}, {}
+    for run_id in sorted(held):
+        folder = RunFolder(study_folder, run_id)
+        attempts = folder.attempts()
+        if not attempts or not folder.is_held(attempts[-1]):
+            continue
+        if attempts[-1].holder.on_this_machine:
+            pid = attempts[-1].holder.pid
+            # `isoflop run` itself, which would go on with its next run.
+            holders[run_id] = pid if wanted is not None else _starter(pid) or pid
+        else:
+            elsewhere[run_id] = attempts[-1].holder.host
+    return Cancellation(tasks=tuple(tasks), holders=holders, elsewhere=elsewhere)
+
+
+def cancel(study_folder: Path, cancellation: Cancellation) -> None:
+    """Asks for it and does not wait: each run saves at its next step, if it is given the time.
+
+    Raises:
+        SchedulerError: the scheduler refused.
+    """
+    ids = [str(task.job_id) for task in cancellation.tasks]
+    path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
+    if ids:
+        # The scheduler forgets within minutes that it was asked to.
+        write_json_atomic(path, sorted({*cancelled_jobs(study_folder), *ids}))
+    scheduler.cancel(str(task.job_id) for task in cancellation.tasks if not task.is_local)
+    processes = [int(str(task.job_id)) for task in cancellation.tasks if task.is_local]
+    for pid in {*processes, *cancellation.holders.values()}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def cancelled_jobs(study_folder: Path) -> set[str]:
+    """Ids of all jobs that :func:`cancel` ended.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
+    return set(read_json(path, "cancelled jobs")) if path.exists() else set()
+
+
+def _starter(pid: int) -> int | None:
+    """The `isoflop run` that a process is a worker of; None: it is none."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        parent = int(after_name[1])
+        is_worker = b"multiprocessing" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        is_isoflop = b"isoflop" in Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return parent if is_worker and is_isoflop else None
+
+
+def _live_tasks(queue: Queue, runs: Collection[str]) -> list[SentTask]:
+    """Every live task of the runs, once: a run may be in several jobs where somebody meddled."""
+    tasks = {}
+    for run_id in runs:
+        for task in queue.tasks.get(run_id, ()):
+            job = queue.job(task)
+            if job is not None and not job.is_final:
+                tasks[job.job_id] = task
+    return [tasks[job_id] for job_id in sorted(tasks)]

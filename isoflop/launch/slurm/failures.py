@@ -1,0 +1,89 @@
+"""Why a run failed, as one of a few kinds, from what it recorded, its job's end and its output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from isoflop.launch.slurm.scheduler import JobState
+from isoflop.launch.store import Attempt
+
+KINDS = {
+    "oom": "out of memory",
+    "node": "bad node",
+    "time": "time limit",
+    "rank": "lost contact with another rank",
+    "code": "code error",
+    "lost": "gone without a result",
+}
+"""What `isoflop retry --failed` takes, and what it means. A diverged run is none of them: it has a
+result, and would diverge again."""
+
+# Only these may be told of by any line of the output; other errors are the code's.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|out-of-memory|oom[-_ ]kill|exceeded memory limit|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|can't allocate memory|cannot allocate memory|MemoryError",
+    re.IGNORECASE,
+)
+_BAD_NODE = re.compile(
+    r"NODE FAILURE|uncorrectable|\bECC\b|No CUDA GPUs are available|CUDA driver|CUDA unknown error"
+    r"|device\(s\) is/are busy|GPU is lost|fallen off the bus|Input/output error|Errno 5\b"
+    r"|Stale file handle|No space left on device|Read-only file system|launch failed",
+    re.IGNORECASE,
+)
+_LOST_RANK = re.compile(r"lost contact with another rank")
+
+_BY_JOB_STATE = {
+    "OUT_OF_MEMORY": "oom",
+    "NODE_FAIL": "node",
+    "BOOT_FAIL": "node",
+    "TIMEOUT": "time",
+    "DEADLINE": "time",
+    "PREEMPTED": "lost",
+}
+
+
+def kind_of_attempt(attempt: Attempt) -> str:
+    """The kind of a failed attempt, by the reason that it recorded."""
+    assert attempt.exit_reason is not None
+    return _kind_of_text(attempt.exit_reason)
+
+
+def kind_of_job(job: JobState, last_words: Sequence[str]) -> str:
+    """The kind of a death without a record.
+
+    Args:
+        job: how the scheduler says that its job ended.
+        last_words: the end of what it wrote. A job killed for its memory is FAILED where no cgroup
+            watches over it, and only its output tells.
+    """
+    known = _BY_JOB_STATE.get(job.state)
+    if known is not None:
+        return known
+    if job.state == "COMPLETED":
+        return "lost"
+    return _kind_of_text("\n".join(last_words))
+
+
+def describe_job(job: JobState) -> str:
+    """How a job ended, in the scheduler's words."""
+    parts = [f"job {job.job_id} ended {job.state}"]
+    if job.node is not None:
+        parts.append(f"on {job.node}")
+    if job.exit_code not in (None, "0:0"):
+        code, _, signal = str(job.exit_code).partition(":")
+        parts.append(f"by signal {signal}" if signal not in ("", "0") else f"with exit code {code}")
+    return " ".join(parts)
+
+
+def num_failures(attempts: Sequence[Attempt], num_forgiven: int) -> int:
+    """Failed attempts that count towards parking; preemptions and time limits never do."""
+    return max(0, sum(attempt.failed for attempt in attempts) - num_forgiven)
+
+
+def _kind_of_text(text: str) -> str:
+    if _OUT_OF_MEMORY.search(text):
+        return "oom"
+    if _LOST_RANK.search(text):
+        return "rank"
+    return "node" if _BAD_NODE.search(text) else "code"

@@ -1,0 +1,270 @@
+"""SLURM's own commands, asked and parsed. The only module that starts them, sbatch apart.
+
+Whatever goes wrong is told in the scheduler's own words. squeue is asked once for all jobs,
+finished ones included: it needs no accounting database, forgets a job MinJobAge seconds (300, as
+SLURM comes) after its end, and tells a requeued job's new state where sacct still has the old one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from isoflop.errors import UserError, shown
+
+# A client that finds no controller gives up after MessageTimeout (10 s), one that finds no
+# configuration after a minute.
+TIMEOUT_S = 25.0
+
+# What a job may end as; in any other state it waits, runs or is about to.
+_FINAL = frozenset(
+    (
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    )
+)
+_RUNNING = frozenset(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING"))
+
+# A comment may hold the separator, so it comes last.
+_SQUEUE_FIELDS = ("JobArrayID", "State", "RestartCnt", "exit_code", "NodeList", "Reason", "Comment")
+_SACCT_FIELDS = ("JobID", "State", "ExitCode", "NodeList")
+
+# squeue says so where it is asked for one job that it has forgotten, or never had.
+_UNKNOWN_JOB = "Invalid job id specified"
+
+
+class SchedulerError(UserError):
+    """A command of the scheduler that failed; ``words`` is what it said."""
+
+    def __init__(self, command: str, words: str) -> None:
+        super().__init__(command, shown(words), "answered by the scheduler", "see what it says")
+        self.command = command
+        self.words = words
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (SchedulerError, (self.command, self.words))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobState:
+    """What the scheduler says of a job or an element of an array."""
+
+    job_id: str
+    """123, or 123_4 for an element."""
+    state: str
+    """SLURM's word, in capitals."""
+    reason: str | None = None
+    """Why it waits, or why it ended."""
+    node: str | None = None
+    restarts: int = 0
+    """How often it was put back into the queue."""
+    exit_code: str | None = None
+    """CODE:SIGNAL once it has ended."""
+    comment: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it has ended and will not come back by itself."""
+        return self.state in _FINAL
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a node."""
+        return self.state in _RUNNING
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one look at the scheduler gave."""
+
+    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    """By id; jobs that the scheduler has forgotten are missing."""
+    unreachable: str | None = None
+    """Why nobody answered, in the scheduler's words; None: it answered."""
+    calls: int = 0
+    """Commands that were started."""
+
+
+def query(job_ids: Sequence[str], *, all_of_user: bool = False) -> Answer:
+    """The state of jobs by one squeue call, however many there are.
+
+    Args:
+        job_ids: jobs or elements; of an array all elements are told.
+        all_of_user: tell all jobs of this user instead, among which those are whose ids nobody
+            wrote down, by their comments.
+    """
+    if not job_ids and not all_of_user:
+        return Answer()
+    arguments = ["squeue", "-h", "-r", "-t", "all", "-O", _fields(_SQUEUE_FIELDS)]
+    if all_of_user:
+        arguments += ["-u", str(os.getuid())]
+    else:
+        bases = _bases(job_ids)
+        # Asked for one unknown job squeue fails, asked for several it leaves it out.
+        arguments += ["-j", ",".join(bases if len(bases) > 1 else bases * 2)]
+    try:
+        text = call(arguments)
+    except SchedulerError as error:
+        if _UNKNOWN_JOB in error.words:
+            return Answer(calls=1)
+        return Answer(unreachable=error.words, calls=1)
+    return Answer(jobs=_parse(text, _SQUEUE_FIELDS), calls=1)
+
+
+def history(job_ids: Sequence[str]) -> Answer:
+    """What the accounting database remembers of jobs that squeue has forgotten, by one sacct call.
+
+    Its states lag behind squeue's: ask it for nothing that squeue still tells.
+    """
+    if not job_ids:
+        return Answer()
+    fields = ",".join(_SACCT_FIELDS)
+    arguments = ["sacct", "-n", "-X", "-P", "-o", fields, "-j", ",".join(job_ids)]
+    try:
+        text = call(arguments)
+    except SchedulerError as error:
+        return Answer(unreachable=error.words, calls=1)
+    return Answer(jobs=_parse(text, _SACCT_FIELDS), calls=1)
+
+
+def config() -> dict[str, str]:
+    """The cluster's configuration, as `scontrol show config` prints it.
+
+    Raises:
+        SchedulerError: the controller cannot be reached.
+    """
+    pairs = (line.partition("=") for line in call(["scontrol", "show", "config"]).splitlines())
+    return {key.strip(): value.strip() for key, found, value in pairs if found}
+
+
+def has_accounting() -> bool:
+    """Whether the cluster keeps an accounting database; asked once per cluster and process.
+
+    Raises:
+        SchedulerError: the controller cannot be reached.
+    """
+    return _has_accounting(os.environ.get("SLURM_CONF", ""))
+
+
+# By the configuration's path: it is another cluster under another.
+@functools.cache
+def _has_accounting(slurm_conf: str) -> bool:
+    return config().get("AccountingStorageType", "").endswith("slurmdbd")
+
+
+def requeue(element_id: str) -> None:
+    """Puts a running job or array element back into the queue.
+
+    Raises:
+        SchedulerError: the scheduler refused.
+    """
+    call(["scontrol", "requeue", element_id])
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancels jobs or array elements; those that have ended are passed over.
+
+    Raises:
+        SchedulerError: the scheduler refused.
+    """
+    wanted = list(ids)
+    if wanted:
+        call(["scancel", *wanted])
+
+
+def call(arguments: Sequence[str]) -> str:
+    """Runs one of SLURM's commands and returns what it printed.
+
+    Raises:
+        SchedulerError: it is not there, failed, or gave no answer in TIMEOUT_S.
+    """
+    command = " ".join(arguments[:3] if arguments[0] == "scontrol" else arguments[:1])
+    try:
+        done = subprocess.run(
+            arguments,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        raise SchedulerError(command, f"{arguments[0]} is not on the PATH") from None
+    except PermissionError as error:
+        raise SchedulerError(command, str(error)) from None
+    except subprocess.TimeoutExpired as error:
+        said = _words(error.stderr.decode(errors="replace") if error.stderr else "")
+        words = f"no answer in {TIMEOUT_S:g} s" + (f": {said}" if said else "")
+        raise SchedulerError(command, words) from None
+    if done.returncode != 0:
+        words = _words(done.stderr) or _words(done.stdout)
+        raise SchedulerError(command, words or f"exit code {done.returncode}")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Without what changes how SLURM's commands print or which cluster they ask."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_"))
+        or name in ("SLURM_CONF", "SLURM_CONF_SERVER")
+    }
+
+
+def _words(text: str) -> str:
+    """What a command said, in one line."""
+    return "; ".join(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _fields(names: Sequence[str]) -> str:
+    return ",".join(f"{name}:|" for name in names)
+
+
+def _bases(job_ids: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
+
+
+def _parse(text: str, names: Sequence[str]) -> dict[str, JobState]:
+    """The lines of squeue or sacct by job id; of a job that is told twice, the last."""
+    rows = (line.split("|", len(names) - 1) for line in text.splitlines())
+    jobs = (_job(dict(zip(names, row, strict=True))) for row in rows if len(row) == len(names))
+    return {job.job_id: job for job in jobs}
+
+
+def _job(row: Mapping[str, str]) -> JobState:
+    restarts = row.get("RestartCnt", "")
+    return JobState(
+        job_id=(row.get("JobArrayID") or row["JobID"]).strip(),
+        # "CANCELLED by 0" in sacct.
+        state=row["State"].split()[0],
+        reason=_known(row.get("Reason", "")),
+        node=_known(row["NodeList"]),
+        restarts=int(restarts) if restarts.isdigit() else 0,
+        exit_code=_exit_code(row.get("exit_code") or row["ExitCode"]),
+        comment=_known(row.get("Comment", "").removesuffix("|")),
+    )
+
+
+def _known(text: str) -> str | None:
+    return None if text in ("", "None", "(null)", "None assigned", "n/a") else text
+
+
+def _exit_code(text: str) -> str | None:
+    """CODE:SIGNAL as sacct writes it; squeue prints the wait status as one number."""
+    if text.isdigit():
+        status = int(text)
+        return f"{status >> 8}:{status & 127}"
+    return text or None

@@ -1,0 +1,161 @@
+"""Where each run was sent, and what the scheduler says of those jobs: one look for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from isoflop.launch.slurm import scheduler
+from isoflop.launch.slurm.records import (
+    Submission,
+    array_folder,
+    comment_of,
+    element_id,
+    read_submissions,
+)
+from isoflop.launch.slurm.scheduler import Answer, JobState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentTask:
+    """One task of a submission: a job, or an element of an array."""
+
+    submission: Submission
+    array: int
+    index: int
+    run_ids: tuple[str, ...]
+    job_id: str | None
+    """123_4 or 123; on this machine its process; None: the scheduler's answer never came."""
+    rejected: str | None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a process of a machine instead of a job of a scheduler."""
+        return self.submission.cluster == "local"
+
+    def logs(self, study_folder: Path) -> list[Path]:
+        """The files that its output goes to, those of its first process first."""
+        folder = array_folder(study_folder, self.submission.submission_id, self.array)
+        return sorted(folder.glob(f"{self.job_id}_*_log.*")) if self.job_id else []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Queue:
+    """What was sent, and what is known of it."""
+
+    tasks: Mapping[str, Sequence[SentTask]] = field(default_factory=dict)
+    """Of each run, oldest first; tasks that were found in the queue by their comment have a job id
+    although nobody wrote it down."""
+    answer: Answer = field(default_factory=Answer)
+
+    def job(self, task: SentTask) -> JobState | None:
+        """What is known of a task's job; None: it is not in the queue, or nobody knows."""
+        return None if task.job_id is None else self.answer.jobs.get(task.job_id)
+
+    def live(self, run_id: str) -> tuple[SentTask, JobState] | None:
+        """The newest task of a run that waits or runs; None: no such."""
+        for task in reversed(self.tasks.get(run_id, ())):
+            job = self.job(task)
+            if job is not None and not job.is_final:
+                return task, job
+        return None
+
+
+def look(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
+    """Reads the records of all submissions and asks squeue once, if a job may be of interest.
+
+    Args:
+        study_folder: the study's folder.
+        finished: run ids whose jobs do not matter any more; tasks of no others are left out.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    done = set(finished)
+    tasks = [task for task in sent_tasks(study_folder) if not done.issuperset(task.run_ids)]
+    answer = _ask([task for task in tasks if not task.is_local and task.rejected is None])
+    processes = _processes(task for task in tasks if task.is_local)
+    answer = dataclasses.replace(answer, jobs={**answer.jobs, **processes})
+    by_run: dict[str, list[SentTask]] = {}
+    for task in _identified(tasks, answer):
+        for run_id in task.run_ids:
+            by_run.setdefault(run_id, []).append(task)
+    return Queue(tasks=by_run, answer=answer)
+
+
+def remember(queue: Queue, job_ids: Sequence[str]) -> Queue:
+    """The same with what accounting, if the cluster has it, says of jobs that squeue has not."""
+    try:
+        if not job_ids or not scheduler.has_accounting():
+            return queue
+    except scheduler.SchedulerError:
+        return queue
+    told = scheduler.history(job_ids)
+    answer = dataclasses.replace(
+        queue.answer,
+        jobs={**told.jobs, **queue.answer.jobs},
+        calls=queue.answer.calls + told.calls,
+    )
+    return dataclasses.replace(queue, answer=answer)
+
+
+def sent_tasks(study_folder: Path) -> list[SentTask]:
+    """All that was ever sent, oldest first.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    return [
+        SentTask(
+            submission=submission,
+            array=number,
+            index=index,
+            run_ids=run_ids,
+            job_id=element_id(array, index),
+            rejected=array.rejected,
+        )
+        for submission in read_submissions(study_folder)
+        for number, array in enumerate(submission.arrays)
+        for index, run_ids in enumerate(array.tasks)
+    ]
+
+
+def _ask(tasks: Sequence[SentTask]) -> Answer:
+    # Submissions that were cut off before their answer are found by comment only.
+    if any(task.job_id is None for task in tasks):
+        return scheduler.query([], all_of_user=True)
+    return scheduler.query([task.job_id for task in tasks if task.job_id is not None])
+
+
+def _identified(tasks: Iterable[SentTask], answer: Answer) -> Iterator[SentTask]:
+    """With the job ids of cut-off submissions, where the queue has their jobs."""
+    found = {
+        (job.comment, job_id.partition("_")[2] or "0"): job_id
+        for job_id, job in answer.jobs.items()
+        if job.comment
+    }
+    for task in tasks:
+        if task.job_id is None and task.rejected is None:
+            comment = comment_of(task.submission.submission_id, task.array)
+            yield dataclasses.replace(task, job_id=found.get((comment, str(task.index))))
+        else:
+            yield task
+
+
+def _processes(tasks: Iterable[SentTask]) -> dict[str, JobState]:
+    """The tasks of submissions to this machine whose process is there."""
+    return {
+        task.job_id: JobState(job_id=task.job_id, state="RUNNING")
+        for task in tasks
+        if task.job_id is not None and _is_submitit_process(task.job_id)
+    }
+
+
+def _is_submitit_process(pid: str) -> bool:
+    """Whether the number is (still) that of a process of submitit's local executor."""
+    try:
+        return b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,197 @@
+"""What a job on the cluster runs: its share of a submission, a function of strings.
+
+Each run is executed as anywhere (isoflop.launch.execute): "already complete?", the claim, its own
+checkpoints, the result once. This module adds what a scheduler needs:
+
+* USR2 (the time limit is near, or a preemption that gives notice): the run saves at its next step,
+  and the task puts itself back into the queue, as often as it takes.
+* TERM (a preemption without notice, `scontrol requeue`, scancel): the run saves and the task ends;
+  SLURM puts back what it preempted.
+* A run that another process holds, such as an orphan on a node that SLURM has lost: the task waits
+  for its result, or for its heartbeat to stop.
+* A failure: the task puts itself back until the run has failed max_failures times; then the run is
+  parked, with the reason in its last attempt's record.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isoflop.files import read_json
+from isoflop.launch.signals import StopFlag
+from isoflop.launch.slurm.records import jobs_file, read_options
+
+if TYPE_CHECKING:
+    from isoflop.launch.execute import Ending, Job
+    from isoflop.train.ranks import Ranks
+
+HELD_POLL_S = 2.0
+SOME_RUNS_FAILED, TO_BE_CONTINUED = 1, 75
+_TIME_IS_UP = "SIGUSR2"
+
+
+def run_task(study_folder: str, submission_id: str, run_ids: str, max_failures: str) -> str:
+    """Trains the runs of one task, and puts the task back into the queue if one is left to go on.
+
+    Args:
+        study_folder: the study's folder.
+        submission_id: which submission this is of.
+        run_ids: comma between ids; they are trained one after the other.
+        max_failures: failed attempts after which a run is parked.
+
+    Returns a word for the log; nobody reads it back. The process ends with code 1 if a run failed
+    or diverged, 75 if one is left and the task could not put itself back.
+    """
+    # Before anything slow: submitit's own handler would end the process on USR2.
+    should_stop = StopFlag()
+    share = Share(Path(study_folder), submission_id, int(max_failures), should_stop)
+    for run_id in run_ids.split(","):
+        share.train(run_id)
+    return share.end()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Element:
+    """This process's place in the scheduler's books; see :func:`element`."""
+
+    job_id: str
+    is_main: bool
+
+
+def element(environ: Mapping[str, str]) -> Element | None:
+    """The job or array element that this process belongs to; None: no scheduler started it."""
+    if environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return None
+    array = environ.get("SLURM_ARRAY_JOB_ID")
+    job_id = environ["SLURM_JOB_ID"]
+    if array is not None:
+        job_id = f"{array}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return Element(job_id=job_id, is_main=environ.get("SLURM_PROCID", "0") == "0")
+
+
+def meeting_point(environ: Mapping[str, str], hosts: Sequence[str]) -> str:
+    """Where the ranks meet: on the first node, by its name or, where that is none, its address."""
+    try:
+        socket.getaddrinfo(hosts[0], None)
+    except OSError:
+        # srun, which knows the node's address, was started there.
+        return environ.get("SLURM_LAUNCH_NODE_IPADDR", hosts[0])
+    return hosts[0]
+
+
+class Share:
+    """The runs of one task, and what is to become of the task."""
+
+    def __init__(
+        self,
+        study_folder: Path,
+        submission_id: str,
+        max_failures: int,
+        should_stop: Callable[[], str | None],
+    ) -> None:
+        self._folder = study_folder
+        self._jobs = read_json(jobs_file(study_folder, submission_id), "jobs of a submission")
+        self._max_failures = max_failures
+        self._should_stop = should_stop
+        self._place = element(os.environ)
+        self._unfinished = False
+        self._failed = False
+        self._try_again = False
+
+    def train(self, run_id: str) -> None:
+        """Trains one run, unless the task was asked to stop."""
+        from isoflop.launch.execute import Job
+        from isoflop.launch.weights import prune_weights
+        from isoflop.plan.artefact import read_plan
+
+        if self._should_stop() is not None:
+            self._unfinished = True
+            return
+        job = Job.from_json(self._jobs[run_id])
+        ending = self._execute(job)
+        if job.keep_weights == "best" and ending.status == "done":
+            prune_weights(self._folder, read_plan(self._folder))
+        reason = "" if ending.reason is None else f": {ending.reason}"
+        print(f"isoflop: run {run_id} {ending.status}{reason}", flush=True)
+        if ending.status in ("interrupted", "held"):
+            self._unfinished = True
+        elif ending.status == "failed":
+            self._failed = True
+            self._try_again |= not self._is_parked(run_id)
+        elif ending.status == "diverged":
+            self._failed = True
+
+    def end(self) -> str:
+        """Puts the task back into the queue where that is due; a word for the log."""
+        stop = self._should_stop()
+        goes_on = (self._unfinished and stop == _TIME_IS_UP) or (self._try_again and stop is None)
+        if self._place is not None and not self._place.is_main:
+            # The main rank alone decides, and is not to be ended by the code of another.
+            return "ended"
+        if self._place is not None and goes_on:
+            _requeue(self._place.job_id)
+            return "to be continued"
+        if self._unfinished:
+            return f"stopped by {stop}"
+        if self._failed:
+            sys.exit(SOME_RUNS_FAILED)
+        return "complete"
+
+    def _execute(self, job: Job) -> Ending:
+        if job.placement.num_ranks == 1:
+            return self._until_decided(job, None)
+        if self._place is None:
+            from isoflop.launch.torchrun import run_ranks
+
+            return run_ranks(
+                job,
+                job.placement.num_ranks,
+                on_step=lambda *step: None,
+                should_stop=self._should_stop,
+            )
+        from submitit import JobEnvironment
+
+        from isoflop.train.parallel import ranks_from_environment
+
+        os.environ.setdefault("MASTER_ADDR", meeting_point(os.environ, JobEnvironment().hostnames))
+        with ranks_from_environment(job.placement) as ranks:
+            return self._until_decided(job, ranks)
+
+    def _until_decided(self, job: Job, ranks: Ranks | None) -> Ending:
+        """Executes a run; waits as long as another process holds it."""
+        from isoflop.data.windows import open_data
+        from isoflop.launch.execute import execute
+
+        data = open_data(Path(job.data_folder))
+        while True:
+            ending = execute(job, data, should_stop=self._should_stop, ranks=ranks)
+            waits = ending.status == "held" and self._should_stop() is None
+            # Ranks that are not main are told "held" of a run that is complete, too.
+            if not (waits if ranks is None else bool(ranks.broadcast(float(waits)))):
+                return ending
+            time.sleep(HELD_POLL_S)
+
+    def _is_parked(self, run_id: str) -> bool:
+        from isoflop.launch.slurm.failures import num_failures
+        from isoflop.launch.store import RunFolder
+
+        forgiven = read_options(self._folder).get(run_id, {}).get("attempts_forgiven", 0)
+        attempts = RunFolder(self._folder, run_id).attempts()
+        return num_failures(attempts, forgiven) >= self._max_failures
+
+
+def _requeue(job_id: str) -> None:
+    from isoflop.launch.slurm.scheduler import SchedulerError, requeue
+
+    try:
+        requeue(job_id)
+    except SchedulerError as error:
+        print(f"isoflop: not put back into the queue: {error.words}", file=sys.stderr, flush=True)
+        sys.exit(TO_BE_CONTINUED)

@@ -1,0 +1,101 @@
+"""What is about to be sent to a cluster, and what became of it, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from isoflop.plan.identity import shown_id
+from isoflop.render.tables import new_table
+
+if TYPE_CHECKING:
+    from isoflop.launch.slurm.arrays import ArrayPlan
+    from isoflop.launch.slurm.prepare import Prepared
+    from isoflop.launch.slurm.profile import ClusterProfile
+    from isoflop.launch.slurm.submit import SubmitReport
+
+_SHOWN_JOBS = 5
+
+
+def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
+    """One row per array."""
+    table = new_table(
+        ("array", ">"),
+        ("tasks", ">"),
+        ("runs", ">"),
+        ("at a time", ">"),
+        ("nodes", ">"),
+        ("GPUs" if profile.gpus_per_node else "cores", ">"),
+        ("memory", ">"),
+        ("time limit", ">"),
+        ("without nodes", "<"),
+    )
+    for number, array in enumerate(arrays):
+        needs = array.resources
+        cores = 1 if profile.gpus_per_node else profile.cpus_per_device
+        table.add_row(
+            str(number),
+            str(len(array.tasks)),
+            str(array.num_runs),
+            str(min(len(array.tasks), profile.throttle)),
+            str(needs.num_nodes),
+            str(needs.num_ranks * cores),
+            "-" if needs.memory_mb_per_node is None else f"{needs.memory_mb_per_node:,} MB",
+            _clock(needs.time_min),
+            ",".join(needs.exclude_nodes) or "-",
+        )
+    return table
+
+
+def total_lines(prepared: Prepared) -> Iterator[str]:
+    """Runs, device-hours and cost of what is to be sent."""
+    cost = "" if prepared.cost is None else f", {prepared.cost:,.4g} at the price given"
+    yield (
+        f"{len(prepared.runs)} runs to send to {prepared.profile.name}, {prepared.num_done} "
+        f"complete already; estimate on {prepared.estimate.hardware}: "
+        f"{prepared.gpu_hours:,.4g} {prepared.estimate.unit}{cost}"
+    )
+    yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
+    yield from _parked_lines(prepared.parked, prepared.folder)
+
+
+def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
+    """What was sent, what was not, and what to do next."""
+    if report.submission_id is None:
+        yield (
+            f"nothing to send: {report.num_done} runs complete, {report.num_live} at work or queued"
+        )
+        return
+    if report.num_sent:
+        jobs = report.job_ids
+        more = f" and {len(jobs) - _SHOWN_JOBS} more" if len(jobs) > _SHOWN_JOBS else ""
+        yield (
+            f"sent {report.num_sent} runs as submission {report.submission_id}: "
+            f"jobs {', '.join(jobs[:_SHOWN_JOBS])}{more}"
+        )
+    if report.num_live:
+        yield f"not sent again: {report.num_live} runs at work or queued"
+    for words, num_runs in report.rejected.items():
+        yield f"rejected, {num_runs} runs: {words}"
+    if report.rejected:
+        yield "correct the profile or ask for less; the same command then sends what is left"
+    if report.num_left:
+        yield f"left for later by max_submit: {report.num_left} runs; submit again to send them"
+    if report.num_sent:
+        yield f"`isoflop status {folder}` tells what becomes of them"
+
+
+def _parked_lines(parked: Sequence[str], folder: Path) -> Iterator[str]:
+    for run_id in parked:
+        yield f"parked: run {shown_id(run_id)} failed too often; `isoflop logs {folder} RUN`"
+    if parked:
+        yield f"`isoflop retry {folder} --failed all` sends parked runs again"
+
+
+def _clock(minutes: int) -> str:
+    days, minutes = divmod(minutes, 24 * 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{days}-{hours:02d}:{minutes:02d}" if days else f"{hours}:{minutes:02d}"

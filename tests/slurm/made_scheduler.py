@@ -1,0 +1,216 @@
+"""A scheduler that says what it is told to, and a study that was sent to it; nothing is trained."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.files import write_json_atomic
+from isoflop.launch.slurm.records import (
+    SentArray,
+    Submission,
+    array_folder,
+    comment_of,
+    write_submission,
+)
+from isoflop.launch.slurm.states import Truth, study_truth
+from isoflop.launch.status import RunState
+from isoflop.launch.store import RunFolder
+from isoflop.plan.artefact import write_plan
+from isoflop.plan.planner import Plan, make_plan
+from made_studies import micro
+
+DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+NO_ACCOUNTING = "AccountingStorageType   = accounting_storage/none"
+ACCOUNTING = "AccountingStorageType   = accounting_storage/slurmdbd"
+
+# Nothing else is on the PATH, so that no real scheduler is asked.
+_COMMAND = """#!/bin/sh
+echo "${0##*/} $*" >> "${0%/*}/calls"
+[ -f "$0.err" ] && /bin/cat "$0.err" >&2
+[ -f "$0.out" ] && /bin/cat "$0.out"
+[ -f "$0.code" ] && exit "$(/bin/cat "$0.code")"
+exit 0
+"""
+
+
+class Scheduler:
+    """Commands on the PATH that print what was recorded of a real cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in ("squeue", "sacct", "scontrol", "scancel"):
+            (folder / name).write_text(_COMMAND)
+            (folder / name).chmod(0o755)
+        self.says("scontrol", NO_ACCOUNTING)
+
+    def says(self, command: str, out: str = "", *, error: str = "", code: int = 0) -> None:
+        for suffix, text in (("out", out), ("err", error), ("code", str(code))):
+            (self.folder / f"{command}.{suffix}").write_text(text + "\n" * bool(text))
+
+    def queue(self, *lines: str) -> None:
+        self.says("squeue", "\n".join(lines))
+
+    def remove(self, command: str) -> None:
+        (self.folder / command).unlink()
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    made = Scheduler(folder)
+    monkeypatch.setenv("PATH", str(folder))
+    # What has accounting is remembered by this.
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    return made
+
+
+def line(
+    job: str,
+    state: str,
+    *,
+    restarts: int = 0,
+    status: int = 0,
+    node: str = "",
+    reason: str = "None",
+    comment: str = "(null)",
+) -> str:
+    """A line of squeue, as version 22.05 prints it."""
+    return f"{job}|{state}|{restarts}|{status}|{node}|{reason}|{comment}|"
+
+
+@functools.cache
+def _plan() -> Plan:
+    return make_plan(micro(archs=("mlp", "swiglu")))
+
+
+class Sent:
+    """A planned study of four runs, and what became of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plan = _plan()
+        write_plan(self.plan, folder)
+        self.ids = [run.run_id for run in self.plan.unique_runs]
+        assert len(self.ids) == 4
+
+    def submission(
+        self,
+        job_id: str | None = "12",
+        *,
+        tasks: list[list[int]] | None = None,
+        name: str = "s1",
+        rejected: str | None = None,
+        age_s: float = 1000.0,
+        cluster: str = "slurm",
+        **profile: Any,
+    ) -> None:
+        shares = [[0], [1], [2], [3]] if tasks is None else tasks
+        array = SentArray(
+            job_id=job_id,
+            tasks=tuple(tuple(self.ids[i] for i in share) for share in shares),
+            rejected=rejected,
+            is_array=len(shares) > 1,
+        )
+        write_submission(
+            self.folder,
+            Submission(
+                submission_id=name,
+                created_at=time.time() - age_s,
+                profile={"name": "tests", "hardware": "cpu2", "max_failures": 3} | profile,
+                snapshot=None,
+                cluster=cluster,  # type: ignore[arg-type]
+                arrays=(array,),
+            ),
+        )
+
+    def attempt(
+        self,
+        index: int,
+        reason: str | None,
+        *,
+        job: str = "",
+        age_s: float = 500.0,
+        number: int = 1,
+        node: str = "n2",
+        restarts: int = 0,
+        **details: Any,
+    ) -> None:
+        """An attempt's record; with reason None it did not end."""
+        folder = self.run(index)
+        base, _, task = job.partition("_")
+        slurm = {"job_id": base, "node": node, "restart_count": str(restarts)}
+        if task:
+            # As SLURM has it: an element also has an id of its own.
+            slurm |= {"job_id": "999", "array_job_id": base, "array_task_id": task}
+        start_s = time.time() - age_s
+        write_json_atomic(
+            folder.path / "attempts" / f"{number:04d}.json",
+            {
+                "number": number,
+                "holder": {"host": "elsewhere", "boot_id": "", "pid": 1, "start_ticks": None},
+                "start_s": start_s,
+                "end_s": None if reason is None else start_s + 1,
+                "exit_reason": reason,
+                "step_range": None,
+                "wall_s": None,
+                "details": ({"slurm": slurm} if job else {}) | details,
+            },
+        )
+
+    def heartbeat(self, index: int, *, step: int, age_s: float = 1.0, number: int = 1) -> None:
+        write_json_atomic(
+            self.run(index).path / "lease.json",
+            {
+                "attempt": number,
+                "heartbeat_s": time.time() - age_s,
+                "step": step,
+                "steps": self.plan.unique_runs[index].spec.steps,
+            },
+        )
+
+    def result(self, index: int, status: str = "done") -> None:
+        write_json_atomic(
+            self.run(index).path / "result.json",
+            {
+                "schema_version": 1,
+                "run_id": self.ids[index],
+                "status": status,
+                "status_reason": None if status == "done" else "loss is not finite",
+                "loss": 1.5,
+            },
+        )
+
+    def metrics(self, index: int, rows: list[dict[str, Any]]) -> None:
+        path = self.run(index).path / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def log(self, job: str, text: str, *, name: str = "s1", suffix: str = "err") -> Path:
+        folder = array_folder(self.folder, name, 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{job}_0_log.{suffix}"
+        path.write_text(text)
+        return path
+
+    def run(self, index: int) -> RunFolder:
+        return RunFolder(self.folder, self.ids[index])
+
+    def comment(self, name: str = "s1") -> str:
+        return comment_of(name, 0)
+
+    def truth(self) -> Truth:
+        return study_truth(self.folder, self.plan)
+
+    def state(self, index: int = 0) -> RunState:
+        by_id = {state.run.run_id: state for state in self.truth().states}
+        return by_id[self.ids[index]]

@@ -1,0 +1,188 @@
+"""Everything that can come between a run and its end on a cluster: it ends once, and the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from command import isoflop, start
+from slurm.made_cluster import Cluster, is_alive, wait_until
+from slurm.made_slurm import LONG, LONGER, SHORT, VERY_LONG, ClusterStudy, cluster_study
+
+pytestmark = pytest.mark.slow
+NewCluster = Callable[..., Cluster]
+
+
+def long_run(cluster: Cluster, tmp_path: Path, *, budget_flops: int = LONG) -> ClusterStudy:
+    return cluster_study(cluster, tmp_path / "study", budgets=(budget_flops,))
+
+
+def finish(study: ClusterStudy, *, num_attempts: int, seconds: float = 120.0) -> None:
+    """The run ends as if nothing had been, having gone on where it was."""
+    study.wait_for_results(seconds=seconds)
+    study.wait_for_empty_queue()
+    study.assert_each_ended_once_as_undisturbed()
+    folder = study.run_folder()
+    assert len(folder.attempts()) >= num_attempts
+    resumed = [row for row in folder.metrics() if row.get("event") == "resumed"]
+    assert len(resumed) >= num_attempts - 1
+
+
+def test_two_submits_at_the_same_time_send_each_run_once(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    cluster = new_cluster()
+    study = cluster_study(cluster, tmp_path / "study", budgets=(SHORT, 2 * SHORT, 3 * SHORT))
+    profile = study.write_profile()
+    typed = [start("submit", study.folder, "--cluster", profile, "--yes") for _ in range(3)]
+    said = [process.communicate() for process in typed]
+    assert any(process.returncode == 0 for process in typed), said
+    jobs = cluster.run("squeue", "-h", "-r", "-t", "all", "-o", "%i").splitlines()
+    assert len(jobs) == 3, said
+    study.wait_for_results()
+    study.assert_each_ended_once_as_undisturbed()
+
+
+def test_cancelled_and_submitted_again(new_cluster: NewCluster, tmp_path: Path) -> None:
+    study = long_run(new_cluster(), tmp_path)
+    study.submit()
+    study.wait_for_step()
+    study.cluster.run("scancel", study.job())
+    study.wait_for_empty_queue()
+    (attempt,) = study.run_folder().attempts()
+    assert attempt.exit_reason == "interrupted: SIGTERM"
+    study.submit()
+    finish(study, num_attempts=2)
+
+
+def test_requeued_from_outside(new_cluster: NewCluster, tmp_path: Path) -> None:
+    study = long_run(new_cluster(), tmp_path)
+    study.submit()
+    study.wait_for_step()
+    study.cluster.run("scontrol", "requeue", study.job())
+    # Typed while it waits to start again: it is on its way, so nothing is sent.
+    study.submit()
+    assert len(study.arrays()) == 1
+    finish(study, num_attempts=2)
+
+
+@pytest.mark.parametrize("grace_s", [0, 20])
+def test_preempted_by_a_higher_partition(
+    grace_s: int, new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    # With a grace time the cluster sends the job's own signal first.
+    cluster = new_cluster(NODES=1, GRACE=grace_s, PREEMPT_SIGNAL=int(grace_s > 0), KILLWAIT=2)
+    study = long_run(cluster, tmp_path)
+    study.submit()
+    study.wait_for_step()
+    high = cluster.sbatch("sleep 2", "--exclusive", "--partition=high")
+    cluster.wait_for(high, "RUNNING", "COMPLETED")
+    finish(study, num_attempts=2)
+    reason = study.run_folder().attempts()[0].exit_reason
+    assert reason == ("interrupted: SIGUSR2" if grace_s else "interrupted: SIGTERM")
+
+
+def test_a_time_limit_shorter_than_the_run(new_cluster: NewCluster, tmp_path: Path) -> None:
+    study = long_run(new_cluster(), tmp_path, budget_flops=VERY_LONG)
+    # SLURM looks every 30 s, and then signals whoever has less than 90 s left: all.
+    study.submit(time_limit_min=1, time_floor_min=1)
+    finish(study, num_attempts=2, seconds=300)
+    reasons = {a.exit_reason for a in study.run_folder().attempts()}
+    assert reasons == {"interrupted: SIGUSR2", "done"}
+
+
+def test_a_node_dies_and_its_process_lives_on(new_cluster: NewCluster, tmp_path: Path) -> None:
+    cluster = new_cluster(NODES=2)
+    study = long_run(cluster, tmp_path, budget_flops=LONGER)
+    study.submit()
+    orphan = study.wait_for_step()
+    job, node = study.job(), cluster.run("squeue", "-h", "-o", "%N")
+    cluster.kill_node(node)
+    # As the controller would by itself, later.
+    cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    cluster.wait_for(job, "RUNNING", "COMPLETED")
+    assert cluster.field(job, "Restarts") == "1"
+    assert cluster.field(job, "NodeList") != node
+    assert is_alive(orphan)
+    study.wait_for_results()
+    study.assert_each_ended_once_as_undisturbed()
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_killed_without_a_word(forgotten: bool, new_cluster: NewCluster, tmp_path: Path) -> None:
+    cluster = new_cluster(MINJOBAGE=2 if forgotten else 300)
+    study = long_run(cluster, tmp_path)
+    study.submit()
+    os.kill(study.wait_for_step(), signal.SIGKILL)
+    job = study.job()
+    if forgotten:
+        wait_until(lambda: not cluster.state(job), "the controller has forgotten it", seconds=120)
+        # Not at once: it could have left the queue a moment ago.
+        study.wait_for_state("lost", seconds=120)
+    else:
+        cluster.wait_for(job, "FAILED")
+        state = study.wait_for_state("failed", "lost")
+        assert state.reason is not None
+        assert job in state.reason
+    study.submit()
+    finish(study, num_attempts=2)
+
+
+def test_out_of_memory(new_cluster: NewCluster, tmp_path: Path) -> None:
+    cluster = new_cluster(ENFORCE_MEM=1)
+    study = long_run(cluster, tmp_path)
+    study.submit(memory_gb_per_device=0.15)
+    assert study.wait_for_state("failed").kind == "oom"
+    study.wait_for_empty_queue()
+    study.submit(memory_gb_per_device=1.5)
+    finish(study, num_attempts=1)
+
+
+def test_status_while_the_controller_is_down(new_cluster: NewCluster, tmp_path: Path) -> None:
+    cluster = new_cluster()
+    study = long_run(cluster, tmp_path, budget_flops=LONGER)
+    study.submit()
+    study.wait_for_step()
+    cluster.kill_controller()
+    status = isoflop("status", study.folder)
+    # The scheduler's own words, and what the run's files tell.
+    assert status.returncode == 3
+    assert "Unable to contact slurm controller" in status.stdout + status.stderr
+    assert "running" in status.stdout
+    refused = isoflop("submit", study.folder, "--cluster", study.write_profile(), "--yes")
+    assert refused.returncode == 2
+    assert len(study.arrays()) == 1
+    cluster.start_controller()
+    finish(study, num_attempts=1)
+
+
+def test_two_nodes_train_one_run(new_cluster: NewCluster, tmp_path: Path) -> None:
+    cluster = new_cluster(NODES=2)
+    study = cluster_study(
+        cluster, tmp_path / "study", budgets=(LONG,), placement={"parallel": "ddp", "ranks": 2}
+    )
+    study.submit(ranks_per_node=1)
+    job = study.job()
+    cluster.wait_for(job, "RUNNING")
+    assert cluster.field(job, "NodeList") == "n[1-2]"
+    study.wait_for_step()
+    # Both ranks stop, and both go on.
+    cluster.run("scontrol", "requeue", job)
+    study.wait_for_results()
+    study.wait_for_empty_queue()
+    local = cluster_study(
+        cluster,
+        tmp_path / "local",
+        budgets=(LONG,),
+        placement={"parallel": "ddp", "ranks": 2, "workers": 1},
+    )
+    run = isoflop("run", local.folder)
+    assert run.returncode == 0, run.stderr
+    here, there = local.run_folder().result(), study.run_folder().result()
+    assert here is not None
+    assert there is not None
+    assert (there["loss"], there["num_steps"]) == (here["loss"], here["num_steps"])

@@ -1,0 +1,181 @@
+"""What becomes of a task, by how its runs ended and what it was told; nothing is trained."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from isoflop.files import write_json_atomic
+from isoflop.launch import execute as executing
+from isoflop.launch.execute import Ending, Job
+from isoflop.launch.slurm import task
+from isoflop.launch.slurm.records import jobs_file, write_options
+from isoflop.launch.store import RunFolder
+
+RUNS = ("a" * 64, "b" * 64)
+
+
+class Told:
+    """Endings to come, and what the task did."""
+
+    def __init__(self) -> None:
+        self.endings: dict[str, list[Ending]] = {run_id: [] for run_id in RUNS}
+        self.executed: list[str] = []
+        self.requeued: list[str] = []
+        self.signal = "SIGUSR2"
+        self.stop: str | None = None
+        self.stop_after: int | None = None
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
+    told = Told()
+    jobs = {
+        run_id: Job(study_folder=str(tmp_path), run_id=run_id, data_folder=str(tmp_path)).to_json()
+        for run_id in RUNS
+    }
+    write_json_atomic(jobs_file(tmp_path, "s"), jobs)
+
+    def execute(job: Job, data: object, **others: object) -> Ending:
+        told.executed.append(job.run_id)
+        if told.stop_after == len(told.executed):
+            told.stop = told.signal
+        ending = told.endings[job.run_id].pop(0)
+        if ending.status == "failed":
+            folder = RunFolder(tmp_path, job.run_id)
+            attempt = folder.claim({})
+            assert attempt is not None
+            folder.end_attempt(attempt, f"failed: {ending.reason}")
+        return ending
+
+    monkeypatch.setattr(executing, "execute", execute)
+    monkeypatch.setattr("isoflop.data.windows.open_data", lambda folder: None)
+    monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", told.requeued.append)
+    monkeypatch.setattr(task, "HELD_POLL_S", 0.0)
+    monkeypatch.setattr(task, "StopFlag", lambda: lambda: told.stop)
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    return told
+
+
+def run(folder: Path) -> str:
+    return task.run_task(str(folder), "s", ",".join(RUNS), "3")
+
+
+def ending(status: str) -> Ending:
+    return Ending(status=status, reason=None if status == "done" else "because")
+
+
+def test_all_done(told: Told, tmp_path: Path) -> None:
+    told.endings = {run_id: [ending("done")] for run_id in RUNS}
+    assert run(tmp_path) == "complete"
+    assert told.executed == list(RUNS)
+    assert told.requeued == []
+
+
+@pytest.mark.parametrize(("signal", "requeued"), [("SIGUSR2", ["7_3"]), ("SIGTERM", [])])
+def test_a_signal_ends_it_and_only_usr2_puts_it_back(
+    signal: str, requeued: list[str], told: Told, tmp_path: Path
+) -> None:
+    told.endings[RUNS[0]] = [ending("interrupted")]
+    told.stop_after, told.signal = 1, signal
+    assert run(tmp_path) == ("to be continued" if requeued else "stopped by SIGTERM")
+    # The second run was not begun.
+    assert told.executed == [RUNS[0]]
+    assert told.requeued == requeued
+
+
+def test_usr2_after_the_last_run_is_nothing(told: Told, tmp_path: Path) -> None:
+    told.endings = {run_id: [ending("done")] for run_id in RUNS}
+    told.stop_after = 2
+    assert run(tmp_path) == "complete"
+    assert told.requeued == []
+
+
+def test_a_held_run_is_waited_for(told: Told, tmp_path: Path) -> None:
+    told.endings = {RUNS[0]: [ending("held")] * 3 + [ending("done")], RUNS[1]: [ending("done")]}
+    assert run(tmp_path) == "complete"
+    assert told.executed == [RUNS[0]] * 4 + [RUNS[1]]
+
+
+def test_time_is_up_while_it_waits(told: Told, tmp_path: Path) -> None:
+    told.endings[RUNS[0]] = [ending("held")] * 2
+    told.stop_after = 2
+    run(tmp_path)
+    assert told.requeued == ["7_3"]
+
+
+def test_failures_are_tried_again_until_the_run_is_parked(told: Told, tmp_path: Path) -> None:
+    told.endings = {RUNS[0]: [ending("failed")] * 4, RUNS[1]: [ending("done")] * 4}
+    assert run(tmp_path) == "to be continued"
+    assert run(tmp_path) == "to be continued"
+    # The other run of the task is trained all the same.
+    assert told.executed == list(RUNS) * 2
+    with pytest.raises(SystemExit) as parked:
+        run(tmp_path)
+    assert parked.value.code == task.SOME_RUNS_FAILED
+    assert told.requeued == ["7_3"] * 2
+    write_options(tmp_path, {RUNS[0]: {"attempts_forgiven": 3}})
+    assert run(tmp_path) == "to be continued"
+
+
+def test_a_diverged_run_is_not_tried_again(told: Told, tmp_path: Path) -> None:
+    told.endings = {RUNS[0]: [ending("diverged")], RUNS[1]: [ending("done")]}
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == task.SOME_RUNS_FAILED
+    assert told.requeued == []
+
+
+def test_the_scheduler_refuses_to_put_it_back(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from isoflop.launch.slurm.scheduler import SchedulerError
+
+    def refuse(job_id: str) -> None:
+        raise SchedulerError("scontrol requeue", "Requested operation is presently disabled")
+
+    monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", refuse)
+    told.endings[RUNS[0]] = [ending("interrupted")]
+    told.stop_after = 1
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == task.TO_BE_CONTINUED
+    assert "presently disabled" in capsys.readouterr().err
+
+
+def test_on_this_machine_nothing_is_put_back(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    told.endings[RUNS[0]] = [ending("interrupted")]
+    told.stop_after = 1
+    assert run(tmp_path) == "stopped by SIGUSR2"
+    assert told.requeued == []
+
+
+def test_which_element_this_is() -> None:
+    alone = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "9"}
+    assert task.element(alone) == task.Element(job_id="9", is_main=True)
+    second = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_PROCID": "1"}
+    assert task.element(alone | second) == task.Element(job_id="7_0", is_main=False)
+    assert task.element({"SLURM_JOB_ID": "9"}) is None
+
+
+@pytest.mark.parametrize(
+    ("hosts", "known", "wanted"),
+    [
+        (["localhost", "other"], True, "localhost"),
+        (["no-such-host.invalid"], True, "10.0.0.7"),
+        (["no-such-host.invalid"], False, "no-such-host.invalid"),
+    ],
+)
+def test_where_ranks_meet(hosts: list[str], known: bool, wanted: str) -> None:
+    environ = {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"} if known else {}
+    assert task.meeting_point(environ, hosts) == wanted
