@@ -36,6 +36,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/head_memory.py
 	$(BIN)/python tests/benchmarks/chaos.py
 	$(BIN)/python tests/benchmarks/data_throughput.py
+	@if PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null; \
+	then $(BIN)/python tests/benchmarks/submit_scale.py; fi
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -6,10 +6,15 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from isoflop.errors import UserError
+
+_T = TypeVar("_T")
+
+_NUM_WRITERS = 8
 
 
 def fsync_path(path: Path) -> None:
@@ -73,6 +78,17 @@ def write_once(path: Path, data: bytes) -> bool:
         temporary.unlink()
     fsync_path(path.parent)
     return True
+
+
+def write_many(write: Callable[[_T], object], items: Iterable[_T]) -> None:
+    """Writes files of ``items``, several at a time: nearly all of it is waiting for the disk."""
+    # Imported here: few commands write many files.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_NUM_WRITERS) as pool:
+        # The results are asked for, so that the first error is raised.
+        for _ in pool.map(write, items):
+            pass
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
 from isoflop.families import family_digest
+from isoflop.files import write_many
 from isoflop.launch.execute import Ending, Job
 from isoflop.launch.layout import laid_out, num_gpus
 from isoflop.launch.pool import Event, num_cores, run_jobs
@@ -85,7 +86,8 @@ def open_session(
     estimates = load_estimates(folder)
     planned_placements = {} if estimates is None else estimates.placements
     data_folder = prepare(plan.study.source, plan.study.tokenizer, data_dir)
-    jobs = []
+    jobs: list[Job] = []
+    unfinished = []
     num_done = 0
     # The longest first, so that the last workers to finish do not wait for one long run.
     runs = plan.unique_runs if run is None else find_run(plan, run)[:1]
@@ -94,7 +96,7 @@ def open_session(
         if run_folder.result() is not None:
             num_done += 1
             continue
-        run_folder.write_spec(planned.spec)
+        unfinished.append(planned)
         jobs.append(
             Job(
                 study_folder=str(folder),
@@ -106,6 +108,7 @@ def open_session(
                 sinks=sinks,
             )
         )
+    write_many(lambda p: RunFolder(folder, p.run_id).write_spec(p.spec), unfinished)
     prune_weights(folder, plan)
     return Session(
         folder=folder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,14 +86,14 @@ class RunState:
         return (self.run.spec.steps - 1 - self.step) / self.steps_per_s
 
 
-def run_state(folder: Path, run: PlannedRun) -> RunState:
-    """Where one run stands.
+def run_state(folder: Path, run: PlannedRun, result: dict[str, Any] | None = None) -> RunState:
+    """Where one run stands; its result is read unless the caller has it.
 
     Raises:
         UserError: a file of the run's folder is damaged.
     """
     run_folder = RunFolder(folder, run.run_id)
-    result = run_folder.result()
+    result = run_folder.result() if result is None else result
     attempts = run_folder.attempts()
     newest = attempts[-1] if attempts else None
     state, reason, step, rate = "missing", None, None, None
@@ -135,9 +135,18 @@ def _rows(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def study_states(folder: Path, plan: Plan) -> list[RunState]:
-    """The state of every run of a plan, in the plan's order."""
-    by_id = {run.run_id: run_state(folder, run) for run in plan.unique_runs}
+def study_states(
+    folder: Path, plan: Plan, results: Mapping[str, dict[str, Any]] | None = None
+) -> list[RunState]:
+    """The state of every run of a plan, in the plan's order.
+
+    Args:
+        folder: the study's folder.
+        plan: its plan.
+        results: by run id, those that were read already; a result never changes.
+    """
+    known = results or {}
+    by_id = {r.run_id: run_state(folder, r, known.get(r.run_id)) for r in plan.unique_runs}
     return [dataclasses.replace(by_id[run.run_id], run=run) for run in plan.runs]
 
 

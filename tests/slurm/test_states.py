@@ -45,7 +45,7 @@ def test_without_submissions_no_scheduler_is_asked(told: Scheduler, sent: Sent) 
     assert states == ["done", "failed", "missing", "missing"]
     assert sent.state(1).kind == "oom"
     assert told.calls == []
-    assert live_runs(sent.folder) == set()
+    assert live_runs(sent.folder, sent.plan) == set()
 
 
 def test_one_call_however_many_runs_and_submissions(told: Scheduler, sent: Sent) -> None:
@@ -79,7 +79,7 @@ def test_a_job_in_the_queue_waits(state: str, told: Scheduler, sent: Sent) -> No
     told.queue(line("12_0", state, reason="Resources"))
     found = sent.state()
     assert (found.state, found.reason) == ("waiting", f"job 12_0 {state} (Resources)")
-    assert live_runs(sent.folder) == {sent.ids[0]}
+    assert live_runs(sent.folder, sent.plan) == {sent.ids[0]}
 
 
 def test_a_run_at_work_has_progress_rate_and_time_left(told: Scheduler, sent: Sent) -> None:
@@ -120,7 +120,7 @@ def test_the_queue_is_right_where_accounting_lags(
     found = sent.state(0)
     assert found.state == "requeued"
     assert found.reason == "job 12_0 PENDING (BeginTime), put back once"
-    assert sent.ids[0] in live_runs(sent.folder)
+    assert sent.ids[0] in live_runs(sent.folder, sent.plan)
 
 
 def test_a_requeued_run_says_what_ended_its_attempt(told: Scheduler, sent: Sent) -> None:
@@ -201,7 +201,7 @@ def test_a_death_without_a_record_is_classified(
     assert found.reason is not None
     assert reason in found.reason
     assert found.log_lines[-1] == (said or "starting")
-    assert live_runs(sent.folder) == set()
+    assert live_runs(sent.folder, sent.plan) == set()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_controller_that_is_down_leaves_what_the_files_know(told: Scheduler, s
     assert DOWN in done.output
     assert "sent as job 12_3; the scheduler does not answer" in done.output
     with pytest.raises(SchedulerError, match="Unable to contact"):
-        live_runs(sent.folder)
+        live_runs(sent.folder, sent.plan)
     with pytest.raises(SchedulerError, match="Unable to contact"):
         to_cancel(sent.folder, sent.plan, None)
 
@@ -320,7 +320,7 @@ def test_a_rejected_submission_says_why(told: Scheduler, sent: Sent) -> None:
     found = sent.state()
     assert found.state == "missing"
     assert found.reason == "rejected: sbatch: error: invalid partition specified: x"
-    assert live_runs(sent.folder) == set()
+    assert live_runs(sent.folder, sent.plan) == set()
     assert told.calls == []
 
 
@@ -334,7 +334,7 @@ def test_jobs_of_a_submission_that_was_cut_off_are_found_by_their_comment(
     )
     assert sent.state(1).state == "waiting"
     assert sent.state(1).job is not None
-    assert live_runs(sent.folder) == {sent.ids[1]}
+    assert live_runs(sent.folder, sent.plan) == {sent.ids[1]}
     assert sent.state(2).reason == "its submission was cut off; submit again"
     assert f"-u {os.getuid()}" in told.calls[0]
     assert [task.job_id for task in to_cancel(sent.folder, sent.plan, None).tasks] == ["40_1"]
@@ -368,7 +368,7 @@ def test_processes_of_this_machine_are_followed_and_cancelled(told: Scheduler, s
         sent.submission(str(process.pid), tasks=[[0]], cluster="local")
         sent.submission(str(other.pid), tasks=[[1]], cluster="local", name="s2")
         wait_for_command_line(process.pid)
-        assert live_runs(sent.folder) == {sent.ids[0]}
+        assert live_runs(sent.folder, sent.plan) == {sent.ids[0]}
         assert sent.state(0).state == "waiting"
         assert sent.state(1).state == "missing"
         assert invoke(cancel, sent.folder, "--yes").exit_code == 0

@@ -103,9 +103,8 @@ def prepare(
     wanted = [job for job in session.jobs if only is None or job.run_id in only]
     parked = [job.run_id for job in wanted if _is_parked(folder, job.run_id, profile, recorded)]
     placed, runs = {}, {}
-    for job in wanted:
-        if job.run_id in parked:
-            continue
+    left_out = set(parked)
+    for job in (job for job in wanted if job.run_id not in left_out):
         own = recorded.get(job.run_id, {})
         tables = [
             session.plan.study.placement,
@@ -135,7 +134,8 @@ def prepare(
 def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> list[ArrayPlan]:
     """The arrays that some runs, or all that are to be sent, make."""
     profile = prepared.profile
-    runs = [run for run in prepared.runs.values() if run_ids is None or run.run_id in run_ids]
+    wanted = prepared.runs.keys() if run_ids is None else set(run_ids)
+    runs = [run for run in prepared.runs.values() if run.run_id in wanted]
     if not profile.is_local:
         return plan_arrays(runs, profile, prepared.max_array_size)
     # One process each; as many as this machine has cores, or GPUs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,15 @@ class SentTask:
     def logs(self, study_folder: Path) -> list[Path]:
         """The files that its output goes to, those of its first process first."""
         folder = array_folder(study_folder, self.submission.submission_id, self.array)
-        return sorted(folder.glob(f"{self.job_id}_*_log.*")) if self.job_id else []
+        found: list[Path] = []
+        # Asked for by name: the folder has the files of all tasks, and there may be thousands.
+        for process in itertools.count() if self.job_id else ():
+            names = (f"{self.job_id}_{process}_log.{stream}" for stream in ("err", "out"))
+            there = [path for path in map(folder.joinpath, names) if path.exists()]
+            if not there:
+                break
+            found += there
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.cancel import cancelled_jobs
@@ -22,7 +23,6 @@ from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.launch.slurm.sent import Queue, SentTask, look, remember
 from isoflop.launch.status import RunState, study_states
 from isoflop.launch.store import RunFolder
-from isoflop.plan.artefact import read_plan
 from isoflop.plan.planner import Plan
 
 # A job that left the queue may still write: a shared file system shows files late, a lost node's
@@ -57,9 +57,10 @@ def study_truth(study_folder: Path, plan: Plan) -> Truth:
     Raises:
         UserError: a file of a run's folder or a submission's record is damaged.
     """
-    queue = look(study_folder, _finished(study_folder, plan))
+    finished = _finished(study_folder, plan)
+    queue = look(study_folder, finished)
     # After the queue: a run that ends between the two looks would seem to be nowhere.
-    by_files = study_states(study_folder, plan)
+    by_files = study_states(study_folder, plan, finished)
     queue = remember(queue, _forgotten(by_files, queue))
     merge = _Merge(study_folder, queue)
     merged = {state.run.run_id: state for state in map(merge.state, by_files)}
@@ -67,20 +68,19 @@ def study_truth(study_folder: Path, plan: Plan) -> Truth:
     return Truth(states=tuple(states), queue=queue)
 
 
-def live_runs(study_folder: Path) -> set[str]:
+def live_runs(study_folder: Path, plan: Plan) -> set[str]:
     """Ids of the runs that a process is training or a job in the queue is going to train.
 
     Raises:
         SchedulerError: something was sent and the scheduler does not answer: nobody knows.
-        UserError: no plan, or a damaged record.
+        UserError: a damaged record.
     """
-    plan = read_plan(study_folder)
     finished = _finished(study_folder, plan)
     queue = look(study_folder, finished)
     if queue.answer.unreachable is not None:
         raise SchedulerError("squeue", queue.answer.unreachable)
     live = {run_id for run_id in queue.tasks if queue.live(run_id) is not None}
-    for run_id in {run.run_id for run in plan.runs} - live - finished:
+    for run_id in {run.run_id for run in plan.runs} - live - finished.keys():
         folder = RunFolder(study_folder, run_id)
         attempts = folder.attempts()
         if folder.is_held(attempts[-1] if attempts else None):
@@ -88,9 +88,11 @@ def live_runs(study_folder: Path) -> set[str]:
     return live
 
 
-def _finished(study_folder: Path, plan: Plan) -> set[str]:
+def _finished(study_folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
+    """The results that there are, by run id."""
     ids = (run.run_id for run in plan.unique_runs)
-    return {run_id for run_id in ids if RunFolder(study_folder, run_id).result() is not None}
+    results = ((run_id, RunFolder(study_folder, run_id).result()) for run_id in ids)
+    return {run_id: result for run_id, result in results if result is not None}
 
 
 def _forgotten(states: Sequence[RunState], queue: Queue) -> list[str]:

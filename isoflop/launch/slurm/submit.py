@@ -110,7 +110,7 @@ def send(prepared: Prepared) -> SubmitReport:
     from isoflop.launch.slurm.states import live_runs
 
     with submit_lock(prepared.folder):
-        live = live_runs(prepared.folder)
+        live = live_runs(prepared.folder, prepared.plan)
         free = [run_id for run_id in prepared.runs if run_id not in live]
         todo = [r for r in free if RunFolder(prepared.folder, r).result() is None]
         plans, num_left = _within_limit(arrays_of(prepared, todo), prepared.profile, len(live))

@@ -104,20 +104,18 @@ class Share:
         self._unfinished = False
         self._failed = False
         self._try_again = False
+        self._prune = False
 
     def train(self, run_id: str) -> None:
         """Trains one run, unless the task was asked to stop."""
         from isoflop.launch.execute import Job
-        from isoflop.launch.weights import prune_weights
-        from isoflop.plan.artefact import read_plan
 
         if self._should_stop() is not None:
             self._unfinished = True
             return
         job = Job.from_json(self._jobs[run_id])
         ending = self._execute(job)
-        if job.keep_weights == "best" and ending.status == "done":
-            prune_weights(self._folder, read_plan(self._folder))
+        self._prune |= job.keep_weights == "best" and ending.status == "done"
         reason = "" if ending.reason is None else f": {ending.reason}"
         print(f"isoflop: run {run_id} {ending.status}{reason}", flush=True)
         if ending.status in ("interrupted", "held"):
@@ -130,6 +128,8 @@ class Share:
 
     def end(self) -> str:
         """Puts the task back into the queue where that is due; a word for the log."""
+        if self._prune:
+            self._prune_weights()
         stop = self._should_stop()
         goes_on = (self._unfinished and stop == _TIME_IS_UP) or (self._try_again and stop is None)
         if self._place is not None and not self._place.is_main:
@@ -177,6 +177,13 @@ class Share:
             if not (waits if ranks is None else bool(ranks.broadcast(float(waits)))):
                 return ending
             time.sleep(HELD_POLL_S)
+
+    def _prune_weights(self) -> None:
+        """Once per task: it reads the plan and the results of all runs."""
+        from isoflop.launch.weights import prune_weights
+        from isoflop.plan.artefact import read_plan
+
+        prune_weights(self._folder, read_plan(self._folder))
 
     def _is_parked(self, run_id: str) -> bool:
         from isoflop.launch.slurm.failures import num_failures
