@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -137,9 +138,11 @@ def rank_pids(ancestor: int) -> dict[str, int]:
     """Processes with a RANK among the descendants of a process."""
     found = {}
     for pid in descendants(ancestor):
-        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ranks = [v.removeprefix(b"RANK=") for v in environ if v.startswith(b"RANK=")]
-        found.update({rank.decode(): pid for rank in ranks})
+        # A process that an earlier test left may have ended and not been waited for.
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            ranks = [v.removeprefix(b"RANK=") for v in environ if v.startswith(b"RANK=")]
+            found.update({rank.decode(): pid for rank in ranks})
     return found
 
 
