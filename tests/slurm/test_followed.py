@@ -98,7 +98,7 @@ def test_all_runs_of_a_local_run_are_cancelled_and_no_other_begins(tmp_path: Pat
     wait_until(lambda: list(folder.glob("runs/*/metrics.jsonl")), "a run at work")
     done = isoflop("cancel", folder, "--yes")
     assert "1 run ends" in done.stdout, done.stderr
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, out + err
     attempts = [a for run in plan.unique_runs for a in RunFolder(folder, run.run_id).attempts()]
     assert [attempt.exit_reason for attempt in attempts] == ["interrupted: SIGTERM"]
@@ -114,7 +114,7 @@ def test_one_cancelled_run_leaves_the_others_alone(tmp_path: Path) -> None:
     (longest,) = (run.run_id for run in plan.unique_runs if run.budget_flops == LONG)
     wait_until(lambda: list(folder.glob("runs/*/metrics.jsonl")), "a run at work")
     assert isoflop("cancel", folder, longest[:12], "--yes").returncode == 0
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, out + err
     others = [run.run_id for run in plan.unique_runs if run.run_id != longest]
     assert all(RunFolder(folder, run_id).result() for run_id in others), out + err
