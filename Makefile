@@ -24,9 +24,11 @@ lint: $(VENV)/.installed-dev
 # The distribution's packages that tests need; without root or apt-get (code 3) those tests skip.
 system:
 	slurm/dev_cluster/install.sh || [ $$? -eq 3 ]
+	slurm/dev_cluster/apt.sh chromium chromedriver -- chromium chromium-driver || [ $$? -eq 3 ]
 
 # Ratios against a named baseline, printed; never part of the tests.
 bench: $(VENV)/.installed-dev
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python tests/benchmarks/cli_startup.py
 	$(BIN)/python tests/benchmarks/plan_size.py
 	$(BIN)/python -m isoflop_kernels.bench
@@ -36,6 +38,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/head_memory.py
 	$(BIN)/python tests/benchmarks/chaos.py
 	$(BIN)/python tests/benchmarks/data_throughput.py
+	$(BIN)/python tests/benchmarks/parametric.py
+	$(BIN)/python tests/benchmarks/coverage.py
 	@if PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null; \
 	then $(BIN)/python tests/benchmarks/submit_scale.py; fi
 

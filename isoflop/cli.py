@@ -17,6 +17,8 @@ from isoflop.commands.flops import flops
 from isoflop.commands.logs import logs
 from isoflop.commands.plan import plan
 from isoflop.commands.quickstart import quickstart
+from isoflop.commands.refine import refine
+from isoflop.commands.report import report
 from isoflop.commands.retry import retry
 from isoflop.commands.run import run
 from isoflop.commands.show import show
@@ -64,6 +66,8 @@ _VERBS = (
     cancel,
     retry,
     fit,
+    refine,
+    report,
     quickstart,
     flops,
     calibrate,

@@ -19,8 +19,8 @@ from isoflop.files import write_bytes_atomic
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2
-_VERSION_KEY = b"isoflop_schema_version"
+SCHEMA_VERSION = 3
+VERSION_KEY = b"isoflop_schema_version"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,11 @@ class Schema:
         """Column names in order."""
         return tuple(name for name, _ in self.columns)
 
+    def row(self, **values: Any) -> dict[str, Any]:
+        """A row with these values and null in every other column."""
+        assert set(values) <= set(self.names), set(values) - set(self.names)
+        return {name: values.get(name) for name in self.names}
+
     def arrow(self) -> pa.Schema:
         """The pyarrow schema, with the schema version in its metadata."""
         import pyarrow as pa
@@ -44,7 +49,7 @@ class Schema:
             (name, kinds[kind] if kind in kinds else pa.type_for_alias(kind))
             for name, kind in self.columns
         ]
-        return pa.schema(fields, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
+        return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
 PLAN = Schema(
@@ -119,6 +124,12 @@ OPTIMA = Schema(
         ("n_points", "int64"),
         ("grid_lo", "float64"),
         ("grid_hi", "float64"),
+        ("mean_flops", "float64"),
+        ("off_centre", "float64"),
+        ("ci_at_edge", "string"),
+        ("bootstrap_kind", "string"),
+        ("n_boot", "int64"),
+        ("n_failed", "int64"),
     ),
 )
 
@@ -142,6 +153,90 @@ FITS = Schema(
         ("n_failed", "int64"),
         ("rmse", "float64"),
         ("heldout_error", "float64"),
+        ("confidence", "float64"),
+        ("budget_lo", "float64"),
+        ("budget_hi", "float64"),
+        ("settings", "string"),
+        ("status", "string"),
+    ),
+)
+
+# One arch over a reference at one budget along one resource.
+COMPARE = Schema(
+    table="compare",
+    columns=(
+        ("arch", "string"),
+        ("reference", "string"),
+        ("budget_flops", "float64"),
+        ("resource", "string"),
+        ("multiplier", "float64"),
+        ("ci_lo", "float64"),
+        ("ci_hi", "float64"),
+        ("local_slope", "float64"),
+        ("extrapolated", "bool"),
+        ("status", "string"),
+        ("order_claimed", "string"),
+        ("axis", "string"),
+        ("method", "string"),
+        ("frontier", "string"),
+        ("confidence", "float64"),
+        ("bootstrap_kind", "string"),
+        ("n_boot", "int64"),
+        ("n_failed", "int64"),
+    ),
+)
+
+# The exponent of one arch minus that of a reference, from the same draws.
+EXPONENTS = Schema(
+    table="exponents",
+    columns=(
+        ("arch", "string"),
+        ("reference", "string"),
+        ("axis", "string"),
+        ("method", "string"),
+        ("difference", "float64"),
+        ("ci_lo", "float64"),
+        ("ci_hi", "float64"),
+        ("order_claimed", "string"),
+        ("confidence", "float64"),
+        ("bootstrap_kind", "string"),
+        ("n_boot", "int64"),
+        ("n_failed", "int64"),
+        ("status", "string"),
+    ),
+)
+
+# Every check of validity in one long table: what was varied, what came out.
+VALIDITY = Schema(
+    table="validity",
+    columns=(
+        ("check", "string"),
+        ("arch", "string"),
+        ("reference", "string"),
+        ("axis", "string"),
+        ("method", "string"),
+        ("budget_flops", "float64"),
+        ("variant", "string"),
+        ("quantity", "string"),
+        ("value", "float64"),
+        ("ci_lo", "float64"),
+        ("ci_hi", "float64"),
+        ("baseline", "float64"),
+        ("n_points", "int64"),
+        ("status", "string"),
+        ("detail", "string"),
+    ),
+)
+
+# The study's hypotheses, frozen with its plan, and the verdict on each.
+HYPOTHESES = Schema(
+    table="hypotheses",
+    columns=(
+        ("id", "string"),
+        ("claim", "string"),
+        ("decide", "string"),
+        ("verdict", "string"),
+        ("detail", "string"),
     ),
 )
 
@@ -207,7 +302,7 @@ def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
         raise UserError(
             what, str(path), f"a whole parquet file ({reason})", "make it again"
         ) from None
-    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise UserError(
             what, str(path), f"schema version {SCHEMA_VERSION} (it is {version})", "make it again"

@@ -12,7 +12,7 @@ import pytest
 
 from isoflop.cli import main
 from isoflop.study_file import study_from_toml
-from isoflop.tables import FITS, OPTIMA, PLAN, RUNS
+from isoflop.tables import COMPARE, EXPONENTS, FITS, HYPOTHESES, OPTIMA, PLAN, RUNS, VALIDITY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -71,7 +71,7 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
 
 def test_every_column_of_every_table_is_documented() -> None:
     text = (REPOSITORY / "results" / "README.md").read_text()
-    for schema in (PLAN, RUNS, OPTIMA, FITS):
+    for schema in (PLAN, RUNS, OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, HYPOTHESES):
         for name, kind in schema.columns:
             shown = {"list<string>": "list of string"}.get(kind, kind)
             assert f"| `{name}` | {shown} |" in text, (schema.table, name)

@@ -12,7 +12,16 @@ from isoflop.plan.artefact import plan_to_json, read_plan
 from isoflop.plan.planner import make_plan
 from isoflop.resources import builtin
 from isoflop.study import load_study
-from isoflop.tables import FITS, OPTIMA, RUNS, Schema, read_table
+from isoflop.tables import (
+    COMPARE,
+    EXPONENTS,
+    FITS,
+    OPTIMA,
+    RUNS,
+    VALIDITY,
+    Schema,
+    read_table,
+)
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "results" / "quickstart"
 
@@ -32,6 +41,9 @@ def test_the_committed_fits_follow_from_the_committed_runs(tmp_path: Path) -> No
         ("runs", RUNS),
         ("optima", OPTIMA),
         ("fits", FITS),
+        ("compare", COMPARE),
+        ("exponents", EXPONENTS),
+        ("validity", VALIDITY),
     ]
     for name, schema in tables:
         made = read_table(folder / f"{name}.parquet", schema)
@@ -51,7 +63,7 @@ def test_most_minima_of_the_quick_start_are_interior() -> None:
     statuses = [
         row["status"]
         for row in read_table(QUICKSTART / "optima.parquet", OPTIMA)
-        if row["axis"] == "n_params"
+        if (row["axis"], row["method"]) == ("n_params", "parabola")
     ]
     assert len(statuses) == 15
     assert statuses.count("interior") > 7

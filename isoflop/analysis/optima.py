@@ -1,13 +1,12 @@
-"""One isoFLOP parabola per family, budget and axis, and a typed verdict on its vertex.
+"""The minimum of each isoFLOP profile by four methods, and a typed verdict on each.
 
-The parabola is loss = loss_opt + curvature · (ln x − ln x_opt)², fitted by least squares over all
-points of the group (approach 2 of Hoffmann et al. 2022, section 3.2, there in log10). The loss is
-in nats per token, x is parameters, tokens or active parameters, the budget is the nominal one.
+One profile is a family's losses at one budget over parameters, tokens or active parameters; the
+methods are those of isoflop.analysis.optima_methods. The loss is in nats per token (or the unit of
+the table) and the budget is the nominal one; ``mean_flops`` tells the FLOPs achieved.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,18 +14,47 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from isoflop.analysis.optima_methods import (
+    ABOVE,
+    BELOW,
+    FINDERS,
+    INTERIOR,
+    LOSS_RESOLUTION,
+    METHODS,
+    MIN_DISTINCT_SIZES,
+    MIN_SIZES,
+    NO_MINIMUM,
+    TOO_FEW,
+    Floats,
+    Method,
+    fit_parabolas,
+)
 from isoflop.analysis.points import AXES, Axis, GroupKey, Point
+
+__all__ = [
+    "LOSS_RESOLUTION",
+    "METHODS",
+    "MIN_DISTINCT_SIZES",
+    "Method",
+    "Optimum",
+    "Parabola",
+    "Profile",
+    "Status",
+    "find_optima",
+    "find_optimum",
+    "fit_parabola",
+    "profile_of",
+]
 
 Status = Literal["interior", "edge_low", "edge_high", "not_convex", "flat", "too_few"]
 
-METHOD = "parabola"
-
-# Losses are means of float32 terms: differences below this share of the loss are rounding.
-LOSS_RESOLUTION = 1e-6
-
-# A parabola has three coefficients. Three sizes determine it without a residual, which is allowed
-# here (a small study has no more) and shown by n_points; two leave it undetermined.
-MIN_DISTINCT_SIZES = 3
+_STATUS: dict[int, Status] = {
+    INTERIOR: "interior",
+    BELOW: "edge_low",
+    ABOVE: "edge_high",
+    NO_MINIMUM: "not_convex",
+    TOO_FEW: "too_few",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,20 +63,20 @@ class Optimum:
 
     status decides what ``x_opt`` and ``loss_opt`` are:
 
-    - ``interior``: the vertex lies within the sizes measured; both describe the vertex.
-    - ``edge_low``, ``edge_high``: the vertex lies below the smallest or above the largest x
+    - ``interior``: the minimum lies within the sizes measured; both describe the minimum.
+    - ``edge_low``, ``edge_high``: the minimum lies below the smallest or above the largest x
       measured. ``x_opt`` is then that smallest or largest x, an upper or lower *bound* on the
       optimum, and ``loss_opt`` the mean loss measured there, an upper bound on the optimal loss.
       A bound never enters a power law.
     - ``not_convex``: no measurable upward bend; both are null.
     - ``flat``: the mean losses of the sizes differ by less than rounding; both are null.
-    - ``too_few``: fewer than three distinct sizes; both are null.
+    - ``too_few``: fewer than three distinct sizes (four for akima); both are null.
     """
 
     arch: str
     budget_flops: float
     axis: Axis
-    method: str = METHOD
+    method: Method = "parabola"
     x_opt: float | None
     loss_opt: float | None
     ci_lo: float | None = None
@@ -61,6 +89,16 @@ class Optimum:
     n_points: int
     grid_lo: float | None
     grid_hi: float | None
+    mean_flops: float | None = None
+    """Mean FLOPs achieved by the points; null where one of them does not tell."""
+    off_centre: float | None = None
+    """ln of x_opt over the geometric middle of the grid; null unless interior."""
+    ci_at_edge: Literal["low", "high", "both"] | None = None
+    """Where the interval of x_opt ends at an end of the grid, and so may reach further."""
+    bootstrap_kind: str | None = None
+    n_boot: int | None = None
+    n_failed: int | None = None
+    """Draws without an interior minimum."""
 
     @property
     def is_point(self) -> bool:
@@ -73,133 +111,154 @@ class Optimum:
         return self.status in ("edge_low", "edge_high")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Profile:
+    """The points of one family at one budget along one axis, in ascending x."""
+
+    points: tuple[Point, ...]
+    """Those whose x is known; of equal x in their order in the group (size, then seed)."""
+    x: Floats
+    log_x: Floats
+    loss: Floats
+
+    @property
+    def num_sizes(self) -> int:
+        """Distinct sizes, as far as the logarithm tells them apart."""
+        return len(np.unique(self.log_x))
+
+
+def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
+    """Return the profile of a group; points whose x is unknown are left out."""
+    known = [(x, point) for point in points if (x := point.on(axis)) is not None]
+    known.sort(key=lambda pair: pair[0])
+    xs = np.array([x for x, _ in known], dtype=np.float64)
+    return Profile(
+        points=tuple(point for _, point in known),
+        x=xs,
+        log_x=np.log(xs),
+        loss=np.array([point.loss for _, point in known], dtype=np.float64),
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parabola:
-    """A fitted parabola in z = (ln x − centre) / half_width, so that the data span [−1, 1].
-
-    Centred and scaled in both directions, the least-squares problem is well conditioned however
-    narrow the sizes lie and whatever their unit.
-    """
+    """The least-squares parabola of a profile, for drawing."""
 
     centre: float
     half_width: float
-    loss_scale: float
-    """Largest mean loss; the coefficients are in units of it."""
-    constant: float
-    slope: float
-    bend: float
+    coefficients: tuple[float, float, float]
+    """Constant, slope and bend over z = (ln x − centre) / half_width, nats per token."""
 
     def loss_at(self, x: float) -> float:
         """Return the fitted loss in nats per token at x."""
-        z = (math.log(x) - self.centre) / self.half_width
-        return self.loss_scale * (self.constant + z * (self.slope + z * self.bend))
+        z = (float(np.log(x)) - self.centre) / self.half_width
+        constant, slope, bend = self.coefficients
+        return constant + z * (slope + z * bend)
 
     @property
     def curvature(self) -> float:
         """Coefficient of (ln x)²."""
-        return self.loss_scale * self.bend / self.half_width**2
+        return self.coefficients[2] / self.half_width**2
 
 
 def fit_parabola(points: Sequence[Point], axis: Axis) -> Parabola | None:
-    """Fit loss against ln x by least squares; None when three coefficients are undetermined.
-
-    Points at one x (seeds) are replaced by their mean with their share of all points as weight:
-    the same least-squares solution, and one that duplicating every point leaves unchanged.
-    """
-    losses = _losses_by_x(points, axis)
-    if len({math.log(x) for x in losses}) < MIN_DISTINCT_SIZES:
+    """Fit loss against ln x over all points; None when three coefficients are undetermined."""
+    profile = profile_of(points, axis)
+    if profile.num_sizes < MIN_DISTINCT_SIZES:
         return None
-    log_x = np.log(np.array(list(losses)))
-    means = _means(losses)
-    num_points = sum(len(group) for group in losses.values())
-    root_weight = np.sqrt(np.array([len(group) / num_points for group in losses.values()]))
-    centre = float(log_x[0] + log_x[-1]) / 2
-    half_width = float(log_x[-1] - log_x[0]) / 2
-    scale = float(means.max())
-    design = np.vander((log_x - centre) / half_width, 3, increasing=True)
-    coefficients, _, rank, _ = np.linalg.lstsq(
-        design * root_weight[:, None], means / scale * root_weight, rcond=None
-    )
-    if rank < 3:
+    fitted = fit_parabolas(profile.log_x, profile.loss[None])
+    constant, slope, bend = (float(c) for c in fitted.scale[0] * fitted.coefficients[0])
+    if not np.isfinite(constant):
         return None
-    constant, slope, bend = (float(value) for value in coefficients)
     return Parabola(
-        centre=centre,
-        half_width=half_width,
-        loss_scale=scale,
-        constant=constant,
-        slope=slope,
-        bend=bend,
+        centre=fitted.centre,
+        half_width=fitted.half_width,
+        coefficients=(constant, slope, bend),
     )
 
 
-def find_optimum(points: Sequence[Point], *, arch: str, budget_flops: float, axis: Axis) -> Optimum:
-    """Return the verdict on one family at one budget along one axis.
+def find_optimum(
+    points: Sequence[Point],
+    *,
+    arch: str,
+    budget_flops: float,
+    axis: Axis,
+    method: Method = "parabola",
+) -> Optimum:
+    """Return the verdict on one family at one budget along one axis by one method.
 
     Points whose x is unknown on this axis are left out; ``n_points`` counts those used. The rules
     are tried in the order too_few, flat, not_convex, edge_low/edge_high, interior (see Optimum).
     """
-    losses = _losses_by_x(points, axis)
-    sizes = list(losses)
-    parabola = fit_parabola(points, axis)
-    status, x_opt, loss_opt = _verdict(parabola, losses)
+    profile = profile_of(points, axis)
+    status, x_opt, loss_opt, curvature = _verdict(profile, method)
+    lo, hi = (float(profile.x[0]), float(profile.x[-1])) if profile.points else (None, None)
+    off_centre = None
+    if status == "interior" and x_opt is not None:
+        middle = float(profile.log_x[0] + profile.log_x[-1]) / 2
+        off_centre = float(np.log(x_opt)) - middle
     return Optimum(
         arch=arch,
         budget_flops=budget_flops,
         axis=axis,
+        method=method,
         x_opt=x_opt,
         loss_opt=loss_opt,
-        curvature=None if parabola is None else parabola.curvature,
+        curvature=curvature,
         status=status,
-        n_points=sum(len(group) for group in losses.values()),
-        grid_lo=sizes[0] if sizes else None,
-        grid_hi=sizes[-1] if sizes else None,
+        n_points=len(profile.points),
+        grid_lo=lo,
+        grid_hi=hi,
+        mean_flops=_mean_flops(profile.points),
+        off_centre=off_centre,
     )
 
 
 def find_optima(
-    groups: Mapping[GroupKey, Sequence[Point]], axes: Sequence[Axis] = AXES
+    groups: Mapping[GroupKey, Sequence[Point]],
+    axes: Sequence[Axis] = AXES,
+    methods: Sequence[Method] = METHODS,
 ) -> tuple[Optimum, ...]:
-    """Return one optimum per group and axis, in the order of the groups."""
+    """Return one optimum per group, axis and method, in the order of the groups."""
     return tuple(
-        find_optimum(points, arch=arch, budget_flops=budget, axis=axis)
+        find_optimum(points, arch=arch, budget_flops=budget, axis=axis, method=method)
         for (arch, budget), points in groups.items()
         for axis in axes
+        for method in methods
     )
 
 
 def _verdict(
-    parabola: Parabola | None, losses: Mapping[float, Sequence[float]]
-) -> tuple[Status, float | None, float | None]:
-    """Return (status, x_opt, loss_opt)."""
-    if parabola is None:
-        return "too_few", None, None
-    means = _means(losses)
-    if float(means.max() - means.min()) <= LOSS_RESOLUTION * parabola.loss_scale:
-        return "flat", None, None
-    if parabola.bend <= LOSS_RESOLUTION:
-        return "not_convex", None, None
-    sizes = list(losses)
-    vertex = -parabola.slope / (2 * parabola.bend)
-    if vertex < -1.0:
-        return "edge_low", sizes[0], float(means[0])
-    if vertex > 1.0:
-        return "edge_high", sizes[-1], float(means[-1])
-    x_opt = math.exp(parabola.centre + parabola.half_width * vertex)
-    loss_opt = parabola.loss_scale * (parabola.constant - parabola.bend * vertex**2)
-    return "interior", min(max(x_opt, sizes[0]), sizes[-1]), loss_opt
+    profile: Profile, method: Method
+) -> tuple[Status, float | None, float | None, float | None]:
+    """Return (status, x_opt, loss_opt, curvature)."""
+    if profile.num_sizes < MIN_SIZES[method]:
+        return "too_few", None, None, None
+    minima = FINDERS[method](profile.log_x, profile.loss[None], None)
+    log_x, loss, bend = (float(v[0]) for v in (minima.log_x, minima.loss, minima.curvature))
+    curvature = bend if np.isfinite(bend) else None
+    status = _STATUS[int(minima.code[0])]
+    means = _mean_losses(profile)
+    if float(means.max() - means.min()) <= LOSS_RESOLUTION * float(means.max()):
+        status = "flat"
+    if status == "edge_low":
+        return status, float(profile.x[0]), float(means[0]), curvature
+    if status == "edge_high":
+        return status, float(profile.x[-1]), float(means[-1]), curvature
+    if status != "interior":
+        return status, None, None, curvature
+    x_opt = min(max(float(np.exp(log_x)), float(profile.x[0])), float(profile.x[-1]))
+    return status, x_opt, loss, curvature
 
 
-def _losses_by_x(points: Sequence[Point], axis: Axis) -> dict[float, list[float]]:
-    """Return the losses at each distinct x, smallest x first."""
-    losses: dict[float, list[float]] = {}
-    for point in points:
-        x = point.on(axis)
-        if x is not None:
-            losses.setdefault(x, []).append(point.loss)
-    return {x: losses[x] for x in sorted(losses)}
+def _mean_losses(profile: Profile) -> npt.NDArray[np.float64]:
+    """The mean loss at each distinct x, smallest x first."""
+    xs, index = np.unique(profile.x, return_inverse=True)
+    return np.array([float(np.mean(profile.loss[index == i])) for i in range(len(xs))])
 
 
-def _means(losses: Mapping[float, Sequence[float]]) -> npt.NDArray[np.float64]:
-    # fsum is exact, so the mean does not depend on the order or the repetition of the points.
-    return np.array([math.fsum(group) / len(group) for group in losses.values()])
+def _mean_flops(points: Sequence[Point]) -> float | None:
+    achieved = [point.flops for point in points if point.flops is not None]
+    if not points or len(achieved) < len(points):
+        return None
+    return float(np.mean(achieved))

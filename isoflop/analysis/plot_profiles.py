@@ -1,4 +1,4 @@
-"""The isoFLOP profiles: loss against parameters, one panel per family, one curve per budget."""
+"""The isoFLOP profiles: loss against size, one panel per family, one curve per budget."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from isoflop.analysis import plot_scale, plot_style
+from isoflop.analysis import plot_scale, plot_style, plot_tips
 from isoflop.analysis.fit import Fits
 from isoflop.analysis.optima import Optimum, fit_parabola
 from isoflop.analysis.plot_style import Mark
-from isoflop.analysis.points import Excluded, Point
+from isoflop.analysis.points import Axis, Excluded, Point
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count
 
@@ -19,24 +19,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TITLE = "IsoFLOP profiles: loss against size at equal training compute"
+AXIS_LABELS: dict[Axis, str] = {
+    "n_params": "Parameters",
+    "n_tokens": "Training tokens",
+    "n_active": "Active parameters",
+}
 # More budgets than this crowd a panel, so their marks are smaller.
 _FEW_BUDGETS = 4
 _CURVE_SAMPLES = 80
 
 
 def draw_profiles(fits: Fits) -> Figure:
-    """Draw the profiles; families side by side on one loss axis.
+    """Draw the profiles on the axis of the options; families side by side on one loss axis.
 
-    The loss axis spans the points and optima; an excluded run whose loss is missing or far
-    outside is drawn at the upper edge.
+    The loss axis spans the points, the optima and their intervals; an excluded run whose loss is
+    missing or far outside is drawn at the upper edge.
     """
-    losses = [p.loss for points in fits.groups.values() for p in points]
-    losses += [o.loss_opt for o in fits.optima if o.axis == "n_params" and o.loss_opt is not None]
     if not any(fits.groups.values()):
         return plot_style.sentence_figure(
             _TITLE, f"No finished runs to draw. {excluded_note(fits)}"
         )
-    figure, panels, legend = _panels(fits.archs)
+    losses = [p.loss for points in fits.groups.values() for p in points]
+    for optimum in _optima(fits):
+        ends = (optimum.loss_opt, optimum.loss_ci_lo, optimum.loss_ci_hi)
+        losses += [end for end in ends if end is not None]
+    notes = _notes(fits)
+    figure, panels, legend = _panels(fits.archs, notes)
     low, high = min(losses), max(losses)
     pad = 0.08 * (high - low) or 0.05 * high
     marks = [plot_style.budget_mark(i, len(fits.budgets)) for i in range(len(fits.budgets))]
@@ -45,22 +53,35 @@ def draw_profiles(fits: Fits) -> Figure:
         _draw_family(axes, fits, arch, marks)
     figure.suptitle(_TITLE, fontweight="bold", fontsize=plot_style.FONT_SIZE + 1)
     _legend(legend, fits, marks)
-    plot_style.note(figure, [excluded_note(fits)])
+    plot_style.note(figure, notes)
     return figure
 
 
-def _panels(archs: Sequence[str]) -> tuple[Figure, list[Axes], Axes]:
+def _optima(fits: Fits) -> list[Optimum]:
+    return [o for arch in fits.archs for o in fits.optima_of(arch)]
+
+
+def _notes(fits: Fits) -> list[str]:
+    lines = [excluded_note(fits)]
+    if any(o.ci_lo is not None for o in _optima(fits)):
+        share = f"{100 * fits.options.confidence:g} %"
+        lines.insert(0, f"Shaded box: {share} interval of the minimum, in size and loss.")
+    return lines
+
+
+def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Axes], Axes]:
     """Return the figure, one axes per arch, and one more without axes for the legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     places = len(archs) + 1
-    columns = places if places <= 3 else math.ceil(math.sqrt(places))
+    columns = min(places, 3)
     rows = math.ceil(places / columns)
-    width, height = 3.5 * columns, 3.1 * rows + 0.6
-    # The note at the lower edge needs a strip of its own.
-    strip = 0.32 / height
+    width = plot_style.PAGE_WIDTH * columns / 3
+    height = 2.0 * rows + 0.45
+    # The notes at the lower edge need a strip of their own.
+    strip = plot_style.note_height(notes, width) / height
     figure = Figure(
         figsize=(width, height),
         layout=ConstrainedLayoutEngine(rect=(0, strip, 1, 1 - strip)),
@@ -77,47 +98,81 @@ def _panels(archs: Sequence[str]) -> tuple[Figure, list[Axes], Axes]:
 
 
 def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Sequence[Mark]) -> None:
+    axis = fits.options.axis
     excluded = [row for row in _drawn_excluded(fits) if row.arch == arch]
     sizes = [
-        p.n_params for (name, _), points in fits.groups.items() if name == arch for p in points
+        x
+        for (name, _), points in fits.groups.items()
+        if name == arch
+        for p in points
+        if (x := p.on(axis)) is not None
     ]
     sizes += [row.n_params for row in excluded if row.n_params is not None]
-    optima = {o.budget_flops: o for o in fits.optima_of(arch, "n_params")}
+    optima = {o.budget_flops: o for o in fits.optima_of(arch)}
     axes.set_xscale("log")
-    axes.set_xlabel("Parameters")
+    axes.set_xlabel(AXIS_LABELS[axis])
     if sizes:
         # Room for the word "bound" on the side where it stands.
         kinds = {o.status for o in optima.values()}
         low, _ = plot_scale.padded(min(sizes), max(sizes), 0.4 if "edge_low" in kinds else 0.1)
         _, high = plot_scale.padded(min(sizes), max(sizes), 0.4 if "edge_high" in kinds else 0.1)
         axes.set_xlim(low, high)
-        plot_style.set_log_ticks(axes.xaxis, low, high, 5, format_count)
-    scale = 1.0 if len(fits.budgets) <= _FEW_BUDGETS else 0.75
+        plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
+    scale = 0.75 if len(fits.budgets) <= _FEW_BUDGETS else 0.55
     for budget, mark in zip(fits.budgets, marks, strict=True):
         if budget in optima:
-            _draw_profile(axes, fits.groups[arch, budget], mark, scale)
+            _draw_profile(axes, fits.groups[arch, budget], axis, mark, scale)
+            _draw_interval(axes, optima[budget], mark)
     for optimum in optima.values():
         _draw_optimum(axes, optimum, scale)
     _draw_excluded(axes, excluded)
 
 
-def _draw_profile(axes: Axes, points: Sequence[Point], mark: Mark, scale: float) -> None:
+def _draw_profile(
+    axes: Axes, points: Sequence[Point], axis: Axis, mark: Mark, scale: float
+) -> None:
     import numpy as np
 
-    sizes = [point.n_params for point in points]
-    axes.plot(
+    placed = [(x, point) for point in points if (x := point.on(axis)) is not None]
+    if not placed:
+        return
+    sizes = [x for x, _ in placed]
+    (line,) = axes.plot(
         sizes,
-        [point.loss for point in points],
+        [point.loss for _, point in placed],
         color=mark.colour,
         marker=mark.marker,
         markersize=5.5 * scale,
         linestyle="none",
         zorder=4,
     )
-    parabola = fit_parabola(points, "n_params")
+    plot_tips.tell(line, [plot_tips.run_text(point) for _, point in placed])
+    parabola = fit_parabola(points, axis)
     if parabola is not None:
         curve = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
-        axes.plot(curve, [parabola.loss_at(float(x)) for x in curve], color=mark.colour, lw=1.5)
+        axes.plot(curve, [parabola.loss_at(float(x)) for x in curve], color=mark.colour, lw=1.1)
+
+
+def _draw_interval(axes: Axes, optimum: Optimum, mark: Mark) -> None:
+    """Shade the interval of a minimum: in size its width, in loss its height."""
+    from matplotlib.patches import Rectangle
+
+    ends = (optimum.ci_lo, optimum.ci_hi, optimum.loss_ci_lo, optimum.loss_ci_hi)
+    if None in ends:
+        return
+    left, right, low, high = (float(end) for end in ends if end is not None)
+    axes.add_patch(
+        Rectangle(
+            (left, low),
+            right - left,
+            high - low,
+            facecolor=mark.colour,
+            edgecolor=mark.colour,
+            alpha=0.35,
+            linewidth=0.8,
+            zorder=2,
+        )
+    )
 
 
 def _draw_optimum(axes: Axes, optimum: Optimum, scale: float) -> None:
@@ -131,21 +186,22 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float) -> None:
     at = (optimum.x_opt, optimum.loss_opt)
     common: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "zorder": 3}
     if optimum.is_point:
-        axes.plot(*at, marker="*", markersize=16 * scale, markerfacecolor="white", **common)
+        style: dict[str, Any] = {
+            "marker": "*",
+            "markersize": 14 * scale,
+            "markerfacecolor": "white",
+        }
+        (line,) = axes.plot(*at, markeredgewidth=0.8, **style, **common)
+        plot_tips.tell(line, [plot_tips.optimum_text(optimum)])
         return
     low = optimum.status == "edge_low"
-    axes.plot(
-        *at,
-        marker="<" if low else ">",
-        markersize=12 * scale,
-        markerfacecolor="none",
-        markeredgewidth=1.4,
-        **common,
-    )
+    style = {"marker": "<" if low else ">", "markersize": 11 * scale, "markerfacecolor": "none"}
+    (line,) = axes.plot(*at, markeredgewidth=1.1, **style, **common)
+    plot_tips.tell(line, [plot_tips.optimum_text(optimum)])
     axes.annotate(
         "bound",
         at,
-        xytext=(-9 if low else 9, 0),
+        xytext=(-6 if low else 6, 0),
         textcoords="offset points",
         ha="right" if low else "left",
         va="center",
@@ -154,7 +210,9 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float) -> None:
 
 
 def _drawn_excluded(fits: Fits) -> list[Excluded]:
-    """Return the excluded rows that stand for a run with a place on the axis of parameters."""
+    """Return the excluded rows with a place in the figure; their sizes are parameters."""
+    if fits.options.axis != "n_params":
+        return []
     return [
         row
         for row in fits.excluded
@@ -172,8 +230,8 @@ def _draw_excluded(axes: Axes, excluded: Sequence[Excluded]) -> None:
             [row.n_params],
             [loss],
             marker="x",
-            markersize=7,
-            markeredgewidth=1.6,
+            markersize=5,
+            markeredgewidth=1.2,
             color="#606060",
             linestyle="none",
             clip_on=False,
@@ -185,18 +243,18 @@ def _legend(axes: Axes, fits: Fits, marks: Sequence[Mark]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, lw=1.5, label=label)
+        Line2D([], [], color=mark.colour, marker=mark.marker, ms=4.5, lw=1.1, label=label)
         for mark, label in zip(
             marks, (f"{plot_style.math_flops(b)} FLOPs" for b in fits.budgets), strict=True
         )
     ]
     hollow: dict[str, Any] = {"color": "none", "markeredgecolor": "black", "linestyle": "none"}
-    kinds = {o.status for o in fits.optima if o.axis == "n_params"}
+    kinds = {o.status for o in _optima(fits)}
     if "interior" in kinds:
-        handles.append(Line2D([], [], marker="*", ms=14, label="minimum of the parabola", **hollow))
+        handles.append(Line2D([], [], marker="*", ms=10, label="minimum of the curve", **hollow))
     if kinds & {"edge_low", "edge_high"}:
         handles.append(
-            Line2D([], [], marker=">", ms=10, label="bound: minimum lies beyond", **hollow)
+            Line2D([], [], marker=">", ms=7, label="bound: minimum lies beyond", **hollow)
         )
     if _drawn_excluded(fits):
         handles.append(
@@ -204,10 +262,10 @@ def _legend(axes: Axes, fits: Fits, marks: Sequence[Mark]) -> None:
                 [],
                 [],
                 marker="x",
-                ms=7,
+                ms=5,
                 color="#606060",
                 ls="none",
-                label="excluded (at edge: no loss or off scale)",
+                label="excluded (at edge: no loss\nor off scale)",
             )
         )
     axes.legend(handles=handles, loc="center left", frameon=False, labelspacing=0.7)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.analysis.plot_scale import log_ticks, spread_labels
 from isoflop.files import write_bytes_atomic
@@ -26,9 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis as MplAxis
     from matplotlib.figure import Figure
 
-DPI = 150
-FONT_SIZE = 11.0
-SMALL_SIZE = 9.0
+DPI = 200
+# The figures are as wide as a column or a page of print, where 7 points are the least to be read.
+COLUMN_WIDTH = 3.5
+PAGE_WIDTH = 7.0
+FONT_SIZE = 8.0
+SMALL_SIZE = 7.0
+# Inches that a character of the small size takes on average, with some to spare.
+_SMALL_CHARACTER = 0.056
+
+Format = Literal["png", "svg", "pdf"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 # No star and no cross: those mark optima and excluded runs.
@@ -88,9 +96,9 @@ def style() -> AbstractContextManager[None]:
                 "font.size": FONT_SIZE,
                 "axes.titlesize": FONT_SIZE,
                 "axes.labelsize": FONT_SIZE,
-                "xtick.labelsize": SMALL_SIZE + 1,
-                "ytick.labelsize": SMALL_SIZE + 1,
-                "legend.fontsize": SMALL_SIZE + 1,
+                "xtick.labelsize": SMALL_SIZE,
+                "ytick.labelsize": SMALL_SIZE,
+                "legend.fontsize": SMALL_SIZE,
                 "axes.spines.top": False,
                 "axes.spines.right": False,
                 "axes.grid": True,
@@ -98,22 +106,50 @@ def style() -> AbstractContextManager[None]:
                 "grid.linewidth": 0.6,
                 "axes.axisbelow": True,
                 "svg.hashsalt": "isoflop",
+                # Text in a PDF stays text.
+                "pdf.fonttype": 42,
             },
         ]
     )
 
 
-def save(figure: Figure, folder: Path, stem: str) -> tuple[Path, Path]:
-    """Write STEM.png and STEM.svg; the bytes depend on the figure alone, on no date."""
+_METADATA: dict[Format, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def save(
+    figure: Figure, folder: Path, stem: str, formats: Sequence[Format] = ("png", "svg")
+) -> tuple[Path, ...]:
+    """Write STEM.png and so on; the bytes depend on the figure alone, on no date."""
+    _settle(figure)
     paths = []
-    metadata: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
-    for suffix, entries in metadata.items():
+    for suffix in formats:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=entries)
+        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=_METADATA[suffix])
         path = folder / f"{stem}.{suffix}"
         write_bytes_atomic(path, buffer.getvalue())
         paths.append(path)
-    return paths[0], paths[1]
+    return tuple(paths)
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once and round the places of its axes.
+
+    The solver of the constrained layout differs in the last bits from run to run, and clip paths
+    in an SVG are named after those bits.
+    """
+    from matplotlib.transforms import Bbox
+
+    if figure.get_layout_engine() is None:
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        corners = axes.get_position().get_points().round(5)
+        axes.set_position(Bbox(corners))
 
 
 def math_flops(flops: float) -> str:
@@ -149,7 +185,7 @@ def direct_labels(
     gap = 1.35 * FONT_SIZE / (72 * height_inches)
     for (text, _, mark), start, end in zip(labels, wanted, spread_labels(wanted, gap), strict=True):
         axes.plot(
-            [1.0, 1.03],
+            [1.0, 1.06],
             [start, end],
             transform=axes.transAxes,
             color=mark.colour,
@@ -157,16 +193,16 @@ def direct_labels(
             clip_on=False,
         )
         axes.plot(
-            [1.05],
+            [1.09],
             [end],
             transform=axes.transAxes,
             color=mark.colour,
             marker=mark.marker,
-            markersize=6,
+            markersize=4.5,
             clip_on=False,
         )
         axes.text(
-            1.075,
+            1.14,
             end,
             text,
             transform=axes.transAxes,
@@ -182,23 +218,40 @@ def set_budget_ticks(axes: Axes, budgets: Sequence[float]) -> None:
     low, high = axes.get_xlim()
     chosen = sorted(set(budgets))
     steps = [math.log(b / a) for a, b in pairwise(chosen)]
-    if steps and min(steps) < math.log(high / low) / 9:
-        chosen = log_ticks(low, high, 8)
+    if steps and min(steps) < math.log(high / low) / 5:
+        chosen = log_ticks(low, high, 4)
     set_ticks(axes.xaxis, chosen, math_flops)
 
 
+def wrapped(lines: Sequence[str], width_inches: float) -> list[str]:
+    """Break lines of the small size so that they fit a width."""
+    characters = max(20, int((width_inches - 0.15) / _SMALL_CHARACTER))
+    return [part for line in lines for part in textwrap.wrap(line, characters)]
+
+
+def note_height(lines: Sequence[str], width_inches: float) -> float:
+    """Return the inches that a note takes, with its margins."""
+    return 0.14 + 0.125 * len(wrapped(lines, width_inches))
+
+
 def note(figure: Figure, lines: Sequence[str]) -> None:
-    """Write lines of small text at the lower left corner of the figure."""
+    """Write lines of small text at the lower left corner of the figure, broken to its width."""
     width, height = figure.get_size_inches()
     figure.text(
-        0.12 / width,
-        0.1 / height,
-        "\n".join(lines),
+        0.08 / width,
+        0.07 / height,
+        "\n".join(wrapped(lines, width)),
         fontsize=SMALL_SIZE,
         color="#404040",
         va="bottom",
+        linespacing=1.15,
         parse_math=False,
     )
+
+
+def family_colours() -> tuple[str, ...]:
+    """Return the colours of the families, in order."""
+    return _COLOURS
 
 
 def sentence_figure(title: str, sentence: str) -> Figure:
@@ -206,8 +259,9 @@ def sentence_figure(title: str, sentence: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 1.6))
+    text = "\n".join(wrapped([sentence], PAGE_WIDTH))
+    figure = Figure(figsize=(PAGE_WIDTH, 1.0))
     FigureCanvasAgg(figure)
-    figure.text(0.03, 0.72, title, fontweight="bold", va="center")
-    figure.text(0.03, 0.35, sentence, va="center", wrap=True, parse_math=False)
+    figure.text(0.02, 0.75, title, fontweight="bold", va="center")
+    figure.text(0.02, 0.35, text, va="center", parse_math=False)
     return figure

@@ -1,4 +1,4 @@
-"""The three plots of a fit: isoFLOP profiles, the frontier, and the size of the optimum.
+"""The plots of a fit: isoFLOP profiles, the frontier, and what is optimal at each budget.
 
 matplotlib is imported when a plot is drawn, through its object interface: no pyplot, no window,
 no global figure list.
@@ -6,16 +6,17 @@ no global figure list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_scale, plot_style
+from isoflop.analysis import plot_frame, plot_style, plot_tips
 from isoflop.analysis.fit import Fits
 from isoflop.analysis.laws import LawAxis, PowerLaw
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.plot_profiles import draw_profiles
 from isoflop.analysis.plot_style import Mark
+from isoflop.analysis.points import Axis
 from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.numbers import format_count
 
@@ -30,7 +31,8 @@ _BUDGET_LABEL = "Training compute per run (FLOPs)"
 def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
     """Write isoflop_profiles, frontier and optimum_size as PNG and SVG; return the six paths.
 
-    A table from which nothing can be drawn gives figures that say so.
+    A table from which nothing can be drawn gives figures that say so. The report draws more
+    (isoflop.analysis.report.figures).
     """
     drawings: dict[str, Callable[[Fits], Figure]] = {
         "isoflop_profiles": draw_profiles,
@@ -50,10 +52,12 @@ def draw_frontier(fits: Fits) -> Figure:
     return _draw_against_compute(
         fits,
         axis="loss",
-        title="Perplexity at the compute-optimal size of each family",
+        title="Perplexity at each family's optimum",
         label="Perplexity, exp(nats per token)",
         value=lambda o: None if o.loss_opt is None else perplexity(o.loss_opt),
+        ends=lambda o: (o.loss_ci_lo, o.loss_ci_hi),
         law_value=lambda law, budget: perplexity(law.at(budget)),
+        end_value=perplexity,
         form=lambda y: f"{y:.4g}",
         arrow=lambda _: -1,
     )
@@ -61,13 +65,24 @@ def draw_frontier(fits: Fits) -> Figure:
 
 def draw_optimum_size(fits: Fits) -> Figure:
     """Draw the compute-optimal number of parameters N* against compute, with its power law."""
+    return _draw_size(fits, "n_params", "Compute-optimal parameters", "Optimal parameters N*")
+
+
+def draw_optimum_tokens(fits: Fits) -> Figure:
+    """Draw the compute-optimal number of tokens D* against compute, with its power law."""
+    return _draw_size(fits, "n_tokens", "Compute-optimal training tokens", "Optimal tokens D*")
+
+
+def _draw_size(fits: Fits, axis: Axis, title: str, label: str) -> Figure:
     return _draw_against_compute(
         fits,
-        axis="n_params",
-        title="Compute-optimal number of parameters of each family",
-        label="Optimal parameters N*",
+        axis=axis,
+        title=title,
+        label=label,
         value=lambda o: o.x_opt,
+        ends=lambda o: (o.ci_lo, o.ci_hi),
         law_value=lambda law, budget: law.at(budget),
+        end_value=lambda end: end,
         form=lambda y: format_count(y, digits=4),
         arrow=lambda o: -1 if o.status == "edge_low" else 1,
     )
@@ -80,16 +95,23 @@ def _draw_against_compute(
     title: str,
     label: str,
     value: Callable[[Optimum], float | None],
+    ends: Callable[[Optimum], tuple[float | None, float | None]],
     law_value: Callable[[PowerLaw, float], float],
+    end_value: Callable[[float], float],
     form: Callable[[float], str],
     arrow: Callable[[Optimum], int],
 ) -> Figure:
-    """Draw one value of the optima over n_params against the budget, log-log.
+    """Draw one value of the optima against the budget, log-log.
 
-    ``arrow`` says on which side of a bound the optimum lies: −1 below, 1 above.
+    The loss is that of the optima over parameters. ``ends`` gives the interval of what a law
+    fits, ``arrow`` says on which side of a bound the optimum lies: −1 below, 1 above.
     """
     optima = {
-        arch: [o for o in fits.optima_of(arch, "n_params") if (value(o) or 0.0) > 0.0]
+        arch: [
+            o
+            for o in fits.optima_of(arch, "n_params" if axis == "loss" else axis)
+            if (value(o) or 0.0) > 0.0
+        ]
         for arch in fits.archs
     }
     drawn = [o for group in optima.values() for o in group]
@@ -97,54 +119,25 @@ def _draw_against_compute(
         return plot_style.sentence_figure(
             title, f"Nothing to draw: no parabola has a minimum. {excluded_note(fits)}"
         )
-    figure, axes, height = _compute_axes(fits, title)
+    notes = _notes(fits, optima, axis)
+    figure, axes, height = plot_frame.compute_axes(fits.archs, title, notes)
     budgets = [o.budget_flops for o in drawn]
     values = [value(o) or 0.0 for o in drawn]
-    _scale(axes, budgets, values, form)
+    values += [end_value(end) for o in drawn for end in ends(o) if end is not None]
+    plot_frame.scale(axes, budgets, values, form)
     axes.set(xlabel=_BUDGET_LABEL, ylabel=label)
     labels = []
     for index, arch in enumerate(fits.archs):
         mark = plot_style.family_mark(index)
         _draw_law(axes, fits.law(arch, axis), mark, law_value)
         for optimum in optima[arch]:
+            _draw_ends(axes, optimum.budget_flops, ends(optimum), end_value, mark)
             _draw_optimum(axes, optimum, value(optimum) or 0.0, mark, arrow(optimum))
         if optima[arch]:
             labels.append((arch, value(optima[arch][-1]) or 0.0, mark))
     plot_style.direct_labels(axes, labels, height)
-    _notes(figure, fits, optima, axis)
+    plot_style.note(figure, notes)
     return figure
-
-
-def _compute_axes(fits: Fits, title: str) -> tuple[Figure, Axes, float]:
-    """Return a figure with one log-log axes, and its height in inches.
-
-    The right margin has room for the family labels, the height for all of them.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    longest = max(len(arch) for arch in fits.archs)
-    left, plot_width, right = 0.95, 5.4, 0.7 + 0.105 * longest
-    bottom, plot_height, top = 1.15, max(3.8, 0.24 * len(fits.archs)), 0.45
-    width, height = left + plot_width + right, bottom + plot_height + top
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes(
-        (left / width, bottom / height, plot_width / width, plot_height / height)
-    )
-    axes.set(xscale="log", yscale="log")
-    axes.set_title(title, loc="left", fontweight="bold")
-    return figure, axes, plot_height
-
-
-def _scale(
-    axes: Axes, budgets: Sequence[float], values: Sequence[float], form: Callable[[float], str]
-) -> None:
-    axes.set_xlim(*plot_scale.padded(min(budgets), max(budgets), 0.08))
-    low, high = plot_scale.padded(min(values), max(values), 0.12)
-    axes.set_ylim(low, high)
-    plot_style.set_budget_ticks(axes, budgets)
-    plot_style.set_log_ticks(axes.yaxis, low, high, 8, form)
 
 
 def _draw_law(
@@ -161,44 +154,61 @@ def _draw_law(
         [law_value(law, float(budget)) for budget in budgets],
         color=mark.colour,
         linestyle=mark.line,
-        linewidth=1.6,
+        linewidth=1.1,
     )
 
 
+def _draw_ends(
+    axes: Axes,
+    budget: float,
+    ends: tuple[float | None, float | None],
+    end_value: Callable[[float], float],
+    mark: Mark,
+) -> None:
+    """Draw an interval as a thin bar; nothing without one."""
+    low, high = ends
+    if low is None or high is None:
+        return
+    axes.plot([budget, budget], [end_value(low), end_value(high)], color=mark.colour, lw=0.9)
+
+
 def _draw_optimum(axes: Axes, optimum: Optimum, y: float, mark: Mark, side: int) -> None:
-    axes.plot(
+    (line,) = axes.plot(
         [optimum.budget_flops],
         [y],
         color=mark.colour,
         marker=mark.marker,
-        markersize=8,
+        markersize=5,
         markerfacecolor="none" if optimum.is_bound else mark.colour,
-        markeredgewidth=1.6,
+        markeredgewidth=1.1,
         # A bound is see-through and on top, so that neither mark hides the other.
         zorder=4 if optimum.is_bound else 3,
         linestyle="none",
     )
+    plot_tips.tell(line, [plot_tips.optimum_text(optimum)])
     if optimum.is_bound:
         axes.annotate(
             "",
             xy=(optimum.budget_flops, y),
-            xytext=(0, 20 * side),
+            xytext=(0, 13 * side),
             textcoords="offset points",
-            arrowprops={"arrowstyle": "<-", "color": mark.colour, "shrinkA": 0, "shrinkB": 4},
+            arrowprops={"arrowstyle": "<-", "color": mark.colour, "shrinkA": 0, "shrinkB": 2},
         )
 
 
-def _notes(figure: Figure, fits: Fits, drawn: dict[str, list[Optimum]], axis: LawAxis) -> None:
+def _notes(fits: Fits, drawn: dict[str, list[Optimum]], axis: LawAxis) -> list[str]:
     optima = [optimum for group in drawn.values() for optimum in group]
     lines = []
     if any(o.is_point for o in optima):
-        lines.append("Filled: minimum of the isoFLOP parabola.")
+        lines.append("Filled: minimum of the isoFLOP curve.")
     if any(fits.law(arch, axis).exponent is not None for arch in drawn):
         lines[-1] += " Line: power law through the filled marks."
+    if any(o.ci_lo is not None for o in optima):
+        lines[-1] += f" Bar: {100 * fits.options.confidence:g} % interval."
     if any(o.is_bound for o in optima):
         lines.append("Hollow: bound only; the minimum lies beyond, in the direction of the arrow.")
     absent = [arch for arch, group in drawn.items() if not group]
     if absent:
         lines.append(f"No minimum found: {', '.join(absent)}.")
     lines.append(excluded_note(fits))
-    plot_style.note(figure, lines)
+    return lines

@@ -33,7 +33,21 @@ class Point:
     n_active: float | None
     """Parameters used per token; None where the table does not say."""
     loss: float
-    """Nats per token."""
+    """Nats per token, or the unit of the table; all points of a table share it."""
+    flops: float | None = None
+    """Training FLOPs achieved, under the table's convention."""
+    seed: int | None = None
+    n_nonembed: float | None = None
+    wall_s: float | None = None
+    """Training time in seconds."""
+    peak_mem_bytes: float | None = None
+    loss_se: float | None = None
+    """Standard error of the loss from its evaluation set; no seed noise."""
+
+    @property
+    def size_key(self) -> tuple[float, float]:
+        """(n_params, n_tokens): points of one group that share it repeat one cell."""
+        return self.n_params, self.n_tokens
 
     def on(self, axis: Axis) -> float | None:
         """Return the point's value on an axis, None where it is unknown."""
@@ -53,7 +67,7 @@ class Excluded:
     """The row's loss where it is a usable number, for drawing only."""
     reason: str
     """diverged | failed | missing | unknown_status | excluded_in_table | no_arch | no_budget |
-    no_loss | bad_loss | no_params | no_tokens | exact_dup."""
+    no_loss | bad_loss | no_params | no_tokens | no_flops | exact_dup."""
     detail: str | None = None
 
 
@@ -72,17 +86,19 @@ class Selection:
 
 
 def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
-    """Split the rows of runs.parquet into points and excluded rows.
+    """Split the rows of runs.parquet, or of a table like it, into points and excluded rows.
 
-    A row is a point when its status is ``done``, its ``excluded_reason`` is null, its loss is a
-    finite number in (0, 700] nats per token and its parameters and tokens are positive. A second
-    row that repeats a run (same arch, budget, run id and loss) is excluded as ``exact_dup``, so
-    that a table read twice gives the fit of a table read once; other seeds of one size have
-    other run ids and all count. The result does not depend on the order of the rows.
+    A row is a point when its status is ``done`` (or the table has no statuses), its
+    ``excluded_reason`` is null, its loss is a finite number in (0, 700] and its parameters and
+    tokens are positive; a table that has FLOPs must have positive ones. A second row that repeats
+    a run is excluded as ``exact_dup``, so that a table read twice gives the fit of a table read
+    once: the same arch, budget, run id and loss, or without run ids the same arch, budget,
+    parameters, tokens, seed and loss. Other seeds of one size all count. The result does not
+    depend on the order of the rows.
     """
     groups: dict[GroupKey, list[Point]] = {}
     excluded: list[Excluded] = []
-    seen: set[tuple[str, float, str, float]] = set()
+    seen: set[tuple[object, ...]] = set()
     for row in rows:
         refusal = _refusal(row)
         if refusal is not None:
@@ -92,17 +108,23 @@ def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
             excluded.append(entry)
             continue
         point = _point(row)
-        if point.run_id is not None:
-            identity = (point.arch, point.budget_flops, point.run_id, point.loss)
-            if identity in seen:
-                excluded.append(_excluded(row, "exact_dup", "the same run is in the table twice"))
-                continue
-            seen.add(identity)
+        identity = _identity(point)
+        if identity in seen:
+            excluded.append(_excluded(row, "exact_dup", "the same run is in the table twice"))
+            continue
+        seen.add(identity)
         groups.setdefault((point.arch, point.budget_flops), []).append(point)
     return Selection(
         groups={key: _sorted_points(groups[key]) for key in sorted(groups)},
         excluded=tuple(sorted(excluded, key=_excluded_order)),
     )
+
+
+def _identity(point: Point) -> tuple[object, ...]:
+    run: tuple[object, ...] = (point.run_id,)
+    if point.run_id is None:
+        run = (None, point.n_params, point.n_tokens, point.seed)
+    return point.arch, point.budget_flops, *run, point.loss
 
 
 def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
@@ -111,12 +133,12 @@ def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         return "no_arch", None
     if _positive(row.get("budget_flops")) is None:
         return "no_budget", f"budget_flops is {row.get('budget_flops')!r}"
-    status = row.get("status")
+    status = row.get("status", "done")
     if status in _UNFINISHED:
         return str(status), row.get("status_reason")
     if status != "done":
         return "unknown_status", f"status is {status!r}"
-    if row.get("excluded_reason") is not None:
+    if _is_given(row.get("excluded_reason")):
         return "excluded_in_table", str(row["excluded_reason"])
     if row.get("loss") is None:
         return "no_loss", None
@@ -126,6 +148,8 @@ def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         return "no_params", f"n_params is {row.get('n_params')!r}"
     if _positive(row.get("n_tokens")) is None:
         return "no_tokens", f"n_tokens is {row.get('n_tokens')!r}"
+    if row.get("flops") is not None and _positive(row["flops"]) is None:
+        return "no_flops", f"flops is {row['flops']!r}"
     return None
 
 
@@ -138,6 +162,12 @@ def _point(row: Mapping[str, Any]) -> Point:
         n_tokens=float(row["n_tokens"]),
         n_active=_positive(row.get("n_active")),
         loss=float(row["loss"]),
+        flops=_positive(row.get("flops")),
+        seed=_whole(row.get("seed")),
+        n_nonembed=_positive(row.get("n_nonembed")),
+        wall_s=_positive(row.get("wall_s")),
+        peak_mem_bytes=_positive(row.get("peak_mem_bytes")),
+        loss_se=_positive(row.get("loss_se")),
     )
 
 
@@ -153,6 +183,11 @@ def _excluded(row: Mapping[str, Any], reason: str, detail: str | None) -> Exclud
     )
 
 
+def _is_given(value: Any) -> bool:
+    """Whether an excluded_reason excludes: also True, but neither False nor a data frame's NaN."""
+    return value is not None and value is not False and value != "" and value == value
+
+
 def _positive(value: Any) -> float | None:
     """Return the value as a float when it is finite and positive, None otherwise."""
     if value is None:
@@ -161,13 +196,24 @@ def _positive(value: Any) -> float | None:
     return number if math.isfinite(number) and number > 0.0 else None
 
 
+def _whole(value: Any) -> int | None:
+    """Return the value as an int; None where it is missing, also as a data frame's NaN."""
+    return None if value is None or value != value else int(value)
+
+
 def _usable_loss(value: Any) -> float | None:
     number = _positive(value)
     return number if number is not None and number <= MAX_LOSS_NATS else None
 
 
 def _sorted_points(points: Sequence[Point]) -> tuple[Point, ...]:
-    return tuple(sorted(points, key=lambda p: (p.n_params, p.n_tokens, p.loss, p.run_id or "")))
+    return tuple(sorted(points, key=_point_order))
+
+
+def _point_order(point: Point) -> tuple[float, float, float, float, str]:
+    """By size, then seed: what pairs the cells of two families of one design."""
+    seed = -1.0 if point.seed is None else float(point.seed)
+    return point.n_params, point.n_tokens, seed, point.loss, point.run_id or ""
 
 
 def _excluded_order(row: Excluded) -> tuple[str, float, float, str, str]:

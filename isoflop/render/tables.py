@@ -118,19 +118,40 @@ def plan_summary(plan: Plan) -> list[str]:
 
 
 def optima_table(fits: Fits) -> Table:
-    """The fitted optimum of each arch at each budget."""
+    """The fitted optimum of each arch at each budget, with its intervals."""
     from isoflop.analysis.summary import optima_rows_for_display
 
-    rows = optima_rows_for_display(fits)
     headings = {
         "arch": ("arch", "<"),
         "budget": ("budget", ">"),
         "n_opt": ("params N*", ">"),
+        "n_ci": ("N* interval", ">"),
         "d_opt": ("tokens D*", ">"),
         "loss": ("loss", ">"),
+        "loss_ci": ("loss interval", ">"),
         "perplexity": ("perplexity", ">"),
         "status": ("status", "<"),
     }
+    return _by_arch(headings, optima_rows_for_display(fits))
+
+
+def laws_table(fits: Fits) -> Table:
+    """The power laws of each arch, with the intervals of their exponents."""
+    from isoflop.analysis.summary import law_rows_for_display
+
+    headings = {
+        "arch": ("arch", "<"),
+        "law": ("law", "<"),
+        "exponent": ("exponent", ">"),
+        "ci": ("interval", ">"),
+        "coefficient": ("coefficient", ">"),
+        "n": ("budgets", ">"),
+        "rmse": ("rmse", ">"),
+    }
+    return _by_arch(headings, law_rows_for_display(fits))
+
+
+def _by_arch(headings: dict[str, tuple[str, str]], rows: list[dict[str, str]]) -> Table:
     table = new_table(*headings.values())
     previous = None
     for row in rows:

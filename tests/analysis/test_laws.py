@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced, study
-from isoflop.analysis import fit_rows
+from isoflop.analysis import (
+    FitOptions,
+    Fits,
+    find_optima,
+    fit_laws,
+    fit_optima,
+    load_rows,
+    select_points,
+)
+from isoflop.analysis.optima_methods import Method
 from isoflop.tables import FITS
 
 # Czech, "Problems with Chinchilla Approach 2", tables 1 to 3: noise-free surfaces
@@ -20,6 +31,11 @@ APPROACH_2 = {
     "asymmetric": ((406.4, 410.7, 0.465, 0.155), 0.75, -1.459957, -0.2312),
 }
 TRUE_INTERCEPT = {"symmetric": -0.389076, "chinchilla": -0.555357, "asymmetric": -1.345791}
+
+
+def fit_rows(rows: list[dict[str, Any]]) -> Fits:
+    """Parabolas and their laws, without intervals."""
+    return fit_optima(select_points(rows), FitOptions(n_boot=0), methods=["parabola"])
 
 
 def surface_rows(a: float, b: float, alpha: float, beta: float) -> list[dict[str, Any]]:
@@ -44,6 +60,53 @@ def test_the_published_bias_of_parabolas_is_reproduced(surface: str) -> None:
     assert law.at(1e24) / true - 1 == pytest.approx(error, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [("parabola_window", -0.0549), ("akima", 0.0130), ("parabola_robust", -0.2286)],
+)
+def test_the_bias_of_the_other_methods_on_the_asymmetric_surface(
+    method: Method, error: float
+) -> None:
+    parameters, exponent, *_ = APPROACH_2["asymmetric"]
+    selection = select_points(surface_rows(*parameters))
+    fits = fit_optima(selection, FitOptions(n_boot=0), methods=[method], axes=["n_tokens"])
+    true = 10 ** (TRUE_INTERCEPT["asymmetric"] + exponent * 24)
+    assert fits.law("mlp", "n_tokens", method).at(1e24) / true - 1 == pytest.approx(error, abs=5e-4)
+
+
+LLAMA = Path(__file__).parents[3] / "shared" / "scaling-data" / "llama3_isoflop.csv"
+
+
+@pytest.mark.skipif(not LLAMA.is_file(), reason="the points of the paper's figure are not there")
+def test_the_law_of_llama_3() -> None:
+    # Llama 3 paper, section 3.2.1: D* = 0.29 C^0.53, 402B parameters on 16.55T tokens at 3.8e25;
+    # points extracted from its figure 2. Interval: case bootstrap of those points.
+    selection = select_points(load_rows(LLAMA))
+    options = FitOptions(bootstrap="case")
+    fits = fit_optima(selection, options, methods=["parabola"], axes=["n_params", "n_tokens"])
+    tokens, size = fits.law("llama3_dense", "n_tokens"), fits.law("llama3_dense", "n_params")
+    assert tokens.exponent == pytest.approx(0.53, abs=0.01)
+    assert tokens.exponent == pytest.approx(0.5368, abs=5e-5)
+    assert tokens.coefficient == pytest.approx(0.29, abs=0.03)
+    assert tokens.coefficient == pytest.approx(0.2994, abs=5e-5)
+    assert tokens.at(3.8e25) == pytest.approx(16.55e12, rel=0.04)
+    assert size.at(3.8e25) == pytest.approx(402e9, rel=0.04)
+    assert tokens.bootstrap_kind == "case"
+    assert tokens.exponent_ci == pytest.approx((0.5226, 0.5505), abs=0.01)
+    without = {key: points for key, points in selection.groups.items() if key[1] < 1e22}
+    law = fit_laws(find_optima(without, ["n_tokens"], ["parabola"]))[1]
+    assert law.exponent == pytest.approx(0.5108, abs=5e-5)
+    assert law.coefficient == pytest.approx(0.971, abs=5e-4)
+
+
+@pytest.mark.skipif(not LLAMA.is_file(), reason="the points of the paper's figure are not there")
+def test_the_residual_interval_of_llama_3_is_that_of_the_points_published() -> None:
+    fits = fit_optima(select_points(load_rows(LLAMA)), methods=["parabola"], axes=["n_tokens"])
+    law = fits.law("llama3_dense", "n_tokens")
+    assert law.bootstrap_kind == "residual"
+    assert law.exponent_ci == pytest.approx((0.5226, 0.5505), abs=0.004)
+
+
 def test_exact_laws_are_recovered() -> None:
     fits = fit_rows(study(["mlp"]))
     size, tokens = fits.law("mlp", "n_params"), fits.law("mlp", "n_tokens")
@@ -66,6 +129,44 @@ def test_the_loss_law_goes_through_the_losses_of_the_optima() -> None:
     law = fit_rows(rows).law("mlp", "loss")
     assert law.exponent == pytest.approx(-0.05, abs=1e-9)
     assert law.coefficient == pytest.approx(40.0, rel=1e-7)
+
+
+def noisy() -> list[dict[str, Any]]:
+    rng = random.Random(3)
+    return [{**r, "loss": r["loss"] + rng.gauss(0, 0.003)} for r in study(["mlp"], num=7)]
+
+
+def test_exponents_of_parameters_and_tokens_add_up_to_one() -> None:
+    # Under C = 6ND, ln D is a constant less ln N: each draw's minimum is the same on both axes.
+    fits = fit_optima(select_points(noisy()), FitOptions(n_boot=50))
+    for method in ("parabola", "parabola_window", "parabola_robust"):
+        size = fits.law("mlp", "n_params", method)
+        tokens = fits.law("mlp", "n_tokens", method)
+        assert size.exponent + tokens.exponent == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("column", ["n_params", "budget_flops"])
+def test_rescaling_moves_only_coefficients(column: str) -> None:
+    rows = noisy()
+    rescaled = [{**r, column: 1000 * r[column]} for r in rows]
+    before, after = (
+        fit_optima(select_points(t), FitOptions(n_boot=0), axes=["n_params"])
+        for t in (rows, rescaled)
+    )
+    for one, other in zip(before.laws, after.laws, strict=True):
+        if one.exponent is not None:
+            assert other.exponent == pytest.approx(one.exponent, abs=1e-6)
+
+
+def test_laws_by_the_flops_achieved() -> None:
+    rows = [{**r, "flops": 0.5 * r["budget_flops"]} for r in study(["mlp"])]
+    optima = find_optima(select_points(rows).groups, ["n_params"], ["parabola"])
+    law = fit_laws(optima, budget="achieved")[0]
+    assert (law.budget, law.budget_lo) == ("achieved", 1.5e10)
+    assert law.exponent == pytest.approx(0.5, abs=1e-9)
+    assert law.coefficient == pytest.approx(0.12 * 2**0.5, rel=1e-7)
+    unknown = find_optima(select_points(study(["mlp"])).groups, ["n_params"], ["parabola"])
+    assert fit_laws(unknown, budget="achieved")[0].exponent is None
 
 
 def test_rescaling_sizes_moves_only_the_coefficient() -> None:

@@ -6,17 +6,21 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced
-from isoflop.analysis import Optimum, fit_rows
+from isoflop.analysis import Optimum, find_optima, select_points
+from isoflop.analysis.optima_methods import METHODS, Method, window_of
 from isoflop.analysis.points import AXES, Axis
 from isoflop.tables import OPTIMA
 
 
-def only(rows: list[dict[str, Any]], axis: Axis = "n_params") -> Optimum:
+def only(
+    rows: list[dict[str, Any]], axis: Axis = "n_params", method: Method = "parabola"
+) -> Optimum:
     """The one optimum of a table with one family and budget."""
-    (optimum,) = (o for o in fit_rows(rows).optima if o.axis == axis)
+    (optimum,) = find_optima(select_points(rows).groups, [axis], [method])
     return optimum
 
 
@@ -105,12 +109,90 @@ def test_seeds_add_points_and_weight() -> None:
     noisy = [row(n_params=sizes[0], loss=rows[0]["loss"] + d) for d in (-0.01, 0.01)]
     assert only(rows + noisy).x_opt == pytest.approx(1e7, rel=1e-9)
     assert only(rows + noisy).n_points == 7
-    heavier = [row(n_params=sizes[0], loss=rows[0]["loss"] + 0.02)] * 3
+    heavier = [row(n_params=sizes[0], loss=rows[0]["loss"] + 0.02, seed=s) for s in range(3)]
     once = only(rows + heavier[:1]).x_opt
     thrice = only(rows + heavier).x_opt
     assert once is not None
     assert thrice is not None
     assert thrice > once > 1e7
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_finds_the_minimum_of_an_exact_parabola(method: Method) -> None:
+    optimum = only(curve(parabola(1e7), [0.9 * n for n in spaced(1e7, 9)]), method=method)
+    assert (optimum.status, optimum.method) == ("interior", method)
+    # Akima's spline only passes through the points; the others are the parabola itself.
+    tolerance = 0.02 if method == "akima" else 1e-9
+    assert optimum.x_opt == pytest.approx(1e7, rel=tolerance)
+    assert optimum.loss_opt == pytest.approx(3.0, rel=1e-4 if method == "akima" else 1e-9)
+    assert optimum.curvature == pytest.approx(0.05, rel=0.3 if method == "akima" else 1e-6)
+    assert optimum.off_centre == pytest.approx(-math.log(0.9), abs=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("status", STATUSES)
+def test_each_status_arises_by_every_method(status: str, method: Method) -> None:
+    optimum = only(STATUSES[status], method=method)
+    if status == "not_convex" and method == "akima":
+        # The lowest measured point of a profile that bends down is an end of it.
+        assert optimum.status in ("edge_low", "edge_high")
+    else:
+        assert optimum.status == status
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_and_repetition_change_no_method(method: Method) -> None:
+    rng = random.Random(5)
+    rows = curve(lambda n: parabola(1e7)(n) + rng.gauss(0, 0.003), spaced(1e7, 7))
+    rows += curve(lambda n: parabola(1e7)(n) + rng.gauss(0, 0.003), spaced(1e7, 3))
+    assert only(rng.sample(rows, len(rows)), method=method) == only(rows, method=method)
+    assert only(rows * 2, method=method) == only(rows, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_unit_of_the_size_moves_the_optimum_with_it(method: Method) -> None:
+    rows = curve(lambda n: parabola(1e7)(n) + 0.002 * math.sin(n), spaced(1e7, 7))
+    before = only(rows, method=method).x_opt
+    after = only([{**r, "n_params": 1024 * r["n_params"]} for r in rows], method=method).x_opt
+    assert before is not None
+    assert after == pytest.approx(1024 * before, rel=1e-6)
+
+
+def test_one_bad_loss_hardly_moves_the_robust_parabola() -> None:
+    rows = curve(lambda n: parabola(1e7)(n) + 0.001 * math.sin(n), spaced(1e7, 9))
+    bad = [dict(r) for r in rows]
+    bad[7]["loss"] += 0.15
+
+    def moved(method: Method) -> float:
+        shift = [only(table, method=method).x_opt for table in (rows, bad)]
+        return abs(math.log(shift[1] / shift[0]))
+
+    assert moved("parabola") > 0.15
+    assert moved("parabola_robust") < 0.25 * moved("parabola")
+
+
+def test_the_window_ignores_what_lies_far_off() -> None:
+    sizes = spaced(1e7, 13, factor=64.0)
+    steep = [
+        {**r, "loss": r["loss"] + (0.5 if r["n_params"] > 5e7 else 0.0)}
+        for r in curve(parabola(1e7), sizes)
+    ]
+    assert only(steep, method="parabola_window").x_opt == pytest.approx(1e7, rel=1e-9)
+    assert only(steep).x_opt != pytest.approx(1e7, rel=0.05)
+
+
+def test_the_window_keeps_five_sizes_and_those_at_its_very_end() -> None:
+    wide = np.log(spaced(1e7, 7, factor=1e3))
+    assert window_of(wide, wide, 3).tolist() == [False, True, True, True, True, True, False]
+    assert window_of(wide, wide, 0).sum() == 5
+    narrow = np.log(spaced(1e7, 9, factor=4.0))
+    assert window_of(narrow, narrow, 4).all()
+
+
+def test_the_flops_achieved_are_told_where_all_points_know_them() -> None:
+    rows = [{**r, "flops": f} for r, f in zip(STATUSES["interior"], range(1, 6), strict=True)]
+    assert only(rows).mean_flops == 3.0
+    assert only([*rows[1:], {**rows[0], "flops": None}]).mean_flops is None
 
 
 def test_an_axis_without_values_is_too_few_and_the_others_stand() -> None:

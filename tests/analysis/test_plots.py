@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.made_runs import curve, parabola, row, spaced, study
-from isoflop.analysis import excluded_note, fit_rows
+from isoflop.analysis import excluded_note
+from isoflop.analysis.fit import FitOptions, Fits
+from isoflop.analysis.fit import fit_rows as fit_all
 from isoflop.analysis.plot_profiles import draw_profiles
 from isoflop.analysis.plot_scale import log_ticks, padded, spread_labels
 from isoflop.analysis.plot_style import family_mark, math_flops
@@ -39,6 +41,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "all excluded": [row(status="failed", loss=None)],
     "nothing": [],
 }
+
+
+def fit_rows(rows: list[dict[str, Any]]) -> Fits:
+    """Fit without intervals, which most of these figures do not need."""
+    return fit_all(rows, FitOptions(n_boot=0))
 
 
 def text_of(figure: Any) -> str:

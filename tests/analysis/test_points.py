@@ -69,6 +69,42 @@ def test_a_row_repeated_is_excluded_and_other_seeds_are_not() -> None:
     assert [(e.run_id, e.reason) for e in selection.excluded] == [("a", "exact_dup")]
 
 
+def test_without_run_ids_the_whole_cell_and_its_loss_tell_runs_apart() -> None:
+    rows = [row(), row(), row(seed=1), row(loss=3.1), row(n_tokens=7e9), row(arch="peer")]
+    selection = select_points(rows)
+    assert [e.reason for e in selection.excluded] == ["exact_dup"]
+    assert sum(map(len, selection.groups.values())) == 5
+
+
+def test_a_table_without_statuses_is_of_finished_runs() -> None:
+    bare = {name: value for name, value in row().items() if "status" not in name}
+    assert not select_points([bare]).excluded
+
+
+def test_flops_of_zero_are_a_reason_and_unknown_ones_are_not() -> None:
+    selection = select_points([row(flops=0), row(flops=None), row(flops=1e17, loss=3.1)])
+    assert [e.reason for e in selection.excluded] == ["no_flops"]
+    assert [p.flops for p in selection.groups["mlp", 1e17]] == [None, 1e17]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_point"),
+    [(None, True), (False, True), ("", True), (math.nan, True), (True, False), ("spike", False)],
+)
+def test_excluded_reason_may_come_from_a_data_frame(value: Any, is_point: bool) -> None:
+    selection = select_points([row(excluded_reason=value, seed=math.nan)])
+    assert len(selection.excluded) == (not is_point)
+    if is_point:
+        assert selection.groups["mlp", 1e17][0].seed is None
+
+
+def test_points_are_in_the_order_of_sizes_and_seeds() -> None:
+    rows = [row(n_params=n, seed=s, loss=3 - s / 10) for n in (2e7, 1e7) for s in (1, 0)]
+    points = select_points(rows).groups["mlp", 1e17]
+    assert [(p.n_params, p.seed) for p in points] == [(1e7, 0), (1e7, 1), (2e7, 0), (2e7, 1)]
+    assert points[0].size_key == points[1].size_key != points[2].size_key
+
+
 def test_a_run_that_two_budgets_share_counts_in_both() -> None:
     rows = [row(run_id="a", budget=1e17), row(run_id="a", budget=1.0001e17)]
     selection = select_points(rows)

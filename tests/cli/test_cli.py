@@ -24,6 +24,8 @@ VERBS = (
     "cancel",
     "retry",
     "fit",
+    "refine",
+    "report",
     "quickstart",
     "flops",
     "calibrate",

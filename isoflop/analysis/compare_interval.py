@@ -1,0 +1,78 @@
+"""Intervals of quantities that are computed draw by draw, and what order they let us claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from isoflop.analysis.optima import Method, Optimum
+from isoflop.analysis.points import Axis, GroupKey, Selection
+from isoflop.analysis.resample import Draws, percentiles
+
+Floats = npt.NDArray[np.float64]
+Interval = tuple[float | None, float | None]
+
+Order = Literal["higher", "lower", "none"]
+
+
+class FitsLike(Protocol):
+    """The part of isoflop.analysis.fit.Fits that comparisons and checks read."""
+
+    @property
+    def selection(self) -> Selection:
+        """The points."""
+
+    @property
+    def optima(self) -> tuple[Optimum, ...]:
+        """Of all archs, budgets, axes and methods."""
+
+    @property
+    def draws(self) -> Mapping[tuple[Axis, Method], Draws]:
+        """By axis and method; empty without intervals."""
+
+
+def optima_by_group(fits: FitsLike, axis: Axis, method: Method) -> dict[GroupKey, Optimum]:
+    """Return the optima of an axis and method by (arch, budget), sorted."""
+    chosen = {
+        (o.arch, o.budget_flops): o for o in fits.optima if o.axis == axis and o.method == method
+    }
+    return {key: chosen[key] for key in sorted(chosen)}
+
+
+def interval(values: Floats | None, confidence: float) -> Interval:
+    """Return the central percentile interval; (None, None) with too few draws that have a value."""
+    bounds = None if values is None else percentiles(values, confidence)
+    return (None, None) if bounds is None else bounds
+
+
+def num_failed(values: Floats | None) -> int | None:
+    """Return the number of draws without a value; None without draws."""
+    return None if values is None else int(np.sum(~np.isfinite(values)))
+
+
+def strict_interval(values: Floats | None, confidence: float) -> Interval:
+    """Return the interval in which every draw without a value counts against whatever is claimed.
+
+    Such a draw lies below all others for the lower end and above them for the upper, so that a
+    quantity that often has no value supports no claim. Ends may be infinite.
+    """
+    if values is None or not len(values):
+        return None, None
+    tail = (1 - confidence) / 2
+    is_there = np.isfinite(values)
+    low = np.quantile(np.where(is_there, values, -np.inf), tail, method="lower")
+    high = np.quantile(np.where(is_there, values, np.inf), 1 - tail, method="higher")
+    return float(low), float(high)
+
+
+def order(strict: Interval, neutral: float) -> Order:
+    """Return which side of ``neutral`` the whole strict interval lies on; none without one."""
+    low, high = strict
+    if low is not None and low > neutral:
+        return "higher"
+    if high is not None and high < neutral:
+        return "lower"
+    return "none"

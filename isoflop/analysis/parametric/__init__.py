@@ -1,0 +1,78 @@
+"""Parametric laws: the Chinchilla surface, the frontier with an asymptote, the joint law.
+
+`fit_parametric` fits all of them to a selection of runs; `fit_surface`, `fit_frontier` and
+`fit_joint` fit one to points or optima of the caller's choice. A fit that the data do not allow
+comes back with a typed status and null values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.parametric.bootstrap import Asked, Resampling
+from isoflop.analysis.parametric.frontier import FrontierLaw, fit_frontier, frontier_of
+from isoflop.analysis.parametric.joint import fit_joint, has_experts
+from isoflop.analysis.parametric.result import ParametricFit, Status, percentile_interval
+from isoflop.analysis.parametric.surface import ChinchillaLaw, fit_surface, law_draws, law_of
+from isoflop.analysis.parametric.terms import Method
+from isoflop.analysis.points import Point, Selection
+from isoflop.analysis.resample import Draws
+
+__all__ = [
+    "ChinchillaLaw",
+    "FrontierLaw",
+    "ParametricFit",
+    "Resampling",
+    "Status",
+    "fit_frontier",
+    "fit_joint",
+    "fit_parametric",
+    "fit_surface",
+    "frontier_of",
+    "has_experts",
+    "law_draws",
+    "law_of",
+    "percentile_interval",
+]
+
+SURFACE_METHODS: tuple[Method, ...] = ("huber", "vpnls")
+
+
+def fit_parametric(
+    selection: Selection,
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+    bootstrap: Asked = "auto",
+    confidence: float = 0.95,
+    optima: Iterable[Optimum] = (),
+    draws: Draws | None = None,
+    method: str = "parabola",
+) -> tuple[ParametricFit, ...]:
+    """Fit every law to every arch, archs sorted.
+
+    Per arch: chinchilla by huber and by vpnls; the frontier through the ``optima`` of ``method``,
+    with ``draws`` of the same method over n_params; the joint law where the arch has experts.
+    ``n_boot`` of 0 gives no intervals.
+    """
+    resampling = Resampling(n_boot=n_boot, seed=seed, kind=bootstrap, confidence=confidence)
+    known_optima = tuple(optima)
+    fits: list[ParametricFit] = []
+    for arch, points in _points_by_arch(selection).items():
+        for surface_method in SURFACE_METHODS:
+            surface = fit_surface(points, arch=arch, method=surface_method, resampling=resampling)
+            fits.append(surface)
+        fits.append(
+            fit_frontier(known_optima, arch=arch, method=method, draws=draws, confidence=confidence)
+        )
+        if has_experts(points):
+            fits.append(fit_joint(points, arch=arch, resampling=resampling))
+    return tuple(fits)
+
+
+def _points_by_arch(selection: Selection) -> dict[str, list[Point]]:
+    by_arch: dict[str, list[Point]] = {}
+    for (arch, _), points in selection.groups.items():
+        by_arch.setdefault(arch, []).extend(points)
+    return {arch: by_arch[arch] for arch in sorted(by_arch)}

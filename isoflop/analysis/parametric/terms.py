@@ -1,0 +1,194 @@
+"""Laws that are sums of power terms, and how far one is from the losses measured.
+
+Every parametric law here has the form L = Σ_k exp(Z_k · θ_k): a coefficient times powers of the
+inputs, and a constant. A `Form` names the terms, a `Problem` holds one data set in it. Inputs enter
+as logarithms with mean zero and unit spread and losses relative to their geometric mean, so that
+units (parameters in millions, losses in bits) change no step of a fit.
+
+All functions work on a batch of parameter vectors at once: B vectors (starts or bootstrap draws),
+n points, p parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Method = Literal["huber", "vpnls"]
+
+# Residuals beyond this weigh linearly (Hoffmann et al. 2022, section D.2). It is also the unit of
+# a residual: objectives are minimised divided by its square, so that optimisers do not stop early.
+HUBER_DELTA = 1e-3
+
+# Logarithm of the constant's share of the loss below which the constant is zero.
+NO_FLOOR = -14.0
+
+# exp(300) squared is still a float64.
+_MAX_EXPONENT = 300.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """Names of a law's terms, each its coefficient and then its exponents; the constant last."""
+
+    name: str
+    terms: tuple[tuple[str, ...], ...]
+    signed: tuple[str, ...] = ()
+    """Exponents that mean something when negative, too."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """All names in the order of a parameter vector."""
+        return tuple(name for term in self.terms for name in term)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each term's parameters stand in a parameter vector."""
+        ends = np.cumsum([len(term) for term in self.terms]).tolist()
+        return tuple(slice(end - len(t), end) for end, t in zip(ends, self.terms, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Losses and inputs of one fit, standardised."""
+
+    form: Form
+    method: Method
+    columns: tuple[Floats, ...]
+    """Per term (n, 1 + exponents): a one, then minus each standardised logarithm."""
+    centres: tuple[Floats, ...]
+    spreads: tuple[Floats, ...]
+    log_scale: float
+    """Mean of ln L."""
+    target: Floats
+    """(n,): ln L − log_scale for huber, L / exp(log_scale) for vpnls."""
+
+    @property
+    def num_points(self) -> int:
+        """Points to fit."""
+        return len(self.target)
+
+    @property
+    def is_log(self) -> bool:
+        """Whether residuals are those of ln L."""
+        return self.method == "huber"
+
+    def natural(self, theta_BP: Floats) -> dict[str, Floats]:
+        """Return coefficients and exponents in the table's own units, one array per name."""
+        values: dict[str, Floats] = {}
+        for names, part, centre, spread in zip(
+            self.form.terms, self.form.slices, self.centres, self.spreads, strict=True
+        ):
+            exponents_BF = theta_BP[:, part][:, 1:] / spread
+            log_coefficient_B = theta_BP[:, part][:, 0] + exponents_BF @ centre + self.log_scale
+            with np.errstate(over="ignore"):
+                values[names[0]] = np.exp(log_coefficient_B)
+            if names == self.form.terms[-1]:
+                values[names[0]] = np.where(theta_BP[:, -1] > NO_FLOOR, values[names[0]], 0.0)
+            values.update(zip(names[1:], exponents_BF.T, strict=True))
+        return values
+
+    def objective(self, value: float) -> float:
+        """Return a minimised value as a Huber sum in (ln L)², or a sum of squares in L²."""
+        scaled = value * HUBER_DELTA**2
+        return scaled if self.is_log else 2 * scaled * math.exp(2 * self.log_scale)
+
+
+def make_problem(
+    form: Form, method: Method, inputs: Sequence[Sequence[Floats]], losses: Floats
+) -> Problem:
+    """Standardise inputs (per term, one positive array per exponent) and losses."""
+    logs = [np.log(np.array(term)).reshape(len(term), len(losses)).T for term in inputs]
+    centres = tuple(log.mean(axis=0) for log in logs)
+    # An input that never varies has no spread; its fit is refused for that, not for a division.
+    spreads = tuple(np.where((spread := log.std(axis=0)) > 0, spread, 1.0) for log in logs)
+    log_loss = np.log(losses)
+    log_scale = float(log_loss.mean())
+    relative = log_loss - log_scale
+    return Problem(
+        form=form,
+        method=method,
+        columns=tuple(
+            np.column_stack([np.ones(len(losses)), -(log - centre) / spread])
+            for log, centre, spread in zip(logs, centres, spreads, strict=True)
+        ),
+        centres=centres,
+        spreads=spreads,
+        log_scale=log_scale,
+        target=relative if method == "huber" else np.exp(relative),
+    )
+
+
+def predict(problem: Problem, theta_BP: Floats) -> tuple[Floats, list[Floats]]:
+    """Return (B, n) predictions in the target's unit, and their slopes in each term's exponent.
+
+    A slope is the term's share of L where residuals are logarithmic (log-sum-exp), and the
+    term itself otherwise.
+    """
+    exponents = [
+        np.minimum(theta_BP[:, part] @ column.T, _MAX_EXPONENT)
+        for part, column in zip(problem.form.slices, problem.columns, strict=True)
+    ]
+    if not problem.is_log:
+        terms = [np.exp(exponent) for exponent in exponents]
+        return sum(terms[1:], start=terms[0]), terms
+    largest = np.maximum.reduce(exponents)
+    terms = [np.exp(exponent - largest) for exponent in exponents]
+    total = sum(terms[1:], start=terms[0])
+    return largest + np.log(total), [term / total for term in terms]
+
+
+def evaluate(
+    problem: Problem,
+    theta_BP: Floats,
+    target_Bn: Floats,
+    weight_Bn: Floats,
+    delta: float = HUBER_DELTA,
+) -> tuple[Floats, Floats, Floats]:
+    """Return value (B,), gradient (B, p) and Hessian (B, p, p) of the weighted sum over points.
+
+    The value is Σ w · Huber(r) / u² with r = target − prediction for huber, and Σ w · r² / (2 u²)
+    for vpnls, in units of u = 1e-3. ``delta`` is where Huber's criterion turns linear. Derivatives
+    are exact.
+    """
+    prediction_Bn, slopes = predict(problem, theta_BP)
+    residual_Bn = target_Bn - prediction_Bn
+    value_Bn, pull_Bn, bend_Bn = _criterion(residual_Bn, delta if problem.is_log else np.inf)
+    weighted_pull = weight_Bn * pull_Bn
+    # The second derivative of a log-sum-exp is its weighted spread: −J Jᵀ beside the terms' own.
+    inner_Bn = weight_Bn * bend_Bn + (weighted_pull if problem.is_log else 0.0)
+    num_parameters = theta_BP.shape[1]
+    gradient = np.empty_like(theta_BP)
+    hessian = np.empty((len(theta_BP), num_parameters, num_parameters))
+    parts = problem.form.slices
+    for k, (rows, column) in enumerate(zip(parts, problem.columns, strict=True)):
+        gradient[:, rows] = -(weighted_pull * slopes[k]) @ column
+        for m in range(k, len(parts)):
+            weight = inner_Bn * slopes[k] * slopes[m]
+            if m == k:
+                weight = weight - weighted_pull * slopes[k]
+            block = _products(weight, column, problem.columns[m])
+            hessian[:, rows, parts[m]] = block
+            hessian[:, parts[m], rows] = block.transpose(0, 2, 1)
+    return (weight_Bn * value_Bn).sum(axis=1), gradient, hessian
+
+
+def _criterion(residual: Floats, delta: float) -> tuple[Floats, Floats, Floats]:
+    """Return Huber's criterion, its derivative and second derivative, in units of 1e-3."""
+    clipped = np.clip(residual, -delta, delta)
+    unit = HUBER_DELTA**-2
+    bend = np.where(np.abs(residual) <= delta, unit, 0.0)
+    return clipped * (residual - clipped / 2) * unit, clipped * unit, bend
+
+
+def _products(weight_Bn: Floats, left_ni: Floats, right_nj: Floats) -> Floats:
+    """Return Σ_n weight · left_i · right_j as (B, i, j), by one matrix product."""
+    pairs = (left_ni[:, :, None] * right_nj[:, None, :]).reshape(len(left_ni), -1)
+    shape = (len(weight_Bn), left_ni.shape[1], right_nj.shape[1])
+    return (weight_Bn @ pairs).reshape(shape)

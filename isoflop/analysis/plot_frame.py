@@ -1,0 +1,124 @@
+"""Empty figures of the right size: one panel against compute, or a grid of small panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from isoflop.analysis import plot_scale, plot_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PANELS_A_ROW = 3
+
+
+def compute_axes(
+    archs: Sequence[str], title: str, notes: Sequence[str]
+) -> tuple[Figure, Axes, float]:
+    """Return a figure of a column's width with one log-log axes, and the axes' height in inches.
+
+    The right margin has room for the family labels, the height for all of them and the notes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    longest = max(len(arch) for arch in archs)
+    left, right = 0.62, 0.42 + 0.075 * longest
+    plot_width = max(1.7, plot_style.COLUMN_WIDTH - left - right)
+    bottom = 0.42 + plot_style.note_height(notes, left + plot_width + right)
+    plot_height, top = max(2.2, 0.17 * len(archs)), 0.28
+    width, height = left + plot_width + right, bottom + plot_height + top
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes(
+        (left / width, bottom / height, plot_width / width, plot_height / height)
+    )
+    axes.set(xscale="log", yscale="log")
+    axes.set_title(title, loc="left", fontweight="bold", x=0.04 - left / plot_width)
+    return figure, axes, plot_height
+
+
+def scale(
+    axes: Axes, budgets: Sequence[float], values: Sequence[float], form: Callable[[float], str]
+) -> None:
+    """Set the limits and ticks of an axes against compute."""
+    axes.set_xlim(*plot_scale.padded(min(budgets), max(budgets), 0.08))
+    low, high = plot_scale.padded(min(values), max(values), 0.12)
+    axes.set_ylim(low, high)
+    plot_style.set_budget_ticks(axes, budgets)
+    plot_style.set_log_ticks(axes.yaxis, low, high, 6, form)
+
+
+def panels(
+    num: int,
+    *,
+    title: str,
+    archs: Sequence[str],
+    notes: Sequence[str],
+    panel_height: float = 1.9,
+    share_y: bool = True,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of at most a page's width with ``num`` axes and a legend of the families."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = min(num, _PANELS_A_ROW)
+    rows = -(-num // columns)
+    width = plot_style.PAGE_WIDTH if num > 1 else plot_style.COLUMN_WIDTH
+    legend_rows = -(-len(archs) // legend_columns(archs, width))
+    note = plot_style.note_height(notes, width)
+    strip = note + 0.06 + 0.16 * legend_rows
+    height = panel_height * rows + 0.3 + strip
+    figure = Figure(
+        figsize=(width, height),
+        layout=ConstrainedLayoutEngine(rect=(0, strip / height, 1, 1 - strip / height)),
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).flatten().tolist()
+    for axes in grid[num:]:
+        axes.remove()
+    figure.suptitle(title, fontweight="bold", fontsize=plot_style.FONT_SIZE + 1)
+    _family_legend(figure, archs, note / height)
+    plot_style.note(figure, notes)
+    return figure, grid[:num]
+
+
+def legend_columns(archs: Sequence[str], width: float) -> int:
+    """Return how many families fit side by side in a legend."""
+    longest = max(len(arch) for arch in archs)
+    return max(1, min(len(archs), int(width / (0.4 + 0.065 * longest))))
+
+
+def _family_legend(figure: Figure, archs: Sequence[str], bottom: float) -> None:
+    """Put the legend across the figure, above a height given as a share of it."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for index, arch in enumerate(archs):
+        mark = plot_style.family_mark(index)
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=mark.colour,
+                marker=mark.marker,
+                ms=4.5,
+                ls=mark.line,
+                lw=1.1,
+                # An underscore would hide the entry, a dollar start math.
+                label=arch.replace("$", r"\$") if not arch.startswith("_") else f" {arch}",
+            )
+        )
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, bottom),
+        borderaxespad=0.0,
+        ncols=legend_columns(archs, float(figure.get_figwidth())),
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.2,
+    )

@@ -1,0 +1,141 @@
+"""Loss against compute per family, with an arrow from each optimum to the reference's frontier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
+from isoflop.analysis.compare import Comparison
+from isoflop.analysis.fit import Fits
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.plot_style import Mark
+from isoflop.analysis.summary import excluded_note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_TITLE = "Compute multipliers: loss at each family's optimum"
+
+
+def draw_multipliers(fits: Fits) -> Figure:
+    """Draw a panel per family: its optima, those of the reference, and arrows between them."""
+    arrows = estimates(fits)
+    archs = sorted({c.arch for c in arrows})
+    if not archs:
+        return plot_style.sentence_figure(
+            _TITLE, f"No family has an estimated multiplier over another. {excluded_note(fits)}"
+        )
+    reference = arrows[0].reference
+    notes = [
+        f"Arrow: from a family's optimum to the compute at which {reference} has the same loss; "
+        "the number is the multiplier. Dotted: beyond the reference's measured budgets.",
+        excluded_note(fits),
+    ]
+    figure, grid = plot_frame.panels(
+        len(archs), title=_TITLE, archs=fits.archs, notes=notes, panel_height=2.2
+    )
+    for axes, arch in zip(grid, archs, strict=True):
+        _draw_panel(axes, fits, [c for c in arrows if c.arch == arch], index_of(fits, reference))
+    for axes in grid[::3]:
+        axes.set_ylabel("Loss (nats per token)")
+    _scale(grid, fits, arrows)
+    return figure
+
+
+def index_of(fits: Fits, arch: str) -> int:
+    """Return the place of a family, which decides its mark."""
+    return fits.archs.index(arch)
+
+
+def estimates(fits: Fits) -> list[Comparison]:
+    """Return the estimated multipliers along FLOPs of families other than the reference."""
+    return [
+        c
+        for c in fits.compare
+        if c.resource == "flops"
+        and c.status == "estimate"
+        and c.multiplier is not None
+        and c.arch != c.reference
+    ]
+
+
+def _points(fits: Fits, arch: str) -> list[Optimum]:
+    return [o for o in fits.optima_of(arch) if o.is_point and (o.loss_opt or 0.0) > 0.0]
+
+
+def _draw_panel(axes: Axes, fits: Fits, arrows: Sequence[Comparison], reference_index: int) -> None:
+    arch, reference = arrows[0].arch, arrows[0].reference
+    axes.set_title(arch, loc="left", fontweight="bold", parse_math=False)
+    axes.set_xlabel("Training compute (FLOPs)")
+    _draw_optima(axes, _points(fits, reference), plot_style.family_mark(reference_index))
+    mark = plot_style.family_mark(index_of(fits, arch))
+    optima = _points(fits, arch)
+    _draw_optima(axes, optima, mark)
+    losses = {o.budget_flops: o.loss_opt or 0.0 for o in optima}
+    for arrow in arrows:
+        _draw_arrow(axes, arrow, losses[arrow.budget_flops], mark)
+
+
+def _scale(grid: Sequence[Axes], fits: Fits, arrows: Sequence[Comparison]) -> None:
+    """Set one pair of scales for all panels."""
+    optima = [o for c in arrows for arch in (c.arch, c.reference) for o in _points(fits, arch)]
+    budgets = [o.budget_flops for o in optima]
+    reached = [c.budget_flops * (c.multiplier or 1.0) for c in arrows]
+    losses = [
+        end
+        for o in optima
+        for end in (o.loss_opt, o.loss_ci_lo, o.loss_ci_hi)
+        if end is not None and end > 0.0
+    ]
+    low, high = plot_scale.padded(min(losses), max(losses), 0.1)
+    for axes in grid:
+        axes.set(xscale="log", yscale="log", ylim=(low, high))
+        axes.set_xlim(*plot_scale.padded(min(budgets + reached), max(budgets + reached), 0.25))
+        plot_style.set_budget_ticks(axes, fits.budgets)
+    plot_style.set_log_ticks(grid[0].yaxis, low, high, 6, "{:.4g}".format)
+
+
+def _draw_optima(axes: Axes, optima: Sequence[Optimum], mark: Mark) -> None:
+    for o in optima:
+        if o.loss_ci_lo is not None and o.loss_ci_hi is not None:
+            ends = [o.loss_ci_lo, o.loss_ci_hi]
+            axes.plot([o.budget_flops] * 2, ends, color=mark.colour, lw=0.9)
+    (line,) = axes.plot(
+        [o.budget_flops for o in optima],
+        [o.loss_opt or 0.0 for o in optima],
+        color=mark.colour,
+        marker=mark.marker,
+        markersize=4,
+        linestyle=mark.line,
+        linewidth=1.0,
+    )
+    plot_tips.tell(line, [plot_tips.optimum_text(o) for o in optima])
+
+
+def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> None:
+    budget, multiplier = comparison.budget_flops, comparison.multiplier or 1.0
+    axes.annotate(
+        "",
+        xy=(budget * multiplier, loss),
+        xytext=(budget, loss),
+        arrowprops={
+            "arrowstyle": "->",
+            "color": mark.colour,
+            "linestyle": ":" if comparison.extrapolated else "-",
+            "shrinkA": 1,
+            "shrinkB": 0,
+        },
+    )
+    right = multiplier >= 1.0
+    axes.annotate(
+        f"{multiplier:.2f}×",
+        (budget * multiplier, loss),
+        xytext=(3 if right else -3, 1),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        va="center",
+        fontsize=plot_style.SMALL_SIZE,
+        color=mark.colour,
+    )

@@ -1,0 +1,245 @@
+"""Which runs to add: those that turn edge optima into interior ones, or halve the widest interval.
+
+The one module of the analysis that reads plans: a proposal is a plan that the study's plan grows
+into, with what it costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from isoflop.analysis.compare_interval import FitsLike, optima_by_group
+from isoflop.analysis.optima import MIN_DISTINCT_SIZES, Method, Optimum
+from isoflop.errors import UserError
+from isoflop.numbers import format_flops
+from isoflop.plan.diff import PlanDiff, diff_plans
+from isoflop.plan.extend import grow_plan
+from isoflop.plan.planner import Plan
+from isoflop.study import SIZES_DEFAULT, Study
+
+Goal = Literal["edges", "interval", "nothing"]
+Cell = tuple[str, int]
+"""Arch and budget."""
+
+# One rung may just reach the minimum; the second is on its far side.
+EDGE_RUNGS = 2
+
+# An interval shrinks with the square root of the number of runs.
+RUNS_TO_HALVE = 4
+
+# Sizes further than this from the optimum, as a factor of parameters, hardly narrow its interval.
+NEAR = 4.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement:
+    """A proposal."""
+
+    goal: Goal
+    reasons: tuple[str, ...]
+    """A line for each thing that the proposal adds, and why."""
+    dead_ends: tuple[str, ...]
+    """A line for each finding that no run of this ladder and these budgets would help."""
+    plan: Plan
+    """The grown plan; the same as before where nothing is proposed."""
+    difference: PlanDiff
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is proposed."""
+        return self.difference.is_empty
+
+
+@dataclass(slots=True)
+class _Growth:
+    """A plan as it grows, rung by rung."""
+
+    before: Plan
+    plan: Plan
+    reasons: list[str]
+    dead_ends: list[str]
+    is_waiting: bool = False
+    """Whether runs that are planned already may settle an edge."""
+
+    def rungs(self, cell: Cell) -> list[int]:
+        arch, budget = cell
+        return sorted(
+            {run.size for run in self.plan.runs if (run.arch, run.budget_flops) == (arch, budget)}
+        )
+
+    def try_rungs(self, cell: Cell, candidates: Sequence[int]) -> tuple[list[int], str | None]:
+        """Add rungs while they can be planned; return them, and why the next one cannot."""
+        added: list[int] = []
+        for rung in candidates:
+            try:
+                self.plan = grow_plan(self.before, _with_rung(self.plan, cell, rung))
+            except UserError as error:
+                return added, str(error)
+            added.append(rung)
+        return added, None
+
+
+def propose(plan: Plan, fits: FitsLike, *, method: Method = "parabola") -> Refinement:
+    """Return the runs to add to a plan, judged by the optima over parameters.
+
+    While any optimum is at an edge, or a cell has too few sizes, rungs on that side are proposed.
+    Otherwise sizes near the optimum with the widest interval, and seeds, until its runs are four
+    times as many.
+
+    Args:
+        plan: the study's plan.
+        fits: its optima, with intervals where they can be had.
+        method: of the optima.
+    """
+    growth = _Growth(before=plan, plan=plan, reasons=[], dead_ends=[])
+    optima = [
+        o
+        for (arch, _), o in optima_by_group(fits, "n_params", method).items()
+        if arch in plan.study.archs and int(o.budget_flops) in plan.study.budgets
+    ]
+    for optimum in optima:
+        _widen(growth, optimum)
+    goal: Goal = "edges"
+    if not growth.reasons and not growth.is_waiting:
+        goal = "interval"
+        _narrow(growth, [o for o in optima if o.is_point])
+    return Refinement(
+        goal=goal if growth.reasons else "nothing",
+        reasons=tuple(growth.reasons),
+        dead_ends=tuple(growth.dead_ends),
+        plan=growth.plan,
+        difference=diff_plans(plan, growth.plan),
+    )
+
+
+def _widen(growth: _Growth, optimum: Optimum) -> None:
+    """Rungs for an optimum that is at an edge, or whose cell was planned with too few sizes."""
+    cell = (optimum.arch, int(optimum.budget_flops))
+    rungs = growth.rungs(cell)
+    if not rungs:
+        return
+    lower = list(range(rungs[0] - 1, max(0, rungs[0] - 1 - EDGE_RUNGS), -1))
+    upper = list(range(rungs[-1] + 1, rungs[-1] + 1 + EDGE_RUNGS))
+    place = f"{optimum.arch} at {format_flops(optimum.budget_flops)}"
+    if _is_waiting(growth.before, cell, optimum):
+        growth.is_waiting = True
+        growth.dead_ends.append(f"{place}: sizes beyond the edge are planned: run or retry them")
+    elif optimum.status == "edge_low":
+        _add(growth, cell, lower, f"{place}: the optimum is below the smallest size")
+    elif optimum.status == "edge_high":
+        _add(growth, cell, upper, f"{place}: the optimum is above the largest size")
+    elif optimum.status == "too_few" and len(rungs) < MIN_DISTINCT_SIZES:
+        around = upper[: MIN_DISTINCT_SIZES - len(rungs)]
+        _add(growth, cell, around, f"{place}: {len(rungs)} sizes show no minimum")
+    elif optimum.status == "too_few":
+        growth.dead_ends.append(
+            f"{place}: {len(rungs)} sizes are planned, but too few have a result: run or retry them"
+        )
+    elif optimum.status in ("not_convex", "flat"):
+        what = "no minimum" if optimum.status == "not_convex" else "losses that do not differ"
+        growth.dead_ends.append(f"{place}: {what}; look at the runs before adding any")
+
+
+def _is_waiting(plan: Plan, cell: Cell, optimum: Optimum) -> bool:
+    """Whether sizes on the edge's side are planned and have no result."""
+    if not optimum.is_bound or optimum.x_opt is None:
+        return False
+    planned = [r.n_params for r in plan.runs if (r.arch, r.budget_flops) == cell]
+    beyond = min(planned) < optimum.x_opt * (1 - 1e-9)
+    if optimum.status == "edge_high":
+        beyond = max(planned) > optimum.x_opt * (1 + 1e-9)
+    return beyond
+
+
+def _add(growth: _Growth, cell: Cell, candidates: Sequence[int], why: str) -> None:
+    if not candidates:
+        growth.dead_ends.append(f"{why}, and the ladder has no smaller one")
+        return
+    added, refusal = growth.try_rungs(cell, candidates)
+    if added:
+        growth.reasons.append(f"{why}: add size {', '.join(map(str, sorted(added)))}")
+    else:
+        growth.dead_ends.append(f"{why}, and size {candidates[0]} cannot be planned ({refusal})")
+
+
+def _narrow(growth: _Growth, interior: Sequence[Optimum]) -> None:
+    """Sizes and seeds that quarter the variance of the optimum with the widest interval."""
+    if not interior:
+        return
+    widths = {id(o): _width(o) for o in interior}
+    known = [o for o in interior if widths[id(o)] is not None]
+    if not known:
+        _more_seeds(growth, 1, "no optimum has an interval (too few runs each)")
+        return
+    widest = max(known, key=lambda o: (widths[id(o)] or 0.0, o.arch, o.budget_flops))
+    cell = (widest.arch, int(widest.budget_flops))
+    num_runs = len(growth.rungs(cell)) * len(growth.plan.study.seeds)
+    factor = math.exp((widths[id(widest)] or 0.0) / 2)
+    why = (
+        f"the widest interval is {widest.arch}'s at {format_flops(widest.budget_flops)} "
+        f"(a factor of {factor:.3g} either way)"
+    )
+    added, _ = growth.try_rungs(cell, _near(growth, cell, widest))
+    if added:
+        growth.reasons.append(f"{why}: add size {', '.join(map(str, sorted(added)))}")
+    num_seeds = math.ceil(RUNS_TO_HALVE * num_runs / len(growth.rungs(cell)))
+    if num_seeds > len(growth.plan.study.seeds):
+        _more_seeds(growth, num_seeds - len(growth.plan.study.seeds), why)
+
+
+def _near(growth: _Growth, cell: Cell, optimum: Optimum) -> list[int]:
+    """Rungs inside the cell's grid that are not planned and near the optimum."""
+    assert optimum.x_opt is not None
+    rungs = growth.rungs(cell)
+    sizes = {r.size: r.n_params for r in growth.plan.runs if r.arch == cell[0]}
+    gaps = [rung for rung in range(rungs[0], rungs[-1]) if rung not in rungs]
+    return [
+        rung
+        for rung in gaps
+        if rung not in sizes or abs(math.log(sizes[rung] / optimum.x_opt)) <= math.log(NEAR)
+    ]
+
+
+def _more_seeds(growth: _Growth, num: int, why: str) -> None:
+    study = growth.plan.study
+    fresh = [seed for seed in range(max(study.seeds) + 1 + num) if seed not in study.seeds][:num]
+    grown = dataclasses.replace(study, seeds=(*study.seeds, *fresh))
+    try:
+        growth.plan = grow_plan(growth.before, grown)
+    except UserError as error:
+        growth.dead_ends.append(f"{why}, and seeds cannot be added ({error})")
+        return
+    growth.reasons.append(f"{why}: add seed {', '.join(map(str, fresh))} to every size")
+
+
+def _width(optimum: Optimum) -> float | None:
+    """Ln of the upper over the lower end of the interval of the optimum."""
+    if optimum.ci_lo is None or optimum.ci_hi is None:
+        return None
+    return math.log(optimum.ci_hi / optimum.ci_lo)
+
+
+def _with_rung(plan: Plan, cell: Cell, rung: int) -> Study:
+    """The study of a plan with one rung more in one cell."""
+    arch, budget = cell
+    table = _planned_rungs(plan)
+    table[budget][arch] = tuple(sorted({*table[budget][arch], rung}))
+    sizes = {budget: _compact(by_arch) for budget, by_arch in table.items()}
+    return dataclasses.replace(plan.study, sizes=sizes, num_sizes=None)
+
+
+def _compact(by_arch: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """One `default` entry where all archs have the same rungs."""
+    different = set(by_arch.values())
+    return {SIZES_DEFAULT: different.pop()} if len(different) == 1 else by_arch
+
+
+def _planned_rungs(plan: Plan) -> dict[int, dict[str, tuple[int, ...]]]:
+    found: dict[int, dict[str, dict[int, None]]] = {}
+    for run in plan.runs:
+        found.setdefault(run.budget_flops, {}).setdefault(run.arch, {})[run.size] = None
+    return {b: {arch: tuple(rungs) for arch, rungs in row.items()} for b, row in found.items()}

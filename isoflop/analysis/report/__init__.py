@@ -1,0 +1,154 @@
+"""`isoflop report`: a fit as Markdown, as one HTML file and as LaTeX tables, with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isoflop.analysis.compare_exponents import exponent_differences
+from isoflop.analysis.fit import FitOptions, Fits, fit_rows
+from isoflop.analysis.hypotheses import Verdict, judge
+from isoflop.analysis.report import html, latex, markdown
+from isoflop.analysis.report.checklist import checklist_section
+from isoflop.analysis.report.document import Block, Document, Items, Section, label_column, table
+from isoflop.analysis.report.figures import write_figures
+from isoflop.analysis.report.sections import laws_section, optima_section
+from isoflop.analysis.report.sections_compare import comparison_section
+from isoflop.analysis.report.sections_runs import runs_section
+from isoflop.analysis.report.sections_validity import hypotheses_section, validity_section
+from isoflop.analysis.report.source import Source, source_of
+from isoflop.analysis.report.statements import findings
+from isoflop.analysis.summary import excluded_note
+from isoflop.files import write_text_atomic
+from isoflop.tables import HYPOTHESES, write_table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What `write_report` wrote."""
+
+    document: Document
+    markdown_path: Path
+    html_path: Path
+    latex_path: Path
+    plot_paths: tuple[Path, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files written."""
+        return (self.markdown_path, self.html_path, self.latex_path, *self.plot_paths)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Hypothesis:
+    id: str
+    claim: str
+    decide: str
+
+
+def report_table(path: Path, out_dir: Path, options: FitOptions | None = None) -> Report:
+    """Fit a table of runs, or the runs.parquet of a study folder, and report it.
+
+    Raises:
+        UserError: the table is missing, damaged, or lacks columns; the reference is not in it.
+    """
+    from isoflop.analysis.inputs import load_rows
+
+    rows = load_rows(path)
+    source = source_of(path / "runs.parquet" if path.is_dir() else path, rows)
+    return write_report(fit_rows(rows, options or FitOptions()), source, out_dir)
+
+
+def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
+    """Write report.md, report.html, report.tex, plots/ and, of a study, hypotheses.parquet.
+
+    Each file is replaced atomically. The bytes depend on the fit and the source alone: no date is
+    written.
+    """
+    document = make_document(fits, source)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    plot_paths, pictures = write_figures(fits, document, out_dir / "plots")
+    report = Report(
+        document=document,
+        markdown_path=out_dir / "report.md",
+        html_path=out_dir / "report.html",
+        latex_path=out_dir / "report.tex",
+        plot_paths=plot_paths,
+    )
+    write_text_atomic(report.markdown_path, markdown.render(document))
+    write_text_atomic(report.html_path, html.render(document, pictures))
+    write_text_atomic(report.latex_path, latex.render(document))
+    if source.study is not None:
+        rows = [verdict.row() for verdict in _verdicts(fits, source)]
+        write_table(out_dir / "hypotheses.parquet", rows, HYPOTHESES)
+    return report
+
+
+def make_document(fits: Fits, source: Source) -> Document:
+    """Return the report as a document, without drawing anything."""
+    options = fits.options
+    differences = exponent_differences(
+        fits, reference=options.reference, method=options.method, confidence=options.confidence
+    )
+    verdicts = _verdicts(fits, source)
+    sections = (
+        _findings_section(findings(fits.compare, differences), fits),
+        hypotheses_section(verdicts, has_study=source.study is not None),
+        comparison_section(fits.compare, differences),
+        optima_section(fits),
+        laws_section(fits),
+        validity_section(fits.validity.findings if fits.validity is not None else ()),
+        runs_section(fits),
+        checklist_section(fits, source),
+        _source_section(source, fits),
+    )
+    num_points = sum(len(group) for group in fits.groups.values())
+    return Document(
+        title=f"IsoFLOP report: {source.name}",
+        subtitle=f"Families: {len(fits.archs)}. Budgets: {len(fits.budgets)}. "
+        f"Runs in the fits: {num_points}. {excluded_note(fits)}",
+        sections=sections,
+    )
+
+
+def _verdicts(fits: Fits, source: Source) -> tuple[Verdict, ...]:
+    stated: Sequence[dict[str, Any]] = (source.study or {}).get("hypotheses", ())
+    return judge(
+        [_Hypothesis(id=h["id"], claim=h["claim"], decide=h["decide"]) for h in stated],
+        fits,
+        axis=fits.options.axis,
+        method=fits.options.method,
+        confidence=fits.options.confidence,
+    )
+
+
+def _findings_section(sentences: Sequence[str], fits: Fits) -> Section:
+    blocks: list[Block] = [Items(items=tuple(sentences))] if sentences else []
+    if not sentences:
+        blocks.append("There is one family or none, so nothing to compare.")
+    if fits.validity is not None and fits.validity.moved:
+        num = len(fits.validity.moved)
+        blocks.append(
+            f"{num} check{'s' if num > 1 else ''} of validity moved an answer: see Validity."
+        )
+    return Section(key="findings", title="Findings", blocks=tuple(blocks))
+
+
+def _source_section(source: Source, fits: Fits) -> Section:
+    entries = {
+        "Input": source.table,
+        "sha256 of the input": source.sha256,
+        "sha256 of plan.json": source.plan_sha256,
+        "Commit of isoflop": source.git_sha or "not known",
+        **source.versions,
+        "Options": ", ".join(
+            f"{name} {getattr(fits.options, name)}" for name in fits.options.__slots__
+        ),
+    }
+    columns = [label_column("what", "What"), label_column("value", "Value")]
+    rows = [{"what": what, "value": value} for what, value in entries.items() if value is not None]
+    return Section(
+        key="source", title="Source", blocks=(table("Where this comes from", columns, rows),)
+    )

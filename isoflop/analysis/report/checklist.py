@@ -1,0 +1,138 @@
+"""The checklist of what a reader needs to reproduce a scaling law, filled in from the data.
+
+Its four heads are those of the survey "(Mis)Fitting" (Li, Kudugunta and Zettlemoyer, 2025,
+arXiv 2502.18969): form, training, data collection, fitting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isoflop.analysis.fit import Fits
+from isoflop.analysis.report.document import Section, label_column, table
+from isoflop.analysis.report.source import Source
+from isoflop.analysis.summary import excluded_note
+from isoflop.numbers import format_count, format_flops
+
+UNKNOWN = "not recorded"
+
+Entry = tuple[str, str]
+"""(question, answer)."""
+
+
+def checklist_section(fits: Fits, source: Source) -> Section:
+    """Return the four parts of the checklist; what the data do not tell is "not recorded"."""
+    study = source.study or {}
+    parts = {
+        "Form": _form(fits, study),
+        "Training": _training(fits, study, source),
+        "Data collection": _collection(fits, source),
+        "Fitting": _fitting(fits),
+    }
+    columns = [label_column("question", "Question"), label_column("answer", "Answer")]
+    return Section(
+        key="checklist",
+        title="Checklist",
+        blocks=tuple(
+            table(title, columns, [{"question": q, "answer": a} for q, a in entries])
+            for title, entries in parts.items()
+        ),
+    )
+
+
+def _form(fits: Fits, study: Mapping[str, Any]) -> list[Entry]:
+    forms = sorted({fit.form for fit in fits.parametric})
+    return [
+        ("Equations", "power laws y = k · C^p" + (f"; {', '.join(forms)}" if forms else "")),
+        ("N", "n_params: all parameters, the tied embedding once" if study else "n_params"),
+        ("D", "n_tokens: training tokens of the run"),
+        ("C", "budget_flops: nominal training FLOPs of the budget"),
+        ("FLOP convention", str(study.get("convention", UNKNOWN))),
+        ("Unit of the loss", "nats per token" if study else "that of the table"),
+        ("What optima are taken over", fits.options.axis),
+    ]
+
+
+def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entry]:
+    points = [point for group in fits.groups.values() for point in group]
+    seeds = sorted({point.seed for point in points if point.seed is not None})
+    sizes = [point.n_params for point in points]
+    tokens = [point.n_tokens for point in points]
+    return [
+        ("Families", ", ".join(fits.archs) or "none"),
+        ("Budgets (FLOPs)", ", ".join(format_flops(budget) for budget in fits.budgets) or "none"),
+        ("Parameters", _span(sizes)),
+        ("Tokens", _span(tokens)),
+        ("Match between families", str(study.get("match", UNKNOWN))),
+        ("Recipe (optimizer, learning rate, schedule)", str(study.get("recipe", UNKNOWN))),
+        ("Learning rate tuned per family and size", UNKNOWN),
+        ("Batch size (sequences)", str(study.get("batch_size") or _by_recipe(study))),
+        ("Sequence length (tokens)", str(study.get("seq_len") or _by_recipe(study))),
+        ("Training data", str(study.get("source", UNKNOWN))),
+        ("Tokenizer", str(study.get("tokenizer", UNKNOWN))),
+        ("Passes over the data, at most", str(study.get("max_epochs", UNKNOWN))),
+        ("Seeds", ", ".join(map(str, seeds)) or UNKNOWN),
+        ("Training time", "wall_s of each run" if "wall_s" in source.columns else UNKNOWN),
+    ]
+
+
+def _by_recipe(study: Mapping[str, Any]) -> str:
+    return "the recipe's at each budget" if study else UNKNOWN
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{format_count(min(values))} to {format_count(max(values))}" if values else "none"
+
+
+def _collection(fits: Fits, source: Source) -> list[Entry]:
+    num_points = sum(len(group) for group in fits.groups.values())
+    study = source.study
+    return [
+        ("Runs in the fits", str(num_points)),
+        ("Dropped runs", excluded_note(fits)),
+        ("Checkpoints", "final only, one point per run" if study else UNKNOWN),
+        ("Smoothing or interpolation of losses", "none" if study else UNKNOWN),
+        ("Loss measured on", "the whole held-out set, after training" if study else UNKNOWN),
+        (
+            "Standard error of a loss",
+            "loss_se of each run" if "loss_se" in source.columns else UNKNOWN,
+        ),
+        ("Repeated cells (same size and budget)", _repeats(fits)),
+    ]
+
+
+def _repeats(fits: Fits) -> str:
+    cells: dict[tuple[Any, ...], int] = {}
+    for key, group in fits.groups.items():
+        for point in group:
+            cells[*key, point.size_key] = cells.get((*key, point.size_key), 0) + 1
+    repeated = sum(1 for number in cells.values() if number > 1)
+    return f"{repeated} of {len(cells)}" if repeated else "none: seed noise is not measured"
+
+
+def _fitting(fits: Fits) -> list[Entry]:
+    settings = sorted({fit.settings for fit in fits.parametric if fit.settings})
+    starts = [fit for fit in fits.parametric if fit.n_starts is not None]
+    return [
+        ("Optima", f"{fits.options.method}, beside the other methods in the validity section"),
+        ("Power laws", "least squares of ln y on ln C, interior optima only"),
+        ("Parametric objective", "; ".join(settings) or "none fitted"),
+        (
+            "Starts of the optimiser",
+            f"{min(f.n_starts or 0 for f in starts)} or more" if starts else "none",
+        ),
+        ("Intervals", _intervals(fits)),
+        ("Validation", "see the validity section" if fits.validity else "none"),
+    ]
+
+
+def _intervals(fits: Fits) -> str:
+    kinds = {str(draws.kind) for draws in fits.draws.values()}
+    kinds |= {fit.bootstrap_kind for fit in fits.parametric if fit.bootstrap_kind}
+    if not kinds:
+        return "none"
+    return (
+        f"{100 * fits.options.confidence:g} % percentiles, bootstrap: {', '.join(sorted(kinds))}, "
+        f"{fits.options.n_boot} draws, seed {fits.options.seed}"
+    )

@@ -1,0 +1,186 @@
+"""The parts of a report on optima and laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isoflop.analysis.fit import Fits
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.points import Axis
+from isoflop.analysis.report.document import (
+    ARCH,
+    BUDGET,
+    Block,
+    Cell,
+    Items,
+    Picture,
+    Section,
+    bounded,
+    count_column,
+    interval,
+    label_column,
+    loss_column,
+    number_column,
+    table,
+    text_column,
+)
+from isoflop.numbers import format_count
+
+_AXES: Mapping[Axis, str] = {
+    "n_params": "N* (parameters)",
+    "n_tokens": "D* (tokens)",
+    "n_active": "Active parameters*",
+}
+_STATUS_MEANING = (
+    "A status of edge low or edge high is a bound: the minimum lies beyond the sizes measured "
+    "(< below, > above), and the optimum enters no law. Not convex, flat and too few have no "
+    "optimum at all. An interval marked (edge) ends at an end of the grid and may reach further."
+)
+
+
+def optima_section(fits: Fits) -> Section:
+    """Return the optimum of each family and budget, by the chosen method."""
+    blocks: list[Block] = [
+        f"Method: {fits.options.method.replace('_', ' ')}. {_bootstrap(fits)} {_STATUS_MEANING}",
+        Picture(
+            stem="isoflop_profiles",
+            caption="IsoFLOP profiles: loss against size at equal training compute.",
+        ),
+    ]
+    blocks += [_optima_table(fits, axis) for axis in _AXES if _is_measured(fits, axis)]
+    blocks += [
+        Picture(stem="frontier", caption="Perplexity at the optimum of each family and budget."),
+        Picture(stem="optimum_size", caption="Compute-optimal parameters N* against compute."),
+        Picture(stem="optimum_tokens", caption="Compute-optimal tokens D* against compute."),
+    ]
+    return Section(key="optima", title="Optima", blocks=tuple(blocks))
+
+
+def _is_measured(fits: Fits, axis: Axis) -> bool:
+    return axis != "n_active" or any(
+        point.n_active is not None for points in fits.groups.values() for point in points
+    )
+
+
+def _bootstrap(fits: Fits) -> str:
+    draws = fits.draws_of()
+    if draws is None:
+        return "No intervals were computed."
+    return (
+        f"Intervals: {100 * fits.options.confidence:g} %, {draws.kind} bootstrap, "
+        f"{draws.n_boot} draws, seed {draws.seed}."
+    )
+
+
+def _optima_table(fits: Fits, axis: Axis) -> Block:
+    columns = [
+        ARCH,
+        BUDGET,
+        count_column("x_opt", _AXES[axis]),
+        count_column("x_interval", "Interval"),
+        loss_column("loss_opt", "Loss"),
+        loss_column("loss_interval", "Interval"),
+        number_column("perplexity", "Perplexity"),
+        text_column("status", "Status"),
+        number_column("n_points", "Runs"),
+        number_column("n_failed", "Failed draws"),
+    ]
+    rows = [_optimum_row(o) for arch in fits.archs for o in fits.optima_of(arch, axis)]
+    return table(f"Optima: {_AXES[axis]}", columns, rows)
+
+
+def _optimum_row(optimum: Optimum) -> dict[str, Any]:
+    loss = optimum.loss_opt
+    at_most = "≤ " if optimum.is_bound else ""
+    side = {"edge_low": "< ", "edge_high": "> "}.get(optimum.status, "")
+    return {
+        "arch": optimum.arch,
+        "budget_flops": optimum.budget_flops,
+        "x_opt": bounded(side, optimum.x_opt, format_count),
+        "x_interval": _ends(optimum),
+        "loss_opt": bounded(at_most, loss, "{:.4f}".format),
+        "loss_interval": interval(optimum.loss_ci_lo, optimum.loss_ci_hi, "{:.4f}".format),
+        "perplexity": bounded(at_most, None if loss is None else math.exp(loss), "{:.4g}".format),
+        "status": optimum.status,
+        "n_points": optimum.n_points,
+        "n_failed": optimum.n_failed,
+    }
+
+
+def _ends(optimum: Optimum) -> Cell:
+    cell = interval(optimum.ci_lo, optimum.ci_hi, format_count)
+    if optimum.ci_at_edge is None:
+        return cell
+    return Cell(text=f"{cell.text} (edge)", value=cell.value)
+
+
+def laws_section(fits: Fits) -> Section:
+    """Return the power laws, the parametric laws, and what is wrong with any of them."""
+    blocks: list[Block] = [
+        "y = coefficient · C^exponent by least squares of ln y on ln C through the interior "
+        "optima; C is the budget in training FLOPs. Coefficients are rounded here; the parquet "
+        "tables hold full precision.",
+        _law_table(
+            f"Power laws through the optima, method {fits.options.method}",
+            [row for law in fits.laws if law.method == fits.options.method for row in law.rows()],
+            left_out=("form", "method"),
+        ),
+    ]
+    if fits.parametric:
+        blocks.append(
+            "chinchilla: L = E + A/N^alpha + B/D^beta, a and b the exponents of N* and D*; "
+            "frontier: L = L_inf + A · C^-alpha through the optima; joint: a law with sparsity."
+        )
+        blocks.append(
+            _law_table("Parametric laws", [row for fit in fits.parametric for row in fit.rows()])
+        )
+        doubts = [
+            f"{fit.arch}, {fit.form} by {fit.method}: {fit.status.replace('_', ' ')}"
+            + (f" ({fit.reason})." if fit.reason else ".")
+            for fit in fits.parametric
+            if fit.status != "ok"
+        ]
+        blocks += [Items(items=tuple(doubts))] if doubts else []
+    else:
+        blocks.append("No parametric law was fitted.")
+    blocks.append(
+        Picture(
+            stem="sensitivity",
+            caption="Exponents under every method of finding the optima, and of the surfaces.",
+        )
+    )
+    blocks.append(
+        Picture(stem="residuals", caption="Residuals of the isoFLOP parabolas, in percent.")
+    )
+    return Section(key="laws", title="Laws", blocks=tuple(blocks))
+
+
+def _law_table(
+    caption: str, rows: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()
+) -> Block:
+    """Return the parameters with the columns that hold anything and are not left out."""
+    form = "{:.5g}".format
+    columns = [
+        ARCH,
+        text_column("form", "Form"),
+        label_column("axis", "Of"),
+        label_column("method", "Method"),
+        label_column("parameter", "Parameter"),
+        number_column("value", "Value", 5),
+        number_column("interval", "Interval"),
+        number_column("n_points", "Points"),
+        number_column("rmse", "RMSE (ln)", 3),
+        text_column("bootstrap_kind", "Bootstrap"),
+        number_column("n_failed", "Failed draws"),
+        number_column("share_of_starts_at_optimum", "Starts at optimum", 2),
+        text_column("status", "Status"),
+    ]
+    used = [c for c in columns if any(row.get(c.key) is not None for row in rows)]
+    keys = {c.key for c in used} | {"arch", "value", "interval", "status"}
+    return table(
+        caption,
+        [c for c in columns if c.key in keys and c.key not in left_out],
+        [{**row, "interval": interval(row["ci_lo"], row["ci_hi"], form)} for row in rows],
+    )

@@ -1,0 +1,98 @@
+"""The parts of a report on hypotheses and on how far the answers depend on choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isoflop.analysis.hypotheses import Verdict
+from isoflop.analysis.report.document import (
+    Block,
+    Section,
+    flops_column,
+    interval,
+    label_column,
+    number_column,
+    table,
+    text_column,
+)
+from isoflop.analysis.validity import Finding
+
+_TITLES = {
+    "selection": "Selection of runs: the fit with the excluded but usable runs back in",
+    "held_out": "Held-out budgets: fitted on the smaller ones, scored on the next",
+    "method": "Sensitivity to the method of finding optima",
+    "convention": "Sensitivity to the FLOP convention",
+    "seed_noise": "Seed noise, from repeated cells",
+    "achieved_budget": "Budgets as achieved instead of nominal",
+    "off_centre": "Optima off the centre of their grids",
+    "duplicate_size": "Sizes that occur more than once",
+    "ranking": "Ranking of the families by loss",
+}
+_COLUMNS = (
+    label_column("arch", "Family"),
+    label_column("reference", "Reference"),
+    label_column("axis", "Axis"),
+    label_column("method", "Method"),
+    flops_column("budget_flops", "Budget (FLOPs)"),
+    label_column("variant", "Variant"),
+    text_column("quantity", "Quantity"),
+    number_column("value", "Value", 5),
+    number_column("interval", "Interval"),
+    number_column("baseline", "In the fit", 5),
+    number_column("n_points", "Points"),
+    text_column("status", "Status"),
+    label_column("detail", "Detail"),
+)
+_ALWAYS = ("quantity", "value", "status")
+
+
+def hypotheses_section(verdicts: Sequence[Verdict], *, has_study: bool) -> Section:
+    """Return the verdict on each hypothesis that was frozen with the plan."""
+    blocks: list[Block] = []
+    if verdicts:
+        columns = [
+            label_column("id", "Id"),
+            label_column("claim", "Claim"),
+            label_column("decide", "Rule"),
+            text_column("verdict", "Verdict"),
+            label_column("detail", "Because"),
+        ]
+        blocks.append(table("Hypotheses", columns, [verdict.row() for verdict in verdicts]))
+    elif has_study:
+        blocks.append("The study states no hypothesis.")
+    else:
+        blocks.append("The table has no study around it, so no hypothesis was stated beforehand.")
+    return Section(key="hypotheses", title="Hypotheses", blocks=tuple(blocks))
+
+
+def validity_section(findings: Sequence[Finding]) -> Section:
+    """Return one table per check, with the columns that it uses."""
+    if not findings:
+        sentence = "No check was made."
+        return Section(key="validity", title="Validity", blocks=(sentence,))
+    blocks: list[Block] = [
+        "ok: the answer does not depend on it. moves: the answer leaves its interval, or a "
+        "claimed order turns round. attention: a property of the design that biases or weakens "
+        "the answer. not measured: the table does not say. info: no judgement."
+    ]
+    checks = list(dict.fromkeys(finding.check for finding in findings))
+    blocks += [_check_table(check, [f for f in findings if f.check == check]) for check in checks]
+    return Section(key="validity", title="Validity", blocks=tuple(blocks))
+
+
+def _check_table(check: str, findings: Sequence[Finding]) -> Block:
+    rows = [_row(finding) for finding in findings]
+    used = [
+        column
+        for column in _COLUMNS
+        if column.key in _ALWAYS or any(row[column.key] is not None for row in rows)
+    ]
+    return table(_TITLES.get(check, check.replace("_", " ")), used, rows)
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    row = finding.row()
+    has_interval = finding.ci_lo is not None and finding.ci_hi is not None
+    ends = interval(finding.ci_lo, finding.ci_hi, "{:.4g}".format) if has_interval else None
+    return {**row, "interval": ends}

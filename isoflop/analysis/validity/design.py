@@ -1,0 +1,170 @@
+"""What the design can carry: seed noise, achieved budgets, centred grids, distinct sizes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from isoflop.analysis.compare_interval import optima_by_group
+from isoflop.analysis.noise import seed_noise
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.points import Point
+from isoflop.analysis.validity.finding import Finding, FindingStatus
+from isoflop.analysis.validity.refit import Setting
+
+# At a slope of −0.2 nats per e-fold of compute, 5 % of the budget are 0.01 nats.
+MAX_BUDGET_ERROR = 0.05
+
+# Share of the half grid: beyond it a minimum has much more of the grid on one side.
+MAX_OFF_CENTRE = 0.5
+
+
+def noise_findings(setting: Setting) -> list[Finding]:
+    """Return the pooled standard deviation of ln loss between seeds, over all and by arch.
+
+    With its χ² interval, and the degrees of freedom as ``n_points``.
+    """
+    return [_noise(setting, arch) for arch in (None, *setting.archs)]
+
+
+def _noise(setting: Setting, arch: str | None) -> Finding:
+    noise = seed_noise(setting.fits.selection, arch)
+    is_measured = noise.dof > 0
+    low, high = _sd_interval(noise.relative_sd, noise.dof, setting.confidence)
+    return Finding(
+        check="seed_noise",
+        quantity="log_loss_sd",
+        status="info" if is_measured else "not_measured",
+        arch=arch,
+        value=noise.relative_sd if is_measured else None,
+        ci_lo=low,
+        ci_hi=high,
+        n_points=noise.dof,
+        detail=f"{noise.n_cells} repeated cells" if is_measured else "no cell is repeated",
+    )
+
+
+def _sd_interval(sd: float, dof: int, confidence: float) -> tuple[float | None, float | None]:
+    if dof == 0:
+        return None, None
+    from scipy.special import gammaincinv
+
+    tail = (1 - confidence) / 2
+    squares = [2 * float(gammaincinv(dof / 2, share)) for share in (1 - tail, tail)]
+    return sd * math.sqrt(dof / squares[0]), sd * math.sqrt(dof / squares[1])
+
+
+def budget_findings(setting: Setting) -> list[Finding]:
+    """Return, per group, the mean of achieved over nominal FLOPs, minus 1."""
+    budgets = sorted({budget for _, budget in setting.fits.selection.groups})
+    return [
+        _achieved(arch, budget, points, budgets)
+        for (arch, budget), points in setting.fits.selection.groups.items()
+        if points
+    ]
+
+
+def _achieved(
+    arch: str, budget: float, points: Sequence[Point], budgets: Sequence[float]
+) -> Finding:
+    ratios = [point.flops / budget for point in points if point.flops is not None]
+    status: FindingStatus = "not_measured"
+    detail = "the table does not state the FLOPs achieved"
+    if ratios:
+        status = "ok"
+        detail = f"from {min(ratios) - 1:+.4f} to {max(ratios) - 1:+.4f}"
+        if max(abs(ratio - 1) for ratio in ratios) > MAX_BUDGET_ERROR:
+            status = "attention"
+        nearest = [min(budgets, key=lambda b: abs(math.log(r * budget / b))) for r in ratios]
+        if any(other != budget for other in nearest):
+            status, detail = "attention", f"{detail}; a run is nearer to another budget"
+    return Finding(
+        check="achieved_budget",
+        quantity="achieved_over_nominal_minus_1",
+        status=status,
+        arch=arch,
+        budget_flops=budget,
+        value=math.fsum(ratios) / len(ratios) - 1 if ratios else None,
+        n_points=len(ratios),
+        detail=detail,
+    )
+
+
+def centre_findings(setting: Setting) -> list[Finding]:
+    """Return where each interior optimum lies in its grid, and its drift per decade of compute.
+
+    −1 and 1 are the ends of the grid in ln x. A constant shift biases the coefficient of a power
+    law only, a drift biases its exponent.
+    """
+    optima = optima_by_group(setting.fits, setting.axis, setting.method)
+    findings = []
+    for arch in setting.archs:
+        interior = [o for (name, _), o in optima.items() if name == arch and o.is_point]
+        places = [(o.budget_flops, place) for o in interior if (place := _place(o)) is not None]
+        findings += [_centre(setting, arch, budget, place) for budget, place in places]
+        if len(places) > 1:
+            findings.append(_drift(setting, arch, places))
+    return findings
+
+
+def _place(optimum: Optimum) -> float | None:
+    if optimum.x_opt is None or optimum.grid_lo is None or optimum.grid_hi is None:
+        return None
+    low, high = math.log(optimum.grid_lo), math.log(optimum.grid_hi)
+    return (2 * math.log(optimum.x_opt) - low - high) / (high - low)
+
+
+def _centre(setting: Setting, arch: str, budget: float, place: float) -> Finding:
+    return Finding(
+        check="off_centre",
+        quantity="place_in_grid",
+        status="ok" if abs(place) <= MAX_OFF_CENTRE else "attention",
+        arch=arch,
+        axis=setting.axis,
+        method=setting.method,
+        budget_flops=budget,
+        value=place,
+    )
+
+
+def _drift(setting: Setting, arch: str, places: Sequence[tuple[float, float]]) -> Finding:
+    decades, where = np.log10([b for b, _ in places]), np.array([place for _, place in places])
+    return Finding(
+        check="off_centre",
+        quantity="drift_per_decade",
+        status="info",
+        arch=arch,
+        axis=setting.axis,
+        method=setting.method,
+        value=float(np.polyfit(decades, where, 1)[0]),
+        n_points=len(places),
+    )
+
+
+def duplicate_findings(setting: Setting) -> list[Finding]:
+    """Return the groups in which a size occurs more than once with one seed.
+
+    They count as repeats of one cell; with other tokens at the same parameters a group is no
+    isoFLOP slice.
+    """
+    findings = []
+    for (arch, budget), points in setting.fits.selection.groups.items():
+        repeats = Counter((point.n_params, point.seed) for point in points)
+        repeated = sorted({size for (size, _), count in repeats.items() if count > 1})
+        if repeated:
+            findings.append(
+                Finding(
+                    check="duplicate_size",
+                    quantity="repeated_sizes",
+                    status="attention",
+                    arch=arch,
+                    budget_flops=budget,
+                    value=float(len(repeated)),
+                    n_points=len(points),
+                    detail="n_params " + ", ".join(f"{size:.6g}" for size in repeated),
+                )
+            )
+    return findings

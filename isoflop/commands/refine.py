@@ -1,0 +1,87 @@
+"""`isoflop refine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from isoflop.commands import FOLDER
+
+if TYPE_CHECKING:
+    from isoflop.analysis.refine import Refinement
+    from isoflop.plan.planner import Plan
+
+
+@click.command(short_help="Propose runs that would sharpen the results.")
+@click.argument("folder", type=FOLDER)
+@click.option("--apply", "is_applied", is_flag=True, help="Grow the plan by what is proposed.")
+def refine(folder: Path, is_applied: bool) -> None:
+    """Propose runs, with their cost, that would sharpen the results in FOLDER.
+
+    Where an optimum lies at the edge of its grid: the next sizes on that side. Where none does:
+    the sizes and seeds that about halve the widest interval of an optimum. Collects
+    the runs into runs.parquet; the plan is left alone without --apply, which grows it as `isoflop
+    extend` does.
+    """
+    from isoflop.analysis.fit import fit_optima
+    from isoflop.analysis.points import select_points
+    from isoflop.analysis.refine import propose
+    from isoflop.launch.status import collect
+    from isoflop.plan.artefact import read_plan, replace_plan
+
+    plan = read_plan(folder)
+    fits = fit_optima(
+        select_points(collect(folder, plan)), methods=("parabola",), axes=("n_params",)
+    )
+    proposal = propose(plan, fits)
+    _show(proposal, folder)
+    if proposal.is_empty:
+        return
+    if is_applied:
+        replace_plan(proposal.plan, folder)
+        _estimate_again(proposal.plan, folder)
+        click.echo(f"written to {folder}/plan.json and plan.parquet; run `isoflop run {folder}`")
+    else:
+        click.echo("the plan is unchanged; add --apply to grow it")
+
+
+def _show(proposal: Refinement, folder: Path) -> None:
+    for line in (*proposal.reasons, *proposal.dead_ends):
+        click.echo(line)
+    if proposal.is_empty:
+        click.echo("no further run of this study would help")
+        return
+    click.echo(_cost(proposal, folder))
+
+
+def _cost(proposal: Refinement, folder: Path) -> str:
+    """The runs, FLOPs and device-hours that the proposal adds."""
+    from isoflop.numbers import format_flops
+    from isoflop.plan.estimate import estimate_for, load_estimates
+
+    stored = load_estimates(folder)
+    estimate = estimate_for(proposal.plan, folder, None if stored is None else stored.hardware)
+    added = {
+        run.run_id: run
+        for run in proposal.difference.added
+        if run.run_id not in proposal.difference.common_ids
+    }
+    hours = [estimate.runs[run_id].gpu_hours for run_id in added]
+    num_unknown = sum(value is None for value in hours)
+    total = sum(value for value in hours if value is not None)
+    unfit = f"; {num_unknown} runs do not fit it" if num_unknown else ""
+    return (
+        f"{len(added)} runs, {format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
+        f"{total:.3g} {estimate.unit} (estimate, {estimate.hardware}{unfit})"
+    )
+
+
+def _estimate_again(plan: Plan, folder: Path) -> None:
+    """Estimates the grown plan for the hardware it was estimated for before."""
+    from isoflop.plan.estimate import estimate_for, load_estimates, store_estimates
+
+    stored = load_estimates(folder)
+    if stored is not None:
+        store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)

@@ -1,0 +1,282 @@
+"""The whole report of a table: statements, exclusions, verdicts, checklist, digest, same bytes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from markupsafe import escape
+
+from analysis.made_report import FAMILIES, full_table
+from isoflop.analysis.compare import Comparison
+from isoflop.analysis.compare_exponents import ExponentDifference
+from isoflop.analysis.fit import FitOptions, Fits, fit_rows
+from isoflop.analysis.report import make_document, write_report
+from isoflop.analysis.report.document import Document, Items, Table
+from isoflop.analysis.report.source import Source, source_of
+from isoflop.analysis.report.statements import comparison_sentence, exponent_sentence
+from isoflop.commands.report import report as report_command
+
+STUDY = {
+    "name": "made",
+    "convention": "6n",
+    "recipe": "micro-v1",
+    "match": "ladder",
+    "source": "sotu-embedded",
+    "tokenizer": "byte",
+    "seq_len": 128,
+    "batch_size": 8,
+    "max_epochs": 4.0,
+    "hypotheses": [
+        {
+            "id": "H1",
+            "claim": "sgatlin reaches swiglu's loss with less compute",
+            "decide": "multiplier(sgatlin, swiglu) lower bound > 1 at every budget",
+        },
+        {"id": "H2", "claim": "it is nice", "decide": "by taste"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def fits() -> Fits:
+    return fit_rows(full_table(), FitOptions(n_boot=24))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    table = tmp_path / "runs.parquet"
+    table.write_bytes(b"anything")
+    (tmp_path / "plan.json").write_text(json.dumps({"study": STUDY}), encoding="utf-8")
+    return source_of(table, full_table())
+
+
+def tables(document: Document, key: str) -> dict[str, Table]:
+    (section,) = [s for s in document.sections if s.key == key]
+    return {block.caption: block for block in section.blocks if isinstance(block, Table)}
+
+
+def texts(table: Table, *labels: str) -> list[tuple[str, ...]]:
+    places = [[c.label for c in table.columns].index(label) for label in labels]
+    return [tuple(row[place].text for place in places) for row in table.rows]
+
+
+def filled(kind: Any, **values: Any) -> Any:
+    """Make a dataclass with these values and None in its other fields."""
+    return kind(**{field.name: values.get(field.name) for field in dataclasses.fields(kind)})
+
+
+def a_comparison(**changes: Any) -> Comparison:
+    made = filled(
+        Comparison,
+        arch="sgatlin",
+        reference="swiglu",
+        budget_flops=1e18,
+        resource="flops",
+        multiplier=1.8,
+        ci_lo=1.6,
+        ci_hi=2.0,
+        local_slope=-0.2,
+        extrapolated=False,
+        status="estimate",
+        order_claimed="higher",
+        axis="n_params",
+        method="parabola",
+        confidence=0.95,
+        bootstrap_kind="residual",
+        n_boot=1000,
+        n_failed=0,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_a_claim_is_made_when_its_interval_allows() -> None:
+    assert comparison_sentence(a_comparison()) == (
+        "At 1e18 FLOPs sgatlin reaches swiglu's loss with 1.80 × less compute than swiglu "
+        "(95 % interval 1.60 to 2.00)."
+    )
+    worse = a_comparison(multiplier=0.5, ci_lo=0.4, ci_hi=0.8, order_claimed="lower")
+    assert comparison_sentence(worse) == (
+        "At 1e18 FLOPs sgatlin needs 2.00 × more compute than swiglu for the same loss "
+        "(95 % interval 1.25 to 2.50)."
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ci_lo": 0.9, "order_claimed": "none"},
+        {"ci_lo": None, "ci_hi": None, "order_claimed": "none"},
+        {"status": "lower_bound", "ci_lo": None, "ci_hi": None, "order_claimed": "none"},
+    ],
+)
+def test_no_order_is_claimed_without_a_clear_interval(changes: dict[str, Any]) -> None:
+    assert "no order is claimed" in comparison_sentence(a_comparison(**changes))
+
+
+def test_an_order_that_failed_draws_could_undo_is_explained() -> None:
+    row = a_comparison(order_claimed="none", n_failed=90)
+    assert "no order is claimed, since the 90 of 1000 draws without it" in comparison_sentence(row)
+
+
+def test_bounds_and_extrapolations_say_what_they_are() -> None:
+    bound = a_comparison(status="upper_bound", ci_lo=None, ci_hi=None, order_claimed="none")
+    assert "is at most 1.80 (a bound" in comparison_sentence(bound)
+    beyond = comparison_sentence(a_comparison(extrapolated=True))
+    assert "leaves out the error of extrapolating" in beyond
+    nothing = a_comparison(status="no_data", multiplier=None, ci_lo=None, ci_hi=None)
+    assert "no multiplier over swiglu in compute: the table lacks" in comparison_sentence(nothing)
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "claimed", "expected"),
+    [
+        (0.01, -0.01, 0.03, "none", "is not shown to differ from swiglu's (difference -0.0100"),
+        (0.02, 0.01, 0.03, "higher", "is higher than swiglu's by 0.0200"),
+        (-0.02, -0.03, -0.01, "lower", "is lower than swiglu's by 0.0200"),
+        (0.02, None, None, "none", "without an interval; no order is claimed"),
+        (None, None, None, "none", "too few optima"),
+    ],
+)
+def test_exponents_in_words(
+    difference: float | None, low: float | None, high: float | None, claimed: Any, expected: str
+) -> None:
+    row = filled(
+        ExponentDifference,
+        arch="sgatlin",
+        reference="swiglu",
+        axis="n_params",
+        method="parabola",
+        difference=difference,
+        ci_lo=low,
+        ci_hi=high,
+        order_claimed=claimed,
+        confidence=0.95,
+        bootstrap_kind="residual",
+        n_boot=1000,
+        n_failed=0,
+        status="estimate",
+    )
+    assert expected in exponent_sentence(row)
+
+
+def test_every_exclusion_is_listed_with_its_reason(fits: Fits, source: Source) -> None:
+    found = tables(make_document(fits, source), "runs")["Excluded runs"]
+    assert texts(found, "Family", "Reason", "Detail") == [
+        ("mlp", "diverged", "loss was NaN"),
+        ("swiglu", "excluded in table", "learning rate of <another> study | wrong"),
+    ]
+
+
+def test_every_run_of_the_fit_is_listed(fits: Fits, source: Source) -> None:
+    found = tables(make_document(fits, source), "runs")["Runs in the fits"]
+    assert len(found.rows) == len(full_table()) - 2
+
+
+def test_an_edge_is_a_bound_in_every_table(fits: Fits, source: Source) -> None:
+    document = make_document(fits, source)
+    for caption, sign in (("Optima: N* (parameters)", "< "), ("Optima: D* (tokens)", "> ")):
+        rows = texts(tables(document, "optima")[caption], "Status", caption[8:], "Loss")
+        edges = [row for row in rows if row[0] != "interior"]
+        assert len(edges) == 1
+        assert edges[0][1].startswith(sign)
+        assert edges[0][2].startswith("≤ ")
+
+
+def test_hypotheses_are_judged(fits: Fits, source: Source) -> None:
+    found = tables(make_document(fits, source), "hypotheses")["Hypotheses"]
+    assert texts(found, "Id", "Verdict") == [("H1", "supported"), ("H2", "undecided")]
+
+
+def test_findings_name_the_known_gain(fits: Fits, source: Source) -> None:
+    """The made families differ in compute by 1.9 / 1.2 = 1.58."""
+    (section,) = [s for s in make_document(fits, source).sections if s.key == "findings"]
+    (items,) = [block for block in section.blocks if isinstance(block, Items)]
+    found = [
+        float(match[1])
+        for item in items.items
+        if (match := re.search(r"1e1[89] FLOPs sgatlin reaches .* ([\d.]+) × less compute", item))
+    ]
+    assert found == pytest.approx([1.58, 1.58], rel=0.08)
+
+
+def test_the_checklist_is_filled_from_the_study_and_honest_without(
+    fits: Fits, source: Source
+) -> None:
+    with_study = tables(make_document(fits, source), "checklist")
+    assert list(with_study) == ["Form", "Training", "Data collection", "Fitting"]
+    answers = dict(texts(with_study["Training"], "Question", "Answer"))
+    assert answers["Recipe (optimizer, learning rate, schedule)"] == "micro-v1"
+    assert answers["Seeds"] == "0, 1"
+    alone = dataclasses.replace(source, study=None, columns=frozenset())
+    answers = dict(
+        texts(tables(make_document(fits, alone), "checklist")["Training"], "Question", "Answer")
+    )
+    assert answers["Tokenizer"] == answers["Training time"] == "not recorded"
+
+
+def test_the_source_names_input_and_versions(fits: Fits, source: Source) -> None:
+    found = dict(
+        texts(
+            tables(make_document(fits, source), "source")["Where this comes from"], "What", "Value"
+        )
+    )
+    assert found["sha256 of the input"] == hashlib.sha256(b"anything").hexdigest()
+    assert {"isoflop", "numpy", "python", "sha256 of plan.json"} <= set(found)
+
+
+@pytest.mark.slow
+def test_the_report_does_not_depend_on_the_order_of_the_rows(fits: Fits, source: Source) -> None:
+    other = fit_rows(full_table()[::-1], fits.options)
+    assert make_document(other, source) == make_document(fits, source)
+
+
+def test_a_table_that_gives_nothing_gives_a_report(source: Source) -> None:
+    for rows in ([], full_table()[2:3], full_table()[:1]):
+        document = make_document(fit_rows(rows, FitOptions(n_boot=20)), source)
+        assert [section.key for section in document.sections][-1] == "source"
+
+
+@pytest.mark.slow
+def test_the_files_are_whole_and_the_same_each_time(
+    fits: Fits, source: Source, tmp_path: Path
+) -> None:
+    one = write_report(fits, source, tmp_path / "one")
+    other = write_report(fits, source, tmp_path / "other")
+    pairs = zip(one.paths, other.paths, strict=True)
+    assert [a.name for a, b in pairs if a.read_bytes() != b.read_bytes()] == []
+    page = one.html_path.read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert not re.search(r'(?:src|href)="(?!#|data:)', page)
+    assert str(escape(FAMILIES[3])) in page
+    assert FAMILIES[3] not in page
+    linked = set(re.findall(r"\]\(plots/(\w+)\.png\)", one.markdown_path.read_text("utf-8")))
+    written = {path.stem for path in one.plot_paths}
+    assert linked == written
+    assert {path.suffix for path in one.plot_paths} == {".png", ".svg", ".pdf"}
+
+
+@pytest.mark.slow
+def test_the_command_reports_any_table(tmp_path: Path) -> None:
+    rows = [one for one in full_table() if one["arch"] in FAMILIES[:2]]
+    table = tmp_path / "mine.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    asked = [str(table), "--out", str(tmp_path / "out"), "--n-boot", "0", "--reference", "mlp"]
+    result = CliRunner().invoke(report_command, asked, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert [Path(line).name for line in result.output.splitlines()][:3] == [
+        "report.md",
+        "report.html",
+        "report.tex",
+    ]
+    assert "less compute than mlp" in (tmp_path / "out" / "report.md").read_text("utf-8")
