@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,12 +52,27 @@ def test_the_committed_fits_follow_from_the_committed_runs(tmp_path: Path) -> No
         assert len(made) == len(committed)
         for ours, theirs in zip(made, committed, strict=True):
             for column, value in theirs.items():
-                # Least squares may differ in the last digits between processors.
-                exact = not isinstance(value, float)
-                assert ours[column] == (value if exact else pytest.approx(value, rel=1e-9))
+                expected = _as_on_another_processor(value, column, theirs)
+                assert ours[column] == expected, (name, column, theirs)
     assert {p.name for p in (folder / "plots").iterdir()} == {
         p.name for p in (QUICKSTART / "plots").iterdir()
     }
+
+
+def _as_on_another_processor(value: Any, column: str, row: dict[str, Any]) -> Any:
+    """Least squares may differ in the last digits between processors.
+
+    A surface through twelve noisy points has a flat ridge, on which the last digits decide where a
+    search ends: between two kernels of OpenBLAS the worst value moved by 5e-6, the worst end of an
+    interval (a coefficient's) by 4 %, and one draw in a thousand settled or did not.
+    """
+    on_ridge = row.get("method") in ("huber", "vpnls")
+    if on_ridge and column == "n_failed" and value is not None:
+        return pytest.approx(value, abs=5)
+    if not isinstance(value, float):
+        return value
+    rel = {"ci_lo": 0.1, "ci_hi": 0.1}.get(column, 1e-4) if on_ridge else 1e-8
+    return pytest.approx(value, rel=rel)
 
 
 def test_most_minima_of_the_quick_start_are_interior() -> None:
