@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from isoflop.errors import UserError
 
@@ -40,3 +43,33 @@ def builtin_names(kind: str) -> list[str]:
         if entry.suffix == ".toml" or (kind == "corpora" and entry.is_dir())
     }
     return sorted(names)
+
+
+def read_profile(
+    what: str, name_or_path: str | Path, names: Sequence[str], prefix: str = ""
+) -> dict[str, Any]:
+    """The values of a built-in profile in slurm/ by its name, or of any .toml file by its path.
+
+    Args:
+        what: its role, for the error.
+        name_or_path: a name without .toml, or a path with it.
+        names: what can be named.
+        prefix: of the built-in files.
+
+    Raises:
+        UserError: no such profile, or the file is not TOML.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(name_or_path) not in names:
+            there = ", ".join(names)
+            raise UserError(
+                what, str(name_or_path), f"one of {there}, or a .toml file", "correct it"
+            )
+        path = builtin("slurm", f"{prefix}{name_or_path}.toml")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(what, str(path), "a readable file", "check the path") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(what, str(path), f"valid TOML ({error})", "correct it") from None

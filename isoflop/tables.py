@@ -283,25 +283,34 @@ def _arrow_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Tab
     return parsed.replace_schema_metadata(schema.metadata)
 
 
+def open_parquet(path: Path, what: str) -> pa.Table:
+    """Any parquet file; ``what`` names its role in the error.
+
+    Raises:
+        UserError: it cannot be read, or not to its end.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            what, str(path), f"a whole parquet file ({reason})", "make it again"
+        ) from None
+
+
 def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
     """The rows of a parquet table written by :func:`write_table`.
 
     Raises:
         UserError: the file is missing, damaged, of another schema version or lacks columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     what = f"{schema.table} table"
     if not path.is_file():
         raise UserError(what, str(path), "an existing file", "make it again")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            what, str(path), f"a whole parquet file ({reason})", "make it again"
-        ) from None
+    table = open_parquet(path, what)
     version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise UserError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.tables import RUNS, VERSION_KEY, read_table
+from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
 OPTIONAL = (
@@ -63,16 +63,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            _WHAT, str(path), f"a whole parquet file ({reason})", "write it again"
-        ) from None
+    table = open_parquet(path, _WHAT)
     if VERSION_KEY in (table.schema.metadata or {}):
         rows = read_table(path, RUNS)
         return list(RUNS.names), [tuple(row.values()) for row in rows]

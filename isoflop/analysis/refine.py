@@ -17,9 +17,9 @@ from isoflop.analysis.optima import MIN_DISTINCT_SIZES, Method, Optimum
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.diff import PlanDiff, diff_plans
-from isoflop.plan.extend import grow_plan
+from isoflop.plan.extend import compact, grow_plan, planned_rungs
 from isoflop.plan.planner import Plan
-from isoflop.study import SIZES_DEFAULT, Study
+from isoflop.study import Study
 
 Goal = Literal["edges", "interval", "nothing"]
 Cell = tuple[str, int]
@@ -226,20 +226,7 @@ def _width(optimum: Optimum) -> float | None:
 def _with_rung(plan: Plan, cell: Cell, rung: int) -> Study:
     """The study of a plan with one rung more in one cell."""
     arch, budget = cell
-    table = _planned_rungs(plan)
+    table = planned_rungs(plan)
     table[budget][arch] = tuple(sorted({*table[budget][arch], rung}))
-    sizes = {budget: _compact(by_arch) for budget, by_arch in table.items()}
+    sizes = {budget: compact(by_arch) for budget, by_arch in table.items()}
     return dataclasses.replace(plan.study, sizes=sizes, num_sizes=None)
-
-
-def _compact(by_arch: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """One `default` entry where all archs have the same rungs."""
-    different = set(by_arch.values())
-    return {SIZES_DEFAULT: different.pop()} if len(different) == 1 else by_arch
-
-
-def _planned_rungs(plan: Plan) -> dict[int, dict[str, tuple[int, ...]]]:
-    found: dict[int, dict[str, dict[int, None]]] = {}
-    for run in plan.runs:
-        found.setdefault(run.budget_flops, {}).setdefault(run.arch, {})[run.size] = None
-    return {b: {arch: tuple(rungs) for arch, rungs in row.items()} for b, row in found.items()}

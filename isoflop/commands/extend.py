@@ -10,7 +10,7 @@ import click
 from isoflop.commands import FOLDER
 
 if TYPE_CHECKING:
-    from isoflop.plan.planner import Plan
+    pass
 
 
 @click.command(short_help="Add budgets, seeds or sizes to a plan.")
@@ -28,6 +28,7 @@ def extend(
     changed. A new budget takes the sizes that the study names for all budgets, or the recipe's.
     """
     from isoflop.commands.show import whole_numbers
+    from isoflop.plan.estimate import estimate_again
     from isoflop.plan.extend import extend_folder
     from isoflop.render.plans import diff_lines
     from isoflop.render.tables import console
@@ -45,17 +46,8 @@ def extend(
     if difference.is_empty:
         click.echo(f"unchanged: {folder}/plan.json")
         return
-    _estimate_again(plan, folder)
+    estimate_again(plan, folder)
     click.echo(f"written to {folder}/plan.json and plan.parquet; change the study file likewise")
-
-
-def _estimate_again(plan: Plan, folder: Path) -> None:
-    """Estimates the grown plan for the hardware it was estimated for before."""
-    from isoflop.plan.estimate import estimate_for, load_estimates, store_estimates
-
-    stored = load_estimates(folder)
-    if stored is not None:
-        store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)
 
 
 def _flops(name: str, text: str | None) -> list[int]:

@@ -104,8 +104,23 @@ def show_plan(planned: Plan, estimate: PlanEstimate | None) -> None:
     out = console()
     out.print(plan_table(planned, estimate))
     lines = plan_summary(planned) + ([] if estimate is None else total_lines(estimate))
+    lines += _unread_rules(planned)
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
+
+
+def _unread_rules(planned: Plan) -> list[str]:
+    """A line for each hypothesis that no machine can judge: its plan is frozen all the same."""
+    if not planned.study.hypotheses:
+        return []
+    from isoflop.analysis.hypotheses.grammar import parse_rule
+
+    return [
+        f"hypothesis {hypothesis.id}: `decide` is none of the rules of experiments/README.md; the "
+        "report will leave it undecided"
+        for hypothesis in planned.study.hypotheses
+        if parse_rule(hypothesis.decide) is None
+    ]
 
 
 def _power(planned: Plan, noise: float) -> PowerReport:

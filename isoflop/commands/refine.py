@@ -11,7 +11,6 @@ from isoflop.commands import FOLDER
 
 if TYPE_CHECKING:
     from isoflop.analysis.refine import Refinement
-    from isoflop.plan.planner import Plan
 
 
 @click.command(short_help="Propose runs that would sharpen the results.")
@@ -30,6 +29,7 @@ def refine(folder: Path, is_applied: bool) -> None:
     from isoflop.analysis.refine import propose
     from isoflop.launch.status import collect
     from isoflop.plan.artefact import read_plan, replace_plan
+    from isoflop.plan.estimate import estimate_again
 
     plan = read_plan(folder)
     fits = fit_optima(
@@ -41,7 +41,7 @@ def refine(folder: Path, is_applied: bool) -> None:
         return
     if is_applied:
         replace_plan(proposal.plan, folder)
-        _estimate_again(proposal.plan, folder)
+        estimate_again(proposal.plan, folder)
         click.echo(f"written to {folder}/plan.json and plan.parquet; run `isoflop run {folder}`")
     else:
         click.echo("the plan is unchanged; add --apply to grow it")
@@ -76,12 +76,3 @@ def _cost(proposal: Refinement, folder: Path) -> str:
         f"{len(added)} runs, {format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
         f"{total:.3g} {estimate.unit} (estimate, {estimate.hardware}{unfit})"
     )
-
-
-def _estimate_again(plan: Plan, folder: Path) -> None:
-    """Estimates the grown plan for the hardware it was estimated for before."""
-    from isoflop.plan.estimate import estimate_for, load_estimates, store_estimates
-
-    stored = load_estimates(folder)
-    if stored is not None:
-        store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)

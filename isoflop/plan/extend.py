@@ -156,11 +156,11 @@ def _grown_sizes(plan: Plan, study: Study, sizes: Sequence[int], at: Sequence[in
         return old
     if isinstance(old, tuple) and not at:
         return tuple(sorted({*old, *sizes}))
-    table = _planned_rungs(plan)
+    table = planned_rungs(plan)
     if isinstance(old, Mapping):
         table |= {budget: {} for budget in new_budgets}
     elif new_budgets:
-        table |= _planned_rungs(make_plan(_open_sizes(plan, study)))
+        table |= planned_rungs(make_plan(_open_sizes(plan, study)))
     for budget in at or study.budgets:
         for arch in study.archs:
             table[budget][arch] = tuple(sorted({*table[budget].get(arch, ()), *sizes}))
@@ -173,7 +173,7 @@ def _grown_sizes(plan: Plan, study: Study, sizes: Sequence[int], at: Sequence[in
                 "budget)",
                 f"add --sizes 3,4,5 --at {format_flops(budget)}",
             )
-    return {budget: _compact(table[budget]) for budget in study.budgets}
+    return {budget: compact(table[budget]) for budget in study.budgets}
 
 
 def _open_sizes(plan: Plan, study: Study) -> Study:
@@ -181,7 +181,7 @@ def _open_sizes(plan: Plan, study: Study) -> Study:
     return dataclasses.replace(study, sizes=plan.study.sizes, num_sizes=plan.study.num_sizes)
 
 
-def _planned_rungs(plan: Plan) -> Rungs:
+def planned_rungs(plan: Plan) -> Rungs:
     """The rungs that a plan has, by budget and arch, however its study came by them."""
     found: dict[int, dict[str, dict[int, None]]] = {}
     for run in plan.runs:
@@ -192,7 +192,7 @@ def _planned_rungs(plan: Plan) -> Rungs:
     }
 
 
-def _compact(by_arch: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def compact(by_arch: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """One `default` entry where all archs have the same rungs."""
     different = set(by_arch.values())
     return {SIZES_DEFAULT: different.pop()} if len(different) == 1 else by_arch

@@ -226,3 +226,17 @@ def test_fit_of_a_fresh_plan_says_that_nothing_is_there(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "too_few" in result.output
     assert "4 runs excluded: 4 missing" in result.output
+
+
+def test_a_rule_that_no_machine_can_judge_is_named(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    rule = '[[hypothesis]]\nid = "{}"\nclaim = "c"\ndecide = "{}"\n'
+    study.write_text(
+        MICRO_STUDY
+        + rule.format("H1", "multiplier(sgatlin, mlp) > 1")
+        + rule.format("H2", "sgatlin wins")
+    )
+    result = invoke("plan", study, "--out", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("hypothesis ")]
+    assert [line.split(":")[0] for line in lines] == ["hypothesis H2"]

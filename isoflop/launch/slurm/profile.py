@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.plan.estimate import Hardware, load_hardware
-from isoflop.resources import builtin, builtin_names
+from isoflop.resources import builtin_names, read_profile
 
 LOCAL = "local"
 _HARDWARE_PREFIX = "hardware_"
@@ -126,21 +125,8 @@ def load_profile(name_or_path: str | Path) -> ClusterProfile:
     """
     if str(name_or_path) == LOCAL:
         return ClusterProfile(name=LOCAL, hardware="cpu2", description="this machine's CPU cores")
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if str(name_or_path) not in profile_names():
-            there = ", ".join([LOCAL, *profile_names()])
-            raise UserError(
-                "cluster", str(name_or_path), f"one of {there}, or a .toml file", "correct it"
-            )
-        path = builtin("slurm", f"{name_or_path}.toml")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError("cluster", str(path), "a readable file", "check the path") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError("cluster", str(path), f"valid TOML ({error})", "correct it") from None
-    return profile_from_mapping(values)
+    names = [LOCAL, *profile_names()]
+    return profile_from_mapping(read_profile("cluster", name_or_path, names))
 
 
 def profile_from_mapping(values: Mapping[str, Any]) -> ClusterProfile:

@@ -14,7 +14,7 @@ from isoflop.plan.estimate.estimates import (
 from isoflop.plan.estimate.hardware import Hardware, hardware_names, load_hardware
 from isoflop.plan.estimate.placement import PlacementEstimate, choose_placement
 from isoflop.plan.estimate.stored import load_estimates, store_estimates
-from isoflop.plan.estimate.usual import estimate_for
+from isoflop.plan.estimate.usual import estimate_again, estimate_for
 
 __all__ = [
     "Calibration",
@@ -23,6 +23,7 @@ __all__ = [
     "PlanEstimate",
     "RunEstimate",
     "choose_placement",
+    "estimate_again",
     "estimate_for",
     "estimate_plan",
     "estimate_run",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.resources import builtin, builtin_names
+from isoflop.resources import builtin_names, read_profile
 
 PRECISIONS = ("bf16", "fp32")
 KINDS = ("cpu", "cuda")
@@ -79,20 +78,7 @@ def load_hardware(name_or_path: str | Path) -> Hardware:
     Raises:
         UserError: no such profile, not TOML, an unknown or missing key, or an impossible value.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if str(name_or_path) not in hardware_names():
-            there = ", ".join(hardware_names())
-            raise UserError(
-                "hardware", str(name_or_path), f"one of {there}, or a .toml file", "correct it"
-            )
-        path = builtin("slurm", f"{_PREFIX}{name_or_path}.toml")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError("hardware", str(path), "a readable file", "check the path") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError("hardware", str(path), f"valid TOML ({error})", "correct it") from None
+    values = read_profile("hardware", name_or_path, hardware_names(), _PREFIX)
     return hardware_from_mapping(values)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from isoflop.plan.estimate.calibration import FILE_NAME, Calibration, load_calibration
 from isoflop.plan.estimate.estimates import PlanEstimate, estimate_plan
 from isoflop.plan.estimate.hardware import Hardware, load_hardware
+from isoflop.plan.estimate.stored import load_estimates, store_estimates
 from isoflop.plan.planner import Plan
 from isoflop.recipe import get_recipe
 
@@ -36,6 +37,13 @@ def estimate_for(
     profile = load_hardware(hardware or usual)
     measured = _calibration(calibration, folder, profile)
     return estimate_plan(planned, profile, price, max_gpu_hours, measured)
+
+
+def estimate_again(plan: Plan, folder: Path) -> None:
+    """Estimates a grown plan for the hardware it was estimated for before, if it was."""
+    stored = load_estimates(folder)
+    if stored is not None:
+        store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)
 
 
 def _calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
