@@ -74,7 +74,7 @@ def _interval_words(row: Comparison) -> str:
     if row.order_claimed == "none":
         words += f"; {_NO_ORDER}"
         if row.n_failed and not row.ci_lo <= 1.0 <= row.ci_hi:
-            words += f", since the {row.n_failed} of {row.n_boot} draws without it could undo one"
+            words += f", since {row.n_failed} of {row.n_boot} draws lost an optimum"
     if row.extrapolated:
         words += (
             f"; beyond {row.reference}'s measured losses, and the interval leaves out the error "

@@ -123,7 +123,7 @@ def test_no_order_is_claimed_without_a_clear_interval(changes: dict[str, Any]) -
 
 def test_an_order_that_failed_draws_could_undo_is_explained() -> None:
     row = a_comparison(order_claimed="none", n_failed=90)
-    assert "no order is claimed, since the 90 of 1000 draws without it" in comparison_sentence(row)
+    assert "no order is claimed, since 90 of 1000 draws lost an optimum" in comparison_sentence(row)
 
 
 def test_bounds_and_extrapolations_say_what_they_are() -> None:
