@@ -22,6 +22,8 @@ from made_family import write_family
 from made_studies import micro
 from slurm.made_cluster import Cluster, wait_until
 
+pytestmark = pytest.mark.slow
+
 PROFILE = ClusterProfile(
     name="tests", hardware="cpu2", partition="main", memory_gb_per_device=0.9, max_failures=2
 )
@@ -97,7 +99,6 @@ def test_this_machine(tmp_path: Path) -> None:
     assert submit(folder, local).num_done == 2
 
 
-@pytest.mark.slow
 def test_a_run_that_fails_is_tried_again_and_then_parked(
     slurm_cluster: Cluster, family: Path, tmp_path: Path
 ) -> None:
