@@ -6,6 +6,7 @@ the manifests of that source only. Standard library only: planning looks here.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from isoflop.data.storage import MANIFEST, PREPARED_SCHEMAS, read_manifest
 from isoflop.errors import UserError
 
 _DATA_ID = "[0-9a-f]" * 16
+_MAX_SLUG = 48
 DELETE_IT = "delete the folder and prepare again"
 
 
@@ -105,4 +107,10 @@ def _read_folders(data_dir: Path, pattern: str) -> list[tuple[Path, dict[str, An
 
 
 def _slug(source: str) -> str:
-    return re.sub(r"[^a-z0-9._]+", "-", source.lower()).strip("-.")[:48]
+    """The source as part of a file name; what is cut off of a long one counts as a digest."""
+    slug = re.sub(r"[^a-z0-9._]+", "-", source.lower()).strip("-.")
+    if len(slug) <= _MAX_SLUG:
+        return slug
+    # Two long paths that begin alike may hold the same text, and so have the same data id.
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+    return f"{slug[: _MAX_SLUG - 9]}-{digest}"

@@ -18,6 +18,8 @@ from isoflop.data.catalog import (
     read_source_manifest,
 )
 from isoflop.data.corpus import SPLIT_RULE, heldout_flags, read_texts
+from isoflop.data.options import PrepareOptions
+from isoflop.data.prepare import prepare
 from isoflop.resources import builtin
 
 
@@ -190,3 +192,16 @@ def test_data_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_data_dir() == Path(tmp_path) / ".cache" / "isoflop" / "data"
+
+
+def test_long_paths_that_begin_alike_may_hold_the_same_text(tmp_path: Path) -> None:
+    sources = []
+    for name in ("one", "two"):
+        folder = tmp_path / ("a-long-name-" * 6) / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            (folder / f"{number}.txt").write_text(f"Some words, and {number} more.\n" * 20)
+        sources.append(f"files:{folder}/*.txt")
+        prepare(sources[-1], "byte", tmp_path / "data", options=PrepareOptions())
+    ids = {identify(source, "byte", data_dir=tmp_path / "data").data_id for source in sources}
+    assert len(ids) == 1
