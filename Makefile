@@ -38,6 +38,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/head_memory.py
 	$(BIN)/python tests/benchmarks/chaos.py
 	$(BIN)/python tests/benchmarks/data_throughput.py
+	$(BIN)/python tests/benchmarks/recording.py
 	$(BIN)/python tests/benchmarks/parametric.py
 	$(BIN)/python tests/benchmarks/coverage.py
 	@if PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null; \

@@ -14,6 +14,7 @@ from isoflop.commands.diff import diff
 from isoflop.commands.extend import extend
 from isoflop.commands.fit import fit
 from isoflop.commands.flops import flops
+from isoflop.commands.interpret import interpret
 from isoflop.commands.logs import logs
 from isoflop.commands.plan import plan
 from isoflop.commands.quickstart import quickstart
@@ -68,6 +69,7 @@ _VERBS = (
     fit,
     refine,
     report,
+    interpret,
     quickstart,
     flops,
     calibrate,

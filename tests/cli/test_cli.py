@@ -26,6 +26,7 @@ VERBS = (
     "fit",
     "refine",
     "report",
+    "interpret",
     "quickstart",
     "flops",
     "calibrate",

@@ -1,0 +1,235 @@
+"""All of the geometry of a recorded run: tables and figures in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.errors import UserError
+from isoflop.files import read_json
+from isoflop.interpret.geometry.cka import CKA, cka_rows
+from isoflop.interpret.geometry.clusters import (
+    PURITY,
+    VERDICTS,
+    Settings,
+    purity_rows,
+    verdict_rows,
+)
+from isoflop.interpret.geometry.coactivation import COACTIVATION, coactivation_rows
+from isoflop.interpret.geometry.embedding import POINTS, choose_method, point_rows
+from isoflop.interpret.geometry.neighbours import NEIGHBOURS, neighbour_rows
+from isoflop.interpret.geometry.patterns import (
+    Ints,
+    Patterns,
+    TokenRows,
+    read_patterns,
+    read_predictions,
+    sample_tokens,
+)
+from isoflop.interpret.geometry.purity import as_labels
+from isoflop.interpret.geometry.spaces import Seen, input_embedding, recording_of, see, shape_of
+from isoflop.interpret.geometry.word_class import planted_classes, word_classes
+from isoflop.interpret.load import Subject, untrained
+from isoflop.tables import Schema, write_table
+
+MIN_DOCUMENTS = 5
+"""Fewer make no interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How much is looked at."""
+
+    max_tokens: int = 3000
+    """Tokens of the sample: all their pairs are compared."""
+    num_queries: int = 20
+    """Tokens whose neighbours are listed."""
+    num_listed: int = 20
+    """Neighbours and pairs of experts in a list."""
+    min_count: int = 10
+    """Tokens in which a listed pair of experts met, at least."""
+    num_shuffles: int = 20
+    method: str = "auto"
+    """Of the two-dimensional embedding: auto, umap or pca."""
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """What was found and where it was written."""
+
+    verdicts: Sequence[dict[str, Any]]
+    purities: Sequence[dict[str, Any]]
+    cka: Sequence[dict[str, Any]]
+    method: str
+    """Of the two-dimensional embedding."""
+    num_tokens: int
+    num_documents: int
+    files: Sequence[Path]
+
+
+def analyse(
+    subject: Subject,
+    recording: Path,
+    out: Path,
+    options: Options,
+    *,
+    planted: Mapping[str, str] | None = None,
+    on_progress: Callable[[str], None] = lambda what: None,
+) -> Geometry:
+    """Writes the tables and figures of a recording's geometry to ``out``.
+
+    Args:
+        subject: the recorded run.
+        recording: folder of its recording.
+        out: folder for what is written.
+        options: how much to look at.
+        planted: classes of words; None: those of the data's planted facts, English without any.
+        on_progress: told what is begun.
+
+    Raises:
+        UserError: no whole recording of this run, or of too few documents or not of all layers.
+    """
+    method = choose_method(options.method)
+    on_progress("reading the recording")
+    tokens = _sample(subject, recording, options)
+    patterns = read_patterns(recording, tokens, shape_of(subject))
+    labels, classes = _labels(subject, tokens, planted)
+    on_progress("comparing with the untrained model")
+    seen = Seen(patterns=patterns, residual=see(subject, tokens).residual)
+    blank = see(untrained(subject), tokens)
+    on_progress("measuring purities")
+    purities = purity_rows(seen, blank, labels, input_embedding(subject), options.settings)
+    verdicts = verdict_rows(purities)
+    cka = _cka(subject, patterns, blank.patterns, options)
+    on_progress("listing neighbours and pairs of experts")
+    tables: list[tuple[str, Schema, Sequence[dict[str, Any]]]] = [
+        ("purity", PURITY, purities),
+        ("verdicts", VERDICTS, verdicts),
+        ("cka", CKA, cka),
+        ("neighbours", NEIGHBOURS, _neighbours(subject, recording, patterns, options)),
+        ("coactivation", COACTIVATION, _pairs(patterns, options)),
+        ("points", POINTS, point_rows(patterns, classes, method, seed=options.settings.seed)),
+    ]
+    for name, schema, rows in tables:
+        write_table(out / f"{name}.parquet", rows, schema)
+    on_progress("drawing")
+    figures = _draw(out, purities, cka, tables[-1][2], method)
+    return Geometry(
+        verdicts=verdicts,
+        purities=purities,
+        cka=cka,
+        method=method,
+        num_tokens=len(tokens),
+        num_documents=len(np.unique(tokens.document_P)),
+        files=[*(out / f"{name}.parquet" for name, _, _ in tables), *figures],
+    )
+
+
+def _sample(subject: Subject, recording: Path, options: Options) -> TokenRows:
+    meta = recording_of(subject, recording)
+    if len(meta.layers) != len(subject.model.blocks):
+        raise UserError(
+            "recording", str(recording), "of all layers", "record again without --layers"
+        )
+    tokens = sample_tokens(recording, max_tokens=options.max_tokens, seed=options.settings.seed)
+    num_documents = len(np.unique(tokens.document_P))
+    if num_documents < MIN_DOCUMENTS:
+        raise UserError(
+            "documents of the sample",
+            num_documents,
+            f"at least {MIN_DOCUMENTS}: neighbours are sought in other documents",
+            "record more text, or raise --sample",
+        )
+    return tokens
+
+
+def _labels(
+    subject: Subject, tokens: TokenRows, planted: Mapping[str, str] | None
+) -> tuple[dict[str, Ints], list[str]]:
+    """What neighbours may share, and the word class of each token by name."""
+    classes = word_classes(
+        tokens, lambda token: _text(subject, [token]), planted or _planted(subject)
+    )
+    labels = {
+        "input_token": tokens.input_P,
+        "word_class": as_labels(classes),
+        "next_token": tokens.target_P,
+    }
+    return labels, classes
+
+
+def _planted(subject: Subject) -> Mapping[str, str] | None:
+    if subject.data is None or not (subject.data.folder / "facts.json").exists():
+        return None
+    return planted_classes(read_json(subject.data.folder / "facts.json", "planted facts"))
+
+
+def _text(subject: Subject, tokens: Sequence[int]) -> str:
+    return subject.tokenizer.decode(np.array(tokens, dtype=np.int64))
+
+
+def _cka(
+    subject: Subject, trained: Patterns, blank: Patterns, options: Options
+) -> list[dict[str, Any]]:
+    """Of both models with their own input embeddings."""
+    rows = []
+    for model, patterns, of in (
+        ("trained", trained, subject),
+        ("untrained", blank, untrained(subject)),
+    ):
+        rows += cka_rows(
+            patterns,
+            input_embedding(of),
+            model=model,
+            num_shuffles=options.num_shuffles,
+            seed=options.settings.seed,
+        )
+    return rows
+
+
+def _pairs(patterns: Patterns, options: Options) -> list[dict[str, Any]]:
+    return coactivation_rows(patterns, num_pairs=options.num_listed, min_count=options.min_count)
+
+
+def _neighbours(
+    subject: Subject, recording: Path, patterns: Patterns, options: Options
+) -> list[dict[str, Any]]:
+    """Of some tokens drawn at random, in each layer and in all together."""
+    rng = np.random.default_rng(options.settings.seed)
+    num = min(options.num_queries, len(patterns.tokens))
+    queries = np.sort(rng.choice(len(patterns.tokens), num, replace=False)).tolist()
+    predicted = read_predictions(recording, patterns.tokens).tolist()
+    rows = []
+    for layer in (*range(patterns.shape.num_layers), None):
+        rows += neighbour_rows(
+            patterns.all_layers() if layer is None else patterns.layers[layer],
+            patterns.tokens,
+            queries,
+            lambda tokens: _text(subject, tokens),
+            predicted,
+            layer=layer,
+            num_neighbours=options.num_listed,
+        )
+    return rows
+
+
+def _draw(
+    out: Path,
+    purities: Sequence[dict[str, Any]],
+    cka: Sequence[dict[str, Any]],
+    points: Sequence[dict[str, Any]],
+    method: str,
+) -> list[Path]:
+    from isoflop.interpret.figures import cka_figure, points_figure, purity_figure, save_figure
+
+    figures = {
+        "purity": purity_figure(purities),
+        "cka": cka_figure(cka),
+        "points": points_figure(points, method),
+    }
+    return [path for name, figure in figures.items() for path in save_figure(figure, out, name)]

@@ -1,0 +1,211 @@
+"""Patches the choice of experts of a counterfactual prompt into a clean one: what does it change?
+
+The prompt is "The NOUN was". After it a model that knows the fact of the clean noun prefers the
+clean adjective. The experts and scores that the router chose for the counterfactual noun replace
+its choices for the clean noun in some layers; all else is computed as before. Controls put other
+gates there, or the same gates elsewhere.
+
+All tokens of the noun are patched. The last layer's gates there reach no later token, so that alone
+they have no effect.
+
+Letters: B pairs, T tokens, P patched tokens (of all pairs), C channels, K experts chosen per
+channel, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from isoflop.families import config_from_mapping
+from isoflop.interpret.effects import INTERVENTION, indirect_effect
+from isoflop.interpret.gates import Gates, Patch, check_patchable, patched_gates, recorded_gates
+from isoflop.interpret.pairs import Pair, Prompt, make_pairs, make_prompts
+
+if TYPE_CHECKING:
+    from isoflop.interpret.load import Subject
+
+__all__ = ["CONTROLS", "interventions", "layer_sets", "make_pairs", "make_prompts"]
+
+RANDOM_NOUN, OTHER_POSITION = "random noun", "other position"
+RANDOM_GATES, ABLATION = "random gates", "ablation"
+CONTROLS = (RANDOM_NOUN, OTHER_POSITION, RANDOM_GATES, ABLATION)
+"""Gates of a third noun, whose adjective is neither of the two. The counterfactual prompt's gates
+at other tokens than the noun's (before the noun they are the clean ones). The counterfactual scores
+on experts drawn at random, so that the gates have the same norm. The clean noun's experts with
+scores of 0 (not where a softmax follows)."""
+
+BATCH_PAIRS = 128
+
+
+def layer_sets(num_layers: int) -> dict[str, range]:
+    """Each layer alone, then the layers from the first to each: "0", "1", "0-1"."""
+    single = {str(layer): range(layer, layer + 1) for layer in range(num_layers)}
+    return single | {f"0-{last}": range(last + 1) for last in range(1, num_layers)}
+
+
+def interventions(
+    subject: Subject,
+    pairs: Sequence[Pair],
+    *,
+    layers: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Rows of :data:`isoflop.interpret.effects.INTERVENTIONS`: each pair, layers and control.
+
+    Args:
+        subject: a model of the family sgatlin or peer.
+        pairs: from :func:`make_pairs`.
+        layers: sets to patch, by name; None: :func:`layer_sets`.
+        seed: of the random gates.
+
+    Raises:
+        UserError: the model's choices cannot be patched.
+    """
+    check_patchable(subject.model)
+    layers = layer_sets(subject.spec.n_layers) if layers is None else layers
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for start in range(0, len(pairs), BATCH_PAIRS):
+        batch = _Batch(subject, pairs[start : start + BATCH_PAIRS], generator)
+        rows += [row for name, chosen in layers.items() for row in batch.rows(name, chosen)]
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Change:
+    """What a control puts where: for each patched token its place, and the gates of all layers."""
+
+    pairs: Sequence[int]
+    """Pairs of the batch that it exists for."""
+    at_P: list[int]
+    """Places in the flattened batch."""
+    idx: Sequence[Tensor]
+    """By layer, [P, C, K]."""
+    score: Sequence[Tensor]
+    positions: Sequence[str]
+    """By pair of ``pairs``, for people."""
+
+
+class _Batch:
+    """Some pairs: their prompts run once each, then with every change of gates."""
+
+    def __init__(self, subject: Subject, pairs: Sequence[Pair], generator: torch.Generator) -> None:
+        self._model, self._pairs = subject.model, pairs
+        self._num_tokens = max(pair.read for pair in pairs) + 1
+        config = config_from_mapping(subject.spec.family, subject.spec.config)
+        self._num_experts: int = config.num_experts
+        self._softmax = getattr(config, "gate", "softmax") == "softmax"
+        self._generator = generator
+        self._clean_BT = self._tokens([pair.clean for pair in pairs])
+        self._d_clean_B, self._clean = self._run(self._clean_BT)
+        self._d_cf_B, self._cf = self._run(self._tokens([pair.cf for pair in pairs]))
+        # Where there is no third noun its row is the clean one, and is not used.
+        third = [pair.third or pair.clean for pair in pairs]
+        self._third = self._run(self._tokens(third))[1]
+        self._changes = dict(self._make_changes())
+
+    def rows(self, name: str, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Of one set of layers, all controls."""
+        for control, change in self._changes.items():
+            patches = {
+                layer: Patch(
+                    positions=change.at_P, idx_PCK=change.idx[layer], score_PCK=change.score[layer]
+                )
+                for layer in layers
+            }
+            with patched_gates(self._model, patches):
+                logits_BV = self._logits(self._clean_BT)
+            d_int_B, first_B = self._difference(logits_BV), logits_BV.argmax(-1)
+            for b, positions in zip(change.pairs, change.positions, strict=True):
+                measures = indirect_effect(
+                    float(self._d_clean_B[b]), float(self._d_cf_B[b]), float(d_int_B[b])
+                )
+                yield {
+                    **_names(self._pairs[b]),
+                    "layers": name,
+                    "control": control,
+                    "positions": positions,
+                    **measures,
+                    # Before all tokens, not only before the clean answer.
+                    "answers_cf": int(first_B[b]) == self._pairs[b].cf_answer,
+                }
+
+    def _tokens(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Prompts [B, T], the end filled with pads, which nothing before them can see."""
+        tokens_BT = torch.zeros(len(prompts), self._num_tokens, dtype=torch.int64)
+        for b, (prompt, pair) in enumerate(zip(prompts, self._pairs, strict=True)):
+            kept = prompt.tokens[: pair.read + 1]
+            tokens_BT[b, : len(kept)] = torch.tensor(kept)
+        return tokens_BT
+
+    @torch.no_grad()
+    def _logits(self, tokens_BT: Tensor) -> Tensor:
+        """At the position that is read, [B, V]."""
+        logits_BTV = self._model(tokens_BT)
+        read_B = torch.tensor([pair.read for pair in self._pairs])
+        result: Tensor = logits_BTV[torch.arange(len(read_B)), read_B]
+        return result
+
+    def _run(self, tokens_BT: Tensor) -> tuple[Tensor, Gates]:
+        with recorded_gates(self._model) as gates:
+            return self._difference(self._logits(tokens_BT)), gates
+
+    def _difference(self, logits_BV: Tensor) -> Tensor:
+        """Logit of the clean answer minus that of the counterfactual one, float64 [B]."""
+        row_B = torch.arange(len(self._pairs))
+        clean_B = torch.tensor([pair.clean_answer for pair in self._pairs])
+        cf_B = torch.tensor([pair.cf_answer for pair in self._pairs])
+        logits_BV = logits_BV.double()
+        return logits_BV[row_B, clean_B] - logits_BV[row_B, cf_B]
+
+    def _make_changes(self) -> Iterator[tuple[str, _Change]]:
+        everyone = list(range(len(self._pairs)))
+        yield INTERVENTION, self._change(everyone, self._cf)
+        having = [b for b in everyone if self._pairs[b].third is not None]
+        if having:
+            yield RANDOM_NOUN, self._change(having, self._third)
+        yield OTHER_POSITION, self._change(everyone, self._cf, elsewhere=True)
+        yield RANDOM_GATES, self._change(everyone, self._with_random_experts())
+        if not self._softmax:
+            zero = [torch.zeros_like(score) for score in self._clean.score]
+            yield ABLATION, self._change(everyone, Gates(idx=self._clean.idx, score=zero))
+
+    def _change(self, pairs: list[int], source: Gates, *, elsewhere: bool = False) -> _Change:
+        """The gates of ``source`` at the noun's tokens, or at others."""
+        at, positions = [], []
+        for b in pairs:
+            places = sorted(self._pairs[b].elsewhere) if elsewhere else self._pairs[b].noun
+            at += [b * self._num_tokens + place for place in places]
+            positions.append(",".join(map(str, places)))
+        return _Change(
+            pairs=pairs,
+            at_P=at,
+            idx=[idx_TCK[at] for idx_TCK in source.idx],
+            score=[score_TCK[at] for score_TCK in source.score],
+            positions=positions,
+        )
+
+    def _with_random_experts(self) -> Gates:
+        """The counterfactual scores, each channel's on different experts drawn at random."""
+        idx = []
+        for idx_TCK in self._cf.idx:
+            num_tokens, num_channels, k = idx_TCK.shape
+            draw_TCE = torch.rand(
+                num_tokens, num_channels, self._num_experts, generator=self._generator
+            )
+            idx.append(draw_TCE.topk(k).indices.int())
+        return Gates(idx=idx, score=self._cf.score)
+
+
+def _names(pair: Pair) -> dict[str, str]:
+    return {
+        "clean_noun": pair.clean.fact.noun,
+        "clean_adjective": pair.clean.fact.adjective,
+        "cf_noun": pair.cf.fact.noun,
+        "cf_adjective": pair.cf.fact.adjective,
+    }

@@ -1,0 +1,177 @@
+"""Opens a trained run to look into it: its model, tokenizer and held-out text, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isoflop.errors import UserError, shown
+from isoflop.files import read_json, sha256_file
+from isoflop.interpret.gates import gated_modules
+from isoflop.interpret.schema import FOLDER_NAME
+from isoflop.launch.store import RunFolder
+from isoflop.launch.weights import final_weights
+from isoflop.model.transformer import Transformer, build_model
+from isoflop.plan.artefact import read_plan
+from isoflop.plan.identity import RunSpec, run_id, shown_id
+from isoflop.plan.planner import Plan
+from isoflop.plan.select import find_run
+
+if TYPE_CHECKING:
+    from isoflop.data.tokenizers import Tokenizer
+    from isoflop.data.windows import HeldoutWindows, TokenData
+
+_STATE_FILE = "state.json"
+_SHOWN_RUNS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """A model to look into, with all that belongs to it."""
+
+    spec: RunSpec
+    run_id: str
+    """64 hex digits."""
+    model: Transformer
+    """On the CPU, in float32 whatever the run's precision, no parameter with a gradient."""
+    tokenizer: Tokenizer
+    heldout: HeldoutWindows | None
+    """None: made without text."""
+    folder: Path | None
+    """The run's; None: the model is no run's."""
+    data: TokenData | None = None
+    """The prepared data, for training text and names of documents."""
+
+    @property
+    def out(self) -> Path:
+        """Where its tables and figures go unless told otherwise."""
+        assert self.folder is not None
+        return self.folder / FOLDER_NAME
+
+
+def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> Subject:
+    """The model of a finished run whose weights were kept, with its data.
+
+    Args:
+        study_folder: has a plan.
+        run: the beginning of the run's id.
+        data_dir: where prepared data lie; None: the default place.
+
+    Raises:
+        UserError: no such run; a dense one; without weights, or with damaged ones; data that are
+            not those it was trained on.
+    """
+    plan = read_plan(study_folder)
+    planned = find_run(plan, run)[0]
+    folder = RunFolder(study_folder, planned.run_id)
+    model = _empty_model(planned.spec)
+    _load_weights(model, folder, plan, study_folder)
+    data = _open_data(plan, planned.spec, data_dir)
+    if planned.spec.document_mask:
+        model.document_end = data.end_of_text_id
+    from isoflop.data.tokenizers import open_tokenizer
+
+    return Subject(
+        spec=planned.spec,
+        run_id=planned.run_id,
+        model=model,
+        tokenizer=open_tokenizer(data.tokenizer_spec(), data.folder),
+        heldout=data.heldout(planned.spec.seq_len),
+        folder=folder.path,
+        data=data,
+    )
+
+
+def made_subject(
+    spec: RunSpec,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    heldout: HeldoutWindows | None = None,
+    folder: Path | None = None,
+    data: TokenData | None = None,
+) -> Subject:
+    """A subject from a model in memory, which is put into evaluation and loses its gradients."""
+    return Subject(
+        spec=spec,
+        run_id=run_id(spec),
+        model=_frozen(model),
+        tokenizer=tokenizer,
+        heldout=heldout,
+        folder=folder,
+        data=data,
+    )
+
+
+def untrained(subject: Subject) -> Subject:
+    """The same as it was before its first step: the control for whatever training brought."""
+    model = _frozen(build_model(subject.spec))
+    model.document_end = subject.model.document_end
+    return replace(subject, model=model)
+
+
+def _empty_model(spec: RunSpec) -> Transformer:
+    model = _frozen(build_model(spec))
+    if not gated_modules(model):
+        raise UserError(
+            "family",
+            spec.family,
+            "one that chooses experts (sgatlin, peer, moe): a dense run has no gates",
+            "choose another run; `isoflop show` lists them",
+        )
+    return model
+
+
+def _frozen(model: Transformer) -> Transformer:
+    return model.eval().requires_grad_(False)
+
+
+def _load_weights(model: Transformer, folder: RunFolder, plan: Plan, study_folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = final_weights(folder)
+    if path is None:
+        raise _no_weights(folder, plan, study_folder)
+    state = read_json(path.with_name(_STATE_FILE), "checkpoint state")
+    if sha256_file(path) != state["files"][path.name]["sha256"]:
+        raise UserError("weights", str(path), "as they were written", "train the run again")
+    model.load_state_dict(load_file(path))
+
+
+def _no_weights(folder: RunFolder, plan: Plan, study_folder: Path) -> UserError:
+    kept = _with_weights(plan, study_folder)
+    if kept:
+        more = f" and {len(kept) - _SHOWN_RUNS} more" if len(kept) > _SHOWN_RUNS else ""
+        do = f"choose one that has: {', '.join(kept[:_SHOWN_RUNS])}{more}"
+    else:
+        do = 'set keep_weights = "best" or "all" in the study and run it'
+    return UserError("run", shown(shown_id(folder.run_id)), "finished, with its weights kept", do)
+
+
+def _with_weights(plan: Plan, study_folder: Path) -> Sequence[str]:
+    """Runs of families that choose experts whose weights are there."""
+    return [
+        shown_id(run.run_id)
+        for run in plan.unique_runs
+        if final_weights(RunFolder(study_folder, run.run_id)) is not None
+        and "num_experts" in run.spec.config
+    ]
+
+
+def _open_data(plan: Plan, spec: RunSpec, data_dir: Path | None) -> TokenData:
+    from isoflop.data.prepare import prepare
+    from isoflop.data.windows import open_data
+
+    data = open_data(prepare(plan.study.source, plan.study.tokenizer, data_dir))
+    for name in ("tokenizer_hash", "data_id"):
+        found, wanted = getattr(data.identity, name), getattr(spec, name)
+        if found != wanted:
+            raise UserError(
+                f"{name} of {data.folder}",
+                found,
+                f"{wanted}, which the run was trained on",
+                "prepare the data that the study was planned with",
+            )
+    return data

@@ -1,0 +1,168 @@
+"""Puts numbers of tokens and experts into words, each distinct text once.
+
+Letters: L layers, C channels, E experts a channel chooses from, N described experts, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isoflop.interpret.linear import layers_of
+from isoflop.interpret.load import Subject
+from isoflop.interpret.page.contexts import ExpertKeys, Ints
+from isoflop.interpret.page.neighbours import Found
+from isoflop.interpret.page.recorded import RecordedTokens
+from isoflop.interpret.page.text import TokenText, excerpt
+from isoflop.interpret.page.writes import direct_writes
+
+StrongRows = list[tuple[int, int, float, int]]
+"""(channel, place of the expert in the page's list, share, -1 where it points
+against the expert's w_out and else 1), largest share first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How much a page holds, so that a browser opens it whatever was recorded."""
+
+    documents: int = 8
+    """The first recorded ones."""
+    tokens_per_document: int = 300
+    """From its beginning."""
+    strongest: int = 5
+    """Experts shown of each token and layer."""
+    experts: int = 1500
+    """Experts described: those with the largest shares, all shown tokens together."""
+    contexts: int = 6
+    """Of each described expert."""
+    writes: int = 8
+    """Tokens that an expert raises, and as many that it lowers."""
+    neighbours: int = 5
+    """Of each token, in each of its two lists."""
+    neighbour_tokens: int = 10_000
+    """Tokens among which neighbours are looked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """Distinct values, each kept once and named by its place."""
+
+    items: list[Any] = field(default_factory=list)
+    _places: dict[Any, int] = field(default_factory=dict)
+
+    def place(self, item: Any) -> int:
+        """Where ``item`` is, which is added if it is new."""
+        if item not in self._places:
+            self._places[item] = len(self.items)
+            self.items.append(item)
+        return self._places[item]
+
+
+class Describer:
+    """Makes the tokens and experts of a page; their texts go to ``labels`` and ``excerpts``."""
+
+    def __init__(self, subject: Subject, tokens: RecordedTokens, keys: ExpertKeys) -> None:
+        self.labels = Pool()
+        self.excerpts = Pool()
+        self._subject = subject
+        self._tokens = tokens
+        self._keys = keys
+        self._text = TokenText(subject.tokenizer)
+        self._document_names = document_names(subject, int(tokens.document_T.max()) + 1)
+
+    def token(
+        self,
+        row: int,
+        strongest: Sequence[StrongRows],
+        predictions: Sequence[tuple[int, float]],
+        neighbours: Found,
+        others: Found,
+    ) -> dict[str, Any]:
+        """A shown token: what was read and what came next, and what is known of it."""
+        tokens = self._tokens
+        position = int(tokens.position_T[row])
+        read = self._text.label_of_input(int(tokens.input_T[row]), position)
+        return {
+            "position": position,
+            "input": self.labels.place(read),
+            "target": self._label(int(tokens.target_T[row])),
+            "loss": round(float(tokens.loss_T[row]), 4),
+            "predictions": [[self._label(token), round(p, 4)] for token, p in predictions],
+            "strongest": strongest,
+            "neighbours": self._found(neighbours),
+            "others": self._found(others),
+        }
+
+    def experts(
+        self,
+        shown: Sequence[int],
+        described: Sequence[int],
+        contexts: Mapping[int, list[int]],
+        counts_LCE: Ints,
+        limits: Limits,
+    ) -> list[dict[str, Any]]:
+        """The experts of keys ``shown``; of those ``described`` what they write and where."""
+        scale_D = self._subject.model.output_norm.scale
+        writes = direct_writes(
+            self._w_out(described), scale_D, self._subject.model.embedding, limits.writes
+        )
+        details = {
+            key: {
+                "raises": self._written(one.raises),
+                "lowers": self._written(one.lowers),
+                "contexts": self._contexts(contexts.get(key, ()), limits.contexts),
+            }
+            for key, one in zip(described, writes, strict=True)
+        }
+        return [self._expert(key, counts_LCE, details.get(key)) for key in shown]
+
+    def _expert(self, key: int, counts_LCE: Ints, detail: dict[str, Any] | None) -> dict[str, Any]:
+        layer, table, expert = self._keys.name(key)
+        counts_CE = counts_LCE[layer]
+        uses = counts_CE[:, expert].sum() if self._keys.shared else counts_CE[table, expert]
+        return {
+            "layer": layer,
+            "table": table,
+            "expert": expert,
+            "uses": int(uses),
+            "detail": detail,
+        }
+
+    def _w_out(self, described: Sequence[int]) -> Tensor:
+        """[N, D]."""
+        layers = layers_of(self._subject.model)
+        names = map(self._keys.name, described)
+        return torch.stack([layers[layer].w_out[table, expert] for layer, table, expert in names])
+
+    def _written(self, tokens: Iterable[tuple[int, float]]) -> list[list[float]]:
+        return [[self._label(token), round(z, 1)] for token, z in tokens]
+
+    def _contexts(self, rows: Iterable[int], num: int) -> list[int]:
+        """Places of the first ``num`` distinct excerpts."""
+        places: dict[int, None] = {}
+        for row in rows:
+            places[self._excerpt(row)] = None
+            if len(places) == num:
+                break
+        return list(places)
+
+    def _found(self, found: Found) -> list[list[float]]:
+        return [[round(cosine, 4), self._excerpt(row)] for cosine, row in found]
+
+    def _excerpt(self, row: int) -> int:
+        name = self._document_names[self._tokens.document_T[row]]
+        return self.excerpts.place((*excerpt(self._text, self._tokens, row), name))
+
+    def _label(self, token: int) -> int:
+        return self.labels.place(self._text.label(token))
+
+
+def document_names(subject: Subject, num: int) -> list[str]:
+    """What the source calls the first held-out documents; their numbers where nobody says."""
+    if subject.data is None:
+        return [f"document {number}" for number in range(num)]
+    return subject.data.document_names("heldout", 0, num)

@@ -1,0 +1,134 @@
+"""Opening a run: the very model that was evaluated, or one clear line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from interpret.made_subjects import run_study, untrained_subject, write_texts
+from isoflop.data.options import PrepareOptions
+from isoflop.data.prepare import prepare
+from isoflop.errors import UserError
+from isoflop.interpret.load import open_run, untrained
+from isoflop.launch.store import RunFolder
+from isoflop.plan.artefact import read_plan
+from isoflop.train.evaluate import evaluate
+
+pytestmark = pytest.mark.usefixtures("study_data")
+
+
+def id_of(study: Path, family: str) -> str:
+    return next(run.run_id for run in read_plan(study).runs if run.spec.family == family)
+
+
+@pytest.fixture
+def own_study(study: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(study, tmp_path / "study"))
+
+
+def refusal(study: Path, run: str) -> str:
+    with pytest.raises(UserError) as caught:
+        open_run(study, run)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("family", ["sgatlin", "peer", "moe"])
+def test_the_opened_model_has_the_loss_of_the_result(study: Path, family: str) -> None:
+    subject = open_run(study, id_of(study, family)[:8])
+    found = evaluate(
+        subject.model, subject.heldout, batch_size=subject.spec.batch_size, precision="fp32"
+    )
+    assert found.loss == RunFolder(study, subject.run_id).result()["loss"]
+
+
+def test_a_subject_computes_without_gradients_in_float32(study: Path) -> None:
+    subject = open_run(study, id_of(study, "sgatlin"))
+    assert not subject.model.training
+    assert {(p.dtype, p.device.type, p.requires_grad) for p in subject.model.parameters()} == {
+        (torch.float32, "cpu", False)
+    }
+    text = "abc fgh"
+    assert subject.tokenizer.decode(subject.tokenizer.encode(text)) == text
+
+
+def test_the_mask_of_documents_comes_with_the_run(tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "texts")
+    run_study(tmp_path / "study", source, archs=("sgatlin",), document_mask=True)
+    subject = open_run(tmp_path / "study", id_of(tmp_path / "study", "sgatlin"))
+    assert subject.model.document_end == subject.data.end_of_text_id
+    assert untrained(subject).model.document_end == subject.data.end_of_text_id
+
+
+def test_untrained_is_the_same_run_before_its_first_step() -> None:
+    subject = untrained_subject()
+    fresh = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    for parameter in subject.model.parameters():
+        parameter.add_(1.0)
+    control = untrained(subject)
+    assert control.spec == subject.spec
+    for name, value in control.model.state_dict().items():
+        assert torch.equal(value, fresh[name]), name
+    assert not any(p.requires_grad for p in control.model.parameters())
+
+
+def test_a_dense_run_is_refused(study: Path) -> None:
+    message = refusal(study, id_of(study, "mlp"))
+    assert "family = 'mlp'" in message
+    assert "a dense run has no gates" in message
+
+
+def test_an_unknown_run_is_refused(study: Path) -> None:
+    assert "first digits of a run id" in refusal(study, "0123456789")
+
+
+def test_a_study_without_a_plan_is_refused(tmp_path: Path) -> None:
+    assert "an existing file" in refusal(tmp_path, "0")
+
+
+def test_without_weights_the_runs_that_have_them_are_named(own_study: Path) -> None:
+    kept = [id_of(own_study, family)[:12] for family in ("moe", "peer")]
+    shutil.rmtree(RunFolder(own_study, id_of(own_study, "sgatlin")).checkpoints)
+    message = refusal(own_study, id_of(own_study, "sgatlin"))
+    assert all(name in message for name in kept)
+    # A dense run is no choice.
+    assert id_of(own_study, "mlp")[:12] not in message
+
+
+def test_without_any_weights_the_study_is_to_keep_them(own_study: Path) -> None:
+    for folder in own_study.glob("runs/*/ckpt"):
+        shutil.rmtree(folder)
+    message = refusal(own_study, id_of(own_study, "sgatlin"))
+    assert 'set keep_weights = "best" or "all" in the study' in message
+
+
+def test_damaged_weights_are_refused(own_study: Path) -> None:
+    (path,) = RunFolder(own_study, id_of(own_study, "sgatlin")).checkpoints.glob("*/*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "must be as they were written" in refusal(own_study, id_of(own_study, "sgatlin"))
+
+
+@pytest.mark.parametrize(("tokenizer", "field"), [("byte", "data_id"), ("bpe:300", "tokenizer")])
+def test_data_prepared_from_a_changed_corpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str, field: str
+) -> None:
+    source = write_texts(tmp_path / "texts")
+    run_study(tmp_path / "study", source, archs=("sgatlin",), tokenizer=tokenizer)
+    write_texts(tmp_path / "texts", seed=2)
+    monkeypatch.setenv("ISOFLOP_DATA_DIR", str(tmp_path / "other"))
+    prepare(source, tokenizer, None, options=PrepareOptions())
+    message = refusal(tmp_path / "study", id_of(tmp_path / "study", "sgatlin"))
+    assert message.startswith(field)
+    assert "which the run was trained on" in message
+
+
+def test_data_that_are_not_there_are_asked_for(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="isoflop data prepare"):
+        open_run(study, id_of(study, "sgatlin"), data_dir=tmp_path)
