@@ -20,7 +20,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+# The longest: five steps of training, and the second version of gathered_linear.
+SLOW = ("five_steps", "gathered_linear_groups")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in sorted(path.stem for path in FOLDER.glob("*.py"))
+    ],
+)
 def test_in_the_interpreter(name):
     result = subprocess.run(
         [

@@ -24,6 +24,9 @@ from isoflop.analysis.points import select_points
 from isoflop.analysis.report.figures import DRAWINGS
 from isoflop.analysis.report.inline_svg import inline
 
+# Half a minute of drawing; tests/analysis/test_plots.py draws in the first target.
+pytestmark = pytest.mark.slow
+
 QUICK = FitOptions(n_boot=0)
 POOR = {
     "only edges": curve(parabola(1.0), spaced(1e9)),
