@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from isoflop.pages import render_page
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -20,25 +22,15 @@ def render(
     data: Mapping[str, Any],
 ) -> str:
     """Return the page; all texts are escaped here, those in ``data`` too."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("page.html").render(
+    return render_page(
+        _TEMPLATES,
+        "page",
         title=title,
         subtitle=subtitle,
         notes=notes,
         usage_heads=usage_heads,
         usage=usage,
         data=_json(data),
-        css=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        script=(_TEMPLATES / "page.js").read_text(encoding="utf-8"),
     )
 
 
