@@ -6,11 +6,15 @@ run ids, so results of different constants can never be mistaken for one another
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from isoflop.errors import UserError
+
+# Between a recipe's name and another peak learning rate: micro-v1@lr=0.006.
+_LR_MARK = "@lr="
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +77,8 @@ class Recipe:
     """Warm-up as a share of the run's steps."""
     min_steps: int
     """A run with fewer steps is refused: its schedule would not be the recipe's."""
+    most_heldout_tokens: int | None = None
+    """Of more held-out tokens than this, evenly spread windows are read; None: all are."""
     precision: str
     """Compute type: `bf16` (autocast, fp32 weights) or `fp32`."""
     small_batch: tuple[int, int]
@@ -89,6 +95,11 @@ class Recipe:
     """A budget and the rung in the middle of its grid, for budgets that no source fixes."""
     prior: Prior
     """For `sizes = "auto"`: where optima are expected. It chooses rungs and changes no run."""
+
+    @property
+    def base_name(self) -> str:
+        """The name without a study's own learning rate: what ladders go by."""
+        return self.name.partition(_LR_MARK)[0]
 
     def sizes(self, budget_flops: int, family: str) -> tuple[int, ...]:
         """Rungs to train at a budget.
@@ -119,7 +130,7 @@ class Recipe:
             raise UserError(
                 "sizes", size, f"a rung of {self.name}'s ladder (1 {top})", "correct the study"
             )
-        return _SHAPES[self.name](size)
+        return _SHAPES[self.base_name](size)
 
     def num_warmup_steps(self, steps: int) -> int:
         """Warm-up steps of a run of ``steps`` steps."""
@@ -145,7 +156,18 @@ def _micro_shape(size: int) -> Shape:
     return Shape(d_model=d_model, n_layers=2, n_heads=max(1, d_model // 16))
 
 
-_SHAPES = {"paper-v1": _paper_shape, "micro-v1": _micro_shape}
+# About a fifth wider from rung to rung, so that seven of them lie around one optimum.
+_FINE_WIDTHS = (6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
+
+
+def _fine_shape(size: int) -> Shape:
+    d_model = _FINE_WIDTHS[size - 1]
+    # Heads of 16 to 28 dimensions, which rotary embeddings can pair.
+    n_heads = next(h for h in range(max(1, d_model // 16), 0, -1) if d_model % (2 * h) == 0)
+    return Shape(d_model=d_model, n_layers=2, n_heads=n_heads)
+
+
+_SHAPES = {"paper-v1": _paper_shape, "micro-v1": _micro_shape, "micro-v2": _fine_shape}
 
 PAPER_V1 = Recipe(
     name="paper-v1",
@@ -199,15 +221,42 @@ MICRO_V1 = Recipe(
     ),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1)}
+MICRO_V2 = replace(
+    MICRO_V1,
+    name="micro-v2",
+    source="micro-v1 with a finer ladder (experiments/cpu_reference.toml)",
+    max_size=len(_FINE_WIDTHS),
+    # A tenth of a corpus of novels would take longer than the run that is evaluated on it.
+    most_heldout_tokens=2**19,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1, MICRO_V2)}
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe called ``name``.
+    """The recipe called ``name``, at another peak learning rate where the name ends in one.
 
     Raises:
         UserError: there is no such recipe.
     """
-    if name not in RECIPES:
+    base, marked, rate = name.partition(_LR_MARK)
+    if base not in RECIPES or (marked and not _is_rate(rate)):
         raise UserError("recipe", name, " or ".join(RECIPES), "correct the study")
-    return RECIPES[name]
+    return replace(RECIPES[base], name=name, peak_lr=float(rate)) if marked else RECIPES[base]
+
+
+def name_at_rate(name: str, peak_lr: float) -> str:
+    """The name of a recipe at a peak learning rate: its own where the rate is the recipe's.
+
+    It is hashed into run ids, so each rate has exactly one spelling.
+    """
+    own = RECIPES[name].peak_lr
+    return name if peak_lr == own else f"{name}{_LR_MARK}{float(peak_lr)!r}"
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        rate = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(rate) and rate > 0 and repr(rate) == text

@@ -16,7 +16,7 @@ from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
 from isoflop.families import add_family_folder, family_names, is_family
 from isoflop.numbers import format_flops
-from isoflop.recipe import get_recipe
+from isoflop.recipe import RECIPES, name_at_rate
 from isoflop.study_checks import check_family, check_list, check_number, check_word
 from isoflop.train.options import placement_from
 
@@ -76,6 +76,8 @@ class Study:
     """Largest relative difference to the reference that a matched shape may have."""
     seeds: tuple[int, ...] = (0,)
     recipe: str = "paper-v1"
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """Peak learning rates by arch, where they are not the recipe's."""
     keep_weights: str = "none"
     """Of which runs the final weights stay: none, the best of each arch and budget, or all."""
     variants: tuple[Variant, ...] = ()
@@ -103,7 +105,9 @@ class Study:
         _check_budgets(self.budgets)
         self._add_families()
         get_convention(self.convention)
-        get_recipe(self.recipe)
+        if self.recipe not in RECIPES:
+            raise UserError("recipe", self.recipe, " or ".join(RECIPES), "correct the study")
+        self._check_learning_rates()
         check_word("match", self.match, MATCHES)
         check_word("keep_weights", self.keep_weights, KEEP_WEIGHTS)
         check_list("seeds", self.seeds, at_least=0)
@@ -138,6 +142,11 @@ class Study:
                 raise UserError("archs", arch, "named once", "remove the repetition")
         if self.match_reference is not None:
             check_family("match_reference", self.match_reference, labels)
+
+    def _check_learning_rates(self) -> None:
+        for arch, rate in self.learning_rates.items():
+            check_word("learning_rates", arch, self.archs)
+            check_number(f"learning_rates.{arch}", rate, above=0, up_to=None)
 
     def _check_sizes(self) -> None:
         if self.num_sizes is not None:
@@ -209,6 +218,11 @@ class Study:
                 return variant.family, variant.overrides
         return arch, {}
 
+    def recipe_of(self, arch: str) -> str:
+        """The recipe's name with the peak learning rate of an arch in it, where that is another."""
+        rate = self.learning_rates.get(arch)
+        return self.recipe if rate is None else name_at_rate(self.recipe, rate)
+
     def to_json(self) -> dict[str, Any]:
         """The resolved study as it is frozen into plan.json; FLOPs as exact integers."""
         sizes: Any = self.sizes
@@ -220,9 +234,10 @@ class Study:
         elif isinstance(sizes, tuple):
             sizes = list(sizes)
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(Study)}
-        if not self.document_mask:
-            # Plans that were written before there was such a field stay as they are.
-            del plain["document_mask"]
+        # Plans that were written before there were such fields stay as they are.
+        for later in ("document_mask", "learning_rates"):
+            if not plain[later]:
+                del plain[later]
         return plain | {
             "budgets": list(self.budgets),
             "archs": list(self.archs),
@@ -230,6 +245,7 @@ class Study:
             "seeds": list(self.seeds),
             "variants": [dataclasses.asdict(v) for v in self.variants],
             "hypotheses": [dataclasses.asdict(h) for h in self.hypotheses],
+            **({"learning_rates": dict(self.learning_rates)} if self.learning_rates else {}),
             "family_paths": list(self.family_paths),
             "placement": dict(self.placement),
         }

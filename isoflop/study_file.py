@@ -47,6 +47,7 @@ class _StudySection(_Strict):
     tolerance: float = 0.01
     seeds: list[StrictInt] = [0]
     recipe: StrictStr = "paper-v1"
+    learning_rates: dict[str, float] = {}
     keep_weights: StrictStr = "none"
 
 
@@ -164,6 +165,7 @@ def _study(
         tolerance=section.tolerance,
         seeds=tuple(section.seeds),
         recipe=section.recipe,
+        learning_rates=section.learning_rates,
         keep_weights=section.keep_weights,
         variants=tuple(Variant(**v.model_dump()) for v in variants),
         hypotheses=tuple(Hypothesis(**h.model_dump()) for h in hypotheses),

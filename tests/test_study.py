@@ -51,7 +51,7 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         (_with("study", archs=["mlp", "mlp"]), "archs = 'mlp': must be named once"),
         (_with("study", archs="mlp"), "study.archs"),
         (_with("study", convention="kaplan"), "convention = 'kaplan'"),
-        (_with("study", recipe="big-v9"), "recipe = 'big-v9': must be paper-v1 or micro-v1"),
+        (_with("study", recipe="big-v9"), "recipe = 'big-v9': must be paper-v1 or micro-v1 or micro-v2"),
         (
             _with("study", match="width"),
             "match = 'width': must be one of ladder, flops_per_token, active_params",

@@ -11,6 +11,7 @@ documents. In ``isoflop-tokens/2`` there is the row of a parquet file with them 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,6 +274,33 @@ class HeldoutWindows:
         self.num_bytes = int(documents.num_bytes_M.sum())
         self.num_documents = len(documents)
         self.num_windows = len(self.tokens)
+        self._num_bytes_M = documents.num_bytes_M
+
+    def thinned(self, most_tokens: int) -> HeldoutWindows:
+        """Every k-th window, k as small as ``most_tokens`` allow; itself where all are allowed.
+
+        Spread evenly over all documents. Of a document's bytes as large a share counts as of its
+        tokens: where text was cut into tokens, a window's own bytes are not known.
+        """
+        every = -(-self.num_tokens // most_tokens)
+        if every == 1:
+            return self
+        kept = copy.copy(self)
+        kept.tokens = self.tokens[::every]
+        kept.document_index = self.document_index[::every]
+        whole_M, kept_M = (
+            np.bincount(
+                windows.document_index,
+                weights=(windows.tokens != PAD_ID).sum(axis=1),
+                minlength=self.num_documents,
+            )
+            for windows in (self, kept)
+        )
+        kept.num_tokens = int(kept_M.sum())
+        kept.num_bytes = round(float((self._num_bytes_M * kept_M / whole_M).sum()))
+        kept.num_documents = int(np.count_nonzero(kept_M))
+        kept.num_windows = len(kept.tokens)
+        return kept
 
     def read(self, first: int, end: int) -> Tokens:
         """Windows [first, end)."""

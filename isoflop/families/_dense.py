@@ -5,13 +5,13 @@ from __future__ import annotations
 from isoflop.recipe import Recipe
 
 # The reference rounds 8/3 of the width down to a multiple of 256; micro models are narrower than
-# that, so they round down to 8.
-_HIDDEN_MULTIPLE = {"paper-v1": 256, "micro-v1": 8}
+# that, so they round down to 8, on a finer ladder to 2.
+_HIDDEN_MULTIPLE = {"paper-v1": 256, "micro-v1": 8, "micro-v2": 2}
 
 
 def dense_hidden_width(recipe: Recipe, size: int) -> int:
     """F = 8/3 · D, rounded down to the recipe's multiple; the same for mlp and swiglu."""
-    multiple = _HIDDEN_MULTIPLE[recipe.name]
+    multiple = _HIDDEN_MULTIPLE[recipe.base_name]
     return recipe.shape(size).d_model * 8 // (3 * multiple) * multiple
 
 

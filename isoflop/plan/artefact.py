@@ -258,7 +258,7 @@ def _check_run_is_of_the_study(study: Study, run: PlannedRun, where: str, path: 
     if run.arch not in study.archs:
         raise _refusal(path, f"{where}.arch", run.arch, f"one of {', '.join(study.archs)}")
     family, overrides = study.family_and_overrides(run.arch)
-    expected = {"family": family, "recipe": study.recipe, **overrides}
+    expected = {"family": family, "recipe": study.recipe_of(run.arch), **overrides}
     if study.seq_len is not None:
         expected["seq_len"] = study.seq_len
     if study.batch_size is not None:

@@ -161,7 +161,7 @@ def _first_seed(planner: _Planner, budget: int, arch: str, size: int) -> Planned
         data_id=data.data_id,
         tokenizer_hash=data.tokenizer_hash,
         seed=study.seeds[0],
-        recipe=planner.recipe.name,
+        recipe=study.recipe_of(arch),
         precision=planner.recipe.precision,
         document_mask=study.document_mask,
     )
@@ -199,5 +199,5 @@ def _too_few_steps(run: PlannedRun, recipe: Recipe) -> UserError:
         f"{recipe.min_steps} or more under recipe {recipe.name} "
         f"({run.arch} size {run.size} at budget {format_flops(run.budget_flops)}, {batch})",
         "raise the budget, lower batch_size, or take smaller sizes"
-        + ("" if recipe.name == "micro-v1" else " or recipe micro-v1"),
+        + ("" if recipe.base_name == "micro-v1" else " or recipe micro-v1"),
     )

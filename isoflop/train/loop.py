@@ -331,7 +331,9 @@ class _Run:
     @functools.cached_property
     def _heldout(self) -> HeldoutWindows:
         """Read once, at the first evaluation."""
-        return self._data.heldout(self._spec.seq_len)
+        windows = self._data.heldout(self._spec.seq_len)
+        most = self._recipe.most_heldout_tokens
+        return windows if most is None else windows.thinned(most)
 
     def _evaluate(self, on_forward: Callable[[Tensor], None] | None = None) -> Evaluation:
         return evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from isoflop.recipe import Recipe
@@ -34,9 +35,19 @@ def _micro_rung(size: int, d_model: int) -> RoutedRung:
     )
 
 
-_RUNGS = {"paper-v1": _paper_rung, "micro-v1": _micro_rung}
+def _fine_rung(size: int, d_model: int) -> RoutedRung:
+    # As _micro_rung, without its jumps of the router width: they would bend an isoFLOP profile.
+    return RoutedRung(
+        num_channels=4,
+        num_neighbours=4,
+        num_subkeys=8 + d_model // 4,
+        router_width=2 * round(1.5 * math.sqrt(d_model)),
+    )
+
+
+_RUNGS = {"paper-v1": _paper_rung, "micro-v1": _micro_rung, "micro-v2": _fine_rung}
 
 
 def routed_rung(recipe: Recipe, size: int) -> RoutedRung:
     """Rung ``size`` of a recipe's routed ladder."""
-    return _RUNGS[recipe.name](size, recipe.shape(size).d_model)
+    return _RUNGS[recipe.base_name](size, recipe.shape(size).d_model)

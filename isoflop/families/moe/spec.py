@@ -13,7 +13,7 @@ from isoflop.recipe import Recipe
 
 free_dimension = ("hidden_width",)
 
-_NUM_EXPERTS = {"paper-v1": 16, "micro-v1": 8}
+_NUM_EXPERTS = {"paper-v1": 16, "micro-v1": 8, "micro-v2": 8}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ num_params, num_active_params = parameter_counts(ledger)
 def ladder(recipe: Recipe, size: int) -> Config:
     """Rung ``size``: F = D, two active experts."""
     return Config(
-        num_experts=_NUM_EXPERTS[recipe.name],
+        num_experts=_NUM_EXPERTS[recipe.base_name],
         num_active=2,
         hidden_width=recipe.shape(size).d_model,
     )
