@@ -18,6 +18,7 @@ from isoflop.plan.artefact import read_plan
 from isoflop.plan.identity import RunSpec, run_id, shown_id
 from isoflop.plan.planner import Plan
 from isoflop.plan.select import find_run
+from isoflop.train.evaluate import evaluation_windows
 
 if TYPE_CHECKING:
     from isoflop.data.tokenizers import Tokenizer
@@ -78,7 +79,7 @@ def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> S
         run_id=planned.run_id,
         model=model,
         tokenizer=open_tokenizer(data.tokenizer_spec(), data.folder),
-        heldout=data.heldout(planned.spec.seq_len),
+        heldout=evaluation_windows(planned.spec, data),
         folder=folder.path,
         data=data,
     )

@@ -1,4 +1,4 @@
-"""Loss over the whole held-out set: every token once, weighted equally.
+"""Loss over the held-out set: every token once, weighted equally.
 
 A document longer than a window is read in windows of which each starts afresh; its last one is
 padded and nothing is dropped. Which tokens are read depends on the prepared data and the sequence
@@ -21,13 +21,15 @@ from torch import Tensor
 
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import shift_right
+from isoflop.recipe import get_recipe
 from isoflop.train.precision import compute_type
 from isoflop.train.ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from isoflop.data.windows import HeldoutWindows, Tokens
+    from isoflop.data.windows import HeldoutWindows, TokenData, Tokens
+    from isoflop.plan.identity import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +52,13 @@ class Evaluation:
     reference_perplexity: float | None
     """Mean over full batches of exp(batch mean loss), the reference's biased-up metric; None where
     there is no full batch. For comparison only."""
+
+
+def evaluation_windows(spec: RunSpec, data: TokenData) -> HeldoutWindows:
+    """The held-out windows that a run is evaluated on: all, or as many as its recipe reads."""
+    windows = data.heldout(spec.seq_len)
+    most = get_recipe(spec.recipe).most_heldout_tokens
+    return windows if most is None else windows.thinned(most)
 
 
 def evaluate(

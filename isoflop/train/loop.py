@@ -20,7 +20,7 @@ from isoflop.model import build_model
 from isoflop.recipe import get_recipe
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
 from isoflop.train.compile import compile_model
-from isoflop.train.evaluate import Evaluation, evaluate
+from isoflop.train.evaluate import Evaluation, evaluate, evaluation_windows
 from isoflop.train.health import Monitor, check
 from isoflop.train.hooks import Accumulator, Hooks, StepMetrics
 from isoflop.train.memory import keep_freed_memory, reset_peak
@@ -331,9 +331,7 @@ class _Run:
     @functools.cached_property
     def _heldout(self) -> HeldoutWindows:
         """Read once, at the first evaluation."""
-        windows = self._data.heldout(self._spec.seq_len)
-        most = self._recipe.most_heldout_tokens
-        return windows if most is None else windows.thinned(most)
+        return evaluation_windows(self._spec, self._data)
 
     def _evaluate(self, on_forward: Callable[[Tensor], None] | None = None) -> Evaluation:
         return evaluate(
