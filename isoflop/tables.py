@@ -240,6 +240,28 @@ HYPOTHESES = Schema(
     ),
 )
 
+# Of a study whose families have one size each: mean losses, and their ratio to a reference's.
+SEED_MEANS = Schema(
+    table="seed_means",
+    columns=(
+        ("arch", "string"),
+        ("budget_flops", "float64"),
+        ("n_params", "float64"),
+        ("n_tokens", "float64"),
+        ("n_seeds", "int64"),
+        ("loss", "float64"),
+        ("loss_sd", "float64"),
+        ("reference", "string"),
+        ("ratio", "float64"),
+        ("ci_lo", "float64"),
+        ("ci_hi", "float64"),
+        ("n_shared", "int64"),
+        ("order_claimed", "string"),
+        ("confidence", "float64"),
+        ("note", "string"),
+    ),
+)
+
 
 def _null_if_not_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,17 @@ import pytest
 
 from isoflop.cli import main
 from isoflop.study_file import study_from_toml
-from isoflop.tables import COMPARE, EXPONENTS, FITS, HYPOTHESES, OPTIMA, PLAN, RUNS, VALIDITY
+from isoflop.tables import (
+    COMPARE,
+    EXPONENTS,
+    FITS,
+    HYPOTHESES,
+    OPTIMA,
+    PLAN,
+    RUNS,
+    SEED_MEANS,
+    VALIDITY,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -71,7 +81,7 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
 
 def test_every_column_of_every_table_is_documented() -> None:
     text = (REPOSITORY / "results" / "README.md").read_text()
-    for schema in (PLAN, RUNS, OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, HYPOTHESES):
+    for schema in (PLAN, RUNS, OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, HYPOTHESES, SEED_MEANS):
         for name, kind in schema.columns:
             shown = {"list<string>": "list of string"}.get(kind, kind)
             assert f"| `{name}` | {shown} |" in text, (schema.table, name)

@@ -102,14 +102,20 @@ def _fit_and_show(
     written: tuple[Path, ...] = (),
 ) -> None:
     from isoflop.analysis import FitOptions, excluded_note, fit_table
+    from isoflop.analysis.compare_sizes import is_one_size
     from isoflop.analysis.summary import interval_note
-    from isoflop.render.tables import console, laws_table, optima_table
+    from isoflop.render.tables import console, laws_table, optima_table, seed_means_table
 
     report = fit_table(runs, out_folder, options or FitOptions())
     out = console()
-    out.print(optima_table(report.fits))
-    out.print(laws_table(report.fits))
-    for line in (interval_note(report.fits), excluded_note(report.fits)):
+    if is_one_size(report.fits.selection):
+        out.print(seed_means_table(report.fits))
+        notes = ["One size each: no optima and no laws; isoflop report compares the losses."]
+    else:
+        out.print(optima_table(report.fits))
+        out.print(laws_table(report.fits))
+        notes = [interval_note(report.fits)]
+    for line in (*notes, excluded_note(report.fits)):
         out.print(line, markup=False, soft_wrap=True)
     for path in (*written, *report.paths):
         out.print(str(path), markup=False, soft_wrap=True)

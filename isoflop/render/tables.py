@@ -135,6 +135,25 @@ def optima_table(fits: Fits) -> Table:
     return _by_arch(headings, optima_rows_for_display(fits))
 
 
+def seed_means_table(fits: Fits) -> Table:
+    """The mean loss over the seeds of each arch that has one size at a budget."""
+    from isoflop.analysis.compare_sizes import seed_means
+
+    names = ("arch", "budget", "params", "tokens", "seeds", "loss", "sd")
+    table = new_table(*((name, "<" if name == "arch" else ">") for name in names))
+    for mean in seed_means(fits.selection):
+        table.add_row(
+            mean.arch,
+            format_flops(mean.budget_flops),
+            format_count(mean.n_params),
+            format_count(mean.n_tokens),
+            str(mean.n_seeds),
+            f"{mean.loss:.4f}",
+            "-" if mean.loss_sd is None else f"{mean.loss_sd:.4f}",
+        )
+    return table
+
+
 def laws_table(fits: Fits) -> Table:
     """The power laws of each arch, with the intervals of their exponents."""
     from isoflop.analysis.summary import law_rows_for_display

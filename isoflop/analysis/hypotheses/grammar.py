@@ -5,13 +5,16 @@
              | exponent(A, AXIS)
              | exponent(A, AXIS) - exponent(B, AXIS)
              | loss(A) / loss(B)
+             | seed_mean(A) / seed_mean(B)
     TEST     = [lower bound | upper bound] (> | >= | < | <=) NUMBER
              | interval (contains | excludes) NUMBER
     WHERE    = every budget | some budget | the largest budget | the smallest budget | NUMBER
 
-`loss(A) < loss(B)` is short for `loss(A) / loss(B) < 1`. RESOURCE is flops (the default), wall_s,
-n_active, n_params, n_tokens or peak_mem_bytes; AXIS is n_params, n_tokens, n_active or loss.
-Without WHERE a rule is meant for every budget; an exponent has none.
+`loss` is the loss at the optimum of a family's sizes. `seed_mean` is for families of one size at
+the budget: the mean loss over the seeds, compared seed by seed (isoflop.analysis.compare_sizes).
+`loss(A) < loss(B)` is short for `loss(A) / loss(B) < 1`, and so for seed_mean. RESOURCE is flops
+(the default), wall_s, n_active, n_params, n_tokens or peak_mem_bytes; AXIS is n_params, n_tokens,
+n_active or loss. Without WHERE a rule is meant for every budget; an exponent has none.
 """
 
 from __future__ import annotations
@@ -24,15 +27,16 @@ from typing import Literal
 from isoflop.analysis.laws import LAW_AXES
 from isoflop.analysis.resample import RESOURCES
 
-Kind = Literal["multiplier", "exponent", "exponent_difference", "loss_ratio"]
+Kind = Literal["multiplier", "exponent", "exponent_difference", "loss_ratio", "seed_ratio"]
 Comparator = Literal[">", ">=", "<", "<=", "contains", "excludes"]
 Side = Literal["lower", "upper"]
 Where = Literal["every", "some", "largest", "smallest"] | float
 
 GRAMMAR = (
-    "multiplier(A, B[, RESOURCE]) | exponent(A, AXIS)[ - exponent(B, AXIS)] | loss(A) / loss(B), "
-    "then [lower bound | upper bound] > | >= | < | <= NUMBER or interval contains | excludes "
-    "NUMBER, then [at every budget | some budget | the largest budget | the smallest budget | 1e18]"
+    "multiplier(A, B[, RESOURCE]) | exponent(A, AXIS)[ - exponent(B, AXIS)] | loss(A) / loss(B) | "
+    "seed_mean(A) / seed_mean(B), then [lower bound | upper bound] > | >= | < | <= NUMBER or "
+    "interval contains | excludes NUMBER, then [at every budget | some budget | the largest budget "
+    "| the smallest budget | 1e18]"
 )
 
 _LABEL = r"\s*([^,()]+?)\s*"
@@ -42,8 +46,9 @@ _HEADS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("exponent_difference", re.compile(rf"exponent{_CALL}\s*[-−]\s*exponent{_CALL}")),
     ("exponent", re.compile(rf"exponent{_CALL}")),
     ("loss_ratio", re.compile(rf"loss\({_LABEL}\)\s*/\s*loss\({_LABEL}\)")),
+    ("seed_ratio", re.compile(rf"seed_mean\({_LABEL}\)\s*/\s*seed_mean\({_LABEL}\)")),
 )
-_SHORT_LOSS = re.compile(rf"loss\({_LABEL}\)\s*(>=|<=|>|<)\s*loss\({_LABEL}\)")
+_SHORT = re.compile(rf"(loss|seed_mean)\({_LABEL}\)\s*(>=|<=|>|<)\s*\1\({_LABEL}\)")
 _TAIL = re.compile(
     r"(?:(?:(lower|upper)\s+bound\s*)?(>=|<=|>|<)|interval\s+(contains|excludes))\s*"
     r"([-−]?[\d.]+(?:[eE][-+]?\d+)?)(?:\s+at\s+(.+))?"
@@ -66,7 +71,7 @@ class Rule:
     other: str | None
     """The reference or the second family; None for a single exponent."""
     along: str
-    """The resource of a multiplier or the axis of an exponent; `loss` for a ratio of losses."""
+    """The resource of a multiplier or the axis of an exponent; `loss` for ratios of losses."""
     comparator: Comparator
     side: Side
     """The bound of the interval that is compared; not used by contains and excludes."""
@@ -78,10 +83,10 @@ class Rule:
 def parse_rule(text: str) -> Rule | None:
     """Return the rule, or None for text that is none (a person must decide it)."""
     text = " ".join(text.split())
-    short = _SHORT_LOSS.match(text)
+    short = _SHORT.match(text)
     if short:
-        one, sign, other = short.groups()
-        text = f"loss({one}) / loss({other}) {sign} 1{text[short.end() :]}"
+        name, one, sign, other = short.groups()
+        text = f"{name}({one}) / {name}({other}) {sign} 1{text[short.end() :]}"
     for kind, pattern in _HEADS:
         head = pattern.match(text)
         tail = _TAIL.fullmatch(text[head.end() :].strip()) if head else None
@@ -118,7 +123,7 @@ def _parts(kind: str, names: tuple[str | None, ...]) -> tuple[str, str | None, s
     """Return (arch, other, along), or None where a name is missing or no resource or axis."""
     first, second, third = (*names, None)[:3]
     assert first is not None
-    if kind == "loss_ratio":
+    if kind in ("loss_ratio", "seed_ratio"):
         return first, second, "loss"
     if kind == "multiplier":
         resource = third or "flops"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.analysis.compare_exponents import exponent_differences
+from isoflop.analysis.compare_sizes import is_one_size
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
 from isoflop.analysis.hypotheses import Verdict, judge
 from isoflop.analysis.report import html, latex, markdown
@@ -17,12 +18,22 @@ from isoflop.analysis.report.figures import write_figures
 from isoflop.analysis.report.sections import laws_section, optima_section
 from isoflop.analysis.report.sections_compare import comparison_section
 from isoflop.analysis.report.sections_runs import runs_section
+from isoflop.analysis.report.sections_sizes import (
+    compare_shapes,
+    reference_of,
+    seed_mean_rows,
+    shape_sentence,
+    sizes_section,
+)
 from isoflop.analysis.report.sections_validity import hypotheses_section, validity_section
 from isoflop.analysis.report.source import Source, source_of
 from isoflop.analysis.report.statements import findings
 from isoflop.analysis.summary import excluded_note
 from isoflop.files import write_text_atomic
-from isoflop.tables import HYPOTHESES, write_table
+from isoflop.tables import HYPOTHESES, SEED_MEANS, write_table
+
+# What can be said of a study without optima.
+_CHECKS_OF_ONE_SIZE = ("seed_noise", "achieved_budget")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +75,8 @@ def report_table(path: Path, out_dir: Path, options: FitOptions | None = None) -
 def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
     """Write report.md, report.html, report.tex, plots/ and, of a study, hypotheses.parquet.
 
+    A study whose families have one size each gets seed_means.parquet too.
+
     Each file is replaced atomically. The bytes depend on the fit and the source alone: no date is
     written.
     """
@@ -83,23 +96,24 @@ def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
     if source.study is not None:
         rows = [verdict.row() for verdict in _verdicts(fits, source)]
         write_table(out_dir / "hypotheses.parquet", rows, HYPOTHESES)
+    reference = reference_of(fits, source)
+    if reference is not None and is_one_size(fits.selection):
+        rows = seed_mean_rows(fits, compare_shapes(fits, reference), reference)
+        write_table(out_dir / "seed_means.parquet", rows, SEED_MEANS)
     return report
 
 
 def make_document(fits: Fits, source: Source) -> Document:
     """Return the report as a document, without drawing anything."""
-    options = fits.options
-    differences = exponent_differences(
-        fits, reference=options.reference, method=options.method, confidence=options.confidence
-    )
     verdicts = _verdicts(fits, source)
+    stated = hypotheses_section(verdicts, has_study=source.study is not None)
+    reference = reference_of(fits, source)
+    if reference is not None and is_one_size(fits.selection):
+        answers = _sections_of_one_size(fits, reference, stated)
+    else:
+        answers = _sections_of_optima(fits, stated)
     sections = (
-        _findings_section(findings(fits.compare, differences), fits),
-        hypotheses_section(verdicts, has_study=source.study is not None),
-        comparison_section(fits.compare, differences),
-        optima_section(fits),
-        laws_section(fits),
-        validity_section(fits.validity.findings if fits.validity is not None else ()),
+        *answers,
         runs_section(fits),
         checklist_section(fits, source),
         _source_section(source, fits),
@@ -110,6 +124,32 @@ def make_document(fits: Fits, source: Source) -> Document:
         subtitle=f"Families: {len(fits.archs)}. Budgets: {len(fits.budgets)}. "
         f"Runs in the fits: {num_points}. {excluded_note(fits)}",
         sections=sections,
+    )
+
+
+def _sections_of_optima(fits: Fits, stated: Section) -> tuple[Section, ...]:
+    options = fits.options
+    differences = exponent_differences(
+        fits, reference=options.reference, method=options.method, confidence=options.confidence
+    )
+    return (
+        _findings_section(findings(fits.compare, differences), fits),
+        stated,
+        comparison_section(fits.compare, differences),
+        optima_section(fits),
+        laws_section(fits),
+        validity_section(fits.validity.findings if fits.validity is not None else ()),
+    )
+
+
+def _sections_of_one_size(fits: Fits, reference: str, stated: Section) -> tuple[Section, ...]:
+    pairs = compare_shapes(fits, reference)
+    checks = fits.validity.findings if fits.validity is not None else ()
+    return (
+        _findings_section([shape_sentence(pair, fits.options.confidence) for pair in pairs], fits),
+        stated,
+        sizes_section(fits, pairs, reference),
+        validity_section([check for check in checks if check.check in _CHECKS_OF_ONE_SIZE]),
     )
 
 

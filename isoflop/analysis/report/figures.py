@@ -12,6 +12,7 @@ from isoflop.analysis.plot_multipliers import draw_multipliers
 from isoflop.analysis.plot_profiles import draw_profiles
 from isoflop.analysis.plot_residuals import draw_residuals
 from isoflop.analysis.plot_resources import draw_resources
+from isoflop.analysis.plot_seed_means import draw_seed_means
 from isoflop.analysis.plot_sensitivity import draw_sensitivity
 from isoflop.analysis.plot_sparsity import draw_sparsity
 from isoflop.analysis.plots import draw_frontier, draw_optimum_size, draw_optimum_tokens
@@ -31,6 +32,7 @@ DRAWINGS: dict[str, Callable[[Fits], Figure]] = {
     "sparsity": draw_sparsity,
     "residuals": draw_residuals,
     "sensitivity": draw_sensitivity,
+    "seed_means": draw_seed_means,
 }
 _FORMATS: tuple[plot_style.Format, ...] = ("png", "svg", "pdf")
 

@@ -1,0 +1,182 @@
+"""Families of one size each, compared by the losses that they share a seed in.
+
+Where a budget has one size per family there is no optimum to compare: the losses themselves are.
+Runs of equal seed read the same windows in the same order, so their difference is free of what the
+data did; the interval is Student's, of the mean of ln(loss of A / loss of B) over the seeds.
+
+A run that diverged, failed or is missing leaves the comparison without an interval: which seeds
+survive may depend on the family.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isoflop.analysis.compare_interval import Interval
+from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
+
+# A mean needs two seeds before it has a spread.
+MIN_SEEDS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedMean:
+    """The runs of one shape at one budget, over their seeds."""
+
+    arch: str
+    budget_flops: float
+    n_params: float
+    n_tokens: float
+    loss: float
+    """Geometric mean, in the unit of the table."""
+    loss_sd: float | None
+    """Standard deviation between seeds; None of a single run."""
+    n_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedLoss:
+    """The loss of one shape over that of another at one budget, paired by seed."""
+
+    arch: str
+    reference: str
+    budget_flops: float
+    ratio: float | None
+    """Geometric mean over the shared seeds; None without one shape of each or a shared seed."""
+    bounds: Interval
+    """Student's interval of the ratio; (None, None) where ``problem`` says why."""
+    seeds: tuple[int, ...]
+    """The shared ones."""
+    problem: str
+    """Why there is no interval; empty where there is one."""
+    note: str
+    """Runs that have no partner; empty without any."""
+
+
+def is_one_size(selection: Selection) -> bool:
+    """Whether no family has two sizes at a budget, excluded runs included: nothing has an optimum.
+
+    A table without any run is not of one size.
+    """
+    sizes: dict[GroupKey, set[float]] = {
+        key: {point.n_params for point in points} for key, points in selection.groups.items()
+    }
+    for row in selection.excluded:
+        if row.arch is not None and row.budget_flops is not None and row.n_params is not None:
+            sizes[row.arch, row.budget_flops].add(row.n_params)
+    return any(sizes.values()) and all(len(found) <= 1 for found in sizes.values())
+
+
+def seed_means(selection: Selection) -> tuple[SeedMean, ...]:
+    """Return the mean of every (arch, budget) that has exactly one size, in sorted order."""
+    return tuple(
+        _seed_mean(points) for points in selection.groups.values() if len(_sizes(points)) == 1
+    )
+
+
+def paired_loss(
+    selection: Selection,
+    arch: str,
+    reference: str,
+    budget_flops: float,
+    confidence: float = 0.95,
+) -> PairedLoss:
+    """Compare two families at a budget, seed by seed."""
+    sides = {name: selection.groups.get((name, budget_flops), ()) for name in (arch, reference)}
+    shared, log_ratios = _log_ratios(sides[arch], sides[reference])
+    problem = _problem(selection, sides, budget_flops, shared)
+    has_ratio = bool(shared) and all(len(_sizes(points)) == 1 for points in sides.values())
+    return PairedLoss(
+        arch=arch,
+        reference=reference,
+        budget_flops=budget_flops,
+        ratio=math.exp(math.fsum(log_ratios) / len(shared)) if has_ratio else None,
+        bounds=(None, None) if problem else _student(log_ratios, confidence),
+        seeds=shared,
+        problem=problem,
+        note=_unpaired(sides, shared),
+    )
+
+
+def _sizes(points: Sequence[Point]) -> set[tuple[float, float]]:
+    return {point.size_key for point in points}
+
+
+def _seed_mean(points: Sequence[Point]) -> SeedMean:
+    losses = np.array([point.loss for point in points])
+    return SeedMean(
+        arch=points[0].arch,
+        budget_flops=points[0].budget_flops,
+        n_params=points[0].n_params,
+        n_tokens=points[0].n_tokens,
+        loss=float(np.exp(np.log(losses).mean())),
+        loss_sd=float(losses.std(ddof=1)) if len(losses) >= MIN_SEEDS else None,
+        n_seeds=len(losses),
+    )
+
+
+def _log_ratios(
+    ours: Sequence[Point], theirs: Sequence[Point]
+) -> tuple[tuple[int, ...], list[float]]:
+    """The shared seeds and ln(loss / loss) of each."""
+    one, other = (
+        {p.seed: p.loss for p in points if p.seed is not None} for points in (ours, theirs)
+    )
+    shared = tuple(sorted(one.keys() & other.keys()))
+    return shared, [math.log(one[seed]) - math.log(other[seed]) for seed in shared]
+
+
+def _problem(
+    selection: Selection,
+    sides: Mapping[str, Sequence[Point]],
+    budget: float,
+    shared: Sequence[int],
+) -> str:
+    """Why the two cannot be compared; empty where they can."""
+    for arch, points in sides.items():
+        if len(_sizes(points)) > 1:
+            return f"{arch} has {len(_sizes(points))} sizes, of which none is meant"
+        twice = [seed for seed, num in Counter(p.seed for p in points).items() if num > 1]
+        if twice and twice[0] is not None:
+            return f"{arch} has seed {twice[0]} more than once"
+    lost = [row for row in selection.excluded if _counts_against(row, sides, budget)]
+    if lost:
+        return "runs left out: " + ", ".join(map(_named, lost))
+    if len(shared) < MIN_SEEDS:
+        return f"{len(shared) or 'no'} shared seed{'' if len(shared) == 1 else 's'}, two are needed"
+    return ""
+
+
+def _counts_against(row: Excluded, archs: Mapping[str, object], budget: float) -> bool:
+    # A copy of a run that is there is no loss.
+    return row.arch in archs and row.budget_flops == budget and row.reason != "exact_dup"
+
+
+def _named(row: Excluded) -> str:
+    run = "" if row.run_id is None else f" {row.run_id[:12]}"
+    return f"{row.arch}{run} {row.reason.replace('_', ' ')}"
+
+
+def _student(log_ratios: Sequence[float], confidence: float) -> Interval:
+    from scipy.special import stdtrit
+
+    num = len(log_ratios)
+    middle = math.fsum(log_ratios) / num
+    spread = float(np.std(log_ratios, ddof=1)) / math.sqrt(num)
+    half = float(stdtrit(num - 1, (1 + confidence) / 2)) * spread
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+def _unpaired(sides: Mapping[str, Sequence[Point]], shared: Sequence[int]) -> str:
+    alone = [
+        f"{arch} seed {point.seed}"
+        for arch, points in sides.items()
+        for point in points
+        if point.seed is not None and point.seed not in shared
+    ]
+    return f"no partner: {', '.join(alone)}" if alone and shared else ""

@@ -1,0 +1,140 @@
+"""The part of a report on families of one size each, which have losses and no optima."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from isoflop.analysis.compare import default_reference
+from isoflop.analysis.compare_interval import order
+from isoflop.analysis.compare_sizes import PairedLoss, paired_loss, seed_means
+from isoflop.analysis.fit import Fits
+from isoflop.analysis.report.document import (
+    ARCH,
+    BUDGET,
+    Picture,
+    Section,
+    count_column,
+    interval,
+    label_column,
+    loss_column,
+    number_column,
+    table,
+    text_column,
+)
+from isoflop.analysis.report.source import Source
+from isoflop.analysis.summary import perplexity
+from isoflop.numbers import format_flops
+from isoflop.tables import SEED_MEANS
+
+
+def reference_of(fits: Fits, source: Source) -> str | None:
+    """Return the reference asked for, else the study's first arch, else the default one."""
+    stated: Sequence[str] = (source.study or {}).get("archs", ())
+    known = [arch for arch in stated if arch in fits.archs]
+    return fits.options.reference or next(iter(known), default_reference(fits.archs))
+
+
+def compare_shapes(fits: Fits, reference: str) -> tuple[PairedLoss, ...]:
+    """Compare the shape of every family, at each of its budgets, with the reference's."""
+    return tuple(
+        paired_loss(fits.selection, arch, reference, budget, fits.options.confidence)
+        for arch, budget in fits.groups
+        if arch != reference
+    )
+
+
+def shape_sentence(pair: PairedLoss, confidence: float) -> str:
+    """Return what one comparison says.
+
+    For example: "At 8e10 FLOPs sgatlin's loss is 1.20 % lower than peer's (95 % interval 0.50 to
+    1.90 %, 3 shared seeds)."
+    """
+    start = f"At {format_flops(pair.budget_flops)} FLOPs {pair.arch}'s loss"
+    low, high = pair.bounds
+    if pair.ratio is None or low is None or high is None:
+        return f"{start} is not compared with {pair.reference}'s: {pair.problem}."
+    level = f"{100 * confidence:g} % interval"
+    seeds = f"{len(pair.seeds)} shared seeds"
+    side = order(pair.bounds, 1.0)
+    if side == "none":
+        span = f"{100 * (low - 1):+.2f} to {100 * (high - 1):+.2f} %"
+        return f"{start} is not shown to differ from {pair.reference}'s ({level} {span}, {seeds})."
+    near, far = sorted(100 * abs(end - 1) for end in (low, high))
+    return (
+        f"{start} is {100 * abs(pair.ratio - 1):.2f} % {side} than {pair.reference}'s "
+        f"({level} {near:.2f} to {far:.2f} %, {seeds})."
+    )
+
+
+def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Section:
+    """Return the mean losses over the seeds, and each as a ratio to the reference's."""
+    columns = [
+        ARCH,
+        BUDGET,
+        count_column("n_params", "Parameters"),
+        count_column("n_tokens", "Tokens"),
+        number_column("n_seeds", "Seeds"),
+        loss_column("loss", "Loss"),
+        loss_column("loss_sd", "SD of seeds"),
+        number_column("perplexity", "Perplexity"),
+        loss_column("ratio", f"Loss / {reference}'s"),
+        number_column("interval", "Interval"),
+        text_column("order_claimed", "Order claimed"),
+        label_column("note", "Note"),
+    ]
+    rows = [
+        {
+            **row,
+            "perplexity": perplexity(row["loss"]),
+            "interval": interval(row["ci_lo"], row["ci_hi"], "{:.4f}".format),
+        }
+        for row in seed_mean_rows(fits, pairs, reference)
+    ]
+    words = (
+        "Every family has one size at a budget, so there is no optimum, no law and no multiplier. "
+        "Losses are geometric means over the seeds. A ratio compares runs of equal seed, which "
+        "read the same text in the same order; its "
+        f"{100 * fits.options.confidence:g} % interval is Student's, and an order is claimed where "
+        f"it leaves out 1. It is wide with few seeds, and each is on its own: of {len(pairs)} "
+        f"such intervals {(1 - fits.options.confidence) * len(pairs):.1f} would leave out 1 by "
+        "chance where nothing differs."
+    )
+    return Section(
+        key="sizes",
+        title="One size each",
+        blocks=(
+            words,
+            Picture(stem="seed_means", caption="Losses of all seeds, and their means."),
+            table("Mean losses", columns, rows),
+        ),
+    )
+
+
+def seed_mean_rows(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> list[dict[str, Any]]:
+    """Return the rows of seed_means.parquet."""
+    by_key = {(pair.arch, pair.budget_flops): pair for pair in pairs}
+    return [
+        SEED_MEANS.row(
+            **asdict(mean),
+            **_against(by_key.get((mean.arch, mean.budget_flops)), reference, fits),
+        )
+        for mean in seed_means(fits.selection)
+    ]
+
+
+def _against(pair: PairedLoss | None, reference: str, fits: Fits) -> dict[str, Any]:
+    """The columns on the reference; nothing in the reference's own rows."""
+    if pair is None:
+        return {}
+    return {
+        "reference": reference,
+        "ratio": pair.ratio,
+        "ci_lo": pair.bounds[0],
+        "ci_hi": pair.bounds[1],
+        "n_shared": len(pair.seeds),
+        "order_claimed": order(pair.bounds, 1.0),
+        "confidence": fits.options.confidence,
+        "note": "; ".join(said for said in (pair.problem, pair.note) if said) or None,
+    }

@@ -1,0 +1,104 @@
+"""The report of a study whose families have one size each: losses, no optima, no empty tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.made_runs import row
+from isoflop.analysis.fit import FitOptions, fit_rows
+from isoflop.analysis.report import make_document, write_report
+from isoflop.analysis.report.document import Document, Items, Table
+from isoflop.analysis.report.source import source_of
+from isoflop.tables import HYPOTHESES, SEED_MEANS, read_table
+
+STUDY = {
+    "name": "made",
+    "archs": ["peer", "alpha", "lost"],
+    "hypotheses": [
+        {"id": "H1", "claim": "alpha is better", "decide": "seed_mean(alpha) < seed_mean(peer)"},
+        {"id": "H2", "claim": "by optima", "decide": "loss(alpha) < loss(peer)"},
+    ],
+}
+GAPS = {"peer": 0.0, "alpha": -0.05, "lost": 0.0}
+
+
+def runs() -> list[dict[str, Any]]:
+    made = [
+        row(arch, 1e11, 1e5, 3.0 * math.exp(gap + 0.01 * seed + 0.001 * seed * gap), seed=seed)
+        for arch, gap in GAPS.items()
+        for seed in range(3)
+    ]
+    made[-1].update(status="diverged", loss=None, run_id="ab" * 32)
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
+    folder = tmp_path_factory.mktemp("study")
+    table = folder / "runs.parquet"
+    table.write_bytes(b"anything")
+    (folder / "plan.json").write_text(json.dumps({"study": STUDY}), encoding="utf-8")
+    fits = fit_rows(runs(), FitOptions(n_boot=20))
+    source = source_of(table, runs())
+    return write_report(fits, source, folder).document, folder
+
+
+def test_there_is_no_section_on_what_one_size_does_not_have(made: tuple[Document, Path]) -> None:
+    document, folder = made
+    keys = [section.key for section in document.sections]
+    assert keys == ["findings", "hypotheses", "sizes", "validity", "runs", "checklist", "source"]
+    assert "multiplier over" not in (folder / "report.md").read_text()
+
+
+def test_the_findings_are_paired_differences_to_the_studys_first_arch(
+    made: tuple[Document, Path],
+) -> None:
+    (findings,) = [s for s in made[0].sections if s.key == "findings"]
+    (items,) = [block for block in findings.blocks if isinstance(block, Items)]
+    better, lost = items.items
+    assert better.startswith(
+        "At 1e11 FLOPs alpha's loss is 4.88 % lower than peer's (95 % interval"
+    )
+    assert "3 shared seeds" in better
+    assert lost.startswith("At 1e11 FLOPs lost's loss is not compared with peer's")
+    assert "lost abababababab diverged" in lost
+
+
+def test_the_table_has_means_ratios_and_reasons(made: tuple[Document, Path]) -> None:
+    (section,) = [s for s in made[0].sections if s.key == "sizes"]
+    (table,) = [block for block in section.blocks if isinstance(block, Table)]
+    places = {column.key: index for index, column in enumerate(table.columns)}
+    rows = {line[0].text: line for line in table.rows}
+    assert set(rows) == set(GAPS)
+    assert rows["alpha"][places["loss"]].text == f"{3.0 * math.exp(-0.05 + 0.01 * 0.995):.4f}"
+    assert rows["alpha"][places["order_claimed"]].text == "lower"
+    assert rows["peer"][places["ratio"]].text == "–"
+    assert rows["lost"][places["interval"]].text == "–"
+    assert "diverged" in rows["lost"][places["note"]].text
+
+
+def test_the_verdicts_follow_the_rules(made: tuple[Document, Path]) -> None:
+    verdicts = read_table(made[1] / "hypotheses.parquet", HYPOTHESES)
+    assert [line["verdict"] for line in verdicts] == ["supported", "undecided"]
+
+
+def test_the_means_are_written_as_a_table(made: tuple[Document, Path]) -> None:
+    lines = {line["arch"]: line for line in read_table(made[1] / "seed_means.parquet", SEED_MEANS)}
+    assert lines["alpha"]["ratio"] == pytest.approx(math.exp(-0.05 * 1.001), rel=1e-12)
+    assert (lines["alpha"]["n_shared"], lines["alpha"]["order_claimed"]) == (3, "lower")
+    assert (lines["peer"]["reference"], lines["peer"]["ratio"]) == (None, None)
+    assert lines["lost"]["ci_lo"] is None
+    assert "diverged" in lines["lost"]["note"]
+
+
+def test_a_second_size_brings_the_optima_back() -> None:
+    table = [*runs(), row("peer", 1e11, 2e5, 3.0, seed=0)]
+    fits = fit_rows(table, FitOptions(n_boot=0))
+    path = Path(__file__)
+    document = make_document(fits, source_of(path, table))
+    assert "optima" in [section.key for section in document.sections]

@@ -1,0 +1,161 @@
+"""Families of one size: means over seeds, paired ratios, and the rules that use them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from analysis.made_runs import row
+from isoflop.analysis.compare_sizes import is_one_size, paired_loss, seed_means
+from isoflop.analysis.fit import FitOptions, fit_optima
+from isoflop.analysis.hypotheses import judge, parse_rule
+from isoflop.analysis.points import select_points
+from isoflop.study import Hypothesis
+
+BUDGET = 1e11
+# By seed: what the data did to both families alike.
+COMMON = (3.0, 3.3, 2.8)
+
+
+def runs(arch: str, log_gaps: tuple[float, ...], **others: Any) -> list[dict[str, Any]]:
+    """One run a seed, each exp(gap) of what the seed does to every family."""
+    return [
+        row(arch, BUDGET, 1e5, COMMON[seed] * math.exp(gap), seed=seed, **others)
+        for seed, gap in enumerate(log_gaps)
+    ]
+
+
+BASE = runs("base", (0.0, 0.0, 0.0))
+# Mean 0.02, standard deviation 0.01.
+WORSE = runs("worse", (0.01, 0.02, 0.03))
+# Student's t at 97.5 % with two degrees of freedom, from a printed table.
+T_2 = 4.303
+
+
+def verdict(rule: str, table: list[dict[str, Any]]) -> tuple[str, str]:
+    options = FitOptions(n_boot=0)
+    fits = fit_optima(select_points(table), options, methods=("parabola",), axes=("n_params",))
+    (found,) = judge([Hypothesis(id="H1", claim="a claim", decide=rule)], fits)
+    return found.verdict, found.detail
+
+
+def test_the_ratio_is_paired_and_its_interval_is_students() -> None:
+    pair = paired_loss(select_points(BASE + WORSE), "worse", "base", BUDGET)
+    half = T_2 * 0.01 / math.sqrt(3)
+    assert pair.ratio == pytest.approx(math.exp(0.02), rel=1e-12)
+    assert pair.bounds == pytest.approx((math.exp(0.02 - half), math.exp(0.02 + half)), rel=1e-5)
+    assert (pair.seeds, pair.problem, pair.note) == ((0, 1, 2), "", "")
+    back = paired_loss(select_points(BASE + WORSE), "base", "worse", BUDGET)
+    assert back.bounds[0] == pytest.approx(1 / (pair.bounds[1] or 0), rel=1e-12)
+
+
+def test_a_smaller_confidence_narrows_the_interval() -> None:
+    wide, narrow = (
+        paired_loss(select_points(BASE + WORSE), "worse", "base", BUDGET, share)
+        for share in (0.95, 0.5)
+    )
+    # t at 75 % with two degrees of freedom: 0.8165.
+    assert math.log(narrow.bounds[1] or 0) == pytest.approx(0.02 + 0.8165 * 0.01 / 3**0.5, abs=1e-6)
+    assert (narrow.bounds[1] or 0) < (wide.bounds[1] or 0)
+
+
+def test_the_pairing_ignores_the_order_and_takes_shared_seeds_only() -> None:
+    shuffled = list(reversed(BASE)) + WORSE[1:] + [row("worse", BUDGET, 1e5, 9.0, seed=7)]
+    pair = paired_loss(select_points(shuffled), "worse", "base", BUDGET)
+    assert pair.seeds == (1, 2)
+    assert pair.ratio == pytest.approx(math.exp(0.025), rel=1e-12)
+    assert pair.note == "no partner: worse seed 7, base seed 0"
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (BASE + WORSE[:1], "1 shared seed, two are needed"),
+        (BASE[:1] + WORSE[1:], "no shared seeds, two are needed"),
+        ([{**one, "seed": None} for one in BASE + WORSE], "no shared seeds"),
+        (BASE + WORSE + [row("worse", BUDGET, 2e5, 3.0, seed=0)], "worse has 2 sizes"),
+        (BASE + WORSE + [row("base", BUDGET, 1e5, 3.1, seed=2)], "base has seed 2 more than once"),
+        (
+            BASE + WORSE[:2] + runs("worse", (0, 0, 0), status="diverged", run_id="f" * 64)[2:],
+            f"runs left out: worse {'f' * 12} diverged",
+        ),
+        (BASE + WORSE[:2] + [{**WORSE[2], "status": "missing"}], "worse missing"),
+        (BASE + WORSE[:2] + [{**WORSE[2], "excluded_reason": "by hand"}], "excluded in table"),
+    ],
+)
+def test_what_has_no_fair_interval_is_undecided_with_its_reason(
+    table: list[dict[str, Any]], reason: str
+) -> None:
+    answer, detail = verdict("seed_mean(worse) > seed_mean(base)", table)
+    assert answer == "undecided"
+    assert reason in detail
+
+
+def test_another_budget_or_a_copy_of_a_run_does_not_disturb() -> None:
+    elsewhere = [row("worse", 1e12, 1e5, None, status="diverged", seed=0)]
+    pair = paired_loss(select_points(BASE + WORSE + WORSE[:1] + elsewhere), "worse", "base", BUDGET)
+    assert pair.problem == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("seed_mean(worse) / seed_mean(base) interval contains 1.03", "supported"),
+        ("seed_mean(worse) / seed_mean(base) interval excludes 1.05", "supported"),
+        ("seed_mean(worse) / seed_mean(base) > 1", "undecided"),
+        ("seed_mean(far) > seed_mean(base)", "supported"),
+        ("seed_mean(far) / seed_mean(base) lower bound > 1.4 at every budget", "supported"),
+        ("seed_mean(base) < seed_mean(far) at the largest budget", "supported"),
+        ("seed_mean(base) > seed_mean(far) at 1e11", "not supported"),
+        ("seed_mean(base) >= seed_mean(base) at the smallest budget", "supported"),
+        ("seed_mean(base) < seed_mean(far) at 1e12", "undecided"),
+        ("seed_mean(base) < seed_mean(absent)", "undecided"),
+        # It asks for optima, which one size does not have.
+        ("loss(base) < loss(far)", "undecided"),
+    ],
+)
+def test_rules_on_seed_means(rule: str, expected: str) -> None:
+    table = BASE + WORSE + runs("far", (0.4, 0.41, 0.4))
+    assert verdict(rule, table)[0] == expected
+
+
+def test_the_detail_shows_ratio_interval_and_seeds() -> None:
+    _, detail = verdict("seed_mean(worse) > seed_mean(base)", BASE + WORSE)
+    assert detail == "1e11 1.02 (0.9952 to 1.046; seeds 0, 1, 2): undecided"
+
+
+def test_the_rule_is_read_with_labels_that_have_slashes() -> None:
+    found = parse_rule("seed_mean(ladder/1-raw-gate) <= seed_mean(raw/gelu-after)")
+    assert found is not None
+    assert (found.kind, found.arch, found.other) == (
+        "seed_ratio",
+        "ladder/1-raw-gate",
+        "raw/gelu-after",
+    )
+    assert (found.comparator, found.side, found.number, found.where) == (
+        "<=",
+        "upper",
+        1.0,
+        "every",
+    )
+    assert parse_rule("seed_mean(a) > 3") is None
+    assert parse_rule("seed_mean(a) / loss(b) > 1") is None
+    assert parse_rule("seed_mean(a) < loss(b)") is None
+
+
+def test_means_are_geometric_and_only_of_single_sizes() -> None:
+    table = BASE + [row("two", BUDGET, size, 3.0, seed=0) for size in (1e5, 2e5)]
+    (mean,) = seed_means(select_points(table))
+    assert mean.loss == pytest.approx((3.0 * 3.3 * 2.8) ** (1 / 3), rel=1e-12)
+    assert (mean.arch, mean.n_seeds) == ("base", 3)
+    assert mean.loss_sd == pytest.approx(0.2517, abs=1e-4)
+    assert not is_one_size(select_points(table))
+    assert is_one_size(select_points(BASE + WORSE))
+
+
+def test_sizes_that_all_failed_still_make_a_study_of_many_sizes() -> None:
+    unfinished = [*BASE, row("base", BUDGET, 2e5, None, status="missing", seed=0)]
+    assert not is_one_size(select_points(unfinished))
+    assert not is_one_size(select_points([]))
