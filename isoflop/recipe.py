@@ -167,7 +167,16 @@ def _fine_shape(size: int) -> Shape:
     return Shape(d_model=d_model, n_layers=2, n_heads=n_heads)
 
 
-_SHAPES = {"paper-v1": _paper_shape, "micro-v1": _micro_shape, "micro-v2": _fine_shape}
+def _tinystories_shape(size: int) -> Shape:
+    return Shape(d_model=256, n_layers=4, n_heads=4)
+
+
+_SHAPES = {
+    "paper-v1": _paper_shape,
+    "micro-v1": _micro_shape,
+    "micro-v2": _fine_shape,
+    "tinystories-v1": _tinystories_shape,
+}
 
 PAPER_V1 = Recipe(
     name="paper-v1",
@@ -230,7 +239,23 @@ MICRO_V2 = replace(
     most_heldout_tokens=2**19,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1, MICRO_V2)}
+TINYSTORIES_V1 = replace(
+    PAPER_V1,
+    name="tinystories-v1",
+    source="the TinyStories models of arXiv 2606.07414 and its official configuration files",
+    warmup_steps=100,
+    # As in paper-v1: below this, warm-up and decay leave no constant phase.
+    min_steps=125,
+    clip_norm=2.0,
+    small_batch=(256, 1024),
+    large_batch=(256, 1024),
+    large_budget=0,
+    max_size=1,
+    published_sizes={},
+    centre=None,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1, MICRO_V2, TINYSTORIES_V1)}
 
 
 def get_recipe(name: str) -> Recipe:
@@ -239,10 +264,13 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         UserError: there is no such recipe.
     """
-    base, marked, rate = name.partition(_LR_MARK)
-    if base not in RECIPES or (marked and not _is_rate(rate)):
+    if name in RECIPES:
+        return RECIPES[name]
+    base, _, typed = name.partition(_LR_MARK)
+    rate = _rate(typed)
+    if base not in RECIPES or rate is None or name_at_rate(base, rate) != name:
         raise UserError("recipe", name, " or ".join(RECIPES), "correct the study")
-    return replace(RECIPES[base], name=name, peak_lr=float(rate)) if marked else RECIPES[base]
+    return replace(RECIPES[base], name=name, peak_lr=rate)
 
 
 def name_at_rate(name: str, peak_lr: float) -> str:
@@ -254,9 +282,9 @@ def name_at_rate(name: str, peak_lr: float) -> str:
     return name if peak_lr == own else f"{name}{_LR_MARK}{float(peak_lr)!r}"
 
 
-def _is_rate(text: str) -> bool:
+def _rate(text: str) -> float | None:
     try:
         rate = float(text)
     except ValueError:
-        return False
-    return math.isfinite(rate) and rate > 0 and repr(rate) == text
+        return None
+    return rate if math.isfinite(rate) and rate > 0 else None

@@ -17,20 +17,27 @@ from isoflop.errors import UserError, shown
 from isoflop.families import add_family_folder, family_names, is_family
 from isoflop.numbers import format_flops
 from isoflop.recipe import RECIPES, name_at_rate
-from isoflop.study_checks import check_family, check_list, check_number, check_word
+from isoflop.study_checks import (
+    KEEP_WEIGHTS,
+    MATCHES,
+    SIZES_DEFAULT,
+    check_family,
+    check_hypotheses,
+    check_learning_rates,
+    check_list,
+    check_more_seeds,
+    check_number,
+    check_sizes,
+    check_targets,
+    check_word,
+)
 from isoflop.train.options import placement_from
-
-MATCHES = ("ladder", "flops_per_token", "active_params")
-KEEP_WEIGHTS = ("none", "best", "all")
-SIZES_DEFAULT = "default"
-SIZES_AUTO = "auto"
-
-# A minimum needs a rung on either side.
-MIN_NUM_SIZES = 3
 
 PAPER_ARCHS = ("mlp", "swiglu", "moe", "peer", "sgatlin")
 
 SizeTable = Mapping[int, Mapping[str, tuple[int, ...]]]
+SeedTable = Mapping[int, Mapping[str, Mapping[int, tuple[int, ...]]]]
+"""Seeds by budget, arch and size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +64,11 @@ class Study:
     """Everything that determines a plan."""
 
     name: str
-    budgets: tuple[int, ...]
+    budgets: tuple[int, ...] = ()
     """Training FLOPs per run, ascending."""
+    epochs: tuple[float, ...] = ()
+    """In place of budgets: passes over the training data per run, ascending. A run's budget is
+    then what it takes."""
     archs: tuple[str, ...]
     """Families and variant labels to compare."""
     convention: str = "paper"
@@ -75,6 +85,8 @@ class Study:
     tolerance: float = 0.01
     """Largest relative difference to the reference that a matched shape may have."""
     seeds: tuple[int, ...] = (0,)
+    more_seeds: SeedTable = field(default_factory=dict)
+    """Seeds beyond those that all sizes have, where single sizes are repeated more often."""
     recipe: str = "paper-v1"
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     """Peak learning rates by arch, where they are not the recipe's."""
@@ -107,7 +119,8 @@ class Study:
         get_convention(self.convention)
         if self.recipe not in RECIPES:
             raise UserError("recipe", self.recipe, " or ".join(RECIPES), "correct the study")
-        self._check_learning_rates()
+        check_targets(self)
+        check_learning_rates(self)
         check_word("match", self.match, MATCHES)
         check_word("keep_weights", self.keep_weights, KEEP_WEIGHTS)
         check_list("seeds", self.seeds, at_least=0)
@@ -118,8 +131,9 @@ class Study:
         check_number("tolerance", self.tolerance, above=0, up_to=0.5)
         check_number("data.max_epochs", self.max_epochs, above=0, up_to=None)
         self._check_archs()
-        self._check_sizes()
-        self._check_hypotheses()
+        check_sizes(self)
+        check_more_seeds(self)
+        check_hypotheses(self)
         self._check_placement()
 
     def _add_families(self) -> None:
@@ -143,52 +157,6 @@ class Study:
         if self.match_reference is not None:
             check_family("match_reference", self.match_reference, labels)
 
-    def _check_learning_rates(self) -> None:
-        for arch, rate in self.learning_rates.items():
-            check_word("learning_rates", arch, self.archs)
-            check_number(f"learning_rates.{arch}", rate, above=0, up_to=None)
-
-    def _check_sizes(self) -> None:
-        if self.num_sizes is not None:
-            if self.sizes != SIZES_AUTO:
-                raise UserError(
-                    "num_sizes", self.num_sizes, 'left out unless sizes = "auto"', "remove it"
-                )
-            if self.num_sizes < MIN_NUM_SIZES:
-                raise UserError(
-                    "num_sizes", self.num_sizes, f"{MIN_NUM_SIZES} or more", "correct it"
-                )
-        if self.sizes is None:
-            return
-        if isinstance(self.sizes, str):
-            allowed = 'rungs such as [1, 2, 3], a table of them by budget, or "auto"'
-            if self.sizes != SIZES_AUTO:
-                raise UserError("sizes", self.sizes, allowed, "correct the study")
-            return
-        if isinstance(self.sizes, tuple):
-            check_list("sizes", self.sizes, at_least=1)
-            return
-        for budget, by_arch in self.sizes.items():
-            if budget not in self.budgets:
-                there = ", ".join(map(format_flops, self.budgets))
-                raise UserError("sizes", format_flops(budget), f"a budget ({there})", "remove it")
-            for arch, rungs in by_arch.items():
-                check_word("sizes", arch, (*self.archs, SIZES_DEFAULT))
-                check_list(f"sizes.{format_flops(budget)}.{arch}", rungs, at_least=1)
-        for budget in self.budgets:
-            for arch in self.archs:
-                self.sizes_at(budget, arch)
-
-    def _check_hypotheses(self) -> None:
-        ids = [hypothesis.id for hypothesis in self.hypotheses]
-        for hypothesis in self.hypotheses:
-            for name in ("id", "claim", "decide"):
-                value = getattr(hypothesis, name)
-                if not value.strip():
-                    raise UserError(f"hypothesis.{name}", value, "given", "write it out")
-            if ids.count(hypothesis.id) > 1:
-                raise UserError("hypothesis.id", hypothesis.id, "used once", "rename one")
-
     def _check_placement(self) -> None:
         placement_from(self.placement)
         workers = self.placement.get("workers")
@@ -211,6 +179,16 @@ class Study:
         where = f"sizes at {format_flops(budget_flops)}"
         raise UserError(where, None, f"given for {arch} or default", "add the entry")
 
+    @property
+    def targets(self) -> tuple[int, ...] | tuple[float, ...]:
+        """What sets the length of a run: the budgets (whole numbers), or the epochs (floats)."""
+        return self.epochs or self.budgets
+
+    def seeds_at(self, budget_flops: int, arch: str, size: int) -> tuple[int, ...]:
+        """The seeds of one size: those of all, then its own."""
+        more = self.more_seeds.get(budget_flops, {}).get(arch, {}).get(size, ())
+        return tuple(dict.fromkeys((*self.seeds, *more)))
+
     def family_and_overrides(self, arch: str) -> tuple[str, Mapping[str, int | str]]:
         """The family behind a label and what the label changes in it."""
         for variant in self.variants:
@@ -225,30 +203,25 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved study as it is frozen into plan.json; FLOPs as exact integers."""
-        sizes: Any = self.sizes
-        if isinstance(sizes, Mapping):
-            sizes = {
-                str(budget): {arch: list(rungs) for arch, rungs in by_arch.items()}
-                for budget, by_arch in sizes.items()
-            }
-        elif isinstance(sizes, tuple):
-            sizes = list(sizes)
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(Study)}
-        # Plans that were written before there were such fields stay as they are.
-        for later in ("document_mask", "learning_rates"):
-            if not plain[later]:
-                del plain[later]
-        return plain | {
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Study)} | {
             "budgets": list(self.budgets),
+            "epochs": list(self.epochs),
             "archs": list(self.archs),
-            "sizes": sizes,
             "seeds": list(self.seeds),
+            "more_seeds": _with_text_keys(self.more_seeds),
+            "learning_rates": dict(self.learning_rates),
             "variants": [dataclasses.asdict(v) for v in self.variants],
             "hypotheses": [dataclasses.asdict(h) for h in self.hypotheses],
-            **({"learning_rates": dict(self.learning_rates)} if self.learning_rates else {}),
             "family_paths": list(self.family_paths),
             "placement": dict(self.placement),
         }
+        if isinstance(self.sizes, Mapping | tuple):
+            values["sizes"] = _with_text_keys(self.sizes)
+        # Plans that were written before there were such fields stay as they are.
+        for later in ("epochs", "more_seeds", "learning_rates", "document_mask"):
+            if not values[later]:
+                del values[later]
+        return values
 
 
 def paper_study(budgets: tuple[int, ...]) -> Study:
@@ -309,14 +282,19 @@ def load_study(path: Path) -> Study:
     return study_from_toml(values, folder=path.parent)
 
 
+def _with_text_keys(value: Any) -> Any:
+    """A table as JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return list(value)
+
+
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError("name", name, "letters, digits and . _ - (it names a folder)", "rename")
 
 
 def _check_budgets(budgets: Sequence[int]) -> None:
-    if not budgets:
-        raise UserError("budgets", list(budgets), "one budget or more, such as 1e17", "add one")
     for budget in budgets:
         parse_flops(budget)
     for before, after in itertools.pairwise(budgets):

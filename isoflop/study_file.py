@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,11 +34,13 @@ class _Hypothesis(_Strict):
 
 _Rungs = list[StrictInt]
 _SizesByBudget = dict[str, _Rungs | dict[str, _Rungs]]
+_SeedsBySize = dict[str, list[StrictInt]]
 
 
 class _StudySection(_Strict):
     name: StrictStr
-    budgets: list[StrictInt | float | StrictStr]
+    budgets: list[StrictInt | float | StrictStr] = []
+    epochs: list[float] = []
     archs: list[StrictStr]
     convention: StrictStr = "paper"
     sizes: _Rungs | _SizesByBudget | StrictStr | None = None
@@ -46,6 +49,7 @@ class _StudySection(_Strict):
     match_reference: StrictStr | None = None
     tolerance: float = 0.01
     seeds: list[StrictInt] = [0]
+    more_seeds: dict[str, dict[str, _SeedsBySize]] = {}
     recipe: StrictStr = "paper-v1"
     learning_rates: dict[str, float] = {}
     keep_weights: StrictStr = "none"
@@ -156,6 +160,7 @@ def _study(
     return Study(
         name=section.name,
         budgets=tuple(parse_flops(budget) for budget in section.budgets),
+        epochs=tuple(section.epochs),
         archs=tuple(section.archs),
         convention=section.convention,
         sizes=_sizes(section.sizes),
@@ -164,6 +169,7 @@ def _study(
         match_reference=section.match_reference,
         tolerance=section.tolerance,
         seeds=tuple(section.seeds),
+        more_seeds=_more_seeds(section.more_seeds),
         recipe=section.recipe,
         learning_rates=section.learning_rates,
         keep_weights=section.keep_weights,
@@ -195,6 +201,25 @@ def _sizes(
         )
         for budget, entry in given.items()
     }
+
+
+def _more_seeds(
+    given: Mapping[str, Mapping[str, Mapping[str, list[int]]]],
+) -> dict[int, dict[str, dict[int, tuple[int, ...]]]]:
+    return {
+        parse_flops(budget, "more_seeds"): {
+            arch: {_size(size): tuple(seeds) for size, seeds in by_size.items()}
+            for arch, by_size in by_arch.items()
+        }
+        for budget, by_arch in given.items()
+    }
+
+
+def _size(text: str) -> int:
+    """A size from the key of a table, in its one spelling."""
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise UserError("more_seeds", text, "a size such as 4", "correct the study")
+    return int(text)
 
 
 def _validate(model: type[_Model], values: Any) -> _Model:

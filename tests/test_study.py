@@ -24,10 +24,12 @@ def _with(section: str, **values: Any) -> dict[str, Any]:
 
 def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
     assert study_from_toml(MINIMAL) == Study(name="s", budgets=(10**17,), archs=("mlp",))
-    for key in ("name", "budgets", "archs"):
+    for key in ("name", "archs"):
         section = {k: v for k, v in MINIMAL["study"].items() if k != key}
         with pytest.raises(UserError, match=f"study.{key} = None: must be given; add it"):
             study_from_toml({"study": section})
+    with pytest.raises(UserError, match="budgets = \\[\\]: must be one budget .* \\(or epochs\\)"):
+        study_from_toml({"study": {"name": "s", "archs": ["mlp"]}})
 
 
 @pytest.mark.parametrize(
@@ -46,12 +48,24 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         (_with("study", budgets=[True]), "budgets"),
         (_with("study", budgets=[1e18, 1e17]), "budgets = 1e18, 1e17: must be ascending"),
         (_with("study", budgets=[1e17, 1e17]), "budgets = 1e17, 1e17: must be ascending"),
+        (_with("study", epochs=[1]), "budgets = \\['1e17'\\]: must be left out where epochs"),
+        (
+            _with("study", learning_rates={"moe": 1e-3}),
+            "learning_rates = 'moe': must be one of mlp",
+        ),
+        (_with("study", learning_rates={"mlp": 0}), "learning_rates.mlp = 0.0: must be a number"),
+        (_with("study", learning_rates={"mlp": float("nan")}), "learning_rates.mlp = nan"),
+        (_with("study", learning_rates={"mlp": "1e-3"}), "study.learning_rates.mlp = '1e-3'"),
+        (_with("study", recipe="micro-v2@lr=0.006"), "recipe = 'micro-v2@lr=0.006': must be paper"),
         (_with("study", archs=[]), "archs = \\[\\]"),
         (_with("study", archs=["rnn"]), "archs = 'rnn': must be one of mlp, moe"),
         (_with("study", archs=["mlp", "mlp"]), "archs = 'mlp': must be named once"),
         (_with("study", archs="mlp"), "study.archs"),
         (_with("study", convention="kaplan"), "convention = 'kaplan'"),
-        (_with("study", recipe="big-v9"), "recipe = 'big-v9': must be paper-v1 or micro-v1 or micro-v2"),
+        (
+            _with("study", recipe="big-v9"),
+            "recipe = 'big-v9': must be paper-v1 or micro-v1 or micro-v2",
+        ),
         (
             _with("study", match="width"),
             "match = 'width': must be one of ladder, flops_per_token, active_params",

@@ -1,7 +1,7 @@
 """Which runs to add: those that turn edge optima into interior ones, or halve the widest interval.
 
-The one module of the analysis that reads plans: a proposal is a plan that the study's plan grows
-into, with what it costs.
+With refine_seeds the one part of the analysis that reads plans: a proposal is a plan that the
+study's plan grows into, with what it costs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isoflop.plan.extend import compact, grow_plan, planned_rungs
 from isoflop.plan.planner import Plan
 from isoflop.study import Study
 
-Goal = Literal["edges", "interval", "nothing"]
+Goal = Literal["edges", "interval", "seeds", "nothing"]
 Cell = tuple[str, int]
 """Arch and budget."""
 

@@ -98,12 +98,13 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
 
 def show_plan(planned: Plan, estimate: PlanEstimate | None) -> None:
     """Prints the plan's table, totals, estimates and warnings."""
-    from isoflop.render.plans import total_lines
+    from isoflop.render.plans import rate_lines, total_lines
     from isoflop.render.tables import console, plan_summary, plan_table
 
     out = console()
     out.print(plan_table(planned, estimate))
-    lines = plan_summary(planned) + ([] if estimate is None else total_lines(estimate))
+    lines = plan_summary(planned) + rate_lines(planned)
+    lines += [] if estimate is None else total_lines(estimate)
     lines += _unread_rules(planned)
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)

@@ -15,18 +15,26 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Propose runs that would sharpen the results.")
 @click.argument("folder", type=FOLDER)
+@click.option(
+    "--seeds",
+    "num_seeds",
+    type=int,
+    metavar="N",
+    help="Propose N more seeds, at the size nearest to each optimum only.",
+)
 @click.option("--apply", "is_applied", is_flag=True, help="Grow the plan by what is proposed.")
-def refine(folder: Path, is_applied: bool) -> None:
+def refine(folder: Path, num_seeds: int | None, is_applied: bool) -> None:
     """Propose runs, with their cost, that would sharpen the results in FOLDER.
 
     Where an optimum lies at the edge of its grid: the next sizes on that side. Where none does:
-    the sizes and seeds that about halve the widest interval of an optimum. Collects
-    the runs into runs.parquet; the plan is left alone without --apply, which grows it as `isoflop
-    extend` does.
+    the sizes and seeds that about halve the widest interval of an optimum. With --seeds instead:
+    more seeds for every arch and budget, each at one size. Collects the runs into runs.parquet;
+    the plan is left alone without --apply, which grows it as `isoflop extend` does.
     """
     from isoflop.analysis.fit import fit_optima
     from isoflop.analysis.points import select_points
     from isoflop.analysis.refine import propose
+    from isoflop.analysis.refine_seeds import propose_seeds
     from isoflop.launch.status import collect
     from isoflop.plan.artefact import read_plan, replace_plan
     from isoflop.plan.estimate import estimate_again
@@ -35,7 +43,7 @@ def refine(folder: Path, is_applied: bool) -> None:
     fits = fit_optima(
         select_points(collect(folder, plan)), methods=("parabola",), axes=("n_params",)
     )
-    proposal = propose(plan, fits)
+    proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)
     if proposal.is_empty:
         return

@@ -81,8 +81,17 @@ class Recipe:
     column: str = "text"
     licence: str
     num_train_documents: int | None
+    row_tokens: int | None = None
+    """Tokens of a document where a published study cut or padded each to a row of so many."""
     about: str
     """One line for `isoflop data list`."""
+
+    @property
+    def num_train_tokens(self) -> int | None:
+        """As the published study counts them, padding included; None where not known."""
+        if self.num_train_documents is None or self.row_tokens is None:
+            return None
+        return self.num_train_documents * self.row_tokens
 
 
 TOKENIZERS: Mapping[str, TokenizerSpec] = MappingProxyType(
@@ -144,6 +153,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 heldout_split="validation",
                 licence="CDLA-Sharing-1.0",
                 num_train_documents=2_119_719,
+                # The sgatlin paper's; texts that are prepared are packed, without padding.
+                row_tokens=1024,
                 about="short made-up stories in simple English, 2.1 million",
             ),
             Recipe(
@@ -250,8 +261,8 @@ def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> Da
         return identity_of(prepared[1])
     if spec is not None and source in CORPORA:
         return _identify_corpus(source, spec, data_dir)
-    if spec is not None and source in RECIPES:
-        return _make_identity(source, spec, _recipe_hash(RECIPES[source]), None)
+    if source in RECIPES:
+        return _provisional_identity(source, tokenizer, spec)
     raise not_prepared(source, tokenizer)
 
 
@@ -309,6 +320,24 @@ def _identify_corpus(source: str, spec: TokenizerSpec, data_dir: Path | None) ->
     corpus_hash = corpus_sha256([entry["sha256"] for entry in entries])
     num_train_tokens = _count_train_tokens(entries) if spec == TOKENIZERS["byte"] else None
     return _make_identity(source, spec, corpus_hash, num_train_tokens)
+
+
+def _provisional_identity(source: str, tokenizer: str, spec: TokenizerSpec | None) -> DataIdentity:
+    """Of a recipe that is not prepared, to plan with."""
+    from isoflop.data.tokenizers import vocabulary_size
+
+    corpus_hash = _recipe_hash(RECIPES[source])
+    # A tokenizer that is to be trained on these texts is known by their name and its own.
+    trained_hash = sha256_json({"tokenizer": tokenizer, "corpus": corpus_hash})
+    tokenizer_hash = trained_hash if spec is None else spec.hash
+    return DataIdentity(
+        data_id=make_data_id(corpus_hash, tokenizer_hash),
+        tokenizer_hash=tokenizer_hash,
+        vocab_size=vocabulary_size(tokenizer) if spec is None else spec.vocab_size,
+        num_train_tokens=RECIPES[source].num_train_tokens,
+        source=source,
+        tokenizer=tokenizer if spec is None else spec.name,
+    )
 
 
 def _make_identity(

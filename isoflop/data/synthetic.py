@@ -3,10 +3,14 @@
 Background: invented words, drawn by Zipf's law or as one of a few followers of the word before
 (a Markov chain). Some sentences are facts, "The NOUN was ADJECTIVE.", one adjective for each noun
 in the whole corpus, so that what a model has stored can be looked for.
+
+``synthetic:tiny:SEED`` has 16 facts, the same for every seed, and a background of 60 words drawn
+evenly: a model of two layers learns it in seconds.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, count
@@ -29,14 +33,33 @@ SENTENCES = (8, 24)
 WORDS_PER_SENTENCE = (4, 14)
 FACT_PERCENT = 15
 
+TINY_VERSION = 1
+TINY_ADJECTIVES = ("awum", "bexi", "coly", "dusk", "erif", "fant", "gomp", "hask")
+TINY_NOUNS = tuple(
+    first + "aeiou"[(2 * i + j) % 5] + second + "aeiou"[(i + 3 * j + 1) % 5]
+    for i, first in enumerate("bdgk")
+    for j, second in enumerate("lnrs")
+)
+"""Of four letters each: with bytes for tokens, every pair of facts has one layout."""
+TINY_FACTS = tuple(
+    (noun, TINY_ADJECTIVES[(2 * (number // 4) + number % 4) % 8])
+    for number, noun in enumerate(TINY_NOUNS)
+)
+"""No letter of a noun tells its adjective: a model has to know the noun as a whole."""
+TINY_NUM_WORDS = 60
+TINY_SENTENCES = 12
+TINY_WORDS_PER_SENTENCE = (3, 5)
+TINY_FACT_PERCENT = 50
+
 _ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t")
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ou")
 _CODAS = ("", "", "n", "r", "s", "l", "nd")
+_TINY = "tiny:"
 _MASK = 2**64 - 1
 
 
 def synthetic_source(name: str, *, endless: bool) -> Source:
-    """``synthetic:SEED``.
+    """``synthetic:SEED`` or ``synthetic:tiny:SEED``.
 
     Args:
         name: the source's name.
@@ -46,9 +69,12 @@ def synthetic_source(name: str, *, endless: bool) -> Source:
         UserError: SEED is no whole number below 2^64.
     """
     text = name.partition(":")[2]
-    if not (text.isascii() and text.isdigit() and int(text) <= _MASK):
-        raise UserError("data source", name, "synthetic:SEED, a whole number", "write synthetic:0")
-    maker = _Maker(int(text))
+    seed = text.removeprefix(_TINY)
+    if not (seed.isascii() and seed.isdigit() and int(seed) <= _MASK):
+        allowed = "synthetic:SEED or synthetic:tiny:SEED, a whole number"
+        raise UserError("data source", name, allowed, "write synthetic:0")
+    maker = _TinyMaker(int(seed)) if seed != text else _Maker(int(seed))
+    version = TINY_VERSION if seed != text else VERSION
     numbers = (lambda: count()) if endless else (lambda: iter(range(NUM_DOCUMENTS)))
 
     def read() -> Iterator[RawDocument]:
@@ -57,7 +83,7 @@ def synthetic_source(name: str, *, endless: bool) -> Source:
     return Source(
         name=name,
         licence="CC0-1.0 (made up by a program)",
-        origin={"generator": "isoflop synthetic", "version": VERSION, "seed": text},
+        origin={"generator": "isoflop synthetic", "version": version, "seed": text},
         parts=(Part(split=None, read=read),),
         facts=maker.facts,
     )
@@ -85,24 +111,8 @@ class _Random:
         return ends[0] + self.below(ends[1] - ends[0] + 1)
 
 
-class _Maker:
+class _Planter(ABC):
     """Documents of one seed, each made from its number alone."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        random = _Random(seed, VERSION)
-        words = _make_words(random, NUM_WORDS + NUM_FACTS + NUM_ADJECTIVES)
-        self._words = words[:NUM_WORDS]
-        adjectives = words[NUM_WORDS + NUM_FACTS :]
-        self._facts = [
-            (noun, adjectives[random.below(NUM_ADJECTIVES)])
-            for noun in words[NUM_WORDS : NUM_WORDS + NUM_FACTS]
-        ]
-        # Zipf: the word of rank r has weight 1/r; in integers, whose sums are exact.
-        self._sums = list(accumulate(10**9 // rank for rank in range(1, NUM_WORDS + 1)))
-        self._followers = [
-            [self._draw(random) for _ in range(NUM_FOLLOWERS)] for _ in range(NUM_WORDS)
-        ]
 
     def text(self, number: int) -> bytes:
         """The document of a number, ASCII."""
@@ -127,6 +137,30 @@ class _Maker:
                 position += len(sentence) + 1
         return rows
 
+    @abstractmethod
+    def _sentences(self, number: int) -> Iterator[tuple[str, tuple[str, str] | None]]:
+        """Those of a document, each with its fact or None."""
+
+
+class _Maker(_Planter):
+    """Many words and facts, drawn by the seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        random = _Random(seed, VERSION)
+        words = _make_words(random, NUM_WORDS + NUM_FACTS + NUM_ADJECTIVES)
+        self._words = words[:NUM_WORDS]
+        adjectives = words[NUM_WORDS + NUM_FACTS :]
+        self._facts = [
+            (noun, adjectives[random.below(NUM_ADJECTIVES)])
+            for noun in words[NUM_WORDS : NUM_WORDS + NUM_FACTS]
+        ]
+        # Zipf: the word of rank r has weight 1/r; in integers, whose sums are exact.
+        self._sums = list(accumulate(10**9 // rank for rank in range(1, NUM_WORDS + 1)))
+        self._followers = [
+            [self._draw(random) for _ in range(NUM_FOLLOWERS)] for _ in range(NUM_WORDS)
+        ]
+
     def _sentences(self, number: int) -> Iterator[tuple[str, tuple[str, str] | None]]:
         random = _Random(self._seed, VERSION, number + 1)
         for _ in range(random.between(SENTENCES)):
@@ -149,6 +183,26 @@ class _Maker:
 
     def _draw(self, random: _Random) -> int:
         return bisect_right(self._sums, random.below(self._sums[-1]))
+
+
+class _TinyMaker(_Planter):
+    """The same few words and facts for every seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        made = _make_words(_Random(0, TINY_VERSION), TINY_NUM_WORDS + len(TINY_NOUNS))
+        self._words = [word for word in made if word not in TINY_NOUNS][:TINY_NUM_WORDS]
+
+    def _sentences(self, number: int) -> Iterator[tuple[str, tuple[str, str] | None]]:
+        random = _Random(self._seed, TINY_VERSION, number + 1)
+        for _ in range(TINY_SENTENCES):
+            if random.below(100) < TINY_FACT_PERCENT:
+                noun, adjective = TINY_FACTS[random.below(len(TINY_FACTS))]
+                yield f"The {noun} was {adjective}.", (noun, adjective)
+            else:
+                count = random.between(TINY_WORDS_PER_SENTENCE)
+                words = (self._words[random.below(len(self._words))] for _ in range(count))
+                yield " ".join(words).capitalize() + ".", None
 
 
 def _make_words(random: _Random, number: int) -> list[str]:

@@ -8,9 +8,14 @@ from isoflop.recipe import Recipe
 # that, so they round down to 8, on a finer ladder to 2.
 _HIDDEN_MULTIPLE = {"paper-v1": 256, "micro-v1": 8, "micro-v2": 2}
 
+# The width of the reference's TinyStories models, four times theirs in every family.
+TINYSTORIES_HIDDEN_WIDTH = 1024
+
 
 def dense_hidden_width(recipe: Recipe, size: int) -> int:
     """F = 8/3 · D, rounded down to the recipe's multiple; the same for mlp and swiglu."""
+    if recipe.base_name == "tinystories-v1":
+        return TINYSTORIES_HIDDEN_WIDTH
     multiple = _HIDDEN_MULTIPLE[recipe.base_name]
     return recipe.shape(size).d_model * 8 // (3 * multiple) * multiple
 

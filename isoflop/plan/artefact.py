@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -11,15 +10,17 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import UserError, shown
+from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_text_atomic
 from isoflop.numbers import format_flops
 from isoflop.plan.auto import ExpectedOptimum
+from isoflop.plan.check_runs import check_runs_are_the_study, refusal
 from isoflop.plan.identity import RunSpec, run_id
 from isoflop.plan.models import Models
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun, describe_run, run_ledger
-from isoflop.study import SIZES_AUTO, Study
+from isoflop.study import Study
+from isoflop.study_checks import SIZES_AUTO
 from isoflop.tables import PLAN, write_table
 
 PLAN_FILE = "plan.json"
@@ -116,7 +117,7 @@ def read_plan_file(path: Path) -> Plan:
     study = study_from_json(values["study"])
     reader = _RunReader(study, values["num_train_tokens"], path)
     runs = tuple(reader.read(entry, index) for index, entry in enumerate(values["runs"]))
-    _check_runs_are_the_study(study, runs, path)
+    check_runs_are_the_study(study, runs, values["num_train_tokens"], path)
     return Plan(
         study=study,
         num_train_tokens=values["num_train_tokens"],
@@ -153,7 +154,7 @@ def _read_expected(entries: Any, study: Study, path: Path) -> tuple[ExpectedOpti
         size = entry.get("size") if isinstance(entry, dict) else None
         asked = {"budget_flops": budget, "arch": arch, "size": size}
         if type(size) is not float or not math.isfinite(size) or entry != asked:
-            raise _refusal(
+            raise refusal(
                 path,
                 f"expected[{index}]",
                 entry,
@@ -168,7 +169,7 @@ def _read_digests(values: Any, runs: Sequence[PlannedRun], path: Path) -> dict[s
         raise _corrupt(path, "with families of its runs under family_digests")
     for family, digest in values.items():
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-            raise _refusal(path, f"family_digests.{family}", digest, "64 hex digits")
+            raise refusal(path, f"family_digests.{family}", digest, "64 hex digits")
     return values
 
 
@@ -225,76 +226,9 @@ class _RunReader:
         return models.match_residual(run_ledger(spec), size, spec.seq_len)
 
     def _refuse(self, field: str, found: object, allowed: str) -> UserError:
-        return _refusal(
+        return refusal(
             self._path, field, found, f"{allowed}, which follows from the rest of the plan"
         )
-
-
-def _check_runs_are_the_study(study: Study, runs: Sequence[PlannedRun], path: Path) -> None:
-    """Every run the study asks for is there, in order, once, and nothing else."""
-    sizes: dict[tuple[int, str], set[int]] = {}
-    for index, run in enumerate(runs):
-        sizes.setdefault((run.budget_flops, run.arch), set()).add(run.size)
-        _check_run_is_of_the_study(study, run, f"runs[{index}]", path)
-    places = [
-        (budget, arch, size, seed)
-        for budget in study.budgets
-        for arch in study.archs
-        for size in study.sizes_at(budget, arch) or sorted(sizes.get((budget, arch), (0,)))
-        for seed in study.seeds
-    ]
-    found = [(run.budget_flops, run.arch, run.size, run.spec.seed) for run in runs]
-    for index, (asked, there) in enumerate(itertools.zip_longest(places, found)):
-        if asked != there:
-            raise _refusal(
-                path,
-                f"runs[{index}]",
-                shown(_place(there)),
-                f"{_place(asked)} (the study's runs in the order budget, arch, size, seed)",
-            )
-
-
-def _check_run_is_of_the_study(study: Study, run: PlannedRun, where: str, path: Path) -> None:
-    if run.arch not in study.archs:
-        raise _refusal(path, f"{where}.arch", run.arch, f"one of {', '.join(study.archs)}")
-    family, overrides = study.family_and_overrides(run.arch)
-    expected = {"family": family, "recipe": study.recipe_of(run.arch), **overrides}
-    if study.seq_len is not None:
-        expected["seq_len"] = study.seq_len
-    if study.batch_size is not None:
-        expected["batch_size"] = study.batch_size
-    for name, value in expected.items():
-        inside = run.spec.config if name in run.spec.config else run.spec.to_json()
-        if inside.get(name) != value:
-            raise _refusal(
-                path, f"{where}.spec.{name}", inside.get(name), f"{value!r}, as the study says"
-            )
-    masked = run.spec.document_mask
-    if masked != study.document_mask:
-        says = f"{study.document_mask}, as the study says"
-        raise _refusal(path, f"{where}.spec.document_mask", masked, says)
-    if not 0 <= (run.budget_flops - run.flops) * run.spec.steps < run.flops:
-        raise _refusal(
-            path, f"{where}.spec.steps", run.spec.steps, "as many steps as the budget pays for"
-        )
-
-
-def _place(place: tuple[int, str, int, int] | None) -> str:
-    if place is None:
-        return "nothing"
-    budget, arch, size, seed = place
-    if not size:
-        return f"some size of {arch} at {format_flops(budget)}"
-    return f"{arch} size {size} seed {seed} at {format_flops(budget)}"
-
-
-def _refusal(path: Path, field: str, found: object, allowed: str) -> UserError:
-    return UserError(
-        f"{path}: {field}",
-        found,
-        allowed,
-        "do not edit a plan by hand: change the study and plan again",
-    )
 
 
 def _corrupt(path: Path, allowed: str) -> UserError:

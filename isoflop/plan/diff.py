@@ -103,7 +103,11 @@ def _flat(run: PlannedRun) -> dict[str, Any]:
 
 def _study_changes(before: Plan, after: Plan) -> tuple[tuple[str, Any, Any], ...]:
     old, new = before.study.to_json(), after.study.to_json()
-    return tuple((name, old[name], new[name]) for name in old if old[name] != new[name])
+    # An entry may be left out: None stands for it.
+    names = {**old, **new}
+    return tuple(
+        (name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+    )
 
 
 def _flops(runs: Iterable[PlannedRun]) -> int:

@@ -11,10 +11,11 @@ from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan, replace_plan
 from isoflop.plan.diff import PlanDiff, diff_plans
 from isoflop.plan.planner import Plan, make_plan
-from isoflop.study import SIZES_DEFAULT, SizeTable, Study
+from isoflop.study import SizeTable, Study
+from isoflop.study_checks import SIZES_DEFAULT
 
 # What may differ between a plan and the one that it grows into.
-GROWS = ("budgets", "seeds", "sizes", "num_sizes")
+GROWS = ("budgets", "seeds", "more_seeds", "sizes", "num_sizes")
 
 Sizes = tuple[int, ...] | SizeTable | str | None
 
@@ -76,11 +77,19 @@ def extend_plan(
         raise UserError(
             "extend", None, "given something to add", "add --budgets, --seeds or --sizes"
         )
+    if plan.study.epochs and (budgets or sizes):
+        raise UserError(
+            "extend",
+            "--budgets or --sizes",
+            "--seeds alone where the study is set by epochs",
+            "plan a study of another name",
+        )
     study = dataclasses.replace(
         plan.study,
         budgets=tuple(sorted({*plan.study.budgets, *budgets})),
         seeds=_with(plan.study.seeds, seeds),
-        sizes=None,
+        # Of a study set by epochs they stay; else they are worked out below.
+        sizes=plan.study.sizes if plan.study.epochs else None,
         num_sizes=None,
     )
     _check_at(study, sizes, at)

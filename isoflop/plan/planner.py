@@ -13,14 +13,15 @@ from isoflop.numbers import format_count, format_flops
 from isoflop.plan.auto import ExpectedOptimum, Grid, edge_warning, expected_optima
 from isoflop.plan.identity import RunSpec
 from isoflop.plan.models import Models
-from isoflop.plan.runs import PlannedRun, describe_run, with_seed
+from isoflop.plan.runs import PlannedRun, describe_run, steps_of_epochs, with_seed
 from isoflop.recipe import Recipe, get_recipe
-from isoflop.study import SIZES_AUTO, Study
+from isoflop.study import Study
+from isoflop.study_checks import SIZES_AUTO, check_more_seeds_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The runs of a study, in the order: budget, arch, size, seed."""
+    """The runs of a study, in the order: budget (or epochs), arch, size, seed."""
 
     study: Study
     num_train_tokens: int | None
@@ -76,10 +77,11 @@ def make_plan(study: Study) -> Plan:
     )
     runs = [
         run
-        for budget in study.budgets
+        for target in study.targets
         for arch in study.archs
-        for run in _plan_cell(planner, budget, arch)
+        for run in _plan_cell(planner, target, arch)
     ]
+    _check_epochs_differ(study, runs)
     return Plan(
         study=study,
         num_train_tokens=data.num_train_tokens,
@@ -107,9 +109,10 @@ def _gate(runs: list[PlannedRun]) -> dict[str, str]:
     return digests
 
 
-def _plan_cell(planner: _Planner, budget: int, arch: str) -> list[PlannedRun]:
-    """All sizes and seeds of one arch at one budget."""
+def _plan_cell(planner: _Planner, target: int | float, arch: str) -> list[PlannedRun]:
+    """All sizes and seeds of one arch at one budget, or at a number of epochs."""
     study, recipe = planner.study, planner.recipe
+    budget = 0 if study.epochs else int(target)
     named = study.sizes_at(budget, arch)
     sizes = _open_sizes(planner, budget, arch) if named is None else named
     # A rung that the person named, or that a source published, must be trained or refused; one
@@ -118,11 +121,12 @@ def _plan_cell(planner: _Planner, budget: int, arch: str) -> list[PlannedRun]:
     may_drop = named is None and not published
     runs: list[PlannedRun] = []
     for size in sizes:
-        first = _first_seed(planner, budget, arch, size)
+        first = _first_seed(planner, target, arch, size)
         if first.spec.steps >= recipe.min_steps:
             _check_epochs(study, first, planner.data)
             runs.append(first)
-            runs.extend(with_seed(first, seed) for seed in study.seeds[1:])
+            seeds = study.seeds_at(budget, arch, size)
+            runs.extend(with_seed(first, seed) for seed in seeds[1:])
         elif may_drop and size != min(sizes):
             planner.left_out.append(
                 f"{arch} size {size} at {format_flops(budget)}: {first.spec.steps} steps, "
@@ -130,6 +134,7 @@ def _plan_cell(planner: _Planner, budget: int, arch: str) -> list[PlannedRun]:
             )
         else:
             raise _too_few_steps(first, recipe)
+    check_more_seeds_at(study, budget, arch, list(dict.fromkeys(run.size for run in runs)))
     return runs
 
 
@@ -141,13 +146,15 @@ def _open_sizes(planner: _Planner, budget: int, arch: str) -> tuple[int, ...]:
     return Grid(study, planner.models, budget, arch).sizes(study.num_sizes)
 
 
-def _first_seed(planner: _Planner, budget: int, arch: str, size: int) -> PlannedRun:
-    """The run of a cell at the first seed, with as many whole steps as the budget pays for."""
+def _first_seed(planner: _Planner, target: int | float, arch: str, size: int) -> PlannedRun:
+    """The run of a cell at the first seed, with as many whole steps as its target allows."""
     study, data = planner.study, planner.data
-    batch_size, seq_len = planner.recipe.batch_and_seq_len(budget)
+    # Without a budget, the batch of small ones.
+    batch_size, seq_len = planner.recipe.batch_and_seq_len(0 if study.epochs else int(target))
     batch_size, seq_len = study.batch_size or batch_size, study.seq_len or seq_len
     model = planner.models.model(arch, size, seq_len)
     step_flops = planner.models.flops_per_token(model) * batch_size * seq_len
+    steps = _num_steps(planner, target, step_flops, batch_size * seq_len)
     spec = RunSpec(
         family=model.family,
         config=dataclasses.asdict(model.config),
@@ -157,7 +164,7 @@ def _first_seed(planner: _Planner, budget: int, arch: str, size: int) -> Planned
         vocab_size=data.vocab_size,
         seq_len=seq_len,
         batch_size=batch_size,
-        steps=budget // step_flops,
+        steps=steps,
         data_id=data.data_id,
         tokenizer_hash=data.tokenizer_hash,
         seed=study.seeds[0],
@@ -169,12 +176,35 @@ def _first_seed(planner: _Planner, budget: int, arch: str, size: int) -> Planned
         spec,
         arch=arch,
         size=size,
-        budget_flops=budget,
+        budget_flops=steps * step_flops if study.epochs else int(target),
         convention=study.convention,
         num_train_tokens=data.num_train_tokens,
         match_residual=model.match_residual,
         ledger=model.ledger,
     )
+
+
+def _num_steps(
+    planner: _Planner, target: int | float, step_flops: int, tokens_per_step: int
+) -> int:
+    if not planner.study.epochs:
+        return int(target) // step_flops
+    num_tokens = planner.data.num_train_tokens
+    if num_tokens is None:
+        raise UserError(
+            "epochs",
+            list(planner.study.epochs),
+            f"left out: how much text {planner.data.source} has is not known before it is prepared",
+            "prepare it, or give budgets",
+        )
+    return steps_of_epochs(target, num_tokens, tokens_per_step)
+
+
+def _check_epochs_differ(study: Study, runs: list[PlannedRun]) -> None:
+    places = {(run.budget_flops, run.arch, run.size, run.spec.seed) for run in runs}
+    if study.epochs and len(places) < len(runs):
+        allowed = "further apart: two of them have equally many steps"
+        raise UserError("epochs", list(study.epochs), allowed, "remove one of them")
 
 
 def _check_epochs(study: Study, run: PlannedRun, data: DataIdentity) -> None:
@@ -198,6 +228,6 @@ def _too_few_steps(run: PlannedRun, recipe: Recipe) -> UserError:
         run.spec.steps,
         f"{recipe.min_steps} or more under recipe {recipe.name} "
         f"({run.arch} size {run.size} at budget {format_flops(run.budget_flops)}, {batch})",
-        "raise the budget, lower batch_size, or take smaller sizes"
+        "raise the budget (or epochs), lower batch_size, or take smaller sizes"
         + ("" if recipe.base_name == "micro-v1" else " or recipe micro-v1"),
     )

@@ -105,6 +105,9 @@ def estimate_power(
     Raises:
         UserError: noise is not a number above 0 and below 1, or the reference is not in the plan.
     """
+    if plan.study.epochs:
+        do = "leave --power out: the intervals are those of optima over sizes at one budget"
+        raise UserError("epochs", list(plan.study.epochs), "budgets", do)
     if not 0 < noise < 1:
         raise UserError("--noise", noise, "a number above 0 and below 1", "take 0.005 or so")
     design = design_of(plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from isoflop.accounting import Ledger, get_convention, model_ledger
@@ -112,6 +113,12 @@ def run_ledger(spec: RunSpec) -> Ledger:
         vocab_size=spec.vocab_size,
         seq_len=spec.seq_len,
     )
+
+
+def steps_of_epochs(epochs: float, num_train_tokens: int, tokens_per_step: int) -> int:
+    """Whole steps in so many passes over the training data."""
+    # As typed: 0.1 is a tenth, not the float next to it.
+    return int(Fraction(repr(epochs)) * num_train_tokens) // tokens_per_step
 
 
 def with_seed(run: PlannedRun, seed: int) -> PlannedRun:

@@ -122,8 +122,12 @@ def plan_schema() -> dict[str, Any]:
     # Placement alone is frozen only as far as the study gives it.
     schema["$defs"]["PlacementSection"]["required"] = ["cluster"]
     # Later fields are left out of plans that do without them.
-    for name in ("Spec", "Study"):
-        schema["$defs"][name]["required"].remove("document_mask")
+    for name, left_out in (
+        ("Spec", ("document_mask",)),
+        ("Study", ("document_mask", "epochs", "learning_rates", "more_seeds")),
+    ):
+        for field in left_out:
+            schema["$defs"][name]["required"].remove(field)
     schema["title"] = f"isoflop plan, version {PLAN_SCHEMA_VERSION}"
     return {"$schema": DIALECT, **schema}
 

@@ -77,6 +77,18 @@ def _component_lines(flops_per_token: dict[str, int]) -> list[str]:
     ]
 
 
+def rate_lines(plan: Plan) -> list[str]:
+    """One line with the peak learning rates of a study that sets its own; else none."""
+    study = plan.study
+    rates = {arch: rate for arch, rate in study.learning_rates.items() if arch in study.archs}
+    if not rates:
+        return []
+    own = get_recipe(study.recipe).peak_lr
+    rest = f", else {own:g}" if len(rates) < len(study.archs) else ""
+    given = ", ".join(f"{arch} {rate:g}" for arch, rate in rates.items())
+    return [f"peak learning rates: {given}{rest} ({study.recipe} has {own:g})"]
+
+
 def estimate_lines(estimate: RunEstimate) -> list[str]:
     """What one run is estimated to take."""
     from isoflop.plan.estimate.memory import format_bytes
@@ -193,7 +205,7 @@ def _study_value(name: str, value: Any) -> str:
     """An entry of the study as a person would type it, budgets as 1e17."""
     if name == "budgets":
         value = [format_flops(budget, digits=17) for budget in value]
-    if name == "sizes" and isinstance(value, dict):
+    if name in ("sizes", "more_seeds") and isinstance(value, dict):
         return "; ".join(
             f"{format_flops(int(budget), digits=17)}: {_study_value('', by_arch)}"
             for budget, by_arch in value.items()

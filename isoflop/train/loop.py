@@ -78,7 +78,7 @@ def train_run(
     keep_weights: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> RunOutcome:
-    """Trains ``spec`` to its last step and evaluates it on the whole held-out set.
+    """Trains ``spec`` to its last step and evaluates it on the held-out set.
 
     With ``checkpoints`` it begins at the newest complete one. On the CPU in float32, losses and
     weights are bit-identical for the same spec, data and placement, however often and wherever the

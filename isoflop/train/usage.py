@@ -1,4 +1,4 @@
-"""Which experts a model uses, by layer and channel: in a step, or on the whole held-out set.
+"""Which experts a model uses, by layer and channel: in a step, or on the held-out set.
 
 Choices are counted over all sequences together, and figures are taken of the sums. The mean of
 figures of single sequences would be another quantity and a wrong one: a sequence has too few tokens

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -16,7 +17,14 @@ from isoflop.data.permutation import permute
 from isoflop.data.prepare import prepare
 from isoflop.data.storage import read_manifest, write_manifest
 from isoflop.data.verify import STAMP
-from isoflop.data.windows import DATA_SCHEMA, TokenData, open_data, shift_right
+from isoflop.data.windows import (
+    DATA_SCHEMA,
+    PAD_ID,
+    HeldoutWindows,
+    TokenData,
+    open_data,
+    shift_right,
+)
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +384,67 @@ def test_verifying_hashes_everything_whatever_was_remembered(
     assert hashed == ["train-00000.bin", "heldout-00000.bin"]
     assert told == [("train-00000.bin", 2_888_124), ("heldout-00000.bin", 3_187_428)]
     assert [check.problem for check in checks] == [None, None]
+
+
+def per_document(windows: HeldoutWindows) -> np.ndarray:
+    """Tokens of each document that are in the windows."""
+    lengths_W = (windows.tokens != PAD_ID).sum(axis=1)
+    return np.bincount(windows.document_index, weights=lengths_W)
+
+
+@pytest.mark.parametrize("most_tokens", [50_000, 12_345, 1_000])
+def test_thinning_keeps_every_kth_window_and_counts_what_it_keeps(
+    data: TokenData, most_tokens: int
+) -> None:
+    whole = data.heldout(128)
+    kept = whole.thinned(most_tokens)
+    every = math.ceil(whole.num_tokens / most_tokens)
+    assert every > 1
+    assert np.array_equal(kept.tokens, whole.tokens[::every])
+    assert np.array_equal(kept.document_index, whole.document_index[::every])
+    assert np.array_equal(kept.read(1, 3), whole.tokens[[every, 2 * every]])
+    assert kept.num_windows == len(kept.tokens)
+    assert kept.num_tokens == int((kept.tokens != PAD_ID).sum())
+    assert kept.num_documents == len(np.unique(kept.document_index))
+    # What is left out is padding at most: a bound of tokens, to a window of each document.
+    assert abs(kept.num_tokens - whole.num_tokens / every) <= 128 * whole.num_documents
+
+
+def test_thinning_counts_of_each_document_as_large_a_share_of_bytes_as_of_tokens(
+    small: TokenData,
+) -> None:
+    whole = small.heldout(16)
+    kept = whole.thinned(whole.num_tokens // 2)
+    share_M = per_document(kept) / per_document(whole)[: kept.document_index[-1] + 1]
+    # A byte tokenizer has one end-of-text token more than bytes in each document.
+    bytes_M = (per_document(whole) - 1)[: len(share_M)]
+    assert kept.num_bytes == round(float((bytes_M * share_M).sum()))
+    assert 0 < kept.num_bytes < whole.num_bytes
+
+
+def test_thinning_covers_every_document_that_is_longer_than_the_distance(data: TokenData) -> None:
+    whole = data.heldout(128)
+    every = 20
+    kept = whole.thinned(math.ceil(whole.num_tokens / every))
+    windows_M = np.bincount(whole.document_index)
+    there_M = np.bincount(kept.document_index, minlength=len(windows_M))
+    assert (there_M >= windows_M // every).all()
+    assert (there_M <= windows_M // every + 1).all()
+
+
+def test_what_is_few_enough_is_not_thinned_and_thinning_leaves_the_whole(data: TokenData) -> None:
+    whole = data.heldout(128)
+    before = (whole.num_tokens, whole.num_bytes, whole.num_documents, whole.num_windows)
+    assert whole.thinned(whole.num_tokens) is whole
+    assert whole.thinned(10**9) is whole
+    assert whole.thinned(whole.num_tokens - 1) is not whole
+    assert (whole.num_tokens, whole.num_bytes, whole.num_documents, whole.num_windows) == before
+
+
+def test_without_any_windows_of_some_documents_only_the_others_count(small: TokenData) -> None:
+    whole = small.heldout(4096)
+    # One window a document: every second document is left.
+    assert whole.num_windows == whole.num_documents > 2
+    kept = whole.thinned(math.ceil(whole.num_tokens / 2))
+    assert kept.num_documents == math.ceil(whole.num_documents / 2)
+    assert kept.num_bytes == kept.num_tokens - kept.num_documents

@@ -14,6 +14,7 @@ from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.report.source import Source
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count, format_flops
+from isoflop.recipe import get_recipe
 
 UNKNOWN = "not recorded"
 
@@ -66,7 +67,8 @@ def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entr
         ("Tokens", _span(tokens)),
         ("Match between families", str(study.get("match", UNKNOWN))),
         ("Recipe (optimizer, learning rate, schedule)", str(study.get("recipe", UNKNOWN))),
-        ("Learning rate tuned per family and size", UNKNOWN),
+        ("Peak learning rates", _rates(study)),
+        ("Learning rate tuned per family and size", _tuned(study)),
         ("Batch size (sequences)", str(study.get("batch_size") or _by_recipe(study))),
         ("Sequence length (tokens)", str(study.get("seq_len") or _by_recipe(study))),
         ("Training data", str(study.get("source", UNKNOWN))),
@@ -75,6 +77,30 @@ def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entr
         ("Seeds", ", ".join(map(str, seeds)) or UNKNOWN),
         ("Training time", "wall_s of each run" if "wall_s" in source.columns else UNKNOWN),
     ]
+
+
+def _rates(study: Mapping[str, Any]) -> str:
+    """Those that the study sets; a recipe has one for all families."""
+    rates = study.get("learning_rates") or {}
+    given = ", ".join(f"{arch} {rate:g}" for arch, rate in rates.items())
+    return given or ("the recipe's for all" if study else UNKNOWN)
+
+
+def _tuned(study: Mapping[str, Any]) -> str:
+    if not study:
+        return UNKNOWN
+    if study.get("learning_rates"):
+        return "set per family, the same at every size; how they were chosen is not recorded"
+    return "no: the recipe's at every family and size"
+
+
+def _evaluated_on(study: Mapping[str, Any] | None) -> str:
+    if not study:
+        return UNKNOWN
+    most = get_recipe(study["recipe"]).most_heldout_tokens
+    if most is None:
+        return "the whole held-out set, after training"
+    return f"evenly spread windows of the held-out set (at most {most:,} tokens), after training"
 
 
 def _by_recipe(study: Mapping[str, Any]) -> str:
@@ -93,7 +119,7 @@ def _collection(fits: Fits, source: Source) -> list[Entry]:
         ("Dropped runs", excluded_note(fits)),
         ("Checkpoints", "final only, one point per run" if study else UNKNOWN),
         ("Smoothing or interpolation of losses", "none" if study else UNKNOWN),
-        ("Loss measured on", "the whole held-out set, after training" if study else UNKNOWN),
+        ("Loss measured on", _evaluated_on(study)),
         (
             "Standard error of a loss",
             "loss_se of each run" if "loss_se" in source.columns else UNKNOWN,

@@ -8,12 +8,16 @@ from isoflop.accounting import Component
 from isoflop.errors import UserError
 from isoflop.families._checks import check_positive
 from isoflop.families._counts import parameter_counts
-from isoflop.families._dense import glu_flops_per_token, glu_num_params
+from isoflop.families._dense import (
+    TINYSTORIES_HIDDEN_WIDTH,
+    glu_flops_per_token,
+    glu_num_params,
+)
 from isoflop.recipe import Recipe
 
 free_dimension = ("hidden_width",)
 
-_NUM_EXPERTS = {"paper-v1": 16, "micro-v1": 8, "micro-v2": 8}
+_NUM_EXPERTS = {"paper-v1": 16, "micro-v1": 8, "micro-v2": 8, "tinystories-v1": 8}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +71,10 @@ num_params, num_active_params = parameter_counts(ledger)
 
 
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Rung ``size``: F = D, two active experts."""
+    """Rung ``size``: F = D (of TinyStories F = 4 · D), two active experts."""
+    is_tinystories = recipe.base_name == "tinystories-v1"
     return Config(
         num_experts=_NUM_EXPERTS[recipe.base_name],
         num_active=2,
-        hidden_width=recipe.shape(size).d_model,
+        hidden_width=TINYSTORIES_HIDDEN_WIDTH if is_tinystories else recipe.shape(size).d_model,
     )

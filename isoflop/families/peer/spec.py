@@ -46,11 +46,11 @@ num_params, num_active_params = parameter_counts(ledger)
 
 
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Rung ``size``: twice the sub-keys of sgatlin's rung, in one shared table."""
+    """Rung ``size``: one shared table; of the paper's and micro ladders, twice the sub-keys."""
     rung = routed_rung(recipe, size)
     return Config(
         num_channels=rung.num_channels,
         num_neighbours=rung.num_neighbours,
-        num_experts=(2 * rung.num_subkeys) ** 2,
+        num_experts=rung.num_shared_subkeys**2,
         router_width=rung.router_width,
     )

@@ -189,7 +189,7 @@ class _Estimator:
 
 
 def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, float]:
-    hours = dict.fromkeys(plan.study.budgets, 0.0)
+    hours = dict.fromkeys((run.budget_flops for run in plan.runs), 0.0)
     counted: set[str] = set()
     for run in plan.runs:
         if run.run_id not in counted:
