@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test test-slow lint bench clean system
+.PHONY: study test test-slow lint bench clean system notebooks
 
 study: $(VENV)/.installed
 	$(BIN)/isoflop quickstart
@@ -25,6 +25,11 @@ lint: $(VENV)/.installed-dev
 system:
 	slurm/dev_cluster/install.sh || [ $$? -eq 3 ]
 	slurm/dev_cluster/apt.sh chromium chromedriver -- chromium chromium-driver || [ $$? -eq 3 ]
+
+# Executes every notebook in place, to commit what it shows.
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/isoflop data prepare synthetic:tiny:0
+	cd notebooks && OMP_NUM_THREADS=1 ../$(BIN)/jupyter execute --inplace *.ipynb
 
 # Ratios against a named baseline, printed; never part of the tests.
 bench: $(VENV)/.installed-dev

@@ -11,6 +11,7 @@ import torch
 
 from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.synthetic import TINY_FACTS, TINY_NOUNS
 from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import TokenData, open_data
 from isoflop.interpret.load import Subject, made_subject
@@ -20,22 +21,11 @@ from isoflop.train.hooks import Hooks
 from isoflop.train.loop import train_run
 from isoflop.train.options import Placement
 
-ADJECTIVES = ("awum", "bexi", "coly", "dusk", "erif", "fant", "gomp", "hask")
-_FIRST, _SECOND, _VOWELS = "bdgk", "lnrs", "aeiou"
-NOUNS = tuple(
-    a + _VOWELS[(2 * i + j) % 5] + b + _VOWELS[(i + 3 * j + 1) % 5]
-    for i, a in enumerate(_FIRST)
-    for j, b in enumerate(_SECOND)
-)
-"""Of four letters each: with bytes for tokens, every pair of facts has one layout."""
-FACTS = tuple(
-    (noun, ADJECTIVES[(2 * (number // 4) + number % 4) % 8]) for number, noun in enumerate(NOUNS)
-)
-"""No letter of a noun tells its adjective: a model has to know the noun as a whole."""
+FACTS = TINY_FACTS
 
 NUM_DOCUMENTS = 1000
 SENTENCES = 12
-_CONSONANTS = "bdfgklmnprst"
+_CONSONANTS, _VOWELS = "bdfgklmnprst", "aeiou"
 
 
 def made_text(number: int) -> str:
@@ -60,7 +50,7 @@ def _words() -> list[str]:
     words = [
         "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(n)) for n in sizes
     ]
-    return [word for word in words if word not in NOUNS]
+    return [word for word in words if word not in TINY_NOUNS]
 
 
 def write_texts(path: Path) -> None:

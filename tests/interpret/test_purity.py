@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from interpret.made_facts import ADJECTIVES, NOUNS
 from interpret.made_subjects import untrained_subject
 from interpret.test_gate_matrix import made_tokens
+from isoflop.data.synthetic import TINY_ADJECTIVES, TINY_NOUNS
 from isoflop.errors import UserError
 from isoflop.interpret.geometry.analyse import Options, analyse
 from isoflop.interpret.geometry.clusters import (
@@ -245,7 +245,7 @@ def test_what_an_untrained_model_shows_too_was_not_learned() -> None:
 
 
 PLANTED = {"the": "frame", "was": "frame"}
-PLANTED |= dict.fromkeys(NOUNS, "noun") | dict.fromkeys(ADJECTIVES, "adjective")
+PLANTED |= dict.fromkeys(TINY_NOUNS, "noun") | dict.fromkeys(TINY_ADJECTIVES, "adjective")
 SMALL = Options(
     max_tokens=1500,
     num_queries=2,

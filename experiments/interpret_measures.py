@@ -1,0 +1,264 @@
+"""What interpret_claims.py measures in one model or run, with the functions of isoflop.interpret.
+
+Rows are (layer, quantity, value, ci_lo, ci_hi, n, note). Letters: T tokens, P patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from interpret_rules import SeedEffect
+
+from isoflop.data.tokenizers import PAD_ID
+from isoflop.data.windows import HeldoutWindows, shift_right
+from isoflop.families import get_spec
+from isoflop.files import read_json
+from isoflop.interpret.attribution import Trace, trace
+from isoflop.interpret.effects import INTERVENTION, effects
+from isoflop.interpret.facts import PLANTED_FILE, planted
+from isoflop.interpret.gates import Patch, gated_modules, patched_gates
+from isoflop.interpret.geometry.cka import cka_rows
+from isoflop.interpret.geometry.clusters import Settings, purity_rows, verdict_rows
+from isoflop.interpret.geometry.patterns import TokenRows
+from isoflop.interpret.geometry.purity import as_labels
+from isoflop.interpret.geometry.spaces import Seen, input_embedding, see
+from isoflop.interpret.geometry.word_class import planted_classes, word_classes
+from isoflop.interpret.intervene import interventions, make_pairs, make_prompts
+from isoflop.interpret.linear import linearity
+from isoflop.interpret.load import Subject, untrained
+from isoflop.interpret.usage import over_training
+
+SEED = 0
+LINEAR_TOKENS = 2048
+CLUSTER_TOKENS = 3000
+NUM_SHUFFLES = 20
+CLUSTER_LABEL = "word_class"
+CLUSTER_CONTROLS = {
+    "any": ("token", "shuffled", "untrained"),
+    "same_token": ("chance", "shuffled", "untrained"),
+}
+"""What C7 asks gates to be purer than, by pool of neighbours."""
+
+Row = dict[str, Any]
+
+
+def row(quantity: str, value: float | None, **rest: Any) -> Row:
+    """A row of what was measured."""
+    empty = dict.fromkeys(("layer", "ci_lo", "ci_hi", "n", "note"))
+    return {**empty, "quantity": quantity, "value": value, **rest}
+
+
+def active_shares(family: str, config: Any, d_model: int) -> tuple[float, float]:
+    """Active share of a layer's parameters: all of them with the router, and the experts alone."""
+    spec = get_spec(family)
+    parts = {part.name: part for part in spec.ledger(config, d_model, 1)}
+    experts = parts["experts"]
+    whole = spec.num_active_params(config, d_model) / spec.num_params(config, d_model)
+    return whole, experts.num_active_params / experts.num_params
+
+
+def linearity_rows(subject: Subject) -> list[Row]:
+    """C6: errors of each layer on held-out text."""
+    inputs_BT = _inputs(_thinned(subject, LINEAR_TOKENS))
+    traced = trace(subject.model, inputs_BT)
+    checks = linearity(subject.model, traced.x, traced.y, traced.idx, traced.score)
+    rows = []
+    for check in checks:
+        place = {"layer": check.layer, "n": check.num_tokens}
+        rows += [
+            row("matrix error", check.matrix_error, **place),
+            row("sum error", check.sum_error, **place),
+            row("superposition error", superposition_error(subject, traced, check.layer), **place),
+        ]
+    return rows
+
+
+@torch.no_grad()
+def superposition_error(subject: Subject, traced: Trace, layer: int) -> float:
+    """How far y(2 a - b) is from 2 y(a) - y(b) under the same gates, as linearity measures it.
+
+    a are the layer's inputs, b those of the tokens before; the layer itself computes all three.
+    """
+    module, a_TD = gated_modules(subject.model)[layer], traced.x[layer]
+    b_TD = a_TD.roll(1, dims=0)
+    held = Patch(
+        positions=range(len(a_TD)), idx_PCK=traced.idx[layer], score_PCK=traced.score[layer]
+    )
+    with patched_gates(subject.model, {layer: held}):
+        mixed_TD, of_a_TD, of_b_TD = (module(x_TD) for x_TD in (2 * a_TD - b_TD, a_TD, b_TD))
+    distance_T = torch.linalg.vector_norm(mixed_TD - (2 * of_a_TD - of_b_TD), dim=1)
+    scale = torch.linalg.vector_norm(mixed_TD, dim=1).square().mean().sqrt()
+    return float(distance_T.max() / scale)
+
+
+def cluster_rows(subject: Subject) -> list[Row]:
+    """C7: purities of gates and controls with intervals, verdicts, and CKA to the embeddings."""
+    subject = replace(subject, heldout=_thinned(subject, CLUSTER_TOKENS))
+    tokens = _token_rows(subject)
+    seen, blank = see(subject, tokens), see(untrained(subject), tokens)
+    classes = word_classes(tokens, lambda token: _text(subject, token), _planted_words(subject))
+    labels = {CLUSTER_LABEL: as_labels(classes), "next_token": tokens.target_P}
+    settings = Settings(seed=SEED)
+    purities = purity_rows(seen, blank, labels, input_embedding(subject), settings)
+    verdicts = [
+        row(f"{found['label']} verdict", None, layer=found["layer"], note=found["verdict"])
+        for found in verdict_rows(purities)
+    ]
+    return [*_purity_rows(purities), *verdicts, *_cka_rows(subject, seen, blank)]
+
+
+def shows_clusters(rows: Sequence[Row]) -> bool:
+    """Whether some layer's gates are purer in word class than every control that C7 names."""
+    low = {(found["layer"], found["quantity"]): found["ci_lo"] for found in rows}
+    layers = {found["layer"] for found in rows if found["layer"] is not None}
+    wanted = [
+        _above_name(CLUSTER_LABEL, pool, space)
+        for pool, spaces in CLUSTER_CONTROLS.items()
+        for space in spaces
+    ]
+    return any(
+        all((bound := low[layer, name]) is not None and bound > 0 for name in wanted)
+        for layer in layers
+    )
+
+
+def is_layer_verdict(found: Row) -> bool:
+    """Whether a row is the library's verdict on the word class of one layer."""
+    return found["quantity"] == f"{CLUSTER_LABEL} verdict" and found["layer"] is not None
+
+
+def _above_name(label: str, pool: str, space: str) -> str:
+    return f"{label}, {pool}: gates above {space}"
+
+
+def _purity_rows(purities: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    for found in purities:
+        place = {"layer": found["layer"], "n": found["num_tokens"]}
+        label, pool, space = found["label"], found["pool"], found["space"]
+        ends = {"ci_lo": found["ci_lo"], "ci_hi": found["ci_hi"]}
+        yield row(f"{label}, {pool}: {space}", found["purity"], **place, **ends)
+        if space != "gates":
+            ends = {"ci_lo": found["gates_above_lo"], "ci_hi": found["gates_above_hi"]}
+            name = _above_name(label, pool, space)
+            yield row(name, found["gates_above"], **place, **ends)
+
+
+def _cka_rows(subject: Subject, seen: Seen, blank: Seen) -> Iterator[Row]:
+    """Of whole layers; ``note`` is the 95th percentile of shuffled rows."""
+    models = {"trained": (subject, seen), "untrained": (untrained(subject), blank)}
+    for model, (of, shown) in models.items():
+        found = cka_rows(
+            shown.patterns, input_embedding(of), model=model, num_shuffles=NUM_SHUFFLES, seed=SEED
+        )
+        for each in found:
+            if each["channel"] is None:
+                place = {"layer": each["layer"], "n": each["num_tokens"]}
+                yield row(f"cka, {model}", each["cka"], **place)
+                yield row(f"cka, {model}: shuffled mean", each["shuffled_mean"], **place)
+                yield row(f"cka, {model}: shuffled 95th", each["shuffled_hi"], **place)
+
+
+def fact_effects(subject: Subject) -> list[dict[str, Any]]:
+    """Rows of isoflop.interpret.effects.EFFECTS for each single layer and control."""
+    assert subject.data is not None
+    pairs = make_pairs(make_prompts(planted(subject.data), subject.tokenizer), seed=SEED)
+    layers = {str(layer): [layer] for layer in range(subject.spec.n_layers)}
+    return effects(interventions(subject, pairs, layers=layers, seed=SEED), seed=SEED)
+
+
+def effect_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """C8: effects of each layer and control with their intervals over nouns."""
+    for each in found:
+        place = {"layer": int(each["layers"]), "n": each["n_pairs"]}
+        for name in ("nie", "gap", "effect", "flip", "answers_cf"):
+            if each[name] is not None:
+                ends = {"ci_lo": each[f"{name}_lo"], "ci_hi": each[f"{name}_hi"]}
+                yield row(f"{name}: {each['control']}", each[name], **place, **ends)
+    yield row("accuracy", found[0]["accuracy_clean"], n=found[0]["n_pairs"])
+
+
+def seed_effect(found: Sequence[Mapping[str, Any]]) -> SeedEffect:
+    """What a model shows in the layer whose gates at the noun have the highest effect."""
+    own = [each for each in found if each["control"] == INTERVENTION]
+    best = max(own, key=lambda each: each["nie"])
+    controls = [
+        each
+        for each in found
+        if each["layers"] == best["layers"] and each["control"] != INTERVENTION
+    ]
+    return SeedEffect(
+        accuracy=best["accuracy_clean"],
+        best_layer=int(best["layers"]),
+        nie=best["nie"],
+        gaps={each["control"]: each["gap"] for each in controls},
+        gap_lows={each["control"]: each["gap_lo"] for each in controls},
+    )
+
+
+def usage_rows(logged: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    """C10: of each layer, all channels together: the end, and the first, middle and last step."""
+    whole = {each["layer"] for each in logged if each["channel"] is None}
+    ever = over_training(logged, "ever_used")
+    for layer, points in ever.items():
+        heldout = [
+            each
+            for each in logged
+            if each["split"] == "heldout"
+            and each["layer"] == layer
+            and (each["channel"] is None or layer not in whole)
+        ][-1]
+        num = heldout["num_experts"]
+        at_least = max(points[-1][1], heldout["fraction_used"])
+        yield row("ever used, at least", at_least, layer=layer, n=num)
+        for name in ("fraction_used", "entropy", "cv"):
+            yield row(f"{name}, held-out", heldout[name], layer=layer, n=num)
+        for name in ("ever_used", "entropy", "cv"):
+            course = over_training(logged, name)[layer]
+            for place, (step, value) in zip(
+                ("first", "middle", "last"),
+                (course[0], course[len(course) // 2], course[-1]),
+                strict=True,
+            ):
+                yield row(f"{name}, {place}", value, layer=layer, n=num, note=f"step {step}")
+
+
+def _thinned(subject: Subject, most_tokens: int) -> HeldoutWindows:
+    assert subject.heldout is not None
+    return subject.heldout.thinned(most_tokens)
+
+
+def _inputs(heldout: HeldoutWindows) -> torch.Tensor:
+    """Whole windows [B, T]: a padded one has tokens that no text has."""
+    whole = heldout.tokens[(heldout.tokens != PAD_ID).all(axis=1)]
+    return torch.from_numpy(shift_right(whole, heldout.begin_id).astype(np.int64))
+
+
+def _token_rows(subject: Subject) -> TokenRows:
+    """The held-out tokens but the first of each window, whose input is no text."""
+    assert subject.heldout is not None
+    target_WT = subject.heldout.tokens
+    input_WT = shift_right(target_WT, subject.heldout.begin_id)
+    is_text_WT = target_WT != PAD_ID
+    is_text_WT[:, 0] = False
+    window_P, position_P = np.nonzero(is_text_WT)
+    return TokenRows(
+        document_P=subject.heldout.document_index[window_P],
+        window_P=window_P,
+        position_P=position_P,
+        input_P=input_WT[is_text_WT].astype(np.int64),
+        target_P=target_WT[is_text_WT].astype(np.int64),
+    )
+
+
+def _text(subject: Subject, token: int) -> str:
+    return subject.tokenizer.decode(np.array([token], dtype=np.int64))
+
+
+def _planted_words(subject: Subject) -> dict[str, str] | None:
+    assert subject.data is not None
+    path = subject.data.folder / PLANTED_FILE
+    return planted_classes(read_json(path, "planted facts")) if path.exists() else None
