@@ -178,6 +178,7 @@ def test_two_topk_select_the_same_scores():
     assert torch.equal(experts.int(), expected_experts)
 
 
+@pytest.mark.slow
 def test_eager_holds_every_gathered_row_and_the_bag_none():
     shape = Shape(name="", T=512, D=64, C=8, K=8, N=12)
     rows = shape.num_choices * shape.D * 4
