@@ -92,7 +92,7 @@ def _scale(grid: Sequence[Axes], fits: Fits, arrows: Sequence[Comparison]) -> No
     low, high = plot_scale.padded(min(losses), max(losses), 0.1)
     for axes in grid:
         axes.set(xscale="log", yscale="log", ylim=(low, high))
-        axes.set_xlim(*plot_scale.padded(min(budgets + reached), max(budgets + reached), 0.25))
+        axes.set_xlim(*plot_scale.padded(min(budgets + reached), max(budgets + reached), 0.32))
         plot_style.set_budget_ticks(axes, fits.budgets)
     plot_style.set_log_ticks(grid[0].yaxis, low, high, 6, "{:.4g}".format)
 

@@ -10,15 +10,16 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Return at most ``most`` round numbers in [low, high] for a logarithmic axis.
 
     Tries ever coarser steps within a decade, then whole decades; a range that holds fewer than
-    two of those gets evenly spaced round numbers.
+    two of those, or three within a decade, gets evenly spaced round numbers.
     """
+    fewest = 3 if high < 10 * low and most > 2 else 2
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     decades = range(first, last + 1)
     for factors in ((1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
         ticks = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
-        if 2 <= len(ticks) <= most:
+        if fewest <= len(ticks) <= most:
             return ticks
-        if len(ticks) < 2:
+        if len(ticks) < fewest:
             return _linear_ticks(low, high, most)
     stride = math.ceil(len(ticks) / most)
     return ticks[::stride]
