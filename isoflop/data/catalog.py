@@ -186,7 +186,7 @@ SOURCES: Mapping[str, str] = MappingProxyType(
 SOURCE_PATTERNS: Mapping[str, str] = MappingProxyType(
     {
         "synthetic:SEED": "made-up text with planted facts, any size; no internet needed",
-    "synthetic:tiny:SEED": "16 planted facts and 60 words: learned by two layers in seconds",
+        "synthetic:tiny:SEED": "16 planted facts and 60 words: learned by two layers in seconds",
         "files:GLOB": "local text (a file is a document), jsonl or parquet (a row is one)",
         "hf:NAME": "any Hugging Face data set, or a local folder in that form",
     }
