@@ -31,7 +31,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 QUICKSTART = RESULTS / "quickstart"
 FITTED = sorted(path.parent.name for path in RESULTS.glob("*/optima.parquet"))
 # The reference study and those of one size, whose reports take seconds; the rest is slow.
-FAST = {"cpu_reference", "cpu_ablations", "cpu_experts"}
+FAST = {"cpu_reference", "cpu_ablations", "cpu_experts", "learning_rates"}
 TABLES: list[tuple[str, Schema]] = [
     ("runs", RUNS),
     ("optima", OPTIMA),
@@ -69,7 +69,8 @@ def test_committed_tables_and_figures_follow_from_the_committed_runs(
     folder.mkdir()
     for file in ("plan.json", "estimates.json", "runs.parquet"):
         shutil.copy(committed / file, folder)
-    assert command.isoflop("report", folder).returncode == 0
+    for verb in ("fit", "report"):
+        assert command.isoflop(verb, folder).returncode == 0
     for table, schema in TABLES:
         if (committed / f"{table}.parquet").exists():
             _check_table(folder / f"{table}.parquet", committed / f"{table}.parquet", schema)
