@@ -92,7 +92,8 @@ def test_tinystories_from_a_staged_copy(tmp_path: Path) -> None:
     assert identify("tinystories", "byte", data_dir=tmp_path / "d") == open_data(folder).identity
     # What is prepared is what a run reads; another tokenizer still has its provisional id.
     assert prepare("tinystories", "byte", tmp_path / "d") == folder
-    assert identify("tinystories", "gpt2", data_dir=tmp_path / "d").num_train_tokens is None
+    provisional = identify("tinystories", "gpt2", data_dir=tmp_path / "d")
+    assert provisional.data_id != open_data(folder).identity.data_id
     # A copy elsewhere is the same data, byte for byte.
     moved = f"{stories_folder(tmp_path / 'moved' / 'there')}/**/*.parquet"
     again = prepare("tinystories", "byte", tmp_path / "e", options=PrepareOptions(from_glob=moved))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 # The longest: five steps of training, and the second version of gathered_linear.
-SLOW = ("five_steps", "gathered_linear_groups")
+SLOW = ("five_steps", "gathered_linear_groups", "gathered_linear_numerics")
 
 
 @pytest.mark.parametrize(

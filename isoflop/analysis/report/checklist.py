@@ -95,9 +95,10 @@ def _tuned(study: Mapping[str, Any]) -> str:
 
 
 def _evaluated_on(study: Mapping[str, Any] | None) -> str:
-    if not study:
+    recipe = None if study is None else study.get("recipe")
+    if recipe is None:
         return UNKNOWN
-    most = get_recipe(study["recipe"]).most_heldout_tokens
+    most = get_recipe(recipe).most_heldout_tokens
     if most is None:
         return "the whole held-out set, after training"
     return f"evenly spread windows of the held-out set (at most {most:,} tokens), after training"
