@@ -18,7 +18,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from isoflop.files import write_text_atomic
-from isoflop.plan.artefact import read_plan
 from isoflop.tables import HYPOTHESES, read_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -134,15 +133,7 @@ def findings(claim: Claim, results: Path) -> list[Finding]:
 
 
 def _from_fits(study: str, results: Path) -> Iterator[tuple[str, Finding]]:
-    judged = results / study / "hypotheses.parquet"
-    if not judged.exists():
-        for rule in read_plan(results / study).study.hypotheses:
-            yield (
-                rule.id,
-                Finding(study=study, rule=rule.decide, measured="not run", verdict="undecided"),
-            )
-        return
-    for row in read_table(judged, HYPOTHESES):
+    for row in read_table(results / study / "hypotheses.parquet", HYPOTHESES):
         yield (
             row["id"],
             Finding(

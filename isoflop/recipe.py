@@ -152,8 +152,7 @@ _MICRO_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96)
 
 
 def _micro_shape(size: int) -> Shape:
-    d_model = _MICRO_WIDTHS[size - 1]
-    return Shape(d_model=d_model, n_layers=2, n_heads=max(1, d_model // 16))
+    return _narrow_shape(_MICRO_WIDTHS[size - 1])
 
 
 # About a fifth wider from rung to rung, so that seven of them lie around one optimum.
@@ -161,8 +160,11 @@ _FINE_WIDTHS = (6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
 
 
 def _fine_shape(size: int) -> Shape:
-    d_model = _FINE_WIDTHS[size - 1]
-    # Heads of 16 to 28 dimensions, which rotary embeddings can pair.
+    return _narrow_shape(_FINE_WIDTHS[size - 1])
+
+
+def _narrow_shape(d_model: int) -> Shape:
+    # From width 16 on, heads of 16 to 28 dimensions, which rotary embeddings can pair.
     n_heads = next(h for h in range(max(1, d_model // 16), 0, -1) if d_model % (2 * h) == 0)
     return Shape(d_model=d_model, n_layers=2, n_heads=n_heads)
 

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.errors import UserError
+from isoflop.plan.artefact import read_plan, write_plan
+from isoflop.plan.planner import make_plan
 from isoflop.study import PAPER_ARCHS, Study
 
 
@@ -16,3 +26,16 @@ def micro(**changes: object) -> Study:
         "batch_size": 4,
     }
     return Study(**(values | changes))  # type: ignore[arg-type]
+
+
+def check_edit_is_refused(
+    study: Study, edit: Callable[[dict[str, Any]], object], named: str, folder: Path
+) -> None:
+    """A study's plan whose plan.json was edited by hand is refused, naming what is wrong."""
+    write_plan(make_plan(study), folder)
+    path = folder / "plan.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=named):
+        read_plan(folder)

@@ -15,7 +15,7 @@ from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import describe_run
 from isoflop.study import Hypothesis, Study, Variant, paper_study
 from isoflop.tables import PLAN, SCHEMA_VERSION, read_table
-from made_studies import micro
+from made_studies import check_edit_is_refused, micro
 
 RICH_STUDY = micro(
     sizes={10**10: {"default": (1, 2), "mlp": (1,)}},
@@ -125,13 +125,7 @@ def _set(*keys: Any, to: Any) -> Edit:
 def test_a_plan_edited_into_an_inconsistent_state_is_refused(
     edit: Edit, named: str, tmp_path: Path
 ) -> None:
-    write_plan(make_plan(micro()), tmp_path)
-    path = tmp_path / "plan.json"
-    values = json.loads(path.read_text())
-    edit(values)
-    path.write_text(json.dumps(values))
-    with pytest.raises(UserError, match=named):
-        read_plan(tmp_path)
+    check_edit_is_refused(micro(), edit, named, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"runs": []}', "\x00"])

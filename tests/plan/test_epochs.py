@@ -20,7 +20,7 @@ from isoflop.plan.power import estimate_power
 from isoflop.plan.runs import run_ledger, steps_of_epochs
 from isoflop.study import Study
 from isoflop.study_file import study_from_json, study_from_toml
-from made_studies import micro
+from made_studies import check_edit_is_refused, micro
 
 NUM_TOKENS = 1_444_062
 PER_STEP = 4 * 32
@@ -83,13 +83,7 @@ def _epochs(to: list[float]) -> Callable[[dict[str, Any]], None]:
 def test_an_edited_plan_is_refused(
     edit: Callable[[dict[str, Any]], object], named: str, tmp_path: Path
 ) -> None:
-    write_plan(make_plan(by_epochs()), tmp_path)
-    file = tmp_path / "plan.json"
-    values = json.loads(file.read_text())
-    edit(values)
-    file.write_text(json.dumps(values))
-    with pytest.raises(UserError, match=named):
-        read_plan(tmp_path)
+    check_edit_is_refused(by_epochs(), edit, named, tmp_path)
 
 
 def test_a_budget_of_its_own_is_what_the_run_takes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from isoflop.plan.planner import make_plan
 from isoflop.render.plans import diff_lines
 from isoflop.study import Study
 from isoflop.study_file import study_from_json, study_from_toml
-from made_studies import micro
+from made_studies import check_edit_is_refused, micro
 
 BUDGET = 10**10
 MORE = {BUDGET: {"sgatlin": {2: (1, 2)}}}
@@ -113,13 +113,7 @@ def _no_size(values: dict[str, Any]) -> None:
     ],
 )
 def test_an_edited_plan_is_refused(edit: Any, named: str, tmp_path: Path) -> None:
-    write_plan(make_plan(small()), tmp_path)
-    file = tmp_path / "plan.json"
-    values = json.loads(file.read_text())
-    edit(values)
-    file.write_text(json.dumps(values))
-    with pytest.raises(UserError, match=named):
-        read_plan(tmp_path)
+    check_edit_is_refused(small(), edit, named, tmp_path)
 
 
 def test_growth_by_seeds_sizes_and_budgets_keeps_them() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isoflop.recipe import Recipe
 
@@ -45,13 +45,8 @@ def _micro_rung(size: int, d_model: int) -> RoutedRung:
 
 def _fine_rung(size: int, d_model: int) -> RoutedRung:
     # As _micro_rung, without its jumps of the router width: they would bend an isoFLOP profile.
-    return RoutedRung(
-        num_channels=4,
-        num_neighbours=4,
-        num_subkeys=8 + d_model // 4,
-        router_width=2 * round(1.5 * math.sqrt(d_model)),
-        num_shared_subkeys=2 * (8 + d_model // 4),
-    )
+    router_width = 2 * round(1.5 * math.sqrt(d_model))
+    return replace(_micro_rung(size, d_model), router_width=router_width)
 
 
 def _tinystories_rung(size: int, d_model: int) -> RoutedRung:
