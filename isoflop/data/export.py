@@ -90,10 +90,14 @@ def _check(out: Path, format: str, what: str, seq_len: int | None) -> None:
     for name, value, allowed in (("--format", format, FORMATS), ("--what", what, WHATS)):
         if value not in allowed:
             raise UserError(name, value, " or ".join(allowed), "choose one of them")
-    if (what == "windows") != (seq_len is not None):
-        raise UserError("--seq-len", seq_len, "given for windows, and only for them", "correct it")
+    if what == "windows" and seq_len is None:
+        raise UserError("--seq-len", seq_len, "given for windows", "add --seq-len 128")
+    if what != "windows" and seq_len is not None:
+        raise UserError("--seq-len", seq_len, "given for windows only", "add --what windows")
     if out.exists():
         raise _exists(out)
+    if not out.parent.is_dir():
+        raise UserError("--out", str(out), "in a folder that exists", f"make {out.parent}")
 
 
 def _exists(out: Path) -> UserError:

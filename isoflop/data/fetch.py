@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isoflop.data.catalog import corpus_folder, default_data_dir, read_source_manifest
+from isoflop.data.catalog import corpus_folder, read_source_manifest
 from isoflop.data.corpus import read_texts, write_corpus
 from isoflop.data.sotu import WHOLE_YEARS, cut_documents, sotu_manifest
-from isoflop.data.storage import publish_folder
+from isoflop.data.storage import default_data_dir, publish_folder, writing_to
 from isoflop.errors import UserError
 
 
@@ -16,7 +16,7 @@ def fetch(name: str = "sotu", data_dir: Path | None = None) -> Path:
 
     Args:
         name: ``sotu``, every annual message to Congress since 1790 (12 MB).
-        data_dir: :func:`isoflop.data.catalog.default_data_dir` if None.
+        data_dir: :func:`isoflop.data.storage.default_data_dir` if None.
 
     Raises:
         UserError: the name is unknown, the package ``sotu`` is not installed, or the folder is
@@ -29,7 +29,8 @@ def fetch(name: str = "sotu", data_dir: Path | None = None) -> Path:
     if not folder.exists():
         documents = cut_documents(*WHOLE_YEARS)
         manifest = sotu_manifest(name, documents)
-        publish_folder(folder, lambda temporary: write_corpus(temporary, manifest, documents))
+        with writing_to(data_dir):
+            publish_folder(folder, lambda temporary: write_corpus(temporary, manifest, documents))
     _, do = corpus_folder(name, data_dir)
     for _ in read_texts(folder, read_source_manifest(name, data_dir), do):
         pass

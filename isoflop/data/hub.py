@@ -66,7 +66,8 @@ def _read(hub_name: str, config: str | None, split: str, column: str) -> Iterato
             if column not in row:
                 do = "name the text column with --column"
                 raise UserError(f"{place}: column", column, f"one of {', '.join(row)}", do)
-            yield RawDocument(id=f"{split}:{number}", text=to_bytes(row[column], place))
+            text = to_bytes(row[column], f"{place}: {column}")
+            yield RawDocument(id=f"{split}:{number}", text=text)
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isoflop.data.storage import MANIFEST, PREPARED_SCHEMAS, read_manifest
+from isoflop.data.storage import DELETE_IT, MANIFEST, PREPARED_SCHEMAS, read_manifest
 from isoflop.errors import UserError
 
 _DATA_ID = "[0-9a-f]" * 16
 _MAX_SLUG = 48
-DELETE_IT = "delete the folder and prepare again"
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -29,15 +28,6 @@ def split_source(source: str) -> tuple[str, str]:
 def folder_name(source: str, data_id: str) -> str:
     """Name of the folder in which a source's tokens lie."""
     return f"{_slug(source)}-{data_id}"
-
-
-def list_prepared(data_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Every prepared folder of ``data_dir`` with its manifest, by name.
-
-    Raises:
-        UserError: a manifest is damaged, or of a version that this one does not know.
-    """
-    return _read_folders(data_dir, f"*-{_DATA_ID}")
 
 
 def find_prepared(

@@ -27,11 +27,14 @@ def find_files(pattern: str) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    found = _matches(pattern)
+    found = list(_matches(pattern))
     files = sorted(path for path in found if path.is_file())
-    if not files:
-        raise UserError("files", pattern, "matched by at least one file", "check the pattern")
-    return files
+    if files:
+        return files
+    do = f"check the pattern; relative ones begin in {Path.cwd()}"
+    if found:
+        do = f"it matches a folder: write '{pattern.rstrip('/')}/*' for the files in it"
+    raise UserError("files", pattern, "a pattern that matches files", do)
 
 
 def _matches(pattern: str) -> Iterator[Path]:
@@ -81,7 +84,7 @@ def read_documents(files: list[Path], column: str) -> Iterator[RawDocument]:
     """The documents of ``files``, in order.
 
     Raises:
-        UserError: a file is empty, unreadable, no parquet or JSON, or has no such column.
+        UserError: a file is unreadable, no parquet or JSON, without rows, or has no such column.
     """
     parent = os.path.commonpath([path.parent for path in files])
     for path in files:
@@ -91,7 +94,7 @@ def read_documents(files: list[Path], column: str) -> Iterator[RawDocument]:
             is_empty = False
             yield document
         if is_empty:
-            raise UserError("file", str(path), "one with documents (it is empty)", "leave it out")
+            raise UserError("file", str(path), "one with rows (it is empty)", "leave it out")
 
 
 def _read_file(path: Path, name: str, column: str) -> Iterator[RawDocument]:
@@ -106,23 +109,32 @@ def _read_file(path: Path, name: str, column: str) -> Iterator[RawDocument]:
 
 def _read_text(path: Path, name: str) -> Iterator[RawDocument]:
     with _open(path) as file:
-        text = file.read()
-    if text:
-        yield RawDocument(id=name, text=text)
+        yield RawDocument(id=name, text=file.read())
 
 
 def _read_json_lines(path: Path, name: str, column: str) -> Iterator[RawDocument]:
     with _open(path) as file:
         for number, line in enumerate(_lines(file, path), 1):
+            if line.isspace():
+                continue
             place = f"{path}: line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise UserError(place, line[:20], "a JSON object", "repair the file") from None
-            if not isinstance(row, dict) or column not in row:
-                columns = ", ".join(row) if isinstance(row, dict) else "none"
-                raise _no_column(place, column, columns)
-            yield RawDocument(id=f"{name}:{number}", text=to_bytes(row[column], place))
+            row = _parse(line, place)
+            if column not in row:
+                raise _no_column(place, column, ", ".join(row))
+            text = to_bytes(row[column], f"{place}: {column}")
+            yield RawDocument(id=f"{name}:{number}", text=text)
+
+
+def _parse(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        begin = line[:20].decode(errors="replace").rstrip()
+        do = "write one object on each line, with nothing around them"
+        raise UserError(place, begin, "a JSON object", do)
+    return row
 
 
 def _lines(file: Any, path: Path) -> Iterator[bytes]:

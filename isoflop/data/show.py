@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.data.catalog import CORPORA, RECIPES, SOURCE_PATTERNS
-from isoflop.data.index import DELETE_IT, split_source
-from isoflop.data.storage import MANIFEST, PREPARED_SCHEMAS, read_manifest
+from isoflop.data.catalog import CORPORA, SOURCE_PATTERNS, is_source, prepare_command
+from isoflop.data.index import split_source
+from isoflop.data.recipes import RECIPES
+from isoflop.data.storage import DELETE_IT, MANIFEST, PREPARED_SCHEMAS, read_manifest
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,10 +139,14 @@ def find_folder(name: str, tokenizer: str | None, data_dir: Path) -> Path:
     found = [each for each in scan(data_dir) if each.answers_to(name, tokenizer)]
     if not found:
         wanted = name if tokenizer is None else f"{name} / {tokenizer}"
-        raise UserError("data", wanted, f"a folder or a set prepared in {data_dir}", LOOK)
+        do = LOOK
+        if is_source(split_source(name)[0]):
+            do = f"run `{prepare_command(name, tokenizer or 'byte')}` first"
+        raise UserError("data", wanted, f"a folder or a set prepared in {data_dir}", do)
     if len(found) > 1:
         listed = ", ".join(_label(each) for each in found)
-        raise UserError("data", name, f"one set, not {len(found)} ({listed})", "give its id")
+        do = "name it so" if tokenizer else "name it so, or add --tokenizer"
+        raise UserError("data", name, f"one of {len(found)} sets ({listed})", do)
     return found[0].folder
 
 
@@ -158,7 +163,8 @@ def _is_tokenizer(manifest: Mapping[str, Any], name: str) -> bool:
 def _label(prepared: Prepared) -> str:
     if prepared.manifest is None:
         return prepared.folder.name
-    return f"{prepared.manifest['data_id']} with {prepared.manifest['tokenizer']}"
+    manifest = prepared.manifest
+    return f"{manifest['source']}@{manifest['data_id']} with {manifest['tokenizer']}"
 
 
 def summarise(data: TokenData) -> Summary:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from isoflop.data.catalog import RECIPES, Recipe, check_source
+from isoflop.data.catalog import check_source
 from isoflop.data.documents import HELDOUT, TRAIN, Part, Source
 from isoflop.data.hub import hub_source
 from isoflop.data.local_files import describe_files, find_files, read_documents, split_files
 from isoflop.data.options import Meter, OnProgress, PrepareOptions
+from isoflop.data.recipes import RECIPES, Recipe
 from isoflop.data.synthetic import synthetic_source
 from isoflop.errors import UserError
 

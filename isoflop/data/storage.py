@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ TOKENS_SCHEMA = "isoflop-tokens/1"
 STREAM_SCHEMA = "isoflop-tokens/2"
 """Other prepared sources: the documents are in a parquet table beside the shards."""
 PREPARED_SCHEMAS = (TOKENS_SCHEMA, STREAM_SCHEMA)
+DELETE_IT = "delete the folder and prepare again"
+"""What helps where a prepared folder is not as it was written."""
 _SEAL = "manifest_sha256"
+
+
+def default_data_dir() -> Path:
+    """``$ISOFLOP_DATA_DIR``, else ``isoflop/data`` in the XDG cache folder."""
+    if chosen := os.environ.get("ISOFLOP_DATA_DIR"):
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "isoflop" / "data"
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -65,7 +76,9 @@ def publish_folder(target: Path, fill: Callable[[Path], object]) -> bool:
         UserError: the folder that should hold ``target`` cannot be written.
     """
     temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    make_folder(temporary)
+    make_folder(target.parent)
+    with writing_to(target.parent):
+        temporary.mkdir()
     try:
         fill(temporary)
         return rename_unless_there(temporary, target)
@@ -79,15 +92,23 @@ def make_folder(folder: Path) -> None:
     Raises:
         UserError: that is not possible.
     """
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Around what writes to ``folder``.
+
+    Raises:
+        UserError: it is read-only, full, or no folder.
+    """
+    try:
+        yield
     except OSError as error:
-        raise UserError(
-            "data folder",
-            str(folder.parent),
-            f"writable ({error.strerror})",
-            "set ISOFLOP_DATA_DIR",
-        ) from None
+        allowed = f"a folder that can be written to ({error.strerror})"
+        do = "make room, or set ISOFLOP_DATA_DIR to another"
+        raise UserError("data folder", str(folder), allowed, do) from None
 
 
 def rename_unless_there(temporary: Path, target: Path) -> bool:

@@ -101,7 +101,12 @@ def _work(
     # Temporary files of a killed run.
     for leftover in out.glob(".*"):
         leftover.unlink()
-    sorting = assemble.sort_documents(work, out, parts, options)
+    try:
+        sorting = assemble.sort_documents(work, out, parts, options)
+    except UserError:
+        # Taken up again, it would come to the same.
+        shutil.rmtree(work)
+        raise
     shards = assemble.write_shards(
         work, out, sorting, tokenizer.dtype, options.workers, on_progress
     )

@@ -12,28 +12,24 @@ documents. In ``isoflop-tokens/2`` there is the row of a parquet file with them 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.catalog import TOKENIZERS, TokenizerSpec, identity_of
+from isoflop.data.catalog import identity_of
 from isoflop.data.permutation import permute
-from isoflop.data.storage import PREPARED_SCHEMAS, TOKENS_SCHEMA, read_manifest
-from isoflop.data.tokenizers import BEGIN_ID, PAD_ID
+from isoflop.data.storage import DELETE_IT, PREPARED_SCHEMAS, read_manifest
+from isoflop.data.token_stream import Documents, Tokens, TokenStream
+from isoflop.data.tokenizers.spec import BEGIN_ID, PAD_ID, TOKENIZERS, TokenizerSpec
 from isoflop.data.verify import check_on_open
 from isoflop.errors import UserError
 
-DATA_SCHEMA = TOKENS_SCHEMA
+__all__ = ["HeldoutWindows", "TokenData", "Tokens", "TrainWindows", "open_data", "shift_right"]
 
 TOKEN_DTYPES = {"<u2": 2**16, "<u4": 2**32}
 """How tokens are stored, each with the vocabulary that fits."""
-
-Tokens = NDArray[np.integer[Any]]
-"""uint16 where the vocabulary fits into it, else uint32."""
 
 
 def open_data(folder: Path) -> TokenData:
@@ -45,10 +41,9 @@ def open_data(folder: Path) -> TokenData:
     Raises:
         UserError: something is missing or was changed, or needs another version.
     """
-    do = "delete the folder and prepare again"
-    manifest = read_manifest(folder, PREPARED_SCHEMAS, do)
-    _check_manifest(folder, manifest, do)
-    check_on_open(folder, manifest, do)
+    manifest = read_manifest(folder, PREPARED_SCHEMAS, DELETE_IT)
+    _check_manifest(folder, manifest)
+    check_on_open(folder, manifest, DELETE_IT)
     return TokenData(folder, manifest)
 
 
@@ -58,49 +53,6 @@ def shift_right(window_BT: Tokens, begin_id: int = BEGIN_ID) -> Tokens:
     inputs_BT[:, 0] = begin_id
     inputs_BT[:, 1:] = window_BT[:, :-1]
     return inputs_BT
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Documents:
-    """The documents of a split, in the order of their tokens."""
-
-    token_offset_M: NDArray[np.int64]
-    """Index of the first token in the split."""
-    num_tokens_M: NDArray[np.int64]
-    """Its end-of-text included."""
-    num_bytes_M: NDArray[np.int64]
-    """Of text."""
-
-    @staticmethod
-    def from_rows(rows: Sequence[dict[str, Any]]) -> Documents:
-        """From rows of a manifest."""
-        return Documents(
-            token_offset_M=_column(row["token_offset"] for row in rows),
-            num_tokens_M=_column(row["num_tokens"] for row in rows),
-            num_bytes_M=_column(row["num_bytes"] for row in rows),
-        )
-
-    @staticmethod
-    def from_table(table: Any) -> Documents:
-        """From a pyarrow table with the same columns."""
-        return Documents(
-            token_offset_M=table["token_offset"].to_numpy(),
-            num_tokens_M=table["num_tokens"].to_numpy(),
-            num_bytes_M=table["num_bytes"].to_numpy(),
-        )
-
-    def __len__(self) -> int:
-        return self.num_tokens_M.size
-
-    def groups(self, num_tokens: int) -> Iterator[tuple[int, int]]:
-        """Ranges of successive documents of at most ``num_tokens`` together, or of a longer one."""
-        first = 0
-        ends_M = self.token_offset_M + self.num_tokens_M
-        while first < len(self):
-            limit = self.token_offset_M[first] + num_tokens
-            end = max(first + 1, int(np.searchsorted(ends_M, limit, side="right")))
-            yield first, end
-            first = end
 
 
 class TokenData:
@@ -307,53 +259,19 @@ class HeldoutWindows:
         return self.tokens[first:end]
 
 
-class TokenStream:
-    """Shards read as one memory-mapped sequence."""
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        dtype: np.dtype[Any],
-    ) -> None:
-        self.dtype = dtype
-        self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
-        sizes = [shard.size for shard in self._shards]
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self.num_tokens = int(self._starts[-1])
-
-    def read(self, start: int, count: int) -> Tokens:
-        """A copy of tokens [start, start + count)."""
-        out = np.empty(count, dtype=self.dtype)
-        self.read_into(start, out)
-        return out
-
-    def read_into(self, start: int, out: Tokens) -> None:
-        """Copies tokens [start, start + out.size) to ``out``, across shards where needed."""
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        done = 0
-        while done < out.size:
-            at = start + done - int(self._starts[shard])
-            part = self._shards[shard][at : at + out.size - done]
-            out[done : done + part.size] = part
-            done += part.size
-            shard += 1
-
-
-def _column(values: Iterable[int]) -> NDArray[np.int64]:
-    return np.fromiter(values, dtype=np.int64)
-
-
 def _check_seq_len(seq_len: int) -> None:
     if seq_len < 1:
         raise UserError("seq_len", seq_len, "at least 1", "give the window length in tokens")
 
 
-def _check_manifest(folder: Path, manifest: dict[str, Any], do: str) -> None:
+def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """What reading takes for granted of a tokenizer."""
     dtype = manifest["dtype"]
     if dtype not in TOKEN_DTYPES:
-        raise UserError(f"{folder}: dtype", dtype, f"one of {', '.join(TOKEN_DTYPES)}", do)
+        raise UserError(f"{folder}: dtype", dtype, f"one of {', '.join(TOKEN_DTYPES)}", DELETE_IT)
     if manifest["vocab_size"] > TOKEN_DTYPES[dtype]:
-        raise UserError(f"{folder}: vocab_size", manifest["vocab_size"], f"within {dtype}", do)
+        raise UserError(
+            f"{folder}: vocab_size", manifest["vocab_size"], f"within {dtype}", DELETE_IT
+        )
     if manifest["pad_id"] != PAD_ID:
-        raise UserError(f"{folder}: pad_id", manifest["pad_id"], f"{PAD_ID}", do)
+        raise UserError(f"{folder}: pad_id", manifest["pad_id"], f"{PAD_ID}", DELETE_IT)

@@ -1,6 +1,6 @@
 """The decoder-only transformer that every family's feed-forward is put into."""
 
 from isoflop.model.loss import next_token_loss
-from isoflop.model.transformer import Block, Transformer, build_model
+from isoflop.model.transformer import Transformer, build_model
 
-__all__ = ["Block", "Transformer", "build_model", "next_token_loss"]
+__all__ = ["Transformer", "build_model", "next_token_loss"]

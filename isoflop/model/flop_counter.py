@@ -12,7 +12,6 @@ elementwise work. Write contractions as matrix products or `einsum`.
 from __future__ import annotations
 
 from collections import Counter
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -147,15 +146,10 @@ class StrictFlopCounter:
         self._counter.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._counter.__exit__(kind, error, trace)
-        self._watch.__exit__(kind, error, trace)
-        if error is None:
+    def __exit__(self, *error: Any) -> None:
+        self._counter.__exit__(*error)
+        self._watch.__exit__(*error)
+        if error[0] is None:
             self._refuse_uncounted()
 
     @property

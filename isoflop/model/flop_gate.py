@@ -28,7 +28,7 @@ from isoflop.errors import UserError
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.model.flop_counter import StrictFlopCounter, UncountedOperatorError
 from isoflop.model.loss import next_token_loss
-from isoflop.model.transformer import Transformer, build_model
+from isoflop.model.transformer import build_model, uninitialised_model
 from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import MICRO_V1, PAPER_V1
@@ -109,7 +109,9 @@ def measure_run(
         UncountedOperatorError: an operator ran whose FLOPs nobody counts.
         UserError: the family or its configuration is not valid.
     """
-    model = build_model(spec) if device == "cpu" else _shapes_only(spec, device)
+    # Elsewhere only shapes count.
+    with torch.device(device):
+        model = build_model(spec) if device == "cpu" else uninitialised_model(spec)
     tokens = torch.randint(2, spec.vocab_size, (batch_size, spec.seq_len), device=device)
     # The CPU's flash attention has no formula.
     with StrictFlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
@@ -126,18 +128,6 @@ def measure_run(
         num_tokens=tokens.numel(),
         num_params=sum(p.numel() for p in model.parameters()),
     )
-
-
-def _shapes_only(spec: RunSpec, device: str) -> Transformer:
-    with torch.device(device):
-        return Transformer(
-            family=spec.family,
-            config=config_from_mapping(spec.family, spec.config),
-            n_layers=spec.n_layers,
-            d_model=spec.d_model,
-            n_heads=spec.n_heads,
-            vocab_size=spec.vocab_size,
-        )
 
 
 def _by_part(counter: StrictFlopCounter, model: nn.Module) -> dict[str, int]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from isoflop.errors import UserError
+
 Initialiser = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Draws the float32 values of a parameter of the given shape."""
 
@@ -63,8 +65,11 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Sets each parameter that a module of ``model`` names in its ``initialisers()``.
 
     A module's ``initialisers()`` maps its own parameters' names to an :data:`Initialiser`.
-    Parameters of modules without that method keep what they were built with.
+
+    Raises:
+        UserError: a parameter that no module names: its values would not follow from the seed.
     """
+    named: set[str] = set()
     for module_name, module in model.named_modules():
         declared: Mapping[str, Initialiser] = getattr(module, "initialisers", dict)()
         for name, draw in declared.items():
@@ -72,3 +77,12 @@ def initialise(model: nn.Module, seed: int) -> None:
             full_name = f"{module_name}.{name}" if module_name else name
             with torch.no_grad():
                 parameter.copy_(draw(tuple(parameter.shape), stream(seed, full_name)))
+            named.add(full_name)
+    for name, _ in model.named_parameters():
+        if name not in named:
+            raise UserError(
+                "parameter",
+                name,
+                "named by the initialisers() of its module, so that it follows from the seed",
+                "add it (isoflop/families/README.md)",
+            )

@@ -137,7 +137,18 @@ def build_model(spec: RunSpec) -> Transformer:
     Raises:
         UserError: the family or its configuration is not valid.
     """
-    model = Transformer(
+    model = uninitialised_model(spec)
+    initialise(model, spec.seed)
+    return model
+
+
+def uninitialised_model(spec: RunSpec) -> Transformer:
+    """The model of a run before its values are set, on torch's default device.
+
+    Raises:
+        UserError: as :func:`build_model`.
+    """
+    return Transformer(
         family=spec.family,
         config=config_from_mapping(spec.family, spec.config),
         n_layers=spec.n_layers,
@@ -145,5 +156,3 @@ def build_model(spec: RunSpec) -> Transformer:
         n_heads=spec.n_heads,
         vocab_size=spec.vocab_size,
     )
-    initialise(model, spec.seed)
-    return model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from isoflop.data.verify import FileCheck
@@ -25,14 +27,17 @@ END_OF_DOCUMENT = "⟨end of document⟩"
 # Work that is done by then shows no bar.
 _QUIET_S = 2.0
 
+# Of the names in what `data show` tells first.
+_NAME_WIDTH = 11
+
 # How ids are stored, as a manifest and as a person says it.
 _BITS = {"<u2": "16-bit ids", "<u4": "32-bit ids"}
 
 
 def sources_table(sources: Iterable[Mapping[str, str | None]]) -> Table:
     """What `data prepare` can read; folded to the width of the terminal."""
-    table = new_table(("source", "<"), ("", "<"))
-    table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
+    table = new_table(("source", "<"), ("what it is", "<"))
+    _fold(table.columns[1])
     for row in sources:
         about = str(row["about"])
         for key in ("licence", "needs"):
@@ -47,6 +52,7 @@ def prepared_table(prepared: Iterable[Prepared]) -> Table:
     table = new_table(
         ("id", "<"), ("source", "<"), ("tokenizer", "<"), ("tokens", ">"), ("held out", ">")
     )
+    _fold(table.columns[1])
     for each in prepared:
         if each.manifest is None:
             table.add_row("damaged", Text(each.folder.name), "-", "-", "-")
@@ -60,6 +66,31 @@ def prepared_table(prepared: Iterable[Prepared]) -> Table:
             format_count(splits["heldout"]["num_tokens"]),
         )
     return table
+
+
+def prepared_lines(
+    manifest: Mapping[str, Any], source: str, tokenizer: str, asked: int | None
+) -> list[str]:
+    """What was prepared, and how a study names it.
+
+    Args:
+        manifest: of the prepared folder.
+        source: what a study has to call it.
+        tokenizer: what a study has to call the tokenizer.
+        asked: training tokens that were asked for; None: all.
+    """
+    train, heldout = (manifest["splits"][name] for name in ("train", "heldout"))
+    lines = [
+        f"{format_count(train['num_tokens'])} tokens to train on in {train['num_documents']:,} "
+        f"documents, {format_count(heldout['num_tokens'])} held out in "
+        f"{heldout['num_documents']:,}"
+    ]
+    if asked is not None and train["num_tokens"] < asked:
+        lines.append(f"fewer than the {format_count(asked)} asked for: that is the whole source")
+    names = {"source": source, "tokenizer": tokenizer}
+    # Apart from its escapes beyond ASCII, a string of JSON is one of TOML.
+    study = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in names.items()]
+    return [*lines, "in a study file:", "[data]", *study]
 
 
 def splits_table(splits: Mapping[str, SplitSummary]) -> Table:
@@ -90,12 +121,12 @@ def epochs_table(summary: Summary, needs: Sequence[int]) -> Table:
     """How often runs of some numbers of tokens read the training tokens."""
     table = new_table(("tokens of a run", ">"), ("epochs", ">"))
     for need in needs:
-        table.add_row(format_count(need), f"{summary.epochs(need):.2f}")
+        table.add_row(format_count(need), f"{summary.epochs(need):,.2f}")
     return table
 
 
-def summary_lines(summary: Summary) -> list[str]:
-    """What a set is and where it is from."""
+def summary_lines(summary: Summary, width: int | None) -> list[str]:
+    """What a set is and where it is from, folded to ``width`` columns; None: not folded."""
     about = summary.about
     longest = summary.splits["train"]
     dropped = [
@@ -113,11 +144,20 @@ def summary_lines(summary: Summary) -> list[str]:
         f"{_BITS[about['dtype']]}, {about['tokenizer_hash'][:12]}",
         "held out": about["split_rule"],
         "shards": about["num_shards"],
-        "duplicates": f"{summary.num_duplicates:,} training documents repeat an earlier one",
+        "duplicates": f"{summary.num_duplicates:,} (training documents that repeat an earlier one)",
         "dropped": ", ".join(dropped) or "none",
         "longest": f"{longest.longest_document} ({longest.longest_tokens:,} tokens)",
     }
-    return [f"{name:<11}{printable(str(value))}" for name, value in lines.items()]
+    return [_folded(name, printable(str(value)), width) for name, value in lines.items()]
+
+
+def _folded(name: str, value: str, width: int | None) -> str:
+    if width is None:
+        return f"{name:<{_NAME_WIDTH}}{value}"
+    lines = textwrap.wrap(
+        value, max(20, width - _NAME_WIDTH), break_on_hyphens=False, break_long_words=False
+    )
+    return f"{name:<{_NAME_WIDTH}}" + f"\n{'':<{_NAME_WIDTH}}".join(lines)
 
 
 def sample_text(parts: Sequence[tuple[str, str]]) -> Text:
@@ -201,12 +241,18 @@ class Bar:
         self.show(progress.stage, progress.num_tokens, progress.goal_tokens, note)
 
 
+def _fold(column: Column) -> None:
+    """Lets a column give way where the terminal is narrow."""
+    column.no_wrap, column.overflow = False, "fold"
+
+
 def _origin_words(origin: Mapping[str, Any]) -> Iterator[str]:
     for key, value in origin.items():
         if isinstance(value, dict):
             yield f"{key}: {', '.join(_origin_words(value))}"
         elif value is not None:
-            yield f"{key} {value}"
+            shown = f"{value:,}" if isinstance(value, int) else value
+            yield f"{key.replace('_', ' ')} {shown}"
 
 
 def _escaped(character: str) -> str:

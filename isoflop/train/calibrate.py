@@ -20,6 +20,7 @@ from isoflop.recipe import get_recipe
 from isoflop.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
 from isoflop.train.step import gradients_of_batch, made_batch
+from isoflop.train.throughput import wait_for
 
 WARM_UP_STEPS = 3
 
@@ -35,6 +36,7 @@ def calibrate(
     steps: int = 10,
     device: str = "cpu",
     num_threads: int = 1,
+    on_begin: Callable[[int], None] = lambda num_shapes: None,
     on_measured: Callable[[RunSpec, MeasuredStep], None] = lambda spec, entry: None,
 ) -> Calibration:
     """Times the optimizer step of every distinct shape, one after the other, in this process.
@@ -48,6 +50,7 @@ def calibrate(
         steps: timed steps per shape, after WARM_UP_STEPS that do not count.
         device: as torch names it.
         num_threads: CPU threads of one operator; `isoflop run` takes 1.
+        on_begin: told the number of shapes, once it is clear that they can be measured.
         on_measured: told of each shape as it is done.
 
     Raises:
@@ -58,8 +61,10 @@ def calibrate(
     torch_device = _device(device)
     torch.set_num_threads(num_threads)
     keep_freed_memory()
+    shapes = distinct_shapes(specs)
+    on_begin(len(shapes))
     entries = []
-    for spec in distinct_shapes(specs):
+    for spec in shapes:
         entry = measure_step(spec, steps=steps, device=torch_device)
         entries.append(entry)
         on_measured(spec, entry)
@@ -83,11 +88,11 @@ def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> Measured
     targets_BT = made_batch(spec)
     seconds = []
     for _ in range(WARM_UP_STEPS + steps):
-        _wait(device)
+        wait_for(device)
         begin = time.perf_counter()
         gradients_of_batch(model, targets_BT, clip_norm=recipe.clip_norm, precision=spec.precision)
         optimizer.step()
-        _wait(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - begin)
     timed = seconds[WARM_UP_STEPS:]
     return MeasuredStep(
@@ -98,11 +103,6 @@ def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> Measured
         num_steps=len(timed),
         peak_mem_bytes=peak_bytes(device),
     )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _device(name: str) -> torch.device:

@@ -10,7 +10,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from isoflop.model import build_model
 from isoflop.recipe import get_recipe
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
+from isoflop.train.clock import Cadence, Clock
 from isoflop.train.compile import compile_model
 from isoflop.train.evaluate import Evaluation, evaluate, evaluation_windows
 from isoflop.train.health import Monitor, check
@@ -26,6 +26,7 @@ from isoflop.train.hooks import Accumulator, Hooks, StepMetrics
 from isoflop.train.memory import keep_freed_memory, reset_peak
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
 from isoflop.train.options import Placement
+from isoflop.train.outcome import RunOutcome
 from isoflop.train.prefetch import Prefetch
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.schedule import learning_rate
@@ -37,34 +38,6 @@ if TYPE_CHECKING:
     from isoflop.plan.identity import RunSpec
 
 __all__ = ["Accumulator", "Hooks", "Placement", "RunOutcome", "StepMetrics", "train_run"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunOutcome:
-    """What a run came to. Losses and what follows from them are None unless it is done."""
-
-    status: Literal["done", "diverged", "stopped"]
-    """Stopped: asked to; a later call with the same checkpoints goes on."""
-    status_reason: str | None
-    loss: float | None
-    """Held-out nats per token."""
-    loss_se: float | None
-    perplexity: float | None
-    bits_per_byte: float | None
-    bits_per_byte_se: float | None
-    reference_perplexity: float | None
-    """The reference implementation's metric; see :class:`isoflop.train.evaluate.Evaluation`."""
-    wall_s: float
-    """Training in this call: no set-up, no checkpoints, no evaluation."""
-    step_s_median: float | None
-    """Seconds, over all steps of the run; None where no step was completed."""
-    tokens_per_s: float | None
-    """Over all steps of the run; None where no step was completed."""
-    peak_mem_bytes: int | None
-    """Peak since the run began: resident (imports and data included) on the CPU, allocated on
-    CUDA; None where the system does not tell."""
-    num_steps: int
-    """Optimizer steps completed, those before a resumed checkpoint included."""
 
 
 def train_run(
@@ -119,38 +92,6 @@ def train_run(
     return run.outcome("done", None, evaluation)
 
 
-class _Clock:
-    """Wall-clock of this attempt's training steps; what lies between pause and go on is not."""
-
-    def __init__(self) -> None:
-        self.wall_s = 0.0
-        self._last = 0.0
-
-    def go_on(self) -> None:
-        self._last = time.perf_counter()
-
-    def step_done(self) -> float:
-        """Seconds since the step before, or since :meth:`go_on`."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.wall_s += seconds
-        return seconds
-
-
-class _Cadence:
-    """When the next checkpoint is due."""
-
-    def __init__(self, placement: Placement) -> None:
-        self._every_s = placement.checkpoint_every_s
-        self._every_steps = placement.checkpoint_every_steps
-        self.saved_s = time.monotonic()
-
-    def is_due(self, step: int) -> bool:
-        by_steps = self._every_steps is not None and step % self._every_steps == 0
-        passed_s = time.monotonic() - self.saved_s
-        return by_steps or (self._every_s is not None and passed_s >= self._every_s)
-
-
 class _Run:
     """One call of :func:`train_run`, in parts."""
 
@@ -170,7 +111,7 @@ class _Run:
         self._hooks = hooks if ranks.is_main else Hooks()
         self._checkpoints = checkpoints
         self._recipe = get_recipe(spec.recipe)
-        self._clock = _Clock()
+        self._clock = Clock()
         self._may_save = checkpoints is not None
         self._saved_step = 0
         self._state = self._fresh_state(torch.device(placement.device))
@@ -210,7 +151,7 @@ class _Run:
         self, should_stop: Callable[[], str | None]
     ) -> tuple[Literal["diverged", "stopped"], str] | None:
         """Runs the steps that are left; why it ended before the last one, or None."""
-        cadence = _Cadence(self._placement)
+        cadence = Cadence(self._placement)
         steps = range(self._state.step, self._spec.steps)
         with Prefetch(self._batch_maker(), steps, self._state.device) as batches:
             ready = iter(batches)
@@ -249,14 +190,14 @@ class _Run:
             self._evaluate_on_the_way()
         return reason
 
-    def _agree_to_stop(self, reason: str | None, cadence: _Cadence) -> str | None:
+    def _agree_to_stop(self, reason: str | None, cadence: Cadence) -> str | None:
         """Between two steps: all ranks stop together, or save together, or go on."""
         step = self._state.step
         due = step > self._saved_step and step < self._spec.steps and cadence.is_due(step)
         num_stopping, num_due = self._ranks.sum([float(reason is not None), float(due)])
         if num_stopping or num_due:
             self._save()
-            cadence.saved_s = time.monotonic()
+            cadence.saved()
             self._clock.go_on()
         if not num_stopping:
             return None

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from isoflop.model.weights import load_weights, stored_weights
+
 
 class Ranks(Protocol):
     """How one run is shared. Every method is called by all ranks, in the same order."""
@@ -52,8 +54,9 @@ class Ranks(Protocol):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Whole weights by name, and optimizer state as `NAME/exp_avg` and so on, on the CPU.
 
-        Empty on ranks that are not main. The tensors may share memory with the model's: they are
-        to be used before the next step.
+        A parameter with several names has the first of them (isoflop.model.weights). Empty on
+        ranks that are not main. The tensors may share memory with the model's: they are to be used
+        before the next step.
         """
 
     def load(
@@ -101,7 +104,7 @@ class SingleRank:
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weights and optimizer state by name; on the CPU they are the model's own memory."""
-        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        weights = {name: value.detach().cpu() for name, value in stored_weights(model).items()}
         state = {
             f"{name}/{key}": value.detach().cpu()
             for name, parameter in model.named_parameters()
@@ -117,7 +120,7 @@ class SingleRank:
         state: Mapping[str, Tensor],
     ) -> None:
         """Copies weights and optimizer state in; names must match exactly."""
-        model.load_state_dict(weights)
+        load_weights(model, weights)
         parameters = dict(model.named_parameters())
         for entry, value in state.items():
             name, _, key = entry.rpartition("/")

@@ -29,7 +29,7 @@ class Achieved:
     """``flops_per_s`` / peak; None where the peak is not known."""
 
     def __str__(self) -> str:
-        rates = f"{self.tokens_per_s:,.0f} tokens/s, {format_flops(self.flops_per_s)}/s"
+        rates = f"{self.tokens_per_s:,.0f} tokens/s, {prefixed_flops(self.flops_per_s)}/s"
         if self.share_of_peak is None:
             return rates
         return f"{rates} ({self.share_of_peak:.1%} of peak)"
@@ -75,15 +75,15 @@ def measured_peak(device: torch.device, precision: str) -> float:
     best = float("inf")
     # The first one warms up.
     for _ in range(_REPEATS + 1):
-        _wait(device)
+        wait_for(device)
         begin = time.perf_counter()
         torch.mm(a, a, out=out)
-        _wait(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - begin)
     return 2.0 * side**3 / best
 
 
-def format_flops(flops: float) -> str:
+def prefixed_flops(flops: float) -> str:
     """Three digits with a decimal prefix: 12.3 GFLOP."""
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if flops >= size:
@@ -91,6 +91,7 @@ def format_flops(flops: float) -> str:
     return f"{flops:.3g} FLOP"
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Returns once the device has done all it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

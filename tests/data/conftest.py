@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,13 @@ from isoflop.errors import UserError
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare("sotu-embedded", "byte", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def copied(prepared: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / prepared.name
+    shutil.copytree(prepared, folder)
+    return folder
 
 
 @pytest.fixture

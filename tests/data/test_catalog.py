@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from isoflop.data.catalog import (
-    RECIPES,
     SOURCES,
-    TOKENIZERS,
     corpus_folder,
-    default_data_dir,
     identify,
     read_source_manifest,
 )
 from isoflop.data.corpus import SPLIT_RULE, heldout_flags, read_texts
 from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.recipes import RECIPES
+from isoflop.data.storage import default_data_dir
+from isoflop.data.tokenizers.spec import TOKENIZERS
 from isoflop.resources import builtin
 
 

@@ -125,5 +125,5 @@ def test_a_file_is_never_replaced(data: TokenData, tmp_path: Path, refused, monk
 
 
 def test_a_folder_that_is_not_there_is_named(data: TokenData, tmp_path: Path, refused) -> None:
-    with refused("--out = .*No such file"):
+    with refused("--out = .*in a folder that exists"):
         export(data, tmp_path / "no" / "out", format="arrow")

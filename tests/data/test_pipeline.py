@@ -2,24 +2,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from isoflop.data import assemble, pipeline
+from isoflop.data import pipeline, shards
 from isoflop.data.catalog import identify
 from isoflop.data.options import PrepareOptions, Progress
-from isoflop.data.pool import ordered_map
-from isoflop.data.prepare import prepare
+from isoflop.data.prepare import prepare, prepared_for_plan
 from isoflop.data.sources import open_source
 from isoflop.data.stream_tokens import training_texts
 from isoflop.data.windows import open_data
@@ -31,7 +29,7 @@ HELDOUT_LIMIT = 2**64 // 10
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "BLOCK_BYTES", 300)
-    monkeypatch.setattr(assemble, "MAX_SHARD_TOKENS", 700)
+    monkeypatch.setattr(shards, "MAX_SHARD_TOKENS", 700)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -108,12 +106,12 @@ def test_one_or_three_processes_make_the_same_bytes(rows, tmp_path: Path) -> Non
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from isoflop.data import assemble, pipeline
+from isoflop.data import pipeline, shards
 from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
 if __name__ == "__main__":
     source, data_dir, stage, workers = sys.argv[1:]
-    pipeline.BLOCK_BYTES, assemble.MAX_SHARD_TOKENS = 300, 700
+    pipeline.BLOCK_BYTES, shards.MAX_SHARD_TOKENS = 300, 700
     calls = 0
     def die(progress):
         global calls
@@ -223,6 +221,22 @@ def test_several_prepared_sets_of_a_source_have_to_be_named(rows, tmp_path: Path
         assert prepare(named, "byte", tmp_path / "d") == folder
 
 
+def test_a_plan_gets_the_tokens_that_it_was_made_for(rows, tmp_path: Path, refused) -> None:
+    source, _ = rows
+    first = prepare(source, "byte", tmp_path / "d", options=PrepareOptions(tokens=1000))
+    prepare(source, "byte", tmp_path / "d", options=PrepareOptions(tokens=2000))
+    planned = (source, "byte", manifest_of(first)["data_id"], tmp_path / "d")
+    assert prepared_for_plan(*planned) == first
+    shutil.rmtree(first)
+    with refused("data id of files:.*which was planned with; prepare the texts"):
+        prepared_for_plan(*planned)
+    with refused("run `isoflop data prepare"):
+        prepared_for_plan(*planned[:3], tmp_path / "elsewhere")
+    corpus = identify("sotu-embedded", "byte")
+    made = prepared_for_plan("sotu-embedded", "byte", corpus.data_id, tmp_path / "d")
+    assert manifest_of(made)["data_id"] == corpus.data_id
+
+
 def test_what_is_prepared_is_found_and_files_that_changed_are_read_again(
     rows, tmp_path: Path
 ) -> None:
@@ -330,7 +344,7 @@ def test_a_source_without_usable_documents_leaves_nothing_behind(tmp_path: Path,
         source = f"files:{write_rows(tmp_path / 'one.jsonl', [text])}"
         with refused(f"{side} documents = 0"):
             prepare(source, "byte", tmp_path / "d", options=PrepareOptions(tokens=5))
-    assert not list((tmp_path / "d").glob("*-*/manifest.json"))
+    assert not list((tmp_path / "d").iterdir())
 
 
 def test_trained_tokenizers_see_training_documents_only(tmp_path: Path) -> None:
@@ -378,32 +392,3 @@ def test_progress_counts_up_to_the_whole(rows, tmp_path: Path) -> None:
     assert last.eta_seconds is None
     assert stages["write"][-1].num_tokens == stages["write"][-1].goal_tokens
     assert stages["write"][-1].eta_seconds == 0
-
-
-def _square(base: int, task: int) -> int:
-    if task == 7:
-        raise ValueError("seven")
-    if task == 13:
-        os._exit(1)
-    return base + task * task
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order_and_errors_in_their_turn(workers: int) -> None:
-    results = ordered_map(_square, 1, [9, 1, 2, 7, 3], workers)
-    assert [next(results) for _ in range(3)] == [82, 2, 5]
-    with pytest.raises(ValueError, match="seven"):
-        next(results)
-    assert list(ordered_map(_square, 0, [], workers)) == []
-
-
-def test_closed_early_the_processes_end_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
-    with closing(ordered_map(_square, 1, iter(range(20, 1000)), 2)) as results:
-        assert next(results) == 401
-    assert multiprocessing.active_children() == []
-    assert capfd.readouterr().err == ""
-
-
-def test_a_process_that_dies_is_told(refused) -> None:
-    with refused("ended"):
-        list(ordered_map(_square, 0, [1, 13, 2, 3, 4, 5, 6], 2))

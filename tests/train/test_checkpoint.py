@@ -95,6 +95,26 @@ def test_modules_that_draw_random_numbers_go_on_where_they_were(
     assert undisturbed(spec).numbers() != wanted.numbers()
 
 
+def test_a_parameter_in_two_places_goes_on_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = loop.build_model
+
+    def tied(spec: Any) -> Any:
+        model = build(spec)
+        first, second = (block.feedforward for block in model.blocks)
+        second.w1 = first.w1
+        return model
+
+    monkeypatch.setattr(loop, "build_model", tied)
+    spec, store = made_spec(n_layers=2), store_in(tmp_path)
+    found = stopped_at(spec, store, [3, 7])
+    assert_same(found, undisturbed(spec))
+    assert "blocks.0.feedforward.w1" in found.weights
+    assert "blocks.1.feedforward.w1" not in found.weights
+    assert "blocks.1.feedforward.w2" in found.weights
+
+
 def test_what_was_gathered_counts_over_all_attempts(tmp_path: Path) -> None:
     spec = made_spec()
     found = stopped_at(spec, store_in(tmp_path), [4])

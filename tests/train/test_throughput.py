@@ -8,8 +8,8 @@ from isoflop.accounting.conventions import get_convention
 from isoflop.plan.runs import run_ledger
 from isoflop.train.throughput import (
     achieved,
-    format_flops,
     measured_peak,
+    prefixed_flops,
     training_flops_per_token,
 )
 from made_shapes import rung_spec
@@ -39,4 +39,4 @@ def test_a_measured_peak_is_above_what_small_products_reach() -> None:
 
 
 def test_units() -> None:
-    assert [format_flops(x) for x in (12, 2.5e6, 4e12)] == ["12 FLOP", "2.5 MFLOP", "4 TFLOP"]
+    assert [prefixed_flops(x) for x in (12, 2.5e6, 4e12)] == ["12 FLOP", "2.5 MFLOP", "4 TFLOP"]

@@ -11,21 +11,30 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from isoflop.data.catalog import TOKENIZERS, TokenizerSpec, default_data_dir
+from isoflop.data.storage import default_data_dir
+from isoflop.data.tokenizers.spec import (
+    BEGIN_ID,
+    PAD_ID,
+    TOKENIZER_FILE,
+    TOKENIZERS,
+    TokenizerSpec,
+)
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PAD_ID = 0
-"""Padding of every tokenizer; carries no loss."""
-
-BEGIN_ID = 1
-"""First input of a window for `byte` and the trained tokenizers; others have one of their own."""
-
-TOKENIZER_FILE = "tokenizer.json"
-"""Name of :attr:`Tokenizer.file` in a prepared folder."""
+__all__ = [
+    "BEGIN_ID",
+    "PAD_ID",
+    "TOKENIZER_FILE",
+    "Tokenizer",
+    "get_tokenizer",
+    "open_tokenizer",
+    "tokenizer_spec",
+    "vocabulary_size",
+]
 
 NAMES = "byte, gpt2, bpe:V, bpe-tinystories:V or hf:PATH"
 TRAINED = ("bpe", "bpe-tinystories")
@@ -75,7 +84,7 @@ def get_tokenizer(
             token ends a text.
         sample: training documents in order, for a trained one; only the first 10 MB are read.
         data_dir: trained tokenizers are cached in its ``tokenizers``;
-            :func:`isoflop.data.catalog.default_data_dir` if None.
+            :func:`isoflop.data.storage.default_data_dir` if None.
 
     Raises:
         UserError: no such tokenizer, a package or file is missing or not what it should be.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.catalog import TOKENIZERS
 from isoflop.data.tokenizers.library import encode_utf8, kept_ids, token_dtype
+from isoflop.data.tokenizers.spec import TOKENIZERS
 from isoflop.errors import UserError
 
 

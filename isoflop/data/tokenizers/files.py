@@ -13,8 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from isoflop.data.catalog import TokenizerSpec
-from isoflop.data.tokenizers import TOKENIZER_FILE
+from isoflop.data.tokenizers.spec import TOKENIZER_FILE, TokenizerSpec
 from isoflop.errors import UserError
 
 CONFIG_FILE = "tokenizer_config.json"

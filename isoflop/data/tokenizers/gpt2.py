@@ -7,8 +7,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from isoflop.data.catalog import TOKENIZERS
 from isoflop.data.tokenizers.library import LibraryTokenizer, import_tokenizers
+from isoflop.data.tokenizers.spec import TOKENIZERS
 from isoflop.errors import UserError
 
 FOLDER_VARIABLE = "ISOFLOP_GPT2_DIR"

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.catalog import TokenizerSpec
-from isoflop.data.tokenizers import PAD_ID, TOKENIZER_FILE
+from isoflop.data.tokenizers.spec import PAD_ID, TOKENIZER_FILE, TokenizerSpec
 from isoflop.errors import UserError
 
 

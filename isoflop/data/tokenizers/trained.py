@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from isoflop.canonical import sha256_json
-from isoflop.data.catalog import TokenizerSpec
-from isoflop.data.tokenizers import PAD_ID, TOKENIZER_FILE
 from isoflop.data.tokenizers.library import LibraryTokenizer, import_tokenizers
+from isoflop.data.tokenizers.spec import PAD_ID, TOKENIZER_FILE, TokenizerSpec
 from isoflop.errors import UserError
 from isoflop.files import write_once
 

@@ -6,7 +6,6 @@ ranks. That is why FSDP's own mixed precision is not used: it would gather the t
 families, which compute in float32, rounded to bfloat16.
 """
 
-from isoflop.train.parallel.base import SeveralRanks
 from isoflop.train.parallel.environment import ranks_from_environment
 
-__all__ = ["SeveralRanks", "ranks_from_environment"]
+__all__ = ["ranks_from_environment"]

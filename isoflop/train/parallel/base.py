@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from isoflop.errors import UserError
+from isoflop.model.weights import stored_buffers
 
 
 class SeveralRanks(ABC):
@@ -33,12 +33,7 @@ class SeveralRanks(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         dist.destroy_process_group()
 
     @property
@@ -116,6 +111,8 @@ class SeveralRanks(ABC):
                 whole = value if value.ndim == 0 < parameter.ndim else self.whole(value, parameter)
                 if self.is_main:
                     kept[full_name] = whole.cpu()
+        if self.is_main:
+            weights |= {name: buffer.cpu() for name, buffer in stored_buffers(model).items()}
         return weights, state
 
     @torch.no_grad()
@@ -138,3 +135,5 @@ class SeveralRanks(ABC):
                 optimizer.state[parameter][key] = (
                     value.to(self.device, copy=True) if scalar else self.part(value, parameter)
                 )
+        for name, buffer in stored_buffers(model).items():
+            buffer.copy_(weights[name])

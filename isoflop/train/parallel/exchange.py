@@ -6,11 +6,14 @@ ranks, c = C / R channels of one, K experts per channel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Exchange = Callable[[Tensor, dist.ProcessGroup], Tensor]
 
 # torch 2.13 renamed them; versions before know the second name only.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -19,17 +22,17 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 def gather_tokens(x_tD: Tensor, group: dist.ProcessGroup) -> Tensor:
     """All ranks' tokens on every rank, [t, D] -> [T, D]; gradients of a token are summed."""
-    return _GatherTokens.apply(x_tD, group)
+    return _Exchange.apply(x_tD, group, _gathered, _summed_share)
 
 
 def sum_own_tokens(y_TD: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The sum over ranks of each one's values for all tokens, at this rank's: [T, D] -> [t, D]."""
-    return _SumOwnTokens.apply(y_TD, group)
+    return _Exchange.apply(y_TD, group, _summed_share, _gathered)
 
 
 def own_channels(values_tCK: Tensor, group: dist.ProcessGroup) -> Tensor:
     """All tokens' values of this rank's channels: [t, C, K] -> [T, c, K], by an all-to-all."""
-    return _OwnChannels.apply(values_tCK, group)
+    return _Exchange.apply(values_tCK, group, _to_owners, _from_owners)
 
 
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -51,39 +54,29 @@ def _exchanged(x_R: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received_R
 
 
-class _GatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gathered(x, group)
+def _to_owners(values_tCK: Tensor, group: dist.ProcessGroup) -> Tensor:
+    t, C, K = values_tCK.shape
+    by_rank_RtcK = values_tCK.view(t, group.size(), -1, K).transpose(0, 1).contiguous()
+    return _exchanged(by_rank_RtcK, group).view(-1, C // group.size(), K)
+
+
+def _from_owners(values_TcK: Tensor, group: dist.ProcessGroup) -> Tensor:
+    T, c, K = values_TcK.shape
+    size = group.size()
+    by_rank_RtcK = _exchanged(values_TcK.contiguous().view(size, -1, c, K), group)
+    return by_rank_RtcK.transpose(0, 1).reshape(T // size, size * c, K)
+
+
+class _Exchange(torch.autograd.Function):
+    """A linear exchange; gradients flow through its transpose."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _summed_share(grad, ctx.group), None
-
-
-class _SumOwnTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _summed_share(y, group)
+    def forward(
+        ctx: Any, x: Tensor, group: dist.ProcessGroup, exchange: Exchange, transpose: Exchange
+    ) -> Tensor:
+        ctx.group, ctx.transpose = group, transpose
+        return exchange(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gathered(grad, ctx.group), None
-
-
-class _OwnChannels(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values_tCK: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        t, C, K = values_tCK.shape
-        by_rank_RtcK = values_tCK.view(t, group.size(), -1, K).transpose(0, 1).contiguous()
-        return _exchanged(by_rank_RtcK, group).view(-1, C // group.size(), K)
-
-    @staticmethod
-    def backward(ctx: Any, grad_TcK: Tensor) -> tuple[Tensor, None]:
-        T, c, K = grad_TcK.shape
-        size = ctx.group.size()
-        by_rank_RtcK = _exchanged(grad_TcK.contiguous().view(size, -1, c, K), ctx.group)
-        return by_rank_RtcK.transpose(0, 1).reshape(T // size, size * c, K), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.transpose(grad, ctx.group), None, None, None

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from isoflop.errors import UserError
 from isoflop.train.parallel.base import SeveralRanks
 
 
@@ -21,10 +22,19 @@ class ShardedRanks(SeveralRanks):
     """
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` itself, its parameters now DTensors split over the ranks."""
-        mesh = init_device_mesh(self.device.type, (self.size,))
+        """``model`` itself, its parameters now DTensors split over the ranks.
+
+        Raises:
+            UserError: blocks share a parameter, which could be in one unit only.
+        """
         blocks = model.blocks
         assert isinstance(blocks, nn.ModuleList)
+        own = [set(block.parameters()) for block in blocks]
+        if sum(map(len, own)) > len(set().union(*own)):
+            raise UserError(
+                "parallel", "fsdp", "used with a model whose blocks share no parameter", "take ddp"
+            )
+        mesh = init_device_mesh(self.device.type, (self.size,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
         whole = fully_shard(model, mesh=mesh)

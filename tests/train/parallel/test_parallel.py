@@ -136,6 +136,11 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
         order("whole-ddp", "mlp", "ddp", last=10),
         order("micro-ddp", "mlp", "ddp", micro_batch=1, last=10),
         order("micro-fsdp", "mlp", "fsdp", micro_batch=1, last=10),
+        order("tied-1", "mlp", "ddp", tie="layer", last=3),
+        order("tied-2", "mlp", "fsdp", tie="layer", resume="tied-1", first=3, last=5),
+        order("tied-3", "mlp", "single", tie="layer", resume="tied-2", first=5, last=6),
+        order("tied-whole", "mlp", "single", tie="layer", last=6),
+        order("tied-across", "mlp", "fsdp", tie="model"),
         order("uneven", "mlp", "ddp", changes={"batch_size": 7}),
         order("channel-mlp", "mlp", "channel"),
         order("channel-odd", "sgatlin", "channel", changes=odd),
@@ -152,6 +157,8 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
     check_that_a_layout_goes_on_bit_for_bit(made["again-2"], made["sgatlin-channel"])
     assert_close(made["micro-ddp"], made["whole-ddp"])
     assert_close(made["micro-fsdp"], made["whole-ddp"])
+    check_that_tied_parameters_go_on_as_one(made)
+    check_that_all_refuse("whose blocks share no parameter; take ddp", tmp_path / "tied-across")
     check_that_all_refuse("batch_size = 7: must be a multiple of the 2 ranks", tmp_path / "uneven")
     check_that_all_refuse("must be used with family sgatlin", tmp_path / "channel-mlp")
     check_that_all_refuse("tables of a layer = 3: must be a multiple", tmp_path / "channel-odd")
@@ -178,6 +185,12 @@ def check_that_a_layout_goes_on_bit_for_bit(
     assert len(again["losses"]) == 43
     for name, value in end_of(undisturbed, 43).items():
         assert torch.equal(again[name], value), name
+
+
+def check_that_tied_parameters_go_on_as_one(made: dict[str, dict[str, Tensor]]) -> None:
+    assert_close(made["tied-3"], end_of(made["tied-whole"], 1))
+    assert not any("again" in name for name in made["tied-3"])
+    assert made["tied-3"]["weights:blocks.1.feedforward.made_at"] == 0.0
 
 
 def check_that_all_refuse(message: str, path: Path) -> None:

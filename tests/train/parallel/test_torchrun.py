@@ -19,7 +19,8 @@ import torch
 
 from isoflop.data.windows import open_data
 from isoflop.launch import torchrun
-from isoflop.launch.execute import Ending, Job, execute
+from isoflop.launch.execute import execute
+from isoflop.launch.job import Ending, Job
 from isoflop.launch.local import open_session
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.torchrun import run_ranks
@@ -155,7 +156,7 @@ LAUNCH = """
 import sys
 from pathlib import Path
 from isoflop.files import read_json
-from isoflop.launch.execute import Job
+from isoflop.launch.job import Job
 from isoflop.launch.torchrun import run_ranks
 
 job = Job.from_json(read_json(Path(sys.argv[1]), "job"))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isoflop.errors import UserError
-from isoflop.model import build_model
+from isoflop.model import Transformer, build_model
 from isoflop.plan.identity import RunSpec
 from isoflop.train.optimizer import build_adamw, set_learning_rate
 from isoflop.train.options import Placement
@@ -48,11 +48,14 @@ def train(
     first: int = 0,
     last: int = 50,
     micro_batch: int | None = None,
+    tie: str | None = None,
     weights: dict[str, Tensor] | None = None,
     state: dict[str, Tensor] | None = None,
 ) -> tuple[list[float], list[float], dict[str, Tensor], dict[str, Tensor]]:
     """Losses, gradient norms, weights and optimizer state of steps ``first`` to ``last``."""
     model = build_model(spec)
+    if tie is not None:
+        tie_parameters(model, tie, first)
     called = ranks.wrap(model)
     optimizer = build_adamw(
         model.named_parameters(), weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8
@@ -78,6 +81,14 @@ def train(
             with torch.no_grad():
                 model(torch.ones(2, spec.seq_len, dtype=torch.int64))
     return losses, norms, *ranks.gather(model, optimizer)
+
+
+def tie_parameters(model: Transformer, tie: str, first: int) -> None:
+    """One matrix under two names in each layer, or in all; a buffer that says who made it."""
+    layers = [block.feedforward for block in model.blocks]
+    for layer in layers:
+        layer.again = layer.w1 if tie == "layer" else layers[0].w1
+        layer.register_buffer("made_at", torch.tensor(float(first)))
 
 
 def save(
