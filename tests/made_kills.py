@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.data.prepare import prepare
-from isoflop.launch.execute import Job, execute
+from isoflop.launch.execute import execute
+from isoflop.launch.job import Job
 from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.plan.planner import make_plan

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from isoflop.commands import FOLDER
-from isoflop.errors import UserError
+from isoflop.commands.asking import confirm
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.cancel import Cancellation
@@ -43,7 +42,7 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
         return
     click.echo(_named(found, wanted))
     if not yes:
-        _confirm()
+        confirm("End them?", "nothing was ended")
     library.cancel(folder, found)
     click.echo("asked for; `isoflop status` tells what becomes of them")
 
@@ -58,11 +57,3 @@ def _named(found: Cancellation, wanted: set[str] | None) -> str:
     shared = f"; {others} of them only because they share a job with these" if others else ""
     what = "1 run ends" if len(ids) == 1 else f"{len(ids)} runs end"
     return f"{what}: {names}{more}{shared}"
-
-
-def _confirm() -> None:
-    if not sys.stdin.isatty():
-        raise UserError("--yes", None, "given where nobody can be asked", "add it")
-    if not click.confirm("End them?", default=False):
-        click.echo("nothing was ended")
-        sys.exit(0)

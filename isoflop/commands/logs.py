@@ -13,13 +13,14 @@ from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.logs import AttemptLog
-    from isoflop.launch.store import RunFolder
+    from isoflop.launch.slurm.sent import SentTask
+    from isoflop.launch.store import Attempt, RunFolder
 
 
 @click.command(short_help="Show what a run's attempts and jobs wrote.")
 @click.argument("folder", type=FOLDER)
 @click.argument("run", required=False)
-@click.option("--attempt", type=int, help="This attempt.  [default: the newest]")
+@click.option("--attempt", type=int, metavar="N", help="This attempt.  [default: the newest]")
 @click.option("--follow", is_flag=True, help="Go on until the attempt is over.")
 def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> None:
     """Show what RUN of the plan in FOLDER wrote: its attempts, errors and its job's output.
@@ -27,7 +28,7 @@ def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> No
     RUN is a run id or its first digits; or FOLDER is the run's own folder, STUDY/runs/ID, and RUN
     is left out.
     """
-    from isoflop.launch.slurm.logs import attempt_logs, choose
+    from isoflop.launch.slurm.logs import attempt_logs, choose, task_without_attempt
     from isoflop.launch.slurm.sent import sent_tasks
     from isoflop.launch.store import RunFolder
     from isoflop.plan.artefact import read_plan
@@ -39,9 +40,10 @@ def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> No
     tasks = [task for task in sent_tasks(study) if run_id in task.run_ids]
     found = attempt_logs(study, run_folder, tasks)
     # A job that died before the run began has output, and the run no attempt.
-    begun = choose(found, attempt) if found or attempt is not None or not tasks else None
-    outputs = tasks[-1].logs(study) if begun is None else list(begun.outputs)
-    for line in _lines(found, begun, outputs):
+    waiting = task_without_attempt([log.attempt for log in found], tasks)
+    begun = choose(found, attempt) if attempt is not None or waiting is None else None
+    outputs = list(begun.outputs) if begun is not None else waiting.logs(study) if waiting else []
+    for line in _lines(found, begun, waiting, outputs):
         click.echo(line)
     if follow:
         _follow(run_folder, outputs)
@@ -56,11 +58,18 @@ def _study_and_run(folder: Path, run: str | None) -> tuple[Path, str]:
 
 
 def _lines(
-    found: list[AttemptLog], chosen: AttemptLog | None, outputs: list[Path]
+    found: list[AttemptLog],
+    chosen: AttemptLog | None,
+    waiting: SentTask | None,
+    outputs: list[Path],
 ) -> Iterator[str]:
     for log in found:
         mark = "=>" if log is chosen else "  "
-        yield f"{mark} attempt {log.attempt.number}: {_describe(log)}"
+        yield f"{mark} attempt {log.attempt.number}: {_describe(log.attempt)}"
+    if waiting is not None:
+        mark = "=>" if chosen is None else "  "
+        sent = _clock(waiting.submission.created_at)
+        yield f"{mark} {waiting.name}: sent {sent}; the run has not begun in it"
     if chosen is not None and chosen.traceback is not None:
         yield from _file(chosen.traceback)
     for path in outputs:
@@ -72,19 +81,22 @@ def _file(path: Path) -> Iterator[str]:
     yield from path.read_text(errors="replace").splitlines()
 
 
-def _describe(log: AttemptLog) -> str:
+def _describe(attempt: Attempt) -> str:
+    parts = [f"began {_clock(attempt.start_s)}"]
+    if attempt.job_id is not None:
+        where = f" on {attempt.node}" if attempt.node else ""
+        again = f", start {attempt.restarts + 1}" if attempt.restarts else ""
+        parts.append(f"job {attempt.job_id}{where}{again}")
+    if attempt.step_range is not None:
+        parts.append("steps {} to {}".format(*attempt.step_range))
+    parts.append(attempt.exit_reason or "no end recorded (at work, or killed)")
+    return "; ".join(parts)
+
+
+def _clock(time_s: float) -> str:
     from datetime import UTC, datetime
 
-    start = datetime.fromtimestamp(log.attempt.start_s, UTC)
-    parts = [f"began {start:%Y-%m-%d %H:%M:%S} UTC"]
-    if log.job_id is not None:
-        where = f" on {log.node}" if log.node else ""
-        again = f", start {log.restarts + 1}" if log.restarts else ""
-        parts.append(f"job {log.job_id}{where}{again}")
-    if log.attempt.step_range is not None:
-        parts.append("steps {} to {}".format(*log.attempt.step_range))
-    parts.append(log.attempt.exit_reason or "no end recorded (at work, or killed)")
-    return "; ".join(parts)
+    return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _follow(run_folder: RunFolder, outputs: list[Path]) -> None:

@@ -4,67 +4,36 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from isoflop.commands import FOLDER
-from isoflop.train.options import PARALLEL
+from isoflop.launch.command_options import placement_options
 
 SOME_RUNS_FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
 
 
-_PLACEMENT_OPTIONS = (
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cpu]"),
-    click.option("--parallel", type=click.Choice(PARALLEL), help="How ranks share a run."),
-    click.option("--ranks", type=int, help="Processes that train one run together.  [default: 1]"),
-    click.option(
-        "--micro-batch", type=int, help="Sequences at a time.  [default: the whole batch]"
-    ),
-    click.option(
-        "--checkpoint-activations/--keep-activations",
-        default=None,
-        help="Recompute activations in the backward pass, to save memory.",
-    ),
-    click.option("--compile/--no-compile", default=None, help="Use torch.compile."),
-    click.option(
-        "--checkpoint-every", type=float, help="Seconds between checkpoints.  [default: 300]"
-    ),
-    click.option(
-        "--evaluate-every", type=int, help="Steps between evaluations.  [default: the end]"
-    ),
-    click.option(
-        "--sink",
-        "sinks",
-        type=click.Choice(["tensorboard", "wandb"]),
-        multiple=True,
-        help="Where metrics go too; may be given twice.",
-    ),
-)
-
-
-def placement_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that take the place of entries in a study's [placement] table."""
-    for option in reversed(_PLACEMENT_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command(short_help="Train the runs that have no result yet.")
 @click.argument("folder", type=FOLDER)
-@click.option("--workers", type=int, help="Runs at a time.  [default: one per core or GPU]")
+@click.option(
+    "--workers", type=int, metavar="N", help="Runs at a time.  [default: one per core or GPU]"
+)
 @placement_options
 def run(folder: Path, workers: int | None, device: str | None, **options: Any) -> None:
     """Train every run of the plan in FOLDER that has no result yet.
 
     Interrupted or killed, the same command goes on from the newest checkpoints, to the same
     numbers; a finished run is never trained twice. Exit code 1 when some runs failed or diverged.
-    Options take the place of entries in the study's [placement] table, of the same names.
+    The options take the place of entries in the study's [placement] table, which have the same
+    names, with _ for -.
     """
-    sys.exit(run_folder(folder, workers, device, **options))
+    code = run_folder(folder, workers, device, **options)
+    if code == 0:
+        click.echo(f"all runs are complete: `isoflop fit {folder}` makes tables and plots of them")
+    sys.exit(code)
 
 
 def run_folder(folder: Path, workers: int | None, device: str | None, **options: Any) -> int:
@@ -101,7 +70,11 @@ def run_folder(folder: Path, workers: int | None, device: str | None, **options:
         out.print(
             f"{ending.status}: {shown_id(run_id)}: {ending.reason}", markup=False, soft_wrap=True
         )
-    return SOME_RUNS_FAILED if summary.failed else 0
+    if not summary.failed:
+        return 0
+    again = f"`isoflop logs {folder} RUN` shows more; the same command tries failed runs again"
+    out.print(again, markup=False, soft_wrap=True)
+    return SOME_RUNS_FAILED
 
 
 def _interrupt(*_: object) -> None:

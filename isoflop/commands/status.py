@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 SCHEDULER_UNREACHABLE = 3
 
-_LIVE = ("running", "requeued", "waiting", "unknown")
-
 
 @click.command(short_help="Say what is done, running, waiting, failed, lost, missing.")
 @click.argument("folder", type=FOLDER)
 @click.option("--watch", is_flag=True, help="Go on until nothing runs or waits.")
 @click.option(
-    "--every", type=click.FloatRange(min=1), default=10, show_default=True, help="With --watch: s."
+    "--every",
+    type=click.FloatRange(min=1),
+    show_default=False,
+    default=10,
+    metavar="SECONDS",
+    help="Between two looks, with --watch; 1 or more.  [default: 10]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Every run, as JSON.")
 def status(folder: Path, watch: bool, every: float, as_json: bool) -> None:
@@ -56,18 +59,20 @@ def status(folder: Path, watch: bool, every: float, as_json: bool) -> None:
 
 def _print(folder: Path, truth: Truth, out: Console) -> None:
     from isoflop.launch.status import results_without_folder
-    from isoflop.render.status import status_lines, status_table
+    from isoflop.render.status import next_line, status_lines, status_table
 
-    out.print(status_table(truth.states))
-    for line in status_lines(truth):
-        out.print(line, markup=False, soft_wrap=True)
-    num_kept = len(results_without_folder(folder, list(truth.states)))
-    if num_kept:
-        out.print(
-            f"runs.parquet holds the results of {num_kept} runs that have no folder here; "
-            "`isoflop fit` keeps them, `isoflop run` would train them anew",
-            soft_wrap=True,
+    kept = results_without_folder(folder, list(truth.states))
+    out.print(status_table(truth.states, kept))
+    lines = status_lines(truth)
+    if kept:
+        lines.append(
+            f"kept: runs.parquet holds the results of {len(kept)} runs that have no folder here; "
+            "`isoflop fit` uses them, `isoflop run` would train them anew"
         )
+    elif (hint := next_line(truth.states, folder)) is not None:
+        lines.append(hint)
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> Truth:
@@ -75,15 +80,16 @@ def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> Truth:
     from rich.live import Live
 
     from isoflop.launch.slurm.states import study_truth
+    from isoflop.launch.status import LIVE
     from isoflop.render.status import status_view
 
     truth = study_truth(folder, plan)
-    with Live(status_view(truth), console=out, auto_refresh=False) as live:
-        while any(state.state in _LIVE for state in truth.states):
+    with Live(status_view(truth, folder), console=out, auto_refresh=False) as live:
+        while any(state.state in LIVE for state in truth.states):
             try:
                 time.sleep(every_s)
             except KeyboardInterrupt:
                 break
             truth = study_truth(folder, plan)
-            live.update(status_view(truth), refresh=True)
+            live.update(status_view(truth, folder), refresh=True)
     return truth

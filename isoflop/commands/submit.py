@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isoflop.commands import FOLDER
-from isoflop.commands.run import placement_options
+from isoflop.commands.asking import confirm
 from isoflop.errors import UserError
+from isoflop.launch.command_options import placement_options
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.prepare import Prepared
@@ -26,9 +27,16 @@ NOTHING_SENT = 2
 @click.option(
     "--cluster",
     required=True,
-    help="A profile (h100, a100, cpu, or a .toml file), or `local`: this machine.",
+    metavar="PROFILE",
+    help="Your cluster's profile (a .toml file; h100, a100 and cpu are examples), or `local`: "
+    "this machine.",
 )
-@click.option("--runs-per-task", type=int, help="Runs that share a task.  [default: the profile's]")
+@click.option(
+    "--runs-per-task",
+    type=int,
+    metavar="N",
+    help="Runs that one job trains, one after the other.  [default: the profile's]",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before sending.")
 @placement_options
@@ -43,10 +51,12 @@ def submit(
     """Send every run of the plan in FOLDER that has no result and no job yet.
 
     It returns at once; `isoflop status` tells what becomes of the runs. Typed again, or from two
-    shells, it sends nothing twice. Exit code 1 when the scheduler rejected some of the jobs, 2 when
-    nothing could be sent. Options take the place of entries in the study's [placement] table.
+    shells, it sends nothing twice. slurm/README.md tells how to write a profile. Exit code 1 when
+    the scheduler rejected some of the jobs, 2 when nothing could be sent. Options from --device on
+    take the place of entries in the study's [placement] table.
     """
     from isoflop.launch.slurm.prepare import prepare
+    from isoflop.launch.slurm.submit import send
 
     profile = _profile(cluster, runs_per_task, options)
     prepared = prepare(folder, profile, options=options)
@@ -54,9 +64,11 @@ def submit(
         _show_dry_run(prepared)
         return
     _show_totals(prepared)
-    if prepared.runs and not yes:
-        _confirm()
-    sys.exit(_send(prepared))
+    if not prepared.runs:
+        return
+    if not yes:
+        confirm("Send them?", "nothing was sent", "add it, or look with --dry-run first")
+    sys.exit(show_report(send(prepared), prepared.folder))
 
 
 def _profile(cluster: str, runs_per_task: int | None, options: dict[str, Any]) -> ClusterProfile:
@@ -97,30 +109,14 @@ def _show_totals(prepared: Prepared) -> None:
         out.print(line, markup=False, soft_wrap=True)
 
 
-def _confirm() -> None:
-    if not sys.stdin.isatty():
-        raise UserError(
-            "--yes", None, "given where nobody can be asked", "add it, or look with --dry-run first"
-        )
-    if not click.confirm("Send them?", default=False):
-        click.echo("nothing was sent")
-        sys.exit(0)
-
-
-def _send(prepared: Prepared) -> int:
-    from isoflop.launch.slurm.submit import send
+def show_report(report: SubmitReport, folder: Path) -> int:
+    """Says what became of a submission; returns the exit code."""
     from isoflop.render.submit import report_lines
     from isoflop.render.tables import console
 
-    report = send(prepared)
-    rejected = bool(report.rejected)
-    out = console(stderr=rejected)
-    for line in report_lines(report, prepared.folder):
+    out = console(stderr=bool(report.rejected))
+    for line in report_lines(report, folder):
         out.print(line, markup=False, soft_wrap=True)
-    return _exit_code(report)
-
-
-def _exit_code(report: SubmitReport) -> int:
     if not report.rejected:
         return 0
     return SOME_REJECTED if report.job_ids else NOTHING_SENT

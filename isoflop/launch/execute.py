@@ -2,108 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import os
 import platform
-import threading
-import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from isoflop import __version__
-from isoflop.errors import UserError, failure_reason
-from isoflop.files import write_text_atomic
-from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
-from isoflop.launch.sinks import About, open_sinks
+from isoflop.launch.attempt import RunningAttempt, checked_spec
+from isoflop.launch.job import Ending, Job
 from isoflop.launch.store import Attempt, RunFolder
-from isoflop.launch.weights import keep_final_weights, remove_checkpoints
-from isoflop.train.options import Placement
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
-    from isoflop.plan.identity import RunSpec
-    from isoflop.train.loop import RunOutcome, StepMetrics
+    from isoflop.train.loop import StepMetrics
     from isoflop.train.ranks import Ranks
-    from isoflop.train.throughput import Achieved
-
-HEARTBEAT_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What a worker needs to know; plain values, so that any launcher can carry it."""
-
-    study_folder: str
-    run_id: str
-    data_folder: str
-    keep_weights: str = "none"
-    """none, best or all: the study's word."""
-    placement: Placement = field(default_factory=Placement)
-    convention: str = "paper"
-    """The study's FLOP convention, in which rates are logged."""
-    sinks: tuple[str, ...] = ()
-    """Where metrics go besides the run's folder; see isoflop.launch.sinks."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Job:
-        """The inverse of :meth:`to_json`."""
-        placement = Placement(**values["placement"])
-        return Job(**{**values, "placement": placement, "sinks": tuple(values["sinks"])})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ending:
-    """How a job ended: done, diverged, failed, held (another process has the run), interrupted."""
-
-    status: str
-    reason: str | None = None
-    loss: float | None = None
-    wall_s: float | None = None
-
-
-class Heartbeat:
-    """Writes the lease every few seconds while a run is at work, whatever the run is doing."""
-
-    def __init__(self, folder: RunFolder, attempt: Attempt, steps: int) -> None:
-        self._folder = folder
-        self._attempt = attempt
-        self._steps = steps
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat_until_stopped, daemon=True)
-        self.step = 0
-        self.superseded = False
-
-    def __enter__(self) -> Heartbeat:
-        self._folder.beat(self._attempt, self.step, self._steps)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _beat_until_stopped(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            if not self._folder.is_newest(self._attempt):
-                self.superseded = True
-                return
-            # On a full disk or a stalled file system the next beat may go through.
-            with contextlib.suppress(OSError):
-                self._folder.beat(self._attempt, self.step, self._steps)
 
 
 def execute(
@@ -142,14 +56,14 @@ def execute(
         ranks.broadcast(float(attempt is not None))
     if attempt is None:
         return ending
-    return _Attempt(job, folder, attempt, on_step, should_stop).run(data, ranks)
+    return RunningAttempt(job, folder, attempt, on_step, should_stop).run(data, ranks)
 
 
 def _begin(job: Job, folder: RunFolder) -> tuple[Ending, Attempt | None]:
     """The claim on a run, or None and how it stands."""
     finished = folder.result()
     if finished is not None:
-        return _ending_of(finished), None
+        return Ending.of(finished), None
     attempt = folder.claim(_provenance(job))
     if attempt is None:
         return Ending(status="held"), None
@@ -158,7 +72,7 @@ def _begin(job: Job, folder: RunFolder) -> tuple[Ending, Attempt | None]:
     if finished is None:
         return Ending(status="held"), attempt
     folder.end_attempt(attempt, "already complete")
-    return _ending_of(finished), None
+    return Ending.of(finished), None
 
 
 def _follow(
@@ -175,7 +89,7 @@ def _follow(
     if not ranks.broadcast(0.0):
         return Ending(status="held")
     outcome = train_run(
-        _checked_spec(folder, data),
+        checked_spec(folder, data),
         data,
         placement=job.placement,
         ranks=ranks,
@@ -183,177 +97,7 @@ def _follow(
         keep_weights=job.keep_weights != "none",
         should_stop=should_stop,
     )
-    return _ending_of(dataclasses.asdict(outcome))
-
-
-class _Attempt:
-    """One attempt at a run by the process that claimed it."""
-
-    def __init__(
-        self,
-        job: Job,
-        folder: RunFolder,
-        attempt: Attempt,
-        on_step: Callable[[StepMetrics, int], None],
-        should_stop: Callable[[], str | None],
-    ) -> None:
-        self._job = job
-        self._folder = folder
-        self._attempt = attempt
-        self._on_step = on_step
-        self._should_stop = should_stop
-        self._spec: RunSpec | None = None
-        self._first_step: int | None = None
-        self._last: StepMetrics | None = None
-
-    def run(self, data: TokenData, ranks: Ranks) -> Ending:
-        """Trains and records; whatever goes wrong is recorded and never raised."""
-        try:
-            return self._record(self._train(data, ranks))
-        except Exception as error:
-            reason = self._describe(error, ranks)
-            # A full disk takes no record either; the reason still reaches who started the run.
-            with contextlib.suppress(OSError):
-                name = f"error-{self._attempt.number:04d}.txt"
-                write_text_atomic(self._folder.path / name, traceback.format_exc())
-                self._end(f"failed: {reason}")
-            return Ending(status="failed", reason=reason)
-
-    def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
-        self._spec = spec = _checked_spec(self._folder, data)
-        log = MetricsLog(
-            self._folder.path / LINES_FILE,
-            self._attempt.number,
-            spec.steps,
-            rate=_rate(self._job, spec, ranks),
-            sinks=open_sinks(self._job.sinks, self._about(spec)),
-        )
-        with contextlib.closing(log), Heartbeat(self._folder, self._attempt, spec.steps) as beat:
-            return self._train_watched(spec, data, ranks, log, beat)
-
-    def _train_watched(
-        self, spec: RunSpec, data: TokenData, ranks: Ranks, log: MetricsLog, beat: Heartbeat
-    ) -> RunOutcome:
-        from isoflop.train.checkpoint import CheckpointStore
-        from isoflop.train.loop import Hooks, train_run
-
-        def on_step(metrics: StepMetrics) -> None:
-            if self._first_step is None:
-                self._first_step = metrics.step
-            self._last = metrics
-            beat.step = metrics.step
-            log.write(metrics)
-            self._on_step(metrics, spec.steps)
-
-        def on_damaged(step: int, reason: str) -> None:
-            log.event("checkpoint_damaged", {"step": step, "reason": reason})
-
-        store = CheckpointStore(
-            self._folder.checkpoints,
-            run_id=self._job.run_id,
-            may_write=lambda: self._folder.is_newest(self._attempt),
-            on_damaged=on_damaged,
-        )
-        store.clean_up()
-        return train_run(
-            spec,
-            data,
-            placement=self._job.placement,
-            ranks=ranks,
-            hooks=Hooks(on_step=on_step, on_event=log.event),
-            checkpoints=store,
-            keep_weights=self._job.keep_weights != "none",
-            should_stop=lambda: "superseded" if beat.superseded else self._should_stop(),
-        )
-
-    def _about(self, spec: RunSpec) -> About:
-        return About(
-            study=Path(self._job.study_folder).name,
-            run_id=self._job.run_id,
-            folder=self._folder.path,
-            spec=spec.to_json(),
-        )
-
-    def _describe(self, error: Exception, ranks: Ranks) -> str:
-        if self._spec is None:
-            return failure_reason(error)
-        from isoflop.train.failures import describe
-
-        return describe(error, self._spec, self._job.placement, ranks.size)
-
-    def _record(self, outcome: RunOutcome) -> Ending:
-        if outcome.status == "stopped":
-            return self._record_stop(outcome)
-        wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
-        values = dataclasses.asdict(outcome) | {"wall_s": wall_s}
-        # Before the result, after which nobody comes back; what a kill leaves is written again.
-        write_tables(self._folder.path)
-        if not self._folder.write_result(self._attempt, values):
-            self._end("superseded", outcome.wall_s)
-            finished = self._folder.result()
-            return Ending(status="held") if finished is None else _ending_of(finished)
-        self._end(outcome.status, outcome.wall_s)
-        if outcome.status == "done" and self._job.keep_weights != "none":
-            keep_final_weights(self._folder)
-        else:
-            remove_checkpoints(self._folder)
-        return _ending_of(values)
-
-    def _record_stop(self, outcome: RunOutcome) -> Ending:
-        if not self._folder.is_newest(self._attempt):
-            self._end("superseded", outcome.wall_s)
-            return Ending(status="held")
-        self._end(f"interrupted: {outcome.status_reason}", outcome.wall_s)
-        return Ending(status="interrupted", reason=outcome.status_reason)
-
-    def _end(self, reason: str, wall_s: float | None = None) -> None:
-        steps = None
-        if self._first_step is not None and self._last is not None:
-            steps = (self._first_step, self._last.step)
-            wall_s = self._last.wall_s if wall_s is None else wall_s
-        self._folder.end_attempt(self._attempt, reason, step_range=steps, wall_s=wall_s)
-
-
-def _checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
-    """The run's identity; its data must be these.
-
-    Raises:
-        UserError: they are others.
-    """
-    spec = folder.read_spec()
-    have = data.identity.data_id
-    if have != spec.data_id:
-        raise UserError("data id", have, f"the plan's {spec.data_id}", "plan again")
-    return spec
-
-
-def _rate(job: Job, spec: RunSpec, ranks: Ranks) -> Callable[[int, float], Achieved | None]:
-    """What a number of tokens in a number of seconds comes to on these devices."""
-    from isoflop.train.throughput import achieved, training_flops_per_token
-
-    flops_per_token = training_flops_per_token(spec, job.convention)
-    peak = _peak(job.placement, spec.precision) * ranks.size
-    return lambda tokens, seconds: achieved(tokens, seconds, flops_per_token, peak)
-
-
-# Measured once per process, before its first run.
-@functools.cache
-def _peak(placement: Placement, precision: str) -> float:
-    import torch
-
-    from isoflop.train.throughput import measured_peak
-
-    torch.set_num_threads(placement.num_threads)
-    return measured_peak(torch.device(placement.device), precision)
-
-
-def _ending_of(result: Mapping[str, Any]) -> Ending:
-    return Ending(
-        status="interrupted" if result["status"] == "stopped" else result["status"],
-        reason=result["status_reason"],
-        loss=result["loss"],
-        wall_s=result["wall_s"],
-    )
+    return Ending.of(dataclasses.asdict(outcome))
 
 
 def _provenance(job: Job) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isoflop.data.prepare import prepare
+from isoflop.data.prepare import prepared_for_plan
 from isoflop.errors import UserError
 from isoflop.families import family_digest
 from isoflop.files import write_many
-from isoflop.launch.execute import Ending, Job
+from isoflop.launch.job import Ending, Job
 from isoflop.launch.layout import laid_out, num_gpus
 from isoflop.launch.pool import Event, num_cores, run_jobs
 from isoflop.launch.sinks import check_names
@@ -29,8 +29,6 @@ from isoflop.train.options import Placement, placement_from
 class RunSummary:
     """What one `isoflop run` did."""
 
-    num_planned: int
-    num_done_before: int
     endings: dict[str, Ending] = field(default_factory=dict)
     """How each run of this invocation ended, by run id."""
 
@@ -85,29 +83,25 @@ def open_session(
     num_workers = _num_workers(given.get("workers"), placement)
     estimates = load_estimates(folder)
     planned_placements = {} if estimates is None else estimates.placements
-    data_folder = prepare(plan.study.source, plan.study.tokenizer, data_dir)
-    jobs: list[Job] = []
-    unfinished = []
-    num_done = 0
-    # The longest first, so that the last workers to finish do not wait for one long run.
     runs = plan.unique_runs if run is None else find_run(plan, run)[:1]
-    for planned in sorted(runs, key=lambda planned: -planned.flops):
-        run_folder = RunFolder(folder, planned.run_id)
-        if run_folder.result() is not None:
-            num_done += 1
-            continue
-        unfinished.append(planned)
-        jobs.append(
-            Job(
-                study_folder=str(folder),
-                run_id=planned.run_id,
-                data_folder=str(data_folder),
-                keep_weights=plan.study.keep_weights,
-                placement=laid_out(placement, given, planned_placements.get(planned.run_id)),
-                convention=plan.study.convention,
-                sinks=sinks,
-            )
+    data_folder = prepared_for_plan(
+        plan.study.source, plan.study.tokenizer, runs[0].spec.data_id, data_dir
+    )
+    unfinished = [p for p in runs if RunFolder(folder, p.run_id).result() is None]
+    # The longest first, so that the last workers to finish do not wait for one long run.
+    unfinished.sort(key=lambda planned: -planned.flops)
+    jobs = (
+        Job(
+            study_folder=str(folder),
+            run_id=planned.run_id,
+            data_folder=str(data_folder),
+            keep_weights=plan.study.keep_weights,
+            placement=laid_out(placement, given, planned_placements.get(planned.run_id)),
+            convention=plan.study.convention,
+            sinks=sinks,
         )
+        for planned in unfinished
+    )
     write_many(lambda p: RunFolder(folder, p.run_id).write_spec(p.spec), unfinished)
     prune_weights(folder, plan)
     return Session(
@@ -115,7 +109,7 @@ def open_session(
         plan=plan,
         jobs=tuple(jobs),
         num_workers=num_workers,
-        num_done_before=num_done,
+        num_done_before=len(runs) - len(unfinished),
     )
 
 
@@ -143,9 +137,7 @@ def _check_families(plan: Plan) -> None:
 
 def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:
     """Trains the session's jobs; ``on_event`` is told of every start, step and end."""
-    summary = RunSummary(
-        num_planned=len(session.plan.unique_runs), num_done_before=session.num_done_before
-    )
+    summary = RunSummary()
     # Closed here, so that an interrupt stops the workers wherever it strikes.
     with closing(run_jobs(session.jobs, session.num_workers)) as events:
         for event in events:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from isoflop.launch.execute import Ending, Job
+from isoflop.launch.job import Ending, Job
 from isoflop.launch.worker import work
 
 # A run held by another process is looked at again this often.

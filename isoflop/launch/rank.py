@@ -4,7 +4,7 @@
 
     srun --ntasks 8 --ntasks-per-node 4 python -m isoflop.launch.rank JOB.json
 
-JOB.json holds the fields of isoflop.launch.execute.Job; its placement names the layout. USR2, TERM
+JOB.json holds the fields of isoflop.launch.job.Job; its placement names the layout. USR2, TERM
 and INT, to any rank, stop the run at its next step boundary. torchrun passes on TERM and INT; USR2
 ends it and not its ranks, unless it was given --signals-to-handle=SIGTERM,SIGINT,SIGUSR2. Exit
 codes are those of isoflop.launch.single: 0 done, 1 failed or diverged, 75 stopped or held and to be
@@ -24,22 +24,20 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import failure_reason
 from isoflop.files import read_json
-from isoflop.launch.execute import Ending, Job, execute
+from isoflop.launch.execute import execute
+from isoflop.launch.job import Ending, Job
+from isoflop.launch.reporter import Reporter
 from isoflop.launch.signals import StopFlag
 
 if TYPE_CHECKING:
-    from isoflop.train.loop import StepMetrics
     from isoflop.train.ranks import Ranks
 
-# As in isoflop.launch.worker.
-REPORT_EVERY_S = 0.25
 EXIT_CODES = {"done": 0, "interrupted": 75, "held": 75}
 
 
@@ -81,20 +79,11 @@ def _execute(job: Job, ranks: Ranks, should_stop: Callable[[], str | None]) -> E
     from isoflop.data.windows import open_data
 
     data = open_data(Path(job.data_folder))
-    return execute(job, data, on_step=_Reporter(), should_stop=should_stop, ranks=ranks)
+    return execute(job, data, on_step=Reporter(_tell_step), should_stop=should_stop, ranks=ranks)
 
 
-class _Reporter:
-    """Tells of the first step and then of one every REPORT_EVERY_S seconds."""
-
-    def __init__(self) -> None:
-        self._last_s = float("-inf")
-
-    def __call__(self, metrics: StepMetrics, steps: int) -> None:
-        now = time.monotonic()
-        if now - self._last_s >= REPORT_EVERY_S:
-            self._last_s = now
-            _tell(step=metrics.step + 1, steps=steps, loss=metrics.loss)
+def _tell_step(step: int, steps: int, loss: float) -> None:
+    _tell(step=step, steps=steps, loss=loss)
 
 
 def _tell(**message: Any) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 
-from isoflop.commands import FOLDER
-from isoflop.commands.run import placement_options
 from isoflop.errors import UserError
-from isoflop.launch.execute import Ending, execute
+from isoflop.launch.command_options import placement_options
+from isoflop.launch.execute import execute
+from isoflop.launch.job import Ending
 from isoflop.launch.signals import StopFlag
 from isoflop.launch.store import RunFolder
 from isoflop.plan.select import find_run
@@ -28,7 +28,7 @@ _CODES = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("run")
 @placement_options
 def main(folder: Path, run: str, **options: Any) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.launch.metrics import LINES_FILE
-from isoflop.launch.slurm.logs import tail
 from isoflop.launch.store import Attempt, RunFolder
+from isoflop.launch.tail import tail
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
@@ -35,8 +35,11 @@ STATES = (
 """Files alone tell done, running, diverged, failed and missing; the others need a scheduler.
 unknown: sent to a scheduler that does not answer now."""
 
+LIVE = ("running", "requeued", "waiting", "unknown")
+"""States that change without anybody doing anything."""
+
 # As long as a run trains or is going to, runs.parquet calls it missing.
-_UNFINISHED = ("running", "requeued", "waiting", "lost", "unknown")
+_UNFINISHED = (*LIVE, "lost")
 
 # Rows of metrics.jsonl that a rate is taken over.
 _RATE_ROWS = 10

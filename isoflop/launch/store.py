@@ -4,6 +4,7 @@
     attempts/0001.json  one per attempt, created exclusively: its number is the claim
     lease.json          the holder's attempt number and heartbeat
     metrics.jsonl       as it goes; every row names its attempt
+    error-0001.txt      the traceback of an attempt that failed
     ckpt/STEP/          checkpoints (isoflop.train.checkpoint), gone once there is a result; the
                         final weights stay where the study keeps them (isoflop.launch.weights)
     result.json         once; the first writer wins; never overwritten
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_json_atomic, write_once
-from isoflop.launch.metrics import LINES_FILE, newest_by_step, read_rows
+from isoflop.launch.metrics import LINES_FILE, read_rows
 from isoflop.launch.process import ProcessIdentity
 from isoflop.plan.identity import RunSpec, run_id, shown_id
 
@@ -49,6 +50,31 @@ class Attempt:
     """First and last step that it completed; None: none, or it was killed."""
     wall_s: float | None
     """Seconds of training; None: none, or it was killed."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Device, placement, versions and, under `slurm`, its job; nothing that is part of the run."""
+
+    @property
+    def job_id(self) -> str | None:
+        """The scheduler's name of the job that it ran in: 123_4 or 123; None: it was in none."""
+        job = self._job
+        if "array_job_id" in job and "array_task_id" in job:
+            return f"{job['array_job_id']}_{job['array_task_id']}"
+        return job.get("job_id")
+
+    @property
+    def node(self) -> str | None:
+        """The node of that job."""
+        return self._job.get("node")
+
+    @property
+    def restarts(self) -> int:
+        """How often that job had been put back into the queue before."""
+        return int(self._job.get("restart_count", 0))
+
+    @property
+    def _job(self) -> Mapping[str, str]:
+        found: Mapping[str, str] = self.details.get("slurm", {})
+        return found
 
     @property
     def ended(self) -> bool:
@@ -152,6 +178,11 @@ class RunFolder:
             beat = max(beat, lease.heartbeat_s)
         return time.time() - beat < LEASE_TIMEOUT_S
 
+    def attempt_at_work(self) -> Attempt | None:
+        """The newest attempt, if a live process is at it."""
+        attempts = self.attempts()
+        return attempts[-1] if attempts and self.is_held(attempts[-1]) else None
+
     def claim(self, details: Mapping[str, Any]) -> Attempt | None:
         """Begins the next attempt; None if another process holds the run or wins the race.
 
@@ -170,9 +201,10 @@ class RunFolder:
             exit_reason=None,
             step_range=None,
             wall_s=None,
+            details=dict(details),
         )
-        record = _record(attempt) | {"details": dict(details)}
-        if not write_once(self._attempt_path(attempt.number), dump_json(record).encode()):
+        record = dump_json(_record(attempt)).encode()
+        if not write_once(self._attempt_path(attempt.number), record):
             return None
         return attempt
 
@@ -187,6 +219,10 @@ class RunFolder:
                 "steps": steps,
             },
         )
+
+    def traceback_file(self, attempt: Attempt) -> Path:
+        """Where an attempt that failed leaves its traceback."""
+        return self.path / f"error-{attempt.number:04d}.txt"
 
     def is_newest(self, attempt: Attempt) -> bool:
         """Whether no later attempt has begun."""
@@ -237,10 +273,6 @@ class RunFolder:
                 spent[earlier.number] = earlier.wall_s
         return sum(spent.values())
 
-    def metrics_by_step(self) -> dict[int, dict[str, Any]]:
-        """The row of each logged step; see :func:`isoflop.launch.metrics.newest_by_step`."""
-        return newest_by_step(self.metrics())
-
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Rows of metrics.jsonl; a line cut off by a crash is skipped."""
         return read_rows(self.path / LINES_FILE)
@@ -258,6 +290,7 @@ def _record(attempt: Attempt) -> dict[str, Any]:
         "exit_reason": attempt.exit_reason,
         "step_range": None,
         "wall_s": None,
+        "details": attempt.details,
     }
 
 
@@ -272,6 +305,7 @@ def _attempt(values: Any, path: Path) -> Attempt:
             step_range=None if values["step_range"] is None else tuple(values["step_range"]),
             # Records of earlier versions do not have it.
             wall_s=values.get("wall_s"),
+            details=values.get("details", {}),
         )
     except (KeyError, TypeError, ValueError):
         raise UserError("attempt", str(path), "an attempt's record", "remove the file") from None

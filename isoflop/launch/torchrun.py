@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from isoflop.files import write_json_atomic
-from isoflop.launch.execute import Ending, Job
+from isoflop.launch.job import Ending, Job
 
 POLL_S = 0.2
 # Time for the other ranks to end after the first one did, since one that waits for a rank that is

@@ -6,23 +6,20 @@ import dataclasses
 import os
 import signal
 import threading
-import time
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.errors import failure_reason
-from isoflop.launch.execute import Ending, Job, execute
+from isoflop.launch.execute import execute
+from isoflop.launch.job import Ending, Job
 from isoflop.launch.layout import num_gpus, on_own_device
+from isoflop.launch.reporter import Reporter
 from isoflop.launch.signals import StopFlag
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
-    from isoflop.train.loop import StepMetrics
-
-# The parent redraws a few times a second; more messages would only cost time.
-REPORT_EVERY_S = 0.25
 
 
 def work(jobs: Connection, number: int) -> None:
@@ -56,28 +53,19 @@ def _die_with_parent() -> None:
 def _run(
     job: Job, number: int, data: dict[str, TokenData], jobs: Connection, should_stop: StopFlag
 ) -> Ending:
-    last_report_s = 0.0
-
-    def report(step: int, steps: int, loss: float) -> None:
-        nonlocal last_report_s
-        now = time.monotonic()
-        if now - last_report_s >= REPORT_EVERY_S:
-            last_report_s = now
-            jobs.send(("step", step, steps, loss))
-
-    def on_step(metrics: StepMetrics, steps: int) -> None:
-        report(metrics.step + 1, steps, metrics.loss)
+    def tell(step: int, steps: int, loss: float) -> None:
+        jobs.send(("step", step, steps, loss))
 
     try:
         if job.placement.num_ranks > 1:
             from isoflop.launch.torchrun import run_ranks
 
             ranks = job.placement.num_ranks
-            return run_ranks(job, ranks, on_step=report, should_stop=should_stop)
+            return run_ranks(job, ranks, on_step=tell, should_stop=should_stop)
         opened = _opened(job.data_folder, data)
         placement = on_own_device(job.placement, number, num_gpus(job.placement))
         job = dataclasses.replace(job, placement=placement)
-        return execute(job, opened, on_step=on_step, should_stop=should_stop)
+        return execute(job, opened, on_step=Reporter(tell), should_stop=should_stop)
     except Exception as error:
         # What fails outside the run itself (data, damaged records, a full disk) fails this job
         # only; the worker lives on.

@@ -105,18 +105,16 @@ class Watcher:
     Args:
         session: what is to be trained.
         console: where to show it.
-        peak_flops: FLOP/s that one run has at most, all its devices together; None: not known.
     """
 
-    def __init__(
-        self, session: Session, console: Console, *, peak_flops: float | None = None
-    ) -> None:
+    def __init__(self, session: Session, console: Console) -> None:
         self._console = console
-        self._peak_flops = peak_flops
         self._runs = {run.run_id: run for run in session.plan.unique_runs}
+        self._arch_width = max(
+            (len(self._runs[job.run_id].arch) for job in session.jobs), default=0
+        )
         self._num_jobs = len(session.jobs)
         self._num_ended = 0
-        self._num_waiting = 0
         self._at_work: dict[str, _AtWork] = {}
         self._estimator = Estimator(num_workers=session.num_workers)
         for job in session.jobs:
@@ -171,9 +169,10 @@ class Watcher:
             outcome += f"  loss {event.ending.loss:.4f}"
         if event.ending.reason is not None:
             outcome += f"  ({event.ending.reason})"
+        arch = run.arch.ljust(self._arch_width)
         self._console.print(
             f"[{self._num_ended:>{len(str(self._num_jobs))}}/{self._num_jobs}] "
-            f"{shown_id(run.run_id)}  {format_flops(run.budget_flops):>7} {run.arch:<8} "
+            f"{shown_id(run.run_id)}  {format_flops(run.budget_flops):>7} {arch} "
             f"size {run.size}  {format_seconds(seconds):>6}  {outcome}{self._eta_text()}",
             markup=False,
         )
@@ -193,7 +192,7 @@ class Watcher:
     def _table(self) -> Group:
         table = Table(box=None, padding=(0, 1), pad_edge=False)
         names = ["run", "budget", "arch", "size", "progress", "step", "loss", "tokens/s"]
-        for name in names if self._peak_flops is None else [*names, "of peak"]:
+        for name in names:
             table.add_column(name, no_wrap=True)
         for run_id, work in self._at_work.items():
             steps = work.run.spec.steps
@@ -205,15 +204,12 @@ class Watcher:
                 ProgressBar(total=steps, completed=work.step, width=20),
                 f"{work.step:,}/{steps:,}",
                 "-" if work.loss is None else f"{work.loss:.3f}",
-                *self._rates(work),
+                _tokens_per_s(work),
             )
         head = Text(f"{self._num_ended} of {self._num_jobs} runs{self._eta_text()}", style="bold")
         return Group(head, table)
 
-    def _rates(self, work: _AtWork) -> list[str]:
-        """Tokens per second and, where the peak is known, the share of it that is used."""
-        rate = work.flops_per_s()
-        tokens = "-" if rate is None else f"{rate * work.run.n_tokens / work.run.flops:,.0f}"
-        if self._peak_flops is None:
-            return [tokens]
-        return [tokens, "-" if rate is None else f"{rate / self._peak_flops:.1%}"]
+
+def _tokens_per_s(work: _AtWork) -> str:
+    rate = work.flops_per_s()
+    return "-" if rate is None else f"{rate * work.run.n_tokens / work.run.flops:,.0f}"

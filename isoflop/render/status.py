@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isoflop.launch.slurm.states import Truth
-from isoflop.launch.status import STATES, RunState
+from isoflop.launch.status import LIVE, STATES, RunState
 from isoflop.numbers import format_flops, format_seconds
 from isoflop.plan.identity import shown_id
 from isoflop.render.tables import new_table
@@ -20,17 +21,23 @@ _ALWAYS_SHOWN = ("done", "running", "diverged", "failed", "missing")
 # Those that need somebody's attention last, where the eye is.
 _LINE_ORDER = ("running", "waiting", "requeued", "unknown", "missing", "diverged", "lost", "failed")
 _MAX_LINES = 20
+_KEPT = "kept"
 
 
-def status_table(states: Sequence[RunState]) -> Table:
-    """Counts of states by budget and arch, in the plan's order."""
-    there = {state.state for state in states}
-    columns = [state for state in STATES if state in _ALWAYS_SHOWN or state in there]
-    table = new_table(("budget", ">"), ("arch", "<"), *((state, ">") for state in columns))
+def status_table(states: Sequence[RunState], kept: Collection[str] = ()) -> Table:
+    """Counts of states by budget and arch, in the plan's order.
+
+    Args:
+        states: of all runs of the plan.
+        kept: ids of runs whose results are in runs.parquet only; they have a column of their own.
+    """
+    named = [(_KEPT if state.run.run_id in kept else state.state, state.run) for state in states]
+    there = {name for name, _ in named}
+    columns = [name for name in (*STATES, _KEPT) if name in _ALWAYS_SHOWN or name in there]
+    table = new_table(("budget", ">"), ("arch", "<"), *((name, ">") for name in columns))
     cells: dict[tuple[int, str], Counter[str]] = {}
-    for state in states:
-        key = (state.run.budget_flops, state.run.arch)
-        cells.setdefault(key, Counter())[state.state] += 1
+    for name, run in named:
+        cells.setdefault((run.budget_flops, run.arch), Counter())[name] += 1
     for (budget, arch), counts in cells.items():
         table.add_row(
             format_flops(budget), arch, *(str(counts[s]) if counts[s] else "-" for s in columns)
@@ -45,19 +52,47 @@ def status_lines(truth: Truth) -> list[str]:
         lines.append(f"the scheduler does not answer: {truth.unreachable}")
         lines.append("this is what the files know; jobs in the queue are not in it")
     unique = {state.run.run_id: state for state in truth.states}.values()
+    said: set[tuple[str, ...]] = set()
     for name in _LINE_ORDER:
         found = [s for s in unique if s.state == name and (s.reason or name != "missing")]
+        if name == "missing":
+            found, together = _apart(found)
+            lines += together
         for state in found[:_MAX_LINES]:
-            lines += _run_lines(state)
+            lines.append(_run_line(state))
+            # Runs that fail together mostly say the same.
+            if state.log_lines not in said:
+                lines += (f"          | {line}" for line in state.log_lines)
+            elif state.log_lines:
+                lines.append("          | (the same as above)")
+            said.add(state.log_lines)
         if len(found) > _MAX_LINES:
             lines.append(f"{name:9s} … and {len(found) - _MAX_LINES} more; --json tells all")
     return lines
 
 
-def status_view(truth: Truth) -> Group:
+def next_line(states: Sequence[RunState], folder: Path) -> str | None:
+    """What to type next, where nothing is going on any more."""
+    there = {state.state for state in states}
+    if there & {*LIVE, "lost"}:
+        return None
+    if there <= {"done", "diverged"}:
+        return f"all runs are over: `isoflop fit {folder}`"
+    if "failed" in there:
+        return (
+            f"`isoflop logs {folder} RUN` shows why; `isoflop run {folder}`, or `isoflop retry "
+            f"{folder} --failed KIND` on a cluster, tries again"
+        )
+    return (
+        f"nothing is at work or queued: `isoflop run {folder}`, or `submit`, trains what is missing"
+    )
+
+
+def status_view(truth: Truth, folder: Path) -> Group:
     """The whole of it, for a live display."""
-    lines = (Text(line, overflow="fold") for line in status_lines(truth))
-    return Group(status_table(truth.states), *lines)
+    lines = [*status_lines(truth), next_line(truth.states, folder) or ""]
+    texts = (Text(line, overflow="fold") for line in lines if line)
+    return Group(status_table(truth.states), *texts)
 
 
 def status_json(truth: Truth) -> dict[str, Any]:
@@ -71,17 +106,21 @@ def status_json(truth: Truth) -> dict[str, Any]:
     }
 
 
-def _run_lines(state: RunState) -> list[str]:
+def _apart(states: Sequence[RunState]) -> tuple[list[RunState], list[str]]:
+    """Those that have a reason of their own, and a line for each reason that several share."""
+    number = Counter(state.reason for state in states)
+    lines = [f"missing   {n} runs: {reason}" for reason, n in number.items() if n > 1]
+    return [state for state in states if number[state.reason] == 1], lines
+
+
+def _run_line(state: RunState) -> str:
     run = state.run
     what = f"{shown_id(run.run_id)} {run.arch} size {run.size} at {format_flops(run.budget_flops)}"
     if state.state == "running":
-        return [f"running   {what}: {_progress(state)}"]
-    # A kind that the reason does not say already.
+        return f"running   {what}: {_progress(state)}"
+    # The word that `isoflop retry --failed` takes.
     kind = f"{state.kind}: " if state.state == "failed" and state.kind else ""
-    return [
-        f"{state.state:9s} {what}: {kind}{state.reason}",
-        *(f"          | {line}" for line in state.log_lines),
-    ]
+    return f"{state.state:9s} {what}: {kind}{state.reason}"
 
 
 def _progress(state: RunState) -> str:
@@ -92,7 +131,7 @@ def _progress(state: RunState) -> str:
         parts.append(f"{format_seconds(state.eta_s)} left")
     if state.job is not None:
         where = f" on {state.job.node}" if state.job.node else ""
-        parts.append(f"job {state.job.job_id}{where}")
+        parts.append(f"{state.job.name}{where}")
     return ", ".join(parts)
 
 

@@ -22,6 +22,7 @@ _SHOWN_JOBS = 5
 
 def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
     """One row per array."""
+    excludes = any(array.resources.exclude_nodes for array in arrays)
     table = new_table(
         ("array", ">"),
         ("tasks", ">"),
@@ -30,8 +31,8 @@ def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
         ("nodes", ">"),
         ("GPUs" if profile.gpus_per_node else "cores", ">"),
         ("memory", ">"),
-        ("time limit", ">"),
-        ("without nodes", "<"),
+        ("limit, h:min", ">"),
+        *([("without nodes", "<")] if excludes else []),
     )
     for number, array in enumerate(arrays):
         needs = array.resources
@@ -45,17 +46,22 @@ def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
             str(needs.num_ranks * cores),
             "-" if needs.memory_mb_per_node is None else f"{needs.memory_mb_per_node:,} MB",
             _clock(needs.time_min),
-            ",".join(needs.exclude_nodes) or "-",
+            *([",".join(needs.exclude_nodes) or "-"] if excludes else []),
         )
     return table
 
 
 def total_lines(prepared: Prepared) -> Iterator[str]:
-    """Runs, device-hours and cost of what is to be sent."""
+    """Runs, device-hours and cost of what is to be sent, or that there is nothing."""
+    if not prepared.runs:
+        yield _nothing_line(prepared.num_done, prepared.num_live)
+        yield from _parked_lines(prepared.parked, prepared.folder)
+        return
     cost = "" if prepared.cost is None else f", {prepared.cost:,.4g} at the price given"
+    live = f", {prepared.num_live} at work or queued" if prepared.num_live else ""
     yield (
-        f"{len(prepared.runs)} runs to send to {prepared.profile.name}, {prepared.num_done} "
-        f"complete already; estimate on {prepared.estimate.hardware}: "
+        f"{_runs(len(prepared.runs))} to send to {prepared.profile.name}, {prepared.num_done} "
+        f"complete already{live}; estimate on {prepared.estimate.hardware}: "
         f"{prepared.gpu_hours:,.4g} {prepared.estimate.unit}{cost}"
     )
     yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
@@ -65,27 +71,30 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
 def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
     """What was sent, what was not, and what to do next."""
     if report.submission_id is None:
-        yield (
-            f"nothing to send: {report.num_done} runs complete, {report.num_live} at work or queued"
-        )
-        return
+        yield _nothing_line(report.num_done, report.num_live)
     if report.num_sent:
         jobs = report.job_ids
+        one, many = ("process", "processes") if report.is_local else ("job", "jobs")
+        word = one if len(jobs) == 1 else many
         more = f" and {len(jobs) - _SHOWN_JOBS} more" if len(jobs) > _SHOWN_JOBS else ""
         yield (
-            f"sent {report.num_sent} runs as submission {report.submission_id}: "
-            f"jobs {', '.join(jobs[:_SHOWN_JOBS])}{more}"
+            f"sent {_runs(report.num_sent)} as submission {report.submission_id}: "
+            f"{word} {', '.join(jobs[:_SHOWN_JOBS])}{more}"
         )
-    if report.num_live:
-        yield f"not sent again: {report.num_live} runs at work or queued"
+    if report.num_live and report.submission_id is not None:
+        yield f"not sent again: {_runs(report.num_live)} at work or queued"
     for words, num_runs in report.rejected.items():
-        yield f"rejected, {num_runs} runs: {words}"
+        yield f"rejected, {_runs(num_runs)}: {words}"
     if report.rejected:
         yield "correct the profile or ask for less; the same command then sends what is left"
     if report.num_left:
-        yield f"left for later by max_submit: {report.num_left} runs; submit again to send them"
+        yield f"left for later by max_submit: {_runs(report.num_left)}; submit again to send them"
     if report.num_sent:
         yield f"`isoflop status {folder}` tells what becomes of them"
+
+
+def _nothing_line(num_done: int, num_live: int) -> str:
+    return f"nothing to send: {_runs(num_done)} complete, {num_live} at work or queued"
 
 
 def _parked_lines(parked: Sequence[str], folder: Path) -> Iterator[str]:
@@ -95,7 +104,10 @@ def _parked_lines(parked: Sequence[str], folder: Path) -> Iterator[str]:
         yield f"`isoflop retry {folder} --failed all` sends parked runs again"
 
 
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
+
+
 def _clock(minutes: int) -> str:
-    days, minutes = divmod(minutes, 24 * 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{days}-{hours:02d}:{minutes:02d}" if days else f"{hours}:{minutes:02d}"
+    return f"{hours}:{minutes:02d}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs packages of the distribution, once and quietly: apt.sh COMMAND... -- PACKAGE...
+# Installs packages of the distribution, once: apt.sh COMMAND... -- PACKAGE...
 # Exit codes: 0 all commands are there; 1 they could not be installed; 3 that takes root and apt-get.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
@@ -29,6 +29,7 @@ if [ "$EUID" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "apt.sh: to install ${packages[*]} takes root and apt-get" >&2
     exit 3
 fi
+echo "installing ${packages[*]} ..."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 for wait_s in 0 0 5; do

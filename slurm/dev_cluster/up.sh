@@ -135,7 +135,8 @@ start() {
     local node
     head -c 128 /dev/urandom >"$folder/munge/key"
     chmod 400 "$folder/munge/key"
-    munged --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
+    # --force: folders above may be private; the jobs are root's and reach the socket all the same.
+    munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
         --pid-file="$folder/pid/munged.pid" --log-file="$folder/munge/log/munged.log" \
         --seed-file="$folder/munge/log/seed"
     slurmctld

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.launch.execute import Job
+from isoflop.launch.job import Job
 from isoflop.train.options import Placement
 from made_kills import disturb, job_in
 

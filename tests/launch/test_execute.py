@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from isoflop.launch import execute as module
-from isoflop.launch.execute import Ending, Job, execute
+from isoflop.launch import attempt as attempting
+from isoflop.launch import heartbeat
+from isoflop.launch.execute import execute
+from isoflop.launch.job import Ending, Job
+from isoflop.launch.metrics import newest_by_step
 from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import final_weights, prune_weights, remove_checkpoints
 from isoflop.plan.identity import RunSpec, run_id
@@ -94,7 +97,7 @@ def test_an_interrupted_run_goes_on_and_every_attempt_has_its_record(tmp_path: P
     assert (result["attempt"], result["num_steps"]) == (2, 10)
     # The study keeps no weights.
     assert not folder.checkpoints.exists()
-    losses = {step: row["loss"] for step, row in folder.metrics_by_step().items()}
+    losses = {step: row["loss"] for step, row in newest_by_step(folder.metrics()).items()}
     assert losses == {m.step: m.loss for m in wanted.steps}
     assert go(job) == ending
     assert len(folder.attempts()) == 2
@@ -127,7 +130,7 @@ def test_lost_work_counts_as_time_spent(tmp_path: Path) -> None:
 def test_a_process_that_was_succeeded_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.01)
     job, folder = job_in(tmp_path, made_spec(steps=2000), placement=Placement())
 
     def on_step(metrics: Any, steps: int) -> None:
@@ -197,12 +200,12 @@ def test_nothing_can_be_written_and_the_reason_is_told_all_the_same(
 
     for name in ("write_result", "end_attempt"):
         monkeypatch.setattr(RunFolder, name, full)
-    monkeypatch.setattr(module, "write_text_atomic", full)
+    monkeypatch.setattr(attempting, "write_text_atomic", full)
     assert go(job) == Ending(status="failed", reason="OSError: [Errno 28] No space left on device")
 
 
 def test_a_heartbeat_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.001)
     job, _ = job_in(tmp_path)
     real, beats = RunFolder.beat, iter(range(10**6))
     went_on = threading.Event()

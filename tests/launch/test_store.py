@@ -14,6 +14,7 @@ import pytest
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch import store
+from isoflop.launch.metrics import newest_by_step
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.store import RunFolder
 from isoflop.plan.planner import make_plan
@@ -235,5 +236,24 @@ def test_of_a_step_done_twice_the_last_attempt_counts(folder: RunFolder) -> None
     ]
     lines = "".join(json.dumps(r) + "\n" for r in rows)
     (folder.path / "metrics.jsonl").write_text(lines)
-    found = folder.metrics_by_step()
+    found = newest_by_step(folder.metrics())
     assert {step: r["loss"] for step, r in found.items()} == {0: 5.0, 2: 4.5, 4: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("slurm", "job"),
+    [
+        ({"job_id": "14", "array_job_id": "12", "array_task_id": "0"}, "12_0"),
+        ({"job_id": "14"}, "14"),
+        (None, None),
+    ],
+)
+def test_a_job_is_named_as_the_scheduler_names_it(
+    slurm: dict[str, str] | None, job: str | None, folder: RunFolder
+) -> None:
+    details = {} if slurm is None else {"slurm": slurm | {"node": "n1", "restart_count": "2"}}
+    folder.claim(details)
+    (attempt,) = folder.attempts()
+    assert attempt.details == details
+    assert attempt.job_id == job
+    assert (attempt.node, attempt.restarts) == (("n1", 2) if slurm else (None, 0))

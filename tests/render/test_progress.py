@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from isoflop.launch.execute import Ending, Job
+from isoflop.launch.job import Ending, Job
 from isoflop.launch.local import Session
 from isoflop.launch.pool import Event
 from isoflop.plan.planner import make_plan
@@ -71,8 +71,7 @@ def test_rates_are_of_this_attempt(monkeypatch: pytest.MonkeyPatch, steps_before
     session = _session()
     job = session.jobs[0]
     run = session.plan.unique_runs[0]
-    per_step = run.flops / run.spec.steps
-    with Watcher(session, Console(file=io.StringIO()), peak_flops=per_step * 400) as watcher:
+    with Watcher(session, Console(file=io.StringIO())) as watcher:
         watcher.on_event(Event(kind="start", job=job))
         clock.now_s += 7.0
         first = steps_before + 1
@@ -83,17 +82,7 @@ def test_rates_are_of_this_attempt(monkeypatch: pytest.MonkeyPatch, steps_before
         # Twenty steps in two seconds; what the screen adds in waiting does not count.
         clock.now_s += 60.0
         row = shown(watcher).splitlines()[-1].split()
-    assert row[-2:] == [f"{10 * run.spec.batch_size * run.spec.seq_len:,}", "2.5%"]
-
-
-def test_without_a_peak_there_is_no_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    Clock(monkeypatch)
-    session = _session()
-    with Watcher(session, Console(file=io.StringIO())) as watcher:
-        watcher.on_event(Event(kind="start", job=session.jobs[0]))
-        text = shown(watcher)
-    assert "tokens/s" in text
-    assert "peak" not in text
+    assert row[-1] == f"{10 * run.spec.batch_size * run.spec.seq_len:,}"
 
 
 def test_what_a_checkpoint_holds_is_neither_done_again_nor_credited_twice(

@@ -110,9 +110,6 @@ class Cluster:
         """Its slurmd dies; what runs there goes on, and nobody tells the controller."""
         os.kill(self._process(f"slurmd.{node}"), signal.SIGKILL)
 
-    def start_node(self, node: str) -> None:
-        self.run("slurmd", "-N", node)
-
     def kill_controller(self) -> None:
         process = self._process("slurmctld")
         # As a machine would go down: what it knows is saved.

@@ -112,6 +112,7 @@ class Sent:
         rejected: str | None = None,
         age_s: float = 1000.0,
         cluster: str = "slurm",
+        options: dict[str, Any] | None = None,
         **profile: Any,
     ) -> None:
         shares = [[0], [1], [2], [3]] if tasks is None else tasks
@@ -130,6 +131,7 @@ class Sent:
                 snapshot=None,
                 cluster=cluster,  # type: ignore[arg-type]
                 arrays=(array,),
+                options=options or {},
             ),
         )
 

@@ -79,7 +79,7 @@ def test_a_run_that_fails_is_parked_with_its_reason_and_retried(
     assert found["reason"].startswith("parked after 2 failures; failed: IsADirectoryError")
     assert found["kind"] == "code"
     assert any("IsADirectoryError" in line for line in found["log_lines"])
-    assert "0 runs to send" in study.submit(max_failures=2).stdout
+    assert "nothing to send" in study.submit(max_failures=2).stdout
 
     (spec.path / "metrics.jsonl").rmdir()
     assert "nothing to retry" in isoflop("retry", study.folder, "--failed", "oom", "--yes").stdout

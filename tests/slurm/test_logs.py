@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from isoflop.commands.logs import logs
 from isoflop.errors import UserError
-from isoflop.launch.slurm.logs import follow, job_of, tail
+from isoflop.launch.slurm.logs import follow
+from isoflop.launch.tail import tail
 from slurm.made_scheduler import Sent
 
 
@@ -59,6 +60,12 @@ def test_a_job_that_died_before_its_run_began_has_output(sent: Sent) -> None:
     sent.submission("12", tasks=[[0]])
     sent.log("12", "ModuleNotFoundError: no isoflop\n")
     assert "ModuleNotFoundError" in invoke(sent.folder, sent.ids[0][:8]).output
+    # So it is where the run has attempts of earlier jobs.
+    sent.attempt(0, "failed: ValueError: x", job="11", age_s=2000)
+    output = invoke(sent.folder, sent.ids[0][:8]).output
+    assert "   attempt 1: " in output
+    assert "=> job 12: sent " in output
+    assert "ModuleNotFoundError" in output
 
 
 def test_a_process_of_this_machine_is_found_by_its_time(sent: Sent) -> None:
@@ -67,7 +74,8 @@ def test_a_process_of_this_machine_is_found_by_its_time(sent: Sent) -> None:
     sent.log("71", "of the first\n")
     sent.log("72", "of the second\n", name="s2")
     sent.attempt(0, "interrupted: SIGTERM", age_s=500)
-    assert "of the first" in invoke(sent.folder, sent.ids[0][:8]).output
+    assert "of the first" in invoke(sent.folder, sent.ids[0][:8], "--attempt", 1).output
+    assert "=> process 72: sent " in invoke(sent.folder, sent.ids[0][:8]).output
     sent.attempt(0, None, age_s=100, number=2)
     output = invoke(sent.folder, sent.ids[0][:8]).output
     assert "of the second" in output
@@ -77,7 +85,7 @@ def test_a_process_of_this_machine_is_found_by_its_time(sent: Sent) -> None:
 def test_what_is_not_there_is_said(sent: Sent) -> None:
     never = invoke(sent.folder, sent.ids[0][:8])
     assert isinstance(never.exception, UserError)
-    assert "no attempts" in str(never.exception)
+    assert "attempts of the run = none" in str(never.exception)
     sent.attempt(0, "failed: x")
     sent.attempt(0, "failed: x", number=2)
     wrong = invoke(sent.folder, sent.ids[0][:8], "--attempt", 3)
@@ -122,17 +130,3 @@ def test_the_tail_of_a_long_file_has_whole_lines(tmp_path: Path) -> None:
     assert lines[-1] == "\ufffd unfinished"
     assert tail(tmp_path / "nowhere") == []
     assert tail(path, 10**6)[0] == "line 0"
-
-
-@pytest.mark.parametrize(
-    ("details", "job"),
-    [
-        ({"slurm": {"job_id": "14", "array_job_id": "12", "array_task_id": "0"}}, "12_0"),
-        ({"slurm": {"job_id": "14"}}, "14"),
-        ({}, None),
-    ],
-)
-def test_a_job_is_named_as_the_scheduler_names_it(
-    details: dict[str, dict[str, str]], job: str | None
-) -> None:
-    assert job_of(details) == job

@@ -58,7 +58,10 @@ def test_what_a_record_keeps_is_the_profile() -> None:
         ({"time_margin": 0.5}, "cluster.time_margin = 0.5"),
         ({"memory_gb_per_device": float("inf")}, "cluster.memory_gb_per_device = inf"),
         ({"modules": "cuda"}, "cluster.modules = 'cuda'"),
-        ({"sbatch": {"time": 5}}, "cluster.sbatch.time = 5: must be an option not set already"),
+        (
+            {"sbatch": {"time": 5}},
+            "cluster.sbatch.time = 5: must be an option that no other key sets",
+        ),
         ({"sbatch": {"--nice": 5}}, "cluster.sbatch.--nice = 5"),
         ({"sbatch": {"nice": 1.5}}, "cluster.sbatch.nice = 1.5"),
         ({"gpus_per_node": 0}, "cluster.gpu_type = 'h100': must be left out"),
@@ -80,7 +83,7 @@ def test_a_missing_key_is_named() -> None:
 def test_hardware_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\nhardware = "h100"\n')
-    with pytest.raises(UserError, match=r"cluster\.hardware = 'h100': must be a profile of kind"):
+    with pytest.raises(UserError, match=r"cluster\.hardware = 'h100': must be of kind"):
         load_profile(path).load_hardware()
 
 

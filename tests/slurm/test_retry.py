@@ -39,7 +39,10 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def submit(folder: Path, profile: Any, **options: Any) -> SubmitReport:
-        calls.append({"profile": profile.name, **options, "options": read_options(folder)})
+        typed = options.pop("options")
+        calls.append(
+            {"profile": profile.name, **options, "typed": typed, "options": read_options(folder)}
+        )
         return SubmitReport(
             submission_id=None, arrays=(), num_done=0, num_live=0, parked=(), num_left=0
         )
@@ -157,7 +160,11 @@ def test_running_done_and_diverged_runs_are_not_retried(
     sent.result(1, "diverged")
     told.queue(line("12_2", "RUNNING"), line("12_3", "PENDING"))
     done = invoke(sent.folder, "--failed", "all", "--yes")
-    assert "nothing to retry" in done.output
+    assert "nothing to retry: no run has failed or is lost" in done.output
+    sent.attempt(2, "failed: ValueError: x", job="12_2")
+    told.queue(line("12_2", "FAILED", status=256), line("12_3", "PENDING"))
+    done = invoke(sent.folder, "--failed", "oom", "--yes")
+    assert "nothing to retry: no run failed by oom, but 1 of code" in done.output
     assert submitted == []
 
 
@@ -169,6 +176,18 @@ def test_runs_that_were_never_submitted_need_a_cluster(
     assert "name a profile, or `local`" in str(refused.exception)
     assert invoke(sent.folder, "--failed", "oom", "--yes", "--cluster", "local").exit_code == 0
     assert submitted[0]["profile"] == "local"
+
+
+def test_what_was_typed_at_the_last_submission_holds(
+    told: Scheduler, sent: Sent, submitted: list[dict[str, Any]]
+) -> None:
+    sent.submission("11", options={"compile": True}, age_s=2000.0)
+    sent.submission("12", name="s2", options={"micro_batch": 2})
+    sent.attempt(0, "failed: ValueError: x", job="12_0")
+    told.queue(line("12_0", "FAILED", status=256), line("12_1", "PENDING"))
+    done = invoke(sent.folder, "--failed", "code", "--yes")
+    assert "with micro_batch = 2, as last submitted" in done.output
+    assert submitted[0]["typed"] == {"micro_batch": 2}
 
 
 def test_layouts_follow_one_another_until_nothing_needs_less(sent: Sent) -> None:

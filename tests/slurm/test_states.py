@@ -16,6 +16,7 @@ from isoflop.commands.cancel import cancel
 from isoflop.commands.status import status
 from isoflop.launch.slurm.cancel import to_cancel
 from isoflop.launch.slurm.records import write_options
+from isoflop.launch.slurm.retry import plan_retry
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.slurm.states import live_runs
 from isoflop.launch.status import STATES, runs_row
@@ -136,7 +137,10 @@ def test_a_run_that_starts_again_is_still_the_requeued_one(told: Scheduler, sent
     sent.submission()
     sent.attempt(0, "interrupted: SIGTERM", job="12_0")
     told.queue(line("12_0", "RUNNING", restarts=1, node="n3"))
-    assert (sent.state().state, sent.state().reason) == ("requeued", "job 12_0 RUNNING on n3")
+    assert (sent.state().state, sent.state().reason) == (
+        "requeued",
+        "job 12_0 RUNNING on n3, starting up",
+    )
 
 
 def test_an_orphan_that_still_writes_does_not_hide_the_requeue(told: Scheduler, sent: Sent) -> None:
@@ -176,11 +180,11 @@ def test_runs_that_share_a_task_wait_for_their_turn(told: Scheduler, sent: Sent)
         ("OUT_OF_MEMORY", 0x0089, "", "oom", "job 12_0 ended OUT_OF_MEMORY on n2 by signal 9"),
         ("FAILED", 9, "slurmstepd: error: Detected 1 oom-kill event(s)", "oom", "by signal 9"),
         ("FAILED", 256, "StepId exceeded memory limit (620 > 100), being killed", "oom", "code 1"),
-        ("NODE_FAIL", 0, "", "node", "bad node: job 12_0 ended NODE_FAIL on n2"),
+        ("NODE_FAIL", 0, "", "node", "job 12_0 ended NODE_FAIL on n2"),
         ("BOOT_FAIL", 0, "", "node", "BOOT_FAIL"),
         ("FAILED", 256, "RuntimeError: No CUDA GPUs are available", "node", "with exit code 1"),
-        ("TIMEOUT", 15, "", "time", "time limit: job 12_0 ended TIMEOUT"),
-        ("FAILED", 768, "Segmentation fault", "code", "code error: job 12_0 ended FAILED"),
+        ("TIMEOUT", 15, "", "time", "job 12_0 ended TIMEOUT"),
+        ("FAILED", 768, "Segmentation fault", "code", "job 12_0 ended FAILED"),
     ],
 )
 def test_a_death_without_a_record_is_classified(
@@ -243,6 +247,23 @@ def test_a_death_after_a_retry_is_not_told_by_the_old_failure(told: Scheduler, s
     sent.submission("13", name="s2", age_s=100)
     told.queue(line("13_0", "NODE_FAIL", node="n1"))
     assert sent.state().kind == "node"
+
+
+def test_a_job_that_dies_before_its_run_begins_is_told_by_its_own_output(
+    told: Scheduler, sent: Sent
+) -> None:
+    sent.attempt(0, "failed: out of memory", job="12_0", node="n2", age_s=900)
+    (sent.run(0).path / "error-0001.txt").write_text("OutOfMemoryError: of an earlier job\n")
+    sent.submission("13", name="s2", age_s=100)
+    sent.log("13_0", "python: No such file or directory\n", name="s2")
+    told.queue(line("13_0", "FAILED", status=512, node="n1"))
+    found = sent.state()
+    assert (found.state, found.kind) == ("failed", "code")
+    assert found.log_lines == ("python: No such file or directory",)
+    sent.log("13_0", "CUDA unknown error\n", name="s2")
+    assert sent.state().kind == "node"
+    # The node of the job, and not that of the attempt before it.
+    assert plan_retry(sent.folder, sent.truth(), "node", 1).excluded_nodes == ("n1",)
 
 
 def test_cancelled_jobs_are_missing_even_when_the_queue_forgot(told: Scheduler, sent: Sent) -> None:
@@ -374,7 +395,7 @@ def test_processes_of_this_machine_are_followed_and_cancelled(told: Scheduler, s
         assert invoke(cancel, sent.folder, "--yes").exit_code == 0
         assert process.wait(10) == -15
         assert other.poll() is None
-        assert sent.state(0).reason == f"job {process.pid} was cancelled"
+        assert sent.state(0).reason == f"process {process.pid} was cancelled"
         assert told.calls == []
     finally:
         process.kill()
@@ -447,3 +468,32 @@ def test_many_waiting_runs_do_not_flood_the_terminal(
     output = invoke(status, sent.folder).output
     assert output.count("PENDING") == 2
     assert "waiting   … and 2 more; --json tells all" in output
+
+
+def test_what_several_runs_have_in_common_is_said_once(told: Scheduler, sent: Sent) -> None:
+    sent.submission(None, rejected="sbatch: error: no such partition")
+    output = invoke(status, sent.folder).output
+    assert "missing   4 runs: rejected: sbatch: error: no such partition\n" in output
+    sent.submission("13", name="s2", age_s=100)
+    told.queue(*(line(f"13_{i}", "FAILED", status=256) for i in range(4)))
+    for index in range(4):
+        sent.log(f"13_{index}", "python: No such file or directory\n", name="s2")
+    output = invoke(status, sent.folder).output
+    assert output.count("| python: No such file or directory") == 1
+    assert output.count("| (the same as above)") == 3
+    assert "code: job 13_3 ended FAILED with exit code 1" in output
+
+
+def test_status_says_what_to_do_next_where_nothing_is_going_on(told: Scheduler, sent: Sent) -> None:
+    folder = sent.folder
+    assert f"`isoflop run {folder}`, or `submit`, trains" in invoke(status, folder).output
+    sent.submission()
+    told.queue(*(line(f"12_{i}", "PENDING") for i in range(4)))
+    assert "isoflop" not in invoke(status, folder).output
+    told.queue(line("12_0", "FAILED", status=256))
+    sent.attempt(0, "failed: ValueError: x", job="12_0")
+    for index in (1, 2, 3):
+        sent.result(index)
+    assert f"`isoflop retry {folder} --failed KIND`" in invoke(status, folder).output
+    sent.result(0, "diverged")
+    assert f"all runs are over: `isoflop fit {folder}`" in invoke(status, folder).output

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from isoflop.launch.slurm.logs import job_of
 from slurm.made_cluster import Cluster
 from slurm.made_slurm import SHORT, cluster_study
 
@@ -21,8 +19,7 @@ def test_a_micro_study_is_submitted_and_finished(slurm_cluster: Cluster, tmp_pat
     study.assert_each_ended_once_as_undisturbed()
     (array,) = study.arrays()
     assert len(array.tasks) == len(study.runs) == 2
-    record = json.loads((study.run_folder().path / "attempts" / "0001.json").read_text())
-    assert job_of(record["details"]) == study.job()
+    assert study.run_folder().attempts()[0].job_id == study.job()
     # Typed again, there is nothing to send.
     study.submit()
     assert len(study.arrays()) == 1

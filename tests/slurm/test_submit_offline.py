@@ -191,9 +191,9 @@ def test_the_script_is_that_of_the_dry_run(slurm: Pretended, study: tuple[Path, 
 def test_gpus_ranks_and_left_out_nodes(slurm: Pretended, study: tuple[Path, Plan]) -> None:
     folder, plan = study
     first = plan.unique_runs[0].run_id
-    write_options(folder, {first: {"placement": {"ranks": 4}, "exclude_nodes": ["n7"]}})
-    placements = {first: {"parallel": "fsdp", "micro_batch": 1}}
-    submit(folder, GPU, only=[first], exclude_nodes=["n2"], placements=placements)
+    placement = {"ranks": 4, "parallel": "fsdp", "micro_batch": 1}
+    write_options(folder, {first: {"placement": placement, "exclude_nodes": ["n2", "n7"]}})
+    submit(folder, GPU, only=[first], options={"micro_batch": 2})
     (script,) = slurm.scripts
     for line in (
         "--gres=gpu:h100:4",
@@ -212,7 +212,9 @@ def test_gpus_ranks_and_left_out_nodes(slurm: Pretended, study: tuple[Path, Plan
     job = json.loads(jobs_file(folder, record.submission_id).read_text())[first]
     placement = job["placement"]
     assert (placement["device"], placement["num_ranks"]) == ("cuda", 4)
+    # What was decided for this run wins over what was given for all.
     assert (placement["parallel"], placement["micro_batch"]) == ("fsdp", 1)
+    assert record.options == {"micro_batch": 2}
     assert not record.arrays[0].is_array
 
 
@@ -327,7 +329,7 @@ def test_half_rejected(slurm: Pretended, study: tuple[Path, Plan]) -> None:
     assert found.exit_code == 1
     assert "sent 2 runs" in found.stderr
     assert (
-        "rejected, 1 runs: sbatch: error: AssocMaxSubmitJobLimit; sbatch: error: Batch job failed"
+        "rejected, 1 run: sbatch: error: AssocMaxSubmitJobLimit; sbatch: error: Batch job failed"
     ) in found.stderr
     assert len(sent_runs(folder)) == 2
 
@@ -456,3 +458,19 @@ def test_local_tasks_need_no_scheduler(study: tuple[Path, Plan]) -> None:
 
 def ids(plan: Plan) -> Collection[str]:
     return {run.run_id for run in plan.unique_runs}
+
+
+def test_where_nothing_is_to_be_sent_nobody_is_asked(
+    slurm: Pretended, study: tuple[Path, Plan]
+) -> None:
+    folder, _ = study
+    submit(folder, CPU)
+    slurm.queue(*(f"100_{i}|RUNNING|0|0|n1|None||" for i in range(2)), "100_2|CANCELLED|0|0||||")
+    some = typed(folder, "--cluster", write_profile(folder), "--dry-run")
+    assert "1 run to send to mine, 0 complete already, 2 at work or queued; " in some.stdout
+    slurm.queue(*(f"100_{i}|RUNNING|0|0|n1|None||" for i in range(3)))
+    for options in ([], ["--dry-run"]):
+        none = typed(folder, "--cluster", write_profile(folder), *options)
+        assert none.exit_code == 0
+        assert "nothing to send: 0 runs complete, 3 at work or queued\n" in none.stdout
+    assert len(slurm.scripts) == 1

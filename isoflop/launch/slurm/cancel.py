@@ -58,16 +58,15 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
     held = runs - finished - {run_id for task in tasks for run_id in task.run_ids}
     holders, elsewhere = {}, {}
     for run_id in sorted(held):
-        folder = RunFolder(study_folder, run_id)
-        attempts = folder.attempts()
-        if not attempts or not folder.is_held(attempts[-1]):
+        attempt = RunFolder(study_folder, run_id).attempt_at_work()
+        if attempt is None:
             continue
-        if attempts[-1].holder.on_this_machine:
-            pid = attempts[-1].holder.pid
+        if attempt.holder.on_this_machine:
+            pid = attempt.holder.pid
             # `isoflop run` itself, which would go on with its next run.
             holders[run_id] = pid if wanted is not None else _starter(pid) or pid
         else:
-            elsewhere[run_id] = attempts[-1].holder.host
+            elsewhere[run_id] = attempt.holder.host
     return Cancellation(tasks=tuple(tasks), holders=holders, elsewhere=elsewhere)
 
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 # submitit ends a local task then; nobody means it to.
 _NO_LIMIT_MIN = 60 * 24 * 365
-# Kept, since Python warns of a process that is forgotten while it runs.
-_STARTED: list[Any] = []
 
 
 class Rejected(Exception):
@@ -94,7 +93,6 @@ def sbatch_text(
 
 
 def send_to_slurm(
-    plan: ArrayPlan,
     profile: ClusterProfile,
     folder: Path,
     parameters: Mapping[str, Any],
@@ -103,7 +101,6 @@ def send_to_slurm(
     """Sends an array, or a single job where there is one task; returns the job's id.
 
     Args:
-        plan: its tasks.
         profile: where to.
         folder: submitit's folder for it.
         parameters: those of :func:`sbatch_parameters`.
@@ -135,7 +132,7 @@ def send_to_this_machine(
     folder: Path, variables: Mapping[str, str], arguments: Sequence[str], gpus: Sequence[int]
 ) -> str:
     """Starts one task as a process of this machine that outlives this one; returns its id."""
-    from submitit.local.local import LocalExecutor
+    from submitit.local.local import LocalExecutor, LocalJob
 
     folder.mkdir(parents=True, exist_ok=True)
     executor: Executor = LocalExecutor(folder)
@@ -144,7 +141,10 @@ def send_to_this_machine(
     )
     with _detached(), scrubbed_environment(variables):
         job = executor.submit(run_task, *arguments)
-    _STARTED.append(getattr(job, "_process", None))
+    assert isinstance(job, LocalJob)
+    assert job._process is not None
+    # Nobody waits for it; it is only collected, should this process outlive it.
+    threading.Thread(target=job._process.wait, daemon=True).start()
     return str(job.job_id)
 
 

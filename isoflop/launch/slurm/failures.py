@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from isoflop.launch.slurm.scheduler import JobState
-from isoflop.launch.store import Attempt
+from isoflop.launch.store import Attempt, RunFolder
 
 KINDS = {
     "oom": "out of memory",
@@ -67,7 +68,7 @@ def kind_of_job(job: JobState, last_words: Sequence[str]) -> str:
 
 def describe_job(job: JobState) -> str:
     """How a job ended, in the scheduler's words."""
-    parts = [f"job {job.job_id} ended {job.state}"]
+    parts = [f"{job.name} ended {job.state}"]
     if job.node is not None:
         parts.append(f"on {job.node}")
     if job.exit_code not in (None, "0:0"):
@@ -76,9 +77,15 @@ def describe_job(job: JobState) -> str:
     return " ".join(parts)
 
 
-def num_failures(attempts: Sequence[Attempt], num_forgiven: int) -> int:
-    """Failed attempts that count towards parking; preemptions and time limits never do."""
-    return max(0, sum(attempt.failed for attempt in attempts) - num_forgiven)
+def num_failures(folder: RunFolder, options: Mapping[str, Mapping[str, Any]]) -> int:
+    """Failed attempts of a run that count towards parking; preemptions and time limits never do.
+
+    Args:
+        folder: the run's.
+        options: as isoflop.launch.slurm.records keeps them: what `isoflop retry` forgave.
+    """
+    forgiven = options.get(folder.run_id, {}).get("attempts_forgiven", 0)
+    return max(0, sum(attempt.failed for attempt in folder.attempts()) - forgiven)
 
 
 def _kind_of_text(text: str) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from isoflop.errors import UserError, shown
-from isoflop.files import read_json
 from isoflop.launch.slurm.sent import SentTask
 from isoflop.launch.store import Attempt, RunFolder
+from isoflop.launch.tail import tail
 
-# Enough for the last lines of any traceback.
-TAIL_BYTES = 16_384
 _POLL_S = 0.5
 
 
@@ -23,46 +20,10 @@ class AttemptLog:
     """One attempt, and the files that tell of it."""
 
     attempt: Attempt
-    job_id: str | None
-    """123_4 or 123; None: no job of a scheduler."""
-    node: str | None
-    restarts: int | None
     traceback: Path | None
     outputs: tuple[Path, ...]
     """Of its job; a job that was requeued goes on in the same files, and runs that share a task
     share them."""
-
-
-def tail(path: Path, max_bytes: int = TAIL_BYTES) -> list[str]:
-    """The last whole lines of a file that so many bytes hold; none if it is not there."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - max_bytes))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
-    return lines[1:] if size > max_bytes else lines
-
-
-def details(folder: RunFolder, attempt: Attempt) -> dict[str, Any]:
-    """What an attempt recorded of its machine, job and placement."""
-    values = read_json(folder.path / "attempts" / f"{attempt.number:04d}.json", "attempt")
-    return dict(values.get("details", {}))
-
-
-def slurm_of(recorded: Mapping[str, Any]) -> Mapping[str, str]:
-    """What an attempt's details say of its job; nothing outside SLURM."""
-    found: Mapping[str, str] = recorded.get("slurm", {})
-    return found
-
-
-def job_of(recorded: Mapping[str, Any]) -> str | None:
-    """The id of the job that an attempt ran in, from its details: 123_4 or 123."""
-    known = slurm_of(recorded)
-    if "array_job_id" in known and "array_task_id" in known:
-        return f"{known['array_job_id']}_{known['array_task_id']}"
-    return known.get("job_id")
 
 
 def attempt_logs(
@@ -77,17 +38,11 @@ def attempt_logs(
     """
     found = []
     for attempt in folder.attempts():
-        recorded = details(folder, attempt)
-        job_id = job_of(recorded)
-        task = _task_of(attempt, job_id, tasks)
-        restarts = slurm_of(recorded).get("restart_count")
-        traceback = folder.path / f"error-{attempt.number:04d}.txt"
+        task = _task_of(attempt, tasks)
+        traceback = folder.traceback_file(attempt)
         found.append(
             AttemptLog(
                 attempt=attempt,
-                job_id=job_id,
-                node=slurm_of(recorded).get("node"),
-                restarts=None if restarts is None else int(restarts),
                 traceback=traceback if traceback.exists() else None,
                 outputs=() if task is None else tuple(task.logs(study_folder)),
             )
@@ -95,12 +50,20 @@ def attempt_logs(
     return found
 
 
-def _task_of(attempt: Attempt, job_id: str | None, tasks: Sequence[SentTask]) -> SentTask | None:
-    if job_id is not None:
-        return next((task for task in tasks if task.job_id == job_id), None)
+def _task_of(attempt: Attempt, tasks: Sequence[SentTask]) -> SentTask | None:
+    if attempt.job_id is not None:
+        return next((task for task in tasks if task.job_id == attempt.job_id), None)
     # Processes of this machine have no job; it is the newest that was sent before the attempt.
     local = [t for t in tasks if t.is_local and t.submission.created_at <= attempt.start_s]
     return local[-1] if local else None
+
+
+def task_without_attempt(attempts: Sequence[Attempt], tasks: Sequence[SentTask]) -> SentTask | None:
+    """What a run was last sent as, if no attempt has come of it (yet)."""
+    newest = tasks[-1] if tasks else None
+    if newest is None or newest.rejected is not None or newest.job_id is None:
+        return None
+    return None if any(newest.is_before(attempt) for attempt in attempts) else newest
 
 
 def choose(logs: Sequence[AttemptLog], number: int | None) -> AttemptLog:
@@ -110,7 +73,12 @@ def choose(logs: Sequence[AttemptLog], number: int | None) -> AttemptLog:
         UserError: there is no such attempt, or none at all.
     """
     if not logs:
-        raise UserError("run", shown("no attempts"), "begun", "`isoflop status` says where it is")
+        raise UserError(
+            "attempts of the run",
+            shown("none"),
+            "1 or more for it to have logs",
+            "`isoflop status` says where it is, `isoflop run` or `submit` starts it",
+        )
     numbers = [log.attempt.number for log in logs]
     if number is None:
         return logs[-1]
@@ -122,7 +90,7 @@ def choose(logs: Sequence[AttemptLog], number: int | None) -> AttemptLog:
 def last_words(folder: RunFolder, attempt: Attempt | None, outputs: Sequence[Path]) -> list[str]:
     """Lines that say how an attempt ended: of its traceback, or else of its job's output."""
     if attempt is not None:
-        lines = _told(tail(folder.path / f"error-{attempt.number:04d}.txt"))
+        lines = _told(tail(folder.traceback_file(attempt)))
         if lines:
             return lines
     # Errors before what was printed.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.launch.execute import Job
-from isoflop.launch.layout import laid_out
+from isoflop.launch.job import Job
+from isoflop.launch.layout import laid_out, num_gpus
 from isoflop.launch.local import open_session
 from isoflop.launch.pool import num_cores
 from isoflop.launch.slurm import executors, records, scheduler
@@ -21,7 +21,9 @@ from isoflop.launch.slurm.arrays import ArrayPlan, RunToSend, plan_arrays, share
 from isoflop.launch.slurm.failures import num_failures
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.snapshot import Snapshot, snapshot_of
+from isoflop.launch.slurm.states import live_runs
 from isoflop.launch.store import RunFolder
+from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import PlanEstimate, estimate_for
 from isoflop.plan.planner import Plan
 from isoflop.train.options import placement_from
@@ -39,15 +41,19 @@ class Prepared:
     profile: ClusterProfile
     estimate: PlanEstimate
     jobs: Mapping[str, Job]
-    """Of the runs without a result, by run id."""
+    """How the runs that are to be sent are executed, by run id."""
     runs: Mapping[str, RunToSend]
     """The same, for grouping."""
     parked: tuple[str, ...]
     """Runs that failed too often; they are not sent."""
     num_done: int
+    num_live: int
+    """Runs that a process trains or a job in the queue is going to; they are not sent."""
     snapshot: Snapshot
     max_array_size: int
     submission_id: str
+    options: Mapping[str, Any]
+    """Entries of a [placement] table that were given for all runs."""
 
     @property
     def gpu_hours(self) -> float:
@@ -58,10 +64,9 @@ class Prepared:
     @property
     def cost(self) -> float | None:
         """Of these hours; None: no price is known."""
-        hardware_price = self.profile.load_hardware().price_per_hour
-        price = (
-            hardware_price if self.profile.price_per_hour is None else self.profile.price_per_hour
-        )
+        price = self.profile.price_per_hour
+        if price is None:
+            price = self.profile.load_hardware().price_per_hour
         return None if price is None else price * self.gpu_hours
 
 
@@ -71,18 +76,14 @@ def prepare(
     *,
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
-    exclude_nodes: Collection[str] = (),
-    placements: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Prepared:
-    """Makes a study ready to be sent, and asks the cluster for its limits.
+    """Makes a study ready to be sent; asks the cluster for its limits and for what it has already.
 
     Args:
         folder: the study's folder, with a plan.
         profile: where the runs go.
         options: entries that take the place of those in the study's [placement] table.
-        only: run ids; None: all.
-        exclude_nodes: names of nodes that no run may get, besides those recorded for a run.
-        placements: entries for single runs, which take the place of all others.
+        only: run ids; None: all. What `isoflop retry` decided for one takes the place of both.
 
     Raises:
         UserError: no plan, data that are not there or damaged, an option or layout that is not
@@ -92,42 +93,41 @@ def prepare(
     folder = folder.absolute()
     if not profile.is_local and any(letter in str(folder) for letter in _NOT_IN_PATHS):
         raise UserError("folder", str(folder), "a path without %, \\ and line ends", "rename it")
+    # A folder without a plan is said before a scheduler that is not there.
+    read_plan(folder)
     max_array_size = 1 if profile.is_local else _max_array_size()
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    if not profile.is_local:
-        given["device"] = profile.device
+    typed = {key: value for key, value in (options or {}).items() if value not in (None, ())}
+    given = typed if profile.is_local else {**typed, "device": profile.device}
     # Workers are the cluster's business; what the study says of them is for `isoflop run`.
     session = open_session(folder, options={**given, "workers": 1})
     estimate = _estimate(session.plan, folder, profile)
     recorded = records.read_options(folder)
+    live = live_runs(folder, session.plan)
     wanted = [job for job in session.jobs if only is None or job.run_id in only]
-    parked = [job.run_id for job in wanted if _is_parked(folder, job.run_id, profile, recorded)]
-    placed, runs = {}, {}
+    free = [job for job in wanted if job.run_id not in live]
+    parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
+    jobs, runs = {}, {}
     left_out = set(parked)
-    for job in (job for job in wanted if job.run_id not in left_out):
-        own = recorded.get(job.run_id, {})
-        tables = [
-            session.plan.study.placement,
-            given,
-            own.get("placement", {}),
-            (placements or {}).get(job.run_id, {}),
-        ]
-        job = _placed(job, tables, estimate)
-        excluded = {*exclude_nodes, *own.get("exclude_nodes", ())}
-        placed[job.run_id] = job
-        runs[job.run_id] = _run_to_send(job, estimate, excluded)
+    for job in (job for job in free if job.run_id not in left_out):
+        run_id = job.run_id
+        own = recorded.get(run_id, {})
+        tables = [session.plan.study.placement, given, own.get("placement", {})]
+        jobs[run_id] = _placed(job, tables, estimate)
+        runs[run_id] = _run_to_send(jobs[run_id], estimate, own.get("exclude_nodes", ()))
     return Prepared(
         folder=folder,
         plan=session.plan,
         profile=profile,
         estimate=estimate,
-        jobs=placed,
+        jobs=jobs,
         runs=runs,
         parked=tuple(parked),
         num_done=session.num_done_before,
+        num_live=len(wanted) - len(free),
         snapshot=snapshot_of(folder, _families(session.plan)),
         max_array_size=max_array_size,
         submission_id=_new_id(),
+        options=typed,
     )
 
 
@@ -202,8 +202,7 @@ def _estimate(plan: Plan, folder: Path, profile: ClusterProfile) -> PlanEstimate
 def _is_parked(
     folder: Path, run_id: str, profile: ClusterProfile, recorded: Mapping[str, Mapping[str, Any]]
 ) -> bool:
-    forgiven = recorded.get(run_id, {}).get("attempts_forgiven", 0)
-    return num_failures(RunFolder(folder, run_id).attempts(), forgiven) >= profile.max_failures
+    return num_failures(RunFolder(folder, run_id), recorded) >= profile.max_failures
 
 
 def _placed(job: Job, tables: Sequence[Mapping[str, Any]], estimate: PlanEstimate) -> Job:
@@ -241,8 +240,6 @@ def _num_local_tasks(runs: Sequence[RunToSend], prepared: Prepared) -> int:
 
 def _local_gpus(prepared: Prepared) -> list[int]:
     """Numbers of the GPUs that local tasks share; empty: they use the CPU."""
-    from isoflop.launch.layout import num_gpus
-
     placement = next((job.placement for job in prepared.jobs.values()), None)
     if placement is None or not placement.device.startswith("cuda"):
         return []

@@ -80,9 +80,9 @@ class ClusterProfile:
             raise _mistake("time_floor_min", self.time_floor_min, "at most time_limit_min")
         if 60 * self.time_limit_min <= self.signal_s:
             raise _mistake("signal_s", self.signal_s, "shorter than time_limit_min")
-        for option in self.sbatch:
+        for option, value in self.sbatch.items():
             if option in _OWN_OPTIONS or not re.fullmatch("[a-z][a-z-]*", option):
-                raise _mistake(f"sbatch.{option}", self.sbatch[option], "an option not set already")
+                raise _mistake(f"sbatch.{option}", value, "an option that no other key sets")
 
     @property
     def is_local(self) -> bool:
@@ -102,7 +102,11 @@ class ClusterProfile:
         """
         hardware = load_hardware(self.hardware)
         if hardware.kind != self.device:
-            raise _mistake("hardware", self.hardware, f"a profile of kind {self.device}")
+            raise _mistake(
+                "hardware",
+                self.hardware,
+                f"of kind {self.device} where gpus_per_node is {self.gpus_per_node}",
+            )
         return hardware
 
     def to_json(self) -> dict[str, Any]:

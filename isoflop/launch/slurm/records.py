@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ class Submission:
     """Folder of the code that its tasks run; None: the installed one."""
     cluster: Cluster
     arrays: tuple[SentArray, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    """Entries of a [placement] table that were given on its command line."""
 
 
 def submission_folder(study_folder: Path, submission_id: str) -> Path:
@@ -70,7 +72,7 @@ def array_folder(study_folder: Path, submission_id: str, array: int) -> Path:
 
 
 def jobs_file(study_folder: Path, submission_id: str) -> Path:
-    """What tasks are to know of their runs: isoflop.launch.execute.Job by run id."""
+    """What tasks are to know of their runs: isoflop.launch.job.Job by run id."""
     return submission_folder(study_folder, submission_id) / JOBS_FILE
 
 

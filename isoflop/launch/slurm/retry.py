@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.launch.slurm import records
-from isoflop.launch.slurm.logs import details, slurm_of
 from isoflop.launch.slurm.states import Truth
 from isoflop.launch.status import RunState
 from isoflop.launch.store import RunFolder
@@ -38,6 +37,12 @@ class Retry:
         return list(self.options)
 
 
+def failed_runs(truth: Truth) -> list[RunState]:
+    """All runs that failed or are lost, each once."""
+    unique = {state.run.run_id: state for state in truth.states}.values()
+    return [state for state in unique if state.kind is not None]
+
+
 def plan_retry(study_folder: Path, truth: Truth, kind: str, max_devices: int) -> Retry:
     """Decides what is tried next for all failed or lost runs of a kind.
 
@@ -47,10 +52,9 @@ def plan_retry(study_folder: Path, truth: Truth, kind: str, max_devices: int) ->
         kind: one of failures.KINDS, or `all`.
         max_devices: that one run may have.
     """
-    unique = {state.run.run_id: state for state in truth.states}.values()
-    chosen = [s for s in unique if s.kind is not None and kind in ("all", s.kind)]
+    chosen = [s for s in failed_runs(truth) if kind in ("all", s.kind)]
     recorded = records.read_options(study_folder)
-    nodes = sorted({node for s in chosen if (node := _bad_node(study_folder, s)) is not None})
+    nodes = sorted({node for s in chosen if (node := _bad_node(s)) is not None})
     options, lines = {}, []
     for state in chosen:
         run_id = state.run.run_id
@@ -86,6 +90,11 @@ def next_layout(
     return None
 
 
+def entries_text(entries: Mapping[str, Any]) -> str:
+    """Entries of a [placement] table, for people."""
+    return ", ".join(f"{key} = {value}" for key, value in entries.items())
+
+
 def _decide(study_folder: Path, state: RunState, max_devices: int) -> tuple[str, dict[str, Any]]:
     """A line for people, and what is recorded for the run."""
     folder = RunFolder(study_folder, state.run.run_id)
@@ -93,29 +102,28 @@ def _decide(study_folder: Path, state: RunState, max_devices: int) -> tuple[str,
     own: dict[str, Any] = {"attempts_forgiven": failed}
     if state.kind != "oom":
         return "again, as it was", own
-    found = next_layout(model_shape(state.run.spec), _placement(folder, state), max_devices)
+    found = next_layout(model_shape(state.run.spec), _placement(state), max_devices)
     if found is None:
         return "again, as it was: the memory plan has nothing that needs clearly less", own
     entries, peak = found
-    named = ", ".join(f"{key} = {value}" for key, value in entries.items())
-    return f"{named}; estimated peak {format_bytes(peak)} per device", own | {"placement": entries}
+    said = f"{entries_text(entries)}; estimated peak {format_bytes(peak)} per device"
+    return said, own | {"placement": entries}
 
 
-def _placement(folder: RunFolder, state: RunState) -> Placement:
+def _placement(state: RunState) -> Placement:
     """How the newest attempt was laid out; an attempt of an earlier version does not tell."""
     if state.attempt is None:
         return Placement()
-    return Placement(**details(folder, state.attempt).get("placement", {}))
+    return Placement(**state.attempt.details.get("placement", {}))
 
 
-def _bad_node(study_folder: Path, state: RunState) -> str | None:
+def _bad_node(state: RunState) -> str | None:
     if state.kind != "node":
         return None
-    if state.attempt is not None:
-        folder = RunFolder(study_folder, state.run.run_id)
-        recorded = slurm_of(details(folder, state.attempt)).get("node")
-        if recorded is not None:
-            return recorded
+    attempt, job = state.attempt, state.job
+    # Not that of an attempt before the job that the scheduler tells of.
+    if attempt is not None and attempt.node and (job is None or job.job_id == attempt.job_id):
+        return attempt.node
     return state.job.node if state.job is not None else None
 
 

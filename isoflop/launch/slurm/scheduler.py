@@ -43,17 +43,21 @@ _SACCT_FIELDS = ("JobID", "State", "ExitCode", "NodeList")
 # squeue says so where it is asked for one job that it has forgotten, or never had.
 _UNKNOWN_JOB = "Invalid job id specified"
 
+_ASK_SINFO = "try again once `sinfo` answers"
+_NO_SLURM = "go where SLURM's commands are, or load their module; `--cluster local` needs none"
+
 
 class SchedulerError(UserError):
-    """A command of the scheduler that failed; ``words`` is what it said."""
+    """A command of the scheduler that failed; ``words`` is what it said, ``do`` what helps."""
 
-    def __init__(self, command: str, words: str) -> None:
-        super().__init__(command, shown(words), "answered by the scheduler", "see what it says")
+    def __init__(self, command: str, words: str, do: str = _ASK_SINFO) -> None:
+        said = words if words.startswith(command.partition(" ")[0]) else f"{command}: {words}"
+        super().__init__("scheduler", shown(said), "one that answers without an error", do)
         self.command = command
         self.words = words
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (SchedulerError, (self.command, self.words))
+        return (SchedulerError, (self.command, self.words, self.do))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +76,13 @@ class JobState:
     exit_code: str | None = None
     """CODE:SIGNAL once it has ended."""
     comment: str | None = None
+    is_process: bool = False
+    """Whether it is a process of this machine instead, and ``job_id`` its number."""
+
+    @property
+    def name(self) -> str:
+        """What people are told: `job 123_4`, or `process 123`."""
+        return f"{'process' if self.is_process else 'job'} {self.job_id}"
 
     @property
     def is_final(self) -> bool:
@@ -201,7 +212,7 @@ def call(arguments: Sequence[str]) -> str:
             stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError:
-        raise SchedulerError(command, f"{arguments[0]} is not on the PATH") from None
+        raise SchedulerError(command, f"{arguments[0]} is not on the PATH", _NO_SLURM) from None
     except PermissionError as error:
         raise SchedulerError(command, str(error)) from None
     except subprocess.TimeoutExpired as error:

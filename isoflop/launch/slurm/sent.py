@@ -17,6 +17,7 @@ from isoflop.launch.slurm.records import (
     read_submissions,
 )
 from isoflop.launch.slurm.scheduler import Answer, JobState
+from isoflop.launch.store import Attempt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,17 @@ class SentTask:
     def is_local(self) -> bool:
         """Whether it is a process of a machine instead of a job of a scheduler."""
         return self.submission.cluster == "local"
+
+    @property
+    def name(self) -> str:
+        """What people are told: `job 123_4`, or `process 123`."""
+        return f"{'process' if self.is_local else 'job'} {self.job_id}"
+
+    def is_before(self, attempt: Attempt) -> bool:
+        """Whether an attempt came after the task was sent, so that nothing newer is known."""
+        if self.job_id is not None and attempt.job_id == self.job_id:
+            return True
+        return attempt.start_s >= self.submission.created_at
 
     def logs(self, study_folder: Path) -> list[Path]:
         """The files that its output goes to, those of its first process first."""
@@ -156,7 +168,7 @@ def _identified(tasks: Iterable[SentTask], answer: Answer) -> Iterator[SentTask]
 def _processes(tasks: Iterable[SentTask]) -> dict[str, JobState]:
     """The tasks of submissions to this machine whose process is there."""
     return {
-        task.job_id: JobState(job_id=task.job_id, state="RUNNING")
+        task.job_id: JobState(job_id=task.job_id, state="RUNNING", is_process=True)
         for task in tasks
         if task.job_id is not None and _is_submitit_process(task.job_id)
     }

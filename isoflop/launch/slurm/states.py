@@ -17,12 +17,12 @@ from typing import Any
 
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.cancel import cancelled_jobs
-from isoflop.launch.slurm.logs import details, job_of, last_words
+from isoflop.launch.slurm.logs import last_words
 from isoflop.launch.slurm.records import read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.launch.slurm.sent import Queue, SentTask, look, remember
 from isoflop.launch.status import RunState, study_states
-from isoflop.launch.store import RunFolder
+from isoflop.launch.store import Attempt, RunFolder
 from isoflop.plan.planner import Plan
 
 # A job that left the queue may still write: a shared file system shows files late, a lost node's
@@ -81,9 +81,7 @@ def live_runs(study_folder: Path, plan: Plan) -> set[str]:
         raise SchedulerError("squeue", queue.answer.unreachable)
     live = {run_id for run_id in queue.tasks if queue.live(run_id) is not None}
     for run_id in {run.run_id for run in plan.runs} - live - finished.keys():
-        folder = RunFolder(study_folder, run_id)
-        attempts = folder.attempts()
-        if folder.is_held(attempts[-1] if attempts else None):
+        if RunFolder(study_folder, run_id).attempt_at_work() is not None:
             live.add(run_id)
     return live
 
@@ -135,14 +133,14 @@ class _Merge:
             return self._live(state, *live)
         if state.state == "running":
             return dataclasses.replace(state, job=self._queue.job(tasks[-1]))
-        if state.state == "failed" and self._is_of(state, tasks[-1]):
+        if state.state == "failed" and _attempt_of(state, tasks[-1]) is not None:
             return self._failed(state, tasks[-1])
         return self._not_live(state, tasks[-1])
 
     def _live(self, state: RunState, task: SentTask, job: JobState) -> RunState:
         """A job of it waits or runs."""
         state = dataclasses.replace(state, job=job)
-        same_job = self._attempt_job(state) == job.job_id
+        same_job = state.attempt is not None and state.attempt.job_id == job.job_id
         if state.state == "running":
             if same_job and not job.is_running:
                 return _become(state, "requeued", "its earlier process has not stopped yet")
@@ -153,15 +151,14 @@ class _Merge:
         if state.state == "failed" and same_job:
             return self._failed(state, task)
         if job.job_id in self._cancelled:
-            return _become(state, "waiting", f"job {job.job_id} is being cancelled")
+            return _become(state, "waiting", f"{job.name} is being cancelled")
         return _become(state, name, _where(task, job))
 
     def _failed(self, state: RunState, task: SentTask) -> RunState:
         """Its newest attempt recorded an error."""
         state = _with_kind(self._folder, state, task.logs(self._folder))
-        attempts = RunFolder(self._folder, state.run.run_id).attempts()
-        forgiven = self._options.get(state.run.run_id, {}).get("attempts_forgiven", 0)
-        failed = failures.num_failures(attempts, forgiven)
+        folder = RunFolder(self._folder, state.run.run_id)
+        failed = failures.num_failures(folder, self._options)
         if failed < task.submission.profile.get("max_failures", DEFAULT_MAX_FAILURES):
             return state
         return _become(state, "failed", f"parked after {failed} failures; {state.reason}")
@@ -174,38 +171,39 @@ class _Merge:
         if job is not None:
             return self._ended(state, task, job)
         if task.job_id in self._cancelled:
-            return _become(state, "missing", f"job {task.job_id} was cancelled")
+            return _become(state, "missing", f"{task.name} was cancelled")
         if task.is_local:
             return self._local_gone(state, task)
         if self._queue.answer.unreachable is not None:
-            sent = f"sent as job {task.job_id}" if task.job_id else "perhaps sent"
+            sent = f"sent as {task.name}" if task.job_id else "perhaps sent"
             return _become(state, "unknown", f"{sent}; the scheduler does not answer")
         if task.job_id is None:
             return _become(state, "missing", "its submission was cut off; submit again")
         if self._now_s - self._last_sign_s(state, task) < GRACE_S:
-            return _become(state, "waiting", f"job {task.job_id} has just left the queue")
-        return self._lost(state, task, f"job {task.job_id} is gone and left no result")
+            return _become(state, "waiting", f"{task.name} has just left the queue")
+        return self._lost(state, task, f"{task.name} is gone and left no result")
 
     def _local_gone(self, state: RunState, task: SentTask) -> RunState:
         """The process of its task is not there any more."""
-        if state.attempt is None or not self._is_of(state, task):
-            return _become(state, "missing", f"process {task.job_id} ended before this run began")
-        if state.attempt.ended:
+        attempt = _attempt_of(state, task)
+        if attempt is None:
+            return _become(state, "missing", f"{task.name} ended before this run began")
+        if attempt.ended:
             return state
-        return self._lost(state, task, f"process {task.job_id} is gone and left no result")
+        return self._lost(state, task, f"{task.name} is gone and left no result")
 
     def _ended(self, state: RunState, task: SentTask, job: JobState) -> RunState:
         """Its job is over and left neither a result nor an error's record."""
         state = dataclasses.replace(state, job=job)
         if job.state == "CANCELLED":
-            return _become(state, "missing", f"job {job.job_id} was cancelled")
+            return _become(state, "missing", f"{job.name} was cancelled")
         words = self._words(state, task)
         kind = failures.kind_of_job(job, words)
         reason = failures.describe_job(job)
         if kind == "lost":
             return self._lost(state, task, f"{reason} without a result")
         return dataclasses.replace(
-            _become(state, "failed", f"{failures.KINDS[kind]}: {reason}"),
+            _become(state, "failed", reason),
             kind=kind,
             log_lines=tuple(words[-NUM_LOG_LINES:]),
         )
@@ -221,20 +219,7 @@ class _Merge:
 
     def _words(self, state: RunState, task: SentTask) -> list[str]:
         folder = RunFolder(self._folder, state.run.run_id)
-        return last_words(folder, state.attempt, task.logs(self._folder))
-
-    def _is_of(self, state: RunState, task: SentTask) -> bool:
-        """Whether the newest attempt came after a task was sent, so that nothing newer is known."""
-        assert state.attempt is not None
-        if task.job_id is not None and self._attempt_job(state) == task.job_id:
-            return True
-        return state.attempt.start_s >= task.submission.created_at
-
-    def _attempt_job(self, state: RunState) -> str | None:
-        if state.attempt is None:
-            return None
-        folder = RunFolder(self._folder, state.run.run_id)
-        return job_of(details(folder, state.attempt))
+        return last_words(folder, _attempt_of(state, task), task.logs(self._folder))
 
     def _last_sign_s(self, state: RunState, task: SentTask) -> float:
         signs = [task.submission.created_at]
@@ -246,19 +231,24 @@ class _Merge:
         return max(signs)
 
 
+def _attempt_of(state: RunState, task: SentTask) -> Attempt | None:
+    """The newest attempt, if it came after the task was sent."""
+    return state.attempt if state.attempt is not None and task.is_before(state.attempt) else None
+
+
 def _become(state: RunState, name: str, reason: str | None) -> RunState:
     return dataclasses.replace(state, state=name, reason=reason)
 
 
 def _where(task: SentTask, job: JobState) -> str:
     """What is said of a run that does not train although its job is at work."""
-    where = f"job {job.job_id} {job.state}" + (f" on {job.node}" if job.node else "")
+    where = f"{job.name} {job.state}" + (f" on {job.node}" if job.node else "")
     shares = len(task.run_ids)
-    return f"{where}, one of its {shares} runs" if shares > 1 else where
+    return f"{where}, one of its {shares} runs" if shares > 1 else f"{where}, starting up"
 
 
 def _why_it_waits(state: RunState, job: JobState) -> str:
-    parts = [f"job {job.job_id} {job.state}" + (f" ({job.reason})" if job.reason else "")]
+    parts = [f"{job.name} {job.state}" + (f" ({job.reason})" if job.reason else "")]
     if job.restarts:
         parts.append(f"put back {job.restarts} times" if job.restarts > 1 else "put back once")
     if state.attempt is not None and state.attempt.exit_reason:

@@ -31,6 +31,7 @@ from isoflop.launch.slurm.prepare import (
 )
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import SentArray, Submission
+from isoflop.launch.slurm.states import live_runs
 from isoflop.launch.store import RunFolder
 
 LOCK_FILE = "submit.lock"
@@ -52,6 +53,8 @@ class SubmitReport:
     parked: tuple[str, ...]
     num_left: int
     """Runs that the limit on submitted tasks left for later."""
+    is_local: bool = False
+    """Whether jobs are processes of this machine."""
 
     @property
     def num_sent(self) -> int:
@@ -84,20 +87,9 @@ def submit(
     *,
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
-    exclude_nodes: Collection[str] = (),
-    placements: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> SubmitReport:
     """Prepares and sends; see :func:`prepare` and :func:`send`."""
-    return send(
-        prepare(
-            folder,
-            profile,
-            options=options,
-            only=only,
-            exclude_nodes=exclude_nodes,
-            placements=placements,
-        )
-    )
+    return send(prepare(folder, profile, options=options, only=only))
 
 
 def send(prepared: Prepared) -> SubmitReport:
@@ -107,8 +99,6 @@ def send(prepared: Prepared) -> SubmitReport:
         UserError: another submission of this study is at work, the scheduler does not answer (then
             nothing was sent), or the code snapshot was changed.
     """
-    from isoflop.launch.slurm.states import live_runs
-
     with submit_lock(prepared.folder):
         live = live_runs(prepared.folder, prepared.plan)
         free = [run_id for run_id in prepared.runs if run_id not in live]
@@ -122,9 +112,10 @@ def send(prepared: Prepared) -> SubmitReport:
         submission_id=prepared.submission_id if plans else None,
         arrays=arrays,
         num_done=prepared.num_done + len(free) - len(todo),
-        num_live=len(prepared.runs) - len(free),
+        num_live=prepared.num_live + len(prepared.runs) - len(free),
         parked=prepared.parked,
         num_left=num_left,
+        is_local=prepared.profile.is_local,
     )
 
 
@@ -194,6 +185,7 @@ def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) 
         snapshot=str(prepared.snapshot.folder),
         cluster="local" if prepared.profile.is_local else "slurm",
         arrays=tuple(arrays),
+        options=dict(prepared.options),
     )
     records.write_submission(prepared.folder, submission)
 
@@ -208,7 +200,7 @@ def _send(prepared: Prepared, plan: ArrayPlan, number: int) -> str:
         variables = variables_of(prepared)
         return executors.send_to_this_machine(folder, variables, arguments[0], gpus)
     parameters = parameters_of(prepared, plan, number)
-    return executors.send_to_slurm(plan, prepared.profile, folder, parameters, arguments)
+    return executors.send_to_slurm(prepared.profile, folder, parameters, arguments)
 
 
 def _within_limit(

@@ -29,7 +29,7 @@ from isoflop.launch.signals import StopFlag
 from isoflop.launch.slurm.records import jobs_file, read_options
 
 if TYPE_CHECKING:
-    from isoflop.launch.execute import Ending, Job
+    from isoflop.launch.job import Ending, Job
     from isoflop.train.ranks import Ranks
 
 HELD_POLL_S = 2.0
@@ -108,7 +108,7 @@ class Share:
 
     def train(self, run_id: str) -> None:
         """Trains one run, unless the task was asked to stop."""
-        from isoflop.launch.execute import Job
+        from isoflop.launch.job import Job
 
         if self._should_stop() is not None:
             self._unfinished = True
@@ -189,9 +189,8 @@ class Share:
         from isoflop.launch.slurm.failures import num_failures
         from isoflop.launch.store import RunFolder
 
-        forgiven = read_options(self._folder).get(run_id, {}).get("attempts_forgiven", 0)
-        attempts = RunFolder(self._folder, run_id).attempts()
-        return num_failures(attempts, forgiven) >= self._max_failures
+        folder = RunFolder(self._folder, run_id)
+        return num_failures(folder, read_options(self._folder)) >= self._max_failures
 
 
 def _requeue(job_id: str) -> None:
