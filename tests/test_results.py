@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import command
 from isoflop.plan.artefact import plan_to_json, read_plan
 from isoflop.plan.planner import make_plan
 from isoflop.resources import builtin
-from isoflop.study import load_study
+from isoflop.study_file import load_study
 from isoflop.tables import (
     COMPARE,
     EXPONENTS,
@@ -69,8 +70,8 @@ def test_committed_tables_and_figures_follow_from_the_committed_runs(
     folder.mkdir()
     for file in ("plan.json", "estimates.json", "runs.parquet"):
         shutil.copy(committed / file, folder)
-    for verb in ("fit", "report"):
-        assert command.isoflop(verb, folder).returncode == 0
+    # It writes what `isoflop fit` writes, too.
+    assert command.isoflop("report", folder).returncode == 0
     for table, schema in TABLES:
         if (committed / f"{table}.parquet").exists():
             _check_table(folder / f"{table}.parquet", committed / f"{table}.parquet", schema)
@@ -99,19 +100,25 @@ def _check_figure(made: Path, committed: Path) -> None:
 
 
 def _as_on_another_processor(value: Any, column: str, row: dict[str, Any]) -> Any:
-    """Least squares may differ in the last digits between processors.
+    """What a search finds differs between processors, in more digits the flatter its valley is.
 
-    A surface through twelve noisy points has a flat ridge, on which the last digits decide where a
-    search ends: between two kernels of OpenBLAS the worst value moved by 5e-6, the worst end of an
-    interval (a coefficient's) by 4 %, and one draw in a thousand settled or did not.
+    Between three kernels of OpenBLAS laws with an asymptote moved by 8e-8. A surface through twelve
+    noisy points has a flat ridge, on which the last digits decide where a draw's search ends:
+    values moved by 5e-6, ends of intervals by 3 % of their length (of a coefficient, which spans
+    decades, the length of its logarithm), and two draws in a thousand settled or did not.
     """
     on_ridge = row.get("method") in ("huber", "vpnls")
     if on_ridge and column == "n_failed" and value is not None:
         return pytest.approx(value, abs=5)
     if not isinstance(value, float):
         return value
-    rel = {"ci_lo": 0.1, "ci_hi": 0.1}.get(column, 1e-4) if on_ridge else 1e-8
-    return pytest.approx(value, rel=rel)
+    if on_ridge and column in ("ci_lo", "ci_hi"):
+        low, high = row["ci_lo"], row["ci_hi"]
+        if row["parameter"] in ("A", "B"):
+            return pytest.approx(value, rel=0.05 * math.log(high / low))
+        return pytest.approx(value, abs=0.05 * (high - low))
+    searched = row.get("form") == "frontier"
+    return pytest.approx(value, rel=1e-4 if on_ridge else 1e-6 if searched else 1e-8)
 
 
 def test_most_minima_of_the_quick_start_are_interior() -> None:

@@ -18,9 +18,8 @@ from isoflop.analysis.compare_interval import (
     order,
     strict_interval,
 )
-from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_draws
+from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_draws, law_source
 from isoflop.analysis.optima import Method, Optimum
-from isoflop.analysis.points import Axis
 from isoflop.tables import EXPONENTS
 
 ExponentStatus = Literal["estimate", "too_few"]
@@ -146,11 +145,6 @@ def exponent_difference(
         n_failed=num_failed(drawn),
         status="estimate" if known else "too_few",
     )
-
-
-def law_source(axis: LawAxis) -> Axis:
-    """Return the axis whose optima give a law: the loss is that of the optima over parameters."""
-    return "n_params" if axis == "loss" else axis
 
 
 def _interior(fits: FitsLike, arch: str, axis: LawAxis, method: Method) -> list[Optimum]:

@@ -11,6 +11,7 @@ survive may depend on the family.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
 
 # A mean needs two seeds before it has a spread.
 MIN_SEEDS = 2
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +75,20 @@ def is_one_size(selection: Selection) -> bool:
     return any(sizes.values()) and all(len(found) <= 1 for found in sizes.values())
 
 
+def natural_order(key: GroupKey) -> tuple[object, ...]:
+    """Return what sorts (arch, budget) as people do: experts/256 before experts/1024."""
+    arch, budget = key
+    numbers = [float(number) for number in _NUMBER.findall(arch)]
+    # A label that ends comes before one that goes on with a number.
+    parts = zip(_NUMBER.split(arch), [*numbers, -1.0], strict=True)
+    return (*parts, budget)
+
+
 def seed_means(selection: Selection) -> tuple[SeedMean, ...]:
-    """Return the mean of every (arch, budget) that has exactly one size, in sorted order."""
-    return tuple(
-        _seed_mean(points) for points in selection.groups.values() if len(_sizes(points)) == 1
-    )
+    """Return the mean of every (arch, budget) that has exactly one size, in natural order."""
+    keys = sorted(selection.groups, key=natural_order)
+    groups = [selection.groups[key] for key in keys]
+    return tuple(_seed_mean(points) for points in groups if len(_sizes(points)) == 1)
 
 
 def paired_loss(

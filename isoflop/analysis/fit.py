@@ -3,111 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from isoflop.analysis.fits import FitOptions, Fits
+from isoflop.analysis.inputs import load_rows
 from isoflop.analysis.intervals import with_intervals
-from isoflop.analysis.laws import LawAxis, LawDraws, PowerLaw, fit_laws, law_draws
-from isoflop.analysis.optima import METHODS, Method, Optimum, find_optima
-from isoflop.analysis.points import AXES, Axis, Excluded, GroupKey, Point, Selection, select_points
-from isoflop.analysis.resample import Draws, Requested, choose_kind, draw_optima
+from isoflop.analysis.laws import fit_laws
+from isoflop.analysis.optima import METHODS, Method, find_optima
+from isoflop.analysis.plots import write_plots
+from isoflop.analysis.points import AXES, Axis, Selection, select_points
+from isoflop.analysis.resample import Draws, choose_kind, draw_optima
 from isoflop.tables import COMPARE, EXPONENTS, FITS, OPTIMA, VALIDITY, Schema, write_table
 
-if TYPE_CHECKING:
-    from isoflop.analysis.compare import Comparison
-    from isoflop.analysis.compare_exponents import ExponentDifference
-    from isoflop.analysis.parametric import ParametricFit
-    from isoflop.analysis.validity import Validity
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitOptions:
-    """What the user may choose; everything has a default."""
-
-    n_boot: int = 1000
-    """Bootstrap draws; 0 makes no intervals."""
-    method: Method = "parabola"
-    """The method of optima that laws, comparisons and plots show first; all are fitted."""
-    axis: Axis = "n_params"
-    """The x axis that comparisons and plots use."""
-    reference: str | None = None
-    """The arch that others are compared with; None: chosen by the comparison."""
-    bootstrap: Requested = "auto"
-    confidence: float = 0.95
-    seed: int = 0
-
+__all__ = [
+    "FitOptions",
+    "FitReport",
+    "Fits",
+    "fit_optima",
+    "fit_rows",
+    "fit_table",
+    "write_tables",
+]
 
 _DEFAULTS = FitOptions()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fits:
-    """All that one table of runs yields."""
-
-    selection: Selection
-    options: FitOptions
-    optima: tuple[Optimum, ...]
-    """Sorted by arch and budget; all axes and methods each."""
-    laws: tuple[PowerLaw, ...]
-    """Sorted by method, arch and axis; a law without values says that it is missing."""
-    draws: dict[tuple[Axis, Method], Draws] = field(compare=False)
-    """By (axis, method); empty where n_boot is 0."""
-    parametric: tuple[ParametricFit, ...] = ()
-    compare: tuple[Comparison, ...] = ()
-    exponents: tuple[ExponentDifference, ...] = ()
-    """Differences to the reference of the comparisons."""
-    validity: Validity | None = None
-
-    @property
-    def excluded(self) -> tuple[Excluded, ...]:
-        """The rows that entered no fit, each with its reason."""
-        return self.selection.excluded
-
-    @property
-    def groups(self) -> dict[GroupKey, tuple[Point, ...]]:
-        """The points of each (arch, budget)."""
-        return self.selection.groups
-
-    @property
-    def archs(self) -> list[str]:
-        """Sorted labels of all families in the table."""
-        return sorted({arch for arch, _ in self.groups})
-
-    @property
-    def budgets(self) -> list[float]:
-        """Sorted budgets in training FLOPs."""
-        return sorted({budget for _, budget in self.groups})
-
-    def optima_of(
-        self, arch: str, axis: Axis | None = None, method: Method | None = None
-    ) -> list[Optimum]:
-        """Return the arch's optima, smallest budget first; axis and method as in the options."""
-        axis, method = axis or self.options.axis, method or self.options.method
-        return [o for o in self.optima if o.arch == arch and o.axis == axis and o.method == method]
-
-    def optima_of_all(
-        self, axis: Axis | None = None, method: Method | None = None
-    ) -> list[Optimum]:
-        """Return the optima of all archs; axis and method as in the options."""
-        return [optimum for arch in self.archs for optimum in self.optima_of(arch, axis, method)]
-
-    def law(self, arch: str, axis: LawAxis, method: Method | None = None) -> PowerLaw:
-        """Return the arch's law; KeyError for an arch that is not in the table."""
-        method = method or self.options.method
-        for law in self.laws:
-            if (law.arch, law.axis, law.method) == (arch, axis, method):
-                return law
-        raise KeyError((arch, axis, method))
-
-    def draws_of(self, axis: Axis | None = None, method: Method | None = None) -> Draws | None:
-        """Return the draws of an axis and method (as in the options); None without any."""
-        return self.draws.get((axis or self.options.axis, method or self.options.method))
-
-    def law_draws(self, arch: str, axis: LawAxis, method: Method | None = None) -> LawDraws | None:
-        """Return an arch's law in every draw; None where it has no interval."""
-        drawn = self.draws_of("n_params" if axis == "loss" else axis, method)
-        return None if drawn is None else law_draws(self.optima, drawn, arch, axis)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,10 +35,7 @@ class FitReport:
     """What `fit_table` wrote."""
 
     fits: Fits
-    optima_path: Path
-    fits_path: Path
     table_paths: tuple[Path, ...]
-    """All tables, those two included."""
     plot_paths: tuple[Path, ...]
 
     @property
@@ -235,21 +152,22 @@ def fit_table(
     Raises UserError when the file is missing, corrupt or lacks columns. Existing files in
     ``out_dir`` of the same names are replaced, each atomically.
     """
-    from isoflop.analysis.inputs import load_rows
-    from isoflop.analysis.plots import write_plots
-
     fits = fit_rows(load_rows(runs) if isinstance(runs, Path) else runs, options)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    tables = _tables(fits)
-    for schema, rows in tables:
-        write_table(out_dir / f"{schema.table}.parquet", rows, schema)
     return FitReport(
         fits=fits,
-        optima_path=out_dir / "optima.parquet",
-        fits_path=out_dir / "fits.parquet",
-        table_paths=tuple(out_dir / f"{schema.table}.parquet" for schema, _ in tables),
+        table_paths=write_tables(fits, out_dir),
         plot_paths=write_plots(fits, out_dir / "plots"),
     )
+
+
+def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
+    """Write optima, fits, compare, exponents and validity.parquet; return their paths."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for schema, rows in _tables(fits):
+        paths.append(out_dir / f"{schema.table}.parquet")
+        write_table(paths[-1], rows, schema)
+    return tuple(paths)
 
 
 def _tables(fits: Fits) -> list[tuple[Schema, list[dict[str, Any]]]]:

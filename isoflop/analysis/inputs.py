@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
 from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
@@ -37,6 +37,24 @@ _TEXTS = frozenset(name for name, kind in RUNS.columns if kind == "string")
 _MISSING = frozenset({"", "na", "n/a", "null", "none"})
 _FALSE = frozenset({"false", "no", "0", "nan", *_MISSING})
 _WHAT = "runs table"
+_TABLE = "runs.parquet"
+
+
+def table_of(path: Path) -> Path:
+    """Return the table that a study folder or the path of a table names.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / _TABLE).is_file():
+        return path / _TABLE
+    if path.is_dir():
+        allowed, do = f"a folder with plan.json or {_TABLE}", "plan a study into it, or name a file"
+    else:
+        allowed, do = "an existing study folder, csv or parquet file", "check the path"
+    raise UserError(_WHAT, str(path), allowed, do)
 
 
 def load_rows(path: Path) -> list[dict[str, Any]]:
@@ -48,10 +66,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: no such file, not a table, columns missing or named twice, text in a number.
     """
-    if path.is_dir():
-        return read_table(path / "runs.parquet", RUNS)
-    if not path.is_file():
-        raise UserError(_WHAT, str(path), "an existing file or study folder", "check the path")
+    path = table_of(path)
     with path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1" or path.suffix == ".parquet"
     names, rows = _read_parquet(path) if is_parquet else _read_csv(path)
@@ -65,6 +80,8 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 def _read_parquet(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
     table = open_parquet(path, _WHAT)
     if VERSION_KEY in (table.schema.metadata or {}):
+        if "loss" not in table.column_names:
+            raise UserError(_WHAT, str(path), f"a table of runs, not {path.stem}", f"name {_TABLE}")
         rows = read_table(path, RUNS)
         return list(RUNS.names), [tuple(row.values()) for row in rows]
     columns = [column.to_pylist() for column in table.columns]
@@ -87,8 +104,8 @@ def _read_csv(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(names):
             raise UserError(
-                f"row {number} of {path}",
-                f"{len(line)} cells",
+                f"data row {number} of {path}",
+                shown(f"{len(line)} cells"),
                 f"{len(names)} cells, as the header",
                 "correct the table",
             )
@@ -98,14 +115,17 @@ def _read_csv(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1 and name in _KNOWN]
     if twice:
-        raise UserError(f"column {twice[0]} of {path}", "twice", "there once", "rename one")
+        raise UserError(
+            f"column {twice[0]} of {path}", shown("twice"), "there once", "rename or drop one"
+        )
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise UserError(
             f"columns of {path}",
             ", ".join(names) or "none",
-            f"among others {', '.join(REQUIRED)}",
-            f"add {', '.join(missing)} (may be there: {', '.join(OPTIONAL)})",
+            f"{', '.join(REQUIRED)}, and any others",
+            f"add {', '.join(missing)}, or rename what holds them (also read: "
+            f"{', '.join(OPTIONAL)})",
         )
 
 
@@ -132,7 +152,7 @@ def _number(path: Path, name: str, number: int, cell: Any) -> float | int | None
             return _seed(value)
     except (ValueError, OverflowError):
         raise UserError(
-            f"{name} in row {number} of {path}",
+            f"{name} in data row {number} of {path}",
             cell,
             "a whole number" if name == "seed" else "a number",
             "correct it, or leave the cell empty",

@@ -110,9 +110,10 @@ class LawDraws:
     exponent: Floats
     log_coefficient: Floats
 
-    def at(self, budget_flops: float) -> Floats:
-        """Return ln of the law's value at a budget, per draw."""
-        return self.log_coefficient + self.exponent * math.log(budget_flops)
+
+def law_source(axis: LawAxis) -> Axis:
+    """Return the axis whose optima give a law: the loss is that of the optima over parameters."""
+    return "n_params" if axis == "loss" else axis
 
 
 def fit_laws(
@@ -160,7 +161,7 @@ def law_draws(optima: Sequence[Optimum], draws: Draws, arch: str, axis: LawAxis)
 
 def _used(optima: Sequence[Optimum], axis: LawAxis) -> list[tuple[Optimum, float]]:
     """Return the optima of one arch and method that enter a law, with their value, by budget."""
-    source = "n_params" if axis == "loss" else axis
+    source = law_source(axis)
     values = (
         (optimum, optimum.loss_opt if axis == "loss" else optimum.x_opt)
         for optimum in optima
@@ -183,7 +184,7 @@ def _fit_law(
     points = sorted((float(_flops_of(o, budget) or 0.0), value) for o, value in used)
     line = _line([(math.log(flops), math.log(value)) for flops, value in points])
     exponent, log_coefficient, rmse = (None, None, None) if line is None else line
-    drawn = draws.get(("n_params" if axis == "loss" else axis, method))
+    drawn = draws.get((law_source(axis), method))
     interval: dict[str, Any] = {}
     if drawn is not None and line is not None and budget == "nominal":
         interval = _interval(law_draws(optima, drawn, arch, axis), drawn, confidence)

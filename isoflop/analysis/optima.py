@@ -155,11 +155,6 @@ class Parabola:
         constant, slope, bend = self.coefficients
         return constant + z * (slope + z * bend)
 
-    @property
-    def curvature(self) -> float:
-        """Coefficient of (ln x)²."""
-        return self.coefficients[2] / self.half_width**2
-
 
 def fit_parabola(points: Sequence[Point], axis: Axis) -> Parabola | None:
     """Fit loss against ln x over all points; None when three coefficients are undetermined."""

@@ -55,23 +55,28 @@ def panels(
     num: int,
     *,
     title: str,
+    label: str = "",
     archs: Sequence[str],
     notes: Sequence[str],
     panel_height: float = 1.9,
     share_y: bool = True,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of at most a page's width with ``num`` axes and a legend of the families."""
+    """Return a figure of at most a page's width with ``num`` axes and a legend of the families.
+
+    The leftmost axes are labelled.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = min(num, _PANELS_A_ROW)
+    # Four are a square rather than a row of three and one.
+    columns = 2 if num == 4 else min(num, _PANELS_A_ROW)
     rows = -(-num // columns)
     width = plot_style.PAGE_WIDTH if num > 1 else plot_style.COLUMN_WIDTH
     legend_rows = -(-len(archs) // legend_columns(archs, width))
     note = plot_style.note_height(notes, width)
     strip = note + 0.06 + 0.16 * legend_rows
-    height = panel_height * rows + 0.3 + strip
+    height = panel_height * rows + plot_style.title_height(title, width) + strip
     figure = Figure(
         figsize=(width, height),
         layout=ConstrainedLayoutEngine(rect=(0, strip / height, 1, 1 - strip / height)),
@@ -80,7 +85,9 @@ def panels(
     grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).flatten().tolist()
     for axes in grid[num:]:
         axes.remove()
-    figure.suptitle(title, fontweight="bold", fontsize=plot_style.FONT_SIZE + 1)
+    for axes in grid[:num:columns]:
+        axes.set_ylabel(label)
+    plot_style.title(figure, title)
     _family_legend(figure, archs, note / height)
     plot_style.note(figure, notes)
     return figure, grid[:num]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
 from isoflop.analysis.compare import Comparison
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.summary import excluded_note
@@ -30,16 +30,20 @@ def draw_multipliers(fits: Fits) -> Figure:
     reference = arrows[0].reference
     notes = [
         f"Arrow: from a family's optimum to the compute at which {reference} has the same loss; "
-        "the number is the multiplier. Dotted: beyond the reference's measured budgets.",
+        "the number is the multiplier. Bold: its whole interval lies above 1, or below; the others "
+        f"claim no order. Dotted: beyond {reference}'s measured losses.",
         excluded_note(fits),
     ]
     figure, grid = plot_frame.panels(
-        len(archs), title=_TITLE, archs=fits.archs, notes=notes, panel_height=2.2
+        len(archs),
+        title=_TITLE,
+        label="Loss (nats per token)",
+        archs=fits.archs,
+        notes=notes,
+        panel_height=2.2,
     )
     for axes, arch in zip(grid, archs, strict=True):
         _draw_panel(axes, fits, [c for c in arrows if c.arch == arch], index_of(fits, reference))
-    for axes in grid[::3]:
-        axes.set_ylabel("Loss (nats per token)")
     _scale(grid, fits, arrows)
     return figure
 
@@ -137,5 +141,6 @@ def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> 
         ha="left" if right else "right",
         va="center",
         fontsize=plot_style.SMALL_SIZE,
+        fontweight="normal" if comparison.order_claimed == "none" else "bold",
         color=mark.colour,
     )

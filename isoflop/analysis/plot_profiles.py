@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis import plot_scale, plot_style, plot_tips
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import Optimum, fit_parabola
 from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Axis, Excluded, Point
@@ -51,7 +51,7 @@ def draw_profiles(fits: Fits) -> Figure:
     for arch, axes in zip(fits.archs, panels, strict=True):
         axes.set_ylim(low - pad, high + 1.6 * pad)
         _draw_family(axes, fits, arch, marks)
-    figure.suptitle(_TITLE, fontweight="bold", fontsize=plot_style.FONT_SIZE + 1)
+    plot_style.title(figure, _TITLE)
     _legend(legend, fits, marks)
     plot_style.note(figure, notes)
     return figure
@@ -79,7 +79,7 @@ def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Ax
     columns = min(places, 3)
     rows = math.ceil(places / columns)
     width = plot_style.PAGE_WIDTH * columns / 3
-    height = 2.0 * rows + 0.45
+    height = 2.0 * rows + 0.15 + plot_style.title_height(_TITLE, width)
     # The notes at the lower edge need a strip of their own.
     strip = plot_style.note_height(notes, width) / height
     figure = Figure(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import fit_parabola
 from isoflop.analysis.plot_profiles import AXIS_LABELS
 from isoflop.analysis.points import Point
@@ -32,12 +32,11 @@ def draw_residuals(fits: Fits) -> Figure:
         excluded_note(fits),
     ]
     figure, (by_size, by_compute) = plot_frame.panels(
-        2, title=_TITLE, archs=fits.archs, notes=notes
+        2, title=_TITLE, label="Residual (% of the loss)", archs=fits.archs, notes=notes
     )
     axis = fits.options.axis
     _draw(by_size, residuals, lambda p: p.on(axis) or 1.0, AXIS_LABELS[axis])
     _draw(by_compute, residuals, lambda p: p.budget_flops, "Training compute (FLOPs)")
-    by_size.set_ylabel("Residual (% of the loss)")
     plot_style.set_budget_ticks(by_compute, fits.budgets)
     return figure
 

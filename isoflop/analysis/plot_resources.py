@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import profile_of
 from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Point
@@ -43,11 +43,11 @@ def draw_resources(fits: Fits) -> Figure:
         *([f"Not in the table: {', '.join(absent)}."] if absent else []),
         excluded_note(fits),
     ]
-    figure, grid = plot_frame.panels(len(measured), title=_TITLE, archs=fits.archs, notes=notes)
+    figure, grid = plot_frame.panels(
+        len(measured), title=_TITLE, label="Loss (nats per token)", archs=fits.archs, notes=notes
+    )
     for axes, name in zip(grid, measured, strict=True):
         _draw_panel(axes, fits, name)
-    for axes in grid[::3]:
-        axes.set_ylabel("Loss (nats per token)")
     return figure
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from isoflop.analysis import plot_style, plot_tips
 from isoflop.analysis.compare_sizes import SeedMean, seed_means
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.points import Point
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_flops

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isoflop.analysis import plot_frame, plot_style, plot_tips
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.optima import METHODS
 from isoflop.analysis.summary import excluded_note
@@ -110,9 +110,5 @@ def _draw_panel(axes: Axes, estimates: Sequence[Estimate], archs: Sequence[str])
 
 
 def _name_rows(axes: Axes, estimates: Sequence[Estimate]) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator
-
-    axes.yaxis.set_major_locator(FixedLocator(list(range(len(estimates)))))
-    axes.yaxis.set_major_formatter(
-        FixedFormatter([estimate.method.replace("_", " ") for estimate in estimates])
-    )
+    names = [estimate.method.replace("_", " ") for estimate in estimates]
+    plot_style.set_ticks(axes.yaxis, range(len(names)), lambda place: names[place])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Point
 from isoflop.analysis.summary import excluded_note, perplexity
@@ -32,16 +32,14 @@ def draw_sparsity(fits: Fits) -> Figure:
         )
     notes = [
         "Parameters over forward FLOPs per token, which are a third of the training FLOPs per "
-        "token. Large: the family's best run.",
+        "token. Line: mean over the seeds of a size. Large: the family's best run.",
         excluded_note(fits),
     ]
     figure, grid = plot_frame.panels(
-        len(budgets), title=_TITLE, archs=fits.archs, notes=notes, share_y=False
+        len(budgets), title=_TITLE, label="Perplexity", archs=fits.archs, notes=notes, share_y=False
     )
     for axes, budget in zip(grid, budgets, strict=True):
         _draw_budget(axes, fits, budget)
-    for axes in grid[::3]:
-        axes.set_ylabel("Perplexity")
     return figure
 
 
@@ -77,6 +75,14 @@ def _draw_budget(axes: Axes, fits: Fits, budget: float) -> None:
 def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark) -> None:
     placed = sorted(placed, key=lambda item: (item[0], item[1].loss))
     best = min(placed, key=lambda item: item[1].loss)
+    means = _mean_by_size(placed)
+    axes.plot(
+        list(means),
+        [math.exp(loss) for loss in means.values()],
+        color=mark.colour,
+        linestyle=mark.line,
+        linewidth=0.9,
+    )
     for group, size in ((placed, 3.0), ([best], 6.0)):
         (line,) = axes.plot(
             [x for x, _ in group],
@@ -84,10 +90,17 @@ def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark) 
             color=mark.colour,
             marker=mark.marker,
             markersize=size,
-            linestyle=mark.line,
-            linewidth=0.9,
+            linestyle="none",
         )
         plot_tips.tell(
             line,
             [f"{plot_tips.run_text(p)}\nparameters per FLOP {x:.4g}" for x, p in group],
         )
+
+
+def _mean_by_size(placed: Sequence[tuple[float, Point]]) -> dict[float, float]:
+    """Return the mean loss over the seeds at each place, in the order of the places."""
+    losses: dict[float, list[float]] = {}
+    for x, point in placed:
+        losses.setdefault(x, []).append(point.loss)
+    return {x: math.fsum(found) / len(found) for x, found in losses.items()}

@@ -33,8 +33,11 @@ COLUMN_WIDTH = 3.5
 PAGE_WIDTH = 7.0
 FONT_SIZE = 8.0
 SMALL_SIZE = 7.0
+TITLE_SIZE = FONT_SIZE + 1
 # Inches that a character of the small size takes on average, with some to spare.
 _SMALL_CHARACTER = 0.056
+# ... and a bold one of the title.
+_TITLE_CHARACTER = 0.08
 
 Format = Literal["png", "svg", "pdf"]
 
@@ -227,6 +230,24 @@ def wrapped(lines: Sequence[str], width_inches: float) -> list[str]:
     """Break lines of the small size so that they fit a width."""
     characters = max(20, int((width_inches - 0.15) / _SMALL_CHARACTER))
     return [part for line in lines for part in textwrap.wrap(line, characters)]
+
+
+def title(figure: Figure, text: str) -> None:
+    """Write the title of a figure, broken to its width."""
+    figure.suptitle(
+        "\n".join(_title_lines(text, float(figure.get_figwidth()))),
+        fontweight="bold",
+        fontsize=TITLE_SIZE,
+    )
+
+
+def title_height(text: str, width_inches: float) -> float:
+    """Return the inches that a title takes, with its margins."""
+    return 0.15 + 0.15 * len(_title_lines(text, width_inches))
+
+
+def _title_lines(text: str, width_inches: float) -> list[str]:
+    return textwrap.wrap(text, int(width_inches / _TITLE_CHARACTER))
 
 
 def note_height(lines: Sequence[str], width_inches: float) -> float:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.analysis import plot_frame, plot_style, plot_tips
-from isoflop.analysis.fit import Fits
-from isoflop.analysis.laws import LawAxis, PowerLaw
+from isoflop.analysis.compare_sizes import is_one_size
+from isoflop.analysis.fits import Fits
+from isoflop.analysis.laws import LawAxis, PowerLaw, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.plot_profiles import draw_profiles
+from isoflop.analysis.plot_seed_means import draw_seed_means
 from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Axis
 from isoflop.analysis.summary import excluded_note, perplexity
@@ -31,7 +33,8 @@ _BUDGET_LABEL = "Training compute per run (FLOPs)"
 def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
     """Write isoflop_profiles, frontier and optimum_size as PNG and SVG; return the six paths.
 
-    A table from which nothing can be drawn gives figures that say so. The report draws more
+    Where families have one size each, which none of them could show, write seed_means instead. A
+    table from which nothing can be drawn gives figures that say so. The report draws more
     (isoflop.analysis.report.figures).
     """
     drawings: dict[str, Callable[[Fits], Figure]] = {
@@ -39,6 +42,8 @@ def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
         "frontier": draw_frontier,
         "optimum_size": draw_optimum_size,
     }
+    if is_one_size(fits.selection):
+        drawings = {"seed_means": draw_seed_means}
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for stem, draw in drawings.items():
@@ -107,11 +112,7 @@ def _draw_against_compute(
     fits, ``arrow`` says on which side of a bound the optimum lies: −1 below, 1 above.
     """
     optima = {
-        arch: [
-            o
-            for o in fits.optima_of(arch, "n_params" if axis == "loss" else axis)
-            if (value(o) or 0.0) > 0.0
-        ]
+        arch: [o for o in fits.optima_of(arch, law_source(axis)) if (value(o) or 0.0) > 0.0]
         for arch in fits.archs
     }
     drawn = [o for group in optima.values() for o in group]

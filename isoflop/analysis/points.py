@@ -132,7 +132,7 @@ def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
     if not row.get("arch"):
         return "no_arch", None
     if _positive(row.get("budget_flops")) is None:
-        return "no_budget", f"budget_flops is {row.get('budget_flops')!r}"
+        return "no_budget", _given(row, "budget_flops")
     status = row.get("status", "done")
     if status in _UNFINISHED:
         return str(status), row.get("status_reason")
@@ -145,9 +145,9 @@ def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
     if _usable_loss(row["loss"]) is None:
         return "bad_loss", f"loss is {row['loss']!r}"
     if _positive(row.get("n_params")) is None:
-        return "no_params", f"n_params is {row.get('n_params')!r}"
+        return "no_params", _given(row, "n_params")
     if _positive(row.get("n_tokens")) is None:
-        return "no_tokens", f"n_tokens is {row.get('n_tokens')!r}"
+        return "no_tokens", _given(row, "n_tokens")
     if row.get("flops") is not None and _positive(row["flops"]) is None:
         return "no_flops", f"flops is {row['flops']!r}"
     return None
@@ -181,6 +181,11 @@ def _excluded(row: Mapping[str, Any], reason: str, detail: str | None) -> Exclud
         reason=reason,
         detail=detail,
     )
+
+
+def _given(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    return f"{name} is missing" if value is None else f"{name} is {value!r}"
 
 
 def _is_given(value: Any) -> bool:

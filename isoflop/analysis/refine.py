@@ -94,7 +94,12 @@ def propose(plan: Plan, fits: FitsLike, *, method: Method = "parabola") -> Refin
         plan: the study's plan.
         fits: its optima, with intervals where they can be had.
         method: of the optima.
+
+    Raises:
+        UserError: the study cannot be planned here at all, as where its data are not prepared.
     """
+    # What stands against every run is said once.
+    grow_plan(plan, plan.study)
     growth = _Growth(before=plan, plan=plan, reasons=[], dead_ends=[])
     optima = [
         o
@@ -134,7 +139,8 @@ def _widen(growth: _Growth, optimum: Optimum) -> None:
         _add(growth, cell, upper, f"{place}: the optimum is above the largest size")
     elif optimum.status == "too_few" and len(rungs) < MIN_DISTINCT_SIZES:
         around = upper[: MIN_DISTINCT_SIZES - len(rungs)]
-        _add(growth, cell, around, f"{place}: {len(rungs)} sizes show no minimum")
+        few = "1 size shows" if len(rungs) == 1 else f"{len(rungs)} sizes show"
+        _add(growth, cell, around, f"{place}: {few} no minimum")
     elif optimum.status == "too_few":
         growth.dead_ends.append(
             f"{place}: {len(rungs)} sizes are planned, but too few have a result: run or retry them"

@@ -24,8 +24,8 @@ def propose_seeds(
     """Return a plan with ``num_seeds`` new seeds at one size of each arch and budget.
 
     It is the size nearest to the optimum in the logarithm of parameters; where the optimum is at an
-    edge of its grid, the size at that edge. Where such a size has runs without a result, they come
-    first and nothing is added.
+    edge of its grid, the size at that edge; the only size where there is one. Where it has runs
+    without a result, they come first and nothing is added.
 
     Raises:
         UserError: fewer than one seed is asked for.
@@ -43,8 +43,7 @@ def propose_seeds(
             dead_ends.append(f"{place}: runs of size {size} have no result: run or retry them")
         else:
             study, seeds = _with_seeds(study, (arch, int(budget)), size, num_seeds)
-            where = "at its edge" if optimum.is_bound else "nearest to its optimum"
-            reasons.append(f"{place}: add seed {_list(seeds)} to size {size}, {where}")
+            reasons.append(f"{place}: add seed {_list(seeds)} to size {size}, {_where(optimum)}")
     grown = grow_plan(plan, study) if reasons else plan
     return Refinement(
         goal="seeds" if reasons else "nothing",
@@ -55,9 +54,17 @@ def propose_seeds(
     )
 
 
+def _where(optimum: Optimum) -> str:
+    if optimum.is_bound:
+        return "at its edge"
+    return "nearest to its optimum" if optimum.is_point else "its only one"
+
+
 def _nearest_size(plan: Plan, cell: Cell, optimum: Optimum) -> int | None:
-    """The planned size nearest to an optimum; None where there is no optimum or no such cell."""
+    """The planned size nearest to an optimum, or the only one; None where there is neither."""
     sizes = {run.size: run.n_params for run in plan.runs if (run.arch, run.budget_flops) == cell}
+    if len(sizes) == 1:
+        return next(iter(sizes))
     x_opt = optimum.x_opt
     if x_opt is None or not (optimum.is_point or optimum.is_bound) or not sizes:
         return None

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from isoflop.numbers import format_count, format_flops
 
 if TYPE_CHECKING:
-    from isoflop.analysis.fit import Fits
+    from isoflop.analysis.compare import Comparison
+    from isoflop.analysis.fits import Fits
     from isoflop.analysis.optima import Optimum
 
 MISSING = "-"
@@ -34,13 +35,13 @@ def optima_rows_for_display(fits: Fits) -> list[dict[str, str]]:
 
 
 def law_rows_for_display(fits: Fits) -> list[dict[str, str]]:
-    """Return one row per power law of the options' method: arch, law, exponent, ci, n, rmse."""
+    """Return one row per power law that there is: arch, law, exponent, ci, coefficient, n, rmse."""
     names = {"n_params": "N*", "n_tokens": "D*", "n_active": "active*", "loss": "L*"}
     return [
         {
             "arch": law.arch,
             "law": names[law.axis],
-            "exponent": MISSING if law.exponent is None else f"{law.exponent:.4f}",
+            "exponent": f"{law.exponent:.4f}",
             "ci": MISSING
             if law.exponent_ci is None
             else "{:.4f} to {:.4f}".format(*law.exponent_ci),
@@ -49,7 +50,7 @@ def law_rows_for_display(fits: Fits) -> list[dict[str, str]]:
             "rmse": MISSING if law.rmse is None else f"{law.rmse:.2g}",
         }
         for law in fits.laws
-        if law.method == fits.options.method
+        if law.method == fits.options.method and law.exponent is not None
     ]
 
 
@@ -74,6 +75,59 @@ def interval_note(fits: Fits) -> str:
     return note + "."
 
 
+def multiplier_rows_for_display(fits: Fits) -> list[dict[str, str]]:
+    """Return one row per compute multiplier: arch, budget, multiplier, ci, claim.
+
+    ``claim`` is better or worse where an order is claimed, - where none is, and why where there is
+    no estimate.
+    """
+    signs = {"lower_bound": "≥ ", "upper_bound": "≤ "}
+    return [
+        {
+            "arch": row.arch,
+            "budget": format_flops(row.budget_flops),
+            "multiplier": MISSING
+            if row.multiplier is None
+            else f"{signs.get(row.status, '')}{row.multiplier:.2f}",
+            "ci": MISSING if row.ci_lo is None else f"{row.ci_lo:.2f} to {row.ci_hi:.2f}",
+            "claim": _claim(row),
+        }
+        for row in fits.compare
+        if row.resource == "flops" and row.arch != row.reference
+    ]
+
+
+def _claim(row: Comparison) -> str:
+    if row.status != "estimate":
+        return row.status.replace("_", " ")
+    words = {"higher": "better", "lower": "worse", "none": MISSING}[row.order_claimed]
+    return f"{words} (extrapolated)" if row.extrapolated else words
+
+
+def reading_notes(fits: Fits) -> list[str]:
+    """Return what the tables for a terminal mean: laws, multipliers, bounds, intervals."""
+    notes = ["Laws: N*, D*, active* and L* = coefficient · C^exponent, C in FLOPs."]
+    if not law_rows_for_display(fits):
+        notes = ["No laws: they need minima inside their grids at two budgets or more."]
+    compared = [row for row in fits.compare if row.arch != row.reference]
+    if compared:
+        reference = compared[0].reference
+        notes.append(
+            f"Multiplier: compute that {reference} needs for the loss of the arch's optimum, over "
+            "the arch's own; above 1 the arch is better. Claimed where the whole interval is on "
+            f"one side of 1. Extrapolated: beyond the losses measured of {reference}, and the "
+            "interval leaves out the error of that."
+        )
+    num = sum(o.is_bound for o in fits.optima_of_all(axis="n_params"))
+    if num:
+        what = "1 optimum is a bound" if num == 1 else f"{num} optima are bounds"
+        notes.append(
+            f"{what} (< or >): the minimum lies beyond the sizes that were run; "
+            "`isoflop refine` proposes more of them."
+        )
+    return [*notes, interval_note(fits)]
+
+
 def excluded_note(fits: Fits) -> str:
     """Return a sentence such as "3 runs excluded: 2 diverged, 1 failed."."""
     counts = fits.selection.excluded_counts()
@@ -82,6 +136,22 @@ def excluded_note(fits: Fits) -> str:
     total = sum(counts.values())
     reasons = ", ".join(f"{num} {reason.replace('_', ' ')}" for reason, num in counts.items())
     return f"{total} run{'s' if total > 1 else ''} excluded: {reasons}."
+
+
+def excluded_lines(fits: Fits, most: int = 5) -> list[str]:
+    """Return a line per excluded row that is not just missing, and how many more there are."""
+    rows = [row for row in fits.excluded if row.reason != "missing"]
+    lines = []
+    for row in rows[:most]:
+        budget = "no budget" if row.budget_flops is None else format_flops(row.budget_flops)
+        size = "" if row.n_params is None else f", {format_count(row.n_params)} parameters"
+        detail = "" if row.detail is None else f" ({row.detail})"
+        lines.append(
+            f"  {row.arch or 'no arch'} at {budget}{size}: {row.reason.replace('_', ' ')}{detail}"
+        )
+    if len(rows) > most:
+        lines.append(f"  and {len(rows) - most} more, listed by `isoflop report`")
+    return lines
 
 
 def perplexity(loss: float) -> float:

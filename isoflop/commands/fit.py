@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from isoflop.commands import FOLDER
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
 
 if TYPE_CHECKING:
-    from isoflop.analysis.fit import FitOptions
+    from rich.console import Console
+
+    from isoflop.analysis.fit import FitOptions, Fits
 
 METHODS = ("parabola", "parabola_window", "akima", "parabola_robust")
 AXES = ("n_params", "n_tokens", "n_active")
 BOOTSTRAPS = ("auto", "residual", "parametric", "case")
-
 
 FIT_OPTIONS = (
     click.option(
@@ -25,17 +28,19 @@ FIT_OPTIONS = (
         type=click.Choice(METHODS),
         default="parabola",
         show_default=True,
-        help="Optima that comparisons and plots use; all are fitted.",
+        help="How optima are found for laws, comparisons and plots; the tables have all.",
     ),
     click.option(
         "--axis",
         type=click.Choice(AXES),
         default="n_params",
         show_default=True,
-        help="x axis that comparisons and plots use; all are fitted.",
+        help="Size that comparisons and plots are over; the tables have all.",
     ),
     click.option(
-        "--reference", metavar="ARCH", help="Compare others with it.  [default: swiglu, mlp]"
+        "--reference",
+        metavar="ARCH",
+        help="What the others are compared with.  [default: swiglu, else mlp, else the first]",
     ),
     click.option(
         "--bootstrap",
@@ -75,47 +80,84 @@ def fit(table: Path, out: Path | None, **chosen: Any) -> None:
     """
     from isoflop.analysis.fit import FitOptions
 
-    options = FitOptions(**chosen)
-    if (table / "plan.json").is_file():
-        fit_folder(table, out or table, options)
-        return
-    if not table.exists():
-        raise UserError("table", str(table), "a study folder or a csv or parquet file", "check it")
-    if out is None and not table.is_dir():
-        raise UserError("--out", "none", "a folder for the tables and plots", "add --out DIR")
-    _fit_and_show(table, out or table, options)
+    fit_folder(table, out, FitOptions(**chosen))
 
 
-def fit_folder(folder: Path, out_folder: Path, options: FitOptions | None = None) -> None:
-    """Collects a study's results, fits, plots and prints the optima and the paths written."""
-    from isoflop.launch.status import collect
-    from isoflop.plan.artefact import read_plan
-
-    rows = collect(folder, read_plan(folder), out_folder)
-    _fit_and_show(rows, out_folder, options, (out_folder / "runs.parquet",))
-
-
-def _fit_and_show(
-    runs: Path | list[dict[str, Any]],
-    out_folder: Path,
-    options: FitOptions | None,
-    written: tuple[Path, ...] = (),
+def fit_folder(
+    source: Path, out_folder: Path | None = None, options: FitOptions | None = None
 ) -> None:
+    """Fits a study folder or a table, plots, and prints the optima and the paths written."""
     from isoflop.analysis import FitOptions, excluded_note, fit_table
-    from isoflop.analysis.compare_sizes import is_one_size
-    from isoflop.analysis.summary import interval_note
-    from isoflop.render.tables import console, laws_table, optima_table, seed_means_table
+    from isoflop.analysis.summary import excluded_lines
+    from isoflop.render.tables import console
 
-    report = fit_table(runs, out_folder, options or FitOptions())
+    runs = runs_of(source, out_folder)
+    say_fitting(runs)
+    made = fit_table(runs.rows, runs.out_folder, options or FitOptions())
     out = console()
-    if is_one_size(report.fits.selection):
-        out.print(seed_means_table(report.fits))
-        notes = ["One size each: no optima and no laws; isoflop report compares the losses."]
-    else:
-        out.print(optima_table(report.fits))
-        out.print(laws_table(report.fits))
-        notes = [interval_note(report.fits)]
-    for line in (*notes, excluded_note(report.fits)):
-        out.print(line, markup=False, soft_wrap=True)
-    for path in (*written, *report.paths):
-        out.print(str(path), markup=False, soft_wrap=True)
+    notes = _print_tables(made.fits, out)
+    for note in (*notes, excluded_note(made.fits), *excluded_lines(made.fits)):
+        out.print(note, soft_wrap=not out.is_terminal)
+    for path in (*runs.written, *made.paths):
+        out.print(str(path), soft_wrap=True)
+
+
+def _print_tables(fits: Fits, out: Console) -> list[str]:
+    """Prints the tables that the fit has something for; returns what to say below them."""
+    from isoflop.analysis.compare_sizes import is_one_size
+    from isoflop.analysis.summary import reading_notes
+    from isoflop.render.fits import laws_table, multipliers_table, optima_table, seed_means_table
+
+    if not any(fits.groups.values()):
+        return ["Nothing to fit yet: no run has a usable loss."]
+    if is_one_size(fits.selection):
+        out.print(seed_means_table(fits))
+        return ["One size each, so no optima and no laws: `isoflop report` compares the losses."]
+    absent: list[str] = []
+    for make in (optima_table, laws_table, multipliers_table):
+        table, left_out = make(fits, out.width)
+        absent += left_out
+        if table.row_count:
+            out.print(table)
+    notes = [f"Not in this width: {', '.join(absent)}; `isoflop report` has all."] if absent else []
+    return [*notes, *reading_notes(fits)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runs:
+    """What `fit` and `report` read."""
+
+    table: Path
+    """The file of the rows."""
+    rows: list[dict[str, Any]]
+    out_folder: Path
+    written: tuple[Path, ...]
+    """The table, where it was collected from a study's runs."""
+
+
+def say_fitting(runs: Runs) -> None:
+    """Tells someone who waits at a terminal what takes the time."""
+    if sys.stderr.isatty():
+        click.echo(f"fitting {len(runs.rows)} rows; this takes up to a minute", err=True)
+
+
+def runs_of(source: Path, out: Path | None) -> Runs:
+    """Collects the runs of a study folder into its table, or reads any other table.
+
+    Raises:
+        UserError: there is no such table, or it is not in order, or it has no folder for results.
+    """
+    if (source / "plan.json").is_file():
+        from isoflop.launch.status import collect
+        from isoflop.plan.artefact import read_plan
+
+        folder = out or source
+        rows = collect(source, read_plan(source), folder)
+        table = folder / "runs.parquet"
+        return Runs(table=table, rows=rows, out_folder=folder, written=(table,))
+    from isoflop.analysis.inputs import load_rows, table_of
+
+    table = table_of(source)
+    if out is None and not source.is_dir():
+        raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
+    return Runs(table=table, rows=load_rows(table), out_folder=out or source, written=())

@@ -28,9 +28,11 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool) -> None:
 
     Where an optimum lies at the edge of its grid: the next sizes on that side. Where none does:
     the sizes and seeds that about halve the widest interval of an optimum. With --seeds instead:
-    more seeds for every arch and budget, each at one size. Collects the runs into runs.parquet;
-    the plan is left alone without --apply, which grows it as `isoflop extend` does.
+    more seeds for every arch and budget, each at one size; also where families have one size each.
+    Collects the runs into runs.parquet; the plan is left alone without --apply, which grows it as
+    `isoflop extend` does.
     """
+    from isoflop.analysis.compare_sizes import is_one_size
     from isoflop.analysis.fit import fit_optima
     from isoflop.analysis.points import select_points
     from isoflop.analysis.refine import propose
@@ -45,6 +47,8 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool) -> None:
     )
     proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)
+    if num_seeds is None and is_one_size(fits.selection):
+        click.echo("families have one size each: --seeds N adds seeds, to compare these sizes")
     if proposal.is_empty:
         return
     if is_applied:
@@ -59,7 +63,9 @@ def _show(proposal: Refinement, folder: Path) -> None:
     for line in (*proposal.reasons, *proposal.dead_ends):
         click.echo(line)
     if proposal.is_empty:
-        click.echo("no further run of this study would help")
+        click.echo(
+            "nothing to add" if proposal.dead_ends else "no further run of this study would help"
+        )
         return
     click.echo(_cost(proposal, folder))
 
@@ -79,8 +85,9 @@ def _cost(proposal: Refinement, folder: Path) -> str:
     hours = [estimate.runs[run_id].gpu_hours for run_id in added]
     num_unknown = sum(value is None for value in hours)
     total = sum(value for value in hours if value is not None)
-    unfit = f"; {num_unknown} runs do not fit it" if num_unknown else ""
+    unfit = f"; {num_unknown} of them do not fit it" if num_unknown else ""
+    runs = "1 run" if len(added) == 1 else f"{len(added)} runs"
     return (
-        f"{len(added)} runs, {format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
+        f"{runs}, {format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
         f"{total:.3g} {estimate.unit} (estimate, {estimate.hardware}{unfit})"
     )

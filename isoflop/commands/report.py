@@ -7,27 +7,31 @@ from typing import Any
 
 import click
 
-from isoflop.commands.fit import fit_options
+from isoflop.commands import FOLDER
+from isoflop.commands.fit import fit_options, runs_of, say_fitting
 
 
-@click.command(short_help="Report a fit as Markdown, HTML and LaTeX, with figures.")
+@click.command(short_help="Fit, and report it as Markdown, HTML and LaTeX, with figures.")
 @click.argument("source", metavar="FOLDER_OR_TABLE", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the report.  [default: that of the table]",
-)
+@click.option("--out", type=FOLDER, help="Folder for the results.  [default: the folder]")
 @fit_options
 def report(source: Path, out: Path | None, **chosen: Any) -> None:
-    """Report the runs in FOLDER_OR_TABLE: report.md, report.html, report.tex and plots/.
+    """Fit a study folder or any table of runs and report it in words, tables and figures.
 
-    A study folder needs the runs.parquet that `isoflop fit` makes; a table is any csv or parquet
-    file that `isoflop fit` takes. The HTML file opens from disk and needs no network.
+    Reads what `isoflop fit` reads and writes its tables too, so `fit` need not come first. Then
+    report.md, report.html (one file, opens without a network), report.tex and plots/.
     """
-    from isoflop.analysis.fit import FitOptions
-    from isoflop.analysis.report import report_table
+    from isoflop.analysis.fit import FitOptions, fit_rows, write_tables
+    from isoflop.analysis.report import write_report
+    from isoflop.analysis.report.source import source_of
 
-    folder = source if source.is_dir() else source.parent
-    made = report_table(source, out or folder, FitOptions(**chosen))
-    for path in made.paths:
+    runs = runs_of(source, out)
+    say_fitting(runs)
+    fits = fit_rows(runs.rows, FitOptions(**chosen))
+    about = source_of(runs.table, runs.rows, source if source.is_dir() else None)
+    made = write_report(fits, about, runs.out_folder)
+    tables = write_tables(fits, runs.out_folder)
+    for path in (*made.text_paths, *runs.written, *tables, *made.table_paths):
         click.echo(str(path))
+    names = dict.fromkeys(path.stem for path in made.plot_paths)
+    click.echo(f"{runs.out_folder / 'plots'}, as png, svg and pdf: {', '.join(names)}")

@@ -22,10 +22,10 @@ from isoflop.analysis import (
     fit_optima,
     fit_rows,
     fit_table,
-    optima_rows_for_display,
     select_points,
 )
 from isoflop.analysis.points import AXES
+from isoflop.analysis.summary import optima_rows_for_display
 from isoflop.errors import UserError
 from isoflop.tables import FITS, OPTIMA, RUNS, read_table, write_table
 
@@ -116,11 +116,13 @@ def test_a_table_on_disk_gives_the_tables_and_plots(tmp_path: Path) -> None:
     written = sorted(p.relative_to(tmp_path / "fit").as_posix() for p in report.paths)
     assert {*TABLES, *PLOTS} <= set(written)
     assert all(path.stat().st_size > 1000 for path in report.paths)
-    optima = read_table(report.optima_path, OPTIMA)
+    optima = read_table(tmp_path / "fit" / "optima.parquet", OPTIMA)
     assert len(optima) == len(FAMILIES) * 3 * len(AXES) * len(METHODS)
     assert [o["x_opt"] for o in optima] == [o.x_opt for o in report.fits.optima]
     assert {o["bootstrap_kind"] for o in optima if o["ci_lo"] is not None} == {"parametric"}
-    laws = [r for r in read_table(report.fits_path, FITS) if r["form"] == "power_law"]
+    laws = [
+        r for r in read_table(tmp_path / "fit" / "fits.parquet", FITS) if r["form"] == "power_law"
+    ]
     assert len(laws) == len(FAMILIES) * 4 * 2 * len(METHODS)
     exponents = [r for r in laws if r["parameter"] == "exponent"]
     assert all(r["ci_lo"] <= r["value"] <= r["ci_hi"] for r in exponents if r["axis"] == "loss")
@@ -129,9 +131,9 @@ def test_a_table_on_disk_gives_the_tables_and_plots(tmp_path: Path) -> None:
 
 
 def test_an_empty_table_gives_empty_tables(tmp_path: Path) -> None:
-    report = fit_table([], tmp_path)
-    assert read_table(report.optima_path, OPTIMA) == []
-    assert read_table(report.fits_path, FITS) == []
+    fit_table([], tmp_path)
+    assert read_table(tmp_path / "optima.parquet", OPTIMA) == []
+    assert read_table(tmp_path / "fits.parquet", FITS) == []
 
 
 def test_a_missing_table_is_the_users_mistake(tmp_path: Path) -> None:

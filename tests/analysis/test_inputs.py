@@ -107,17 +107,17 @@ def test_a_missing_column_is_named_with_those_needed(tmp_path: Path, missing: st
     kept = [name for name in REQUIRED if name != missing]
     cells = dict(zip(REQUIRED, LINE.split(","), strict=True))
     message = refusal(csv_of(tmp_path, ",".join(cells[k] for k in kept), header=",".join(kept)))
-    assert f"add {missing} (" in message
+    assert f"add {missing}, or rename" in message
     assert ", ".join(REQUIRED) in message
 
 
 def test_text_in_a_number_is_named_with_row_and_column(tmp_path: Path) -> None:
     bad = LINE.replace("3.25", "three")
     message = refusal(csv_of(tmp_path, LINE, bad))
-    assert message.startswith("loss in row 2 of")
+    assert message.startswith("loss in data row 2 of")
     assert "'three': must be a number" in message
     message = refusal(parquet_of(tmp_path, n_params=pa.array(["big"])))
-    assert message.startswith("n_params in row 1 of")
+    assert message.startswith("n_params in data row 1 of")
 
 
 def test_a_fractional_seed_is_refused(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_what_is_no_table_is_one_clear_line(tmp_path: Path, text: str, words: st
 
 def test_other_encodings_and_missing_files_are_one_clear_line(tmp_path: Path) -> None:
     assert "UTF-8" in refusal(csv_of(tmp_path, LINE, encoding="utf-16"))
-    assert "existing file" in refusal(tmp_path / "none.csv")
-    assert "existing file" in refusal(tmp_path)
+    assert "existing study folder" in refusal(tmp_path / "none.csv")
+    assert "plan.json or runs.parquet" in refusal(tmp_path)
 
 
 cell = st.one_of(

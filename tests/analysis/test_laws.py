@@ -13,12 +13,12 @@ from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis import (
     FitOptions,
     Fits,
-    find_optima,
-    fit_laws,
     fit_optima,
     load_rows,
     select_points,
 )
+from isoflop.analysis.laws import fit_laws
+from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import Method
 from isoflop.tables import FITS
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced
-from isoflop.analysis import Optimum, find_optima, select_points
+from isoflop.analysis import Optimum, select_points
+from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method, window_of
 from isoflop.analysis.points import AXES, Axis
 from isoflop.tables import OPTIMA

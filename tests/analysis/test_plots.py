@@ -56,9 +56,12 @@ def text_of(figure: Any) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_case_gives_six_files(case: str, tmp_path: Path) -> None:
+def test_every_case_gives_something_to_see(case: str, tmp_path: Path) -> None:
     paths = write_plots(fit_rows(CASES[case]), tmp_path)
-    assert len(paths) == 6
+    one_size = case in ("one point", "all excluded")
+    assert [path.stem for path in paths[::2]] == (
+        ["seed_means"] if one_size else ["isoflop_profiles", "frontier", "optimum_size"]
+    )
     for path in paths:
         start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
         assert path.read_bytes().startswith(start)

@@ -180,7 +180,7 @@ def test_the_command_shows_the_cost_and_leaves_the_plan_alone(tmp_path: Path) ->
     assert shown.exit_code == 0, shown.output
     assert "mlp at 1e11: the optimum is above the largest size: add size 8" in shown.output
     flops = propose(plan, fitted(read_table(tmp_path / "runs.parquet", RUNS))).difference.new_flops
-    assert f"1 runs, {format_flops(flops, digits=3)} FLOPs, about 0.00" in shown.output
+    assert f"1 run, {format_flops(flops, digits=3)} FLOPs, about 0.00" in shown.output
     assert "core-hours (estimate, cpu2)" in shown.output
     assert read_plan(tmp_path) == plan
 
@@ -196,5 +196,5 @@ def test_apply_grows_the_plan_and_says_so(tmp_path: Path) -> None:
     # Before the new run has a result, the same command changes nothing.
     again = CliRunner().invoke(refine, [str(tmp_path), "--apply"])
     assert again.exit_code == 0, again.output
-    assert "no further run of this study would help" in again.output
+    assert "run or retry them\nnothing to add" in again.output
     assert read_plan(tmp_path) == grown

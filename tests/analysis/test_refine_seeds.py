@@ -57,6 +57,13 @@ def test_a_curve_without_a_minimum_gets_none() -> None:
     assert proposal.dead_ends == ("mlp at 1e11: no minimum (not_convex), so no size to repeat",)
 
 
+def test_the_only_size_of_a_family_gets_them() -> None:
+    plan = plan_of(sizes=(5,), archs=("mlp",))
+    proposal = propose_seeds(plan, fitted(results(plan, lambda _: 3.0)), 2)
+    assert added(proposal) == [("mlp", 5, 1), ("mlp", 5, 2)]
+    assert proposal.reasons == ("mlp at 1e11: add seed 1, 2 to size 5, its only one",)
+
+
 def test_nothing_is_added_before_the_last_ones_have_a_result() -> None:
     plan = plan_of(sizes=SIZES, archs=("mlp",))
     curve = at(plan, {"mlp": size_params(plan, "mlp", 5)})

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced
-from isoflop.analysis import FitOptions, draw_optima, fit_optima, seed_noise, select_points
+from isoflop.analysis import FitOptions, fit_optima, select_points
 from isoflop.analysis.intervals import with_intervals
-from isoflop.analysis.noise import student_factor
+from isoflop.analysis.noise import seed_noise, student_factor
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.resample import Draws, choose_kind, percentiles
+from isoflop.analysis.resample import Draws, choose_kind, draw_optima, percentiles
 
 KEY = ("mlp", 1e17)
 
@@ -187,5 +187,5 @@ def test_percentiles_need_half_of_the_draws() -> None:
     assert percentiles(draws, 0.9) == pytest.approx((5.0, 95.0))
     draws[:50] = np.nan
     assert percentiles(draws, 0.9) is not None
-    draws[50] = np.nan
+    draws[50] = np.inf
     assert percentiles(draws, 0.9) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isoflop.analysis.hypotheses.grammar import GRAMMAR, Rule, parse_rule
+from isoflop.analysis.hypotheses.grammar import parse_rule
 from isoflop.analysis.hypotheses.judge import Verdict, judge
 
-__all__ = ["GRAMMAR", "Rule", "Verdict", "judge", "parse_rule"]
+__all__ = ["Verdict", "judge", "parse_rule"]

@@ -13,8 +13,13 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.parametric.bootstrap import Asked, Resampling
 from isoflop.analysis.parametric.frontier import FrontierLaw, fit_frontier, frontier_of
 from isoflop.analysis.parametric.joint import fit_joint, has_experts
-from isoflop.analysis.parametric.result import ParametricFit, Status, percentile_interval
-from isoflop.analysis.parametric.surface import ChinchillaLaw, fit_surface, law_draws, law_of
+from isoflop.analysis.parametric.result import ParametricFit
+from isoflop.analysis.parametric.surface import (
+    ChinchillaLaw,
+    fit_surface,
+    surface_draws,
+    surface_of,
+)
 from isoflop.analysis.parametric.terms import Method
 from isoflop.analysis.points import Point, Selection
 from isoflop.analysis.resample import Draws
@@ -24,16 +29,14 @@ __all__ = [
     "FrontierLaw",
     "ParametricFit",
     "Resampling",
-    "Status",
     "fit_frontier",
     "fit_joint",
     "fit_parametric",
     "fit_surface",
     "frontier_of",
     "has_experts",
-    "law_draws",
-    "law_of",
-    "percentile_interval",
+    "surface_draws",
+    "surface_of",
 ]
 
 SURFACE_METHODS: tuple[Method, ...] = ("huber", "vpnls")

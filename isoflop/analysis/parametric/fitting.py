@@ -59,12 +59,7 @@ def fit_law(
         return ParametricFit(**known, status=refusal[0], reason=refusal[1])
     problem = make_problem(form, method, data.inputs, data.losses)
     solution = solve(problem)
-    known.update(
-        status=solution.status,
-        reason=solution.reason,
-        n_starts=solution.n_starts,
-        share_of_starts_at_optimum=solution.share_at_optimum,
-    )
+    known.update(solution.verdict)
     if solution.status not in WITH_VALUES:
         return ParametricFit(**known)
     known.update(

@@ -81,12 +81,7 @@ def fit_frontier(
     budgets, losses = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
     problem = make_problem(FRONTIER, "vpnls", ((budgets,), ()), losses)
     solution = solve(problem)
-    known.update(
-        status=solution.status,
-        reason=solution.reason,
-        n_starts=solution.n_starts,
-        share_of_starts_at_optimum=solution.share_at_optimum,
-    )
+    known.update(solution.verdict)
     if solution.status not in WITH_VALUES:
         return ParametricFit(**known)
     natural = natural_values(problem, solution.theta[None])

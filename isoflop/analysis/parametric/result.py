@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from isoflop.analysis.parametric.terms import Floats
+from isoflop.analysis.resample import percentiles
 from isoflop.tables import FITS
 
 Status = Literal[
@@ -36,9 +37,6 @@ Status = Literal[
 """
 
 WITH_VALUES: tuple[Status, ...] = ("ok", "single_start", "at_bound")
-
-# With fewer draws than this share of all, quantiles would describe the draws that were easy.
-_LEAST_SHARE_OF_DRAWS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +83,7 @@ class ParametricFit:
         """Return the percentile interval of a parameter; None without (enough) draws."""
         if parameter not in self.draws:
             return None
-        return percentile_interval(self.draws[parameter], self.confidence)
+        return percentiles(self.draws[parameter], self.confidence)
 
     def n_failed(self, parameter: str) -> int | None:
         """Return how many draws gave no finite value; None without a bootstrap."""
@@ -123,13 +121,3 @@ class ParametricFit:
             settings=self.settings,
             status=self.status,
         )
-
-
-def percentile_interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
-    """Return the central interval of the finite draws; None where under half are finite."""
-    finite = draws[np.isfinite(draws)]
-    if len(finite) < max(2.0, _LEAST_SHARE_OF_DRAWS * len(draws)):
-        return None
-    tail = (1.0 - confidence) / 2.0
-    lo, hi = np.quantile(finite, [tail, 1.0 - tail])
-    return float(lo), float(hi)

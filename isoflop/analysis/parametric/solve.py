@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,16 @@ class Solution:
     share_at_optimum: float
     status: Status
     reason: str | None
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """The fields of a ParametricFit on the search, whether or not it gave values."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "n_starts": self.n_starts,
+            "share_of_starts_at_optimum": self.share_at_optimum,
+        }
 
 
 def solve(problem: Problem) -> Solution:

@@ -67,18 +67,18 @@ class ChinchillaLaw:
         return (np.asarray(self.alpha) > 0) & (np.asarray(self.beta) > 0)
 
 
-def law_of(fit: ParametricFit) -> ChinchillaLaw:
+def surface_of(fit: ParametricFit) -> ChinchillaLaw:
     """Return the fitted surface; ValueError where the fit has none."""
     if fit.form != CHINCHILLA.name or not fit.has_values:
         raise ValueError(f"{fit.arch}: no {CHINCHILLA.name} surface ({fit.status})")
     return ChinchillaLaw(**{name: fit.values[name] for name in CHINCHILLA.parameters})
 
 
-def law_draws(fit: ParametricFit) -> ChinchillaLaw | None:
+def surface_draws(fit: ParametricFit) -> ChinchillaLaw | None:
     """Return one surface per bootstrap draw, as arrays; None for a fit without draws.
 
     Quantities derived from it (N*, D*, L* of any compute) have their intervals by
-    `percentile_interval`.
+    `isoflop.analysis.resample.percentiles`.
     """
     if fit.form != CHINCHILLA.name or not fit.draws:
         return None

@@ -1,15 +1,19 @@
-"""`isoflop report`: a fit as Markdown, as one HTML file and as LaTeX tables, with its figures."""
+"""`isoflop report`: a fit as Markdown, as one HTML file and as LaTeX tables, with its figures.
+
+`write_report` writes the files. What they say is a `Document` of sections, each made in a module
+of its own (sections*.py, checklist.py) from the fit alone, and shown by three renderers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from isoflop.analysis.compare_exponents import exponent_differences
 from isoflop.analysis.compare_sizes import is_one_size
-from isoflop.analysis.fit import FitOptions, Fits, fit_rows
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.hypotheses import Verdict, judge
 from isoflop.analysis.report import html, latex, markdown
 from isoflop.analysis.report.checklist import checklist_section
@@ -26,7 +30,7 @@ from isoflop.analysis.report.sections_sizes import (
     sizes_section,
 )
 from isoflop.analysis.report.sections_validity import hypotheses_section, validity_section
-from isoflop.analysis.report.source import Source, source_of
+from isoflop.analysis.report.source import Source
 from isoflop.analysis.report.statements import findings
 from isoflop.analysis.summary import excluded_note
 from isoflop.files import write_text_atomic
@@ -44,12 +48,19 @@ class Report:
     markdown_path: Path
     html_path: Path
     latex_path: Path
+    table_paths: tuple[Path, ...]
     plot_paths: tuple[Path, ...]
+    """A figure as PNG, SVG and PDF after another."""
+
+    @property
+    def text_paths(self) -> tuple[Path, ...]:
+        """The report in its three formats."""
+        return (self.markdown_path, self.html_path, self.latex_path)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files written."""
-        return (self.markdown_path, self.html_path, self.latex_path, *self.plot_paths)
+        return (*self.text_paths, *self.table_paths, *self.plot_paths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,19 +68,6 @@ class _Hypothesis:
     id: str
     claim: str
     decide: str
-
-
-def report_table(path: Path, out_dir: Path, options: FitOptions | None = None) -> Report:
-    """Fit a table of runs, or the runs.parquet of a study folder, and report it.
-
-    Raises:
-        UserError: the table is missing, damaged, or lacks columns; the reference is not in it.
-    """
-    from isoflop.analysis.inputs import load_rows
-
-    rows = load_rows(path)
-    source = source_of(path / "runs.parquet" if path.is_dir() else path, rows)
-    return write_report(fit_rows(rows, options or FitOptions()), source, out_dir)
 
 
 def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
@@ -88,19 +86,29 @@ def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
         markdown_path=out_dir / "report.md",
         html_path=out_dir / "report.html",
         latex_path=out_dir / "report.tex",
+        table_paths=_write_tables(fits, source, out_dir),
         plot_paths=plot_paths,
     )
     write_text_atomic(report.markdown_path, markdown.render(document))
     write_text_atomic(report.html_path, html.render(document, pictures))
     write_text_atomic(report.latex_path, latex.render(document))
+    return report
+
+
+def _write_tables(fits: Fits, source: Source, out_dir: Path) -> tuple[Path, ...]:
+    """Write the tables that only a report has: verdicts of a study, means of one-size families."""
+    paths = []
     if source.study is not None:
         rows = [verdict.row() for verdict in _verdicts(fits, source)]
-        write_table(out_dir / "hypotheses.parquet", rows, HYPOTHESES)
+        paths.append(out_dir / "hypotheses.parquet")
+        write_table(paths[-1], rows, HYPOTHESES)
     reference = reference_of(fits, source)
     if reference is not None and is_one_size(fits.selection):
         rows = seed_mean_rows(fits, compare_shapes(fits, reference), reference)
-        write_table(out_dir / "seed_means.parquet", rows, SEED_MEANS)
-    return report
+        rows.sort(key=lambda row: (row["arch"], row["budget_flops"]))
+        paths.append(out_dir / "seed_means.parquet")
+        write_table(paths[-1], rows, SEED_MEANS)
+    return tuple(paths)
 
 
 def make_document(fits: Fits, source: Source) -> Document:
@@ -169,9 +177,9 @@ def _findings_section(sentences: Sequence[str], fits: Fits) -> Section:
     if not sentences:
         blocks.append("There is one family or none, so nothing to compare.")
     if fits.validity is not None and fits.validity.moved:
-        num = len(fits.validity.moved)
         blocks.append(
-            f"{num} check{'s' if num > 1 else ''} of validity moved an answer: see Validity."
+            f"Fitted another way (other methods, FLOP conventions, runs), "
+            f"{len(fits.validity.moved)} of {len(fits.validity.varied)} answers move: see Validity."
         )
     return Section(key="findings", title="Findings", blocks=tuple(blocks))
 
@@ -184,7 +192,7 @@ def _source_section(source: Source, fits: Fits) -> Section:
         "Commit of isoflop": source.git_sha or "not known",
         **source.versions,
         "Options": ", ".join(
-            f"{name} {getattr(fits.options, name)}" for name in fits.options.__slots__
+            f"{name} {value}" for name, value in asdict(fits.options).items() if value is not None
         ),
     }
     columns = [label_column("what", "What"), label_column("value", "Value")]

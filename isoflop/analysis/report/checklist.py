@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
+from isoflop.analysis.noise import seed_noise
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.report.source import Source
 from isoflop.analysis.summary import excluded_note
@@ -130,12 +131,9 @@ def _collection(fits: Fits, source: Source) -> list[Entry]:
 
 
 def _repeats(fits: Fits) -> str:
-    cells: dict[tuple[Any, ...], int] = {}
-    for key, group in fits.groups.items():
-        for point in group:
-            cells[*key, point.size_key] = cells.get((*key, point.size_key), 0) + 1
-    repeated = sum(1 for number in cells.values() if number > 1)
-    return f"{repeated} of {len(cells)}" if repeated else "none: seed noise is not measured"
+    num_cells = sum(len({point.size_key for point in group}) for group in fits.groups.values())
+    repeated = seed_noise(fits.selection).n_cells
+    return f"{repeated} of {num_cells}" if repeated else "none: seed noise is not measured"
 
 
 def _fitting(fits: Fits) -> list[Entry]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.analysis import plot_style, plot_tips
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.plot_multipliers import draw_multipliers
 from isoflop.analysis.plot_profiles import draw_profiles
 from isoflop.analysis.plot_residuals import draw_residuals

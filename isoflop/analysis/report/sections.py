@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Axis
 from isoflop.analysis.report.document import (
@@ -131,7 +131,9 @@ def laws_section(fits: Fits) -> Section:
     if fits.parametric:
         blocks.append(
             "chinchilla: L = E + A/N^alpha + B/D^beta, a and b the exponents of N* and D*; "
-            "frontier: L = L_inf + A · C^-alpha through the optima; joint: a law with sparsity."
+            "frontier: L = L_inf + A · C^-alpha through the optima; joint: with "
+            "A · N_active^-alpha · (N / N_active)^-gamma for A/N^alpha. huber: Huber's criterion "
+            "on ln L; vpnls: least squares on L. Points are runs, of a frontier optima."
         )
         blocks.append(
             _law_table("Parametric laws", [row for fit in fits.parametric for row in fit.rows()])

@@ -33,6 +33,7 @@ def comparison_section(
     if not others:
         sentence = "There is one family or none, so nothing to compare."
         return Section(key="comparison", title="Comparison", blocks=(sentence,))
+    found = {row.resource for row in others if row.multiplier is not None}
     statuses = sorted({row.status for row in others})
     meanings = {row.status: row.meaning for row in others}
     blocks: list[Block] = [
@@ -42,9 +43,12 @@ def comparison_section(
         "of the loss divided by it is the relative error of the multiplier. An order is claimed "
         "only where the whole interval is above or below 1.",
         Picture(stem="multipliers", caption="Compute multipliers as arrows between frontiers."),
-        _multiplier_table(others),
+        *([_multiplier_table([r for r in others if r.resource in found])] if found else []),
         Items(items=tuple(f"{s.replace('_', ' ')}: {meanings[s]}." for s in statuses)),
     ]
+    absent = [words for name, words in RESOURCES.items() if name not in found]
+    if absent:
+        blocks.append(f"No multiplier at any budget: {', '.join(absent)}.")
     if differences:
         blocks.append(_difference_table(differences))
     blocks += [
@@ -73,6 +77,7 @@ def _multiplier_table(rows: Sequence[Comparison]) -> Block:
         [
             {
                 **row.row(),
+                "resource": RESOURCES[row.resource],
                 "multiplier": bounded(signs.get(row.status, ""), row.multiplier, "{:.3f}".format),
                 "interval": interval(row.ci_lo, row.ci_hi, "{:.3f}".format),
             }

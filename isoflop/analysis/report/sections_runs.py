@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.points import Excluded, Point
 from isoflop.analysis.report.document import (
     ARCH,

@@ -8,8 +8,8 @@ from typing import Any
 
 from isoflop.analysis.compare import default_reference
 from isoflop.analysis.compare_interval import order
-from isoflop.analysis.compare_sizes import PairedLoss, paired_loss, seed_means
-from isoflop.analysis.fit import Fits
+from isoflop.analysis.compare_sizes import PairedLoss, natural_order, paired_loss, seed_means
+from isoflop.analysis.fits import Fits
 from isoflop.analysis.report.document import (
     ARCH,
     BUDGET,
@@ -40,7 +40,7 @@ def compare_shapes(fits: Fits, reference: str) -> tuple[PairedLoss, ...]:
     """Compare the shape of every family, at each of its budgets, with the reference's."""
     return tuple(
         paired_loss(fits.selection, arch, reference, budget, fits.options.confidence)
-        for arch, budget in fits.groups
+        for arch, budget in sorted(fits.groups, key=natural_order)
         if arch != reference
     )
 
@@ -113,7 +113,7 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
 
 
 def seed_mean_rows(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> list[dict[str, Any]]:
-    """Return the rows of seed_means.parquet."""
+    """Return the rows of seed_means.parquet, in natural order."""
     by_key = {(pair.arch, pair.budget_flops): pair for pair in pairs}
     return [
         SEED_MEANS.row(

@@ -76,19 +76,25 @@ def validity_section(findings: Sequence[Finding]) -> Section:
         "claimed order turns round. attention: a property of the design that biases or weakens "
         "the answer. not measured: the table does not say. info: no judgement."
     ]
-    checks = list(dict.fromkeys(finding.check for finding in findings))
-    blocks += [_check_table(check, [f for f in findings if f.check == check]) for check in checks]
+    moved = [finding for finding in findings if finding.status == "moves"]
+    if moved:
+        blocks.append(_table("Answers that move, from the tables below", moved))
+    for check in dict.fromkeys(finding.check for finding in findings):
+        title = _TITLES.get(check, check.replace("_", " "))
+        blocks.append(_table(title, [finding for finding in findings if finding.check == check]))
     return Section(key="validity", title="Validity", blocks=tuple(blocks))
 
 
-def _check_table(check: str, findings: Sequence[Finding]) -> Block:
+def _table(title: str, findings: Sequence[Finding]) -> Block:
+    """Return a table of the columns that any of the findings uses; the check where they differ."""
     rows = [_row(finding) for finding in findings]
     used = [
         column
         for column in _COLUMNS
         if column.key in _ALWAYS or any(row[column.key] is not None for row in rows)
     ]
-    return table(_TITLES.get(check, check.replace("_", " ")), used, rows)
+    checks = [text_column("check", "Check")] if len({row["check"] for row in rows}) > 1 else []
+    return table(title, [*checks, *used], rows)
 
 
 def _row(finding: Finding) -> dict[str, Any]:

@@ -39,13 +39,18 @@ class Source:
         return self.table if self.study is None else str(self.study["name"])
 
 
-def source_of(table: Path, rows: list[dict[str, Any]]) -> Source:
-    """Describe a table and, where a plan.json lies beside it, its study.
+def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None = None) -> Source:
+    """Describe a table and its study.
+
+    Args:
+        table: the file that was fitted.
+        rows: its rows.
+        study_folder: where a plan.json may lie; None: beside the table.
 
     Raises:
         UserError: the plan.json is not JSON.
     """
-    plan = table.parent / _PLAN
+    plan = (study_folder or table.parent) / _PLAN
     study = read_json(plan, "plan").get("study") if plan.is_file() else None
     return Source(
         table=table.name,

@@ -17,8 +17,6 @@ RESOURCES = {
     "n_tokens": "training tokens",
     "peak_mem_bytes": "peak memory",
 }
-# Resources that one has less or more of, against those one counts.
-_COUNTED = ("n_active", "n_params", "n_tokens")
 _AXIS = {
     "n_params": "N*",
     "n_tokens": "D*",
@@ -30,10 +28,11 @@ _AXIS = {
 def comparison_sentence(row: Comparison) -> str:
     """Return what one multiplier says.
 
-    For example: "At 1e18 FLOPs sgatlin reaches swiglu's loss with 1.80 × less compute (95 %
-    interval 1.60 to 2.00)."
+    For example: "At 1e18 FLOPs swiglu needs 1.80 times the compute of sgatlin for the same loss
+    (95 % interval 1.60 to 2.00)."
     """
-    start = f"At {format_flops(row.budget_flops)} FLOPs {row.arch}"
+    place = f"At {format_flops(row.budget_flops)} FLOPs"
+    start = f"{place} {row.arch}"
     resource = RESOURCES[row.resource]
     if row.multiplier is None:
         return f"{start} has no multiplier over {row.reference} in {resource}: {row.meaning}."
@@ -43,7 +42,7 @@ def comparison_sentence(row: Comparison) -> str:
             f"{start} against {row.reference}: the multiplier in {resource} is {side} "
             f"{row.multiplier:.2f} (a bound, since {_because(row)}); {_NO_ORDER}."
         )
-    return f"{start} {_outcome(row, resource)} ({_interval_words(row)})."
+    return f"{place} {_outcome(row.multiplier, row, resource)} ({_interval_words(row)})."
 
 
 def _because(row: Comparison) -> str:
@@ -51,17 +50,11 @@ def _because(row: Comparison) -> str:
     return reason
 
 
-def _outcome(row: Comparison, resource: str) -> str:
-    assert row.multiplier is not None
-    word = "fewer" if row.resource in _COUNTED else "less"
-    if row.multiplier >= 1.0:
-        return (
-            f"reaches {row.reference}'s loss with {row.multiplier:.2f} × {word} {resource} "
-            f"than {row.reference}"
-        )
-    return (
-        f"needs {1 / row.multiplier:.2f} × more {resource} than {row.reference} for the same loss"
-    )
+def _outcome(multiplier: float, row: Comparison, resource: str) -> str:
+    ratio, better, worse = multiplier, row.arch, row.reference
+    if multiplier < 1.0:
+        ratio, better, worse = 1 / multiplier, row.reference, row.arch
+    return f"{worse} needs {ratio:.2f} times the {resource} of {better} for the same loss"
 
 
 def _interval_words(row: Comparison) -> str:
@@ -107,8 +100,12 @@ def exponent_sentence(row: ExponentDifference) -> str:
 def findings(
     comparisons: Sequence[Comparison], differences: Sequence[ExponentDifference]
 ) -> tuple[str, ...]:
-    """Return the sentences on compute at every budget, on time at the largest, and on N*."""
+    """Return the sentences on compute at every budget, on time at the largest, and on N*.
+
+    The largest budget comes first: it is the one that people ask about.
+    """
     others = [row for row in comparisons if row.arch != row.reference]
+    others.sort(key=lambda row: (-row.budget_flops, row.arch))
     shown = [comparison_sentence(row) for row in others if row.resource == "flops"]
     timed = [row for row in others if row.resource == "wall_s" and row.status == "estimate"]
     largest = {row.arch: max(r.budget_flops for r in timed if r.arch == row.arch) for row in timed}

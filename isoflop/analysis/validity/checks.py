@@ -23,6 +23,8 @@ from isoflop.analysis.validity.methods import method_findings
 from isoflop.analysis.validity.refit import Rows, Setting
 from isoflop.analysis.validity.selection import selection_findings
 
+_VARIANTS: tuple[Check, ...] = ("selection", "method", "convention")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validity:
@@ -34,6 +36,13 @@ class Validity:
         """Return the findings of one check, of one quantity where it is named."""
         return tuple(
             f for f in self.findings if f.check == check and quantity in (None, f.quantity)
+        )
+
+    @property
+    def varied(self) -> tuple[Finding, ...]:
+        """Answers of variants of the fit that could be held against its own."""
+        return tuple(
+            f for f in self.findings if f.check in _VARIANTS and f.status in ("ok", "moves")
         )
 
     @property

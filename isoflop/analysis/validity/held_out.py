@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from isoflop.analysis.compare_interval import Floats
-from isoflop.analysis.laws import PowerLaw, fit_laws
+from isoflop.analysis.laws import PowerLaw, fit_laws, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point
 from isoflop.analysis.validity.finding import Finding
@@ -56,7 +56,7 @@ def _power_laws(setting: Setting, arch: str) -> list[Finding]:
         held, train = budgets[index], set(budgets[:index])
         laws = fit_laws([o for o in optima if o.budget_flops in train])
         for law in laws:
-            source = "n_params" if law.axis == "loss" else law.axis
+            source = law_source(law.axis)
             target = [o for o in optima if o.budget_flops == held and o.axis == source]
             findings.append(_score(law, target[0] if target else None, held, budgets[:index]))
     return findings
@@ -113,7 +113,7 @@ def _surfaces(setting: Setting, arch: str) -> list[Finding]:
 def _score_surface(
     arch: str, by_budget: Mapping[float, Sequence[Point]], train: Sequence[float], held: float
 ) -> Finding:
-    from isoflop.analysis.parametric import Resampling, fit_surface, law_of
+    from isoflop.analysis.parametric import Resampling, fit_surface, surface_of
 
     points = [point for budget in train for point in by_budget[budget]]
     fit = fit_surface(
@@ -122,7 +122,7 @@ def _score_surface(
         method=SURFACE_METHOD,
         resampling=Resampling(n_boot=0, seed=0, kind="auto", confidence=0.95),
     )
-    errors = _errors(law_of(fit), by_budget[held]) if fit.has_values else None
+    errors = _errors(surface_of(fit), by_budget[held]) if fit.has_values else None
     note = f"trained on {_list(train)}"
     if errors is not None:
         note += f"; mean {errors.mean():+.4f} over {len(errors)} runs"

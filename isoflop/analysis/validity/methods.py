@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
-from isoflop.analysis.compare_exponents import exponent, law_source
+from isoflop.analysis.compare_exponents import exponent
 from isoflop.analysis.compare_orders import PairOrder
-from isoflop.analysis.laws import LAW_AXES
+from isoflop.analysis.laws import LAW_AXES, law_source
 from isoflop.analysis.optima import Method
 from isoflop.analysis.points import Axis
 from isoflop.analysis.validity.finding import Finding

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isoflop.analysis.compare import Comparison, compare_archs
-from isoflop.analysis.compare_exponents import Exponent, exponent, law_source
+from isoflop.analysis.compare_exponents import Exponent, exponent
 from isoflop.analysis.compare_interval import FitsLike, interval
 from isoflop.analysis.compare_orders import PairOrder
-from isoflop.analysis.laws import LawAxis
+from isoflop.analysis.laws import LawAxis, law_source
 from isoflop.analysis.optima import Method, Optimum, find_optima
 from isoflop.analysis.points import Axis, GroupKey, Point, Selection, select_points
 from isoflop.analysis.resample import Draws

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.parametric.made_laws import BESIROGLU, studied
-from isoflop.analysis.parametric import ParametricFit, Resampling, fit_surface, percentile_interval
+from isoflop.analysis.parametric import ParametricFit, Resampling, fit_surface
 from isoflop.analysis.parametric.bootstrap import repeat_scatter
 
 
@@ -64,15 +64,6 @@ def test_batches_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = _fit(points).draws["alpha"]
     monkeypatch.setattr("isoflop.analysis.parametric.bootstrap._BATCH_ELEMENTS", 7 * 60)
     np.testing.assert_allclose(_fit(points).draws["alpha"], whole, rtol=1e-6)
-
-
-def test_quantiles_need_half_of_the_draws() -> None:
-    draws = np.arange(100.0)
-    assert percentile_interval(draws, 0.9) == pytest.approx((4.95, 94.05))
-    draws[:50] = np.nan
-    assert percentile_interval(draws, 0.95) is not None
-    draws[50] = np.inf
-    assert percentile_interval(draws, 0.95) is None
 
 
 @pytest.mark.slow

@@ -15,12 +15,12 @@ from isoflop.analysis.parametric import (
     ParametricFit,
     Resampling,
     fit_surface,
-    law_draws,
-    law_of,
-    percentile_interval,
+    surface_draws,
+    surface_of,
 )
 from isoflop.analysis.parametric.surface import CHINCHILLA
 from isoflop.analysis.parametric.terms import Problem, evaluate, make_problem
+from isoflop.analysis.resample import percentiles
 
 SCALES = ("alpha", "beta", "E")
 COEFFICIENTS = ("A", "B")
@@ -83,7 +83,7 @@ def test_parameters_are_the_optimum(fitted, published) -> None:
     for name in COEFFICIENTS:
         assert fitted.values[name] == pytest.approx(paper[name], rel=loose[f"{name}_rel"])
     assert fitted.values["a"] == pytest.approx(published["verified"]["a"], abs=1e-4)
-    n_params, _ = law_of(fitted).optimum(5.76e23)
+    n_params, _ = surface_of(fitted).optimum(5.76e23)
     assert n_params == pytest.approx(published["verified"]["Nopt_5p76e23"], rel=1e-3)
 
 
@@ -176,5 +176,5 @@ def test_interval_ends_of_1000_draws_are_within_tolerance(published) -> None:
         allowed = {"abs": tolerance[name]} if name in SCALES else {"rel": tolerance[f"{name}_rel"]}
         for ours, theirs in zip(fit.interval(name), ends, strict=True):
             assert ours == pytest.approx(theirs, **allowed)
-    low, high = percentile_interval(law_draws(fit).a, 0.95)
+    low, high = percentiles(surface_draws(fit).a, 0.95)
     assert (low, high) == pytest.approx(published["verified"]["ci95_ours1000"]["a"], abs=0.006)

@@ -14,15 +14,14 @@ from isoflop.analysis.parametric import (
     ChinchillaLaw,
     Resampling,
     fit_surface,
-    law_draws,
-    law_of,
-    percentile_interval,
+    surface_draws,
+    surface_of,
 )
+from isoflop.analysis.resample import percentiles
 from isoflop.tables import FITS
 
 METHODS = ("huber", "vpnls")
 NO_BOOT = Resampling(n_boot=0)
-SCALE_FREE = ("alpha", "beta", "a", "b")
 
 
 def _fit(points, method="huber", resampling=NO_BOOT):
@@ -128,8 +127,8 @@ def test_data_that_cannot_tell_get_a_verdict_and_null_rows(method: str) -> None:
         assert [row["value"] for row in fit.rows()] == [None] * 7
         assert all(row["ci_lo"] is None and row["status"] == status for row in fit.rows())
         with pytest.raises(ValueError, match=status):
-            law_of(fit)
-        assert law_draws(fit) is None
+            surface_of(fit)
+        assert surface_draws(fit) is None
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -181,11 +180,11 @@ def test_rows_have_the_tables_columns_and_all_parameters() -> None:
 
 def test_draws_give_intervals_of_anything_derived() -> None:
     fit = _fit(studied(noise=0.003), resampling=Resampling(n_boot=100))
-    laws = law_draws(fit)
-    low, high = percentile_interval(laws.optimum(1e18)[0], 0.95)
-    assert low < law_of(fit).optimum(1e18)[0] < high
-    within = percentile_interval(laws.optimal_loss(1e18), 0.95)
-    beyond = percentile_interval(laws.optimal_loss(1e24), 0.95)
+    laws = surface_draws(fit)
+    low, high = percentiles(laws.optimum(1e18)[0], 0.95)
+    assert low < surface_of(fit).optimum(1e18)[0] < high
+    within = percentiles(laws.optimal_loss(1e18), 0.95)
+    beyond = percentiles(laws.optimal_loss(1e24), 0.95)
     assert beyond[1] - beyond[0] > 3 * (within[1] - within[0])
 
 

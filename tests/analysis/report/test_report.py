@@ -99,12 +99,12 @@ def a_comparison(**changes: Any) -> Comparison:
 
 def test_a_claim_is_made_when_its_interval_allows() -> None:
     assert comparison_sentence(a_comparison()) == (
-        "At 1e18 FLOPs sgatlin reaches swiglu's loss with 1.80 × less compute than swiglu "
+        "At 1e18 FLOPs swiglu needs 1.80 times the compute of sgatlin for the same loss "
         "(95 % interval 1.60 to 2.00)."
     )
     worse = a_comparison(multiplier=0.5, ci_lo=0.4, ci_hi=0.8, order_claimed="lower")
     assert comparison_sentence(worse) == (
-        "At 1e18 FLOPs sgatlin needs 2.00 × more compute than swiglu for the same loss "
+        "At 1e18 FLOPs sgatlin needs 2.00 times the compute of swiglu for the same loss "
         "(95 % interval 1.25 to 2.50)."
     )
 
@@ -202,7 +202,7 @@ def test_findings_name_the_known_gain(fits: Fits, source: Source) -> None:
     found = [
         float(match[1])
         for item in items.items
-        if (match := re.search(r"1e1[89] FLOPs sgatlin reaches .* ([\d.]+) × less compute", item))
+        if (match := re.search(r"1e1[89] FLOPs swiglu needs ([\d.]+) times .* of sgatlin", item))
     ]
     assert found == pytest.approx([1.58, 1.58], rel=0.08)
 
@@ -279,4 +279,7 @@ def test_the_command_reports_any_table(tmp_path: Path) -> None:
         "report.html",
         "report.tex",
     ]
-    assert "less compute than mlp" in (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "mlp needs" in (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert {"optima.parquet", "fits.parquet"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }

@@ -1,0 +1,114 @@
+"""What `isoflop fit` shows: columns whole in 80 characters, and what to make of the numbers."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from analysis.made_runs import curve, parabola, row, spaced, study
+from isoflop.analysis.compare import compare_archs
+from isoflop.analysis.compare_sizes import natural_order, seed_means
+from isoflop.analysis.fit import FitOptions, Fits, fit_rows
+from isoflop.analysis.points import select_points
+from isoflop.analysis.summary import excluded_lines, multiplier_rows_for_display, reading_notes
+from isoflop.cli import main
+from isoflop.render.fits import laws_table, multipliers_table, optima_table
+
+LEFT_OUT = {
+    optima_table: ("loss interval", "perplexity"),
+    laws_table: (),
+    multipliers_table: (),
+}
+
+
+def noisy(archs: list[str]) -> list[dict[str, Any]]:
+    noise = random.Random(3)
+    rows = study(archs, [1e17, 1e18, 1e19])
+    return [
+        {**one, "loss": one["loss"] * (1 + noise.gauss(0, 1e-3)), "flops": one["budget_flops"]}
+        for one in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def fits() -> Fits:
+    return fit_rows(noisy(["swiglu", "sgatlin"]), FitOptions(n_boot=30))
+
+
+def shown(table: Any, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(table)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("make", LEFT_OUT, ids=lambda make: make.__name__)
+def test_a_narrow_terminal_gets_fewer_columns_and_none_cut_short(make: Any, fits: Fits) -> None:
+    for width, absent in ((80, LEFT_OUT[make]), (140, ())):
+        table, left_out = make(fits, width)
+        assert left_out == absent
+        text = shown(table, width)
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_the_answer_is_among_the_tables(fits: Fits) -> None:
+    rows = multiplier_rows_for_display(fits)
+    assert [(line["arch"], line["budget"]) for line in rows] == [
+        ("sgatlin", "1e17"),
+        ("sgatlin", "1e18"),
+        ("sgatlin", "1e19"),
+    ]
+    estimate = compare_archs(fits, resources=("flops",))[0]
+    assert rows[0]["multiplier"] == f"{estimate.multiplier:.2f}"
+    assert any("compute that swiglu needs" in note for note in reading_notes(fits))
+
+
+def test_a_claim_beyond_the_measured_losses_says_so() -> None:
+    better = [{**one, "loss": one["loss"] * 0.9} for one in noisy(["sgatlin"])]
+    rows = multiplier_rows_for_display(fit_rows(noisy(["swiglu"]) + better, FitOptions(n_boot=30)))
+    assert rows[-1]["claim"] == "better (extrapolated)"
+
+
+def test_a_bound_names_the_command_that_helps() -> None:
+    edges = [*study(["mlp"], [1e17]), *curve(parabola(1e6), spaced(1e8), "peer", 1e17)]
+    notes = reading_notes(fit_rows(edges, FitOptions(n_boot=0)))
+    assert any(note.startswith("1 optimum is a bound") and "refine" in note for note in notes)
+    assert any(note.startswith("No laws") for note in notes)
+
+
+def test_rows_that_enter_no_fit_are_named() -> None:
+    bad = [row("mlp", 1e17, 1e7 * (1 + i), -1.0) for i in range(7)]
+    missing = [row("mlp", 1e17, 1e6, None, status="missing")]
+    lines = excluded_lines(fit_rows(bad + missing, FitOptions(n_boot=0)))
+    assert lines[0] == "  mlp at 1e17, 10M parameters: bad loss (loss is -1.0)"
+    assert len(lines) == 6
+    assert lines[-1] == "  and 2 more, listed by `isoflop report`"
+
+
+def test_families_of_one_size_come_in_natural_order() -> None:
+    labels = ["experts/36", "experts/256", "experts/1024", "lr/1.5e-3", "lr/3e-3", "lr/1.2e-2"]
+    rows = [row(label, 1e17, 1e7, 3.0) for label in reversed(labels)]
+    assert [mean.arch for mean in seed_means(select_points(rows))] == labels
+    assert natural_order(("a", 1.0)) < natural_order(("a", 2.0)) < natural_order(("a1", 1.0))
+
+
+@pytest.mark.parametrize("verb", ["fit", "report"])
+def test_a_folder_without_a_table_says_what_is_missing(tmp_path: Path, verb: str) -> None:
+    result = CliRunner().invoke(main, [verb, str(tmp_path)])
+    assert result.exit_code == 2
+    assert "plan.json or runs.parquet" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_without_results_is_no_empty_table(tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    table.write_text("arch,budget_flops,n_params,n_tokens,flops,loss\nmlp,1e17,1e7,1e9,1e17,\n")
+    result = CliRunner().invoke(main, ["fit", str(table), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Nothing to fit yet: no run has a usable loss.")
