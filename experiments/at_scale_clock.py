@@ -112,7 +112,7 @@ def clock_section(plan: Plan, of: DevicePaces) -> str:
         found = by_change["as estimated"]
         for budget in plan.study.budgets:
             reference = found[REFERENCE, budget]
-            values = [_with_range(found[arch, budget], reference) for arch in others]
+            values = [found[arch, budget].over(reference) for arch in others]
             rows.append([f"{device}, {format_flops(budget)}", *values])
     return "\n\n".join(
         [
@@ -126,11 +126,6 @@ def clock_section(plan: Plan, of: DevicePaces) -> str:
             "![Seconds per FLOP against budget, a panel a device](seconds_per_flop.png)",
         ]
     )
-
-
-def _with_range(pace: Pace, reference: Pace) -> str:
-    low, high = pace.low / reference.s_per_flop, pace.high / reference.s_per_flop
-    return f"{pace.relative(reference):.2f} ({low:.2f} to {high:.2f})"
 
 
 def parts_section(plan: Plan, estimate: PlanEstimate) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pace import CellKey, cells, centre, markdown_table
+from pace import CellKey, Pace, cells, centre, markdown_table
 
 from isoflop.analysis.compare import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
@@ -54,9 +54,10 @@ class Clock:
     at_optimum: bool
     """False: at the centre of the grid."""
 
-    def relative(self, reference: Clock) -> float:
-        """Return seconds per FLOP over the reference's."""
-        return reference.flops_per_s / self.flops_per_s
+    @property
+    def pace(self) -> Pace:
+        """The same in seconds per FLOP."""
+        return Pace(s_per_flop=1 / self.flops_per_s, low=1 / self.fastest, high=1 / self.slowest)
 
 
 def interior_optima(folder: Path) -> Optima:
@@ -133,14 +134,12 @@ def page(found: Mapping[CellKey, Clock], calibration: Calibration, reference: st
 
 
 def _row(clock: Clock, reference: Clock) -> list[str]:
-    low = reference.flops_per_s / clock.fastest
-    high = reference.flops_per_s / clock.slowest
     return [
         f"{clock.arch}, {format_flops(clock.budget_flops)}",
         "optimum" if clock.at_optimum else "centre",
         f"{1000 * clock.step_s:.2f}",
         f"{clock.flops_per_s / 1e9:.2f}",
-        f"{clock.relative(reference):.2f} ({low:.2f} to {high:.2f})",
+        clock.pace.over(reference.pace),
     ]
 
 
@@ -149,7 +148,7 @@ def _sentences(found: Mapping[CellKey, Clock], reference: str) -> list[str]:
     lines = []
     for arch in dict.fromkeys(arch for arch, _ in found):
         own = [clock for clock in found.values() if clock.arch == arch]
-        ratios = [clock.relative(found[reference, clock.budget_flops]) for clock in own]
+        ratios = [clock.pace.relative(found[reference, clock.budget_flops].pace) for clock in own]
         rates = [clock.flops_per_s for clock in own]
         line = f"- {arch}: its rate varies by a factor of {max(rates) / min(rates):.2f} from budget"
         if arch != reference:

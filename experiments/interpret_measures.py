@@ -16,21 +16,20 @@ from interpret_rules import SeedEffect
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import HeldoutWindows, shift_right
 from isoflop.families import get_spec
-from isoflop.files import read_json
 from isoflop.interpret.attribution import Trace, trace
 from isoflop.interpret.effects import INTERVENTION, effects
-from isoflop.interpret.facts import PLANTED_FILE, planted
+from isoflop.interpret.facts import planted
 from isoflop.interpret.gates import Patch, gated_modules, patched_gates
-from isoflop.interpret.geometry.cka import cka_rows
+from isoflop.interpret.geometry.analyse import cka_of_both
 from isoflop.interpret.geometry.clusters import Settings, purity_rows, verdict_rows
 from isoflop.interpret.geometry.patterns import TokenRows
 from isoflop.interpret.geometry.purity import as_labels
 from isoflop.interpret.geometry.spaces import Seen, input_embedding, see
-from isoflop.interpret.geometry.word_class import planted_classes, word_classes
+from isoflop.interpret.geometry.word_class import classes_of
 from isoflop.interpret.intervene import interventions, make_pairs, make_prompts
 from isoflop.interpret.linear import linearity
 from isoflop.interpret.load import Subject, untrained
-from isoflop.interpret.usage import over_training
+from isoflop.interpret.usage_log import over_training
 
 SEED = 0
 LINEAR_TOKENS = 2048
@@ -55,8 +54,7 @@ def row(quantity: str, value: float | None, **rest: Any) -> Row:
 def active_shares(family: str, config: Any, d_model: int) -> tuple[float, float]:
     """Active share of a layer's parameters: all of them with the router, and the experts alone."""
     spec = get_spec(family)
-    parts = {part.name: part for part in spec.ledger(config, d_model, 1)}
-    experts = parts["experts"]
+    (experts,) = (part for part in spec.ledger(config, d_model, 1) if part.name == "experts")
     whole = spec.num_active_params(config, d_model) / spec.num_params(config, d_model)
     return whole, experts.num_active_params / experts.num_params
 
@@ -100,8 +98,10 @@ def cluster_rows(subject: Subject) -> list[Row]:
     subject = replace(subject, heldout=_thinned(subject, CLUSTER_TOKENS))
     tokens = _token_rows(subject)
     seen, blank = see(subject, tokens), see(untrained(subject), tokens)
-    classes = word_classes(tokens, lambda token: _text(subject, token), _planted_words(subject))
-    labels = {CLUSTER_LABEL: as_labels(classes), "next_token": tokens.target_P}
+    labels = {
+        CLUSTER_LABEL: as_labels(classes_of(subject, tokens)),
+        "next_token": tokens.target_P,
+    }
     settings = Settings(seed=SEED)
     purities = purity_rows(seen, blank, labels, input_embedding(subject), settings)
     verdicts = [
@@ -149,17 +149,16 @@ def _purity_rows(purities: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 def _cka_rows(subject: Subject, seen: Seen, blank: Seen) -> Iterator[Row]:
     """Of whole layers; ``note`` is the 95th percentile of shuffled rows."""
-    models = {"trained": (subject, seen), "untrained": (untrained(subject), blank)}
-    for model, (of, shown) in models.items():
-        found = cka_rows(
-            shown.patterns, input_embedding(of), model=model, num_shuffles=NUM_SHUFFLES, seed=SEED
-        )
-        for each in found:
-            if each["channel"] is None:
-                place = {"layer": each["layer"], "n": each["num_tokens"]}
-                yield row(f"cka, {model}", each["cka"], **place)
-                yield row(f"cka, {model}: shuffled mean", each["shuffled_mean"], **place)
-                yield row(f"cka, {model}: shuffled 95th", each["shuffled_hi"], **place)
+    found = cka_of_both(
+        subject, seen.patterns, blank.patterns, num_shuffles=NUM_SHUFFLES, seed=SEED
+    )
+    for each in found:
+        if each["channel"] is None:
+            place = {"layer": each["layer"], "n": each["num_tokens"]}
+            name = f"cka, {each['model']}"
+            yield row(name, each["cka"], **place)
+            yield row(f"{name}: shuffled mean", each["shuffled_mean"], **place)
+            yield row(f"{name}: shuffled 95th", each["shuffled_hi"], **place)
 
 
 def fact_effects(subject: Subject) -> list[dict[str, Any]]:
@@ -252,13 +251,3 @@ def _token_rows(subject: Subject) -> TokenRows:
         input_P=input_WT[is_text_WT].astype(np.int64),
         target_P=target_WT[is_text_WT].astype(np.int64),
     )
-
-
-def _text(subject: Subject, token: int) -> str:
-    return subject.tokenizer.decode(np.array([token], dtype=np.int64))
-
-
-def _planted_words(subject: Subject) -> dict[str, str] | None:
-    assert subject.data is not None
-    path = subject.data.folder / PLANTED_FILE
-    return planted_classes(read_json(path, "planted facts")) if path.exists() else None

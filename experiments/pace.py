@@ -17,12 +17,12 @@ CellKey = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """Device-seconds per training FLOP of one family at one budget."""
+    """Device-seconds per training FLOP of one family at one budget, and how far they vary."""
 
     s_per_flop: float
     """At the centre of the grid, or at the optimum."""
     low: float
-    """Of the fastest size of the grid."""
+    """Of the fastest: size of the grid, or timed step."""
     high: float
     """Of the slowest."""
 
@@ -33,6 +33,11 @@ class Pace:
         times longer, takes r / m of its time.
         """
         return self.s_per_flop / reference.s_per_flop
+
+    def over(self, reference: Pace) -> str:
+        """Say it: the multiplier, and in brackets those of the fastest and of the slowest."""
+        low, high = self.low / reference.s_per_flop, self.high / reference.s_per_flop
+        return f"{self.relative(reference):.2f} ({low:.2f} to {high:.2f})"
 
 
 def cells(plan: Plan) -> dict[CellKey, list[PlannedRun]]:

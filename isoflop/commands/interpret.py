@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from isoflop.commands import FOLDER
 from isoflop.errors import UserError, shown
 
-if TYPE_CHECKING:
-    from isoflop.interpret.facts import Fact
-    from isoflop.interpret.load import Subject
-
-_FACTS = ("planted", "mined", "paper")
+# Whole numbers from 0 or from 1 on; click says so to who gives another.
+_FROM_0, _FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 
 _Command = Callable[..., Any]
 
@@ -26,7 +23,7 @@ def _of_run(command: _Command) -> _Command:
         click.option(
             "--out",
             type=FOLDER,
-            help="Folder for what is written.  [default: interpret/ in the run's]",
+            help="Folder for what is written.  [default: the run's interpret/]",
         ),
         click.argument("run"),
         click.argument("folder", type=FOLDER),
@@ -38,7 +35,12 @@ def _of_run(command: _Command) -> _Command:
 _RECORDING = click.option(
     "--recording",
     type=FOLDER,
-    help="Folder with the recording.  [default: interpret/ in the run's]",
+    help="Folder with the recording.  [default: the run's interpret/]",
+)
+
+
+_SEED = click.option(
+    "--seed", type=_FROM_0, default=0, show_default=True, help="Of what is drawn at random."
 )
 
 
@@ -54,7 +56,7 @@ def interpret() -> None:
 
 @interpret.command(short_help="Write down which experts are chosen on held-out text.")
 @_of_run
-@click.option("--layers", metavar="0,1", help="Only the gates of these.  [default: all]")
+@click.option("--layers", metavar="0,1", help="Only the gates of these, from 0.  [default: all]")
 @click.option("--max-tokens", type=int, help="Stop after so many.  [default: at the end]")
 @click.option("--top", default=5, show_default=True, help="Predictions to keep of each token.")
 def record(
@@ -85,10 +87,14 @@ def record(
 
 @interpret.command(short_help="Check that layers are linear; what experts add to a logit.")
 @_of_run
-@click.option("--window", default=0, show_default=True, help="Which of the held-out text.")
-@click.option("--position", type=int, help="Of the token.  [default: the last of the window]")
-@click.option("--token", type=int, help="Whose logit.  [default: the one that follows]")
-@click.option("--top", default=20, show_default=True, help="Parts to show.")
+@click.option(
+    "--window", default=0, show_default=True, help="Which window of the held-out text, from 0."
+)
+@click.option(
+    "--position", type=int, help="Of the token in the window, from 0.  [default: the last]"
+)
+@click.option("--token", type=int, help="Id of the token whose logit.  [default: the next one]")
+@click.option("--top", type=_FROM_1, default=20, show_default=True, help="Parts to show.")
 def linear(
     folder: Path,
     run: str,
@@ -105,24 +111,37 @@ def linear(
     """
     from isoflop.interpret.load import open_run
     from isoflop.interpret.window import look_at
-    from isoflop.render.interpret import attribution_table, linearity_table
+    from isoflop.render.interpret import (
+        ATTRIBUTION_NOTE,
+        LINEARITY_NOTE,
+        attribution_table,
+        linearity_table,
+        logit_line,
+    )
     from isoflop.render.tables import console
 
     subject = open_run(folder, run)
     found = look_at(subject, out or subject.out, window=window, position=position, token=token)
     screen = console()
     screen.print(linearity_table(found.checks))
-    screen.print(f"position {found.position}, logit {found.logit:.4f} of token {found.token}")
+    click.echo(f"{LINEARITY_NOTE}\n\n{logit_line(found)}")
     screen.print(attribution_table(found.rows, top))
+    click.echo(ATTRIBUTION_NOTE)
     _echo(found.files)
 
 
 @interpret.command(short_help="What gates have in common; against controls, with intervals.")
 @_of_run
 @_RECORDING
-@click.option("--sample", default=3000, show_default=True, help="Tokens to compare.")
-@click.option("--embedding", default="auto", show_default=True, metavar="auto|umap|pca")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--sample", type=_FROM_1, default=3000, show_default=True, help="Tokens to compare.")
+@click.option(
+    "--embedding",
+    default="auto",
+    show_default=True,
+    metavar="auto|umap|pca",
+    help="Of the map; auto: umap where umap-learn is installed.",
+)
+@_SEED
 def geometry(
     folder: Path,
     run: str,
@@ -140,13 +159,23 @@ def geometry(
     from isoflop.interpret.geometry.analyse import Options, analyse
     from isoflop.interpret.geometry.clusters import Settings
     from isoflop.interpret.load import open_run
-    from isoflop.render.interpret import verdict_table
+    from isoflop.render.data import Bar
+    from isoflop.render.interpret import VERDICT_NOTE, verdict_table
     from isoflop.render.tables import console
 
     subject = open_run(folder, run)
     options = Options(max_tokens=sample, method=embedding, settings=Settings(seed=seed))
-    found = analyse(subject, recording or subject.out, out or subject.out, options)
+    with Bar(console(stderr=True)) as bar:
+        found = analyse(
+            subject,
+            recording or subject.out,
+            out or subject.out,
+            options,
+            on_progress=lambda what: bar.show(what, 0, None, ""),
+        )
+    click.echo(f"{found.num_tokens:,} tokens of {found.num_documents:,} documents")
     console().print(verdict_table(found.verdicts))
+    click.echo(VERDICT_NOTE)
     _echo(found.files)
 
 
@@ -156,12 +185,18 @@ def geometry(
     "--facts",
     default="planted",
     show_default=True,
-    metavar="|".join(_FACTS),
-    help="planted in synthetic text, mined from the training text, or the paper's eight.",
+    metavar="planted|mined|paper",
+    help="Planted in synthetic text, mined from the training text, or the paper's eight.",
 )
-@click.option("--min-count", default=10, show_default=True, help="Sentences of a mined fact.")
+@click.option(
+    "--min-count",
+    type=_FROM_1,
+    default=10,
+    show_default=True,
+    help="Sentences that state a mined fact, at least.",
+)
 @click.option("--untrained", is_flag=True, help="Of the model before its first step: a control.")
-@click.option("--seed", default=0, show_default=True)
+@_SEED
 def intervene(
     folder: Path,
     run: str,
@@ -176,26 +211,20 @@ def intervene(
     How much of the answer follows them, by layer and cumulatively, against controls, with intervals
     over nouns.
     """
-    from isoflop.interpret.effects import EFFECTS, INTERVENTIONS, effects
-    from isoflop.interpret.figures_effects import save_effects
-    from isoflop.interpret.intervene import interventions, make_pairs, make_prompts
+    from isoflop.interpret.facts import facts_of
     from isoflop.interpret.load import open_run
     from isoflop.interpret.load import untrained as before_training
-    from isoflop.render.interpret import effects_table
+    from isoflop.interpret.recall import write_recall
+    from isoflop.render.interpret import effects_note, effects_table
     from isoflop.render.tables import console
-    from isoflop.tables import write_table
 
     trained = open_run(folder, run)
     subject = before_training(trained) if untrained else trained
     out = (out or subject.out) / ("untrained" if untrained else "")
-    prompts = make_prompts(_facts(subject, facts, min_count), subject.tokenizer)
-    rows = interventions(subject, make_pairs(prompts, seed=seed), seed=seed)
-    found = effects(rows, seed=seed)
-    paths = [out / f"{table.table}.parquet" for table in (INTERVENTIONS, EFFECTS)]
-    write_table(paths[0], rows, INTERVENTIONS)
-    write_table(paths[1], found, EFFECTS)
-    console().print(effects_table(found))
-    _echo([*paths, *save_effects(found, out)])
+    found = write_recall(subject, facts_of(facts, subject, min_count=min_count), out, seed=seed)
+    console().print(effects_table(found.rows))
+    click.echo(effects_note(found.rows))
+    _echo(found.files)
 
 
 @interpret.command(short_help="How evenly the experts are used.")
@@ -208,19 +237,22 @@ def usage(folder: Path, run: str, out: Path | None, recording: Path | None) -> N
     """
     from isoflop.interpret.load import open_run
     from isoflop.interpret.usage import write_usage
-    from isoflop.render.interpret import usage_table
+    from isoflop.render.interpret import USAGE_NOTE, usage_table
     from isoflop.render.tables import console
 
     subject = open_run(folder, run)
     found = write_usage(subject, recording or subject.out, out or subject.out)
     console().print(usage_table(found.rows))
+    click.echo(USAGE_NOTE)
     _echo(found.files)
 
 
 @interpret.command(short_help="One HTML page to read a recorded run in.")
 @_of_run
 @_RECORDING
-@click.option("--documents", default=8, show_default=True, help="To show, the first ones.")
+@click.option(
+    "--documents", type=_FROM_1, default=8, show_default=True, help="To show, the first ones."
+)
 def page(folder: Path, run: str, out: Path | None, recording: Path | None, documents: int) -> None:
     """Make a page of documents whose tokens can be opened.
 
@@ -234,19 +266,6 @@ def page(folder: Path, run: str, out: Path | None, recording: Path | None, docum
     path = (out or subject.out) / PAGE_FILE
     write_page(subject, recording or subject.out, path, Limits(documents=documents))
     _echo([path])
-
-
-def _facts(subject: Subject, which: str, min_count: int) -> tuple[Fact, ...]:
-    from isoflop.interpret.facts import mined, paper_pairs, planted, texts_of
-
-    assert subject.data is not None
-    if which == "planted":
-        return planted(subject.data)
-    if which == "mined":
-        return mined(texts_of(subject.data, subject.tokenizer), min_count=min_count)
-    if which == "paper":
-        return paper_pairs()
-    raise UserError("--facts", which, f"one of {', '.join(_FACTS)}", "choose one of them")
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.interpret.interval import CONFIDENCE, Interval, interval_of
 from isoflop.tables import Schema
 
 INTERVENTION = "counterfactual"
@@ -25,7 +25,6 @@ MIN_TOTAL = 0.5
 """Nats of logit difference between a clean and a counterfactual prompt below which a pair has no
 normalised effect: a quotient with next to nothing below the line is noise."""
 NUM_DRAWS = 2000
-CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
 
@@ -80,15 +79,6 @@ EFFECTS = Schema(
         ("n_boot", "int64"),
     ),
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A mean over pairs with its interval; each None where there is nothing to tell it from."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 def indirect_effect(d_clean: float, d_cf: float, d_int: float) -> dict[str, Any]:
@@ -162,7 +152,7 @@ def _aggregate(
     }
     for name in ("nie", "gap", "effect", "flip", "answers_cf"):
         found = mean_interval(rows, name, n_boot=n_boot, confidence=confidence, seed=seed)
-        values |= {name: found.value, f"{name}_lo": found.low, f"{name}_hi": found.high}
+        values |= {name: found.value, f"{name}_lo": found.lo, f"{name}_hi": found.hi}
     for name in ("clean", "cf"):
         values[f"accuracy_{name}"] = float(np.mean([row[f"correct_{name}"] for row in rows]))
     return {**values, "confidence": confidence, "n_boot": n_boot}
@@ -197,9 +187,7 @@ def mean_interval(
     # A draw of few nouns may hold no pair.
     kept_R = weight_R > 0
     sum_R = _weighted(taken_RN, np.where(has_NN, value_NN, 0.0))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(sum_R[kept_R] / weight_R[kept_R], [tail, 1 - tail])
-    return Interval(value=mean, low=float(low), high=float(high))
+    return interval_of(mean, sum_R[kept_R] / weight_R[kept_R], confidence)
 
 
 def _weighted(taken_RN: Floats, value_NN: Floats) -> Floats:

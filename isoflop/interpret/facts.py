@@ -20,6 +20,7 @@ from isoflop.files import read_json
 if TYPE_CHECKING:
     from isoflop.data.tokenizers import Tokenizer
     from isoflop.data.windows import TokenData
+    from isoflop.interpret.load import Subject
 
 TEMPLATE = "The {noun} was {adjective}"
 """Of the paper, and of the facts planted in made-up text."""
@@ -49,6 +50,28 @@ class Fact:
     adjective: str
     count: int | None = None
     """Sentences that say so; None: not counted."""
+
+
+def facts_of(which: str, subject: Subject, *, min_count: int = MIN_COUNT) -> tuple[Fact, ...]:
+    """Facts that a run may have learned.
+
+    Args:
+        which: ``planted`` in its synthetic text, ``mined`` from its training text, or those of the
+            ``paper``.
+        subject: the run, with its data.
+        min_count: sentences that state a mined fact, at least.
+
+    Raises:
+        UserError: there is no such choice; its text has no such facts.
+    """
+    assert subject.data is not None
+    if which == "planted":
+        return planted(subject.data)
+    if which == "mined":
+        return mined(texts_of(subject.data, subject.tokenizer), min_count=min_count)
+    if which == "paper":
+        return paper_pairs()
+    raise UserError("--facts", which, "one of planted, mined, paper", "choose one of them")
 
 
 def paper_pairs() -> tuple[Fact, ...]:

@@ -20,7 +20,7 @@ from isoflop.analysis.plot_style import (
     save,
     style,
 )
-from isoflop.interpret.usage import over_training
+from isoflop.interpret.usage_log import over_training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -32,7 +32,9 @@ def draw_effects(rows: Sequence[Mapping[str, Any]]) -> Figure:
         _draw_panel(axes, rows, name)
         axes.set_ylabel(label)
         axes.set_xlabel("Patched layers")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
     confidence = rows[0]["confidence"]
     figure.suptitle(
         f"Gates of another noun, and controls ({confidence:.0%} intervals over nouns)",

@@ -1,7 +1,7 @@
 """Sees which experts a model chooses, and makes it choose others.
 
-Letters: T tokens (those of a batch flattened), C channels, K experts chosen per channel, L layers
-that choose, P patched tokens.
+Letters: T tokens (those of a batch flattened), C channels, K experts chosen per channel, P
+patched tokens.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from isoflop.errors import UserError
+
+if TYPE_CHECKING:
+    from isoflop.interpret.load import Subject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,15 +29,15 @@ class Gates:
     score: list[Tensor] = field(default_factory=list)
     """As the router gave them: before a softmax, if the family has one; of moe: its weights."""
 
-    @property
-    def idx_LTCK(self) -> Tensor:
-        """All layers as one tensor."""
-        return torch.stack(self.idx)
 
-    @property
-    def score_LTCK(self) -> Tensor:
-        """All layers as one tensor."""
-        return torch.stack(self.score)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateShape:
+    """How many layers, channels and experts the gates of a model have."""
+
+    num_layers: int
+    num_channels: int
+    num_experts: int
+    """That a channel chooses from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +53,19 @@ class Patch:
 def gated_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that choose experts, one per layer, in order; empty for a dense model."""
     return [module for module in model.modules() if hasattr(module, "gates")]
+
+
+def shape_of(subject: Subject) -> GateShape:
+    """Layers, channels and experts of a subject."""
+    from isoflop.train.usage import routed_layers
+
+    layers = routed_layers(subject.model, subject.spec)
+    assert layers is not None
+    return GateShape(
+        num_layers=len(layers.modules),
+        num_channels=layers.num_channels,
+        num_experts=layers.num_experts,
+    )
 
 
 @contextmanager

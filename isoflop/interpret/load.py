@@ -14,6 +14,7 @@ from isoflop.interpret.schema import FOLDER_NAME
 from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.model.transformer import Transformer, build_model
+from isoflop.model.weights import load_weights
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.identity import RunSpec, run_id, shown_id
 from isoflop.plan.planner import Plan
@@ -138,7 +139,7 @@ def _load_weights(model: Transformer, folder: RunFolder, plan: Plan, study_folde
     state = read_json(path.with_name(_STATE_FILE), "checkpoint state")
     if sha256_file(path) != state["files"][path.name]["sha256"]:
         raise UserError("weights", str(path), "as they were written", "train the run again")
-    model.load_state_dict(load_file(path))
+    load_weights(model, load_file(path))
 
 
 def _no_weights(folder: RunFolder, plan: Plan, study_folder: Path) -> UserError:
@@ -162,17 +163,10 @@ def _with_weights(plan: Plan, study_folder: Path) -> Sequence[str]:
 
 
 def _open_data(plan: Plan, spec: RunSpec, data_dir: Path | None) -> TokenData:
-    from isoflop.data.prepare import prepare
+    from isoflop.data.prepare import prepared_for_plan
     from isoflop.data.windows import open_data
 
-    data = open_data(prepare(plan.study.source, plan.study.tokenizer, data_dir))
-    for name in ("tokenizer_hash", "data_id"):
-        found, wanted = getattr(data.identity, name), getattr(spec, name)
-        if found != wanted:
-            raise UserError(
-                f"{name} of {data.folder}",
-                found,
-                f"{wanted}, which the run was trained on",
-                "prepare the data that the study was planned with",
-            )
+    study = plan.study
+    folder = prepared_for_plan(study.source, study.tokenizer, spec.data_id, data_dir)
+    data = open_data(folder)
     return data

@@ -11,7 +11,6 @@ per channel, V vocabulary, N recorded tokens of a pass, R rows of a chunk, W win
 from __future__ import annotations
 
 import copy
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +28,10 @@ from isoflop.data.tokenizers import PAD_ID
 from isoflop.errors import UserError
 from isoflop.files import fsync_path
 from isoflop.interpret.gates import Gates, gated_modules, recorded_gates
+from isoflop.interpret.recording import Recording
 from isoflop.interpret.schema import (
     GATES,
     GATES_FILE,
-    META_KEY,
     TOKENS,
     TOKENS_FILE,
     VERSION,
@@ -49,24 +48,6 @@ if TYPE_CHECKING:
 
 TOKENS_AT_A_TIME = 8192
 _CHUNK_BYTES = 2**24
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recording:
-    """What a folder with a recording holds; in the metadata of both files."""
-
-    version: int
-    run_id: str
-    layers: tuple[int, ...]
-    num_tokens: int
-    complete: bool
-    """Whether these are all held-out tokens."""
-    num_top: int
-    """Predictions kept for each token."""
-    num_experts: int | None
-    """That a channel chooses from; None: the family does not say."""
-    shared: bool
-    """Whether all channels choose from the same table."""
 
 
 def record(
@@ -116,33 +97,6 @@ def record(
 def windows_at_a_time(batch_size: int, seq_len: int) -> int:
     """Windows of one forward pass: those of a batch, as far as TOKENS_AT_A_TIME allows."""
     return max(1, min(batch_size, TOKENS_AT_A_TIME // seq_len))
-
-
-def read_recording(folder: Path) -> Recording:
-    """What a recording holds, once both its files are found to be whole and of one recording.
-
-    Raises:
-        UserError: a file is missing or damaged, of another version, or of another recording.
-    """
-    texts = [_metadata(folder / name) for name in (GATES_FILE, TOKENS_FILE)]
-    if texts[0] != texts[1]:
-        raise UserError("recording", str(folder), "one recording's two files", "record again")
-    values = json.loads(texts[0])
-    if values.get("version") != VERSION:
-        raise UserError("recording", str(folder), f"of version {VERSION}", "record again")
-    return Recording(**{**values, "layers": tuple(values["layers"])})
-
-
-def _metadata(path: Path) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        found: bytes = (pq.read_schema(path).metadata or {})[META_KEY]
-    except (pa.ArrowException, OSError, KeyError):
-        do = "run `isoflop interpret record` first"
-        raise UserError("recording", str(path), "a whole recorded file", do) from None
-    return found
 
 
 def _describe(

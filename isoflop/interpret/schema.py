@@ -1,7 +1,8 @@
-"""The tables of a recording: gates.parquet and tokens.parquet (isoflop.interpret.record).
+"""The tables of a recording: gates.parquet and tokens.parquet.
 
-Rows are tokens that carry loss, in the order of the evaluation: by document, window of the
-document's text, position in the window. Importing this module stays cheap, as with isoflop.tables.
+isoflop.interpret.record writes them, isoflop.interpret.recording reads them. Rows are tokens that
+carry loss, in the order of the evaluation: by document, window of the document's text, position in
+the window. Importing this module stays cheap, as with isoflop.tables.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FOLDER_NAME = "interpret"
 """Of what is found in a run, inside its folder."""
 
 META_KEY = b"isoflop_recording"
-"""Metadata of both files: JSON, the same in both; see isoflop.interpret.record.Recorded."""
+"""Metadata of both files: JSON, the same in both; see isoflop.interpret.recording.Recording."""
 
 PLACE = (("document", "int64"), ("window", "int64"), ("position", "int32"))
 """A token: the document's index in held-out order, the window's among all windows, and the position

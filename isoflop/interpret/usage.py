@@ -1,14 +1,15 @@
-"""Which experts a recording uses, over all of its text; and in the course of the training.
+"""Which experts a recording uses, over all of its text.
 
 Choices of all sequences are added up before any figure is taken, for each layer and channel by
 itself (isoflop.train.usage says why; the reference's figures are means over single sequences).
 
-Letters: L layers, C channels, E experts a channel chooses from, K chosen, R rows of a record.
+Letters: L layers, C channels, E experts a channel chooses from, K chosen, R rows of a piece of
+the recording.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.interpret.geometry.patterns import GateShape
-from isoflop.interpret.geometry.spaces import recording_of, shape_of
+from isoflop.interpret.figures import save_figure, usage_figure
+from isoflop.interpret.gates import GateShape, shape_of
 from isoflop.interpret.load import Subject
-from isoflop.interpret.schema import GATES_FILE
-from isoflop.launch.metrics import USAGE as TRAINING_USAGE
-from isoflop.launch.metrics import USAGE_FILE
-from isoflop.tables import Schema, read_table, write_table
+from isoflop.interpret.recording import read_gates, read_tokens, recording_of
+from isoflop.interpret.usage_log import training_usage
+from isoflop.tables import Schema, write_table
 from isoflop.train.usage import usage_figures
 
 USAGE = Schema(
@@ -39,8 +39,6 @@ USAGE = Schema(
         ("cv", "float64"),
     ),
 )
-
-
 TABLE_FILE = "expert_usage.parquet"
 
 
@@ -56,23 +54,11 @@ def count_choices(recording: Path, shape: GateShape) -> NDArray[np.int64]:
     """How often each expert was chosen in a recording [L, C, E], read one row group at a time."""
     counts = np.zeros((shape.num_layers, shape.num_channels, shape.num_experts), dtype=np.int64)
     flat = counts.reshape(-1)
-    for layer_R, channel_R, expert_RK in _rows(recording):
-        table_R = layer_R * shape.num_channels + channel_R
-        where_RK = table_R[:, None] * shape.num_experts + expert_RK
+    for piece in read_gates(recording, read_tokens(recording)):
+        table_R = piece.layer_R.astype(np.int64) * shape.num_channels + piece.channel_R
+        where_RK = table_R[:, None] * shape.num_experts + piece.expert_RK
         flat += np.bincount(where_RK.reshape(-1), minlength=flat.size)
     return counts
-
-
-def _rows(recording: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    """Layers [R], channels [R] and experts [R, K] of each part."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(recording / GATES_FILE) as file:
-        for batch in file.iter_batches(columns=["layer", "channel", "experts"]):
-            layer, channel = (
-                batch[name].to_numpy().astype(np.int64) for name in batch.schema.names[:2]
-            )
-            yield layer, channel, batch["experts"].flatten().to_numpy().reshape(len(layer), -1)
 
 
 def usage_rows(
@@ -99,20 +85,12 @@ def usage_rows(
     return rows
 
 
-def training_usage(run_folder: Path) -> list[dict[str, Any]] | None:
-    """What a run logged of its usage, by step, layer and channel; None where it logged none."""
-    path = run_folder / USAGE_FILE
-    return read_table(path, TRAINING_USAGE) if path.exists() else None
-
-
 def write_usage(subject: Subject, recording: Path, out: Path) -> Usage:
     """Counts a recording; writes expert_usage.parquet and a figure to ``out``.
 
     Raises:
         UserError: there is no whole recording of this run.
     """
-    from isoflop.interpret.figures import save_figure, usage_figure
-
     meta = recording_of(subject, recording)
     counts_LCE = count_choices(recording, shape_of(subject))
     rows = usage_rows(counts_LCE, meta.layers, num_tokens=meta.num_tokens, shared=meta.shared)
@@ -120,17 +98,3 @@ def write_usage(subject: Subject, recording: Path, out: Path) -> Usage:
     write_table(out / TABLE_FILE, rows, USAGE)
     figure = save_figure(usage_figure(counts_LCE, meta.layers, training), out, "usage")
     return Usage(rows=rows, files=(out / TABLE_FILE, *figure))
-
-
-def over_training(
-    rows: Sequence[dict[str, Any]], figure: str
-) -> dict[int, list[tuple[int, float]]]:
-    """By layer: (step, figure) of the training batches, all channels of the layer together."""
-    # A layer of one channel has no row for all of them.
-    whole = {row["layer"] for row in rows if row["channel"] is None}
-    found: dict[int, list[tuple[int, float]]] = {}
-    for row in rows:
-        is_whole = row["channel"] is None or row["layer"] not in whole
-        if row["split"] == "train" and is_whole and row[figure] is not None:
-            found.setdefault(row["layer"], []).append((row["step"], row[figure]))
-    return {layer: sorted(points) for layer, points in sorted(found.items())}

@@ -25,7 +25,11 @@ class Look:
 
     checks: Sequence[Linearity]
     position: int
+    before: str
+    """What the model has read up to that position; the begin token has no text."""
     token: int
+    text: str
+    """Of the token."""
     logit: float
     rows: Sequence[dict[str, Any]]
     """Of isoflop.interpret.attribution.ATTRIBUTION."""
@@ -66,11 +70,17 @@ def look_at(
     return Look(
         checks=checks,
         position=position,
+        before=_text(subject, targets_T[:position]),
         token=token,
+        text=_text(subject, [token]),
         logit=float(traced.logits_TV[position, token]),
         rows=rows,
         files=paths,
     )
+
+
+def _text(subject: Subject, tokens: Any) -> str:
+    return subject.tokenizer.decode(np.asarray(tokens, dtype=np.int64))
 
 
 def _check(name: str, value: int, count: int) -> None:

@@ -11,6 +11,25 @@ from isoflop.render.tables import new_table
 
 if TYPE_CHECKING:
     from isoflop.interpret.linear import Linearity
+    from isoflop.interpret.window import Look
+
+LINEARITY_NOTE = (
+    "Largest errors of a layer's outputs y, relative to their size: against its\n"
+    "matrix W times its inputs x, and against the sum of what its experts add."
+)
+ATTRIBUTION_NOTE = (
+    "direct: what a part adds to the logit past all later layers; in all, the logit.\n"
+    "gradient: what it adds to first order, with what later layers make of it."
+)
+VERDICT_NOTE = (
+    "Do tokens with like gates share the label? Beyond token identity: more than\n"
+    "every control, among other tokens or in other contexts (purity.parquet)."
+)
+USAGE_NOTE = (
+    "used: share of experts that were chosen; dead: number of those that never were.\n"
+    "entropy: of the choices, over that of even use. cv: deviation over mean."
+)
+_SHOWN_BEFORE = 50
 
 
 def linearity_table(checks: Sequence[Linearity]) -> Table:
@@ -20,6 +39,15 @@ def linearity_table(checks: Sequence[Linearity]) -> Table:
         matrix = "not linear" if check.matrix_error is None else f"{check.matrix_error:.1e}"
         table.add_row(str(check.layer), str(check.num_tokens), matrix, f"{check.sum_error:.1e}")
     return table
+
+
+def logit_line(found: Look) -> str:
+    """Which logit is taken apart."""
+    before = found.before[-_SHOWN_BEFORE:]
+    return (
+        f"after {before!r}, position {found.position}:\n"
+        f"logit {found.logit:.4f} of token {found.token}, {found.text!r}"
+    )
 
 
 def attribution_table(rows: Sequence[Mapping[str, Any]], num_shown: int) -> Table:
@@ -43,38 +71,55 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def effects_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The effect of each patch and control with its interval; excluded pairs have none."""
     table = new_table(
-        ("layers", "<"),
+        ("layer", "<"),
         ("control", "<"),
-        ("pairs", ">"),
-        ("excluded", ">"),
-        ("NIE", ">"),
-        ("interval", ">"),
+        ("NIE (interval)", ">"),
         ("above control", ">"),
-        ("interval", ">"),
-        ("answers cf", ">"),
+        ("cf %", ">"),
     )
     for row in rows:
-        counts = (str(row["n_pairs"]), str(row["n_excluded"]))
-        cells = (
-            *(_cell(row["nie"]), _interval(row, "nie")),
-            *(_cell(row["gap"]), _interval(row, "gap"), _cell(row["answers_cf"])),
-        )
-        table.add_row(row["layers"], row["control"], *counts, *cells)
+        share = f"{100 * row['answers_cf']:.1f}"
+        measures = (_with_interval(row, "nie"), _with_interval(row, "gap"))
+        table.add_row(row["layers"], row["control"], *measures, share)
     return table
 
 
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    if row[f"{name}_lo"] is None:
+def effects_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns of :func:`effects_table` are, and of how many pairs."""
+    first = rows[0]
+    excluded = max(row["n_excluded"] for row in rows)
+    return (
+        f"{first['n_pairs']} pairs of {first['n_nouns']} nouns, {excluded} without an NIE; "
+        f"{100 * first['confidence']:.0f} % intervals over nouns.\n"
+        "NIE: how far the answer moves to the other noun's, from 0 to 1. Merely\n"
+        "destroying it reaches about 0.5: read by how much the NIE is above each control.\n"
+        "cf %: pairs that then give the counterfactual answer, before all other tokens.\n"
+        "The last layer's gates at a noun reach no later token: alone they do nothing."
+    )
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    if row[name] is None:
         return "-"
-    return f"{row[f'{name}_lo']:.3g} to {row[f'{name}_hi']:.3g}"
+    if row[f"{name}_lo"] is None:
+        return f"{row[name]:.3f}"
+    return f"{row[name]:.3f} ({row[f'{name}_lo']:.3f} to {row[f'{name}_hi']:.3f})"
 
 
 def usage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """How evenly each table of experts is used."""
-    names = ("layer", "channel", "num_experts", "fraction_used", "num_dead", "entropy", "cv")
-    table = new_table(*((name.replace("num_", ""), ">") for name in names))
+    heads = {
+        "layer": "layer",
+        "channel": "channel",
+        "num_experts": "experts",
+        "fraction_used": "used",
+        "num_dead": "dead",
+        "entropy": "entropy",
+        "cv": "cv",
+    }
+    table = new_table(*((head, ">") for head in heads.values()))
     for row in rows:
-        cells = {name: _cell(row[name]) for name in names}
+        cells = {name: _cell(row[name]) for name in heads}
         table.add_row(*({**cells, "channel": "all"} if row["channel"] is None else cells).values())
     return table
 

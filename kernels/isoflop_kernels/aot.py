@@ -1,6 +1,6 @@
 """Compile every Triton kernel ahead of time and report what it uses; no GPU is needed.
 
-    python -m isoflop_kernels.aot [TARGET ...]
+    python -m isoflop_kernels.aot [TARGET ... | all]
 
 A target is an entry of `triton_config.TABLE`, sm_90 by default. Registers, stack and spills come
 from the machine code that the compiler bundled with Triton makes, in the launches that the
@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from isoflop_kernels import triton_config
+from isoflop_kernels import command, triton_config
 from isoflop_kernels.gathered_linear import triton_kernels, triton_v2_kernels
 from isoflop_kernels.gathered_linear.choice import groupable
 from isoflop_kernels.product_key_topk.triton_kernels import pairs_kernel
@@ -240,12 +241,31 @@ def _read_amdgcn(asm: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def main(targets: list[str]) -> int:
+def parse(arguments: Sequence[str] | None) -> list[str]:
+    """The architectures to compile for; exits with 2 and one line if one is not known."""
+    parser = command.Parser(prog="isoflop_kernels.aot", description=(__doc__ or "").splitlines()[0])
+    known = ", ".join(triton_config.TABLE)
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help=f"of {known}; all: every one of them (default: {triton_config.DEFAULT})",
+    )
+    targets: list[str] = parser.parse_args(arguments).targets or [triton_config.DEFAULT]
+    targets = list(triton_config.TABLE) if targets == ["all"] else targets
+    for target in targets:
+        if target not in triton_config.TABLE:
+            parser.error(f"target = {target!r}: must be of {known}, or all")
+    return targets
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line per kernel and target; 1 if any is not clean."""
+    targets = parse(arguments)
     print(f"{'target':8}{'kernel':13}{'D':>6}{'K':>4}", end="")
     print("  registers  spills  shared  wide loads  atomics  products")
     clean = True
-    for arch in targets or [triton_config.DEFAULT]:
+    for arch in targets:
         for width, num_chosen, num_keys in SIZES:
             for build in builds(arch, width, num_chosen, num_keys):
                 report = compile_report(build, arch)
@@ -259,4 +279,4 @@ def main(targets: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -16,7 +16,7 @@ import torch
 
 from isoflop_kernels import triton_config
 from isoflop_kernels.cpp import build
-from isoflop_kernels.dispatch import use_implementation
+from isoflop_kernels.dispatch import IMPLEMENTATIONS, use_implementation
 from isoflop_kernels.gathered_linear import choice
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,7 +78,7 @@ def contenders(operator: str) -> list[str]:
         "product_key_topk": ["triton"],
         "stable_topk": [],
     }
-    return ["reference", "bag", "cpp", *triton[operator]]
+    return [*(name for name in IMPLEMENTATIONS if name != "triton"), *triton[operator]]
 
 
 def unavailable(contender: str, device: torch.device) -> str | None:
@@ -91,7 +91,7 @@ def unavailable(contender: str, device: torch.device) -> str | None:
         if not has_triton():
             return "triton is not installed"
         if device.type == "cpu" and not interpreting():
-            return "needs a GPU, or TRITON_INTERPRET=1"
+            return "needs GPU or TRITON_INTERPRET=1"
     return None
 
 

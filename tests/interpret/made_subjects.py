@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -73,12 +72,6 @@ def made_heldout(num_windows: int) -> MadeHeldout:
 def inputs_BT(num_windows: int = 3, length: int = 11) -> torch.Tensor:
     """Token ids, of a length that divides nothing."""
     return torch.randint(97, 105, (num_windows, length), generator=torch.Generator().manual_seed(5))
-
-
-def with_changed_config(subject: Subject, **changes: Any) -> Subject:
-    """A fresh subject of a changed specification."""
-    spec = dataclasses.replace(subject.spec, **changes)
-    return made_subject(spec, build_model(spec), subject.tokenizer, heldout=subject.heldout)
 
 
 def write_texts(folder: Path, seed: int = 1) -> str:

@@ -7,17 +7,21 @@ import pytest
 from scipy.sparse import csr_array
 
 from interpret.test_gate_matrix import made_tokens
+from isoflop.interpret.gates import GateShape
 from isoflop.interpret.geometry.cka import (
     cka_rows,
     cka_with_chance,
     first_occurrences,
-    linear_cka,
 )
-from isoflop.interpret.geometry.patterns import GateShape, Patterns
+from isoflop.interpret.geometry.patterns import Matrix, Patterns
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 6)) + 3.0
 SPARSE = csr_array(np.where(RNG.random((40, 30)) < 0.2, RNG.standard_normal((40, 30)), 0.0))
+
+
+def linear_cka(x: Matrix, y: Matrix) -> float | None:
+    return cka_with_chance(x, y, num_shuffles=0, seed=0).value
 
 
 def by_definition(x: np.ndarray, y: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from interpret.test_load import id_of
 from isoflop.cli import main
 from isoflop.interpret.attribution import ATTRIBUTION
 from isoflop.interpret.linear import LINEARITY
-from isoflop.interpret.record import read_recording
+from isoflop.interpret.recording import read_recording
 from isoflop.launch.store import RunFolder
 from isoflop.tables import read_table
 
@@ -52,7 +52,8 @@ def test_linear_writes_checks_and_parts_that_add_up(study: Path, tmp_path: Path)
         assert row["sum_error"] < 1e-5
     rows = read_table(tmp_path / "attribution.parquet", ATTRIBUTION)
     total = sum(row["direct"] for row in rows)
-    assert f"position 2, logit {total:.4f}" in result.output
+    assert "position 2:" in result.output
+    assert f"logit {total:.4f} of token" in result.output
     assert {row["part"] for row in rows} == {"embedding", "attention", "expert"}
 
 
@@ -90,6 +91,7 @@ def test_usage_and_page_read_what_was_recorded(study: Path, tmp_path: Path) -> N
         ("sgatlin", ["geometry", "--recording", "nowhere"], "isoflop interpret record"),
         ("sgatlin", ["intervene"], "planted facts"),
         ("sgatlin", ["intervene", "--facts", "all"], "one of planted, mined, paper"),
+        ("sgatlin", ["geometry", "--embedding", "tsne"], "--embedding = 'tsne'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -102,6 +104,26 @@ def test_mistakes_are_one_line(
     assert message in result.output
     assert result.output.count("\n") == 1
     assert not list(tmp_path.glob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        ("page", "--documents", "0"),
+        ("geometry", "--sample", "0"),
+        ("geometry", "--seed", "-1"),
+        ("intervene", "--seed", "-1"),
+        ("intervene", "--min-count", "0"),
+        ("linear", "--top", "0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    study: Path, tmp_path: Path, verb: str, option: str, value: str
+) -> None:
+    result = invoke(verb, study, id_of(study, "sgatlin"), "--out", tmp_path, option, value)
+    assert result.exit_code == 2, result.output
+    assert f"'{option}': {value} is not in the range" in result.output
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 
 from interpret.made_subjects import untrained_subject
 from isoflop.errors import UserError
+from isoflop.interpret.gates import GateShape, shape_of
 from isoflop.interpret.geometry.coactivation import (
     coactivation_rows,
     lifts,
@@ -17,17 +18,16 @@ from isoflop.interpret.geometry.coactivation import (
     row_shares,
 )
 from isoflop.interpret.geometry.patterns import (
-    GateShape,
     Patterns,
     TokenRows,
     as_chosen,
     gate_matrix,
     read_patterns,
-    read_predictions,
     sample_tokens,
 )
-from isoflop.interpret.geometry.spaces import recording_of, see, shape_of
+from isoflop.interpret.geometry.spaces import see
 from isoflop.interpret.record import record
+from isoflop.interpret.recording import read_predictions, read_tokens, recording_of
 
 
 def made_tokens(num: int, **columns: list[int]) -> TokenRows:
@@ -104,12 +104,13 @@ def test_predictions_are_those_of_the_model(tmp_path: Path) -> None:
     record(subject, tmp_path)
     tokens = sample_tokens(tmp_path, max_tokens=10**6, seed=0).take(np.array([7, 2]))
     assert subject.heldout is not None
+    rows = read_tokens(tmp_path).rows(tokens.window_P, tokens.position_P)
     for predicted, window, position in zip(
-        read_predictions(tmp_path, tokens), tokens.window_P, tokens.position_P, strict=True
+        read_predictions(tmp_path, rows), tokens.window_P, tokens.position_P, strict=True
     ):
         targets = subject.heldout.tokens[window].astype(np.int64)
         inputs = torch.from_numpy(np.concatenate([[1], targets[:-1]]))
-        assert predicted == int(subject.model(inputs[None])[0, position].argmax())
+        assert predicted[0][0] == int(subject.model(inputs[None])[0, position].argmax())
 
 
 def test_a_recording_of_another_run_is_refused_in_a_line(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ def test_the_choices_of_the_newest_pass_are_kept(family: str) -> None:
         model(inputs_BT(1, 5))
         model(inputs_BT())
     num_channels, num_chosen = (1, 2) if family == "moe" else (3, 4)
-    assert gates.idx_LTCK.shape == (2, 33, num_channels, num_chosen)
-    assert gates.idx_LTCK.dtype == torch.int32
-    assert gates.score_LTCK.shape == gates.idx_LTCK.shape
-    assert torch.equal(gates.score_LTCK.sort(-1, descending=True).values, gates.score_LTCK)
+    idx_LTCK, score_LTCK = torch.stack(gates.idx), torch.stack(gates.score)
+    assert idx_LTCK.shape == (2, 33, num_channels, num_chosen)
+    assert idx_LTCK.dtype == torch.int32
+    assert score_LTCK.shape == idx_LTCK.shape
+    assert torch.equal(score_LTCK.sort(-1, descending=True).values, score_LTCK)
 
 
 def test_recorded_choices_are_those_of_the_layers_router() -> None:

@@ -100,16 +100,16 @@ def test_the_bootstrap_draws_nouns() -> None:
     nouns = [f"n{i}" for i in range(6)]
     ordered = list(itertools.permutations(nouns, 2))
     same = mean_interval([row(a, b, 0.25) for a, b in ordered], "nie")
-    assert (same.value, same.low, same.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert (same.value, same.lo, same.hi) == pytest.approx((0.25, 0.25, 0.25))
     # The value is that of the clean noun: six independent draws, whatever the number of pairs.
     value = dict(zip(nouns, np.linspace(-1, 1, 6), strict=True))
     found = mean_interval([row(a, b, value[a]) for a, b in ordered], "nie", n_boot=4000)
-    assert found.low is not None
-    assert found.high is not None
+    assert found.lo is not None
+    assert found.hi is not None
     by_nouns = 2 * 1.96 * np.std(list(value.values())) / np.sqrt(6)
     by_pairs = 2 * 1.96 * np.std(list(value.values())) / np.sqrt(30)
-    assert found.high - found.low > 1.5 * by_pairs
-    assert found.high - found.low == pytest.approx(by_nouns, rel=0.25)
+    assert found.hi - found.lo > 1.5 * by_pairs
+    assert found.hi - found.lo == pytest.approx(by_nouns, rel=0.25)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -122,9 +122,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
             row(nouns[i], nouns[j], a[i] + b[j]) for i, j in itertools.permutations(range(16), 2)
         ]
         found = mean_interval(given, "nie", n_boot=200)
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= 0 <= found.high
+        assert found.lo is not None
+        assert found.hi is not None
+        covered += found.lo <= 0 <= found.hi
     assert 88 <= covered <= 100
 
 

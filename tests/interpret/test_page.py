@@ -14,15 +14,15 @@ import torch
 from interpret.made_subjects import SEQ_LEN, untrained_subject
 from isoflop.errors import UserError
 from isoflop.interpret.attribution import trace
-from isoflop.interpret.geometry.patterns import GateShape
+from isoflop.interpret.gates import GateShape
 from isoflop.interpret.linear import layers_of
 from isoflop.interpret.load import Subject
 from isoflop.interpret.page import Limits, page_html, write_page
 from isoflop.interpret.page.contexts import ExpertKeys, find_contexts
-from isoflop.interpret.page.recorded import GateRows, read_gates, read_tokens
 from isoflop.interpret.page.strongest import strongest_experts
 from isoflop.interpret.page.writes import direct_writes
 from isoflop.interpret.record import record
+from isoflop.interpret.recording import GateRows, read_gates, read_tokens
 from made_data import MadeHeldout
 
 TEXTS = (

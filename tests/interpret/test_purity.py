@@ -13,6 +13,7 @@ from interpret.made_subjects import untrained_subject
 from interpret.test_gate_matrix import made_tokens
 from isoflop.data.synthetic import TINY_ADJECTIVES, TINY_NOUNS
 from isoflop.errors import UserError
+from isoflop.interpret.gates import GateShape
 from isoflop.interpret.geometry.analyse import Options, analyse
 from isoflop.interpret.geometry.clusters import (
     BEYOND,
@@ -24,7 +25,7 @@ from isoflop.interpret.geometry.clusters import (
     purity_rows,
     verdict_rows,
 )
-from isoflop.interpret.geometry.patterns import GateShape, Patterns, TokenRows
+from isoflop.interpret.geometry.patterns import Patterns, TokenRows
 from isoflop.interpret.geometry.purity import POOLS, Bootstrap, chance, neighbours_by_pool
 from isoflop.interpret.geometry.spaces import Seen, input_embedding, one_hot, see, shuffled_rows
 from isoflop.interpret.load import Subject, untrained

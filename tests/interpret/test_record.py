@@ -18,7 +18,8 @@ from isoflop.errors import UserError
 from isoflop.interpret import record as module
 from isoflop.interpret.gates import recorded_gates
 from isoflop.interpret.load import Subject
-from isoflop.interpret.record import read_recording, record
+from isoflop.interpret.record import record
+from isoflop.interpret.recording import read_recording
 from isoflop.train.evaluate import evaluate
 
 FAMILIES = ("sgatlin", "peer", "moe")

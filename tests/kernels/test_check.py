@@ -156,7 +156,7 @@ def test_clean_code_passes_with_its_number_of_kernels(monkeypatch):
 
 @pytest.mark.parametrize(
     ("without", "reason"),
-    [("triton", "triton is not installed"), ("gpu", "needs a GPU, or TRITON_INTERPRET=1")],
+    [("triton", "triton is not installed"), ("gpu", "needs GPU or TRITON_INTERPRET=1")],
 )
 def test_what_the_machine_lacks_is_skipped_with_the_reason(without, reason, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

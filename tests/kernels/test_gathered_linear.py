@@ -1,66 +1,30 @@
-"""gathered_linear against a float64 loop-free definition written independently of the package."""
+"""gathered_linear of every implementation but Triton's, against the definition in float64."""
 
-# T tokens, D width, C channels, K experts chosen per channel, Ct tables, E experts per table
+# T tokens, D width, C channels, K experts chosen per channel, E experts per table
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import isoflop_kernels
 from isoflop_kernels.gathered_linear import bag, reference
-from isoflop_kernels.gathered_linear.gates import ACTIVATIONS, GATE_ORDERS
+from kernels.gathered_cases import (
+    GATES,
+    GRADIENTS,
+    TOLERANCE,
+    Case,
+    assert_close,
+    check_int64_and_strided,
+    differentiate,
+    expected_of,
+    opcheck,
+    output_gradient,
+    run,
+)
 
 IMPLEMENTATIONS = ("reference", "bag", "cpp")
-GATES = list(itertools.product(ACTIVATIONS, GATE_ORDERS))
-GRADIENTS = ("x", "score", "w_in", "w_out")
-TOLERANCE = 1e-6
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """Sizes, whether the table is shared, and how experts are chosen."""
-
-    T: int = 7
-    D: int = 12
-    C: int = 3
-    K: int = 4
-    E: int = 9
-    shared: bool = False
-    choice: str = "random"
-
-    def __str__(self) -> str:
-        sizes = f"T{self.T}-D{self.D}-C{self.C}-K{self.K}-E{self.E}"
-        return f"{sizes}-{'shared' if self.shared else 'own'}-{self.choice}"
-
-    def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(7)
-        num_tables = 1 if self.shared else self.C
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-        idx = torch.randint(self.E, (self.T, self.C, self.K), generator=generator)
-        if self.choice == "duplicates":
-            idx = idx[..., :1].expand_as(idx).clone()
-        elif self.choice == "unused":
-            idx = idx % 2 * (self.E - 1)
-        elif self.choice == "popular":
-            idx = torch.full_like(idx, self.E - 1)
-        return {
-            "x": normal(self.T, self.D),
-            "idx": idx.to(torch.int32),
-            "score": normal(self.T, self.C, self.K),
-            "w_in": normal(num_tables, self.E, self.D),
-            "w_out": normal(num_tables, self.E, self.D),
-        }
-
-
 CASES = [
     Case(),
     Case(shared=True),
@@ -80,65 +44,12 @@ CASES = [
 ]
 
 
-def exact(inputs: dict[str, Tensor], activation: str, gate_order: str) -> Tensor:
-    """The definition in float64, one channel at a time and with written-out activations."""
-    x, score, w_in, w_out = (inputs[name].double() for name in GRADIENTS)
-    act = {
-        "identity": lambda u: u,
-        "relu": lambda u: u.clamp(min=0),
-        "gelu_tanh": lambda u: (
-            u / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (u + 0.044715 * u**3)))
-        ),
-        "silu": lambda u: u / (1 + torch.exp(-u)),
-    }[activation]
-    y = torch.zeros_like(x)
-    for c in range(score.shape[1]):
-        table = 0 if w_in.shape[0] == 1 else c
-        chosen = inputs["idx"][:, c].long()
-        h = (w_in[table][chosen] * x[:, None]).sum(2)
-        s = score[:, c]
-        z = act(h * s) if gate_order == "gate_then_act" else act(h) * s
-        y = y + (z[:, :, None] * w_out[table][chosen]).sum(1)
-    return y
-
-
-def differentiate(
-    function, inputs: dict[str, Tensor], dy: Tensor, *, autocast: bool = False
-) -> dict[str, Tensor]:
-    """Output and gradients; autocast covers the forward pass, as in training."""
-    leaves = {
-        name: t.detach().clone().requires_grad_(name in GRADIENTS) for name, t in inputs.items()
-    }
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = function(leaves)
-    y.backward(dy.to(y.dtype))
-    return {"y": y.detach()} | {name: leaves[name].grad for name in GRADIENTS}
-
-
-def run(activation: str = "identity", gate_order: str = "gate_then_act"):
-    return lambda leaves: isoflop_kernels.gathered_linear(
-        *leaves.values(), activation=activation, gate_order=gate_order
-    )
-
-
-def output_gradient(inputs: dict[str, Tensor]) -> Tensor:
-    return torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(8))
-
-
-def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    for name, value in expected.items():
-        error = (actual[name].double() - value).abs().max()
-        assert error <= tolerance * value.abs().max(), name
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_float64_at_awkward_shapes(case, implementation):
     inputs = case.inputs()
     dy = output_gradient(inputs)
-    expected = differentiate(
-        lambda t: exact(t, "identity", "gate_then_act"), as_float64(inputs), dy
-    )
+    expected = expected_of(inputs, dy, "identity", "gate_then_act")
     with isoflop_kernels.use_implementation(implementation):
         actual = differentiate(run(), inputs, dy)
     assert_close(actual, expected, TOLERANCE)
@@ -150,7 +61,7 @@ def test_matches_float64_at_awkward_shapes(case, implementation):
 def test_matches_float64_for_every_gate(activation, gate_order, shared, implementation):
     inputs = Case(T=30, D=17, shared=shared, choice="duplicates" if shared else "random").inputs()
     dy = output_gradient(inputs)
-    expected = differentiate(lambda t: exact(t, activation, gate_order), as_float64(inputs), dy)
+    expected = expected_of(inputs, dy, activation, gate_order)
     with isoflop_kernels.use_implementation(implementation):
         actual = differentiate(run(activation, gate_order), inputs, dy)
     assert_close(actual, expected, TOLERANCE)
@@ -160,15 +71,11 @@ def test_matches_float64_for_every_gate(activation, gate_order, shared, implemen
 def test_float64_stays_float64(implementation):
     inputs = Case().inputs(torch.float64)
     dy = output_gradient(inputs)
-    expected = differentiate(lambda t: exact(t, "silu", "act_then_gate"), inputs, dy)
+    expected = expected_of(inputs, dy, "silu", "act_then_gate")
     with isoflop_kernels.use_implementation(implementation):
         actual = differentiate(run("silu", "act_then_gate"), inputs, dy)
     assert all(value.dtype == torch.float64 for value in actual.values())
     assert_close(actual, expected, 1e-14)
-
-
-def as_float64(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t if name == "idx" else t.double() for name, t in inputs.items()}
 
 
 @pytest.mark.parametrize(("activation", "gate_order"), GATES)
@@ -188,14 +95,8 @@ def test_reference_passes_gradcheck(activation, gate_order):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_registered_operation_passes_opcheck(autocast, dtype):
     inputs = Case(T=4, C=2).inputs(dtype)
-    leaves = {name: t.requires_grad_() if name in GRADIENTS else t for name, t in inputs.items()}
-    h = torch.zeros(inputs["idx"].shape)
-    forward = (*leaves.values(), "gelu_tanh", "act_then_gate")
-    plain = [t.detach() for t in leaves.values()]
-    backward = (plain[0], *plain, h, "silu", "gate_then_act", [True, False, True, True])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        torch.library.opcheck(torch.ops.isoflop_kernels.gathered_linear.default, forward)
-        torch.library.opcheck(torch.ops.isoflop_kernels.gathered_linear_backward.default, backward)
+        opcheck("gathered_linear", inputs, "gelu_tanh", "act_then_gate")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -303,24 +204,7 @@ def test_gradients_not_needed_are_not_computed():
 
 
 def test_int64_indices_and_strided_arguments_give_the_same_result():
-    inputs = Case(T=30, D=16).inputs()
-    dy = output_gradient(inputs)
-    expected = differentiate(run(), inputs, dy)
-    inputs["idx"] = inputs["idx"].long()
-    strided = {name: spread(t) for name, t in inputs.items()}
-    assert not strided["x"].is_contiguous()
-    leaves = {n: t.requires_grad_() if n in GRADIENTS else t for n, t in strided.items()}
-    y = run()(leaves)
-    y.backward(spread(dy))
-    assert torch.equal(y, expected["y"])
-    assert all(torch.equal(leaves[name].grad, expected[name]) for name in GRADIENTS)
-
-
-def spread(tensor: Tensor) -> Tensor:
-    """The same values, transposed in memory and two elements apart."""
-    return (
-        torch.stack([tensor, tensor], dim=-1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
-    )
+    check_int64_and_strided(Case(T=30, D=16))
 
 
 def test_private_bag_operation_is_the_gathered_dot_product():

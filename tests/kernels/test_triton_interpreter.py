@@ -36,7 +36,6 @@ def test_in_the_interpreter(name):
         [
             sys.executable,
             *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
-            *("-o", "pythonpath=tests tests/kernels"),
             str(FOLDER / f"{name}.py"),
         ],
         cwd=ROOT,

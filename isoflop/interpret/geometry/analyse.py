@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import UserError
-from isoflop.files import read_json
+from isoflop.interpret.gates import shape_of
 from isoflop.interpret.geometry.cka import CKA, cka_rows
 from isoflop.interpret.geometry.clusters import (
     PURITY,
@@ -27,13 +27,13 @@ from isoflop.interpret.geometry.patterns import (
     Patterns,
     TokenRows,
     read_patterns,
-    read_predictions,
     sample_tokens,
 )
 from isoflop.interpret.geometry.purity import as_labels
-from isoflop.interpret.geometry.spaces import Seen, input_embedding, recording_of, see, shape_of
-from isoflop.interpret.geometry.word_class import planted_classes, word_classes
+from isoflop.interpret.geometry.spaces import Seen, input_embedding, see
+from isoflop.interpret.geometry.word_class import classes_of
 from isoflop.interpret.load import Subject, untrained
+from isoflop.interpret.recording import read_predictions, read_tokens, recording_of
 from isoflop.tables import Schema, write_table
 
 MIN_DOCUMENTS = 5
@@ -105,7 +105,13 @@ def analyse(
     on_progress("measuring purities")
     purities = purity_rows(seen, blank, labels, input_embedding(subject), options.settings)
     verdicts = verdict_rows(purities)
-    cka = _cka(subject, patterns, blank.patterns, options)
+    cka = cka_of_both(
+        subject,
+        patterns,
+        blank.patterns,
+        num_shuffles=options.num_shuffles,
+        seed=options.settings.seed,
+    )
     on_progress("listing neighbours and pairs of experts")
     tables: list[tuple[str, Schema, Sequence[dict[str, Any]]]] = [
         ("purity", PURITY, purities),
@@ -152,9 +158,7 @@ def _labels(
     subject: Subject, tokens: TokenRows, planted: Mapping[str, str] | None
 ) -> tuple[dict[str, Ints], list[str]]:
     """What neighbours may share, and the word class of each token by name."""
-    classes = word_classes(
-        tokens, lambda token: _text(subject, [token]), planted or _planted(subject)
-    )
+    classes = classes_of(subject, tokens, planted)
     labels = {
         "input_token": tokens.input_P,
         "word_class": as_labels(classes),
@@ -163,20 +167,14 @@ def _labels(
     return labels, classes
 
 
-def _planted(subject: Subject) -> Mapping[str, str] | None:
-    if subject.data is None or not (subject.data.folder / "facts.json").exists():
-        return None
-    return planted_classes(read_json(subject.data.folder / "facts.json", "planted facts"))
-
-
 def _text(subject: Subject, tokens: Sequence[int]) -> str:
     return subject.tokenizer.decode(np.array(tokens, dtype=np.int64))
 
 
-def _cka(
-    subject: Subject, trained: Patterns, blank: Patterns, options: Options
+def cka_of_both(
+    subject: Subject, trained: Patterns, blank: Patterns, *, num_shuffles: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Of both models with their own input embeddings."""
+    """Rows of the trained and of the untrained model, each with its own input embeddings."""
     rows = []
     for model, patterns, of in (
         ("trained", trained, subject),
@@ -186,8 +184,8 @@ def _cka(
             patterns,
             input_embedding(of),
             model=model,
-            num_shuffles=options.num_shuffles,
-            seed=options.settings.seed,
+            num_shuffles=num_shuffles,
+            seed=seed,
         )
     return rows
 
@@ -203,7 +201,8 @@ def _neighbours(
     rng = np.random.default_rng(options.settings.seed)
     num = min(options.num_queries, len(patterns.tokens))
     queries = np.sort(rng.choice(len(patterns.tokens), num, replace=False)).tolist()
-    predicted = read_predictions(recording, patterns.tokens).tolist()
+    recorded = read_tokens(recording).rows(patterns.tokens.window_P, patterns.tokens.position_P)
+    predicted = [best[0][0] for best in read_predictions(recording, recorded)]
     rows = []
     for layer in (*range(patterns.shape.num_layers), None):
         rows += neighbour_rows(

@@ -46,17 +46,13 @@ class Cka:
     """Its 95th percentile."""
 
 
-def linear_cka(x_PD: Matrix, y_PM: Matrix) -> float | None:
-    """||Xc^T Yc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F), columns centred; None where one is constant.
-
-    1 for a matrix with itself, times any scale and rotation. Either matrix may be sparse and stays
-    so: the centring is subtracted from the products.
-    """
-    return _ratio(_cross(x_PD, y_PM), _own(x_PD), _own(y_PM))
-
-
 def cka_with_chance(x_PD: Matrix, y_PM: Matrix, *, num_shuffles: int, seed: int) -> Cka:
-    """The CKA, and those of ``num_shuffles`` random orders of the rows of ``x_PD``."""
+    """The linear CKA, and those of ``num_shuffles`` random orders of the rows of ``x_PD``.
+
+    ||Xc^T Yc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F), columns centred: 1 for a matrix with itself,
+    times any scale and rotation. Either matrix may be sparse and stays so: the centring is
+    subtracted from the products.
+    """
     rng = np.random.default_rng(seed)
     own_x, own_y = _own(x_PD), _own(y_PM)
     shuffled = [

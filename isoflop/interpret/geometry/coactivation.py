@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from isoflop.interpret.geometry.patterns import Patterns, as_chosen
+from isoflop.interpret.geometry.patterns import Floats, Patterns, as_chosen
 from isoflop.tables import Schema
 
 COACTIVATION = Schema(
@@ -39,9 +39,7 @@ def pair_counts(gates_PE: csr_array) -> csr_array:
 
 def row_shares(count_EE: csr_array) -> csr_array:
     """Each row divided by its sum: of the company of an expert, the share of each other."""
-    total_E = np.asarray(count_EE.sum(axis=1)).ravel()
-    inverse_E = np.divide(1.0, total_E, out=np.zeros(len(total_E)), where=total_E > 0)
-    return csr_array(diags_array(inverse_E) @ count_EE)
+    return csr_array(_over_rows(_company(count_EE)) @ count_EE)
 
 
 def lifts(count_EE: csr_array) -> csr_array:
@@ -51,10 +49,19 @@ def lifts(count_EE: csr_array) -> csr_array:
     frequencies would be no baseline: a token has exactly K experts of a channel, each once, so that
     even independent choices meet less often than that, by (K - 1) / K.
     """
-    total_E = np.asarray(count_EE.sum(axis=1)).ravel()
-    inverse_E = np.divide(1.0, total_E, out=np.zeros(len(total_E)), where=total_E > 0)
-    scale = diags_array(inverse_E)
+    total_E = _company(count_EE)
+    scale = _over_rows(total_E)
     return csr_array(scale @ count_EE @ scale) * float(total_E.sum())
+
+
+def _company(count_EE: csr_array) -> Floats:
+    """How often each expert met another [E]."""
+    return np.asarray(count_EE.sum(axis=1), dtype=np.float64).ravel()
+
+
+def _over_rows(total_E: Floats) -> Any:
+    """A diagonal matrix that divides rows by their totals; those of nothing become zero."""
+    return diags_array(np.divide(1.0, total_E, out=np.zeros(len(total_E)), where=total_E > 0))
 
 
 def coactivation_rows(

@@ -50,9 +50,9 @@ def choose_method(wanted: str) -> Method:
     if wanted == "auto":
         return "umap" if installed else "pca"
     if wanted == "umap" and not installed:
-        raise UserError("method", wanted, "pca without umap-learn", "`pip install umap-learn`")
+        raise UserError("--embedding", wanted, "pca without umap-learn", "`pip install umap-learn`")
     if wanted not in ("umap", "pca"):
-        raise UserError("method", wanted, "auto, umap or pca", "name one of them")
+        raise UserError("--embedding", wanted, "auto, umap or pca", "name one of them")
     return "umap" if wanted == "umap" else "pca"
 
 

@@ -1,14 +1,14 @@
-"""Sparse matrices of gates: a row per token, a column per channel and expert, from a record.
+"""Sparse matrices of gates: a row per token, a column per channel and expert.
 
-Only a sample of whole documents is held in memory; the record is read one row group at a time.
+Only those of a sample of whole documents are held in memory.
 
 Letters: L layers, C channels, E experts a channel chooses from, K chosen of them, P patterns (one
-per token of the sample), M = C * E columns of a layer, R rows of a record.
+per token of the sample), M = C * E columns of a layer, R rows of a piece of the recording.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,24 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
-from isoflop.interpret.schema import GATES_FILE, TOKENS_FILE
+from isoflop.interpret.gates import GateShape
+from isoflop.interpret.recording import GateRows, RecordedTokens, read_gates, read_tokens
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Matrix: TypeAlias = "csr_array | NDArray[np.floating[Any]]"
 """Vectors as rows, sparse or dense."""
-
-TOKEN_COLUMNS = ("document", "window", "position", "input_token", "target_token")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GateShape:
-    """How many layers, channels and experts the gates of a model have."""
-
-    num_layers: int
-    num_channels: int
-    num_experts: int
-    """That a channel chooses from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -101,18 +90,24 @@ def gate_matrix(idx_PCK: NDArray[Any], score_PCK: NDArray[Any], num_experts: int
     return matrix
 
 
+def token_rows(tokens: RecordedTokens, row_P: NDArray[Any]) -> TokenRows:
+    """Some tokens of a recording, by an index or a mask."""
+    columns = (
+        *(tokens.document_T, tokens.window_T, tokens.position_T),
+        *(tokens.input_T, tokens.target_T),
+    )
+    taken = (column[row_P].astype(np.int64) for column in columns)
+    return TokenRows(**dict(zip(TokenRows.__dataclass_fields__, taken, strict=True)))
+
+
 def sample_tokens(folder: Path, *, max_tokens: int, seed: int) -> TokenRows:
-    """Tokens of a record in whole documents, in the record's order.
+    """Tokens of a recording in whole documents, in the recording's order.
 
     Documents are drawn for as long as they fit into ``max_tokens``; there is always one. The first
     position of a window is left out: its input is the begin token, which is no text.
     """
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / TOKENS_FILE, columns=list(TOKEN_COLUMNS))
-    columns = [table[name].to_numpy().astype(np.int64) for name in TOKEN_COLUMNS]
-    rows = TokenRows(**dict(zip(TokenRows.__dataclass_fields__, columns, strict=True)))
-    rows = rows.take(rows.position_P > 0)
+    tokens = read_tokens(folder)
+    rows = token_rows(tokens, tokens.position_T > 0)
     return rows.take(np.isin(rows.document_P, _some_documents(rows, max_tokens, seed)))
 
 
@@ -126,65 +121,33 @@ def _some_documents(rows: TokenRows, max_tokens: int, seed: int) -> Ints:
 def read_patterns(folder: Path, tokens: TokenRows, shape: GateShape) -> Patterns:
     """The recorded gates of a sample of tokens, in the order of ``tokens``."""
     parts: list[list[tuple[Ints, Ints, Floats]]] = [[] for _ in range(shape.num_layers)]
-    key_P = _key(tokens.window_P, tokens.position_P)
-    order = np.argsort(key_P)
-    key_P = key_P[order]
-    for row_R, layer_R, column_RK, score_RK in _recorded(folder, shape.num_experts):
-        at_R, found_R = _find(key_P, row_R)
-        for layer in np.unique(layer_R[found_R]):
-            mine_R = found_R & (layer_R == layer)
-            parts[layer].append((order[at_R[mine_R]], column_RK[mine_R], score_RK[mine_R]))
+    recorded = read_tokens(folder)
+    row_P = recorded.rows(tokens.window_P, tokens.position_P)
+    order = np.argsort(row_P)
+    sorted_P = row_P[order]
+    for piece in read_gates(folder, recorded):
+        at_R, found_R = _find(sorted_P, piece.row_R)
+        column_RK = _columns(piece, shape)
+        for layer in np.unique(piece.layer_R[found_R]):
+            mine_R = found_R & (piece.layer_R == layer)
+            score_RK = piece.score_RK[mine_R].astype(np.float64)
+            parts[layer].append((order[at_R[mine_R]], column_RK[mine_R], score_RK))
     layers = tuple(_assemble(part, len(tokens), shape) for part in parts)
     return Patterns(tokens=tokens, layers=layers, shape=shape)
 
 
-def read_predictions(folder: Path, tokens: TokenRows) -> Ints:
-    """The model's most probable next token at each of a sample of tokens."""
-    import pyarrow.parquet as pq
-
-    key_P = _key(tokens.window_P, tokens.position_P)
-    order = np.argsort(key_P)
-    predicted_P = np.full(len(tokens), -1, dtype=np.int64)
-    with pq.ParquetFile(folder / TOKENS_FILE) as file:
-        for batch in file.iter_batches(columns=["window", "position", "top_tokens"]):
-            window, position = (_ints(batch[name]) for name in ("window", "position"))
-            at, found = _find(key_P[order], _key(window, position))
-            top_RK = batch["top_tokens"].flatten().to_numpy().reshape(batch.num_rows, -1)
-            predicted_P[order[at[found]]] = top_RK[found, 0]
-    return predicted_P
+def _columns(piece: GateRows, shape: GateShape) -> Ints:
+    """The columns of the experts in their layer's matrix [R, K]."""
+    first_R = piece.channel_R.astype(np.int64) * shape.num_experts
+    return first_R[:, None] + piece.expert_RK
 
 
-def _find(key_P: Ints, wanted_R: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """Where each wanted key is among ascending ones, and whether it is there."""
-    at_R = np.searchsorted(key_P, wanted_R)
-    found_R = at_R < len(key_P)
-    found_R[found_R] = key_P[at_R[found_R]] == wanted_R[found_R]
+def _find(row_P: Ints, wanted_R: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Where each wanted row is among ascending ones, and whether it is there."""
+    at_R = np.searchsorted(row_P, wanted_R)
+    found_R = at_R < len(row_P)
+    found_R[found_R] = row_P[at_R[found_R]] == wanted_R[found_R]
     return at_R, found_R
-
-
-def _ints(column: Any) -> Ints:
-    values: Ints = column.to_numpy().astype(np.int64)
-    return values
-
-
-def _recorded(folder: Path, num_experts: int) -> Iterator[tuple[Ints, Ints, Ints, Floats]]:
-    """Of each row group: the tokens' keys [R], layers [R], columns and scores [R, K]."""
-    import pyarrow.parquet as pq
-
-    names = ["window", "position", "layer", "channel", "experts", "scores"]
-    with pq.ParquetFile(folder / GATES_FILE) as file:
-        for batch in file.iter_batches(columns=names):
-            window, position, layer, channel = (_ints(batch[name]) for name in names[:4])
-            shape = (batch.num_rows, -1)
-            expert_RK = _ints(batch["experts"].flatten()).reshape(shape)
-            score_RK = batch["scores"].flatten().to_numpy().astype(np.float64).reshape(shape)
-            column_RK = expert_RK + channel[:, None] * num_experts
-            yield _key(window, position), layer, column_RK, score_RK
-
-
-def _key(window: Ints, position: Ints) -> Ints:
-    """One number for a token; ascending by window, then position."""
-    return window * 2**31 + position
 
 
 def _assemble(

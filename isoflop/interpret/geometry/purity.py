@@ -20,18 +20,9 @@ from numpy.typing import NDArray
 
 from isoflop.interpret.geometry.patterns import Floats, Ints, Matrix, TokenRows
 from isoflop.interpret.geometry.similarity import Allowed, nearest
+from isoflop.interpret.interval import Interval, interval_of
 
 POOLS = ("any", "different_token", "same_token")
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """An estimate and its interval; None where there is nothing to estimate."""
-
-    value: float | None
-    lo: float | None
-    hi: float | None
 
 
 def pool_of(tokens: TokenRows, pool: str) -> Allowed:
@@ -102,22 +93,13 @@ class Estimate:
     @property
     def interval(self) -> Interval:
         """Percentiles of the draws."""
-        return _interval(self.value, self.draws_B)
+        return interval_of(self.value, self.draws_B)
 
     def minus(self, other: Estimate) -> Interval:
         """The difference, draw by draw."""
         if self.value is None or other.value is None:
-            return Interval(value=None, lo=None, hi=None)
-        return _interval(self.value - other.value, self.draws_B - other.draws_B)
-
-
-def _interval(value: float | None, draws_B: Floats) -> Interval:
-    known = draws_B[~np.isnan(draws_B)]
-    if value is None or not known.size:
-        return Interval(value=value, lo=None, hi=None)
-    tail = (1 - CONFIDENCE) / 2
-    lo, hi = np.quantile(known, [tail, 1 - tail])
-    return Interval(value=value, lo=float(lo), hi=float(hi))
+            return Interval(value=None)
+        return interval_of(self.value - other.value, self.draws_B - other.draws_B)
 
 
 class Bootstrap:

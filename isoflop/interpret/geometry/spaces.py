@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,20 +16,9 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 
 from isoflop.data.windows import Tokens, shift_right
-from isoflop.errors import UserError
-from isoflop.interpret.gates import recorded_gates
-from isoflop.interpret.geometry.patterns import (
-    GateShape,
-    Ints,
-    Matrix,
-    Patterns,
-    TokenRows,
-    gate_matrix,
-)
+from isoflop.interpret.gates import recorded_gates, shape_of
+from isoflop.interpret.geometry.patterns import Ints, Matrix, Patterns, TokenRows, gate_matrix
 from isoflop.interpret.load import Subject
-from isoflop.interpret.record import Recording, read_recording
-from isoflop.plan.identity import shown_id
-from isoflop.train.usage import routed_layers
 
 WINDOWS_AT_ONCE = 4
 
@@ -42,34 +30,6 @@ class Seen:
     patterns: Patterns
     residual: tuple[NDArray[np.float32], ...]
     """Of each layer [P, D]: the residual stream that its feed-forward reads, before the norm."""
-
-
-def shape_of(subject: Subject) -> GateShape:
-    """Layers, channels and experts of a subject."""
-    layers = routed_layers(subject.model, subject.spec)
-    assert layers is not None
-    return GateShape(
-        num_layers=len(layers.modules),
-        num_channels=layers.num_channels,
-        num_experts=layers.num_experts,
-    )
-
-
-def recording_of(subject: Subject, folder: Path) -> Recording:
-    """What a folder's recording holds, which must be of this subject.
-
-    Raises:
-        UserError: it is damaged, missing or of another run.
-    """
-    meta = read_recording(folder)
-    if meta.run_id != subject.run_id:
-        raise UserError(
-            "recording",
-            f"{folder}, of run {shown_id(meta.run_id)}",
-            f"of run {shown_id(subject.run_id)}",
-            "run `isoflop interpret record` for this run",
-        )
-    return meta
 
 
 def see(subject: Subject, tokens: TokenRows) -> Seen:

@@ -11,9 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from isoflop.files import read_json
+from isoflop.interpret.facts import PLANTED_FILE
 from isoflop.interpret.geometry.patterns import TokenRows
+
+if TYPE_CHECKING:
+    from isoflop.interpret.load import Subject
 
 _LISTS = {
     "determiner": "a an the this that these those some any no every each all both my your his her"
@@ -38,6 +45,29 @@ ENGLISH: Mapping[str, str] = {
 """Class of each listed word, in lower case."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+def classes_of(
+    subject: Subject, tokens: TokenRows, planted: Mapping[str, str] | None = None
+) -> list[str]:
+    """:func:`word_classes` of a subject's text.
+
+    Args:
+        subject: whose tokenizer and data they are.
+        tokens: whole windows in order.
+        planted: class of words; None: those of the data's planted facts, English without any.
+    """
+
+    def decode(token: int) -> str:
+        return subject.tokenizer.decode(np.array([token], dtype=np.int64))
+
+    return word_classes(tokens, decode, planted or _planted_in(subject))
+
+
+def _planted_in(subject: Subject) -> Mapping[str, str] | None:
+    if subject.data is None or not (subject.data.folder / PLANTED_FILE).exists():
+        return None
+    return planted_classes(read_json(subject.data.folder / PLANTED_FILE, "planted facts"))
 
 
 def planted_classes(facts: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.interpret.geometry.spaces import recording_of, shape_of
+from isoflop.interpret.gates import shape_of
 from isoflop.interpret.linear import layers_of
 from isoflop.interpret.load import Subject
 from isoflop.interpret.page.contexts import ExpertKeys, find_contexts
 from isoflop.interpret.page.describe import Describer, Limits, StrongRows, document_names
 from isoflop.interpret.page.neighbours import Neighbours, find_neighbours
-from isoflop.interpret.page.recorded import (
+from isoflop.interpret.page.strongest import Strongest, strongest_experts
+from isoflop.interpret.recording import (
     RecordedTokens,
     read_gates,
     read_predictions,
     read_tokens,
+    recording_of,
 )
-from isoflop.interpret.page.strongest import Strongest, strongest_experts
 from isoflop.interpret.usage import count_choices, usage_rows
 
 # Equal excerpts are shown once, so more have to be found than are shown.

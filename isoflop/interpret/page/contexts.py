@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.interpret.geometry.patterns import GateShape
-from isoflop.interpret.page.recorded import GateRows
+from isoflop.interpret.gates import GateShape
+from isoflop.interpret.recording import GateRows
 
 Ints = NDArray[np.int64]
 Candidates = tuple[Ints, NDArray[np.float32], Ints]

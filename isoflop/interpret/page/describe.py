@@ -16,9 +16,9 @@ from isoflop.interpret.linear import layers_of
 from isoflop.interpret.load import Subject
 from isoflop.interpret.page.contexts import ExpertKeys, Ints
 from isoflop.interpret.page.neighbours import Found
-from isoflop.interpret.page.recorded import RecordedTokens
 from isoflop.interpret.page.text import TokenText, excerpt
 from isoflop.interpret.page.writes import direct_writes
+from isoflop.interpret.recording import RecordedTokens
 
 StrongRows = list[tuple[int, int, float, int]]
 """(channel, place of the expert in the page's list, share, -1 where it points

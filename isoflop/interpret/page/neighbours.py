@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from isoflop.interpret.geometry.patterns import GateShape, TokenRows, read_patterns, sample_tokens
+from isoflop.interpret.gates import GateShape
+from isoflop.interpret.geometry.patterns import read_patterns, sample_tokens, token_rows
 from isoflop.interpret.geometry.similarity import BLOCK_ROWS, unit_rows
-from isoflop.interpret.page.recorded import RecordedTokens
+from isoflop.interpret.recording import RecordedTokens
 
 Found = list[tuple[float, int]]
 """(cosine, token) of neighbours, nearest first."""
@@ -49,7 +50,7 @@ def find_neighbours(
     """
     sample = sample_tokens(recording, max_tokens=max_tokens, seed=0)
     sample_P = tokens.rows(sample.window_P, sample.position_P)
-    gates_QM = unit_rows(read_patterns(recording, _places(tokens, row_Q), shape).all_layers())
+    gates_QM = unit_rows(read_patterns(recording, token_rows(tokens, row_Q), shape).all_layers())
     gates_PM = unit_rows(read_patterns(recording, sample, shape).all_layers())
     found: list[list[Found]] = [[], []]
     for first in range(0, len(row_Q), BLOCK_ROWS):
@@ -63,19 +64,13 @@ def find_neighbours(
 
 
 def _nearest(cosine_QP: NDArray[np.float64], sample_P: NDArray[np.int64], num: int) -> list[Found]:
-    order_QN = np.argsort(-cosine_QP.round(_DIGITS), axis=1, kind="stable")[:, :num]
-    found_QN = np.take_along_axis(cosine_QP, order_QN, axis=1)
-    return [
-        [(cosine, row) for cosine, row in zip(cosines, rows, strict=True) if cosine > -np.inf]
-        for cosines, rows in zip(found_QN.tolist(), sample_P[order_QN].tolist(), strict=True)
-    ]
-
-
-def _places(tokens: RecordedTokens, row_Q: NDArray[np.int64]) -> TokenRows:
-    return TokenRows(
-        document_P=tokens.document_T[row_Q],
-        window_P=tokens.window_T[row_Q],
-        position_P=tokens.position_T[row_Q].astype(np.int64),
-        input_P=tokens.input_T[row_Q].astype(np.int64),
-        target_P=tokens.target_T[row_Q].astype(np.int64),
-    )
+    far_QP = -cosine_QP.round(_DIGITS)
+    k = min(num, far_QP.shape[1])
+    last_Q = np.partition(far_QP, k - 1, axis=1)[:, k - 1]
+    found: list[Found] = []
+    for cosine_P, far_P, last in zip(cosine_QP, far_QP, last_Q, strict=True):
+        # Only those no farther than the last one wanted are sorted.
+        near = np.flatnonzero((far_P <= last) & (far_P < np.inf))
+        near = near[np.argsort(far_P[near], kind="stable")][:k]
+        found.append(list(zip(cosine_P[near].tolist(), sample_P[near].tolist(), strict=True)))
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.data.tokenizers import PAD_ID, Tokenizer
-from isoflop.interpret.page.recorded import RecordedTokens
+from isoflop.interpret.recording import RecordedTokens
 
 LEFT_CHARACTERS = 32
 RIGHT_CHARACTERS = 20
@@ -36,7 +36,8 @@ class TokenText:
         if token in special:
             return special[token]
         text = self._tokenizer.decode(np.array([token]))
-        is_text = text and _CUT not in text and (text.isprintable() or text.isspace())
+        # Of white space the page marks these; others, such as a form feed, would not be seen.
+        is_text = text and _CUT not in text and (text.isprintable() or not text.strip(" \n\t"))
         return text if is_text else f"⟨{token}⟩"
 
     def label_of_input(self, token: int, position: int) -> str:

@@ -94,7 +94,7 @@ def _numbers(
             if not error <= limit:
                 raise Failure(f"{name} is off by {error:.1e} (limit {limit:g}) at {case}")
             largest = max(largest, error)
-        return f"largest error {largest:.1e} (limit {limit:g}) in {len(cases)} shapes"
+        return f"error {largest:.1e}, limit {limit:g}"
 
     return run
 
@@ -107,7 +107,7 @@ def _repeats(contender: str, device: torch.device) -> Callable[[], str]:
         for case in numerics.QUICK:
             if not numerics.repeats(contender, case, torch.float32, device):
                 raise Failure(f"a second run gave other bits at {case}")
-        return "bit-identical forward and backward"
+        return "bit-identical"
 
     return run
 
@@ -117,7 +117,7 @@ def _selection(contender: str, dtype: torch.dtype, device: torch.device) -> Call
         _skip_unavailable(contender, device)
         if not numerics.selects_exactly(contender, dtype, device):
             raise Failure("other experts or scores than the stable sort of all sums")
-        return "scores and experts, ties included"
+        return "exact, ties included"
 
     return run
 
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, run in checks(options):
         outcome, found = _outcome(run)
         failed += outcome == "FAIL"
-        print(f"{outcome}  {title:46}{found}", flush=True)
+        print(f"{outcome}  {title:43}{found}", flush=True)
     print(f"{failed} checks failed" if failed else "nothing failed")
     return 1 if failed else 0
 

@@ -142,3 +142,18 @@ report = aot.compile_report(build, "sm_90")
 assert report.atomics == 1, report
 """
     compiled(tmp_path, code)
+
+
+def test_the_command_names_its_targets(tmp_path):
+    code = "from isoflop_kernels import aot; print(aot.parse(sys.argv[1:]))"
+    assert compiled(tmp_path, f"import sys; {code}") == "['sm_90']\n"
+    assert "'sm_80'" in compiled(tmp_path, f"import sys; {code}", "all")
+    result = subprocess.run(
+        [sys.executable, "-m", "isoflop_kernels.aot", "sm_1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("isoflop_kernels.aot: target = 'sm_1': must be of sm_80")

@@ -6,29 +6,35 @@ The interpreter takes about a millisecond per program and loop step, so the size
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import check, poisoned_triton
-from test_gathered_linear import (
-    GATES,
-    GRADIENTS,
-    TOLERANCE,
-    Case,
-    as_float64,
-    assert_close,
-    differentiate,
-    exact,
-    output_gradient,
-    run,
-)
-from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop_kernels import triton_config
 from isoflop_kernels.gathered_linear import triton_v2
+from kernels.gathered_cases import (
+    GATES,
+    TOLERANCE,
+    Case,
+    assert_close,
+    check_int64_and_strided,
+    differentiate,
+    expected_of,
+    output_gradient,
+    run,
+)
+from kernels.interpreted import (
+    check,
+    check_any_set_of_gradients,
+    check_flops_and_graph,
+    check_positive,
+    check_registered,
+    check_repeats,
+    check_unchosen,
+    poisoned_triton,
+)
 
 CASES = [
     Case(),
@@ -101,9 +107,7 @@ def test_half_precision_keeps_weights_below_its_range():
     inputs["score"] = (inputs["score"].abs() + 4) * 2.0**-14
     inputs["w_in"] = inputs["w_in"] * 2.0**-10
     dy = (output_gradient(inputs) * 2.0**10).half()
-    expected = differentiate(
-        lambda t: exact(t, "identity", "gate_then_act"), as_float64(inputs), dy
-    )
+    expected = expected_of(inputs, dy, "identity", "gate_then_act")
     actual = differentiate(run(), inputs, dy)
     assert_close({"w_out": actual["w_out"]}, {"w_out": expected["w_out"]}, 2e-3)
 
@@ -118,46 +122,22 @@ def test_groups_that_are_split_and_rows_wider_than_a_block(choice, dtype, narrow
 def test_repeats_are_bit_identical(narrow):
     inputs = Case(T=45, D=20, C=1, choice="popular").inputs(torch.float16)
     dy = output_gradient(inputs).half()
-    first, second = (differentiate(run("silu"), inputs, dy) for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    check_repeats(inputs, dy)
 
 
 def test_experts_nobody_chose_get_exactly_zero_gradient():
-    inputs = Case(choice="unused", E=25).inputs()
-    gradients = differentiate(run(), inputs, output_gradient(inputs))
-    assert not gradients["w_in"][:, 1:-1].any()
-    assert not gradients["w_out"][:, 1:-1].any()
+    check_unchosen(25)
 
 
 @pytest.mark.parametrize("split", [False, True])
 def test_any_set_of_gradients_is_that_of_all(split, request):
     if split:
         request.getfixturevalue("narrow")
-    inputs = Case(T=20, C=1, E=4, D=20).inputs()
-    dy = output_gradient(inputs)
-    expected = differentiate(run("silu"), inputs, dy)
-    for size in (1, 2):
-        for wanted in itertools.combinations(GRADIENTS, size):
-            leaves = {n: t.detach().requires_grad_(n in wanted) for n, t in inputs.items()}
-            run("silu")(leaves).backward(dy)
-            for name in GRADIENTS:
-                grad = leaves[name].grad
-                assert (grad is None) == (name not in wanted)
-                if grad is not None:
-                    torch.testing.assert_close(grad, expected[name], rtol=1e-6, atol=1e-6)
+    check_any_set_of_gradients(Case(T=20, C=1, E=4, D=20))
 
 
 def test_int64_indices_and_strided_arguments():
-    inputs = Case(T=5).inputs()
-    dy = output_gradient(inputs)
-    expected = differentiate(run(), inputs, dy)
-    inputs["idx"] = inputs["idx"].long()
-    strided = {n: torch.stack([t, t], -1)[..., 0] for n, t in inputs.items()}
-    leaves = {n: t.requires_grad_(n in GRADIENTS) for n, t in strided.items()}
-    y = run()(leaves)
-    y.backward(torch.stack([dy, dy], -1)[..., 0])
-    assert torch.equal(y, expected["y"])
-    assert all(torch.equal(leaves[name].grad, expected[name]) for name in GRADIENTS)
+    check_int64_and_strided(Case(T=5))
 
 
 def test_offsets_beyond_32_bits(monkeypatch):
@@ -190,29 +170,12 @@ def test_mixed_dtypes_go_to_v1(calls):
 
 
 def test_registered_operation_passes_opcheck(calls):
-    inputs = Case(T=2, C=1).inputs()
-    leaves = {n: t.requires_grad_(n in GRADIENTS) for n, t in inputs.items()}
-    plain = [t.detach() for t in leaves.values()]
-    h = torch.zeros(inputs["idx"].shape)
-    ops = torch.ops.isoflop_kernels
-    backward = (plain[0], *plain, h, "silu", "gate_then_act", [True, False, True, True])
-    run()(inputs)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # empty results compare unequal
-    torch.library.opcheck(
-        ops.gathered_linear_triton.default, (*leaves.values(), "silu", "gate_then_act")
-    )
-    torch.library.opcheck(ops.gathered_linear_triton_backward.default, backward)
+    check_registered()
     assert {"forward", "backward"} <= set(calls)
 
 
 def test_counts_flops_and_compiles_into_one_graph():
-    case = Case(T=3, C=2)
-    inputs = {n: t.requires_grad_(n in GRADIENTS) for n, t in case.inputs().items()}
-    with FlopCounterMode(display=False) as counter:
-        run("silu")(inputs).sum().backward()
-    assert counter.get_total_flops() == 12 * case.T * case.C * case.K * case.D
-    compiled = torch.compile(run("silu"), fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(inputs), run("silu")(inputs))
+    check_flops_and_graph()
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -223,8 +186,4 @@ def test_any_small_case(data):
     num_experts = data.draw(st.integers(1, 4)) ** 2
     shared, width = data.draw(st.booleans()), data.draw(st.integers(1, 40))
     case = Case(**sizes, E=num_experts, D=width, shared=shared, choice=choice)
-    # Sums that cancel have no small error relative to themselves; the products bound it.
-    inputs = {n: t if n == "idx" else t.abs() for n, t in case.inputs().items()}
-    dy = output_gradient(inputs).abs()
-    expected = differentiate(lambda t: exact(t, "relu", "gate_then_act"), as_float64(inputs), dy)
-    assert_close(differentiate(run("relu"), inputs, dy), expected, TOLERANCE)
+    check_positive(case)

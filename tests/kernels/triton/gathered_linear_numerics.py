@@ -6,28 +6,31 @@ The interpreter takes about a millisecond per program and loop step, so the size
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import check, poisoned_triton
-from test_gathered_linear import (
+
+from isoflop_kernels import triton_config, use_implementation
+from kernels.gathered_cases import (
     GATES,
-    GRADIENTS,
-    TOLERANCE,
     Case,
-    as_float64,
-    assert_close,
+    check_int64_and_strided,
     differentiate,
-    exact,
     output_gradient,
     run,
 )
-from torch.utils.flop_counter import FlopCounterMode
-
-from isoflop_kernels import triton_config, use_implementation
+from kernels.interpreted import (
+    check,
+    check_any_set_of_gradients,
+    check_flops_and_graph,
+    check_positive,
+    check_registered,
+    check_repeats,
+    check_unchosen,
+    poisoned_triton,
+)
 
 CASES = [
     Case(),
@@ -112,46 +115,22 @@ def test_rows_wider_than_a_block(narrow, monkeypatch):
 def test_backward_is_bit_identical_when_repeated():
     inputs = Case(T=40, D=20, C=1, choice="popular").inputs()
     dy = output_gradient(inputs)
-    first, second = (differentiate(run("silu"), inputs, dy) for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    check_repeats(inputs, dy)
 
 
 def test_experts_nobody_chose_get_exactly_zero_gradient():
-    inputs = Case(choice="unused", E=20).inputs()
-    gradients = differentiate(run(), inputs, output_gradient(inputs))
-    assert not gradients["w_in"][:, 1:-1].any()
-    assert not gradients["w_out"][:, 1:-1].any()
+    check_unchosen(20)
 
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_any_set_of_gradients_is_that_of_all(wide, request):
     if wide:
         request.getfixturevalue("narrow")
-    case = Case(T=3, C=1, E=4, D=20)
-    inputs, dy = case.inputs(), output_gradient(case.inputs())
-    expected = differentiate(run("silu"), inputs, dy)
-    for size in (1, 2):
-        for wanted in itertools.combinations(GRADIENTS, size):
-            leaves = {n: t.detach().requires_grad_(n in wanted) for n, t in inputs.items()}
-            run("silu")(leaves).backward(dy)
-            for name in GRADIENTS:
-                grad = leaves[name].grad
-                assert (grad is None) == (name not in wanted)
-                if grad is not None:
-                    torch.testing.assert_close(grad, expected[name], rtol=1e-6, atol=1e-6)
+    check_any_set_of_gradients(Case(T=3, C=1, E=4, D=20))
 
 
 def test_int64_indices_and_strided_arguments():
-    inputs = Case(T=5).inputs()
-    dy = output_gradient(inputs)
-    expected = differentiate(run(), inputs, dy)
-    inputs["idx"] = inputs["idx"].long()
-    strided = {n: torch.stack([t, t], -1)[..., 0] for n, t in inputs.items()}
-    leaves = {n: t.requires_grad_(n in GRADIENTS) for n, t in strided.items()}
-    y = run()(leaves)
-    y.backward(torch.stack([dy, dy], -1)[..., 0])
-    assert torch.equal(y, expected["y"])
-    assert all(torch.equal(leaves[name].grad, expected[name]) for name in GRADIENTS)
+    check_int64_and_strided(Case(T=5))
 
 
 def test_autocast_changes_nothing():
@@ -183,28 +162,11 @@ def test_experts_out_of_range_are_refused():
 
 
 def test_registered_operation_passes_opcheck():
-    inputs = Case(T=2, C=1).inputs()
-    leaves = {n: t.requires_grad_(n in GRADIENTS) for n, t in inputs.items()}
-    plain = [t.detach() for t in leaves.values()]
-    h = torch.zeros(inputs["idx"].shape)
-    ops = torch.ops.isoflop_kernels
-    backward = (plain[0], *plain, h, "silu", "gate_then_act", [True, False, True, True])
-    run()(inputs)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # empty results compare unequal
-    torch.library.opcheck(
-        ops.gathered_linear_triton.default, (*leaves.values(), "silu", "gate_then_act")
-    )
-    torch.library.opcheck(ops.gathered_linear_triton_backward.default, backward)
+    check_registered()
 
 
 def test_counts_flops_and_compiles_into_one_graph():
-    case = Case(T=3, C=2)
-    inputs = {n: t.requires_grad_(n in GRADIENTS) for n, t in case.inputs().items()}
-    with FlopCounterMode(display=False) as counter:
-        run("silu")(inputs).sum().backward()
-    assert counter.get_total_flops() == 12 * case.T * case.C * case.K * case.D
-    compiled = torch.compile(run("silu"), fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(inputs), run("silu")(inputs))
+    check_flops_and_graph()
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -213,9 +175,4 @@ def test_any_small_case(data):
     sizes = {name: data.draw(st.integers(1, 6), name) for name in "TCKE"}
     choice = data.draw(st.sampled_from(["random", "duplicates", "popular"]))
     case = Case(**sizes, D=data.draw(st.integers(1, 40)), shared=data.draw(st.booleans()))
-    # Sums that cancel have no small error relative to themselves; the products bound it.
-    inputs = dataclasses.replace(case, choice=choice).inputs()
-    inputs = {n: t if n == "idx" else t.abs() for n, t in inputs.items()}
-    dy = output_gradient(inputs).abs()
-    expected = differentiate(lambda t: exact(t, "relu", "gate_then_act"), as_float64(inputs), dy)
-    assert_close(differentiate(run("relu"), inputs, dy), expected, TOLERANCE)
+    check_positive(dataclasses.replace(case, choice=choice))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import test_product_key_topk as shared
 import torch
 from hypothesis import given, settings
 
 import isoflop_kernels
 from isoflop_kernels.product_key_topk import triton_op
+from kernels import test_product_key_topk as shared
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,17 +1,88 @@
-"""What `isoflop interpret record` wrote, read for a page: all tokens, and the gates in pieces.
+"""Reads what `isoflop interpret record` wrote: its description, all tokens, the gates in pieces.
 
-Letters: T recorded tokens, R rows of a piece of the gates, K experts chosen per channel.
+Whoever reads a recording does so here. Letters: T recorded tokens, R rows of a piece of the gates,
+K experts chosen per channel.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from isoflop.errors import UserError
+from isoflop.interpret.schema import GATES_FILE, META_KEY, TOKENS_FILE, VERSION
+from isoflop.plan.identity import shown_id
+
+if TYPE_CHECKING:
+    from isoflop.interpret.load import Subject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """What a folder with a recording holds; in the metadata of both files."""
+
+    version: int
+    run_id: str
+    layers: tuple[int, ...]
+    num_tokens: int
+    complete: bool
+    """Whether these are all held-out tokens."""
+    num_top: int
+    """Predictions kept for each token."""
+    num_experts: int | None
+    """That a channel chooses from; None: the family does not say."""
+    shared: bool
+    """Whether all channels choose from the same table."""
+
+
+def read_recording(folder: Path) -> Recording:
+    """What a recording holds, once both its files are found to be whole and of one recording.
+
+    Raises:
+        UserError: a file is missing or damaged, of another version, or of another recording.
+    """
+    texts = [_metadata(folder / name) for name in (GATES_FILE, TOKENS_FILE)]
+    if texts[0] != texts[1]:
+        raise UserError("recording", str(folder), "one recording's two files", "record again")
+    values = json.loads(texts[0])
+    if values.get("version") != VERSION:
+        raise UserError("recording", str(folder), f"of version {VERSION}", "record again")
+    return Recording(**{**values, "layers": tuple(values["layers"])})
+
+
+def _metadata(path: Path) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: bytes = (pq.read_schema(path).metadata or {})[META_KEY]
+    except (pa.ArrowException, OSError, KeyError):
+        do = "run `isoflop interpret record` first"
+        raise UserError("recording", str(path), "a whole recorded file", do) from None
+    return found
+
+
+def recording_of(subject: Subject, folder: Path) -> Recording:
+    """What a folder's recording holds, which must be of this subject.
+
+    Raises:
+        UserError: it is damaged, missing or of another run.
+    """
+    meta = read_recording(folder)
+    if meta.run_id != subject.run_id:
+        raise UserError(
+            "recording",
+            f"{folder}, of run {shown_id(meta.run_id)}",
+            f"of run {shown_id(subject.run_id)}",
+            "run `isoflop interpret record` for this run",
+        )
+    return meta
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +129,7 @@ def read_tokens(folder: Path) -> RecordedTokens:
     import pyarrow.parquet as pq
 
     names = ["document", "window", "position", "input_token", "target_token", "loss"]
-    table = pq.read_table(folder / "tokens.parquet", columns=names)
+    table = pq.read_table(folder / TOKENS_FILE, columns=names)
     document, window, position, inputs, targets, loss = (table[name].to_numpy() for name in names)
     return RecordedTokens(
         document_T=document,
@@ -70,11 +141,13 @@ def read_tokens(folder: Path) -> RecordedTokens:
     )
 
 
-def read_predictions(folder: Path, rows: Sequence[int]) -> list[list[tuple[int, float]]]:
+def read_predictions(
+    folder: Path, rows: Sequence[int] | NDArray[np.int64]
+) -> list[list[tuple[int, float]]]:
     """(token, probability) of the top predictions at some tokens, best first."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(folder / "tokens.parquet", columns=["top_tokens", "top_probs"])
+    table = pq.read_table(folder / TOKENS_FILE, columns=["top_tokens", "top_probs"])
     top_tokens, top_probs = (column.take(rows).to_pylist() for column in table.columns)
     return [
         list(zip(tokens, probs, strict=True))
@@ -86,7 +159,7 @@ def read_gates(folder: Path, tokens: RecordedTokens) -> Iterator[GateRows]:
     """The gates of a recording, one row group at a time."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(folder / "gates.parquet") as file:
+    with pq.ParquetFile(folder / GATES_FILE) as file:
         for group in range(file.num_row_groups):
             yield _gate_rows(file.read_row_group(group), tokens)
 
