@@ -21,6 +21,12 @@ def format_count(count: int | float, digits: int = 3) -> str:
     return f"{rounded:.{digits}g}"
 
 
+def round_up(count: int, digits: int) -> int:
+    """The next whole number with so many significant digits: 12,301 to two is 13,000."""
+    grain: int = 10 ** max(0, len(str(count)) - digits)
+    return -(-count // grain) * grain
+
+
 def format_seconds(seconds: float) -> str:
     """A duration to the second below an hour: 45s, 3m20s, 2h05m."""
     whole = round(seconds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -259,27 +258,6 @@ def parse_flops(value: object, field_name: str = "budgets") -> int:
     if not number.is_finite() or not 0 < number < Decimal("1e40") or number != int(number):
         raise UserError(field_name, typed, allowed, "correct it")
     return int(number)
-
-
-def load_study(path: Path) -> Study:
-    """The study in a TOML file.
-
-    Raises:
-        UserError: no such file, not TOML, an unknown key, or a value that is not allowed.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError("study", str(path), "a study file (.toml)", "check the path") from None
-    except (UnicodeDecodeError, PermissionError) as error:
-        raise UserError("study", str(path), f"readable text ({error})", "check the file") from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError("study", str(path), f"valid TOML ({error})", "correct the file") from None
-    from isoflop.study_file import study_from_toml
-
-    return study_from_toml(values, folder=path.parent)
 
 
 def _with_text_keys(value: Any) -> Any:

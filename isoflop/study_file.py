@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -91,6 +93,25 @@ class _StudyFile(_Strict):
     data: _DataSection = _DataSection()
     families: _FamiliesSection = _FamiliesSection()
     placement: _PlacementSection = _PlacementSection()
+
+
+def load_study(path: Path) -> Study:
+    """The study in a TOML file.
+
+    Raises:
+        UserError: no such file, not TOML, an unknown key, or a value that is not allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError("study", str(path), "a study file (.toml)", "check the path") from None
+    except (UnicodeDecodeError, PermissionError) as error:
+        raise UserError("study", str(path), f"readable text ({error})", "check the file") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError("study", str(path), f"valid TOML ({error})", "correct the file") from None
+    return study_from_toml(values, folder=path.parent)
 
 
 def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
@@ -226,10 +247,22 @@ def _validate(model: type[_Model], values: Any) -> _Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _first_mistake(error) from None
+        raise _first_mistake(model, error) from None
 
 
-def _first_mistake(error: ValidationError) -> UserError:
+# What pydantic's kinds of mistakes ask for, in the words of TOML.
+_WANTED = {
+    "list_type": "a list in square brackets",
+    "string_type": "text in quotes",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+
+
+def _first_mistake(model: type[BaseModel], error: ValidationError) -> UserError:
     """The first thing pydantic found, in one line with the field's dotted name."""
     first = error.errors()[0]
     # Alternatives of a union appear in the location as the names of types: not the user's words.
@@ -240,8 +273,27 @@ def _first_mistake(error: ValidationError) -> UserError:
     ]
     name = ".".join(words)
     if first["type"] == "extra_forbidden":
-        return UserError(name, first["input"], "a known key (this one is not)", "remove it")
+        known = _known_keys(model, first["loc"])
+        near = get_close_matches(words[-1], known, n=1)
+        do = f"write {near[0]}" if near else "remove it"
+        return UserError(name, first["input"], f"a known key ({', '.join(known)})", do)
     if first["type"] == "missing":
         return UserError(name, None, "given", "add it")
+    if name == "placement.cluster":
+        do = "leave it out and name the cluster with `isoflop submit --cluster`"
+        return UserError(name, first["input"], "'local'", do)
+    if first["type"] == "literal_error":
+        return UserError(name, first["input"], first["ctx"]["expected"], "correct it")
     message = first["msg"][0].lower() + first["msg"][1:]
-    return UserError(name, first["input"], f"valid ({message})", "correct it")
+    wanted = _WANTED.get(first["type"], f"valid ({message})")
+    return UserError(name, first["input"], wanted, "correct it")
+
+
+def _known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The keys of the table in which a mistake was found."""
+    for part in place[:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            tables = (annotation, *get_args(annotation))
+            model = next(t for t in tables if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(model.model_fields)

@@ -34,13 +34,6 @@ def ledger(config, d_model, seq_len):
     )
 
 
-def num_params(config, d_model):
-    return 3 * d_model * config.hidden_width
-
-
-num_active_params = num_params
-
-
 def ladder(recipe, size):
     return Config(hidden_width=2 * recipe.shape(size).d_model)
 """

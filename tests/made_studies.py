@@ -14,6 +14,8 @@ from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import make_plan
 from isoflop.study import PAPER_ARCHS, Study
 
+Edit = Callable[[dict[str, Any]], object]
+
 
 def micro(**changes: object) -> Study:
     values: dict[str, object] = {
@@ -28,9 +30,19 @@ def micro(**changes: object) -> Study:
     return Study(**(values | changes))  # type: ignore[arg-type]
 
 
-def check_edit_is_refused(
-    study: Study, edit: Callable[[dict[str, Any]], object], named: str, folder: Path
-) -> None:
+def set_value(*keys: Any, to: Any) -> Edit:
+    """An edit of a plan.json: the entry under ``keys`` becomes ``to``."""
+
+    def edit(values: dict[str, Any]) -> None:
+        inner: Any = values
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = to
+
+    return edit
+
+
+def check_edit_is_refused(study: Study, edit: Edit, named: str, folder: Path) -> None:
     """A study's plan whose plan.json was edited by hand is refused, naming what is wrong."""
     write_plan(make_plan(study), folder)
     path = folder / "plan.json"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from isoflop.numbers import format_seconds
+from isoflop.numbers import format_seconds, round_up
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,10 @@ from isoflop.numbers import format_seconds
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "rounded"), [(12_301, 13_000), (13_000, 13_000), (99_001, 100_000), (7, 7), (0, 0)]
+)
+def test_rounding_up_never_goes_below(count: int, rounded: int) -> None:
+    assert round_up(count, digits=2) == rounded

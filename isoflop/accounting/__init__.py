@@ -16,6 +16,7 @@ from isoflop.accounting.ledger import (
     Ledger,
     arithmetic_intensity,
     bytes_gathered_per_token,
+    dense_component,
     model_ledger,
 )
 from isoflop.accounting.stored import stored_ledger
@@ -29,6 +30,7 @@ __all__ = [
     "bytes_gathered_per_token",
     "causal",
     "chinchilla",
+    "dense_component",
     "get_convention",
     "model_ledger",
     "paper",

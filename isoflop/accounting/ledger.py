@@ -85,7 +85,8 @@ class Ledger:
         return self.num_params - self.num_embedding_params
 
 
-def _dense(name: str, flops_per_token: int, num_params: int) -> Component:
+def dense_component(name: str, flops_per_token: int, num_params: int) -> Component:
+    """A part whose parameters every token uses."""
     return Component(
         name=name,
         flops_per_token=flops_per_token,
@@ -102,24 +103,24 @@ def attention(d_model: int, n_heads: int, seq_len: int) -> tuple[Component, ...]
     """
     head_width = d_model // n_heads
     return (
-        _dense("attn_proj", 8 * d_model * d_model, 4 * d_model * d_model),
-        _dense("attn_scores", 4 * seq_len * d_model, 0),
+        dense_component("attn_proj", 8 * d_model * d_model, 4 * d_model * d_model),
+        dense_component("attn_scores", 4 * seq_len * d_model, 0),
         # Two pre-norms of the block and the query and key norms shared by the heads.
-        _dense("norms", 0, 2 * d_model + 2 * head_width),
+        dense_component("norms", 0, 2 * d_model + 2 * head_width),
     )
 
 
 def head(d_model: int, vocab_size: int) -> tuple[Component, ...]:
     """The tied un-embedding (2·D·V FLOPs per token) and the norm before it."""
     return (
-        _dense("head", 2 * d_model * vocab_size, vocab_size * d_model),
-        _dense("norms", 0, d_model),
+        dense_component("head", 2 * d_model * vocab_size, vocab_size * d_model),
+        dense_component("norms", 0, d_model),
     )
 
 
 def add_up(components: Iterable[Component]) -> tuple[Component, ...]:
     """One entry per name, in the order of COMPONENT_NAMES; absent names are zero."""
-    totals = {name: _dense(name, 0, 0) for name in COMPONENT_NAMES}
+    totals = {name: dense_component(name, 0, 0) for name in COMPONENT_NAMES}
     for c in components:
         totals[c.name] = totals[c.name].plus(c)
     return tuple(totals.values())

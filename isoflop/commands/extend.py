@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from isoflop.commands import FOLDER
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(short_help="Add budgets, seeds or sizes to a plan.")

@@ -24,7 +24,13 @@ SOME_DIFFER = 1
 @click.option("--recipe", default="paper-v1", show_default=True, help="Recipe with the ladder.")
 @click.option("--seq-len", type=int, help="Tokens per sequence.  [default: the recipe's]")
 @click.option("--vocab", type=int, help="Tokens of the vocabulary.  [default: the recipe's]")
-@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change the shape.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change the shape: router=dense.",
+)
 @click.option("--convention", help="Show this convention only.")
 @click.option("--bytes-per-value", type=int, default=2, show_default=True, help="2 is bf16.")
 @click.option("--check", is_flag=True, help="Count with torch too, and compare exactly.")
@@ -41,14 +47,16 @@ def flops(
 ) -> None:
     """Show the FLOPs and parameters of a model by component, under every convention.
 
-    FAMILY is a family's name, or a folder with spec.py and module.py. With --check, or for a
-    STUDY (a file or folder) with --check, every distinct shape is built small, run forward and
-    backward, and counted by torch: exit code 1 if any integer differs from the ledger.
+    FAMILY is a family's name, or a folder with spec.py and module.py. With --check, every distinct
+    shape of it, or of a STUDY (a file or folder), is built small, run forward and backward, and
+    counted by torch: exit code 1 if any integer differs from the ledger.
     """
     family = _as_family(target)
     if family is None:
         if not check:
-            raise UserError("--check", None, f"given for a study ({target})", "add --check")
+            raise UserError(
+                "FAMILY|STUDY", target, "a family, or a study with --check", "add --check"
+            )
         sys.exit(_check(_study_specs(Path(target))))
     spec = _rung(family, scale, recipe, seq_len, vocab, overrides)
     if check:
@@ -87,10 +95,13 @@ def _rung(
     from isoflop.plan.identity import RunSpec
     from isoflop.recipe import get_recipe
 
-    for name, value in (("--seq-len", seq_len), ("--vocab", vocab)):
+    recipe = get_recipe(recipe_name)
+    for name, value in (("--scale", scale), ("--seq-len", seq_len), ("--vocab", vocab)):
         if value is not None and value < 1:
             raise UserError(name, value, "1 or more", "correct it")
-    recipe = get_recipe(recipe_name)
+    if recipe.max_size is not None and scale > recipe.max_size:
+        allowed = f"a rung of {recipe.name}'s ladder (1 to {recipe.max_size})"
+        raise UserError("--scale", scale, allowed, "correct it")
     shape = recipe.shape(scale)
     config = dataclasses.asdict(get_spec(family).ladder(recipe, scale)) | _parsed(overrides)
     # The micro recipe's data are bytes, the paper's GPT-2's tokens.
@@ -139,6 +150,7 @@ def _show(spec: RunSpec, scale: int, convention: str | None, bytes_per_value: in
     out.print(render.ledger_table(ledger, bytes_per_value))
     out.print(render.parameter_line(ledger), markup=False, soft_wrap=True)
     names = tuple(CONVENTIONS) if convention is None else (convention,)
+    out.print("training FLOPs per token, and relative to paper+head")
     out.print(render.convention_table(ledger, names))
 
 
@@ -146,7 +158,7 @@ def _study_specs(path: Path) -> list[RunSpec]:
     """The runs of a study file, or of the plan in a study's folder."""
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.planner import make_plan
-    from isoflop.study import load_study
+    from isoflop.study_file import load_study
 
     plan = read_plan(path) if path.is_dir() else make_plan(load_study(path))
     return [run.spec for run in plan.unique_runs]

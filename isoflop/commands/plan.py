@@ -55,11 +55,12 @@ def plan(
 ) -> None:
     """Plan matched-budget runs and write them for review.
 
-    STUDY is a study file (.toml). Without one, the paper's grid is planned at the given budgets:
-    its ladder, batch and sequence length, all five families. Times and memory are estimates.
+    STUDY is a study file (.toml; experiments/README.md has a first one and all keys). Without one,
+    the paper's grid is planned at the given budgets: its ladder, batch and sequence length, all
+    five families. Times and memory are estimates. Planned again, the same study changes nothing;
+    only its [placement] may differ.
     """
-    from isoflop.plan.artefact import write_plan
-    from isoflop.plan.estimate import estimate_for, store_estimates
+    from isoflop.plan.estimate import estimate_for, write_with_estimates
     from isoflop.plan.planner import make_plan
 
     planned = make_plan(read_study(study, budgets))
@@ -67,12 +68,12 @@ def plan(
     # Before anything is written: a plan over the cap leaves nothing behind.
     estimate = estimate_for(planned, folder, hardware, price, max_gpu_hours, calibration)
     report = _power(planned, noise) if power else None
-    is_new = write_plan(planned, folder)
-    store_estimates(planned, estimate, folder)
-    show_plan(planned, estimate)
+    is_new = write_with_estimates(planned, estimate, folder)
+    show_plan(planned, estimate, folder)
     if report is not None:
         _show_power(report)
     click.echo(f"{'written to' if is_new else 'unchanged:'} {folder}/plan.json and plan.parquet")
+    click.echo(f"next: isoflop run {folder}   # here; or to a cluster: isoflop submit {folder}")
 
 
 def read_study(path: Path | None, budgets: str | None) -> Study:
@@ -83,7 +84,8 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
     """
     import dataclasses
 
-    from isoflop.study import load_study, paper_study, parse_flops
+    from isoflop.study import paper_study, parse_flops
+    from isoflop.study_file import load_study
 
     parsed = None if budgets is None else tuple(parse_flops(b) for b in budgets.split(","))
     if path is not None:
@@ -96,16 +98,27 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
     return paper_study(parsed)
 
 
-def show_plan(planned: Plan, estimate: PlanEstimate | None) -> None:
-    """Prints the plan's table, totals, estimates and warnings."""
+def show_plan(planned: Plan, estimate: PlanEstimate, folder: Path, *, whole: bool = True) -> None:
+    """Prints the plan's table, or its overview, with totals, estimates and warnings."""
+    from isoflop.render.plan_tables import (
+        left_out_lines,
+        plan_overview,
+        plan_summary,
+        plan_table,
+    )
     from isoflop.render.plans import rate_lines, total_lines
-    from isoflop.render.tables import console, plan_summary, plan_table
+    from isoflop.render.tables import console
 
     out = console()
-    out.print(plan_table(planned, estimate))
-    lines = plan_summary(planned) + rate_lines(planned)
-    lines += [] if estimate is None else total_lines(estimate)
-    lines += _unread_rules(planned)
+    if whole:
+        table, left_out = plan_table(planned, estimate, out.width)
+        lines = left_out_lines(left_out, folder)
+    else:
+        table = plan_overview(planned, estimate)
+        lines = [f"every run: isoflop show {folder}"]
+    out.print(table)
+    lines += plan_summary(planned) + rate_lines(planned) + total_lines(estimate)
+    lines += _unread_rules(planned) + _unused_variants(planned)
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
 
@@ -124,6 +137,17 @@ def _unread_rules(planned: Plan) -> list[str]:
     ]
 
 
+def _unused_variants(planned: Plan) -> list[str]:
+    """A line for each variant that is described and then not compared."""
+    study = planned.study
+    used = {*study.archs, study.match_reference}
+    return [
+        f"variant {variant.arch}: planned nowhere; name it under archs to compare it"
+        for variant in study.variants
+        if variant.arch not in used
+    ]
+
+
 def _power(planned: Plan, noise: float) -> PowerReport:
     from isoflop.plan.power import estimate_power
 
@@ -131,7 +155,7 @@ def _power(planned: Plan, noise: float) -> PowerReport:
 
 
 def _show_power(report: PowerReport) -> None:
-    from isoflop.render.plans import design_table, power_lines, power_table
+    from isoflop.render.power import design_table, power_lines, power_table
     from isoflop.render.tables import console
 
     out = console()

@@ -12,6 +12,13 @@ from isoflop.commands.fit import fit_folder
 from isoflop.commands.plan import show_plan
 from isoflop.commands.run import INTERRUPTED, run_folder
 
+_NEXT = """
+next:
+  look at {folder}/plots/isoflop_profiles.png: loss against parameters, a curve per budget
+  isoflop report {folder}   # the findings as one page, {folder}/report.html
+  your own text: {text}
+  your own architecture: {family}"""
+
 
 @click.command(short_help="Plan, run and fit the built-in micro study.")
 @click.option(
@@ -23,19 +30,35 @@ from isoflop.commands.run import INTERRUPTED, run_folder
 )
 @click.option("--workers", type=int, help="Runs at a time.  [default: one per core]")
 def quickstart(out: Path, workers: int | None) -> None:
-    """Plan, run and fit the built-in micro study on real text: five families, no GPU needed."""
-    from isoflop.plan.artefact import write_plan
-    from isoflop.plan.estimate import estimate_for, store_estimates
+    """Plan, run and fit the built-in micro study on real text: five families, no GPU needed.
+
+    It takes some minutes on two cores. Interrupted, the same command goes on.
+    """
+    from isoflop.plan.estimate import estimate_for, write_with_estimates
     from isoflop.plan.planner import make_plan
     from isoflop.resources import builtin
-    from isoflop.study import load_study
+    from isoflop.study_file import load_study
 
     planned = make_plan(load_study(builtin("experiments", "quickstart.toml")))
     estimate = estimate_for(planned, out)
-    write_plan(planned, out)
-    store_estimates(planned, estimate, out)
-    show_plan(planned, estimate)
+    write_with_estimates(planned, estimate, out)
+    show_plan(planned, estimate, out, whole=False)
     code = run_folder(out, workers, "cpu")
     if code != INTERRUPTED:
         fit_folder(out, out)
+        click.echo(_next(out))
     sys.exit(code)
+
+
+def _next(folder: Path) -> str:
+    from isoflop import families
+    from isoflop.resources import builtin
+
+    text = builtin("experiments", "README.md")
+    family = Path(families.__file__).parent / "README.md"
+    return _NEXT.format(folder=folder, text=_from_here(text), family=_from_here(family))
+
+
+def _from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

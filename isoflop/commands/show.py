@@ -58,7 +58,7 @@ def show(
         if estimate is not None:
             lines += ["", *estimate_lines(estimate.runs[entries[0].run_id])]
     else:
-        lines = _show_table(plan, estimate, arch, budget, size, sort, descending)
+        lines = _show_table(plan, folder, estimate, arch, budget, size, sort, descending)
         if estimate is not None:
             lines += total_lines(estimate)
     if explain:
@@ -79,6 +79,7 @@ def _estimate(plan: Plan, folder: Path, hardware: str | None) -> PlanEstimate | 
 
 def _show_table(
     plan: Plan,
+    folder: Path,
     estimate: PlanEstimate | None,
     arch: str | None,
     budget: str | None,
@@ -90,7 +91,8 @@ def _show_table(
     import dataclasses
 
     from isoflop.plan.select import filter_runs, sort_runs
-    from isoflop.render.tables import console, plan_summary, plan_table
+    from isoflop.render.plan_tables import left_out_lines, plan_summary, plan_table
+    from isoflop.render.tables import console
     from isoflop.study import parse_flops
 
     runs = filter_runs(
@@ -104,17 +106,16 @@ def _show_table(
     elif descending:
         raise UserError("--descending", True, "given together with --sort", "name a column")
     part = dataclasses.replace(plan, runs=runs)
-    table = plan_table(part, estimate)
-    if sort is not None:
-        # Sorted, neighbours have no cell in common: no lines between groups.
-        for row in table.rows:
-            row.end_section = False
-    console().print(table)
+    out = console()
+    # Sorted, neighbours have no cell in common: no lines between groups.
+    table, left_out = plan_table(part, estimate, out.width, sections=sort is None)
+    out.print(table)
+    lines = left_out_lines(left_out, folder)
     if len(runs) < len(plan.runs):
         # What is said of whole grids would be wrong of parts of them.
         part = dataclasses.replace(part, left_out=(), expected=())
-        return [f"{len(runs)} of {len(plan.runs)} rows", *plan_summary(part)]
-    return plan_summary(part)
+        lines.append(f"{len(runs)} of {len(plan.runs)} rows")
+    return lines + plan_summary(part)
 
 
 def _words(text: str | None) -> list[str]:

@@ -2,8 +2,9 @@
 
 A folder NAME holds `spec.py` (shapes, ledger, ladder; imports no torch) and `module.py` (torch).
 What starts with an underscore is shared by several families. Families from outside the package are
-found through entry points and folders (`_registry.py`) and gated before they are planned
-(`_gating.py`).
+found through entry points and folders (`_registry.py`), told of their mistakes in one line
+(`_external.py`) and gated before they are planned (`_gating.py`). README.md teaches how to write
+one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
+from isoflop.families._external import external_spec
 from isoflop.families._gating import ensure_gated
 from isoflop.families._registry import (
-    ENTRY_POINTS,
     PATHS_VARIABLE,
     FamilySource,
     add_family_folder,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from isoflop.recipe import Recipe
 
 __all__ = [
-    "ENTRY_POINTS",
     "PATHS_VARIABLE",
     "FamilySpec",
     "add_family_folder",
@@ -45,11 +45,11 @@ __all__ = [
     "is_family",
 ]
 
-_SPEC_NAMES = ("Config", "free_dimension", "ledger", "num_params", "num_active_params", "ladder")
+_SPEC_NAMES = ("Config", "free_dimension", "ledger", "ladder")
 
 
 class FamilySpec(Protocol):
-    """What a family's `spec.py` defines at module level."""
+    """What a family's `spec.py` defines at module level; without torch."""
 
     Config: Any
     """Frozen dataclass of the family's own shape; its __post_init__ refuses impossible ones."""
@@ -57,13 +57,13 @@ class FamilySpec(Protocol):
     """The fields that equal-FLOP matching may solve for."""
 
     def ledger(self, config: Any, d_model: int, seq_len: int) -> tuple[Component, ...]:
-        """Components of one feed-forward layer."""
+        """Components of one feed-forward layer, named `experts` or `router`."""
 
     def num_params(self, config: Any, d_model: int) -> int:
-        """Parameters of one feed-forward layer."""
+        """Parameters of one feed-forward layer, which follow from its ledger."""
 
     def num_active_params(self, config: Any, d_model: int) -> int:
-        """Parameters of one layer that a token uses."""
+        """Parameters of one layer that a token uses, which follow from its ledger."""
 
     def ladder(self, recipe: Recipe, size: int) -> Any:
         """The Config of rung ``size`` of the recipe's ladder."""
@@ -94,10 +94,12 @@ def get_spec(name: str) -> FamilySpec:
     """
     source = _source(name)
     spec = import_half(source, "spec")
+    if source.built_in:
+        return cast(FamilySpec, spec)
     for needed in _SPEC_NAMES:
         if not hasattr(spec, needed):
             raise UserError(f"family {name}", "spec.py", f"one with {needed}", "define it")
-    return cast(FamilySpec, spec)
+    return external_spec(name, spec)
 
 
 def get_build(name: str) -> Callable[[Any, int], nn.Module]:
@@ -135,4 +137,12 @@ def config_from_mapping(name: str, values: Mapping[str, Any]) -> Any:
     ]
     if missing:
         raise UserError(f"{name}.{missing[0]}", None, "given", "add the field")
-    return config_class(**values)
+    try:
+        return config_class(**values)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        raise UserError(
+            f"{name} configuration", shown(given), f"a possible one ({error})", "correct it"
+        ) from error

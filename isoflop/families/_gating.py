@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.families._registry import family_digest, find_family
+from isoflop.families._registry import FamilySource, family_digest, find_family
 
 # A gate takes seconds; this is for a family that never comes back.
 _TIMEOUT_S = 600
@@ -40,8 +41,16 @@ def ensure_gated(name: str, *configs: Mapping[str, Any]) -> None:
             "family",
             name,
             f"one whose ledger is what its module computes ({problem})",
-            f"correct it and see `isoflop flops {name} --check`",
+            f"correct it and see `isoflop flops {_as_typed(source)} --check`",
         )
+
+
+def _as_typed(source: FamilySource) -> str:
+    """What `isoflop flops` takes: the folder of a family that a study names, else the name."""
+    if source.folder is None:
+        return source.name
+    folder, here = source.folder, Path.cwd()
+    return f"./{folder.relative_to(here)}" if folder.is_relative_to(here) else str(folder)
 
 
 def _in_words(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

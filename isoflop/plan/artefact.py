@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ from isoflop.tables import PLAN, write_table
 
 PLAN_FILE = "plan.json"
 PLAN_SCHEMA_VERSION = 2
+
+Estimates = Mapping[str, Mapping[str, float | None]]
+"""The est_ columns of plan.parquet by run id."""
+
+# Entries of a study that say where its runs and the code of its families are found, not what runs:
+# planning again may change them.
+NOT_WHAT_RUNS = ("placement", "family_paths")
 _KEYS = (
     "schema_version",
     "study",
@@ -53,10 +61,16 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_plan(plan: Plan, folder: Path) -> bool:
+def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> bool:
     """Writes plan.json and plan.parquet into ``folder``.
 
-    Returns False, changing nothing, if the same plan is there already.
+    Returns False, changing nothing, if the same plan is there already. One that differs only in
+    where it runs (NOT_WHAT_RUNS) is replaced: its runs are the same, and their results stay.
+
+    Args:
+        plan: the plan.
+        folder: its folder.
+        estimates: the est_ columns of plan.parquet by run id; None: null.
 
     Raises:
         UserError: the folder holds a different plan; nothing is written.
@@ -64,35 +78,50 @@ def write_plan(plan: Plan, folder: Path) -> bool:
     path = folder / PLAN_FILE
     text = dump_json(plan_to_json(plan))
     if path.exists():
-        if path.read_bytes() != text.encode():
+        values = json.loads(text)
+        there = read_json(path, "plan")
+        if _what_runs(there) != _what_runs(values):
             raise UserError(
                 "plan",
                 str(path),
                 "the plan of this study (another one is there)",
-                "choose another --out or name, or grow the plan in place with "
+                f"see what differs (plan with another --out, then `isoflop diff {folder} OTHER`), "
+                "give the study another name, or grow the plan in place with "
                 f"`isoflop extend {folder}`",
             )
-        if not (folder / "plan.parquet").exists():
-            _write_parquet(plan, folder)
-        return False
-    _write_both(plan, text, folder)
+        if there == values:
+            if not (folder / "plan.parquet").exists():
+                write_plan_table(plan, folder, estimates)
+            return False
+    _write_both(plan, text, folder, estimates)
     return True
+
+
+def _what_runs(values: Any) -> Any:
+    """The value of a plan.json without what says where it runs."""
+    if not isinstance(values, dict) or not isinstance(values.get("study"), dict):
+        return values
+    study = {key: value for key, value in values["study"].items() if key not in NOT_WHAT_RUNS}
+    return values | {"study": study}
 
 
 def replace_plan(plan: Plan, folder: Path) -> None:
     """Writes a plan over the one in ``folder``; for a caller that has checked what may change."""
-    _write_both(plan, dump_json(plan_to_json(plan)), folder)
+    _write_both(plan, dump_json(plan_to_json(plan)), folder, None)
 
 
-def _write_both(plan: Plan, text: str, folder: Path) -> None:
+def _write_both(plan: Plan, text: str, folder: Path, estimates: Estimates | None) -> None:
     # The JSON is the plan; it is written last, so that a folder with it is complete. Cut off in
     # between, an older JSON still stands, and the same command writes both again.
-    _write_parquet(plan, folder)
+    write_plan_table(plan, folder, estimates)
     write_text_atomic(folder / PLAN_FILE, text)
 
 
-def _write_parquet(plan: Plan, folder: Path) -> None:
-    write_table(folder / "plan.parquet", [run.row() for run in plan.runs], PLAN)
+def write_plan_table(plan: Plan, folder: Path, estimates: Estimates | None = None) -> None:
+    """Writes plan.parquet, with the est_ columns by run id where they are known."""
+    known = estimates or {}
+    rows = [run.row() | dict(known.get(run.run_id, {})) for run in plan.runs]
+    write_table(folder / "plan.parquet", rows, PLAN)
 
 
 def read_plan(folder: Path) -> Plan:
@@ -102,8 +131,13 @@ def read_plan(folder: Path) -> Plan:
         UserError: no plan, not JSON, another schema version, or a field that does not follow from
             the rest of the plan.
     """
-    if not folder.is_dir():
-        raise UserError("study folder", str(folder), "an existing folder", "run `isoflop plan`")
+    if not (folder / PLAN_FILE).exists():
+        raise UserError(
+            "study folder",
+            str(folder),
+            f"an existing folder with a {PLAN_FILE}",
+            "run `isoflop plan STUDY.toml` and give the folder that it names",
+        )
     return read_plan_file(folder / PLAN_FILE)
 
 

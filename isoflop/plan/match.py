@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.errors import UserError
-
 NUM_SEARCHED = 2
 
 # Differences that agree to a tenth of the tolerance count as equal; among equals the shape that
@@ -108,7 +106,8 @@ def _replaced(config: Any, values: Mapping[str, int]) -> Any:
     """The configuration with other values; None where the family refuses them."""
     try:
         return dataclasses.replace(config, **values)
-    except UserError:
+    except ValueError:
+        # A UserError is one too; families from elsewhere may raise the plain kind.
         return None
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.accounting import Ledger, get_convention, model_ledger
+from isoflop.accounting import Ledger, get_convention
 from isoflop.errors import UserError
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.plan.match import Match, relative_difference, solve
+from isoflop.plan.runs import ledger_of
 from isoflop.recipe import Shape, get_recipe
 from isoflop.study import Study
 
@@ -148,14 +149,7 @@ class Models:
         )
 
     def _ledger(self, family: str, config: Any, shape: Shape, seq_len: int) -> Ledger:
-        return model_ledger(
-            get_spec(family).ledger(config, shape.d_model, seq_len),
-            d_model=shape.d_model,
-            n_layers=shape.n_layers,
-            n_heads=shape.n_heads,
-            vocab_size=self._vocab_size,
-            seq_len=seq_len,
-        )
+        return ledger_of(family, config, shape, self._vocab_size, seq_len)
 
     def _too_far(
         self, arch: str, size: int, seq_len: int, free_dimension: tuple[str, ...], match: Match

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from isoflop.data.catalog import DataIdentity, identify
 from isoflop.errors import UserError
 from isoflop.families import ensure_gated, family_digest
-from isoflop.numbers import format_count, format_flops
+from isoflop.numbers import format_count, format_flops, round_up
 from isoflop.plan.auto import ExpectedOptimum, Grid, edge_warning, expected_optima
 from isoflop.plan.identity import RunSpec
 from isoflop.plan.models import Models
 from isoflop.plan.runs import PlannedRun, describe_run, steps_of_epochs, with_seed
-from isoflop.recipe import Recipe, get_recipe
+from isoflop.recipe import MICRO_V1, Recipe, get_recipe
 from isoflop.study import Study
 from isoflop.study_checks import SIZES_AUTO, check_more_seeds_at
 
@@ -133,7 +133,7 @@ def _plan_cell(planner: _Planner, target: int | float, arch: str) -> list[Planne
                 f"{recipe.name} needs {recipe.min_steps}"
             )
         else:
-            raise _too_few_steps(first, recipe)
+            raise _too_few_steps(planner, first, named or (size,))
     check_more_seeds_at(study, budget, arch, list(dict.fromkeys(run.size for run in runs)))
     return runs
 
@@ -150,8 +150,7 @@ def _first_seed(planner: _Planner, target: int | float, arch: str, size: int) ->
     """The run of a cell at the first seed, with as many whole steps as its target allows."""
     study, data = planner.study, planner.data
     # Without a budget, the batch of small ones.
-    batch_size, seq_len = planner.recipe.batch_and_seq_len(0 if study.epochs else int(target))
-    batch_size, seq_len = study.batch_size or batch_size, study.seq_len or seq_len
+    batch_size, seq_len = _batch_and_seq_len(planner, 0 if study.epochs else int(target))
     model = planner.models.model(arch, size, seq_len)
     step_flops = planner.models.flops_per_token(model) * batch_size * seq_len
     steps = _num_steps(planner, target, step_flops, batch_size * seq_len)
@@ -182,6 +181,11 @@ def _first_seed(planner: _Planner, target: int | float, arch: str, size: int) ->
         match_residual=model.match_residual,
         ledger=model.ledger,
     )
+
+
+def _batch_and_seq_len(planner: _Planner, budget: int) -> tuple[int, int]:
+    batch_size, seq_len = planner.recipe.batch_and_seq_len(budget)
+    return planner.study.batch_size or batch_size, planner.study.seq_len or seq_len
 
 
 def _num_steps(
@@ -221,13 +225,36 @@ def _check_epochs(study: Study, run: PlannedRun, data: DataIdentity) -> None:
     )
 
 
-def _too_few_steps(run: PlannedRun, recipe: Recipe) -> UserError:
+def _too_few_steps(planner: _Planner, run: PlannedRun, sizes: Sequence[int]) -> UserError:
+    """Names the run, and the smallest budget at which all these sizes have enough steps."""
+    recipe = planner.recipe
     batch = f"batch_size {run.spec.batch_size} × seq_len {run.spec.seq_len}"
+    if planner.study.epochs:
+        do = "raise epochs"
+    else:
+        needed = max(_smallest_budget(planner, run, arch, sizes) for arch in planner.study.archs)
+        listed = f"size{'s' if len(sizes) > 1 else ''} {', '.join(map(str, sizes))}"
+        do = (
+            f"raise the budget to {format_flops(round_up(needed, digits=2))} or more (enough for "
+            f"{listed} of every arch)"
+        )
     return UserError(
         "steps",
         run.spec.steps,
         f"{recipe.min_steps} or more under recipe {recipe.name} "
         f"({run.arch} size {run.size} at budget {format_flops(run.budget_flops)}, {batch})",
-        "raise the budget (or epochs), lower batch_size, or take smaller sizes"
-        + ("" if recipe.base_name == "micro-v1" else " or recipe micro-v1"),
+        f"{do}, lower batch_size, or take smaller sizes"
+        + ("" if recipe.min_steps <= MICRO_V1.min_steps else " or recipe micro-v1"),
     )
+
+
+def _smallest_budget(planner: _Planner, run: PlannedRun, arch: str, sizes: Sequence[int]) -> int:
+    """FLOPs that pay for the recipe's least steps of each size of an arch."""
+    budget = run.budget_flops
+    # Twice, since a recipe may take larger batches from some budget on.
+    for _ in range(2):
+        batch_size, seq_len = _batch_and_seq_len(planner, budget)
+        models = [planner.models.model(arch, size, seq_len) for size in sizes]
+        per_token = max(planner.models.flops_per_token(model) for model in models)
+        budget = planner.recipe.min_steps * per_token * batch_size * seq_len
+    return budget

@@ -10,6 +10,7 @@ from typing import Any
 from isoflop.accounting import Ledger, get_convention, model_ledger
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.plan.identity import RunSpec, run_id
+from isoflop.recipe import Shape
 
 COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
 
@@ -105,13 +106,19 @@ def run_ledger(spec: RunSpec) -> Ledger:
         UserError: the family is unknown or its configuration impossible.
     """
     config = config_from_mapping(spec.family, spec.config)
+    shape = Shape(d_model=spec.d_model, n_layers=spec.n_layers, n_heads=spec.n_heads)
+    return ledger_of(spec.family, config, shape, spec.vocab_size, spec.seq_len)
+
+
+def ledger_of(family: str, config: Any, shape: Shape, vocab_size: int, seq_len: int) -> Ledger:
+    """The ledger of a whole model whose layers are a family's; ``config`` is that family's own."""
     return model_ledger(
-        get_spec(spec.family).ledger(config, spec.d_model, spec.seq_len),
-        d_model=spec.d_model,
-        n_layers=spec.n_layers,
-        n_heads=spec.n_heads,
-        vocab_size=spec.vocab_size,
-        seq_len=spec.seq_len,
+        get_spec(family).ledger(config, shape.d_model, seq_len),
+        d_model=shape.d_model,
+        n_layers=shape.n_layers,
+        n_heads=shape.n_heads,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
     )
 
 

@@ -11,6 +11,7 @@ from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import PLAN
 
+_LIST_RUNS = "`isoflop show FOLDER` lists them"
 _SHOWN_MATCHES = 3
 
 
@@ -25,7 +26,7 @@ def find_run(plan: Plan, prefix: str) -> tuple[PlannedRun, ...]:
     if len(ids) == 1:
         return tuple(matching)
     if not ids:
-        raise UserError("run", prefix, "the first digits of a run id in the plan", "check it")
+        raise UserError("run", prefix, "the first digits of a run id in the plan", _LIST_RUNS)
     names = ", ".join(shown_id(run_id) for run_id in ids[:_SHOWN_MATCHES])
     more = f" and {len(ids) - _SHOWN_MATCHES} more" if len(ids) > _SHOWN_MATCHES else ""
     raise UserError("run", prefix, f"the start of one id (now {names}{more})", "give more digits")

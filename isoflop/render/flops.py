@@ -33,14 +33,14 @@ def heading(spec: RunSpec, size: int) -> str:
 
 
 def ledger_table(ledger: Ledger, bytes_per_value: int) -> Table:
-    """A row per component and their total."""
+    """A row per component and their total, in 80 columns; gathered bytes are per token."""
     table = new_table(
         ("component", "<"),
-        ("forward FLOPs/token", ">"),
+        ("fwd FLOPs/token", ">"),
         ("share", ">"),
         ("params", ">"),
         ("active", ">"),
-        ("bytes gathered/token", ">"),
+        ("gathered B", ">"),
         ("FLOPs/byte", ">"),
     )
     total = ledger.flops(*COMPONENT_NAMES)
@@ -84,8 +84,8 @@ def convention_table(ledger: Ledger, names: tuple[str, ...]) -> Table:
     """Training FLOPs per token under some conventions, and each relative to `paper+head`."""
     table = new_table(
         ("convention", "<"),
-        ("training FLOPs/token", ">"),
-        ("of paper+head", ">"),
+        ("FLOPs/token", ">"),
+        ("relative", ">"),
         ("what counts", "<"),
     )
     reference = CONVENTIONS["paper+head"](ledger)
@@ -96,10 +96,10 @@ def convention_table(ledger: Ledger, names: tuple[str, ...]) -> Table:
 
 
 _WHAT_COUNTS = {
-    "paper": "matrix products but the head's, full attention",
-    "paper+head": "every matrix product, full attention",
+    "paper": "products but the head's, full attention",
+    "paper+head": "every product, full attention",
     "causal": "paper+head, unmasked scores only",
-    "chinchilla": "paper+head, embedding as a product, softmax",
+    "chinchilla": "paper+head, embedding, softmax",
     "6n": "6 per non-embedding parameter held",
     "6n_total": "6 per parameter held",
 }

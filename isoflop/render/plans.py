@@ -1,25 +1,19 @@
-"""One run whole, the difference of two plans, and the power of one, for the terminal."""
+"""One run whole, estimates, and the difference of two plans, for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from isoflop.numbers import format_count, format_flops
+from isoflop.numbers import format_count, format_flops, format_seconds
 from isoflop.plan.identity import shown_id
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.recipe import get_recipe
-from isoflop.render.tables import new_table
 
 if TYPE_CHECKING:
     from isoflop.plan.diff import PlanDiff
     from isoflop.plan.estimate import PlanEstimate, RunEstimate
-    from isoflop.plan.power import PowerReport
-
-MISSING = "-"
 
 # A longer list says how many more there are; plan.json has them all.
 _MAX_LISTED = 40
@@ -149,8 +143,10 @@ def total_lines(estimate: PlanEstimate) -> list[str]:
         if estimate.num_calibrated
         else "nothing measured"
     )
+    # Fractions of an hour are hard to picture.
+    short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if estimate.gpu_hours < 1 else ""
     return [
-        f"estimate on {estimate.hardware}: {estimate.gpu_hours:,.4g} {estimate.unit}{cost}; "
+        f"estimate on {estimate.hardware}: {estimate.gpu_hours:,.4g} {estimate.unit}{short}{cost}; "
         f"{measured} (isoflop show --explain)",
         *(f"does not fit: {line}" for line in estimate.not_fitting),
     ]
@@ -237,68 +233,3 @@ def _cost_lines(difference: PlanDiff, conventions: tuple[str, str]) -> list[str]
         old, new = difference.gpu_hours
         lines.append(f"device-hours (estimates): {old:,.1f} -> {new:,.1f} ({new - old:+,.1f})")
     return lines
-
-
-def power_table(report: PowerReport) -> Table:
-    """What to expect for each arch: a row each."""
-    budgets = sorted({b for power in report.archs for b in power.multipliers})
-    outer = list(dict.fromkeys([*budgets[:1], *budgets[-1:]]))
-    table = new_table(
-        ("arch", "<"),
-        ("runs", ">"),
-        ("exponent a ±", ">"),
-        *((f"multiplier at {format_flops(budget)} ×/÷", ">") for budget in outer),
-        ("lost at edges %", ">"),
-    )
-    for power in report.archs:
-        multipliers = [power.multipliers.get(budget) for budget in outer]
-        is_reference = power.arch == report.reference
-        table.add_row(
-            power.arch,
-            f"{power.num_runs:,}",
-            _number(power.exponent_halfwidth),
-            *("reference" if is_reference else _factor(value) for value in multipliers),
-            f"{100 * power.edge_share:.1f}",
-        )
-    return table
-
-
-def design_table(report: PowerReport) -> Table:
-    """What one seed, size or budget more would buy: a row each, the widest of all archs."""
-    table = new_table(
-        ("design", "<"),
-        ("runs", ">"),
-        ("FLOPs", ">"),
-        ("exponent a ±", ">"),
-        ("multiplier ×/÷", ">"),
-    )
-    for design in report.designs:
-        table.add_row(
-            design.label,
-            f"{design.num_runs:,}",
-            f"× {design.cost:.2f}",
-            _number(design.exponent_halfwidth),
-            _factor(design.multiplier),
-        )
-    return table
-
-
-def power_lines(report: PowerReport) -> list[str]:
-    """What the tables of a power report mean and rest on."""
-    return [
-        "95 % intervals to expect (estimates): the exponent a of N* ∝ C^a is its value ±, the "
-        f"compute multiplier against {report.reference} its value × or ÷",
-        *_prefixed("assumes", report.assumptions),
-    ]
-
-
-def _prefixed(word: str, texts: Iterable[str]) -> list[str]:
-    return [f"{word}: {text}" for text in texts]
-
-
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}"
-
-
-def _factor(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}" if value < 100 else "> 100"

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.accounting.ledger import COMPONENT_NAMES
-from isoflop.families import get_spec
+from isoflop.families import family_names, get_spec
 from isoflop.model import build_model
-from isoflop.model.flop_gate import MeasuredFlops, check_spec, measure_run
+from isoflop.model.flop_gate import MeasuredFlops, check_family, check_spec, measure_run
 from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import MICRO_V1, PAPER_V1, Recipe
@@ -158,6 +158,11 @@ def test_a_layer_of_the_papers_moe(size: int) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_gate_passes_for_the_built_in_families(case: str) -> None:
     assert check_spec(made_spec(case), batch_size=2).problem is None
+
+
+@pytest.mark.parametrize("family", family_names())
+def test_a_family_that_is_not_listed_here_passes_the_gate_too(family: str) -> None:
+    assert [check.problem for check in check_family(family)] == [None, None]
 
 
 def test_the_embedding_is_the_ledgers() -> None:

@@ -225,7 +225,7 @@ def test_fit_of_a_fresh_plan_says_that_nothing_is_there(tmp_path: Path) -> None:
     invoke("plan", study_file(tmp_path), "--out", folder)
     result = invoke("fit", folder)
     assert result.exit_code == 0
-    assert "too_few" in result.output
+    assert "Nothing to fit yet" in result.output
     assert "4 runs excluded: 4 missing" in result.output
 
 

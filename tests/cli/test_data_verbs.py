@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in (f"files:{texts}/*.txt", "sotu-embedded"):
         result = invoke("prepare", source, data_dir=folder / "data")
         assert result.exit_code == 0, result.output
-        assert Path(result.output.removeprefix("ready: ").strip()).parent == folder / "data"
+        first, *_ = result.output.splitlines()
+        assert Path(first.removeprefix("ready: ")).parent == folder / "data"
     return folder / "data"
 
 
@@ -44,8 +46,54 @@ def sotu(data_dir: Path) -> Path:
 def test_prepared_again_says_the_same(made: Path) -> None:
     before = sorted(made.rglob("*"))
     result = invoke("prepare", "sotu-embedded", "--workers", "2", data_dir=made)
-    assert (result.exit_code, result.output) == (0, f"ready: {sotu(made)}\n")
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        f"ready: {sotu(made)}",
+        "1.44M tokens to train on in 35 documents, 150k held out in 4",
+        "in a study file:",
+        "[data]",
+        'source = "sotu-embedded"',
+        'tokenizer = "byte"',
+    ]
     assert sorted(made.rglob("*")) == before
+
+
+def study_data(result: Result) -> dict[str, str]:
+    """What `prepare` tells to write into a study file."""
+    return tomllib.loads(result.output.partition("in a study file:\n")[2])["data"]
+
+
+@pytest.mark.parametrize("source", ["sotu-embedded", "synthetic:1"])
+@pytest.mark.parametrize("place", ["a file", "a folder that refuses"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, source: str, place: str) -> None:
+    data_dir = Path("/proc")
+    if place == "a file":
+        data_dir = tmp_path / "data"
+        data_dir.write_text("mine")
+    result = invoke("prepare", source, data_dir=data_dir)
+    assert result.exit_code == 2, result.output
+    assert f"data folder = '{data_dir}': must be a folder that can be written to" in result.output
+    assert "set ISOFLOP_DATA_DIR to another" in result.output
+
+
+def test_what_is_prepared_is_named_so_that_a_study_finds_it(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"text": "Story {index}. {index * 7}"}}\n\n' for index in range(99)))
+    (tmp_path / "copy.jsonl").write_bytes(rows.read_bytes())
+    data_dir = tmp_path / "data"
+    first = invoke("prepare", f"files:{rows}", "--tokens", "1e6", data_dir=data_dir)
+    assert "fewer than the 1M asked for: that is the whole source" in first.output
+    assert study_data(first) == {"source": f"files:{rows}", "tokenizer": "byte"}
+    second = invoke("prepare", f"files:{rows}", data_dir=data_dir)
+    (folder,) = re.findall("ready: (.*)", second.output)
+    assert study_data(second)["source"] == f"files:{rows}@{folder[-16:]}"
+    # The same text under another name has the same data id: the source tells them apart.
+    invoke("prepare", f"files:{tmp_path}/copy.jsonl", data_dir=data_dir)
+    result = invoke("show", folder[-16:], data_dir=data_dir)
+    named = f"files:{rows}@{folder[-16:]}"
+    assert result.exit_code == 2
+    assert f"{named} with byte" in result.output
+    assert invoke("show", named, data_dir=data_dir).exit_code == 0
 
 
 def test_list_names_sources_and_sets(made: Path) -> None:
@@ -76,7 +124,7 @@ def test_show_has_numbers_text_and_epochs(made: Path) -> None:
     assert ["1M", "0.69"] in words
     assert ["30M", "20.77"] in words
     assert "⟨end of document⟩\n[1983-Reagan-1] Mr. Speaker" in result.output
-    assert "duplicates 0 training documents" in result.output
+    assert "duplicates 0 (training documents that repeat" in result.output
     shown = json.loads(invoke("show", "sotu-embedded", "--json", data_dir=made).output)
     assert shown["splits"]["heldout"]["num_tokens"] == 149_652
     assert shown["num_duplicates"] == 0
@@ -95,7 +143,8 @@ def test_verify_lists_every_file_and_fails_for_a_damaged_one(made: Path, tmp_pat
     assert result.exit_code == 1
     assert "DAMAGED  train-00000.bin: must be as it was written" in result.output
     assert "ok       heldout-00000.bin" in result.output
-    assert result.output.splitlines()[-1].endswith(": 1 damaged")
+    last = result.output.splitlines()[-1]
+    assert last.endswith(": 1 damaged; delete the folder and prepare again")
     shard.unlink()
     result = invoke("verify", "sotu-embedded", data_dir=tmp_path / "data")
     assert result.exit_code == 1
@@ -131,13 +180,20 @@ def test_export_writes_documents_or_windows(made: Path, tmp_path: Path) -> None:
         (["prepare", "synthetic:1", "--tokens", "many"], "--tokens = many: must be a positive"),
         (["prepare", "synthetic:1", "--tokens", "1.5"], "--tokens = 1.5"),
         (["prepare", "synthetic:1", "--tokens", "nan"], "--tokens = nan"),
-        (["prepare", "files:nothing/*.txt"], "nothing/\\*.txt"),
+        (["prepare", "files:nothing/*.txt"], "nothing/\\*.txt.*relative ones begin in /"),
+        (["prepare", "files:/"], "it matches a folder: write '/\\*'"),
+        (["prepare", "nothing/*.txt"], "write 'files:nothing/\\*.txt' for files"),
         (["prepare", "synthetic:1", "--on-bad-document", "keep"], "--on-bad-document = 'keep'"),
-        (["show", "sotu"], "data = 'sotu': must be a folder or a set prepared"),
+        (
+            ["show", "sotu"],
+            "data = 'sotu': must be a folder or a set.*run `isoflop data prepare sotu",
+        ),
+        (["show", "stou"], "data = 'stou'.*run `isoflop data list`"),
         (["show", "sotu-embedded", "--sample", "-1"], "--sample = -1"),
         (["show", "sotu-embedded", "--tokens", "1,x"], "--tokens = x"),
         (["verify", "sotu-embedded", "--tokenizer", "gpt2"], "sotu-embedded / gpt2"),
         (["export", "sotu-embedded", "--format", "csv", "--out", "x"], "--format = 'csv'"),
+        (["export", "sotu-embedded", "--out", "no/x"], "--out = 'no/x': must be in a folder"),
     ],
 )
 def test_nonsense_gets_one_line_and_writes_nothing(

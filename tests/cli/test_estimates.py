@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli import main
+from isoflop.plan import artefact
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import load_estimates
 from isoflop.tables import PLAN, RUNS, read_table
@@ -41,6 +42,16 @@ def test_a_plan_comes_with_estimates_for_every_run(folder: Path) -> None:
     values = json.loads((folder / "estimates.json").read_text())
     assert values["cost"] == pytest.approx(2 * total)
     assert values["assumptions"]
+
+
+def test_the_table_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    write = artefact.write_table
+    monkeypatch.setattr(
+        artefact, "write_table", lambda path, *rest: (written.append(path.name), write(path, *rest))
+    )
+    assert invoke("plan", "--budgets", "1e17", "--out", tmp_path / "p").exit_code == 0
+    assert written == ["plan.parquet"]
 
 
 def test_one_run_whole_shows_memory_and_time_by_part(folder: Path) -> None:

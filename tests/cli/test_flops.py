@@ -60,8 +60,9 @@ def test_shares_add_up_and_options_are_obeyed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "must be a family \\(mlp, moe, peer, sgatlin, swiglu\\) or a study"),
-        (["mlp", "--scale", "0"], "sizes = 0"),
+        (["nope"], "must be a family \\(.*sgatlin.*\\) or a study"),
+        (["mlp", "--scale", "0"], "--scale = 0: must be 1 or more"),
+        (["mlp", "--recipe", "micro-v1", "--scale", "99"], "--scale = 99: must be a rung"),
         (["mlp", "--seq-len", "0"], "--seq-len = 0"),
         (["mlp", "--vocab", "-1"], "--vocab = -1"),
         (["mlp", "--bytes-per-value", "0"], "--bytes-per-value = 0"),
@@ -69,7 +70,7 @@ def test_shares_add_up_and_options_are_obeyed() -> None:
         (["mlp", "--recipe", "none"], "recipe = 'none'"),
         (["mlp", "--set", "hidden_width"], "--set = 'hidden_width': must be FIELD=VALUE"),
         (["mlp", "--set", "colour=red"], "mlp.colour"),
-        (["tests"], "--check = None: must be given for a study"),
+        (["tests"], "a family, or a study with --check; add --check"),
     ],
 )
 def test_nonsense_gets_one_clear_line(arguments: list[str], message: str) -> None:

@@ -84,8 +84,6 @@ def test_as_peer_it_costs_what_peer_costs(recipe: Any, size: int) -> None:
     same = config_from_mapping("sgatlin", dataclasses.asdict(config) | AS_PEER)
     d_model = recipe.shape(size).d_model
     assert ours.ledger(same, d_model, 128) == peer.ledger(config, d_model, 128)
-    assert ours.num_params(same, d_model) == peer.num_params(config, d_model)
-    assert ours.num_active_params(same, d_model) == peer.num_active_params(config, d_model)
 
 
 def drawn_spec(cell: tuple[str, ...], rng: random.Random) -> RunSpec:

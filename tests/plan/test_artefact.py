@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +13,7 @@ from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import describe_run
 from isoflop.study import Hypothesis, Study, Variant, paper_study
 from isoflop.tables import PLAN, SCHEMA_VERSION, read_table
-from made_studies import check_edit_is_refused, micro
+from made_studies import Edit, check_edit_is_refused, micro, set_value
 
 RICH_STUDY = micro(
     sizes={10**10: {"default": (1, 2), "mlp": (1,)}},
@@ -57,6 +55,24 @@ def test_planning_again_changes_nothing(tmp_path: Path) -> None:
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()} == before
 
 
+def test_only_another_placement_replaces_the_plan(tmp_path: Path) -> None:
+    plan = make_plan(micro())
+    write_plan(plan, tmp_path)
+    table = (tmp_path / "plan.parquet").read_bytes()
+    elsewhere = make_plan(micro(placement={"cluster": "local", "workers": 1}))
+    assert write_plan(elsewhere, tmp_path)
+    assert read_plan(tmp_path) == elsewhere
+    assert [run.run_id for run in elsewhere.runs] == [run.run_id for run in plan.runs]
+    assert (tmp_path / "plan.parquet").read_bytes() == table
+    assert not write_plan(elsewhere, tmp_path)
+
+
+def test_a_folder_without_a_plan_is_told_what_to_run(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match=r"with a plan\.json; run `isoflop plan STUDY\.toml`"):
+            read_plan(folder)
+
+
 def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     write_plan(make_plan(micro()), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -65,57 +81,50 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-Edit = Callable[[dict[str, Any]], None]
-
-
-def _set(*keys: Any, to: Any) -> Edit:
-    def edit(values: dict[str, Any]) -> None:
-        inner: Any = values
-        for key in keys[:-1]:
-            inner = inner[key]
-        inner[keys[-1]] = to
-
-    return edit
-
-
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (_set("runs", 0, "flops", to=1), r"runs\[0\].flops = 1"),
-        (_set("runs", 1, "run_id", to="0" * 64), r"runs\[1\].run_id"),
-        (_set("runs", 0, "n_tokens", to=5), "n_tokens"),
-        (_set("runs", 0, "n_params", to=5), "n_params"),
-        (_set("runs", 0, "residual", to=0.5), "residual"),
-        (_set("runs", 0, "epochs", to=None), "epochs"),
-        (_set("runs", 0, "flops_per_token", "experts", to=1), "flops_per_token"),
-        (_set("runs", 0, "spec", "steps", to=41), "must be"),
-        (_set("runs", 0, "spec", "d_model", to=17), "must be"),
-        (_set("runs", 0, "spec", "family", to="rnn"), "family = 'rnn'"),
-        (_set("runs", 0, "surprise", to=1), "surprise"),
-        (_set("runs", 0, "budget_flops", to="1e10"), "budget_flops"),
-        (_set("runs", 0, to="run"), r"runs\[0\]"),
-        (_set("schema_version", to=99), "schema version 2"),
-        (_set("study", "convention", to="kaplan"), "convention = 'kaplan'"),
-        (_set("study", "colour", to="red"), "colour"),
-        (_set("num_train_tokens", to=0), "num_train_tokens"),
-        (_set("extra", to=1), "exactly the keys"),
-        (_set("schema_version", to=None), "exactly the keys"),
-        (_set("left_out", to=[1]), "text in left_out"),
-        (_set("expected", to=[{}]), "0 entries under expected"),
-        (_set("family_digests", to={"rnn": "0" * 64}), "family_digests"),
-        (_set("family_digests", to={"mlp": "0"}), "family_digests.mlp = '0'"),
-        (_set("runs", 0, "match_residual", to=0.0), r"runs\[0\].match_residual = 0.0"),
-        (_set("study", "seeds", to=[0, 1]), r"runs\[1\] = mlp size 2 seed 0 at 1e10: must be mlp"),
-        (_set("study", "seeds", to=[1]), "must be mlp size 1 seed 1 at 1e10"),
-        (_set("study", "sizes", to=[1]), r"runs\[1\]"),
-        (_set("study", "sizes", to=[1, 2, 3]), r"runs\[2\]"),
-        (_set("study", "budgets", to=[10**10, 10**11]), "= nothing: must be mlp size 1 seed 0"),
-        (_set("study", "budgets", to=[10**11]), "at 1e10: must be"),
-        (_set("study", "archs", to=["swiglu"]), r"runs\[0\].arch = 'mlp'"),
-        (_set("study", "recipe", to="paper-v1"), "spec.recipe = 'micro-v1'"),
-        (_set("study", "batch_size", to=2), "spec.batch_size = 4"),
-        (_set("study", "seq_len", to=64), "spec.seq_len = 32"),
-        (_set("study", "hypotheses", to=[{"id": "H"}]), "claim"),
+        (set_value("runs", 0, "flops", to=1), r"runs\[0\].flops = 1"),
+        (set_value("runs", 1, "run_id", to="0" * 64), r"runs\[1\].run_id"),
+        (set_value("runs", 0, "n_tokens", to=5), "n_tokens"),
+        (set_value("runs", 0, "n_params", to=5), "n_params"),
+        (set_value("runs", 0, "residual", to=0.5), "residual"),
+        (set_value("runs", 0, "epochs", to=None), "epochs"),
+        (set_value("runs", 0, "flops_per_token", "experts", to=1), "flops_per_token"),
+        (set_value("runs", 0, "spec", "steps", to=41), "must be"),
+        (set_value("runs", 0, "spec", "d_model", to=17), "must be"),
+        (set_value("runs", 0, "spec", "family", to="rnn"), "family = 'rnn'"),
+        (set_value("runs", 0, "surprise", to=1), "surprise"),
+        (set_value("runs", 0, "budget_flops", to="1e10"), "budget_flops"),
+        (set_value("runs", 0, to="run"), r"runs\[0\]"),
+        (set_value("schema_version", to=99), "schema version 2"),
+        (set_value("study", "convention", to="kaplan"), "convention = 'kaplan'"),
+        (set_value("study", "colour", to="red"), "colour"),
+        (set_value("num_train_tokens", to=0), "num_train_tokens"),
+        (set_value("extra", to=1), "exactly the keys"),
+        (set_value("schema_version", to=None), "exactly the keys"),
+        (set_value("left_out", to=[1]), "text in left_out"),
+        (set_value("expected", to=[{}]), "0 entries under expected"),
+        (set_value("family_digests", to={"rnn": "0" * 64}), "family_digests"),
+        (set_value("family_digests", to={"mlp": "0"}), "family_digests.mlp = '0'"),
+        (set_value("runs", 0, "match_residual", to=0.0), r"runs\[0\].match_residual = 0.0"),
+        (
+            set_value("study", "seeds", to=[0, 1]),
+            r"runs\[1\] = mlp size 2 seed 0 at 1e10: must be",
+        ),
+        (set_value("study", "seeds", to=[1]), "must be mlp size 1 seed 1 at 1e10"),
+        (set_value("study", "sizes", to=[1]), r"runs\[1\]"),
+        (set_value("study", "sizes", to=[1, 2, 3]), r"runs\[2\]"),
+        (
+            set_value("study", "budgets", to=[10**10, 10**11]),
+            "= nothing: must be mlp size 1",
+        ),
+        (set_value("study", "budgets", to=[10**11]), "at 1e10: must be"),
+        (set_value("study", "archs", to=["swiglu"]), r"runs\[0\].arch = 'mlp'"),
+        (set_value("study", "recipe", to="paper-v1"), "spec.recipe = 'micro-v1'"),
+        (set_value("study", "batch_size", to=2), "spec.batch_size = 4"),
+        (set_value("study", "seq_len", to=64), "spec.seq_len = 32"),
+        (set_value("study", "hypotheses", to=[{"id": "H"}]), "claim"),
         (lambda values: values["runs"].pop(), "= nothing: must be sgatlin size 2 seed 0"),
         (lambda values: values["runs"].append(values["runs"][0]), "must be nothing"),
         (lambda values: values["runs"].reverse(), "in the order budget, arch, size, seed"),
@@ -134,13 +143,6 @@ def test_a_corrupt_plan_is_one_clear_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plan = .*plan\.json") as caught:
         read_plan(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_no_plan_and_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="existing file"):
-        read_plan(tmp_path)
-    with pytest.raises(UserError, match="run `isoflop plan`"):
-        read_plan(tmp_path / "nowhere")
 
 
 def test_a_variant_that_is_edited_away_from_its_runs_is_refused(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_family_whose_source_changed_is_refused() -> None:
 
 
 def test_a_folder_without_a_plan_cannot_grow(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="existing file"):
+    with pytest.raises(UserError, match="with a plan.json"):
         extend_folder(tmp_path, seeds=(1,))
     assert not list(tmp_path.iterdir())
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,15 @@ from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import COUNTED, describe_run, run_ledger
 from isoflop.recipe import MICRO_V1, PAPER_V1
 from isoflop.resources import builtin
-from isoflop.study import MATCHES, PAPER_ARCHS, Study, Variant, load_study, paper_study
+from isoflop.study import (
+    MATCHES,
+    PAPER_ARCHS,
+    Study,
+    Variant,
+    paper_study,
+    parse_flops,
+)
+from isoflop.study_file import load_study
 from made_studies import micro
 
 PAPER_BUDGETS = (10**17, 6 * 10**17, 10**18, 6 * 10**18)
@@ -332,6 +341,21 @@ def test_a_budget_too_small_for_the_paper_recipe_names_every_knob() -> None:
         assert knob in text
 
 
+@pytest.mark.parametrize("sizes", [(1,), (1, 2, 3)])
+def test_the_budget_that_a_refusal_names_is_enough(sizes: tuple[int, ...]) -> None:
+    def planned(budget: int) -> int:
+        return len(make_plan(micro(budgets=(budget,), sizes=sizes, archs=("mlp", "peer"))).runs)
+
+    with pytest.raises(UserError) as caught:
+        planned(10**7)
+    found = re.search(r"raise the budget to (\S+) or more \(enough for size", str(caught.value))
+    assert found is not None
+    enough = parse_flops(found[1])
+    assert planned(enough) == 2 * len(sizes)
+    with pytest.raises(UserError, match="raise the budget"):
+        planned(enough * 9 // 10)
+
+
 def test_a_published_size_is_never_silently_left_out() -> None:
     study = dataclasses.replace(paper_study((10**17,)), batch_size=4096)
     with pytest.raises(UserError, match="steps"):
@@ -362,7 +386,7 @@ def test_a_family_from_outside_is_gated_matched_and_recorded(
     assert make_plan(micro()).family_digests == {}
     # A ledger that counts half of what the module computes is found before anything is planned.
     spec = folder / "spec.py"
-    spec.write_text(spec.read_text().replace("flops_per_token=2 *", "flops_per_token=1 *"))
+    spec.write_text(spec.read_text().replace("2 * num_params, ", "1 * num_params, "))
     for module in [m for m in sys.modules if m.startswith("isoflop_family_twin")]:
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(UserError, match="family = 'twin'"):

@@ -11,7 +11,7 @@ from isoflop.plan.artefact import plan_to_json
 from isoflop.plan.planner import make_plan
 from isoflop.plan.schema import SCHEMA_FILE, plan_schema
 from isoflop.study import Hypothesis, Study, Variant, paper_study
-from made_studies import micro
+from made_studies import micro, set_value
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 
@@ -128,28 +128,18 @@ def test_the_schema_knows_every_key_that_is_written() -> None:
     assert list(SCHEMA["properties"]) == list(values)
 
 
-def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
-    def edit(values: dict[str, Any]) -> None:
-        inner: Any = values
-        for key in keys[:-1]:
-            inner = inner[key]
-        inner[keys[-1]] = to
-
-    return edit
-
-
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (_set("extra", to=1), "plan.extra: unknown"),
-        (_set("schema_version", to=1), "plan.schema_version: const"),
-        (_set("runs", 0, "flops", to=1.5), "plan.runs[0].flops: no integer"),
-        (_set("runs", 0, "flops", to=0), "plan.runs[0].flops: minimum"),
-        (_set("runs", 0, "run_id", to="abc"), "plan.runs[0].run_id: pattern"),
-        (_set("runs", 0, "residual", to=1.0), "plan.runs[0].residual: exclusiveMaximum"),
-        (_set("runs", 0, "spec", "seed", to="0"), "plan.runs[0].spec.seed: no integer"),
-        (_set("runs", 0, "spec", "config", "x", to=[]), "plan.runs[0].spec.config.x: none"),
-        (_set("study", "budgets", to=[1e10]), "plan.study.budgets[0]: no integer"),
+        (set_value("extra", to=1), "plan.extra: unknown"),
+        (set_value("schema_version", to=1), "plan.schema_version: const"),
+        (set_value("runs", 0, "flops", to=1.5), "plan.runs[0].flops: no integer"),
+        (set_value("runs", 0, "flops", to=0), "plan.runs[0].flops: minimum"),
+        (set_value("runs", 0, "run_id", to="abc"), "plan.runs[0].run_id: pattern"),
+        (set_value("runs", 0, "residual", to=1.0), "plan.runs[0].residual: exclusiveMaximum"),
+        (set_value("runs", 0, "spec", "seed", to="0"), "plan.runs[0].spec.seed: no integer"),
+        (set_value("runs", 0, "spec", "config", "x", to=[]), "plan.runs[0].spec.config.x: none"),
+        (set_value("study", "budgets", to=[1e10]), "plan.study.budgets[0]: no integer"),
         (lambda values: values["study"].pop("seeds"), "plan.study: no seeds"),
     ],
 )

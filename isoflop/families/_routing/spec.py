@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from isoflop.accounting import Component
+from isoflop.accounting import Component, dense_component
 from isoflop.errors import UserError
 from isoflop.families._checks import check_choice, check_positive
 
@@ -103,13 +103,8 @@ def router_component(config: RoutedConfig, router: str, d_model: int) -> Compone
     queries = halves * config.num_channels if router.endswith("key_value") else 1
     keys = halves * config.num_channels * keys_per_half
     num_params = (queries * d_model + keys) * config.router_width
-    return Component(
-        name="router",
-        # Each router parameter takes part in one multiply-add per token.
-        flops_per_token=2 * num_params,
-        num_params=num_params,
-        num_active_params=num_params,
-    )
+    # Each router parameter takes part in one multiply-add per token.
+    return dense_component("router", 2 * num_params, num_params)
 
 
 def expert_component(config: RoutedConfig, d_model: int) -> Component:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isoflop.accounting import Component
+from isoflop.accounting import Component, dense_component
 from isoflop.families._checks import check_positive
 from isoflop.families._counts import parameter_counts
 from isoflop.families._dense import dense_hidden_width
@@ -27,14 +27,7 @@ class Config:
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
     """Two matrices D × F without biases: 4·D·F FLOPs per token."""
     num_params = 2 * d_model * config.hidden_width
-    return (
-        Component(
-            name="experts",
-            flops_per_token=2 * num_params,
-            num_params=num_params,
-            num_active_params=num_params,
-        ),
-    )
+    return (dense_component("experts", 2 * num_params, num_params),)
 
 
 num_params, num_active_params = parameter_counts(ledger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isoflop.accounting import Component
+from isoflop.accounting import Component, dense_component
 from isoflop.families._checks import check_positive
 from isoflop.families._counts import parameter_counts
 from isoflop.families._dense import dense_hidden_width, glu_flops_per_token, glu_num_params
@@ -27,15 +27,8 @@ class Config:
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
     """D × 2F and F × D with biases: 6·D·F FLOPs per token; adding biases counts 0."""
     width = config.hidden_width
-    num_params = glu_num_params(d_model, width)
-    return (
-        Component(
-            name="experts",
-            flops_per_token=glu_flops_per_token(d_model, width),
-            num_params=num_params,
-            num_active_params=num_params,
-        ),
-    )
+    flops_per_token = glu_flops_per_token(d_model, width)
+    return (dense_component("experts", flops_per_token, glu_num_params(d_model, width)),)
 
 
 num_params, num_active_params = parameter_counts(ledger)

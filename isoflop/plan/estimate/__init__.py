@@ -12,17 +12,14 @@ from isoflop.plan.estimate.estimates import (
     estimate_run,
 )
 from isoflop.plan.estimate.hardware import Hardware, hardware_names, load_hardware
-from isoflop.plan.estimate.placement import PlacementEstimate, choose_placement
-from isoflop.plan.estimate.stored import load_estimates, store_estimates
+from isoflop.plan.estimate.stored import load_estimates, write_with_estimates
 from isoflop.plan.estimate.usual import estimate_again, estimate_for
 
 __all__ = [
     "Calibration",
     "Hardware",
-    "PlacementEstimate",
     "PlanEstimate",
     "RunEstimate",
-    "choose_placement",
     "estimate_again",
     "estimate_for",
     "estimate_plan",
@@ -31,5 +28,5 @@ __all__ = [
     "load_calibration",
     "load_estimates",
     "load_hardware",
-    "store_estimates",
+    "write_with_estimates",
 ]

@@ -100,6 +100,9 @@ def load_calibration(path: Path) -> Calibration:
     """
     if path.is_dir():
         path = path / FILE_NAME
+    if not path.exists():
+        do = "run `isoflop calibrate FOLDER`, which writes one"
+        raise UserError("calibration", str(path), "an existing file", do)
     values = read_json(path, "calibration")
     if not isinstance(values, dict) or values.get("schema_version") != CALIBRATION_SCHEMA_VERSION:
         raise _damaged(path, f"of schema version {CALIBRATION_SCHEMA_VERSION}")

@@ -12,10 +12,10 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_text_atomic
+from isoflop.plan.artefact import write_plan, write_plan_table
 from isoflop.plan.estimate.estimates import PlanEstimate, RunEstimate
 from isoflop.plan.estimate.placement import PlacementEstimate
 from isoflop.plan.planner import Plan
-from isoflop.tables import PLAN, write_table
 
 FILE_NAME = "estimates.json"
 ESTIMATES_SCHEMA_VERSION = 1
@@ -46,6 +46,20 @@ def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
     }
 
 
+def write_with_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> bool:
+    """Writes a plan and its estimates; False where the same plan is there already.
+
+    Raises:
+        UserError: the folder holds a different plan; nothing is written.
+    """
+    is_new = write_plan(plan, folder, _columns(estimate))
+    if is_new:
+        write_text_atomic(folder / FILE_NAME, dump_json(_to_json(estimate)))
+    else:
+        store_estimates(plan, estimate, folder)
+    return is_new
+
+
 def store_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> None:
     """Writes estimates.json and plan.parquet into a folder that holds the plan.
 
@@ -55,8 +69,7 @@ def store_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> None:
     text = dump_json(_to_json(estimate))
     if path.exists() and path.read_bytes() == text.encode():
         return
-    rows = [run.row() | est_columns(estimate.runs[run.run_id]) for run in plan.runs]
-    write_table(folder / "plan.parquet", rows, PLAN)
+    write_plan_table(plan, folder, _columns(estimate))
     # Last, so that a file that is there speaks of the table beside it.
     write_text_atomic(path, text)
 
@@ -102,6 +115,10 @@ def same_hardware_hours(
     if before is None or after is None or before.hardware != after.hardware:
         return None
     return before.gpu_hours, after.gpu_hours
+
+
+def _columns(estimate: PlanEstimate) -> dict[str, Columns]:
+    return {run_id: est_columns(run) for run_id, run in estimate.runs.items()}
 
 
 _COLUMNS = ("est_step_s", "est_gpu_hours", "est_peak_mem_bytes")

@@ -1,0 +1,156 @@
+"""The table of a plan, its summary by budget and arch, and the lines below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from isoflop.numbers import format_count, format_flops
+from isoflop.plan.identity import shown_id
+from isoflop.plan.planner import Plan
+from isoflop.plan.runs import PlannedRun
+from isoflop.render.tables import columns_that_fit, new_table
+
+if TYPE_CHECKING:
+    from isoflop.plan.estimate import PlanEstimate, RunEstimate
+
+_HOURS = {"GPU-hours": "GPU-h", "core-hours": "core-h"}
+_TEXT = ("run", "arch")
+
+# Left out of a terminal that is too narrow for all, the first ones first.
+_LEAST_WANTED = ("non-emb", "resid %", "FLOPs", "active", "est. mem", "epochs", "steps")
+
+
+def plan_table(
+    plan: Plan, estimate: PlanEstimate | None, width: int, *, sections: bool = True
+) -> tuple[Table, tuple[str, ...]]:
+    """The plan, one row per run; with estimates their two columns.
+
+    Args:
+        plan: the runs to show.
+        estimate: of the plan, or None.
+        width: characters of the terminal.
+        sections: whether a line parts the cells of a budget and arch; not where rows are sorted.
+
+    Returns:
+        The table, and the names of the columns that did not fit.
+    """
+    rows = [_run_cells(run, estimate) for run in plan.runs]
+    shown = columns_that_fit(rows, width, _LEAST_WANTED)
+    table = new_table(*((name, "<" if name in _TEXT else ">") for name in shown))
+    previous = None
+    for run, row in zip(plan.runs, rows, strict=True):
+        cell = (run.budget_flops, run.arch)
+        if sections and previous not in (None, cell):
+            table.add_section()
+        previous = cell
+        table.add_row(*(row[name] for name in shown))
+    return table, tuple(name for name in rows[0] if name not in shown)
+
+
+def left_out_lines(names: Sequence[str], folder: object) -> list[str]:
+    """How to see the columns that did not fit; no line where all did."""
+    if not names:
+        return []
+    return [f"not in this width: {', '.join(names)} (`isoflop show {folder} | less -S` has all)"]
+
+
+def _run_cells(run: PlannedRun, estimate: PlanEstimate | None) -> dict[str, str]:
+    cells = {
+        "run": shown_id(run.run_id),
+        "budget": format_flops(run.budget_flops),
+        "arch": run.arch,
+        "size": str(run.size),
+        "params": format_count(run.n_params),
+        "active": format_count(run.n_active),
+        "non-emb": format_count(run.n_nonembed),
+        "tokens": format_count(run.n_tokens),
+        "steps": f"{run.spec.steps:,}",
+        "FLOPs": format_flops(run.flops),
+        "resid %": f"{100 * run.residual:.3f}",
+        "epochs": "-" if run.epochs is None else f"{run.epochs:.2f}",
+    }
+    if estimate is not None:
+        of_run = estimate.runs[run.run_id]
+        cells["est. mem"] = f"{of_run.peak_mem_bytes / 1e9:.3g}G"
+        cells[f"est. {_HOURS[estimate.unit]}"] = _hours([of_run])
+    return cells
+
+
+def _hours(estimates: Iterable[RunEstimate]) -> str:
+    hours = [estimate.gpu_hours for estimate in estimates]
+    known = [number for number in hours if number is not None]
+    return f"{sum(known):.3g}" if len(known) == len(hours) else "no fit"
+
+
+def plan_overview(plan: Plan, estimate: PlanEstimate) -> Table:
+    """The plan in 80 columns: a row for each budget and arch, with the ranges of its runs."""
+    table = new_table(
+        ("budget", ">"),
+        ("arch", "<"),
+        ("runs", ">"),
+        ("sizes", ">"),
+        ("params", ">"),
+        ("tokens", ">"),
+        ("epochs", ">"),
+        (f"est. {_HOURS[estimate.unit]}", ">"),
+    )
+    cells: dict[tuple[int, str], list[PlannedRun]] = {}
+    for run in plan.runs:
+        cells.setdefault((run.budget_flops, run.arch), []).append(run)
+    previous = None
+    for (budget, arch), runs in cells.items():
+        if previous not in (None, budget):
+            table.add_section()
+        previous = budget
+        epochs = [run.epochs for run in runs if run.epochs is not None]
+        table.add_row(
+            format_flops(budget),
+            arch,
+            str(len(runs)),
+            _range([run.size for run in runs]),
+            _range([run.n_params for run in runs]),
+            _range([run.n_tokens for run in runs]),
+            f"≤ {max(epochs):.2f}" if epochs else "-",
+            _hours(estimate.runs[run.run_id] for run in runs),
+        )
+    return table
+
+
+def _range(counts: Sequence[int]) -> str:
+    ends = dict.fromkeys(map(format_count, (min(counts), max(counts))))
+    return "–".join(ends)
+
+
+def plan_summary(plan: Plan) -> list[str]:
+    """The plan's totals and warnings as lines."""
+    runs = plan.unique_runs
+    total = sum(run.flops for run in runs)
+    lines = [
+        f"{len(runs)} runs, {format_flops(total, digits=4)} training FLOPs in all "
+        f"({plan.study.convention} convention), recipe {plan.study.recipe}, "
+        f"data {plan.study.source} / {plan.study.tokenizer}"
+    ]
+    repeated = [run.epochs for run in runs if run.epochs is not None and run.epochs > 1]
+    if repeated:
+        lines.append(
+            f"warning: {len(repeated)} runs read the corpus more than once "
+            f"(at most {max(repeated):.2f} times)"
+        )
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    lines += _expected_lines(plan)
+    return lines + [f"left out: {reason}" for reason in plan.left_out]
+
+
+def _expected_lines(plan: Plan) -> list[str]:
+    """Where the optima of an `auto` study are expected: a line for each arch."""
+    places: dict[str, list[str]] = {}
+    for optimum in plan.expected:
+        budget = format_flops(optimum.budget_flops)
+        places.setdefault(optimum.arch, []).append(f"{optimum.size:.2g} at {budget}")
+    return [
+        f"expected optimum (estimate): {arch} near size {', '.join(there)}"
+        for arch, there in places.items()
+    ]
