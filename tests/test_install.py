@@ -1,16 +1,24 @@
-"""Built-in studies and corpus are found from a wheel and from an editable install alike."""
+"""A wheel carries all that a checkout has, and is enough for a stranger in an empty folder."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from analysis.made_runs import curve, parabola, spaced
+from docs.shell import blocks
+from isoflop import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,7 +29,7 @@ import isoflop, isoflop_kernels
 from isoflop.data.catalog import identify
 from isoflop.plan.planner import make_plan
 from isoflop.resources import builtin, builtin_names
-from isoflop.study import load_study
+from isoflop.study_file import load_study
 study = builtin("experiments", "quickstart.toml")
 corpus = builtin("corpora", "sotu_1981_2026")
 print(json.dumps({
@@ -49,17 +57,20 @@ def probe(cwd: Path, **environment: str) -> dict[str, Any]:
     return json.loads(answer.stdout)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def build(target: str, source: Path, folder: Path) -> Path:
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=REPOSITORY,
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)],
+        cwd=source,
         check=True,
         capture_output=True,
     )
-    (built,) = folder.glob("*.whl")
+    (built,) = folder.iterdir()
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", REPOSITORY, tmp_path_factory.mktemp("wheel"))
 
 
 def test_a_wheel_carries_everything_and_a_checkout_finds_the_same(
@@ -91,3 +102,81 @@ def test_a_wheel_holds_no_tests_and_names_its_licence(wheel: Path) -> None:
     assert f"{info}/licenses/LICENSE" in names
     assert "isoflop/py.typed" in names
     assert "isoflop_kernels/py.typed" in names
+
+
+def test_an_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", REPOSITORY, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    rebuilt = build("wheel", tmp_path / f"isoflop-{__version__}", tmp_path / "again")
+    assert contents(rebuilt) == contents(wheel)
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stranger:
+    """Somebody with a Python of their own, in an empty folder, who has no checkout."""
+
+    programs: Path
+    home: Path
+
+    def run(self, program: str, *arguments: str) -> str:
+        """What a program prints; it must end well."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        done = subprocess.run(
+            [self.programs / program, *arguments],
+            cwd=self.home,
+            env=kept | {"ISOFLOP_DATA_DIR": str(self.home / "data"), "COLUMNS": "80"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
+
+
+@pytest.fixture
+def stranger(wheel: Path, tmp_path: Path) -> Stranger:
+    home = tmp_path / "home"
+    home.mkdir()
+    venv.create(tmp_path / "python", with_pip=True)
+    someone = Stranger(programs=tmp_path / "python" / "bin", home=home)
+    constraints = REPOSITORY / "constraints.txt"
+    someone.run("pip", "install", "--quiet", "--constraint", str(constraints), str(wheel))
+    return someone
+
+
+# Installs torch and trains the 60 runs of the micro study.
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_stranger_installs_the_wheel_and_runs_the_quick_start(stranger: Stranger) -> None:
+    assert stranger.run("isoflop", "--version").strip() == f"isoflop, version {__version__}"
+    assert "plan.json" in stranger.run("isoflop", "plan", "--budgets", "1e17,1e18")
+    for block in blocks(REPOSITORY / "kernels" / "README.md", "python"):
+        stranger.run("python", "-c", block.text)
+
+    write_table(stranger.home / "runs.csv")
+    stranger.run("isoflop", "fit", "runs.csv", "--out", "fitted", "--n-boot", "50")
+    assert (stranger.home / "fitted" / "optima.parquet").is_file()
+
+    stranger.run("isoflop", "quickstart")
+    stranger.run("isoflop", "report", "results/quickstart")
+    assert (stranger.home / "results" / "quickstart" / "report.html").is_file()
+    assert "all runs are over" in stranger.run("isoflop", "status", "results/quickstart")
+
+
+def write_table(path: Path) -> None:
+    """A family's losses at two budgets, as a csv of its own columns."""
+    rows = [
+        row | {"flops": budget}
+        for budget, best in ((1e17, 1e7), (1e18, 3e7))
+        for row in curve(parabola(best, floor=3.0), spaced(best), "dense", budget)
+    ]
+    with path.open("w", newline="") as file:
+        columns = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
