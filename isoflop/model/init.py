@@ -69,7 +69,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     Raises:
         UserError: a parameter that no module names: its values would not follow from the seed.
     """
-    named: set[str] = set()
+    drawn: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         declared: Mapping[str, Initialiser] = getattr(module, "initialisers", dict)()
         for name, draw in declared.items():
@@ -77,12 +77,12 @@ def initialise(model: nn.Module, seed: int) -> None:
             full_name = f"{module_name}.{name}" if module_name else name
             with torch.no_grad():
                 parameter.copy_(draw(tuple(parameter.shape), stream(seed, full_name)))
-            named.add(full_name)
-    for name, _ in model.named_parameters():
-        if name not in named:
+            drawn.add(parameter)
+    for name, parameter in model.named_parameters():
+        if parameter not in drawn:
             raise UserError(
                 "parameter",
                 name,
-                "named by the initialisers() of its module, so that it follows from the seed",
+                "one that its module names in initialisers(), so that it follows from the seed",
                 "add it (isoflop/families/README.md)",
             )

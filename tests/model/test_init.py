@@ -9,11 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from golden_values import GOLDEN, block_names, family_and_config
+from isoflop.errors import UserError
 from isoflop.families import family_names, get_build, get_spec
-from isoflop.model.init import CUT_STD, initialise, stream, trunc_normal
+from isoflop.model.init import (
+    CUT_STD,
+    Initialiser,
+    constant,
+    initialise,
+    stream,
+    trunc_normal,
+)
 from isoflop.model.transformer import Block, Transformer
 from isoflop.recipe import get_recipe
 
@@ -134,3 +142,24 @@ def test_seeds_and_layers_differ_and_a_seed_repeats(family: str) -> None:
         assert torch.equal(value, other[name]) != drawn, name
         if drawn and name.startswith("blocks.0."):
             assert not torch.equal(value, first[name.replace("blocks.0.", "blocks.1.")]), name
+
+
+class Drawn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, 2))
+
+    def initialisers(self) -> dict[str, Initialiser]:
+        return {"weight": constant(1.0)}
+
+
+def test_a_parameter_that_nobody_draws_is_refused() -> None:
+    with pytest.raises(UserError, match=r"parameter = '1.weight': must be one that its module"):
+        initialise(nn.Sequential(Drawn(), nn.Linear(2, 2)), seed=0)
+
+
+def test_a_tied_parameter_is_drawn_under_either_name() -> None:
+    model = nn.Sequential(nn.Identity(), Drawn())
+    model[0].weight = model[1].weight
+    initialise(model, seed=0)
+    assert torch.equal(model[0].weight, torch.ones(2, 2))
