@@ -26,6 +26,7 @@ from isoflop.model.flop_gate import (
     measure_run,
     structural_spec,
 )
+from isoflop.model.init import Initialiser, constant
 from isoflop.plan.identity import RunSpec
 from isoflop.plan.planner import make_plan
 from isoflop.study import Variant, paper_study
@@ -211,6 +212,9 @@ def test_an_uncounted_operator_is_a_problem_of_the_run(monkeypatch: pytest.Monke
         def __init__(self) -> None:
             super().__init__()
             self.w = nn.Parameter(torch.zeros(12, 12))
+
+        def initialisers(self) -> dict[str, Initialiser]:
+            return {"w": constant(0.0)}
 
         def forward(self, x_TD: Tensor) -> Tensor:
             return x_TD + raw_product(x_TD.detach(), self.w.detach())
