@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from slurm.made_cluster import INSTALL, Cluster, can_install, is_installed
+from slurm.made_scheduler import Scheduler, Sent, use
 
 
 def _need_slurm() -> None:
@@ -102,3 +103,15 @@ _FAILED = pytest.StashKey[bool]()
 
 def _has_failed(request: pytest.FixtureRequest) -> bool:
     return request.node.stash.get(_FAILED, True)
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    """A scheduler that answers what a test tells it to."""
+    return use(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> Sent:
+    """A study of which a test says what was sent."""
+    return Sent(tmp_path / "it's a study")

@@ -6,7 +6,6 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.commands.logs import logs
@@ -14,11 +13,6 @@ from isoflop.errors import UserError
 from isoflop.launch.slurm.logs import follow
 from isoflop.launch.tail import tail
 from slurm.made_scheduler import Sent
-
-
-@pytest.fixture
-def sent(tmp_path: Path) -> Sent:
-    return Sent(tmp_path / "study")
 
 
 def invoke(*arguments: object) -> Result:

@@ -18,19 +18,9 @@ from isoflop.launch.slurm.retry import next_layout, plan_retry
 from isoflop.launch.slurm.submit import SubmitReport
 from isoflop.plan.estimate.shapes import model_shape
 from isoflop.train.options import Placement, placement_from
-from slurm.made_scheduler import DOWN, Scheduler, Sent, line, use
+from slurm.made_scheduler import DOWN, Scheduler, Sent, line
 
 OOM = "failed: out of memory: mlp, width 64, 2 layers"
-
-
-@pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    return use(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def sent(tmp_path: Path) -> Sent:
-    return Sent(tmp_path / "study")
 
 
 @pytest.fixture

@@ -10,12 +10,7 @@ import pytest
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from slurm.made_cluster import Cluster
-from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, line, use
-
-
-@pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    return use(tmp_path / "bin", monkeypatch)
+from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, line
 
 
 def test_one_call_tells_all_jobs(told: Scheduler) -> None:

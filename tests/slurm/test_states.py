@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,20 +14,9 @@ from isoflop.launch.slurm.records import write_options
 from isoflop.launch.slurm.retry import plan_retry
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.slurm.states import live_runs
-from isoflop.launch.status import STATES, runs_row
-from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, Sent, line, use
+from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, Sent, line
 
 OOM = "failed: out of memory: mlp, width 64, 2 layers; try a smaller --micro-batch (2)"
-
-
-@pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    return use(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def sent(tmp_path: Path) -> Sent:
-    return Sent(tmp_path / "it's a study")
 
 
 def invoke(command: object, *arguments: object) -> Result:
@@ -359,141 +343,3 @@ def test_jobs_of_a_submission_that_was_cut_off_are_found_by_their_comment(
     assert sent.state(2).reason == "its submission was cut off; submit again"
     assert f"-u {os.getuid()}" in told.calls[0]
     assert [task.job_id for task in to_cancel(sent.folder, sent.plan, None).tasks] == ["40_1"]
-
-
-def test_runs_that_share_a_job_are_named_before_they_are_cancelled(
-    told: Scheduler, sent: Sent
-) -> None:
-    sent.submission(tasks=[[0, 1, 2, 3]])
-    told.queue(line("12", "RUNNING"))
-    refused = invoke(cancel, sent.folder, sent.ids[0][:12])
-    assert "4 runs end" in refused.output
-    assert "3 of them only because they share a job with these" in refused.output
-    assert refused.exception is not None
-    assert "--yes" in str(refused.exception)
-    assert not any(call.startswith("scancel") for call in told.calls)
-
-
-def test_nothing_to_cancel_is_said(told: Scheduler, sent: Sent) -> None:
-    done = invoke(cancel, sent.folder, "--yes")
-    assert done.exit_code == 0
-    assert "nothing to cancel" in done.output
-
-
-def test_processes_of_this_machine_are_followed_and_cancelled(told: Scheduler, sent: Sent) -> None:
-    code = "import time; time.sleep(60)"
-    # Its command line is how a task of submitit's local executor is told from any other process.
-    process = subprocess.Popen([sys.executable, "-c", code, "submitit.local._local"])
-    other = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        sent.submission(str(process.pid), tasks=[[0]], cluster="local")
-        sent.submission(str(other.pid), tasks=[[1]], cluster="local", name="s2")
-        wait_for_command_line(process.pid)
-        assert live_runs(sent.folder, sent.plan) == {sent.ids[0]}
-        assert sent.state(0).state == "waiting"
-        assert sent.state(1).state == "missing"
-        assert invoke(cancel, sent.folder, "--yes").exit_code == 0
-        assert process.wait(10) == -15
-        assert other.poll() is None
-        assert sent.state(0).reason == f"process {process.pid} was cancelled"
-        assert told.calls == []
-    finally:
-        process.kill()
-        other.kill()
-        process.wait()
-        other.wait()
-
-
-def wait_for_command_line(pid: int) -> None:
-    end = time.monotonic() + 10
-    while b"submitit" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_json_tells_every_run(told: Scheduler, sent: Sent) -> None:
-    sent.submission()
-    sent.result(0)
-    told.queue(line("12_1", "PENDING", restarts=1, reason="Priority"), line("12_2", "RUNNING"))
-    values = json.loads(invoke(status, sent.folder, "--json").output)
-    assert values["counts"] == {"done": 1, "requeued": 1, "waiting": 1, "lost": 1}
-    assert values["scheduler_calls"] == 1
-    assert values["scheduler_unreachable"] is None
-    by_id = {run["run_id"]: run for run in values["runs"]}
-    assert by_id[sent.ids[0]]["loss"] == 1.5
-    requeued = by_id[sent.ids[1]]
-    assert (requeued["job"], requeued["restarts"], requeued["eta_s"]) == ("12_1", 1, None)
-
-
-def test_watch_asks_once_a_refresh_and_ends_with_the_last_run(
-    told: Scheduler, sent: Sent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent.submission(tasks=[[0]])
-    told.queue(line("12", "PENDING"))
-    refreshes = iter(("PENDING", "RUNNING", "done"))
-
-    sleep = time.sleep
-
-    def next_refresh(seconds: float) -> None:
-        if seconds != 7:
-            # Waiting for squeue to end.
-            return sleep(seconds)
-        state = next(refreshes)
-        if state == "done":
-            sent.result(0)
-        told.queue(line("12", state))
-
-    monkeypatch.setattr(time, "sleep", next_refresh)
-    done = invoke(status, sent.folder, "--watch", "--every", 7)
-    assert done.exit_code == 0, done.output
-    # The last look has no job left to ask for.
-    assert [call.split()[0] for call in told.calls] == ["squeue"] * 3
-
-
-def test_the_table_of_runs_knows_no_scheduler_s_words(told: Scheduler, sent: Sent) -> None:
-    sent.submission()
-    told.queue(line("12_1", "PENDING", restarts=1), line("12_2", "PENDING"))
-    sent.attempt(3, None, job="12_3")
-    statuses = {state.state: runs_row(state)["status"] for state in sent.truth().states}
-    assert statuses == {"lost": "missing", "requeued": "missing", "waiting": "missing"}
-    assert set(statuses) <= set(STATES)
-
-
-def test_many_waiting_runs_do_not_flood_the_terminal(
-    told: Scheduler, sent: Sent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("isoflop.render.status._MAX_LINES", 2)
-    sent.submission()
-    told.queue(*(line(f"12_{i}", "PENDING") for i in range(4)))
-    output = invoke(status, sent.folder).output
-    assert output.count("PENDING") == 2
-    assert "waiting   … and 2 more; --json tells all" in output
-
-
-def test_what_several_runs_have_in_common_is_said_once(told: Scheduler, sent: Sent) -> None:
-    sent.submission(None, rejected="sbatch: error: no such partition")
-    output = invoke(status, sent.folder).output
-    assert "missing   4 runs: rejected: sbatch: error: no such partition\n" in output
-    sent.submission("13", name="s2", age_s=100)
-    told.queue(*(line(f"13_{i}", "FAILED", status=256) for i in range(4)))
-    for index in range(4):
-        sent.log(f"13_{index}", "python: No such file or directory\n", name="s2")
-    output = invoke(status, sent.folder).output
-    assert output.count("| python: No such file or directory") == 1
-    assert output.count("| (the same as above)") == 3
-    assert "code: job 13_3 ended FAILED with exit code 1" in output
-
-
-def test_status_says_what_to_do_next_where_nothing_is_going_on(told: Scheduler, sent: Sent) -> None:
-    folder = sent.folder
-    assert f"`isoflop run {folder}`, or `submit`, trains" in invoke(status, folder).output
-    sent.submission()
-    told.queue(*(line(f"12_{i}", "PENDING") for i in range(4)))
-    assert "isoflop" not in invoke(status, folder).output
-    told.queue(line("12_0", "FAILED", status=256))
-    sent.attempt(0, "failed: ValueError: x", job="12_0")
-    for index in (1, 2, 3):
-        sent.result(index)
-    assert f"`isoflop retry {folder} --failed KIND`" in invoke(status, folder).output
-    sent.result(0, "diverged")
-    assert f"all runs are over: `isoflop fit {folder}`" in invoke(status, folder).output

@@ -1,0 +1,68 @@
+"""`isoflop cancel`: what ends with what, and what is left alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from isoflop.commands.cancel import cancel
+from isoflop.launch.slurm.states import live_runs
+from slurm.made_scheduler import Scheduler, Sent, line
+
+
+def invoke(command: object, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(a) for a in arguments])  # type: ignore[arg-type]
+
+
+def test_runs_that_share_a_job_are_named_before_they_are_cancelled(
+    told: Scheduler, sent: Sent
+) -> None:
+    sent.submission(tasks=[[0, 1, 2, 3]])
+    told.queue(line("12", "RUNNING"))
+    refused = invoke(cancel, sent.folder, sent.ids[0][:12])
+    assert "4 runs end" in refused.output
+    assert "3 of them only because they share a job with these" in refused.output
+    assert refused.exception is not None
+    assert "--yes" in str(refused.exception)
+    assert not any(call.startswith("scancel") for call in told.calls)
+
+
+def test_nothing_to_cancel_is_said(told: Scheduler, sent: Sent) -> None:
+    done = invoke(cancel, sent.folder, "--yes")
+    assert done.exit_code == 0
+    assert "nothing to cancel" in done.output
+
+
+def test_processes_of_this_machine_are_followed_and_cancelled(told: Scheduler, sent: Sent) -> None:
+    code = "import time; time.sleep(60)"
+    # Its command line is how a task of submitit's local executor is told from any other process.
+    process = subprocess.Popen([sys.executable, "-c", code, "submitit.local._local"])
+    other = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        sent.submission(str(process.pid), tasks=[[0]], cluster="local")
+        sent.submission(str(other.pid), tasks=[[1]], cluster="local", name="s2")
+        wait_for_command_line(process.pid)
+        assert live_runs(sent.folder, sent.plan) == {sent.ids[0]}
+        assert sent.state(0).state == "waiting"
+        assert sent.state(1).state == "missing"
+        assert invoke(cancel, sent.folder, "--yes").exit_code == 0
+        assert process.wait(10) == -15
+        assert other.poll() is None
+        assert sent.state(0).reason == f"process {process.pid} was cancelled"
+        assert told.calls == []
+    finally:
+        process.kill()
+        other.kill()
+        process.wait()
+        other.wait()
+
+
+def wait_for_command_line(pid: int) -> None:
+    end = time.monotonic() + 10
+    while b"submitit" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.01)
