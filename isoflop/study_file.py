@@ -104,7 +104,9 @@ def load_study(path: Path) -> Study:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError("study", str(path), "a study file (.toml)", "check the path") from None
+        raise UserError(
+            "study", str(path), "an existing study file (.toml)", "check the path"
+        ) from None
     except (UnicodeDecodeError, PermissionError) as error:
         raise UserError("study", str(path), f"readable text ({error})", "check the file") from None
     try:

@@ -41,8 +41,8 @@ check() {
         command -v "$command" >/dev/null || die "no $command; run $here/install.sh"
     done
     case $folder in *[[:space:]\"\'\\]*) die "SLURM takes no space or quote in $folder" ;; esac
-    # A Unix socket's path is limited to 107 characters.
-    [ ${#folder} -le 90 ] || die "$folder: choose a shorter path"
+    # A Unix socket's path is limited to 107 characters; a job's is spool/n20/n20_12345.4294967291.
+    [ ${#folder} -le 75 ] || die "$folder: choose a shorter path"
     [ ! -e "$folder/etc/slurm.conf" ] || die "a cluster is up in $folder; run $here/down.sh $folder"
     if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ]; then die "$folder is not empty"; fi
 }

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -37,10 +38,9 @@ def copy_repository(folder: Path) -> Path:
 def run_document(document: Path, copy: Path, left_out: Collection[str]) -> None:
     """Runs a document's commands and Python in order, in one shell, at the root of a copy.
 
-    What they write below /tmp lies beside the copy.
+    What they write below /tmp lies in a folder of its own there: sockets need short paths.
     """
-    temporary = copy.parent / "tmp"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix="isoflop-", dir="/tmp"))
     file = copy.parent / "commands.sh"
     file.write_text(script(document, left_out).replace("/tmp/", f"{temporary}/"))
     done = subprocess.run(
@@ -53,6 +53,7 @@ def run_document(document: Path, copy: Path, left_out: Collection[str]) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout[-5000:]
+    shutil.rmtree(temporary)
 
 
 def _environment(copy: Path) -> dict[str, str]:

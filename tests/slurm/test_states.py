@@ -67,6 +67,14 @@ def test_a_job_in_the_queue_waits(state: str, told: Scheduler, sent: Sent) -> No
     assert live_runs(sent.folder, sent.plan) == {sent.ids[0]}
 
 
+@pytest.mark.parametrize("reason", ["JobHeldUser", "launch failed requeued held"])
+def test_a_job_that_is_held_says_what_releases_it(reason: str, told: Scheduler, sent: Sent) -> None:
+    sent.submission()
+    told.queue(line("12_0", "PENDING", reason=reason))
+    held = f"job 12_0 PENDING ({reason}), until `scontrol release 12_0`"
+    assert sent.state().reason == held
+
+
 def test_a_run_at_work_has_progress_rate_and_time_left(told: Scheduler, sent: Sent) -> None:
     sent.submission()
     sent.attempt(0, None, job="12_0")
