@@ -19,6 +19,9 @@ import pytest
 from analysis.made_runs import curve, parabola, spaced
 from docs.shell import blocks
 from isoflop import __version__
+from isoflop.files import write_json_atomic
+from isoflop.launch.store import RESULT_SCHEMA_VERSION, RunFolder
+from isoflop.tables import RUNS, read_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -149,10 +152,9 @@ def stranger(wheel: Path, tmp_path: Path) -> Stranger:
     return someone
 
 
-# Installs torch and trains the 60 runs of the micro study.
+# Installs torch and trains five runs.
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_stranger_installs_the_wheel_and_runs_the_quick_start(stranger: Stranger) -> None:
+def test_a_stranger_installs_the_wheel_and_ends_the_quick_start(stranger: Stranger) -> None:
     assert stranger.run("isoflop", "--version").strip() == f"isoflop, version {__version__}"
     assert "plan.json" in stranger.run("isoflop", "plan", "--budgets", "1e17,1e18")
     for block in blocks(REPOSITORY / "kernels" / "README.md", "python"):
@@ -162,10 +164,26 @@ def test_a_stranger_installs_the_wheel_and_runs_the_quick_start(stranger: Strang
     stranger.run("isoflop", "fit", "runs.csv", "--out", "fitted", "--n-boot", "50")
     assert (stranger.home / "fitted" / "optima.parquet").is_file()
 
-    stranger.run("isoflop", "quickstart")
+    folder = stranger.home / "results" / "quickstart"
+    begin_quick_start(folder)
+    assert "5 runs to train, 55 complete already" in stranger.run("isoflop", "quickstart")
+    assert (folder / "plots" / "isoflop_profiles.png").is_file()
     stranger.run("isoflop", "report", "results/quickstart")
-    assert (stranger.home / "results" / "quickstart" / "report.html").is_file()
+    assert (folder / "report.html").is_file()
     assert "all runs are over" in stranger.run("isoflop", "status", "results/quickstart")
+
+
+def begin_quick_start(folder: Path) -> None:
+    """The quick start as if cut off before its last runs, one of each family.
+
+    Whole, it takes as long as a third of all tests, and what is new in a wheel is in each run.
+    """
+    rows = read_table(REPOSITORY / "results" / "quickstart" / "runs.parquet", RUNS)
+    cheapest = {row["arch"]: row["run_id"] for row in sorted(rows, key=lambda r: -r["wall_s"])}
+    for row in rows:
+        if row["run_id"] not in cheapest.values():
+            result = row | {"schema_version": RESULT_SCHEMA_VERSION, "attempt": 1}
+            write_json_atomic(RunFolder(folder, row["run_id"]).path / "result.json", result)
 
 
 def write_table(path: Path) -> None:

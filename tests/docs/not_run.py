@@ -17,15 +17,12 @@ SLOW: dict[str, str] = {
 
 NEEDS_SLURM = {"slurm/README.md"}
 
-_QUICK_START = "test_install.py::test_a_stranger_installs_the_wheel_and_runs_the_quick_start"
 _RESULTS = "test_results.py::test_committed_tables_and_figures_follow_from_the_committed_runs"
 _OWN_TEXT = "docs/test_commands.py::test_the_code_of_a_document_runs[experiments/README.md]"
 _READ = "docs/test_commands.py::test_the_code_of_a_document_runs[isoflop/interpret/README.md]"
 
 ELSEWHERE: dict[str, dict[str, str]] = {
     "README.md": {
-        "make study": _QUICK_START,
-        "isoflop run results/quickstart": _QUICK_START,
         "isoflop run results/my-study": _OWN_TEXT,
         "isoflop fit results/my-study": _OWN_TEXT,
         "isoflop report results/my-study": _OWN_TEXT,
@@ -42,7 +39,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
 
 _HOURS = "trains for hours; test_results.py makes its tables again from the committed runs"
 
+_MINUTES = "trains for minutes; test_install.py ends the same study, a run of each family"
+
 NOT_RUN: dict[str, dict[str, str]] = {
+    "README.md": {"make study": _MINUTES, "isoflop run results/quickstart": _MINUTES},
     "CONTRIBUTING.md": {"make test": "runs these tests"},
     "results/cpu_reference/README.md": {
         "isoflop data prepare files:../shared/data/english_novels.parquet": (

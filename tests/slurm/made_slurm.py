@@ -123,7 +123,8 @@ class ClusterStudy:
         return folder.result() is not None and folder.attempts()[-1].ended
 
     def wait_for_empty_queue(self) -> None:
-        wait_until(lambda: not self.cluster.run("squeue", "-h"), "no job in the queue")
+        # A job that ended while the controller was down tells it so minutes later.
+        wait_until(lambda: not self.cluster.run("squeue", "-h"), "no job in the queue", seconds=240)
 
     def assert_each_ended_once_as_undisturbed(self) -> None:
         """Bit for bit, whatever came between."""
