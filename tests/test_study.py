@@ -195,9 +195,9 @@ def test_nonsense_flops_are_refused(typed: object) -> None:
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be a study file"):
+    with pytest.raises(UserError, match="must be an existing study file"):
         load_study(tmp_path / "none.toml")
-    with pytest.raises(UserError, match="must be a study file"):
+    with pytest.raises(UserError, match="must be an existing study file"):
         load_study(tmp_path)
     bad = tmp_path / "bad.toml"
     bad.write_text("[study\n")
