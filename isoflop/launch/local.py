@@ -90,7 +90,7 @@ def open_session(
     unfinished = [p for p in runs if RunFolder(folder, p.run_id).result() is None]
     # The longest first, so that the last workers to finish do not wait for one long run.
     unfinished.sort(key=lambda planned: -planned.flops)
-    jobs = (
+    jobs = tuple(
         Job(
             study_folder=str(folder),
             run_id=planned.run_id,
@@ -107,7 +107,7 @@ def open_session(
     return Session(
         folder=folder,
         plan=plan,
-        jobs=tuple(jobs),
+        jobs=jobs,
         num_workers=num_workers,
         num_done_before=len(runs) - len(unfinished),
     )
