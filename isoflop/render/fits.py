@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from isoflop.numbers import format_count, format_flops
-from isoflop.render.tables import columns_that_fit, new_table
+from isoflop.render.tables import fitted_table, new_table
 
 if TYPE_CHECKING:
     from isoflop.analysis.fits import Fits
@@ -90,13 +90,8 @@ def multipliers_table(fits: Fits, width: int) -> Shown:
 
 
 def _by_arch(headings: Mapping[str, str], rows: Sequence[Mapping[str, str]], width: int) -> Shown:
+    if not rows:
+        return new_table(), ()
     cells = [{label: row[key] for key, label in headings.items()} for row in rows]
-    columns = columns_that_fit(cells, width, _LEAST_WANTED) if cells else list(headings.values())
-    table = new_table(*((name, "<" if name in _TEXT else ">") for name in columns))
-    previous = None
-    for row in cells:
-        if previous is not None and row["arch"] != previous:
-            table.add_section()
-        previous = row["arch"]
-        table.add_row(*(row[name] for name in columns))
-    return table, tuple(name for name in headings.values() if name not in columns)
+    archs = [row["arch"] for row in rows]
+    return fitted_table(cells, width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=archs)

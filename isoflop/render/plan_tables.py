@@ -11,7 +11,7 @@ from isoflop.numbers import format_count, format_flops
 from isoflop.plan.identity import shown_id
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.render.tables import columns_that_fit, new_table
+from isoflop.render.tables import fitted_table, new_table
 
 if TYPE_CHECKING:
     from isoflop.plan.estimate import PlanEstimate, RunEstimate
@@ -38,16 +38,8 @@ def plan_table(
         The table, and the names of the columns that did not fit.
     """
     rows = [_run_cells(run, estimate) for run in plan.runs]
-    shown = columns_that_fit(rows, width, _LEAST_WANTED)
-    table = new_table(*((name, "<" if name in _TEXT else ">") for name in shown))
-    previous = None
-    for run, row in zip(plan.runs, rows, strict=True):
-        cell = (run.budget_flops, run.arch)
-        if sections and previous not in (None, cell):
-            table.add_section()
-        previous = cell
-        table.add_row(*(row[name] for name in shown))
-    return table, tuple(name for name in rows[0] if name not in shown)
+    groups = [(run.budget_flops, run.arch) if sections else None for run in plan.runs]
+    return fitted_table(rows, width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=groups)
 
 
 def left_out_lines(names: Sequence[str], folder: object) -> list[str]:

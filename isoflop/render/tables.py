@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -47,3 +47,32 @@ def columns_that_fit(
             break
         widths.pop(name, None)
     return list(widths)
+
+
+def fitted_table(
+    rows: Sequence[Mapping[str, str]],
+    width: int,
+    *,
+    least_wanted: Sequence[str],
+    text: Collection[str],
+    groups: Sequence[object],
+) -> tuple[Table, tuple[str, ...]]:
+    """A table of the columns that fit a width, with a line between groups of rows.
+
+    Args:
+        rows: as of :func:`columns_that_fit`.
+        width: characters of the terminal.
+        least_wanted: as of :func:`columns_that_fit`.
+        text: columns that are flush left.
+        groups: of each row; where it changes a line is drawn.
+
+    Returns:
+        The table, and the names of the columns that did not fit.
+    """
+    shown = columns_that_fit(rows, width, least_wanted)
+    table = new_table(*((name, "<" if name in text else ">") for name in shown))
+    for index, (row, group) in enumerate(zip(rows, groups, strict=True)):
+        if index and group != groups[index - 1]:
+            table.add_section()
+        table.add_row(*(row[name] for name in shown))
+    return table, tuple(name for name in rows[0] if name not in shown)
