@@ -111,6 +111,12 @@ def read_json(path: Path, what: str) -> Any:
         ) from None
 
 
+def from_here(path: Path) -> Path:
+    """An absolute path as it is typed in the working folder: relative where it lies below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

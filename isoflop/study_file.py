@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr, ValidationError
 
 from isoflop.errors import UserError
+from isoflop.files import from_here
 from isoflop.study import Hypothesis, Study, Variant, parse_flops
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -133,17 +134,16 @@ def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
         parsed.placement,
         parsed.variant,
         parsed.hypothesis,
-        [_from_here(folder / path) for path in parsed.families.paths],
+        [_kept(folder / path) for path in parsed.families.paths],
     )
 
 
-def _from_here(path: Path) -> str:
+def _kept(path: Path) -> str:
     """The path as a plan keeps it: relative to the current folder where it lies below it.
 
     A plan that is made at the top of a repository can then be read in anyone's copy of it.
     """
-    here, there = Path.cwd(), Path(os.path.normpath(Path.cwd() / path))
-    return str(there.relative_to(here)) if there.is_relative_to(here) else str(there)
+    return str(from_here(Path(os.path.normpath(Path.cwd() / path))))
 
 
 class FrozenStudy(_StudySection, _DataSection):

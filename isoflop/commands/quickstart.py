@@ -52,13 +52,9 @@ def quickstart(out: Path, workers: int | None) -> None:
 
 def _next(folder: Path) -> str:
     from isoflop import families
+    from isoflop.files import from_here
     from isoflop.resources import builtin
 
     text = builtin("experiments", "README.md")
     family = Path(families.__file__).parent / "README.md"
-    return _NEXT.format(folder=folder, text=_from_here(text), family=_from_here(family))
-
-
-def _from_here(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    return _NEXT.format(folder=folder, text=from_here(text), family=from_here(family))

@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.families._registry import FamilySource, family_digest, find_family
+from isoflop.files import from_here
 
 # A gate takes seconds; this is for a family that never comes back.
 _TIMEOUT_S = 600
@@ -49,8 +49,8 @@ def _as_typed(source: FamilySource) -> str:
     """What `isoflop flops` takes: the folder of a family that a study names, else the name."""
     if source.folder is None:
         return source.name
-    folder, here = source.folder, Path.cwd()
-    return f"./{folder.relative_to(here)}" if folder.is_relative_to(here) else str(folder)
+    typed = from_here(source.folder)
+    return str(typed) if typed.is_absolute() else f"./{typed}"
 
 
 def _in_words(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
