@@ -29,6 +29,7 @@ from at_scale_clock import (
 )
 from pace import markdown_table
 
+from isoflop.analysis.power import DEFAULT_NOISE, PowerReport, estimate_power
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import (
@@ -39,7 +40,6 @@ from isoflop.plan.estimate import (
     load_hardware,
 )
 from isoflop.plan.planner import Plan
-from isoflop.plan.power import DEFAULT_NOISE, PowerReport, estimate_power
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 # A round number, no quote: cost is proportional to it.

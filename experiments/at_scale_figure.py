@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from at_scale_clock import REFERENCE, SUBJECT, DevicePaces, Measured
 from pace import CellKey, Pace
 
-from isoflop.analysis import plot_frame, plot_style
-from isoflop.analysis.plot_scale import padded
+from isoflop import plot_style
+from isoflop.analysis import plot_frame
 from isoflop.plan.planner import Plan
+from isoflop.plot_style import padded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -121,3 +121,33 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; only str, int, bool, None, list and dict.
+
+    A float has no one spelling and an unknown object no meaning, so both raise.
+
+    Raises:
+        TypeError: any other type, at any depth.
+    """
+    _check_canonical(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _check_canonical(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if type(key) is not str:
+                raise TypeError(f"key {key!r} has no canonical form")
+            _check_canonical(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_canonical(inner)
+    elif value is not None and type(value) not in (str, int, bool):
+        raise TypeError(f"{type(value).__name__} {value!r} has no canonical form")
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of :func:`canonical_json`."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()

@@ -15,8 +15,8 @@ from isoflop.launch.execute import execute
 from isoflop.launch.job import Job
 from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import final_weights
+from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan
-from isoflop.train.options import Placement
 from made_studies import micro
 
 # Longest life of an attempt after it began to train, seconds: some steps, each with a checkpoint.

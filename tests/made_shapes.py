@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from isoflop.families import get_spec
-from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 
 FAMILIES = ("mlp", "moe", "peer", "sgatlin", "swiglu")
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from isoflop.families import get_spec
-from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 from isoflop.train.checkpoint import CheckpointStore
 from isoflop.train.loop import Hooks, Placement, RunOutcome, StepMetrics, train_run
 from made_data import MadeData

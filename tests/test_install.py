@@ -32,7 +32,7 @@ import isoflop, isoflop_kernels
 from isoflop.data.catalog import identify
 from isoflop.plan.planner import make_plan
 from isoflop.resources import builtin, builtin_names
-from isoflop.study_file import load_study
+from isoflop.study.file import load_study
 study = builtin("experiments", "quickstart.toml")
 corpus = builtin("corpora", "sotu_1981_2026")
 print(json.dumps({

@@ -20,7 +20,7 @@ from isoflop.plan.runs import PlannedRun
 from isoflop.recipe import MICRO_V2, RECIPES, get_recipe, name_at_rate
 from isoflop.render.plans import rate_lines, run_lines
 from isoflop.study import Study
-from isoflop.study_file import study_from_toml
+from isoflop.study.file import study_from_toml
 from made_studies import micro
 
 
@@ -144,8 +144,8 @@ def test_a_reviewer_sees_the_rates() -> None:
 def test_what_measures_a_run_takes_the_rate_of_its_name() -> None:
     import torch
 
+    from isoflop.placement import Placement
     from isoflop.train.calibrate import measure_step
-    from isoflop.train.options import Placement
     from isoflop.train.step_flops import measure_step_flops
 
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import command
 from isoflop.plan.artefact import plan_to_json, read_plan
 from isoflop.plan.planner import make_plan
 from isoflop.resources import builtin
-from isoflop.study_file import load_study
+from isoflop.study.file import load_study
 from isoflop.tables import (
     COMPARE,
     EXPONENTS,

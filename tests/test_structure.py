@@ -22,7 +22,19 @@ SOURCES = sorted(
     for path in (REPOSITORY / folder).rglob(f"*{suffix}")
 )
 
-BASE = {"errors", "numbers", "canonical", "files", "resources", "tables", "pages", "recipe"}
+BASE = {
+    "errors",
+    "numbers",
+    "files",
+    "resources",
+    "tables",
+    "pages",
+    "plot_style",
+    "recipe",
+    "spec",
+    "placement",
+    "validate",
+}
 """What every part may import; of the project, these import only each other."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -44,10 +56,7 @@ and cli are on top and may import everything."""
 
 EXCEPTIONS = {
     ("isoflop.families.*.module", "model"): "layers are drawn by the model's initialisers",
-    ("isoflop.study", "train"): "a study's options of placement are checked as training's are",
-    ("isoflop.plan.simulation", "analysis"): "a simulated study is judged by the analysis's limits",
     ("isoflop.analysis.refine*", "plan"): "proposes runs, which are plans",
-    ("isoflop.interpret.figures*", "analysis"): "draws in the same style",
 }
 
 WITHOUT_TORCH = (
@@ -83,7 +92,7 @@ def part_of(module: str) -> str:
     if top == "isoflop_kernels":
         return "kernels"
     name = rest.partition(".")[0]
-    return "study" if name.startswith("study_") else name
+    return name
 
 
 def is_excepted(module: str, part: str) -> bool:

@@ -13,7 +13,7 @@ from isoflop.families import PATHS_VARIABLE
 from isoflop.families.mlp import spec as mlp
 from isoflop.numbers import format_flops
 from isoflop.study import Study, parse_flops
-from isoflop.study_file import load_study, study_from_json, study_from_toml
+from isoflop.study.file import load_study, study_from_json, study_from_toml
 
 MINIMAL: dict[str, Any] = {"study": {"name": "s", "budgets": [1e17], "archs": ["mlp"]}}
 

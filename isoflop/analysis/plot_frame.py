@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_scale, plot_style
+from isoflop import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +44,8 @@ def scale(
     axes: Axes, budgets: Sequence[float], values: Sequence[float], form: Callable[[float], str]
 ) -> None:
     """Set the limits and ticks of an axes against compute."""
-    axes.set_xlim(*plot_scale.padded(min(budgets), max(budgets), 0.08))
-    low, high = plot_scale.padded(min(values), max(values), 0.12)
+    axes.set_xlim(*plot_style.padded(min(budgets), max(budgets), 0.08))
+    low, high = plot_style.padded(min(values), max(values), 0.12)
     axes.set_ylim(low, high)
     plot_style.set_budget_ticks(axes, budgets)
     plot_style.set_log_ticks(axes.yaxis, low, high, 6, form)

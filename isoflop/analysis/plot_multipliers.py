@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_frame, plot_tips
 from isoflop.analysis.compare import Comparison
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.summary import excluded_note
+from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,10 +94,10 @@ def _scale(grid: Sequence[Axes], fits: Fits, arrows: Sequence[Comparison]) -> No
         for end in (o.loss_opt, o.loss_ci_lo, o.loss_ci_hi)
         if end is not None and end > 0.0
     ]
-    low, high = plot_scale.padded(min(losses), max(losses), 0.1)
+    low, high = plot_style.padded(min(losses), max(losses), 0.1)
     for axes in grid:
         axes.set(xscale="log", yscale="log", ylim=(low, high))
-        axes.set_xlim(*plot_scale.padded(min(budgets + reached), max(budgets + reached), 0.32))
+        axes.set_xlim(*plot_style.padded(min(budgets + reached), max(budgets + reached), 0.32))
         plot_style.set_budget_ticks(axes, fits.budgets)
     plot_style.set_log_ticks(grid[0].yaxis, low, high, 6, "{:.4g}".format)
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from isoflop.analysis import plot_scale, plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_tips
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import Optimum, fit_parabola
-from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Axis, Excluded, Point
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count
+from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,8 +115,8 @@ def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Sequence[Mark]) -> No
     if sizes:
         # Room for the word "bound" on the side where it stands.
         kinds = {o.status for o in optima.values()}
-        low, _ = plot_scale.padded(min(sizes), max(sizes), 0.4 if "edge_low" in kinds else 0.1)
-        _, high = plot_scale.padded(min(sizes), max(sizes), 0.4 if "edge_high" in kinds else 0.1)
+        low, _ = plot_style.padded(min(sizes), max(sizes), 0.4 if "edge_low" in kinds else 0.1)
+        _, high = plot_style.padded(min(sizes), max(sizes), 0.4 if "edge_high" in kinds else 0.1)
         axes.set_xlim(low, high)
         plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
     scale = 0.75 if len(fits.budgets) <= _FEW_BUDGETS else 0.55

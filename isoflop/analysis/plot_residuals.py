@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_frame, plot_tips
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import fit_parabola
 from isoflop.analysis.plot_profiles import AXIS_LABELS
@@ -65,7 +66,7 @@ def _draw(
     axes.set_xlabel(label)
     axes.axhline(0.0, color="#606060", linewidth=0.8)
     places = [place(point) for found in residuals.values() for point, _ in found]
-    low, high = plot_scale.padded(min(places), max(places), 0.06)
+    low, high = plot_style.padded(min(places), max(places), 0.06)
     axes.set_xlim(low, high)
     plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
     for index, found in enumerate(residuals.values()):

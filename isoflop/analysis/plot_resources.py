@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_frame, plot_tips
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import profile_of
-from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Point
 from isoflop.analysis.resample import Resource, resource_at
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count
+from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def _draw_panel(axes: Axes, fits: Fits, name: Resource) -> None:
             everything += [value for value, _ in placed]
             _draw_runs(axes, placed, plot_style.family_mark(index), LABELS[name])
             _draw_optima(axes, fits, arch, name, plot_style.family_mark(index))
-    low, high = plot_scale.padded(min(everything), max(everything), 0.06)
+    low, high = plot_style.padded(min(everything), max(everything), 0.06)
     axes.set_xlim(low, high)
     form = plot_style.math_flops if name == "flops" else format_count
     plot_style.set_log_ticks(axes.xaxis, low, high, 4, form)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_tips
 from isoflop.analysis.compare_sizes import SeedMean, seed_means
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.points import Point

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_frame, plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_frame, plot_tips
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.optima import METHODS

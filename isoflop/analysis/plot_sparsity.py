@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_frame, plot_scale, plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_frame, plot_tips
 from isoflop.analysis.fits import Fits
-from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Point
 from isoflop.analysis.summary import excluded_note, perplexity
+from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def _draw_budget(axes: Axes, fits: Fits, budget: float) -> None:
             xs += [x for x, _ in placed]
             ys += [perplexity(point.loss) for _, point in placed]
     for axis, values, form in ((axes.xaxis, xs, "{:.3g}"), (axes.yaxis, ys, "{:.4g}")):
-        low, high = plot_scale.padded(min(values), max(values), 0.08)
+        low, high = plot_style.padded(min(values), max(values), 0.08)
         (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low, high)
         plot_style.set_log_ticks(axis, low, high, 4, form.format)
 

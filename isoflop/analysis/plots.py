@@ -10,17 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_frame, plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_frame, plot_tips
 from isoflop.analysis.compare_sizes import is_one_size
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.laws import LawAxis, PowerLaw, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.plot_profiles import draw_profiles
 from isoflop.analysis.plot_seed_means import draw_seed_means
-from isoflop.analysis.plot_style import Mark
 from isoflop.analysis.points import Axis
 from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.numbers import format_count
+from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from isoflop.commands import FOLDER
 
 if TYPE_CHECKING:
     from isoflop.plan.estimate.calibration import MeasuredStep
-    from isoflop.plan.identity import RunSpec
     from isoflop.plan.planner import Plan
+    from isoflop.spec import RunSpec
 
 
 @click.command(short_help="Measure step times here, for estimates.")
@@ -61,7 +61,7 @@ def _planned(folder: Path | None) -> Plan:
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.planner import make_plan
     from isoflop.resources import builtin
-    from isoflop.study_file import load_study
+    from isoflop.study.file import load_study
 
     if folder is not None:
         return read_plan(folder)

@@ -29,8 +29,8 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
     """
     from isoflop.launch.slurm import cancel as library
     from isoflop.plan.artefact import read_plan
-    from isoflop.plan.identity import shown_id
     from isoflop.plan.select import find_run
+    from isoflop.spec import shown_id
 
     plan = read_plan(folder)
     wanted = {find_run(plan, run)[0].run_id for run in runs} if runs else None
@@ -48,7 +48,7 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
 
 
 def _named(found: Cancellation, wanted: set[str] | None) -> str:
-    from isoflop.plan.identity import shown_id
+    from isoflop.spec import shown_id
 
     ids = found.run_ids
     names = ", ".join(shown_id(run_id) for run_id in ids[:_MAX_NAMED])

@@ -13,7 +13,7 @@ from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     from isoflop.model.flop_gate import FlopCheck
-    from isoflop.plan.identity import RunSpec
+    from isoflop.spec import RunSpec
 
 SOME_DIFFER = 1
 
@@ -92,8 +92,8 @@ def _rung(
 
     from isoflop.data.catalog import get_tokenizer_spec
     from isoflop.families import config_from_mapping, get_spec
-    from isoflop.plan.identity import RunSpec
     from isoflop.recipe import get_recipe
+    from isoflop.spec import RunSpec
 
     recipe = get_recipe(recipe_name)
     for name, value in (("--scale", scale), ("--seq-len", seq_len), ("--vocab", vocab)):
@@ -158,7 +158,7 @@ def _study_specs(path: Path) -> list[RunSpec]:
     """The runs of a study file, or of the plan in a study's folder."""
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.planner import make_plan
-    from isoflop.study_file import load_study
+    from isoflop.study.file import load_study
 
     plan = read_plan(path) if path.is_dir() else make_plan(load_study(path))
     return [run.spec for run in plan.unique_runs]

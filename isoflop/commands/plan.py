@@ -11,9 +11,9 @@ from isoflop.commands import FOLDER
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
+    from isoflop.analysis.power import PowerReport
     from isoflop.plan.estimate import PlanEstimate
     from isoflop.plan.planner import Plan
-    from isoflop.plan.power import PowerReport
     from isoflop.study import Study
 
 
@@ -85,7 +85,7 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
     import dataclasses
 
     from isoflop.study import paper_study, parse_flops
-    from isoflop.study_file import load_study
+    from isoflop.study.file import load_study
 
     parsed = None if budgets is None else tuple(parse_flops(b) for b in budgets.split(","))
     if path is not None:
@@ -149,7 +149,7 @@ def _unused_variants(planned: Plan) -> list[str]:
 
 
 def _power(planned: Plan, noise: float) -> PowerReport:
-    from isoflop.plan.power import estimate_power
+    from isoflop.analysis.power import estimate_power
 
     return estimate_power(planned, noise=noise)
 

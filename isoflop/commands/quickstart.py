@@ -37,7 +37,7 @@ def quickstart(out: Path, workers: int | None) -> None:
     from isoflop.plan.estimate import estimate_for, write_with_estimates
     from isoflop.plan.planner import make_plan
     from isoflop.resources import builtin
-    from isoflop.study_file import load_study
+    from isoflop.study.file import load_study
 
     planned = make_plan(load_study(builtin("experiments", "quickstart.toml")))
     estimate = estimate_for(planned, out)

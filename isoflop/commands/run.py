@@ -46,9 +46,9 @@ def run_folder(folder: Path, workers: int | None, device: str | None, **options:
         options: further entries of a [placement] table.
     """
     from isoflop.launch.local import open_session, run_session
-    from isoflop.plan.identity import shown_id
     from isoflop.render.progress import Watcher
     from isoflop.render.tables import console
+    from isoflop.spec import shown_id
 
     out = console()
     session = open_session(folder, options={"workers": workers, "device": device, **options})

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from isoflop.canonical import sha256_json
 from isoflop.data.corpus import SPLIT_RULE, corpus_sha256, heldout_flags, read_corpus_manifest
 from isoflop.data.index import find_prepared, split_source
 from isoflop.data.recipes import RECIPES, Recipe
@@ -21,6 +20,7 @@ from isoflop.data.storage import default_data_dir
 from isoflop.data.tokenizers import TRAINED, tokenizer_spec, vocabulary_size
 from isoflop.data.tokenizers.spec import TOKENIZERS, TokenizerSpec
 from isoflop.errors import UserError
+from isoflop.files import sha256_json
 from isoflop.resources import builtin
 
 REINSTALL = "reinstall isoflop"

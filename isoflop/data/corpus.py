@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.canonical import sha256_json
 from isoflop.data.storage import read_manifest, write_manifest
 from isoflop.errors import UserError
-from isoflop.files import write_bytes_atomic
+from isoflop.files import sha256_json, write_bytes_atomic
 
 CORPUS_SCHEMA = "isoflop-corpus/1"
 

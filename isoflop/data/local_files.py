@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from isoflop.canonical import sha256_json
 from isoflop.data.documents import RawDocument
 from isoflop.data.options import Meter
 from isoflop.errors import UserError
-from isoflop.files import sha256_file
+from isoflop.files import sha256_file, sha256_json
 
 ROWS_PER_BATCH = 64
 COMPRESSED = (".gz", ".zst")

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.canonical import sha256_json
 from isoflop.data.pool import ordered_map
-from isoflop.files import read_json, sha256_file, write_bytes_atomic, write_json_atomic
+from isoflop.files import read_json, sha256_file, sha256_json, write_bytes_atomic, write_json_atomic
 
 MAX_SHARD_TOKENS = 2**26
 """128 MiB of uint16: one fits in memory while it is written."""

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from isoflop.canonical import sha256_json
 from isoflop.errors import UserError
-from isoflop.files import fsync_path, read_json, write_json_atomic
+from isoflop.files import fsync_path, read_json, sha256_json, write_json_atomic
 
 MANIFEST = "manifest.json"
 TOKENS_SCHEMA = "isoflop-tokens/1"

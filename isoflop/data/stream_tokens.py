@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.canonical import sha256_json
 from isoflop.data import assemble, pipeline
 from isoflop.data.catalog import known_spec, make_data_id
 from isoflop.data.corpus import heldout_flags
@@ -22,6 +21,7 @@ from isoflop.data.options import Meter, OnProgress, PrepareOptions
 from isoflop.data.storage import STREAM_SCHEMA, make_folder, rename_unless_there, write_manifest
 from isoflop.data.windows import open_data
 from isoflop.errors import UserError
+from isoflop.files import sha256_json
 
 if TYPE_CHECKING:
     from isoflop.data.tokenizers import Tokenizer

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.analysis.plot_style import (
-    PAGE_WIDTH,
-    family_colours,
-    family_mark,
-    save,
-    style,
-)
 from isoflop.interpret.usage_log import over_training
+from isoflop.plot_style import PAGE_WIDTH, family_colours, family_mark, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

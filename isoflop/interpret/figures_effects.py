@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.analysis import plot_style
+from isoflop import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from isoflop.errors import UserError
 from isoflop.interpret.schema import GATES_FILE, META_KEY, TOKENS_FILE, VERSION
-from isoflop.plan.identity import shown_id
+from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
     from isoflop.interpret.load import Subject

@@ -21,9 +21,9 @@ from isoflop.launch.weights import keep_final_weights, remove_checkpoints
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
-    from isoflop.plan.identity import RunSpec
+    from isoflop.placement import Placement
+    from isoflop.spec import RunSpec
     from isoflop.train.loop import RunOutcome, StepMetrics
-    from isoflop.train.options import Placement
     from isoflop.train.ranks import Ranks
     from isoflop.train.throughput import Achieved
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from isoflop.launch.sinks import NAMES
-from isoflop.train.options import PARALLEL
+from isoflop.placement import PARALLEL
 
 _PLACEMENT_OPTIONS = (
     click.option(

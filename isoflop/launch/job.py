@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from isoflop.train.options import Placement
+from isoflop.placement import Placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

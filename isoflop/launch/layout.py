@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from isoflop.placement import Placement
 from isoflop.plan.estimate.placement import PlacementEstimate
-from isoflop.train.options import Placement
 
 _NAMES = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
 

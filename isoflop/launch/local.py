@@ -18,11 +18,11 @@ from isoflop.launch.pool import Event, num_cores, run_jobs
 from isoflop.launch.sinks import check_names
 from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import prune_weights
+from isoflop.placement import Placement, placement_from
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.select import find_run
-from isoflop.train.options import Placement, placement_from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

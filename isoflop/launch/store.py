@@ -25,7 +25,7 @@ from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_json_atomic, write_once
 from isoflop.launch.metrics import LINES_FILE, read_rows
 from isoflop.launch.process import ProcessIdentity
-from isoflop.plan.identity import RunSpec, run_id, shown_id
+from isoflop.spec import RunSpec, run_id, shown_id
 
 # A heartbeat older than this on another machine means that its holder is gone. Heartbeats come
 # every few seconds; the margin allows for a stalled shared file system.

@@ -29,9 +29,9 @@ from isoflop.families import config_from_mapping, get_spec
 from isoflop.model.flop_counter import StrictFlopCounter, UncountedOperatorError
 from isoflop.model.loss import next_token_loss
 from isoflop.model.transformer import build_model, uninitialised_model
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import MICRO_V1, PAPER_V1
+from isoflop.spec import RunSpec
 from isoflop_kernels import use_implementation
 
 __all__ = [

@@ -21,7 +21,7 @@ from isoflop.model.norm import RMSNorm
 from isoflop_kernels.precision import autocast_disabled
 
 if TYPE_CHECKING:
-    from isoflop.plan.identity import RunSpec
+    from isoflop.spec import RunSpec
 
 
 class Block(nn.Module):

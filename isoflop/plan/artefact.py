@@ -16,12 +16,11 @@ from isoflop.files import dump_json, read_json, write_text_atomic
 from isoflop.numbers import format_flops
 from isoflop.plan.auto import ExpectedOptimum
 from isoflop.plan.check_runs import check_runs_are_the_study, refusal
-from isoflop.plan.identity import RunSpec, run_id
 from isoflop.plan.models import Models
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun, describe_run, run_ledger
-from isoflop.study import Study
-from isoflop.study_checks import SIZES_AUTO
+from isoflop.spec import RunSpec, run_id
+from isoflop.study import SIZES_AUTO, Study
 from isoflop.tables import PLAN, write_table
 
 PLAN_FILE = "plan.json"
@@ -146,7 +145,7 @@ def read_plan_file(path: Path) -> Plan:
     values = read_json(path, "plan")
     _check_top(values, path)
     # pydantic is slow to import and only needed where a file is read.
-    from isoflop.study_file import study_from_json
+    from isoflop.study.file import study_from_json
 
     study = study_from_json(values["study"])
     reader = _RunReader(study, values["num_train_tokens"], path)

@@ -12,8 +12,7 @@ from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.models import Model, Models
 from isoflop.recipe import get_recipe
-from isoflop.study import Study
-from isoflop.study_checks import SIZES_AUTO
+from isoflop.study import SIZES_AUTO, Study
 
 # The grid reaches this factor in parameters to either side of the expected optimum: wide enough to
 # bracket it, narrow enough that a parabola describes the losses (the published grids reach 3 to 8;

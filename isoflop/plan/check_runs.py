@@ -8,10 +8,9 @@ from pathlib import Path
 
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
-from isoflop.plan.identity import LATER_FIELDS
 from isoflop.plan.runs import PlannedRun, steps_of_epochs
-from isoflop.study import Study
-from isoflop.study_checks import check_more_seeds_at
+from isoflop.spec import LATER_FIELDS
+from isoflop.study import Study, check_more_seeds_at
 
 
 def check_runs_are_the_study(

@@ -11,8 +11,7 @@ from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan, replace_plan
 from isoflop.plan.diff import PlanDiff, diff_plans
 from isoflop.plan.planner import Plan, make_plan
-from isoflop.study import SizeTable, Study
-from isoflop.study_checks import SIZES_DEFAULT
+from isoflop.study import SIZES_DEFAULT, SizeTable, Study
 
 # What may differ between a plan and the one that it grows into.
 GROWS = ("budgets", "seeds", "more_seeds", "sizes", "num_sizes")

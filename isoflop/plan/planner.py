@@ -11,12 +11,11 @@ from isoflop.errors import UserError
 from isoflop.families import ensure_gated, family_digest
 from isoflop.numbers import format_count, format_flops, round_up
 from isoflop.plan.auto import ExpectedOptimum, Grid, edge_warning, expected_optima
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.models import Models
 from isoflop.plan.runs import PlannedRun, describe_run, steps_of_epochs, with_seed
 from isoflop.recipe import MICRO_V1, Recipe, get_recipe
-from isoflop.study import Study
-from isoflop.study_checks import SIZES_AUTO, check_more_seeds_at
+from isoflop.spec import RunSpec
+from isoflop.study import SIZES_AUTO, Study, check_more_seeds_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

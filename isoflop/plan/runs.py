@@ -9,8 +9,8 @@ from typing import Any
 
 from isoflop.accounting import Ledger, get_convention, model_ledger
 from isoflop.families import config_from_mapping, get_spec
-from isoflop.plan.identity import RunSpec, run_id
 from isoflop.recipe import Shape
+from isoflop.spec import RunSpec, run_id
 
 COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from isoflop.files import dump_json
 from isoflop.plan.artefact import PLAN_SCHEMA_VERSION
-from isoflop.study_file import FrozenStudy
+from isoflop.study.file import FrozenStudy
 
 SCHEMA_FILE = Path(__file__).with_name("plan.schema.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

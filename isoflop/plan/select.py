@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
-from isoflop.plan.identity import shown_id
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
+from isoflop.spec import shown_id
 from isoflop.tables import PLAN
 
 _LIST_RUNS = "`isoflop show FOLDER` lists them"

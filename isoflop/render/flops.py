@@ -15,8 +15,8 @@ from isoflop.accounting import (
     bytes_gathered_per_token,
 )
 from isoflop.numbers import format_count
-from isoflop.plan.identity import RunSpec
 from isoflop.render.tables import new_table
+from isoflop.spec import RunSpec
 
 if TYPE_CHECKING:
     from isoflop.model.flop_gate import FlopCheck

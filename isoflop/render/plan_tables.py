@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from isoflop.numbers import format_count, format_flops
-from isoflop.plan.identity import shown_id
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.render.tables import fitted_table, new_table
+from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
     from isoflop.plan.estimate import PlanEstimate, RunEstimate

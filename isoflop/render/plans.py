@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.numbers import format_count, format_flops, format_seconds
-from isoflop.plan.identity import shown_id
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.recipe import get_recipe
+from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
     from isoflop.plan.diff import PlanDiff

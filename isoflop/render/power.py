@@ -10,7 +10,7 @@ from isoflop.numbers import format_flops
 from isoflop.render.tables import new_table
 
 if TYPE_CHECKING:
-    from isoflop.plan.power import PowerReport
+    from isoflop.analysis.power import PowerReport
 
 MISSING = "-"
 

@@ -15,8 +15,8 @@ from rich.text import Text
 from isoflop.launch.local import Session
 from isoflop.launch.pool import Event
 from isoflop.numbers import format_flops, format_seconds
-from isoflop.plan.identity import shown_id
 from isoflop.plan.runs import PlannedRun
+from isoflop.spec import shown_id
 
 
 @dataclass(slots=True)

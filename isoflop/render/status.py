@@ -14,8 +14,8 @@ from rich.text import Text
 from isoflop.launch.slurm.states import Truth
 from isoflop.launch.status import LIVE, STATES, RunState
 from isoflop.numbers import format_flops, format_seconds
-from isoflop.plan.identity import shown_id
 from isoflop.render.tables import new_table
+from isoflop.spec import shown_id
 
 _ALWAYS_SHOWN = ("done", "running", "diverged", "failed", "missing")
 # Those that need somebody's attention last, where the eye is.

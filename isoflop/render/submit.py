@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from isoflop.plan.identity import shown_id
 from isoflop.render.tables import new_table
+from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.arrays import ArrayPlan

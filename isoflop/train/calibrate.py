@@ -15,8 +15,8 @@ from isoflop.errors import UserError
 from isoflop.model import build_model
 from isoflop.plan.estimate.calibration import Calibration, MeasuredStep, shape_fields
 from isoflop.plan.estimate.shapes import shape_key
-from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 from isoflop.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
 from isoflop.train.step import gradients_of_batch, made_batch

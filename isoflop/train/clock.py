@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from isoflop.train.options import Placement
+from isoflop.placement import Placement
 
 
 class Clock:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from isoflop.data.windows import HeldoutWindows, TokenData, Tokens
-    from isoflop.plan.identity import RunSpec
+    from isoflop.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

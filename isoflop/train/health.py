@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from isoflop.data.tokenizers import PAD_ID
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.usage import EverUsed, UsageRecorder, is_logged, routed_layers, usage_rows
 

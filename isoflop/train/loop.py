@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.model import build_model
+from isoflop.placement import Placement
 from isoflop.recipe import get_recipe
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
 from isoflop.train.clock import Cadence, Clock
@@ -25,7 +26,6 @@ from isoflop.train.health import Monitor, check
 from isoflop.train.hooks import Accumulator, Hooks, StepMetrics
 from isoflop.train.memory import keep_freed_memory, reset_peak
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.options import Placement
 from isoflop.train.outcome import RunOutcome
 from isoflop.train.prefetch import Prefetch
 from isoflop.train.ranks import SINGLE, Ranks
@@ -35,7 +35,7 @@ from isoflop.train.step import Batch, StepGradients, gradients_of_batch, rank_ba
 
 if TYPE_CHECKING:
     from isoflop.data.windows import HeldoutWindows, TokenData
-    from isoflop.plan.identity import RunSpec
+    from isoflop.spec import RunSpec
 
 __all__ = ["Accumulator", "Hooks", "Placement", "RunOutcome", "StepMetrics", "train_run"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from isoflop.data.tokenizers import BEGIN_ID, PAD_ID
 from isoflop.data.windows import Tokens, shift_right
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 from isoflop.train.optimizer import clip_gradients
 from isoflop.train.precision import compute_type
 from isoflop.train.ranks import SINGLE, Ranks

@@ -10,11 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from isoflop.accounting.conventions import paper_head
 from isoflop.model import build_model
 from isoflop.model.flop_counter import StrictFlopCounter
-from isoflop.plan.identity import RunSpec
+from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.options import Placement
 from isoflop.train.step import gradients_of_batch, made_batch
 from isoflop_kernels import use_implementation
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from isoflop.accounting.conventions import get_convention
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import run_ledger
+from isoflop.spec import RunSpec
 
 # Side of the square matrices whose product measures a peak: large enough on a GPU, under a second
 # on a core.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoflop.families import config_from_mapping
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 from isoflop.train.ranks import Ranks
 
 # Steps of a run whose usage is logged, about.

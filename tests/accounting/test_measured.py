@@ -15,9 +15,9 @@ from isoflop.accounting.ledger import COMPONENT_NAMES
 from isoflop.families import family_names, get_spec
 from isoflop.model import build_model
 from isoflop.model.flop_gate import MeasuredFlops, check_family, check_spec, measure_run
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import MICRO_V1, PAPER_V1, Recipe
+from isoflop.spec import RunSpec
 
 ROUTERS = ("product_dense", "product_key_value", "dense", "key_value")
 CASES = ["mlp", "swiglu", "moe", "peer", *(f"sgatlin/{router}" for router in ROUTERS)]

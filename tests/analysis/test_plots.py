@@ -16,10 +16,9 @@ from isoflop.analysis import excluded_note
 from isoflop.analysis.fit import FitOptions, Fits
 from isoflop.analysis.fit import fit_rows as fit_all
 from isoflop.analysis.plot_profiles import draw_profiles
-from isoflop.analysis.plot_scale import log_ticks, padded, spread_labels
-from isoflop.analysis.plot_style import family_mark, math_flops
 from isoflop.analysis.plots import draw_frontier, draw_optimum_size, write_plots
 from isoflop.numbers import format_count, format_flops
+from isoflop.plot_style import family_mark, log_ticks, math_flops, padded, spread_labels
 
 EDGES = [
     *curve(parabola(1e6), spaced(1e8), "sgatlin/gelu", 1e17),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from isoflop.train.options import Placement
+from isoflop.placement import Placement
 from made_kills import Figures, disturb, job_in
 
 EVERY_STEP = Placement(checkpoint_every_s=0.0)

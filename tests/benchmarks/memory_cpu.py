@@ -22,8 +22,8 @@ import torch
 from isoflop.families import get_spec
 from isoflop.plan.estimate.memory import estimate_memory
 from isoflop.plan.estimate.shapes import model_shape
-from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 from isoflop.train.calibrate import measure_step
 from isoflop.train.memory import peak_bytes, reset_peak
 

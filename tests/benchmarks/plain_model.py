@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 
 
 class PlainModel(nn.Module):

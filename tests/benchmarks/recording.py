@@ -25,8 +25,8 @@ from isoflop.families import get_spec
 from isoflop.interpret.load import Subject, made_subject
 from isoflop.interpret.record import record, windows_at_a_time
 from isoflop.model.transformer import build_model
-from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 from isoflop.train.evaluate import evaluate
 
 FAMILIES = ("sgatlin", "peer", "moe")

@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 from isoflop.families import config_from_mapping
 from isoflop.model import Transformer, build_model
 from isoflop.plan.estimate import estimate_run, load_hardware
-from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 from isoflop.train.memory import keep_freed_memory
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
 from isoflop.train.step import gradients_of_batch, made_batch, rank_batch

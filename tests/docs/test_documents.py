@@ -10,7 +10,7 @@ import pytest
 
 from docs.documents import DOCUMENTS, REPOSITORY, shown
 from docs.shell import blocks
-from isoflop.study_file import study_from_toml
+from isoflop.study.file import study_from_toml
 from isoflop.tables import (
     COMPARE,
     EXPONENTS,

@@ -13,7 +13,7 @@ from experiments.made_scripts import EXPERIMENTS, script
 from isoflop.plan.artefact import plan_to_json, read_plan
 from isoflop.plan.estimate import PlanEstimate, estimate_plan, load_hardware
 from isoflop.plan.planner import Plan, make_plan
-from isoflop.study_file import load_study
+from isoflop.study.file import load_study
 from isoflop.tables import COMPARE, VALIDITY, write_table
 
 at_scale, clock_parts, pace = (script(n) for n in ("at_scale", "at_scale_clock", "pace"))

@@ -13,7 +13,7 @@ from experiments.made_scripts import EXPERIMENTS, script
 from interpret.made_subjects import run_study, untrained_subject, write_texts
 from isoflop.interpret.load import Subject
 from isoflop.plan.artefact import read_plan
-from isoflop.study_file import load_study
+from isoflop.study.file import load_study
 from isoflop.tables import read_table
 
 rules = script("interpret_rules")

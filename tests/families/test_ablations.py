@@ -17,12 +17,12 @@ from isoflop.families._routing.spec import ACTIVATIONS, GATE_ORDERS, GATES, ROUT
 from isoflop.model import build_model, next_token_loss
 from isoflop.model.flop_gate import check_spec
 from isoflop.model.init import initialise
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.models import Models
 from isoflop.recipe import MICRO_V1, PAPER_V1
 from isoflop.resources import builtin
+from isoflop.spec import RunSpec
 from isoflop.study import Study
-from isoflop.study_file import study_from_toml
+from isoflop.study.file import study_from_toml
 from isoflop_kernels import use_implementation
 
 PEER_SHAPE = {"num_channels": 3, "num_neighbours": 4, "num_experts": 36, "router_width": 10}

@@ -29,9 +29,9 @@ from isoflop.families import (
 )
 from isoflop.model import build_model, next_token_loss
 from isoflop.model.flop_gate import check_family
-from isoflop.plan.identity import LATER_SPEC_FIELDS, RunSpec
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import run_ledger
+from isoflop.spec import LATER_SPEC_FIELDS, RunSpec
 from made_family import HEAVY_SUM, TRUE_SUM, UNCOUNTED_SUM, write_family
 from made_studies import micro
 

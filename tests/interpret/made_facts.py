@@ -16,10 +16,10 @@ from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import TokenData, open_data
 from isoflop.interpret.load import Subject, made_subject
 from isoflop.model import build_model
-from isoflop.plan.identity import RunSpec
+from isoflop.placement import Placement
+from isoflop.spec import RunSpec
 from isoflop.train.hooks import Hooks
 from isoflop.train.loop import train_run
-from isoflop.train.options import Placement
 
 FACTS = TINY_FACTS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.launch.job import Job
-from isoflop.train.options import Placement
+from isoflop.placement import Placement
 from made_kills import disturb, job_in
 
 

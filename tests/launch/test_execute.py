@@ -20,11 +20,11 @@ from isoflop.launch.job import Ending, Job
 from isoflop.launch.metrics import newest_by_step
 from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import final_weights, prune_weights, remove_checkpoints
-from isoflop.plan.identity import RunSpec, run_id
+from isoflop.placement import Placement
 from isoflop.plan.planner import Plan, make_plan
+from isoflop.spec import RunSpec, run_id
 from isoflop.train import loop
 from isoflop.train.checkpoint import CheckpointStore
-from isoflop.train.options import Placement
 from made_data import MadeData
 from made_studies import micro
 from made_training import made_spec, undisturbed

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from isoflop.launch.layout import laid_out, on_own_device
+from isoflop.placement import Placement
 from isoflop.plan.estimate.placement import PlacementEstimate
-from isoflop.train.options import Placement
 
 PLANNED = PlacementEstimate(
     micro_batch=16,

@@ -10,8 +10,8 @@ import torch
 from isoflop.model.attention import Attention, same_document
 from isoflop.model.init import initialise
 from isoflop.model.transformer import Transformer, build_model
-from isoflop.plan.identity import run_id
 from isoflop.plan.planner import make_plan
+from isoflop.spec import run_id
 from made_studies import micro
 from made_training import made_spec, undisturbed
 

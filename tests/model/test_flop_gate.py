@@ -27,8 +27,8 @@ from isoflop.model.flop_gate import (
     structural_spec,
 )
 from isoflop.model.init import Initialiser, constant
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.planner import make_plan
+from isoflop.spec import RunSpec
 from isoflop.study import Variant, paper_study
 
 RAW = "isoflop_tests::raw_product"

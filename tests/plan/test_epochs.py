@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from isoflop.accounting import get_convention
+from isoflop.analysis.power import estimate_power
 from isoflop.errors import UserError
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.estimate import estimate_for
 from isoflop.plan.extend import extend_plan
 from isoflop.plan.planner import make_plan
-from isoflop.plan.power import estimate_power
 from isoflop.plan.runs import run_ledger, steps_of_epochs
 from isoflop.study import Study
-from isoflop.study_file import study_from_json, study_from_toml
+from isoflop.study.file import study_from_json, study_from_toml
 from made_studies import check_edit_is_refused, micro
 
 NUM_TOKENS = 1_444_062

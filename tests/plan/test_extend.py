@@ -15,7 +15,7 @@ from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.extend import extend_folder, extend_plan, grow_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Study, paper_study
-from isoflop.study_file import study_from_json
+from isoflop.study.file import study_from_json
 from made_studies import micro
 
 SMALL = {"archs": ("mlp", "sgatlin")}

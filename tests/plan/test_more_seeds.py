@@ -16,7 +16,7 @@ from isoflop.plan.extend import extend_plan, grow_plan
 from isoflop.plan.planner import make_plan
 from isoflop.render.plans import diff_lines
 from isoflop.study import Study
-from isoflop.study_file import study_from_json, study_from_toml
+from isoflop.study.file import study_from_json, study_from_toml
 from made_studies import check_edit_is_refused, micro
 
 BUDGET = 10**10

@@ -13,7 +13,7 @@ from isoflop.plan.runs import run_ledger
 from isoflop.recipe import PAPER_V1, get_recipe
 from isoflop.resources import builtin
 from isoflop.study import PAPER_ARCHS
-from isoflop.study_file import load_study
+from isoflop.study.file import load_study
 
 
 @pytest.fixture(autouse=True)

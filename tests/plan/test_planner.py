@@ -16,11 +16,11 @@ from isoflop.accounting import CONVENTIONS, get_convention
 from isoflop.errors import UserError
 from isoflop.families import PATHS_VARIABLE, family_digest
 from isoflop.families.mlp import spec as mlp
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import COUNTED, describe_run, run_ledger
 from isoflop.recipe import MICRO_V1, PAPER_V1
 from isoflop.resources import builtin
+from isoflop.spec import RunSpec
 from isoflop.study import (
     MATCHES,
     PAPER_ARCHS,
@@ -29,7 +29,7 @@ from isoflop.study import (
     paper_study,
     parse_flops,
 )
-from isoflop.study_file import load_study
+from isoflop.study.file import load_study
 from made_studies import micro
 
 PAPER_BUDGETS = (10**17, 6 * 10**17, 10**18, 6 * 10**18)

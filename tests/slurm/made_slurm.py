@@ -160,7 +160,7 @@ def undisturbed(study: Study, run_id: str) -> RunOutcome:
 
 @functools.cache
 def _trained(run_id: str, spec: str) -> RunOutcome:
-    from isoflop.plan.identity import RunSpec
+    from isoflop.spec import RunSpec
 
     data = open_data(prepare("sotu-embedded", "byte"))
     return train_run(RunSpec.from_json(json.loads(spec)), data, placement=Placement())

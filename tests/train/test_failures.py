@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import estimate_memory, format_bytes
 from isoflop.plan.estimate.shapes import model_shape
 from isoflop.train.failures import describe, is_out_of_memory
-from isoflop.train.options import Placement
 from made_shapes import rung_spec
 
 SPEC = rung_spec("sgatlin", 6)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from isoflop.errors import UserError
 from isoflop.families import family_names
-from isoflop.plan.identity import RunSpec
 from isoflop.recipe import get_recipe
+from isoflop.spec import RunSpec
 from isoflop.train import loop
 from isoflop.train.loop import Hooks, Placement, RunOutcome, StepMetrics, train_run
 from isoflop.train.step import StepGradients

@@ -17,11 +17,11 @@ from isoflop.accounting.ledger import COMPONENT_NAMES
 from isoflop.errors import UserError
 from isoflop.families import family_names
 from isoflop.model import build_model, loss
-from isoflop.plan.identity import RunSpec
+from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
+from isoflop.spec import RunSpec
 from isoflop.study import PAPER_ARCHS
 from isoflop.train.compile import compile_model
-from isoflop.train.options import Placement
 from isoflop.train.ranks import SingleRank
 from isoflop.train.step import gradients_of_batch, made_batch, rank_batch
 from isoflop.train.step_flops import measure_step_flops

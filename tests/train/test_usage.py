@@ -14,7 +14,7 @@ from torch import Tensor
 
 import made_training
 from isoflop.model import Transformer, build_model
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 from isoflop.train.ranks import SINGLE, SingleRank
 from isoflop.train.step import gradients_of_batch
 from isoflop.train.usage import (

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.analysis import plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_tips
 from isoflop.analysis.fits import Fits
 from isoflop.analysis.plot_multipliers import draw_multipliers
 from isoflop.analysis.plot_profiles import draw_profiles

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from isoflop.canonical import sha256_json
+from isoflop.files import sha256_json
 
 PAD_ID = 0
 """Padding of every tokenizer; carries no loss."""

@@ -8,11 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from isoflop.canonical import sha256_json
 from isoflop.data.tokenizers.library import LibraryTokenizer, import_tokenizers
 from isoflop.data.tokenizers.spec import PAD_ID, TOKENIZER_FILE, TokenizerSpec
 from isoflop.errors import UserError
-from isoflop.files import write_once
+from isoflop.files import sha256_json, write_once
 
 SAMPLE_BYTES = 10_000_000
 SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>")

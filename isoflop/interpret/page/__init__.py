@@ -10,7 +10,7 @@ from isoflop.interpret.load import Subject
 from isoflop.interpret.page.content import Content, gather
 from isoflop.interpret.page.describe import Limits
 from isoflop.interpret.page.html import render
-from isoflop.plan.identity import shown_id
+from isoflop.spec import shown_id
 
 PAGE_FILE = "page.html"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import wandb
 
 from isoflop.launch.sinks import About
-from isoflop.plan.identity import shown_id
+from isoflop.spec import shown_id
 
 
 def open_backend(about: About) -> Wandb:

@@ -23,10 +23,10 @@ from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.snapshot import Snapshot, snapshot_of
 from isoflop.launch.slurm.states import live_runs
 from isoflop.launch.store import RunFolder
+from isoflop.placement import placement_from
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import PlanEstimate, estimate_for
 from isoflop.plan.planner import Plan
-from isoflop.train.options import placement_from
 
 # sbatch reads them its own way in the names of logs, however they are quoted.
 _NOT_IN_PATHS = "%\\\n"

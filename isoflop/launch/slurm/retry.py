@@ -11,10 +11,10 @@ from isoflop.launch.slurm import records
 from isoflop.launch.slurm.states import Truth
 from isoflop.launch.status import RunState
 from isoflop.launch.store import RunFolder
+from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import estimate_memory, format_bytes
 from isoflop.plan.estimate.shapes import ModelShape, model_shape
-from isoflop.plan.identity import shown_id
-from isoflop.train.options import Placement
+from isoflop.spec import shown_id
 
 # An option counts as the next one where its estimated peak is at most this share of the peak that
 # was too much: what saves less is not worth another try.

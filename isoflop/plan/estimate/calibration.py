@@ -14,7 +14,7 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 
 CALIBRATION_SCHEMA_VERSION = 1
 FILE_NAME = "calibration.json"

@@ -20,7 +20,7 @@ from isoflop.plan.estimate.placement import (
 )
 from isoflop.plan.estimate.shapes import model_shape, shape_key
 from isoflop.plan.estimate.time import estimate_step
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 
 if TYPE_CHECKING:
     from isoflop.plan.planner import Plan

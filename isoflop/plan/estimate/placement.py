@@ -11,7 +11,7 @@ from isoflop.errors import UserError
 from isoflop.plan.estimate.hardware import Hardware
 from isoflop.plan.estimate.memory import MemoryEstimate, estimate_memory, format_bytes
 from isoflop.plan.estimate.shapes import ModelShape, model_shape
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 
 Parallel = Literal["single", "ddp", "fsdp"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from isoflop.accounting import Component
 from isoflop.families import config_from_mapping
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.runs import run_ledger
+from isoflop.spec import RunSpec
 
 # Parameters, gradients and optimizer moments are float32 whatever the compute type.
 PARAM_BYTES = 4

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from isoflop.errors import UserError
-from isoflop.train.options import Placement
+from isoflop.placement import Placement
 from isoflop.train.parallel.base import SeveralRanks
 from isoflop.train.parallel.channel import ChannelRanks
 from isoflop.train.parallel.ddp import DataParallelRanks

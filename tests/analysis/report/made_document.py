@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 
-from isoflop.analysis import plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_tips
 from isoflop.analysis.report import html
 from isoflop.analysis.report.document import (
     Document,

@@ -14,7 +14,8 @@ import pytest
 from analysis.made_report import full_table
 from analysis.made_runs import curve, parabola, row, spaced, study
 from analysis.report.made_document import made_svg
-from isoflop.analysis import plot_style, plot_tips
+from isoflop import plot_style
+from isoflop.analysis import plot_tips
 from isoflop.analysis.compare import compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima, fit_rows
 from isoflop.analysis.plot_residuals import relative_residuals

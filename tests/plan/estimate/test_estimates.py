@@ -16,8 +16,8 @@ from isoflop.plan.estimate import (
     load_hardware,
 )
 from isoflop.plan.estimate.calibration import MeasuredStep, shape_fields
-from isoflop.plan.identity import RunSpec
 from isoflop.plan.planner import Plan, make_plan
+from isoflop.spec import RunSpec
 from isoflop.study import paper_study
 from made_shapes import rung_spec
 from made_studies import micro

@@ -24,7 +24,7 @@ from isoflop.plan.estimate.time import (
     OPERATORS_PER_LAYER,
     OPERATORS_PER_STEP,
 )
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 from made_shapes import FAMILIES, rung_spec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from isoflop.errors import UserError
-from isoflop.train.options import Placement
+from isoflop.placement import Placement
 from isoflop.train.parallel import ranks_from_environment
 from isoflop.train.parallel.environment import Place, place_from_environment
 

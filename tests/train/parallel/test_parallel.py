@@ -21,7 +21,7 @@ from torch import Tensor
 
 import made_training
 from isoflop.families import config_from_mapping
-from isoflop.plan.identity import RunSpec
+from isoflop.spec import RunSpec
 from isoflop.train.ranks import SINGLE
 
 SCRIPT = Path(__file__).parent / "two_ranks.py"

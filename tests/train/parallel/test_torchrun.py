@@ -24,9 +24,9 @@ from isoflop.launch.job import Ending, Job
 from isoflop.launch.local import open_session
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.torchrun import run_ranks
+from isoflop.placement import Placement
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
-from isoflop.train.options import Placement
 from made_data import MadeHeldout
 from made_studies import micro
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from isoflop.errors import UserError
 from isoflop.model import Transformer, build_model
-from isoflop.plan.identity import RunSpec
+from isoflop.placement import Placement
+from isoflop.spec import RunSpec
 from isoflop.train.optimizer import build_adamw, set_learning_rate
-from isoflop.train.options import Placement
 from isoflop.train.parallel import ranks_from_environment
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.step import gradients_of_batch

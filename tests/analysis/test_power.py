@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isoflop.analysis import power
 from isoflop.analysis.laws import fit_laws
 from isoflop.analysis.optima import find_optimum
 from isoflop.analysis.points import Point
+from isoflop.analysis.power import estimate_power
+from isoflop.analysis.simulation import CHINCHILLA, Cell, fit_lines, fit_parabolas, true_losses
 from isoflop.errors import UserError
-from isoflop.plan import power
 from isoflop.plan.planner import Plan, make_plan
-from isoflop.plan.power import estimate_power
-from isoflop.plan.simulation import CHINCHILLA, Cell, fit_lines, fit_parabolas, true_losses
 from isoflop.study import paper_study
 from made_studies import micro
 

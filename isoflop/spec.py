@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.canonical import sha256_json
 from isoflop.errors import UserError
+from isoflop.files import sha256_json
 
 SHOWN_DIGITS = 12
 

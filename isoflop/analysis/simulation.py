@@ -6,11 +6,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from isoflop.plan.planner import Plan
+if TYPE_CHECKING:
+    from isoflop.plan.planner import Plan
+
 
 Floats = npt.NDArray[np.float64]
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isoflop.errors import UserError
-from isoflop.numbers import format_flops
-from isoflop.plan.planner import Plan
-from isoflop.plan.simulation import (
+from isoflop.analysis.simulation import (
     CHINCHILLA,
     SEED,
     Design,
@@ -30,6 +28,11 @@ from isoflop.plan.simulation import (
     with_seed,
     with_size,
 )
+from isoflop.errors import UserError
+from isoflop.numbers import format_flops
+
+if TYPE_CHECKING:
+    from isoflop.plan.planner import Plan
 
 DEFAULT_NOISE = 0.005
 # The half-width of a 95 % interval from 2,000 draws is itself uncertain by about 3 %.

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from isoflop.errors import UserError
+from isoflop.placement import Placement, placement_from
 from isoflop.plan.planner import make_plan
-from isoflop.study_file import study_from_json, study_from_toml
-from isoflop.train.options import Placement, placement_from
+from isoflop.study.file import study_from_json, study_from_toml
 from made_studies import micro
 
 STUDY = {"name": "s", "budgets": [1e10], "archs": ["mlp"], "recipe": "micro-v1", "sizes": [1]}

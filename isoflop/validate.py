@@ -1,0 +1,129 @@
+"""Values of a file as one of the project's dataclasses, checked by pydantic.
+
+The types of a dataclass's fields are the file's schema; what a type cannot say is checked in its
+``__post_init__``. Whatever is wrong becomes one :class:`UserError`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from isoflop.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model")
+
+WANTED = {
+    "list_type": "a list in square brackets",
+    "tuple_type": "a list in square brackets",
+    "string_type": "text in quotes",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "dataclass_type": "a table",
+    "model_type": "a table",
+}
+"""What pydantic's kinds of mistakes ask for, in the words of TOML."""
+
+
+def validated(
+    kind: type[Model],
+    values: Any,
+    *,
+    what: str = "",
+    do: str = "correct it",
+    do_missing: str = "add it",
+) -> Model:
+    """Return ``values``, as a TOML or JSON file has them, as an instance of ``kind``.
+
+    Types are strict: text is no number and 1.5 no whole number; a whole number is a float where one
+    is asked for, and a list a tuple. Keys that ``kind`` lacks are refused where its class sets
+    ``__pydantic_config__ = {"extra": "forbid"}``.
+
+    Args:
+        kind: a dataclass, or any type that pydantic knows.
+        values: tables, lists, texts, numbers and booleans.
+        what: put before the names of fields in messages (``hardware`` for ``hardware.name``).
+        do: what to do about a wrong value.
+        do_missing: what to do about a missing one.
+
+    Raises:
+        UserError: the first mistake, with the dotted name of its field.
+    """
+    from pydantic import ValidationError
+
+    adapter: TypeAdapter[Model] = _adapter(cast("Hashable", kind))
+    try:
+        # JSON is where strict pydantic takes a list for a tuple and a table for a dataclass.
+        return adapter.validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise _user_error(adapter, error.errors()[0], what, do, do_missing) from None
+
+
+@functools.cache
+def _adapter(kind: Hashable) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _user_error(
+    adapter: TypeAdapter[Any], mistake: ErrorDetails, what: str, do: str, do_missing: str
+) -> UserError:
+    cause = mistake.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return cause
+    keys = [part for part in mistake["loc"] if not _is_type_name(part)]
+    name = ".".join(map(str, (what, *keys) if what else keys)) or "file"
+    kind, given = mistake["type"], mistake["input"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known_keys(adapter.json_schema(), keys[:-1])
+        near = get_close_matches(str(keys[-1]), known, n=1)
+        return UserError(
+            name,
+            given,
+            f"a known key ({', '.join(known)})",
+            f"write {near[0]}" if near else "remove it",
+        )
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return UserError(name, None, "given", do_missing)
+    if kind in ("literal_error", "enum"):
+        return UserError(name, given, mistake["ctx"]["expected"], do)
+    message = mistake["msg"][0].lower() + mistake["msg"][1:]
+    return UserError(name, given, WANTED.get(kind, f"valid ({message})"), do)
+
+
+def _is_type_name(part: int | str) -> bool:
+    """Return whether a part of a location names an alternative of a union, not a key."""
+    names = ("list[", "dict[", "tuple[", "constrained-", "function-", "float", "int", "str", "bool")
+    return str(part).startswith(names)
+
+
+def _known_keys(schema: Mapping[str, Any], place: Sequence[int | str]) -> list[str]:
+    """Return the keys of the table at ``place``, from the JSON schema of the whole."""
+    definitions = schema.get("$defs", {})
+
+    def tables(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        if "$ref" in node:
+            return tables(definitions[node["$ref"].rpartition("/")[2]])
+        return [node, *(t for inner in node.get("anyOf", ()) for t in tables(inner))]
+
+    found = tables(schema)
+    for part in place:
+        inner = (
+            t["items"] if isinstance(part, int) else t["properties"][part]
+            for t in found
+            if ("items" in t if isinstance(part, int) else part in t.get("properties", {}))
+        )
+        found = [t for node in inner for t in tables(node)]
+    return [key for table in found for key in table.get("properties", {})]
