@@ -33,5 +33,5 @@ def shown(text: str) -> str:
 
 
 def failure_reason(error: BaseException) -> str:
-    """Any exception in one line: its type and the first line of what it says."""
+    """Return any exception in one line: its type and the first line of what it says."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -18,7 +18,7 @@ _NUM_WRITERS = 8
 
 
 def fsync_path(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,7 +41,7 @@ def _write_temporary(path: Path, data: bytes) -> Path:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Replaces ``path`` by ``data``: after a crash the old or the new content is there, whole."""
+    """Replace ``path`` by ``data``: after a crash the old or the new content is there, whole."""
     temporary = _write_temporary(path, data)
     temporary.replace(path)
     fsync_path(path.parent)
@@ -63,7 +63,7 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def write_once(path: Path, data: bytes) -> bool:
-    """Creates ``path`` with ``data`` unless it exists; the first writer wins.
+    """Create ``path`` with ``data`` unless it exists; the first writer wins.
 
     Returns False, and changes nothing, if the file is already there.
     """
@@ -81,7 +81,7 @@ def write_once(path: Path, data: bytes) -> bool:
 
 
 def write_many(write: Callable[[_T], object], items: Iterable[_T]) -> None:
-    """Writes files of ``items``, several at a time: nearly all of it is waiting for the disk."""
+    """Write files of ``items``, several at a time: nearly all of it is waiting for the disk."""
     # Imported here: few commands write many files.
     from concurrent.futures import ThreadPoolExecutor
 
@@ -92,7 +92,7 @@ def write_many(write: Callable[[_T], object], items: Iterable[_T]) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The JSON value in ``path``; ``what`` names the file's role in the error.
+    """Return the JSON value in ``path``; ``what`` names the file's role in the error.
 
     Raises:
         UserError: the file is missing or is not JSON.
@@ -118,13 +118,13 @@ def from_here(path: Path) -> Path:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; only str, int, bool, None, list and dict.
+    """Return JSON with sorted keys and no spaces; only str, int, bool, None, list and dict.
 
     A float has no one spelling and an unknown object no meaning, so both raise.
 
@@ -149,5 +149,5 @@ def _check_canonical(value: Any) -> None:
 
 
 def sha256_json(value: Any) -> str:
-    """Hex sha256 of :func:`canonical_json`."""
+    """Return hex sha256 of :func:`canonical_json`."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()

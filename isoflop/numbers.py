@@ -12,7 +12,7 @@ def format_flops(flops: int | float, digits: int = 5) -> str:
 
 
 def format_count(count: int | float, digits: int = 3) -> str:
-    """A count to some significant digits, with a unit: 950, 12.3k, 1.05M, 7B."""
+    """Return a count to some significant digits, with a unit: 950, 12.3k, 1.05M, 7B."""
     # Rounded first, so that 999,999 becomes 1M and not 1000k.
     rounded = float(f"{count:.{digits}g}")
     for size, unit in _UNITS:
@@ -22,13 +22,13 @@ def format_count(count: int | float, digits: int = 3) -> str:
 
 
 def round_up(count: int, digits: int) -> int:
-    """The next whole number with so many significant digits: 12,301 to two is 13,000."""
+    """Return the next whole number with so many significant digits: 12,301 to two is 13,000."""
     grain: int = 10 ** max(0, len(str(count)) - digits)
     return -(-count // grain) * grain
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration to the second below an hour: 45s, 3m20s, 2h05m."""
+    """Return a duration to the second below an hour: 45s, 3m20s, 2h05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

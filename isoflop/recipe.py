@@ -102,7 +102,7 @@ class Recipe:
         return self.name.partition(_LR_MARK)[0]
 
     def sizes(self, budget_flops: int, family: str) -> tuple[int, ...]:
-        """Rungs to train at a budget.
+        """Return rungs to train at a budget.
 
         A budget of `published_sizes` takes those. Otherwise the grid is the five rungs around a
         centre that grows with the sixth root of the budget: parameters grow with the cube of the
@@ -140,7 +140,7 @@ class Recipe:
         return int(Fraction(str(self.warmup_fraction)) * steps)
 
     def batch_and_seq_len(self, budget_flops: int) -> tuple[int, int]:
-        """Sequences per batch and tokens per sequence at a budget."""
+        """Return sequences per batch and tokens per sequence at a budget."""
         return self.large_batch if budget_flops >= self.large_budget else self.small_batch
 
 
@@ -261,7 +261,7 @@ RECIPES = {recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1, MICRO_V2, TINY
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe called ``name``, at another peak learning rate where the name ends in one.
+    """Return the recipe called ``name``, at another peak learning rate where the name ends in one.
 
     Raises:
         UserError: there is no such recipe.
@@ -276,7 +276,7 @@ def get_recipe(name: str) -> Recipe:
 
 
 def name_at_rate(name: str, peak_lr: float) -> str:
-    """The name of a recipe at a peak learning rate: its own where the rate is the recipe's.
+    """Return the name of a recipe at a peak learning rate: its own where the rate is the recipe's.
 
     It is hashed into run ids, so each rate has exactly one spelling.
     """

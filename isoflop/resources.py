@@ -34,7 +34,7 @@ def builtin(kind: str, name: str) -> Path:
 
 
 def builtin_names(kind: str) -> list[str]:
-    """Names of all built-ins of a kind, sorted."""
+    """Return names of all built-ins of a kind, sorted."""
     names = {
         entry.name
         for folder in _PLACES[kind]

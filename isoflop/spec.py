@@ -65,7 +65,7 @@ class RunSpec:
         return self.steps * self.batch_size * self.seq_len
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, in the order of the fields."""
+        """Return plain JSON values, in the order of the fields."""
         values: dict[str, Any] = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(RunSpec)
         }
@@ -76,7 +76,7 @@ class RunSpec:
 
     @staticmethod
     def from_json(values: Any) -> RunSpec:
-        """The inverse of :meth:`to_json`.
+        """Return the inverse of :meth:`to_json`.
 
         Raises:
             UserError: a field is missing, unknown or of the wrong type.
@@ -98,10 +98,10 @@ class RunSpec:
 
 
 def run_id(spec: RunSpec) -> str:
-    """The run's id: 64 hex digits of sha256 over the canonical JSON of the spec."""
+    """Return the run's id: 64 hex digits of sha256 over the canonical JSON of the spec."""
     return sha256_json(spec.to_json())
 
 
 def shown_id(full_id: str) -> str:
-    """The digits that tables and folders show people."""
+    """Return the digits that tables and folders show people."""
     return full_id[:SHOWN_DIGITS]

@@ -36,12 +36,12 @@ class Schema:
         return tuple(name for name, _ in self.columns)
 
     def row(self, **values: Any) -> dict[str, Any]:
-        """A row with these values and null in every other column."""
+        """Return a row with these values and null in every other column."""
         assert set(values) <= set(self.names), set(values) - set(self.names)
         return {name: values.get(name) for name in self.names}
 
     def arrow(self) -> pa.Schema:
-        """The pyarrow schema, with the schema version in its metadata."""
+        """Return the pyarrow schema, with the schema version in its metadata."""
         import pyarrow as pa
 
         kinds = {"list<string>": pa.list_(pa.string())}
@@ -268,7 +268,7 @@ def _null_if_not_finite(value: Any) -> Any:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: Schema) -> None:
-    """Writes rows as parquet, atomically; a NaN or infinity becomes null.
+    """Write rows as parquet, atomically; a NaN or infinity becomes null.
 
     Each row must have exactly the schema's columns.
     """
@@ -283,7 +283,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: Schema) -
 
 
 def _arrow_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table, by way of JSON lines.
+    """Return rows as an Arrow table, by way of JSON lines.
 
     Building arrays from Python lists makes pyarrow import pandas where it is installed, which
     takes longer than all the rest of `isoflop plan`. JSON carries every float64 exactly.
@@ -306,7 +306,7 @@ def _arrow_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Tab
 
 
 def open_parquet(path: Path, what: str) -> pa.Table:
-    """Any parquet file; ``what`` names its role in the error.
+    """Return any parquet file; ``what`` names its role in the error.
 
     Raises:
         UserError: it cannot be read, or not to its end.
@@ -324,7 +324,7 @@ def open_parquet(path: Path, what: str) -> pa.Table:
 
 
 def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
-    """The rows of a parquet table written by :func:`write_table`.
+    """Return the rows of a parquet table written by :func:`write_table`.
 
     Raises:
         UserError: the file is missing, damaged, of another schema version or lacks columns.

@@ -77,7 +77,7 @@ CONVENTIONS: Mapping[str, Callable[[Ledger], int]] = {
 
 
 def get_convention(name: str) -> Callable[[Ledger], int]:
-    """The convention called ``name``.
+    """Return the convention called ``name``.
 
     Raises:
         UserError: there is no such convention.

@@ -31,13 +31,13 @@ class Component:
     both rows of each chosen single-neuron expert. Matrices that many tokens share count 0."""
 
     def times(self, count: int) -> Component:
-        """The same component, ``count`` times over."""
+        """Return the same component, ``count`` times over."""
         return Component(
             name=self.name, **{field: getattr(self, field) * count for field in _COUNTS}
         )
 
     def plus(self, other: Component) -> Component:
-        """Two components of one name added up."""
+        """Return two components of one name added up."""
         return Component(
             name=self.name,
             **{field: getattr(self, field) + getattr(other, field) for field in _COUNTS},
@@ -62,7 +62,7 @@ class Ledger:
     """Tokens per sequence T that the attention scores were counted at."""
 
     def component(self, name: str) -> Component:
-        """The component called ``name``."""
+        """Return the component called ``name``."""
         return next(c for c in self.components if c.name == name)
 
     def flops(self, *names: str) -> int:
@@ -86,7 +86,7 @@ class Ledger:
 
 
 def dense_component(name: str, flops_per_token: int, num_params: int) -> Component:
-    """A part whose parameters every token uses."""
+    """Return a part whose parameters every token uses."""
     return Component(
         name=name,
         flops_per_token=flops_per_token,
@@ -96,7 +96,7 @@ def dense_component(name: str, flops_per_token: int, num_params: int) -> Compone
 
 
 def attention(d_model: int, n_heads: int, seq_len: int) -> tuple[Component, ...]:
-    """One layer's attention and its norms; full (not causally halved) scores.
+    """Return one layer's attention and its norms; full (not causally halved) scores.
 
     Per token: q, k, v and output projections 4 · 2·D², scores and values 2 · 2·L·D
     (reference implementation, FLOP accounting table).
@@ -111,7 +111,7 @@ def attention(d_model: int, n_heads: int, seq_len: int) -> tuple[Component, ...]
 
 
 def head(d_model: int, vocab_size: int) -> tuple[Component, ...]:
-    """The tied un-embedding (2·D·V FLOPs per token) and the norm before it."""
+    """Return the tied un-embedding (2·D·V FLOPs per token) and the norm before it."""
     return (
         dense_component("head", 2 * d_model * vocab_size, vocab_size * d_model),
         dense_component("norms", 0, d_model),
@@ -119,7 +119,7 @@ def head(d_model: int, vocab_size: int) -> tuple[Component, ...]:
 
 
 def add_up(components: Iterable[Component]) -> tuple[Component, ...]:
-    """One entry per name, in the order of COMPONENT_NAMES; absent names are zero."""
+    """Return one entry per name, in the order of COMPONENT_NAMES; absent names are zero."""
     totals = {name: dense_component(name, 0, 0) for name in COMPONENT_NAMES}
     for c in components:
         totals[c.name] = totals[c.name].plus(c)
@@ -135,7 +135,7 @@ def model_ledger(
     vocab_size: int,
     seq_len: int,
 ) -> Ledger:
-    """The ledger of the decoder-only transformer with this feed-forward in each layer.
+    """Return the ledger of the decoder-only transformer with this feed-forward in each layer.
 
     Args:
         feed_forward: one layer's components, from a family's ``ledger``.
@@ -157,7 +157,7 @@ def model_ledger(
 
 
 def bytes_gathered_per_token(ledger: Ledger, bytes_per_value: int) -> int:
-    """Bytes of table rows read for each token in the forward pass, all layers together.
+    """Return bytes of table rows read for each token in the forward pass, all layers together.
 
     A lower bound on traffic when no row is reused between tokens; caches can only lower it.
     """

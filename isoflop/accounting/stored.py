@@ -12,7 +12,7 @@ from isoflop.accounting.ledger import COMPONENT_NAMES, Component, Ledger
 
 
 def stored_ledger(row: Mapping[str, Any]) -> Ledger:
-    """The ledger of a planned or finished run.
+    """Return the ledger of a planned or finished run.
 
     Parameters are stored for the whole model only: they are entered under `norms`, which has no
     FLOPs, so the totals are right and the components' own parameters are not to be read.

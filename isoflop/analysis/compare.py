@@ -258,7 +258,7 @@ class _Compare:
         return grows_beyond(points, self._axis, resource, optimum)
 
     def _drawn(self, optimum: Optimum, resource: Resource, reference: Reference) -> Floats | None:
-        """The multiplier in every draw; None without draws of either arm."""
+        """Return the multiplier in every draw; None without draws of either arm."""
         key = (optimum.arch, optimum.budget_flops)
         curve = reference.drawn
         if self._draws is None or curve is None or key not in self._draws.loss_opt:

@@ -135,7 +135,7 @@ def _seed_mean(points: Sequence[Point]) -> SeedMean:
 def _log_ratios(
     ours: Sequence[Point], theirs: Sequence[Point]
 ) -> tuple[tuple[int, ...], list[float]]:
-    """The shared seeds and ln(loss / loss) of each."""
+    """Return the shared seeds and ln(loss / loss) of each."""
     one, other = (
         {p.seed: p.loss for p in points if p.seed is not None} for points in (ours, theirs)
     )
@@ -149,7 +149,7 @@ def _problem(
     budget: float,
     shared: Sequence[int],
 ) -> str:
-    """Why the two cannot be compared; empty where they can."""
+    """Return why the two cannot be compared; empty where they can."""
     for arch, points in sides.items():
         if len(_sizes(points)) > 1:
             return f"{arch} has {len(_sizes(points))} sizes, of which none is meant"

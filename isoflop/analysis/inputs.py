@@ -169,7 +169,7 @@ def _seed(value: float) -> int | None:
 
 
 def _reason(cell: Any) -> str | None:
-    """A reason in words; of a column of booleans, a reason where it is true."""
+    """Return a reason in words; of a column of booleans, a reason where it is true."""
     if _is_missing(cell) or str(cell).strip().lower() in _FALSE:
         return None
     is_true = str(cell).strip().lower() in ("true", "yes", "1", "1.0")

@@ -247,7 +247,7 @@ def _verdict(
 
 
 def _mean_losses(profile: Profile) -> npt.NDArray[np.float64]:
-    """The mean loss at each distinct x, smallest x first."""
+    """Return the mean loss at each distinct x, smallest x first."""
     xs, index = np.unique(profile.x, return_inverse=True)
     return np.array([float(np.mean(profile.loss[index == i])) for i in range(len(xs))])
 

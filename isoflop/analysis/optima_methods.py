@@ -131,17 +131,17 @@ def minima_of_parabolas(parabolas: Parabolas, low: float, high: float) -> Minima
 
 
 def parabola(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Minima:
-    """Vertices of least-squares parabolas over all points."""
+    """Return vertices of least-squares parabolas over all points."""
     return minima_of_parabolas(fit_parabolas(log_x, loss_BN, weight_BN), log_x[0], log_x[-1])
 
 
 def parabola_robust(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Minima:
-    """Vertices of parabolas with Huber's weights."""
+    """Return vertices of parabolas with Huber's weights."""
     return minima_of_parabolas(fit_robust(log_x, loss_BN, weight_BN), log_x[0], log_x[-1])
 
 
 def parabola_window(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Minima:
-    """Vertices of parabolas over a window about the size with the lowest mean loss."""
+    """Return vertices of parabolas over a window about the size with the lowest mean loss."""
     sizes, mean_BK = size_means(log_x, loss_BN, weight_BN)
     lowest = np.argmin(np.where(np.isfinite(mean_BK), mean_BK, np.inf), axis=1)
     num = len(loss_BN)
@@ -170,7 +170,7 @@ def window_of(log_x: Floats, sizes: Floats, lowest: int) -> npt.NDArray[np.bool_
 
 
 def akima(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Minima:
-    """Minima of Akima splines through the mean losses per size, log–log."""
+    """Return minima of Akima splines through the mean losses per size, log–log."""
     sizes, mean_BK = size_means(log_x, loss_BN, weight_BN)
     log_mean = np.log(np.maximum(mean_BK, _TINY))
     num = len(loss_BN)

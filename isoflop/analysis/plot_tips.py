@@ -30,7 +30,7 @@ def tell(line: Line2D, texts: Sequence[str]) -> None:
 
 
 def collect(figure: Figure) -> dict[str, list[str]]:
-    """Number the lines that tell; return the texts of each by its id in the SVG."""
+    """Return number the lines that tell; return the texts of each by its id in the SVG."""
     from matplotlib.lines import Line2D
 
     tips: dict[str, list[str]] = {}

@@ -217,7 +217,7 @@ def _summary(
 
 
 def _widest(values: Sequence[float | None]) -> float | None:
-    """The largest; None if there is none or one of them is not known."""
+    """Return the largest; None if there is none or one of them is not known."""
     known = [value for value in values if value is not None]
     return max(known) if known and len(known) == len(values) else None
 

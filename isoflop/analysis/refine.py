@@ -151,7 +151,7 @@ def _widen(growth: _Growth, optimum: Optimum) -> None:
 
 
 def _is_waiting(plan: Plan, cell: Cell, optimum: Optimum) -> bool:
-    """Whether sizes on the edge's side are planned and have no result."""
+    """Return whether sizes on the edge's side are planned and have no result."""
     if not optimum.is_bound or optimum.x_opt is None:
         return False
     planned = [r.n_params for r in plan.runs if (r.arch, r.budget_flops) == cell]
@@ -198,7 +198,7 @@ def _narrow(growth: _Growth, interior: Sequence[Optimum]) -> None:
 
 
 def _near(growth: _Growth, cell: Cell, optimum: Optimum) -> list[int]:
-    """Rungs inside the cell's grid that are not planned and near the optimum."""
+    """Return rungs inside the cell's grid that are not planned and near the optimum."""
     assert optimum.x_opt is not None
     rungs = growth.rungs(cell)
     sizes = {r.size: r.n_params for r in growth.plan.runs if r.arch == cell[0]}
@@ -230,7 +230,7 @@ def _width(optimum: Optimum) -> float | None:
 
 
 def _with_rung(plan: Plan, cell: Cell, rung: int) -> Study:
-    """The study of a plan with one rung more in one cell."""
+    """Return the study of a plan with one rung more in one cell."""
     arch, budget = cell
     table = planned_rungs(plan)
     table[budget][arch] = tuple(sorted({*table[budget][arch], rung}))

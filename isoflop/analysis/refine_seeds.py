@@ -78,7 +78,7 @@ def _run_ids(plan: Plan, cell: Cell, size: int) -> set[str]:
 
 
 def _with_seeds(study: Study, cell: Cell, size: int, num: int) -> tuple[Study, tuple[int, ...]]:
-    """The study with the next free seeds at one size, and those seeds."""
+    """Return the study with the next free seeds at one size, and those seeds."""
     arch, budget = cell
     there = study.seeds_at(budget, arch, size)
     new = tuple(seed for seed in range(num + len(there)) if seed not in there)[:num]

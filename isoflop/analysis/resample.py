@@ -145,7 +145,7 @@ def _losses(
     n_boot: int,
     seed: int,
 ) -> tuple[Floats, Floats | None]:
-    """The losses [B, n] of all draws of one group and, for ``case``, the points' weights."""
+    """Return the losses [B, n] of all draws of one group and, for ``case``, the points' weights."""
     arch, budget = key
     num = len(profile.loss)
     rng = budget_rng(seed, budget)

@@ -34,7 +34,7 @@ class Surface:
     """Below this the surface is not used; see assumptions."""
 
     def terms(self, flops: float) -> tuple[float, float]:
-        """The terms of N and of D at the compute-optimal N and D, nats per token."""
+        """Return the terms of N and of D at the compute-optimal N and D, nats per token."""
         ratio = self.alpha * self.a / (self.beta * self.b)
         exponent = 1 / (self.alpha + self.beta)
         n_opt = ratio**exponent * (flops / 6) ** (self.beta * exponent)
@@ -74,7 +74,7 @@ Design = Mapping[str, tuple[Cell, ...]]
 
 
 def design_of(plan: Plan) -> dict[str, tuple[Cell, ...]]:
-    """The design of a plan: what a simulation needs of its runs."""
+    """Return the design of a plan: what a simulation needs of its runs."""
     design: dict[str, list[Cell]] = {arch: [] for arch in plan.study.archs}
     runs: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
     for run in plan.runs:
@@ -89,7 +89,7 @@ def design_of(plan: Plan) -> dict[str, tuple[Cell, ...]]:
 
 
 def with_seed(design: Design) -> Design:
-    """The design with one run more of each size."""
+    """Return the design with one run more of each size."""
     return {
         arch: tuple(_extended(c, *_one_each(c)) for c in cells) for arch, cells in design.items()
     }
@@ -150,12 +150,12 @@ def _one_size_more(cell: Cell) -> Cell:
 
 
 def total_flops(design: Design) -> float:
-    """Training FLOPs of all runs."""
+    """Return training FLOPs of all runs."""
     return math.fsum(flops for cells in design.values() for cell in cells for flops in cell.flops)
 
 
 def true_losses(cell: Cell, flops: float, surface: Surface) -> Floats:
-    """Noise-free losses [runs], nats per token, with the optimum at the centre of the grid.
+    """Return noise-free losses [runs], nats per token, with the optimum at the centre of the grid.
 
     How much larger a run's model is than the centre is read from its tokens (fewer by the same
     factor at equal FLOPs), since parameters of sparse families are not what FLOPs pay for.
@@ -169,7 +169,7 @@ def true_losses(cell: Cell, flops: float, surface: Surface) -> Floats:
 
 
 def fit_parabolas(log_x: Sequence[float], losses: Floats) -> tuple[Floats, Floats]:
-    """The vertex of each draw's parabola: ln x and ln loss [draws]; NaN where not interior.
+    """Return the vertex of each draw's parabola: ln x and ln loss [draws]; NaN where not interior.
 
     The rules of isoflop.analysis.optima for all draws at once (a test holds the two together).
 

@@ -10,7 +10,7 @@ from isoflop.errors import UserError
 
 
 def confirm(question: str, otherwise: str, do: str = "add it") -> None:
-    """Asks a person, and ends the command with ``otherwise`` where the answer is no.
+    """Ask a person, and ends the command with ``otherwise`` where the answer is no.
 
     Raises:
         UserError: nobody can be asked; ``do`` says what to do instead.

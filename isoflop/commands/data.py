@@ -265,7 +265,7 @@ def _open(name: str, tokenizer: str | None) -> TokenData:
 
 
 def _whole_number(name: str, text: str) -> int:
-    """A count such as 300000 or 3e5."""
+    """Return a count such as 300000 or 3e5."""
     from decimal import Decimal, InvalidOperation
 
     try:

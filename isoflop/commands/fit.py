@@ -60,7 +60,7 @@ FIT_OPTIONS = (
 
 
 def fit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that say how to fit; their names are those of FitOptions."""
+    """Add the options that say how to fit; their names are those of FitOptions."""
     for option in reversed(FIT_OPTIONS):
         command = option(command)
     return command
@@ -86,7 +86,7 @@ def fit(table: Path, out: Path | None, **chosen: Any) -> None:
 def fit_folder(
     source: Path, out_folder: Path | None = None, options: FitOptions | None = None
 ) -> None:
-    """Fits a study folder or a table, plots, and prints the optima and the paths written."""
+    """Fit a study folder or a table, plots, and prints the optima and the paths written."""
     from isoflop.analysis import FitOptions, excluded_note, fit_table
     from isoflop.analysis.summary import excluded_lines
     from isoflop.render.tables import console
@@ -136,13 +136,13 @@ class Runs:
 
 
 def say_fitting(runs: Runs) -> None:
-    """Tells someone who waits at a terminal what takes the time."""
+    """Tell someone who waits at a terminal what takes the time."""
     if sys.stderr.isatty():
         click.echo(f"fitting {len(runs.rows)} rows; this takes up to a minute", err=True)
 
 
 def runs_of(source: Path, out: Path | None) -> Runs:
-    """Collects the runs of a study folder into its table, or reads any other table.
+    """Collect the runs of a study folder into its table, or reads any other table.
 
     Raises:
         UserError: there is no such table, or it is not in order, or it has no folder for results.

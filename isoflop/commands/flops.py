@@ -65,7 +65,7 @@ def flops(
 
 
 def _as_family(target: str) -> str | None:
-    """The family that a target names or holds; None where it is a study."""
+    """Return the family that a target names or holds; None where it is a study."""
     from isoflop.families import add_family_folder, family_names, is_family
 
     path = Path(target)
@@ -87,7 +87,7 @@ def _rung(
     vocab: int | None,
     overrides: Sequence[str],
 ) -> RunSpec:
-    """A run of one rung of a ladder, as far as its model goes."""
+    """Return a run of one rung of a ladder, as far as its model goes."""
     import dataclasses
 
     from isoflop.data.catalog import get_tokenizer_spec
@@ -155,7 +155,7 @@ def _show(spec: RunSpec, scale: int, convention: str | None, bytes_per_value: in
 
 
 def _study_specs(path: Path) -> list[RunSpec]:
-    """The runs of a study file, or of the plan in a study's folder."""
+    """Return the runs of a study file, or of the plan in a study's folder."""
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.planner import make_plan
     from isoflop.study.file import load_study

@@ -18,7 +18,7 @@ _Command = Callable[..., Any]
 
 
 def _of_run(command: _Command) -> _Command:
-    """The arguments that every verb has."""
+    """Return the arguments that every verb has."""
     for add in (
         click.option(
             "--out",

@@ -77,7 +77,7 @@ def plan(
 
 
 def read_study(path: Path | None, budgets: str | None) -> Study:
-    """The study of a file, or the paper's, with the budgets of the command line if given.
+    """Return the study of a file, or the paper's, with the budgets of the command line if given.
 
     Raises:
         UserError: neither is given, or either is wrong.
@@ -99,7 +99,7 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
 
 
 def show_plan(planned: Plan, estimate: PlanEstimate, folder: Path, *, whole: bool = True) -> None:
-    """Prints the plan's table, or its overview, with totals, estimates and warnings."""
+    """Print the plan's table, or its overview, with totals, estimates and warnings."""
     from isoflop.render.plan_tables import (
         left_out_lines,
         plan_overview,
@@ -138,7 +138,7 @@ def _unread_rules(planned: Plan) -> list[str]:
 
 
 def _unused_variants(planned: Plan) -> list[str]:
-    """A line for each variant that is described and then not compared."""
+    """Return a line for each variant that is described and then not compared."""
     study = planned.study
     used = {*study.archs, study.match_reference}
     return [

@@ -71,7 +71,7 @@ def _show(proposal: Refinement, folder: Path) -> None:
 
 
 def _cost(proposal: Refinement, folder: Path) -> str:
-    """The runs, FLOPs and device-hours that the proposal adds."""
+    """Return the runs, FLOPs and device-hours that the proposal adds."""
     from isoflop.numbers import format_flops
     from isoflop.plan.estimate import estimate_for, load_estimates
 

@@ -83,7 +83,7 @@ def _nothing(kind: str, failed: Counter[str]) -> str:
 
 
 def _as_last_submitted(folder: Path, cluster: str | None) -> tuple[ClusterProfile, dict[str, Any]]:
-    """The profile, unless another is named, and what was typed besides it."""
+    """Return the profile, unless another is named, and what was typed besides it."""
     from isoflop.launch.slurm.profile import load_profile, profile_from_mapping
     from isoflop.launch.slurm.records import read_submissions
 

@@ -37,7 +37,7 @@ def run(folder: Path, workers: int | None, device: str | None, **options: Any) -
 
 
 def run_folder(folder: Path, workers: int | None, device: str | None, **options: Any) -> int:
-    """Runs a study's folder with live progress; returns the exit code.
+    """Run a study's folder with live progress; returns the exit code.
 
     Args:
         folder: the study's folder.

@@ -123,7 +123,7 @@ def _words(text: str | None) -> list[str]:
 
 
 def whole_numbers(name: str, text: str | None) -> list[int]:
-    """The numbers of a comma list such as 1,2.
+    """Return the numbers of a comma list such as 1,2.
 
     Raises:
         UserError: an entry is no whole number.

@@ -76,7 +76,7 @@ def _print(folder: Path, truth: Truth, out: Console) -> None:
 
 
 def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> Truth:
-    """Shows the state again and again; the last one when nothing runs or waits any more."""
+    """Show the state again and again; the last one when nothing runs or waits any more."""
     from rich.live import Live
 
     from isoflop.launch.slurm.states import study_truth

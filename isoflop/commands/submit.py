@@ -110,7 +110,7 @@ def _show_totals(prepared: Prepared) -> None:
 
 
 def show_report(report: SubmitReport, folder: Path) -> int:
-    """Says what became of a submission; returns the exit code."""
+    """Say what became of a submission; returns the exit code."""
     from isoflop.render.submit import report_lines
     from isoflop.render.tables import console
 

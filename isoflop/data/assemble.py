@@ -72,7 +72,7 @@ class Sorting:
 def sort_documents(
     work: Path, out: Path, parts: list[TakenPart], options: PrepareOptions
 ) -> Sorting:
-    """Decides where each document goes and writes ``documents-*.parquet`` to ``out``.
+    """Decide where each document goes and writes ``documents-*.parquet`` to ``out``.
 
     Raises:
         UserError: a side would be empty.
@@ -133,7 +133,7 @@ def _choose_rule(
 
 
 def few_digests(tables: Iterable[DocumentTable]) -> list[str] | None:
-    """sha256 of every kept document; None if there are more than :data:`FEW_DOCUMENTS`."""
+    """Return sha256 of every kept document; None if there are more than :data:`FEW_DOCUMENTS`."""
     digests: list[str] = []
     for table in tables:
         kept = zip(table.digests, table.status, strict=True)
@@ -218,7 +218,7 @@ def write_shards(
     workers: int,
     on_progress: OnProgress,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Writes every shard to ``out``; the manifest's rows of each split."""
+    """Write every shard to ``out``; the manifest's rows of each split."""
     rows: dict[str, list[dict[str, Any]]] = {}
     meter = Meter("write", sorting.splits[TRAIN].num_tokens, on_progress)
     for name, split in sorting.splits.items():
@@ -237,7 +237,7 @@ def write_shards(
 def describe_splits(
     out: Path, sorting: Sorting, shards: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """The manifest's ``splits``."""
+    """Return the manifest's ``splits``."""
     return {
         name: {
             "num_tokens": split.num_tokens,
@@ -256,7 +256,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def write_facts(out: Path, source: Source, num_documents: int) -> list[dict[str, Any]]:
-    """Writes ``facts.json`` for a source with planted facts; its row in the manifest."""
+    """Write ``facts.json`` for a source with planted facts; its row in the manifest."""
     if source.facts is None:
         return []
     path = out / "facts.json"

@@ -68,7 +68,7 @@ SOURCE_PATTERNS: Mapping[str, str] = MappingProxyType(
 
 
 def get_tokenizer_spec(name: str) -> TokenizerSpec:
-    """The definition of a tokenizer.
+    """Return the definition of a tokenizer.
 
     Raises:
         UserError: there is no such tokenizer.
@@ -79,7 +79,7 @@ def get_tokenizer_spec(name: str) -> TokenizerSpec:
 
 
 def corpus_folder(source: str, data_dir: Path | None = None) -> tuple[Path, str]:
-    """Folder of a source's texts, and what to do when they are missing or damaged.
+    """Return folder of a source's texts, and what to do when they are missing or damaged.
 
     Raises:
         UserError: the source is none of :data:`CORPORA`.
@@ -95,7 +95,7 @@ def corpus_folder(source: str, data_dir: Path | None = None) -> tuple[Path, str]
 
 
 def read_source_manifest(source: str, data_dir: Path | None = None) -> dict[str, Any]:
-    """The corpus manifest of a source with texts.
+    """Return the corpus manifest of a source with texts.
 
     Raises:
         UserError: as :func:`corpus_folder`, or the corpus is not there or its manifest is damaged.
@@ -104,7 +104,7 @@ def read_source_manifest(source: str, data_dir: Path | None = None) -> dict[str,
 
 
 def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> DataIdentity:
-    """The identity of a source's tokens; reads at most manifests.
+    """Return the identity of a source's tokens; reads at most manifests.
 
     A corpus is known by its manifest, everything else by what was prepared from it. A recipe that
     is not prepared has a provisional identity, to plan with.
@@ -134,7 +134,7 @@ def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> Da
 
 
 def identity_of(manifest: Mapping[str, Any]) -> DataIdentity:
-    """The identity that a prepared folder's manifest states."""
+    """Return the identity that a prepared folder's manifest states."""
     return DataIdentity(
         data_id=manifest["data_id"],
         tokenizer_hash=manifest["tokenizer_hash"],
@@ -163,13 +163,13 @@ def name_in_study(manifest: Mapping[str, Any], tokenizer: str, data_dir: Path) -
 
 
 def not_prepared(source: str, tokenizer: str) -> UserError:
-    """The error for data that have to be prepared first, with the command that does it."""
+    """Return the error for data that have to be prepared first, with the command that does it."""
     do = f"run `{prepare_command(source, tokenizer)}` first"
     return UserError("data source", source, f"prepared for {tokenizer}", do)
 
 
 def prepare_command(source: str, tokenizer: str) -> str:
-    """What a person types to prepare a source, perhaps with ``@DATA_ID``."""
+    """Return what a person types to prepare a source, perhaps with ``@DATA_ID``."""
     name = split_source(source)[0]
     return f"isoflop data prepare {shlex.quote(name)} --tokenizer {shlex.quote(tokenizer)}"
 
@@ -182,13 +182,13 @@ def make_data_id(corpus_hash: str, tokenizer_hash: str, split_rule: str = SPLIT_
 
 
 def is_source(name: str) -> bool:
-    """Whether a name is one of :data:`SOURCES` or has the form of one of the others."""
+    """Return whether a name is one of :data:`SOURCES` or has the form of one of the others."""
     kind, _, rest = name.partition(":")
     return name in SOURCES or (bool(rest) and kind in ("synthetic", "files", "hf"))
 
 
 def check_source(source: str) -> None:
-    """Refuses a source that :func:`is_source` does not know.
+    """Refuse a source that :func:`is_source` does not know.
 
     Raises:
         UserError: it is none.
@@ -202,7 +202,7 @@ def check_source(source: str) -> None:
 
 
 def known_spec(tokenizer: str) -> TokenizerSpec | None:
-    """The spec of a tokenizer; None for one that is trained on its corpus."""
+    """Return the spec of a tokenizer; None for one that is trained on its corpus."""
     if tokenizer.partition(":")[0] in TRAINED:
         vocabulary_size(tokenizer)
         return None

@@ -40,7 +40,7 @@ class Document:
         return hashlib.sha256(self.text).hexdigest()
 
     def entry(self) -> dict[str, Any]:
-        """The document's row in the manifest."""
+        """Return the document's row in the manifest."""
         return {
             "id": self.document_id,
             "file": f"{self.document_id}.txt",
@@ -65,14 +65,14 @@ def build_manifest(header: Mapping[str, Any], documents: Sequence[Document]) -> 
 
 
 def write_corpus(folder: Path, manifest: Mapping[str, Any], documents: Sequence[Document]) -> None:
-    """Writes the documents, then the manifest, into an existing folder."""
+    """Write the documents, then the manifest, into an existing folder."""
     for document in documents:
         write_bytes_atomic(folder / f"{document.document_id}.txt", document.text)
     write_manifest(folder, manifest)
 
 
 def read_corpus_manifest(folder: Path, do: str) -> dict[str, Any]:
-    """The manifest of a corpus folder (texts are not read).
+    """Return the manifest of a corpus folder (texts are not read).
 
     Raises:
         UserError: it is missing or corrupt; ``do`` says what helps.
@@ -81,7 +81,7 @@ def read_corpus_manifest(folder: Path, do: str) -> dict[str, Any]:
 
 
 def read_texts(folder: Path, manifest: Mapping[str, Any], do: str) -> Iterator[bytes]:
-    """Each document's bytes in the manifest's order, checked against its sha256.
+    """Yield each document's bytes in the manifest's order, checked against its sha256.
 
     Raises:
         UserError: a file is missing or differs from the manifest; ``do`` says what helps.
@@ -98,7 +98,7 @@ def read_texts(folder: Path, manifest: Mapping[str, Any], do: str) -> Iterator[b
 
 
 def corpus_sha256(document_sha256s: Sequence[str]) -> str:
-    """Identity of a corpus: its documents' sha256 in order; no names, paths or dates."""
+    """Return identity of a corpus: its documents' sha256 in order; no names, paths or dates."""
     return sha256_json(list(document_sha256s))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def prepare_corpus(
     source: str, name: str, data_dir: Path, options: PrepareOptions, on_progress: OnProgress
 ) -> Path:
-    """The folder of a corpus's tokens, made if it is not there, verified if it is.
+    """Return the folder of a corpus's tokens, made if it is not there, verified if it is.
 
     Raises:
         UserError: as :func:`isoflop.data.prepare.prepare`.
@@ -96,7 +96,7 @@ def _check_id(target: Path, data_id: str) -> None:
 
 
 def tokenizer_entries(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """What a manifest says of the tokenizer; its file, if it has one, goes to ``folder``."""
+    """Return what a manifest says of the tokenizer; its file, if it has one, goes to ``folder``."""
     spec = tokenizer.spec
     entries: dict[str, Any] = {
         "tokenizer": spec.name,

@@ -50,7 +50,7 @@ def export(
     seq_len: int | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> int:
-    """Writes ``data`` to the file ``out``, which appears whole or not at all.
+    """Write ``data`` to the file ``out``, which appears whole or not at all.
 
     Args:
         data: an open prepared folder.

@@ -12,7 +12,7 @@ from isoflop.errors import UserError
 
 
 def fetch(name: str = "sotu", data_dir: Path | None = None) -> Path:
-    """The folder of a fetched corpus, made if it is not there, verified if it is.
+    """Return the folder of a fetched corpus, made if it is not there, verified if it is.
 
     Args:
         name: ``sotu``, every annual message to Congress since 1790 (12 MB).

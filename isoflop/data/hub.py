@@ -32,7 +32,7 @@ def hub_source(
     column: str,
     licence: str,
 ) -> Source:
-    """A data set of the hub, of the Hugging Face cache, or in a local folder.
+    """Return a data set of the hub, of the Hugging Face cache, or in a local folder.
 
     Only as much is downloaded as is read, and never through a shuffle buffer, which loses
     documents on resume.
@@ -101,7 +101,7 @@ def _import_datasets() -> Any:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached at all; behind a proxy `datasets` has to find out."""
+    """Return whether the hub can be reached at all; behind a proxy `datasets` has to find out."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return True
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))

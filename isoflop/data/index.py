@@ -20,7 +20,7 @@ _MAX_SLUG = 48
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """A source and the data id, or its beginning, that ``@`` names after it ("" if none)."""
+    """Return a source and the data id, or its beginning, that ``@`` names after it ("" if none)."""
     matched = re.fullmatch(r"(.+)@([0-9a-f]{4,16})", source)
     return (matched[1], matched[2]) if matched else (source, "")
 

@@ -21,7 +21,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files that a glob (``**`` included) matches, by name.
+    """Return the files that a glob (``**`` included) matches, by name.
 
     Raises:
         UserError: there are none.
@@ -42,7 +42,7 @@ def _matches(pattern: str) -> Iterator[Path]:
 
 
 def describe_files(files: list[Path], meter: Meter) -> dict[str, Any]:
-    """Number, bytes and content of ``files``, in order: no names, no dates.
+    """Return number, bytes and content of ``files``, in order: no names, no dates.
 
     Raises:
         UserError: a file cannot be read.
@@ -66,7 +66,7 @@ def describe_files(files: list[Path], meter: Meter) -> dict[str, Any]:
 
 
 def split_files(pattern: str, files: list[Path], heldout_split: str) -> list[list[Path]]:
-    """Training and held-out files of a staged copy.
+    """Return training and held-out files of a staged copy.
 
     A file is held out if its name, or a folder below the fixed part of ``pattern``, carries the
     split's name as a word (``validation/chunk1/a.jsonl``, ``validation-00000-of-00003.parquet``).
@@ -80,7 +80,7 @@ def split_files(pattern: str, files: list[Path], heldout_split: str) -> list[lis
 
 
 def read_documents(files: list[Path], column: str) -> Iterator[RawDocument]:
-    """The documents of ``files``, in order.
+    """Yield the documents of ``files``, in order.
 
     Raises:
         UserError: a file is unreadable, no parquet or JSON, without rows, or has no such column.
@@ -168,7 +168,7 @@ def _read_parquet(path: Path, name: str, column: str) -> Iterator[RawDocument]:
 
 
 def to_bytes(value: object, place: str) -> bytes:
-    """The UTF-8 of a row's text; a missing one is empty.
+    """Return the UTF-8 of a row's text; a missing one is empty.
 
     A lone surrogate gives bytes that are no UTF-8, which are noticed with every other document.
 
@@ -201,7 +201,7 @@ def _open(path: Path) -> Any:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder above the first part of ``pattern`` that has a wildcard."""
+    """Return the folder above the first part of ``pattern`` that has a wildcard."""
     pattern = str(Path(pattern).expanduser())
     return (
         re.split(r"[^/]*[*?\[]", pattern)[0]

@@ -34,7 +34,7 @@ class PrepareOptions:
     """``refuse`` or ``drop`` documents that are no UTF-8 or that the tokenizer cannot take."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers and the rule."""
+        """Check the numbers and the rule."""
         for name, value in (("--tokens", self.tokens), ("--workers", self.workers)):
             if value is not None and value < 1:
                 raise UserError(name, value, "1 or more", "correct it")
@@ -44,7 +44,7 @@ class PrepareOptions:
             )
 
     def content(self) -> dict[str, Any]:
-        """The options that can change the result, without those that were left out.
+        """Return the options that can change the result, without those that were left out.
 
         Not the glob of a copy: what its files hold is in the source's origin.
         """
@@ -108,7 +108,7 @@ class Meter:
         self._documents = self._bytes = self._tokens = 0
 
     def add(self, num_documents: int, num_bytes: int, num_tokens: int) -> None:
-        """Counts documents, bytes of text and training tokens."""
+        """Count documents, bytes of text and training tokens."""
         self._documents += num_documents
         self._bytes += num_bytes
         self._tokens += num_tokens

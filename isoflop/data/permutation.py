@@ -22,7 +22,7 @@ _MAX_LENGTH = 2**62
 
 
 def permute(position: NDArray[np.int64], length: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Where each position of an epoch points: a bijection on range(length).
+    """Return where each position of an epoch points: a bijection on range(length).
 
     Args:
         position: any shape, values in [0, length).

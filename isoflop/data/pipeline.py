@@ -90,7 +90,7 @@ class TakenPart:
 
 
 def is_hash_heldout(digest: bytes) -> bool:
-    """Whether :data:`HASH_RULE` holds out a document with this sha256."""
+    """Return whether :data:`HASH_RULE` holds out a document with this sha256."""
     return int.from_bytes(digest[:8], "big") * HELDOUT_SHARE < 2**64
 
 
@@ -100,7 +100,7 @@ def take_parts(
     options: PrepareOptions,
     on_progress: OnProgress,
 ) -> list[TakenPart]:
-    """Tokenises as much of each part as ``options`` asks for.
+    """Tokenise as much of each part as ``options`` asks for.
 
     Raises:
         UserError: a document is refused, or the source cannot be read.
@@ -124,7 +124,7 @@ def _take_part(
     heldout: set[bytes],
     meter: Meter,
 ) -> TakenPart:
-    """Takes documents until ``goal`` tokens of the part's split, or of training, are there."""
+    """Take documents until ``goal`` tokens of the part's split, or of training, are there."""
     names: list[str] = []
     num_in_last = num_tokens = 0
     blocks = cut_blocks(part.split or "all", part.read())
@@ -160,7 +160,7 @@ def _counted(
 
 
 def cut_blocks(name: str, documents: Iterable[RawDocument]) -> Iterator[Block]:
-    """Runs of documents of about :data:`BLOCK_BYTES`, or of one longer document."""
+    """Run of documents of about :data:`BLOCK_BYTES`, or of one longer document."""
     ids: list[str] = []
     texts: list[bytes] = []
     number = num_bytes = 0
@@ -177,7 +177,7 @@ def cut_blocks(name: str, documents: Iterable[RawDocument]) -> Iterator[Block]:
 
 
 def tokenise_block(tokenising: Tokenising, block: Block) -> str:
-    """Writes a block's files unless they are there; returns the block's name.
+    """Write a block's files unless they are there; returns the block's name.
 
     Raises:
         UserError: a document is bad and bad ones are refused.
@@ -229,7 +229,7 @@ def _is_finished(place: Path, input_sha256: str, on_bad_document: str) -> bool:
 
 
 def _encode_block(tokenising: Tokenising, block: Block) -> list[tuple[NDArray[Any], int]]:
-    """Tokens [T], without end-of-text, and status of each document."""
+    """Return tokens [T], without end-of-text, and status of each document."""
     tokenizer = tokenising.tokenizer
     try:
         texts = [decode_text(text, "document") for text in block.texts]
@@ -257,7 +257,7 @@ def _encode_alone(
 
 
 def decode_text(text: bytes, what: str) -> str:
-    """The text of UTF-8 without NUL, which binary files have and texts do not.
+    """Return the text of UTF-8 without NUL, which binary files have and texts do not.
 
     Raises:
         UserError: it is something else.
@@ -295,7 +295,7 @@ def _table_bytes(
 
 
 def read_table(path: Path, num_documents: int | None = None) -> DocumentTable:
-    """The first ``num_documents`` rows of a block's table; all if None."""
+    """Return the first ``num_documents`` rows of a block's table; all if None."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, use_threads=False).slice(0, num_documents)

@@ -29,7 +29,7 @@ def prepare(
     options: PrepareOptions | None = None,
     on_progress: OnProgress = None,
 ) -> Path:
-    """The folder of a source's tokens, made if it is not there, verified if it is.
+    """Return the folder of a source's tokens, made if it is not there, verified if it is.
 
     Any number of processes may prepare the same data at once. The folder is
     ``<data_dir>/<source>-<data_id>``.
@@ -70,7 +70,7 @@ def prepare(
 def prepared_for_plan(
     source: str, tokenizer: str, data_id: str, data_dir: Path | None = None
 ) -> Path:
-    """The verified folder of the very tokens that a plan was made for.
+    """Return the verified folder of the very tokens that a plan was made for.
 
     Whatever else was prepared of the same source meanwhile; a corpus is prepared if it is not
     there.

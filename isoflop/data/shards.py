@@ -40,7 +40,7 @@ class ShardWriter:
         self.num_tokens = 0
 
     def add(self, tokens: NDArray[Any]) -> None:
-        """Appends a document's tokens [T]."""
+        """Append a document's tokens [T]."""
         self.num_tokens += tokens.size
         while tokens.size:
             part = tokens[: MAX_SHARD_TOKENS - self._num_pending]
@@ -51,7 +51,7 @@ class ShardWriter:
                 self._flush()
 
     def finish(self) -> list[dict[str, Any]]:
-        """Writes what is left; the manifest's row of each shard."""
+        """Write what is left; the manifest's row of each shard."""
         if self._num_pending:
             self._flush()
         return self._rows
@@ -81,7 +81,7 @@ class _Shard:
 def copy_shards(
     work: Path, out: Path, split: str, pieces: Sequence[Piece], itemsize: int, workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Copies a split's shards together from blocks; the manifest's row of each.
+    """Copy a split's shards together from blocks; the manifest's row of each.
 
     Args:
         work: has ``BLOCK.tokens``; shards that a killed run had finished are not copied again.

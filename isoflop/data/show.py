@@ -36,7 +36,7 @@ class Prepared:
     problem: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; without a manifest only folder and problem."""
+        """Return plain JSON values; without a manifest only folder and problem."""
         if self.manifest is None:
             return {"folder": str(self.folder), "problem": self.problem}
         return {
@@ -94,11 +94,11 @@ class Summary:
     """Documents that were left out, by the reason."""
 
     def epochs(self, num_tokens: int) -> float:
-        """How often a run of ``num_tokens`` reads the training tokens."""
+        """Return how often a run of ``num_tokens`` reads the training tokens."""
         return num_tokens / self.splits["train"].num_tokens
 
     def to_json(self, needs: Sequence[int]) -> dict[str, Any]:
-        """Plain JSON values; ``needs`` are tokens of runs, given back with their epochs."""
+        """Return plain JSON values; ``needs`` are tokens of runs, given back with their epochs."""
         splits = {
             name: {**dataclasses.asdict(split), "bytes_per_token": split.bytes_per_token}
             for name, split in self.splits.items()
@@ -113,7 +113,7 @@ class Summary:
 
 
 def scan(data_dir: Path) -> Iterator[Prepared]:
-    """Every prepared folder of ``data_dir``, damaged ones too, by name."""
+    """Yield every prepared folder of ``data_dir``, damaged ones too, by name."""
     for path in sorted(data_dir.glob(f"*-{'[0-9a-f]' * 16}/{MANIFEST}")):
         try:
             manifest = read_manifest(path.parent, PREPARED_SCHEMAS, DELETE_IT)
@@ -124,7 +124,7 @@ def scan(data_dir: Path) -> Iterator[Prepared]:
 
 
 def find_folder(name: str, tokenizer: str | None, data_dir: Path) -> Path:
-    """The prepared folder that a person means.
+    """Return the prepared folder that a person means.
 
     Args:
         name: a folder, or in ``data_dir`` a source, ``SOURCE@ID``, or the beginning of a data id.
@@ -168,7 +168,7 @@ def _label(prepared: Prepared) -> str:
 
 
 def summarise(data: TokenData) -> Summary:
-    """Counts of an open set."""
+    """Return counts of an open set."""
     manifest = data.manifest
     corpus = manifest["corpus"]
     return Summary(
@@ -202,7 +202,7 @@ def _summarise_split(data: TokenData, split: str) -> SplitSummary:
 
 
 def _num_duplicates(manifest: dict[str, Any]) -> int:
-    """Training documents whose text an earlier one has."""
+    """Return training documents whose text an earlier one has."""
     if "num_train_duplicates" in manifest:
         return int(manifest["num_train_duplicates"])
     rows = manifest["splits"]["train"]["documents"]
@@ -210,7 +210,7 @@ def _num_duplicates(manifest: dict[str, Any]) -> int:
 
 
 def sample(data: TokenData, num_tokens: int) -> list[tuple[str, str]]:
-    """Text around the end of the first training document.
+    """Return text around the end of the first training document.
 
     Returns:
         (document's name, decoded text) of the last tokens of the first document and the first of
@@ -234,7 +234,7 @@ def sample(data: TokenData, num_tokens: int) -> list[tuple[str, str]]:
 
 
 def open_folder_tokenizer(data: TokenData) -> Tokenizer:
-    """The tokenizer that a prepared set was made with.
+    """Return the tokenizer that a prepared set was made with.
 
     Raises:
         UserError: what it needs is not there, or is not what the manifest says.
@@ -245,7 +245,7 @@ def open_folder_tokenizer(data: TokenData) -> Tokenizer:
 
 
 def source_rows() -> list[dict[str, str | None]]:
-    """``name``, ``about`` (with its size), ``licence`` and ``needs`` of each source."""
+    """Return ``name``, ``about`` (with its size), ``licence`` and ``needs`` of each source."""
     rows = [
         {"name": name, "about": about, "licence": _SOTU_LICENCE, "needs": None}
         for name, about in CORPORA.items()

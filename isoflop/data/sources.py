@@ -16,7 +16,7 @@ DEFAULT_COLUMN = "text"
 
 
 def open_source(name: str, options: PrepareOptions, on_progress: OnProgress = None) -> Source:
-    """The documents of a source that is no corpus of this package.
+    """Return the documents of a source that is no corpus of this package.
 
     Nothing is downloaded yet; local files are found and hashed.
 

@@ -25,7 +25,7 @@ _SEAL = "manifest_sha256"
 
 
 def default_data_dir() -> Path:
-    """``$ISOFLOP_DATA_DIR``, else ``isoflop/data`` in the XDG cache folder."""
+    """Return ``$ISOFLOP_DATA_DIR``, else ``isoflop/data`` in the XDG cache folder."""
     if chosen := os.environ.get("ISOFLOP_DATA_DIR"):
         return Path(chosen)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -33,12 +33,12 @@ def default_data_dir() -> Path:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes ``manifest.json`` with the sha256 of its own content in ``manifest_sha256``."""
+    """Write ``manifest.json`` with the sha256 of its own content in ``manifest_sha256``."""
     write_json_atomic(folder / MANIFEST, {**manifest, _SEAL: sha256_json(manifest)})
 
 
 def read_manifest(folder: Path, schema: str | tuple[str, ...], do: str) -> dict[str, Any]:
-    """The manifest of ``folder``, without its seal.
+    """Return the manifest of ``folder``, without its seal.
 
     Args:
         folder: a corpus or a prepared data set.
@@ -63,7 +63,7 @@ def read_manifest(folder: Path, schema: str | tuple[str, ...], do: str) -> dict[
 
 
 def publish_folder(target: Path, fill: Callable[[Path], object]) -> bool:
-    """Makes ``target`` from what ``fill`` writes into a temporary folder beside it.
+    """Make ``target`` from what ``fill`` writes into a temporary folder beside it.
 
     Any number of processes may publish the same target at once: the first rename wins and the
     others discard their work. A process that is killed leaves only a hidden ``.tmp-`` folder.
@@ -86,7 +86,7 @@ def publish_folder(target: Path, fill: Callable[[Path], object]) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, unless it is there.
+    """Make a folder, and those above it, unless it is there.
 
     Raises:
         UserError: that is not possible.
@@ -111,7 +111,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def rename_unless_there(temporary: Path, target: Path) -> bool:
-    """Makes ``temporary`` the folder ``target``; False if another process was first."""
+    """Make ``temporary`` the folder ``target``; False if another process was first."""
     try:
         temporary.rename(target)
     except OSError:

@@ -59,7 +59,7 @@ def prepare_stream(
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Lets one process at a time prepare the same data; the others wait."""
+    """Let one process at a time prepare the same data; the others wait."""
     while True:
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -59,7 +59,7 @@ _MASK = 2**64 - 1
 
 
 def synthetic_source(name: str, *, endless: bool) -> Source:
-    """``synthetic:SEED`` or ``synthetic:tiny:SEED``.
+    """Return ``synthetic:SEED`` or ``synthetic:tiny:SEED``.
 
     Args:
         name: the source's name.
@@ -115,7 +115,7 @@ class _Planter(ABC):
     """Documents of one seed, each made from its number alone."""
 
     def text(self, number: int) -> bytes:
-        """The document of a number, ASCII."""
+        """Return the document of a number, ASCII."""
         return " ".join(sentence for sentence, _ in self._sentences(number)).encode()
 
     def facts(self, num_documents: int) -> list[dict[str, Any]]:
@@ -206,7 +206,7 @@ class _TinyMaker(_Planter):
 
 
 def _make_words(random: _Random, number: int) -> list[str]:
-    """Different words of one to three syllables."""
+    """Return different words of one to three syllables."""
     words: dict[str, None] = {}
     while len(words) < number:
         syllables = [

@@ -74,13 +74,13 @@ class TokenStream:
         self.num_tokens = int(self._starts[-1])
 
     def read(self, start: int, count: int) -> Tokens:
-        """A copy of tokens [start, start + count)."""
+        """Return a copy of tokens [start, start + count)."""
         out = np.empty(count, dtype=self.dtype)
         self.read_into(start, out)
         return out
 
     def read_into(self, start: int, out: Tokens) -> None:
-        """Copies tokens [start, start + out.size) to ``out``, across shards where needed."""
+        """Copy tokens [start, start + out.size) to ``out``, across shards where needed."""
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         done = 0
         while done < out.size:

@@ -38,7 +38,7 @@ class FileCheck:
 
 
 def check_on_open(folder: Path, manifest: Mapping[str, Any], do: str) -> None:
-    """Checks every file's size, and the sha256 of those that were not hashed before.
+    """Check every file's size, and the sha256 of those that were not hashed before.
 
     Raises:
         UserError: a file is missing or was changed; ``do`` says what helps.
@@ -59,7 +59,7 @@ def verify_folder(
     manifest: Mapping[str, Any],
     on_file: Callable[[FileCheck, int], object] = lambda check, done: None,
 ) -> list[FileCheck]:
-    """Reads every file that the manifest lists, whatever was remembered, and says what it found.
+    """Read every file that the manifest lists, whatever was remembered, and says what it found.
 
     Args:
         folder: a prepared folder.
@@ -82,7 +82,7 @@ def verify_folder(
 
 
 def listed_files(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The manifest's row of each file: ``file``, ``num_bytes``, ``sha256``."""
+    """Yield the manifest's row of each file: ``file``, ``num_bytes``, ``sha256``."""
     for split in manifest["splits"].values():
         yield from split["shards"]
         if not isinstance(split["documents"], list):
@@ -114,7 +114,7 @@ def _look_at_all(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, l
 
 
 def _look(folder: Path, row: Mapping[str, Any]) -> list[Any]:
-    """What changes with a file's content unless someone takes pains that it does not."""
+    """Return what changes with a file's content unless someone takes pains that it does not."""
     stat = (folder / row["file"]).stat()
     return [row["sha256"], stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

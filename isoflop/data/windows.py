@@ -33,7 +33,7 @@ TOKEN_DTYPES = {"<u2": 2**16, "<u4": 2**32}
 
 
 def open_data(folder: Path) -> TokenData:
-    """Opens a prepared folder after checking the manifest and its files.
+    """Open a prepared folder after checking the manifest and its files.
 
     Every file's size is checked, and its sha256 too; of large sets only the first time
     (:mod:`isoflop.data.verify`).
@@ -67,7 +67,7 @@ class TokenData:
         self.identity = identity_of(manifest)
 
     def train_windows(self, seq_len: int) -> TrainWindows:
-        """The training windows of ``seq_len`` tokens.
+        """Return the training windows of ``seq_len`` tokens.
 
         Raises:
             UserError: there are fewer training tokens than one window.
@@ -75,13 +75,13 @@ class TokenData:
         return TrainWindows(self.stream("train"), seq_len, self.begin_id)
 
     def heldout(self, seq_len: int) -> HeldoutWindows:
-        """The held-out documents in windows of ``seq_len`` tokens."""
+        """Return the held-out documents in windows of ``seq_len`` tokens."""
         return HeldoutWindows(
             self.stream("heldout"), self.documents("heldout"), seq_len, self.begin_id
         )
 
     def documents(self, split: str) -> Documents:
-        """Where the documents of ``train`` or ``heldout`` begin and how long they are."""
+        """Return where the documents of ``train`` or ``heldout`` begin and how long they are."""
         listed = self.manifest["splits"][split]["documents"]
         if isinstance(listed, list):
             return Documents.from_rows(listed)
@@ -90,7 +90,7 @@ class TokenData:
         )
 
     def document_names(self, split: str, first: int, end: int) -> list[str]:
-        """What the source calls documents [first, end) of a split."""
+        """Return what the source calls documents [first, end) of a split."""
         listed = self.manifest["splits"][split]["documents"]
         if isinstance(listed, list):
             return [row["id"] for row in listed[first:end]]
@@ -98,7 +98,7 @@ class TokenData:
         return names
 
     def tokenizer_spec(self) -> TokenizerSpec:
-        """The tokenizer's definition, all but the files that it needs."""
+        """Return the tokenizer's definition, all but the files that it needs."""
         name = self.manifest["tokenizer"]
         definition = self.manifest.get("tokenizer_definition")
         spec = TokenizerSpec(
@@ -125,7 +125,7 @@ class TokenData:
         return pq.read_table(self.folder / file, columns=columns)
 
     def stream(self, split: str) -> TokenStream:
-        """All tokens of ``train`` or ``heldout``."""
+        """Return all tokens of ``train`` or ``heldout``."""
         shards = self.manifest["splits"][split]["shards"]
         return TokenStream([self.folder / shard["file"] for shard in shards], self.dtype)
 
@@ -153,7 +153,7 @@ class TrainWindows:
         self.num_windows = stream.num_tokens // seq_len
 
     def window_index(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
-        """Which windows [B] the global batch of ``step`` (from 0) reads."""
+        """Return which windows [B] the global batch of ``step`` (from 0) reads."""
         if step < 0 or batch_size < 1:
             raise ValueError(f"step = {step}, batch_size = {batch_size}: must be >= 0 and >= 1")
         position_B = step * batch_size + np.arange(batch_size, dtype=np.int64)
@@ -173,13 +173,13 @@ class TrainWindows:
         return window_BT
 
     def read(self, first: int, end: int) -> Tokens:
-        """Windows [first, end) in the order of the text."""
+        """Return windows [first, end) in the order of the text."""
         count = end - first
         flat = self._stream.read(first * self.seq_len, count * self.seq_len)
         return flat.reshape(count, self.seq_len)
 
     def epochs(self, num_tokens: int) -> float:
-        """How often ``num_tokens`` training tokens pass over the windows."""
+        """Return how often ``num_tokens`` training tokens pass over the windows."""
         return num_tokens / (self.num_windows * self.seq_len)
 
 
@@ -255,7 +255,7 @@ class HeldoutWindows:
         return kept
 
     def read(self, first: int, end: int) -> Tokens:
-        """Windows [first, end)."""
+        """Return windows [first, end)."""
         return self.tokens[first:end]
 
 

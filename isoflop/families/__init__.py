@@ -57,20 +57,20 @@ class FamilySpec(Protocol):
     """The fields that equal-FLOP matching may solve for."""
 
     def ledger(self, config: Any, d_model: int, seq_len: int) -> tuple[Component, ...]:
-        """Components of one feed-forward layer, named `experts` or `router`."""
+        """Return components of one feed-forward layer, named `experts` or `router`."""
 
     def num_params(self, config: Any, d_model: int) -> int:
-        """Parameters of one feed-forward layer, which follow from its ledger."""
+        """Return parameters of one feed-forward layer, which follow from its ledger."""
 
     def num_active_params(self, config: Any, d_model: int) -> int:
-        """Parameters of one layer that a token uses, which follow from its ledger."""
+        """Return parameters of one layer that a token uses, which follow from its ledger."""
 
     def ladder(self, recipe: Recipe, size: int) -> Any:
-        """The Config of rung ``size`` of the recipe's ladder."""
+        """Return the Config of rung ``size`` of the recipe's ladder."""
 
 
 def family_names() -> tuple[str, ...]:
-    """All families there are, sorted."""
+    """Return all families there are, sorted."""
     return all_families()
 
 
@@ -87,7 +87,7 @@ def _source(name: str) -> FamilySource:
 
 
 def get_spec(name: str) -> FamilySpec:
-    """The torch-free half of a family.
+    """Return the torch-free half of a family.
 
     Raises:
         UserError: there is no such family, or its code does not define what a spec must.
@@ -103,7 +103,7 @@ def get_spec(name: str) -> FamilySpec:
 
 
 def get_build(name: str) -> Callable[[Any, int], nn.Module]:
-    """The family's `build(config, d_model)`; importing it imports torch.
+    """Return the family's `build(config, d_model)`; importing it imports torch.
 
     Raises:
         UserError: there is no such family, or its code does not define `build`.
@@ -115,7 +115,7 @@ def get_build(name: str) -> Callable[[Any, int], nn.Module]:
 
 
 def config_from_mapping(name: str, values: Mapping[str, Any]) -> Any:
-    """A family's Config from plain values, checked.
+    """Return a family's Config from plain values, checked.
 
     Raises:
         UserError: an unknown field, a value of the wrong type, or an impossible shape.

@@ -6,7 +6,7 @@ from isoflop.errors import UserError
 
 
 def check_positive(family: str, **fields: int) -> None:
-    """Refuses counts and widths below 1.
+    """Refuse counts and widths below 1.
 
     Raises:
         UserError: names the first such field.
@@ -17,7 +17,7 @@ def check_positive(family: str, **fields: int) -> None:
 
 
 def check_choice(family: str, field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuses a word that is not among the choices.
+    """Refuse a word that is not among the choices.
 
     Raises:
         UserError: lists the choices.

@@ -12,14 +12,14 @@ Count = Callable[[Any, int], int]
 
 
 def parameter_counts(ledger: Ledger) -> tuple[Count, Count]:
-    """A family's ``num_params`` and ``num_active_params`` (config, d_model) of one layer."""
+    """Return a family's ``num_params`` and ``num_active_params`` (config, d_model) of one layer."""
 
     def num_params(config: Any, d_model: int) -> int:
-        """Parameters of one layer."""
+        """Return parameters of one layer."""
         return sum(c.num_params for c in ledger(config, d_model, 1))
 
     def num_active_params(config: Any, d_model: int) -> int:
-        """Parameters of one layer that a token uses."""
+        """Return parameters of one layer that a token uses."""
         return sum(c.num_active_params for c in ledger(config, d_model, 1))
 
     return num_params, num_active_params

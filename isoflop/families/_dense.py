@@ -13,7 +13,7 @@ TINYSTORIES_HIDDEN_WIDTH = 1024
 
 
 def dense_hidden_width(recipe: Recipe, size: int) -> int:
-    """F = 8/3 · D, rounded down to the recipe's multiple; the same for mlp and swiglu."""
+    """Return F = 8/3 · D, rounded down to the recipe's multiple; the same for mlp and swiglu."""
     if recipe.base_name == "tinystories-v1":
         return TINYSTORIES_HIDDEN_WIDTH
     multiple = _HIDDEN_MULTIPLE[recipe.base_name]

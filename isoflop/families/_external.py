@@ -44,7 +44,7 @@ class ExternalSpec:
                 raise self._wrong(f"free_dimension {field!r}", f"a field ({', '.join(fields)})")
 
     def ledger(self, config: Any, d_model: int, seq_len: int) -> tuple[Component, ...]:
-        """Components of one feed-forward layer."""
+        """Return components of one feed-forward layer."""
         found = self._call("ledger", lambda: self._module.ledger(config, d_model, seq_len))
         if not isinstance(found, tuple) or not all(isinstance(c, Component) for c in found):
             raise self._wrong("what ledger returns", "a tuple of Component")
@@ -58,7 +58,7 @@ class ExternalSpec:
         return found
 
     def ladder(self, recipe: Recipe, size: int) -> Any:
-        """The Config of rung ``size`` of the recipe's ladder."""
+        """Return the Config of rung ``size`` of the recipe's ladder."""
         found = self._call("ladder", lambda: self._module.ladder(recipe, size))
         if not isinstance(found, self.Config):
             raise self._wrong("what ladder returns", "a Config")
@@ -83,12 +83,12 @@ class ExternalSpec:
 
 @lru_cache(maxsize=64)
 def external_spec(name: str, module: ModuleType) -> ExternalSpec:
-    """The guarded spec of a family, made once for each imported module."""
+    """Return the guarded spec of a family, made once for each imported module."""
     return ExternalSpec(name, module)
 
 
 def _line_of(error: Exception, module: ModuleType) -> str:
-    """Where in the family's own folder it happened, if it did."""
+    """Return where in the family's own folder it happened, if it did."""
     folder = Path(module.__file__ or "").parent
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).parent == folder]

@@ -18,7 +18,7 @@ _TIMEOUT_S = 600
 
 
 def ensure_gated(name: str, *configs: Mapping[str, Any]) -> None:
-    """Checks that an external family's ledger is what torch counts, before it may be planned.
+    """Check that an external family's ledger is what torch counts, before it may be planned.
 
     Runs in a subprocess, so that planning imports no torch; once per process, source and
     configuration. Built-in families are gated by the project's own tests.

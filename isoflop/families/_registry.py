@@ -87,12 +87,12 @@ def find_family(name: str) -> FamilySource | None:
 
 
 def all_families() -> tuple[str, ...]:
-    """The names of all families, sorted."""
+    """Return the names of all families, sorted."""
     return tuple(sorted({*_built_in(), *_in_folders(), *_installed()}))
 
 
 def add_family_folder(path: Path) -> str:
-    """Makes the family in a folder known to this process and to those it starts; returns its name.
+    """Make the family in a folder known to this process and to those it starts; returns its name.
 
     The family is called as its folder. Adding the same folder again changes nothing.
 
@@ -125,7 +125,7 @@ def add_family_folder(path: Path) -> str:
 
 
 def family_digest(name: str) -> str | None:
-    """Hex sha256 over the source files of an external family; None for a built-in one.
+    """Return hex sha256 over the source files of an external family; None for a built-in one.
 
     Covers every .py file below its folder: relative path and content, in the order of the paths.
     """
@@ -151,7 +151,7 @@ def _source_folder(source: FamilySource) -> Path:
 
 
 def import_half(source: FamilySource, half: str) -> ModuleType:
-    """The submodule `spec` or `module` of a family.
+    """Return the submodule `spec` or `module` of a family.
 
     Raises:
         UserError: an external family's code cannot be imported.
@@ -177,7 +177,7 @@ def _package_name(folder: Path) -> str:
 
 
 def _make_package(package: str, folder: Path) -> None:
-    """Enters a folder among the imported packages; its `__init__.py` is not needed and not run."""
+    """Enter a folder among the imported packages; its `__init__.py` is not needed and not run."""
     if package not in sys.modules:
         spec = importlib.machinery.ModuleSpec(package, loader=None, is_package=True)
         spec.submodule_search_locations = [str(folder)]

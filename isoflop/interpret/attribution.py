@@ -66,7 +66,7 @@ class Attribution:
 
 @torch.no_grad()
 def trace(model: Transformer, inputs_BT: Tensor) -> Trace:
-    """Runs a model and keeps what it adds to the residual stream.
+    """Run a model and keeps what it adds to the residual stream.
 
     Raises:
         UserError: its experts are no single neurons.

@@ -82,7 +82,7 @@ EFFECTS = Schema(
 
 
 def indirect_effect(d_clean: float, d_cf: float, d_int: float) -> dict[str, Any]:
-    """The measures of one intervention (reference implementation, section "Knowledge").
+    """Return the measures of one intervention (reference implementation, section "Knowledge").
 
     d is the logit of the clean answer minus that of the counterfactual one, after the clean
     prompt, the counterfactual prompt and the clean prompt with other gates. ``effect`` = d_clean -
@@ -166,7 +166,7 @@ def mean_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """Mean of a column over the pairs that have it, and its bootstrap interval over nouns.
+    """Return mean of a column over the pairs that have it, and its bootstrap interval over nouns.
 
     Args:
         rows: of :data:`INTERVENTIONS`, one for each ordered pair of nouns.
@@ -197,7 +197,7 @@ def _weighted(taken_RN: Floats, value_NN: Floats) -> Floats:
 
 
 def _matrix(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
-    """Values by clean and counterfactual noun, NaN where there is none."""
+    """Return values by clean and counterfactual noun, NaN where there is none."""
     nouns = sorted({row[noun] for row in rows for noun in ("clean_noun", "cf_noun")})
     number = {noun: index for index, noun in enumerate(nouns)}
     value_NN = np.full((len(nouns), len(nouns)), math.nan)

@@ -53,7 +53,7 @@ class Fact:
 
 
 def facts_of(which: str, subject: Subject, *, min_count: int = MIN_COUNT) -> tuple[Fact, ...]:
-    """Facts that a run may have learned.
+    """Return facts that a run may have learned.
 
     Args:
         which: ``planted`` in its synthetic text, ``mined`` from its training text, or those of the
@@ -80,7 +80,7 @@ def paper_pairs() -> tuple[Fact, ...]:
 
 
 def planted(data: TokenData) -> tuple[Fact, ...]:
-    """The facts planted in a ``synthetic:SEED`` corpus, with how often, by noun.
+    """Return the facts planted in a ``synthetic:SEED`` corpus, with how often, by noun.
 
     Raises:
         UserError: the corpus has no planted facts.
@@ -96,7 +96,7 @@ def planted(data: TokenData) -> tuple[Fact, ...]:
 def mined(
     texts: Iterable[str], *, template: str = TEMPLATE, min_count: int = MIN_COUNT
 ) -> tuple[Fact, ...]:
-    """Facts that a text states often, no noun and no adjective in two of them.
+    """Return facts that a text states often, no noun and no adjective in two of them.
 
     Of all selections without such a conflict it is one with the most facts, and among those one
     whose sentences are the most (an assignment problem, solved exactly). A noun may so get another
@@ -121,7 +121,7 @@ def mined(
 
 
 def texts_of(data: TokenData, tokenizer: Tokenizer, split: str = "train") -> Iterator[str]:
-    """The documents of a split, in order, a million tokens in memory at a time."""
+    """Yield the documents of a split, in order, a million tokens in memory at a time."""
     documents, stream = data.documents(split), data.stream(split)
     for first, end in documents.groups(_READ_TOKENS):
         for document in range(first, end):

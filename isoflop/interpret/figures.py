@@ -36,7 +36,7 @@ _HEIGHT = 2.2
 
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> tuple[Path, ...]:
-    """Writes STEM.png and STEM.svg."""
+    """Write STEM.png and STEM.svg."""
     with style():
         return save(figure, folder, stem)
 
@@ -51,7 +51,7 @@ def _axes(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]
 
 
 def purity_figure(purities: Sequence[dict[str, Any]]) -> Figure:
-    """Purity by layer, of gates and controls, with intervals over documents."""
+    """Return purity by layer, of gates and controls, with intervals over documents."""
     labels = [label for label in _LABEL_TITLES if any(row["label"] == label for row in purities)]
     with style():
         figure, axes = _axes(len(labels), len(_POOL_TITLES), _HEIGHT * len(labels) + 0.4)
@@ -176,7 +176,7 @@ def usage_figure(
     layers: Sequence[int],
     training: Sequence[dict[str, Any]] | None,
 ) -> Figure:
-    """How evenly each layer uses its experts, and how that came about in training."""
+    """Return how evenly each layer uses its experts, and how that came about in training."""
     with style():
         figure, axes = _axes(1, 1 if training is None else 3, _HEIGHT + 0.4)
         for layer in layers:

@@ -51,7 +51,7 @@ class Patch:
 
 
 def gated_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules that choose experts, one per layer, in order; empty for a dense model."""
+    """Return the modules that choose experts, one per layer, in order; empty for a dense model."""
     return [module for module in model.modules() if hasattr(module, "gates")]
 
 
@@ -70,7 +70,7 @@ def shape_of(subject: Subject) -> GateShape:
 
 @contextmanager
 def recorded_gates(model: nn.Module) -> Iterator[Gates]:
-    """Keeps the choices of the newest forward pass inside; patched ones are seen as patched."""
+    """Keep the choices of the newest forward pass inside; patched ones are seen as patched."""
     modules = gated_modules(model)
     gates = Gates(idx=[torch.empty(0)] * len(modules), score=[torch.empty(0)] * len(modules))
     before = [module.gates for module in modules]
@@ -92,7 +92,7 @@ def _keeper(gates: Gates, layer: int) -> Callable[[Tensor, Tensor], None]:
 
 @contextmanager
 def patched_gates(model: nn.Module, patches: Mapping[int, Patch]) -> Iterator[None]:
-    """Replaces the router's choices at some tokens of some layers in the forward passes inside.
+    """Replace the router's choices at some tokens of some layers in the forward passes inside.
 
     Raises:
         UserError: the layers have no router module, as in moe.
@@ -109,7 +109,7 @@ def patched_gates(model: nn.Module, patches: Mapping[int, Patch]) -> Iterator[No
 
 
 def check_patchable(model: nn.Module) -> None:
-    """Refuses a model whose choices can be seen but not changed.
+    """Refuse a model whose choices can be seen but not changed.
 
     Raises:
         UserError: it has layers without a router module.

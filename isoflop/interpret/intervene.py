@@ -43,7 +43,7 @@ BATCH_PAIRS = 128
 
 
 def layer_sets(num_layers: int) -> dict[str, range]:
-    """Each layer alone, then the layers from the first to each: "0", "1", "0-1"."""
+    """Return each layer alone, then the layers from the first to each: "0", "1", "0-1"."""
     single = {str(layer): range(layer, layer + 1) for layer in range(num_layers)}
     return single | {f"0-{last}": range(last + 1) for last in range(1, num_layers)}
 
@@ -136,7 +136,7 @@ class _Batch:
                 }
 
     def _tokens(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Prompts [B, T], the end filled with pads, which nothing before them can see."""
+        """Return prompts [B, T], the end filled with pads, which nothing before them can see."""
         tokens_BT = torch.zeros(len(prompts), self._num_tokens, dtype=torch.int64)
         for b, (prompt, pair) in enumerate(zip(prompts, self._pairs, strict=True)):
             kept = prompt.tokens[: pair.read + 1]
@@ -176,7 +176,7 @@ class _Batch:
             yield ABLATION, self._change(everyone, Gates(idx=self._clean.idx, score=zero))
 
     def _change(self, pairs: list[int], source: Gates, *, elsewhere: bool = False) -> _Change:
-        """The gates of ``source`` at the noun's tokens, or at others."""
+        """Return the gates of ``source`` at the noun's tokens, or at others."""
         at, positions = [], []
         for b in pairs:
             places = sorted(self._pairs[b].elsewhere) if elsewhere else self._pairs[b].noun
@@ -191,7 +191,7 @@ class _Batch:
         )
 
     def _with_random_experts(self) -> Gates:
-        """The counterfactual scores, each channel's on different experts drawn at random."""
+        """Return the counterfactual scores, each channel's on different experts drawn at random."""
         idx = []
         for idx_TCK in self._cf.idx:
             num_tokens, num_channels, k = idx_TCK.shape

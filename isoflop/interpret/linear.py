@@ -37,7 +37,7 @@ LINEARITY = Schema(
 
 
 def layers_of(model: Transformer) -> list[TinyExperts]:
-    """The feed-forward layers of a model with single-neuron experts.
+    """Return the feed-forward layers of a model with single-neuron experts.
 
     Raises:
         UserError: its family has other experts, or none.
@@ -55,7 +55,7 @@ def layers_of(model: Transformer) -> list[TinyExperts]:
 
 
 def is_linear(layer: TinyExperts) -> bool:
-    """Whether a layer is linear while its gates are held."""
+    """Return whether a layer is linear while its gates are held."""
     return _activation(layer)[0] == "identity"
 
 
@@ -67,7 +67,7 @@ def _activation(layer: TinyExperts) -> tuple[str, str]:
 
 
 def check_linear(layer: TinyExperts) -> None:
-    """Refuses a layer that is not linear even with its gates held.
+    """Refuse a layer that is not linear even with its gates held.
 
     Raises:
         UserError: its experts have an activation other than the identity.
@@ -105,13 +105,13 @@ def contributions(layer: TinyExperts, x_TD: Tensor, idx_TCK: Tensor, score_TCK: 
 
 
 def weights_of(layer: TinyExperts, score_TCK: Tensor) -> Tensor:
-    """What the scores weigh: themselves, or their softmax over the experts of a channel."""
+    """Return what the scores weigh: themselves, or their softmax over the experts of a channel."""
     raw = isinstance(layer, SparselyGatedLinear) and layer.gate == "raw"
     return score_TCK if raw else softmax_of_sorted(score_TCK)
 
 
 def rows_of(table: Tensor, idx_TCK: Tensor) -> Tensor:
-    """Rows [T, C, K, D] of a table [tables, E, D]: one table per channel, or one for all."""
+    """Return rows [T, C, K, D] of a table [tables, E, D]: one table per channel, or one for all."""
     channel_C1 = torch.arange(idx_TCK.shape[1])[:, None]
     return table[channel_C1 % len(table), idx_TCK.long()]
 
@@ -139,7 +139,7 @@ def linearity(
     idx: Sequence[Tensor],
     score: Sequence[Tensor],
 ) -> list[Linearity]:
-    """Checks every layer on traced tokens (isoflop.interpret.attribution.trace)."""
+    """Check every layer on traced tokens (isoflop.interpret.attribution.trace)."""
     return [
         _linearity(number, layer, *seen)
         for number, (layer, *seen) in enumerate(

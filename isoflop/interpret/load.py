@@ -54,7 +54,7 @@ class Subject:
 
 
 def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> Subject:
-    """The model of a finished run whose weights were kept, with its data.
+    """Return the model of a finished run whose weights were kept, with its data.
 
     Args:
         study_folder: has a plan.
@@ -153,7 +153,7 @@ def _no_weights(folder: RunFolder, plan: Plan, study_folder: Path) -> UserError:
 
 
 def _with_weights(plan: Plan, study_folder: Path) -> Sequence[str]:
-    """Runs of families that choose experts whose weights are there."""
+    """Run of families that choose experts whose weights are there."""
     return [
         shown_id(run.run_id)
         for run in plan.unique_runs

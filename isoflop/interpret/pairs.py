@@ -71,7 +71,7 @@ class Pair:
 def make_prompts(
     facts: Sequence[Fact], tokenizer: Tokenizer, *, template: str = TEMPLATE
 ) -> list[Prompt]:
-    """The facts in tokens; those whose noun or adjective is no run of tokens are left out.
+    """Return the facts in tokens; those whose noun or adjective is no run of tokens are left out.
 
     Raises:
         UserError: a special token is in a fact.
@@ -137,6 +137,6 @@ def _answer(prompt: Prompt) -> tuple[int, ...]:
 
 
 def _num_shared(a: Prompt, b: Prompt) -> int:
-    """Tokens that the adjectives have in common at their beginning."""
+    """Return tokens that the adjectives have in common at their beginning."""
     same = [x == y for x, y in zip(_answer(a), _answer(b), strict=False)]
     return same.index(False) if False in same else len(same)

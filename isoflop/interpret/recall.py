@@ -25,7 +25,7 @@ class Recall:
 
 
 def write_recall(subject: Subject, facts: Sequence[Fact], out: Path, *, seed: int) -> Recall:
-    """Patches the gates of every noun into other nouns' prompts; writes what it does to ``out``.
+    """Patch the gates of every noun into other nouns' prompts; writes what it does to ``out``.
 
     Args:
         subject: a model of the family sgatlin or peer.

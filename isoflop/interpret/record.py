@@ -59,7 +59,7 @@ def record(
     num_top: int = 5,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Writes gates.parquet and tokens.parquet of a subject's held-out text.
+    """Write gates.parquet and tokens.parquet of a subject's held-out text.
 
     Args:
         subject: a model with its held-out text.
@@ -95,7 +95,7 @@ def record(
 
 
 def windows_at_a_time(batch_size: int, seq_len: int) -> int:
-    """Windows of one forward pass: those of a batch, as far as TOKENS_AT_A_TIME allows."""
+    """Return windows of one forward pass: those of a batch, as far as TOKENS_AT_A_TIME allows."""
     return max(1, min(batch_size, TOKENS_AT_A_TIME // seq_len))
 
 
@@ -131,7 +131,7 @@ def _num_tokens(heldout: HeldoutWindows) -> int:
 
 
 def _first(heldout: HeldoutWindows, max_tokens: int) -> HeldoutWindows:
-    """The windows with the first tokens, padded after the last of them."""
+    """Return the windows with the first tokens, padded after the last of them."""
     if max_tokens < 1:
         raise UserError("--max-tokens", max_tokens, "1 or more", "correct it")
     before_W = np.cumsum((heldout.tokens != PAD_ID).sum(axis=1))
@@ -212,14 +212,14 @@ class _Watched(nn.Module):
         self._hook = model.output_norm.register_forward_hook(self._keep)  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """Leaves the model as it was."""
+        """Leave the model as it was."""
         self._hook.remove()
 
     def _keep(self, norm: nn.Module, inputs: Any, output_BTD: Tensor) -> None:
         self._normed_BTD = output_BTD
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, *, per_token: bool) -> Tensor:
-        """The losses [B, T] of the targets."""
+        """Return the losses [B, T] of the targets."""
         loss_BT: Tensor = self._model(inputs_BT, targets_BT, per_token=per_token)
         kept = torch.nonzero(targets_BT.flatten() != PAD_ID).squeeze(1)
         place = self._places(kept.numpy(), targets_BT.shape[1])
@@ -287,7 +287,7 @@ def _write(writer: Any, columns: list[Any]) -> None:
 
 
 def _lists(values_RK: Tensor) -> pa.ListArray:
-    """Each row as a list."""
+    """Return each row as a list."""
     import pyarrow as pa
 
     num_rows, num_each = values_RK.shape

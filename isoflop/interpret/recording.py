@@ -69,7 +69,7 @@ def _metadata(path: Path) -> bytes:
 
 
 def recording_of(subject: Subject, folder: Path) -> Recording:
-    """What a folder's recording holds, which must be of this subject.
+    """Return what a folder's recording holds, which must be of this subject.
 
     Raises:
         UserError: it is damaged, missing or of another run.
@@ -102,11 +102,11 @@ class RecordedTokens:
     def rows(
         self, window_R: NDArray[np.int64], position_R: NDArray[np.integer[Any]]
     ) -> NDArray[np.int64]:
-        """Where the tokens of windows at positions are: [R]."""
+        """Return where the tokens of windows at positions are: [R]."""
         return np.searchsorted(self.window_T, window_R) + position_R
 
     def window_rows(self, row: int) -> tuple[int, int]:
-        """Range of the rows in the window of a row."""
+        """Return range of the rows in the window of a row."""
         window = self.window_T[row]
         first, end = np.searchsorted(self.window_T, [window, window + 1])
         return int(first), int(end)
@@ -125,7 +125,7 @@ class GateRows:
 
 
 def read_tokens(folder: Path) -> RecordedTokens:
-    """The tokens of a recording."""
+    """Return the tokens of a recording."""
     import pyarrow.parquet as pq
 
     names = ["document", "window", "position", "input_token", "target_token", "loss"]
@@ -144,7 +144,7 @@ def read_tokens(folder: Path) -> RecordedTokens:
 def read_predictions(
     folder: Path, rows: Sequence[int] | NDArray[np.int64]
 ) -> list[list[tuple[int, float]]]:
-    """(token, probability) of the top predictions at some tokens, best first."""
+    """Return (token, probability) of the top predictions at some tokens, best first."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(folder / TOKENS_FILE, columns=["top_tokens", "top_probs"])
@@ -156,7 +156,7 @@ def read_predictions(
 
 
 def read_gates(folder: Path, tokens: RecordedTokens) -> Iterator[GateRows]:
-    """The gates of a recording, one row group at a time."""
+    """Yield the gates of a recording, one row group at a time."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(folder / GATES_FILE) as file:

@@ -51,7 +51,7 @@ its most probable predictions, best first."""
 
 
 def arrow_schema(columns: tuple[tuple[str, str], ...], meta: Mapping[str, Any]) -> pa.Schema:
-    """The pyarrow schema of one of the tables, with ``meta`` in its metadata."""
+    """Return the pyarrow schema of one of the tables, with ``meta`` in its metadata."""
     import pyarrow as pa
 
     lists = {"list<int32>": pa.list_(pa.int32()), "list<float32>": pa.list_(pa.float32())}

@@ -64,7 +64,7 @@ def count_choices(recording: Path, shape: GateShape) -> NDArray[np.int64]:
 def usage_rows(
     counts_LCE: NDArray[np.int64], layers: Sequence[int], *, num_tokens: int, shared: bool
 ) -> list[dict[str, Any]]:
-    """Rows of each channel of each layer and, where there are several, of all of them.
+    """Return rows of each channel of each layer and, where there are several, of all of them.
 
     Args:
         counts_LCE: how often each expert was chosen.
@@ -86,7 +86,7 @@ def usage_rows(
 
 
 def write_usage(subject: Subject, recording: Path, out: Path) -> Usage:
-    """Counts a recording; writes expert_usage.parquet and a figure to ``out``.
+    """Return counts a recording; writes expert_usage.parquet and a figure to ``out``.
 
     Raises:
         UserError: there is no whole recording of this run.

@@ -39,7 +39,7 @@ class Look:
 def look_at(
     subject: Subject, out: Path, *, window: int, position: int | None, token: int | None
 ) -> Look:
-    """Writes linearity.parquet of a window and attribution.parquet of one logit to ``out``.
+    """Write linearity.parquet of a window and attribution.parquet of one logit to ``out``.
 
     Args:
         subject: a model of the family sgatlin or peer.

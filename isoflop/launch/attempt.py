@@ -49,7 +49,7 @@ class RunningAttempt:
         self._last: StepMetrics | None = None
 
     def run(self, data: TokenData, ranks: Ranks) -> Ending:
-        """Trains and records; whatever goes wrong is recorded and never raised."""
+        """Train and records; whatever goes wrong is recorded and never raised."""
         try:
             return self._record(self._train(data, ranks))
         except Exception as error:
@@ -157,7 +157,7 @@ class RunningAttempt:
 
 
 def checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
-    """The run's identity; its data must be these.
+    """Return the run's identity; its data must be these.
 
     Raises:
         UserError: they are others.
@@ -170,7 +170,7 @@ def checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
 
 
 def _rate(job: Job, spec: RunSpec, ranks: Ranks) -> Callable[[int, float], Achieved | None]:
-    """What a number of tokens in a number of seconds comes to on these devices."""
+    """Return what a number of tokens in a number of seconds comes to on these devices."""
     from isoflop.train.throughput import achieved, training_flops_per_token
 
     flops_per_token = training_flops_per_token(spec, job.convention)

@@ -61,7 +61,7 @@ _PLACEMENT_OPTIONS = (
 
 
 def placement_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that take the place of entries in a study's [placement] table."""
+    """Add the options that take the place of entries in a study's [placement] table."""
     for option in reversed(_PLACEMENT_OPTIONS):
         command = option(command)
     return command

@@ -28,7 +28,7 @@ def execute(
     should_stop: Callable[[], str | None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> Ending:
-    """Trains one run unless it is complete or held, and records what came of it.
+    """Train one run unless it is complete or held, and records what came of it.
 
     Args:
         job: which run, and where.
@@ -60,7 +60,7 @@ def execute(
 
 
 def _begin(job: Job, folder: RunFolder) -> tuple[Ending, Attempt | None]:
-    """The claim on a run, or None and how it stands."""
+    """Return the claim on a run, or None and how it stands."""
     finished = folder.result()
     if finished is not None:
         return Ending.of(finished), None
@@ -82,7 +82,7 @@ def _follow(
     ranks: Ranks,
     should_stop: Callable[[], str | None],
 ) -> Ending:
-    """What a rank that is not main does; the main rank alone records how it went."""
+    """Return what a rank that is not main does; the main rank alone records how it went."""
     from isoflop.train.checkpoint import CheckpointStore
     from isoflop.train.loop import train_run
 
@@ -115,7 +115,7 @@ def _provenance(job: Job) -> dict[str, Any]:
 
 
 def _slurm_details(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Which job runs this, where, and for which time; nothing outside SLURM."""
+    """Return which job runs this, where, and for which time; nothing outside SLURM."""
     names = {
         "job_id": "SLURM_JOB_ID",
         "array_job_id": "SLURM_ARRAY_JOB_ID",

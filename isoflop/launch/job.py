@@ -26,12 +26,12 @@ class Job:
     """Where metrics go besides the run's folder; see isoflop.launch.sinks."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Job:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         placement = Placement(**values["placement"])
         return Job(**{**values, "placement": placement, "sinks": tuple(values["sinks"])})
 
@@ -47,7 +47,7 @@ class Ending:
 
     @staticmethod
     def of(result: Mapping[str, Any]) -> Ending:
-        """How a run ended by its result, or by what training returned."""
+        """Return how a run ended by its result, or by what training returned."""
         return Ending(
             status="interrupted" if result["status"] == "stopped" else result["status"],
             reason=result["status_reason"],

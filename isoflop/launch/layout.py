@@ -14,7 +14,7 @@ _NAMES = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
 def laid_out(
     placement: Placement, given: Collection[str], planned: PlacementEstimate | None
 ) -> Placement:
-    """The placement of one run, with what the plan chose for it.
+    """Return the placement of one run, with what the plan chose for it.
 
     Args:
         placement: of all runs, from the study's table and the command line.
@@ -38,7 +38,7 @@ def laid_out(
 
 
 def num_gpus(placement: Placement) -> int:
-    """GPUs that torch sees, for a placement that uses them; 0 for any other."""
+    """Return GPUs that torch sees, for a placement that uses them; 0 for any other."""
     if not placement.device.startswith("cuda"):
         return 0
     import torch

@@ -56,7 +56,7 @@ def open_session(
     run: str | None = None,
     data_dir: Path | None = None,
 ) -> Session:
-    """Checks everything a run needs, before anything is trained.
+    """Check everything a run needs, before anything is trained.
 
     Args:
         folder: the study's folder, with a plan.
@@ -136,7 +136,7 @@ def _check_families(plan: Plan) -> None:
 
 
 def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:
-    """Trains the session's jobs; ``on_event`` is told of every start, step and end."""
+    """Train the session's jobs; ``on_event`` is told of every start, step and end."""
     summary = RunSummary()
     # Closed here, so that an interrupt stops the workers wherever it strikes.
     with closing(run_jobs(session.jobs, session.num_workers)) as events:
@@ -152,7 +152,7 @@ def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSumma
 
 
 def _record_death(job: Job, ending: Ending) -> None:
-    """Closes the record of an attempt whose worker died before it could do so itself."""
+    """Close the record of an attempt whose worker died before it could do so itself."""
     folder = RunFolder(Path(job.study_folder), job.run_id)
     attempts = folder.attempts()
     # Where the disk is full, there is no record; the reason is shown all the same.

@@ -101,7 +101,7 @@ class MetricsLog:
         self._file = path.open("ab", buffering=0)
 
     def write(self, metrics: StepMetrics) -> None:
-        """Appends every n-th step and the last one."""
+        """Append every n-th step and the last one."""
         if metrics.step % self._every and metrics.step != self._steps - 1:
             return
         values = {**dataclasses.asdict(metrics), **self._rates(metrics)}
@@ -111,13 +111,13 @@ class MetricsLog:
             sink.step(metrics.step, values)
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Appends what happened, at whatever step."""
+        """Append what happened, at whatever step."""
         self._append({"attempt": self._attempt, "event": kind, **values})
         for sink in self._sinks:
             sink.event(kind, values)
 
     def close(self) -> None:
-        """Closes the file and the sinks, which may take a few seconds for what they still have."""
+        """Close the file and the sinks, which may take a few seconds for what they still have."""
         self._file.close()
         for sink in self._sinks:
             sink.close()
@@ -164,7 +164,7 @@ def _null_where_not_finite(value: Any) -> Any:
 
 
 def write_tables(run_folder: Path) -> None:
-    """Writes metrics.parquet and, where experts were chosen, usage.parquet from metrics.jsonl.
+    """Write metrics.parquet and, where experts were chosen, usage.parquet from metrics.jsonl.
 
     Atomic, and may be repeated. Steps that several attempts did count once, as the newest attempt
     did them. A table that cannot be written is said in the log; the lines are still there.
@@ -181,7 +181,7 @@ def write_tables(run_folder: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What can be read of metrics.jsonl: a line that a crash cut off is skipped."""
+    """Yield what can be read of metrics.jsonl: a line that a crash cut off is skipped."""
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
@@ -209,7 +209,7 @@ def newest_by_step(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per step that was logged or evaluated, in order."""
+    """Return a row per step that was logged or evaluated, in order."""
     steps = newest_by_step(rows)
     # Attempts follow one another in the file, so that later lines are of newer attempts.
     heldout = {row["step"]: row for row in rows if row.get("event") == "evaluation"}

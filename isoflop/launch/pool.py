@@ -53,7 +53,7 @@ def num_cores() -> int:
 
 
 def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
-    """Runs every job once, in order, and yields what happens.
+    """Run every job once, in order, and yields what happens.
 
     A job whose run another live process holds is tried again until that process has finished or
     died. Closing the iterator (or an exception in the consumer) stops the workers.
@@ -84,7 +84,7 @@ def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
 
 
 def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
-    """Messages of all workers, waiting a moment for the first."""
+    """Yield messages of all workers, waiting a moment for the first."""
     ready = wait([w.pipe for w in workers if w.job], timeout=HELD_POLL_S)
     for index, worker in enumerate(workers):
         if worker.pipe not in ready or worker.job is None:
@@ -130,7 +130,7 @@ def _start_worker(index: int) -> _Worker:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Workers inherit one thread per math library; it must be set before they load it."""
+    """Yield workers inherit one thread per math library; it must be set before they load it."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

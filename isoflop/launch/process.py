@@ -39,7 +39,7 @@ class ProcessIdentity:
 
     @staticmethod
     def of_this_process() -> ProcessIdentity:
-        """The identity of the calling process."""
+        """Return the identity of the calling process."""
         return ProcessIdentity(
             host=platform.node(),
             boot_id=_boot_id(),
@@ -53,7 +53,7 @@ class ProcessIdentity:
         return self.host == platform.node()
 
     def is_alive(self) -> bool:
-        """Whether a process of this machine still runs."""
+        """Return whether a process of this machine still runs."""
         if self.boot_id != _boot_id():
             return False
         if self.start_ticks is not None:
@@ -67,12 +67,12 @@ class ProcessIdentity:
         return True
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
     @staticmethod
     def from_json(values: Any) -> ProcessIdentity:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         return ProcessIdentity(
             host=str(values["host"]),
             boot_id=str(values["boot_id"]),

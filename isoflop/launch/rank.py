@@ -42,7 +42,7 @@ EXIT_CODES = {"done": 0, "interrupted": 75, "held": 75}
 
 
 def main() -> int:
-    """Trains the job's run with the other ranks; the exit code."""
+    """Train the job's run with the other ranks; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m isoflop.launch.rank")
     parser.add_argument("job", type=Path)
     parser.add_argument("--launched", action="store_true")

@@ -25,7 +25,7 @@ class Reporter:
         self._last_s = float("-inf")
 
     def __call__(self, metrics: StepMetrics, steps: int) -> None:
-        """Takes note of a step."""
+        """Take note of a step."""
         now = time.monotonic()
         if now - self._last_s >= REPORT_EVERY_S:
             self._last_s = now

@@ -19,7 +19,7 @@ class StopFlag:
             signal.signal(number, self._set)
 
     def __call__(self) -> str | None:
-        """The signal's name, or None while there was none."""
+        """Return the signal's name, or None while there was none."""
         return self.reason
 
     def _set(self, number: int, frame: FrameType | None) -> None:

@@ -43,7 +43,7 @@ def main(folder: Path, run: str, **options: Any) -> None:
 
 
 def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: StopFlag) -> int:
-    """Trains a run and says in one line how it ended; the exit code.
+    """Train a run and says in one line how it ended; the exit code.
 
     Raises:
         UserError: no such run, a damaged plan or data set, an option's value that is not allowed.

@@ -90,7 +90,7 @@ class RunState:
 
 
 def run_state(folder: Path, run: PlannedRun, result: dict[str, Any] | None = None) -> RunState:
-    """Where one run stands; its result is read unless the caller has it.
+    """Return where one run stands; its result is read unless the caller has it.
 
     Raises:
         UserError: a file of the run's folder is damaged.
@@ -141,7 +141,7 @@ def _rows(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
 def study_states(
     folder: Path, plan: Plan, results: Mapping[str, dict[str, Any]] | None = None
 ) -> list[RunState]:
-    """The state of every run of a plan, in the plan's order.
+    """Return the state of every run of a plan, in the plan's order.
 
     Args:
         folder: the study's folder.
@@ -167,7 +167,7 @@ def runs_row(state: RunState) -> dict[str, Any]:
 
 
 def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[dict[str, Any]]:
-    """Writes runs.parquet from the run folders and returns its rows.
+    """Write runs.parquet from the run folders and returns its rows.
 
     A run without a folder keeps the result that the study's runs.parquet already has: the tables
     of a study travel without its run folders.
@@ -191,7 +191,7 @@ def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[di
 
 
 def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, dict[str, Any]]:
-    """What runs.parquet says of finished runs that have no folder here, by run id.
+    """Return what runs.parquet says of finished runs that have no folder here, by run id.
 
     Raises:
         UserError: there are runs without a folder, and the table is damaged.

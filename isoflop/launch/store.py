@@ -106,13 +106,13 @@ class RunFolder:
         self.checkpoints = self.path / "ckpt"
 
     def write_spec(self, spec: RunSpec) -> None:
-        """Writes spec.json once; a spec that is there already must be this one."""
+        """Write spec.json once; a spec that is there already must be this one."""
         assert run_id(spec) == self.run_id
         if not write_once(self.path / "spec.json", dump_json(spec.to_json()).encode()):
             self.read_spec()
 
     def read_spec(self) -> RunSpec:
-        """The run's identity.
+        """Return the run's identity.
 
         Raises:
             UserError: missing, damaged, or not the spec that the folder is named after.
@@ -126,7 +126,7 @@ class RunFolder:
         return spec
 
     def attempts(self) -> list[Attempt]:
-        """All attempts, oldest first.
+        """Return all attempts, oldest first.
 
         Raises:
             UserError: an attempt file is damaged.
@@ -135,7 +135,7 @@ class RunFolder:
         return [_attempt(read_json(file, "attempt"), file) for file in files]
 
     def lease(self) -> Lease | None:
-        """The newest heartbeat, or None before the first."""
+        """Return the newest heartbeat, or None before the first."""
         path = self.path / "lease.json"
         if not path.exists():
             return None
@@ -143,7 +143,7 @@ class RunFolder:
         return Lease(**{key: values[key] for key in Lease.__dataclass_fields__})
 
     def result(self) -> dict[str, Any] | None:
-        """The result, or None where there is none yet.
+        """Return the result, or None where there is none yet.
 
         Raises:
             UserError: damaged, of another version or of another run.
@@ -167,7 +167,7 @@ class RunFolder:
         return values
 
     def is_held(self, newest: Attempt | None) -> bool:
-        """Whether the newest attempt is still at work."""
+        """Return whether the newest attempt is still at work."""
         if newest is None or newest.ended:
             return False
         if newest.holder.on_this_machine:
@@ -179,12 +179,12 @@ class RunFolder:
         return time.time() - beat < LEASE_TIMEOUT_S
 
     def attempt_at_work(self) -> Attempt | None:
-        """The newest attempt, if a live process is at it."""
+        """Return the newest attempt, if a live process is at it."""
         attempts = self.attempts()
         return attempts[-1] if attempts and self.is_held(attempts[-1]) else None
 
     def claim(self, details: Mapping[str, Any]) -> Attempt | None:
-        """Begins the next attempt; None if another process holds the run or wins the race.
+        """Begin the next attempt; None if another process holds the run or wins the race.
 
         Args:
             details: provenance for the attempt's record (device, versions); never identity.
@@ -209,7 +209,7 @@ class RunFolder:
         return attempt
 
     def beat(self, attempt: Attempt, step: int, steps: int) -> None:
-        """Writes the heartbeat of an attempt."""
+        """Write the heartbeat of an attempt."""
         write_json_atomic(
             self.path / "lease.json",
             {
@@ -221,11 +221,11 @@ class RunFolder:
         )
 
     def traceback_file(self, attempt: Attempt) -> Path:
-        """Where an attempt that failed leaves its traceback."""
+        """Return where an attempt that failed leaves its traceback."""
         return self.path / f"error-{attempt.number:04d}.txt"
 
     def is_newest(self, attempt: Attempt) -> bool:
-        """Whether no later attempt has begun."""
+        """Return whether no later attempt has begun."""
         return not self._attempt_path(attempt.number + 1).exists()
 
     def end_attempt(
@@ -236,7 +236,7 @@ class RunFolder:
         step_range: tuple[int, int] | None = None,
         wall_s: float | None = None,
     ) -> None:
-        """Records how an attempt ended, which steps it did and the seconds of training."""
+        """Record how an attempt ended, which steps it did and the seconds of training."""
         path = self._attempt_path(attempt.number)
         record = read_json(path, "attempt")
         record |= {
@@ -248,7 +248,7 @@ class RunFolder:
         write_json_atomic(path, record)
 
     def write_result(self, attempt: Attempt, values: Mapping[str, Any]) -> bool:
-        """Writes the result if this attempt is the newest and there is no result yet."""
+        """Write the result if this attempt is the newest and there is no result yet."""
         if not self.is_newest(attempt):
             return False
         record = {
@@ -260,7 +260,7 @@ class RunFolder:
         return write_once(self.path / "result.json", dump_json(record).encode())
 
     def previous_wall_s(self, attempt: Attempt) -> float:
-        """Training seconds that earlier attempts spent, work that was lost included.
+        """Return training seconds that earlier attempts spent, work that was lost included.
 
         Of an attempt that was killed, only what its metrics tell: up to its last row.
         """
@@ -274,7 +274,7 @@ class RunFolder:
         return sum(spent.values())
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Rows of metrics.jsonl; a line cut off by a crash is skipped."""
+        """Yield rows of metrics.jsonl; a line cut off by a crash is skipped."""
         return read_rows(self.path / LINES_FILE)
 
     def _attempt_path(self, number: int) -> Path:

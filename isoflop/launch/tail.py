@@ -9,7 +9,7 @@ TAIL_BYTES = 16_384
 
 
 def tail(path: Path, max_bytes: int = TAIL_BYTES) -> list[str]:
-    """The last whole lines of a file that so many bytes hold; none if it is not there."""
+    """Return the last whole lines of a file that so many bytes hold; none if it is not there."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

@@ -38,7 +38,7 @@ def run_ranks(
     on_step: Callable[[int, int, float], None],
     should_stop: Callable[[], str | None],
 ) -> Ending:
-    """Trains one run in ``num_ranks`` new processes and returns how it ended.
+    """Train one run in ``num_ranks`` new processes and returns how it ended.
 
     torchrun finds a free port. The ranks lead sessions of their own, so no signal of a terminal
     reaches them; they end with this process, however it ends, and when one of them dies.
@@ -101,7 +101,7 @@ def _follow(
     on_step: Callable[[int, int, float], None],
     should_stop: Callable[[], str | None],
 ) -> list[Mapping[str, Any]]:
-    """All messages but those of steps, once every rank has ended or had its time to."""
+    """Return all messages but those of steps, once every rank has ended or had its time to."""
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
@@ -137,7 +137,7 @@ def _read(stdout: IO[str], lines: queue.Queue[str | None]) -> None:
 
 
 def _message(line: str) -> Mapping[str, Any]:
-    """A rank's message; nothing for a line that a library printed."""
+    """Return a rank's message; nothing for a line that a library printed."""
     try:
         message = json.loads(line)
     except json.JSONDecodeError:
@@ -157,7 +157,7 @@ def _signal_ranks(messages: list[Mapping[str, Any]], stop: str, signalled: set[i
 
 
 def _ending(messages: list[Mapping[str, Any]], code: int, stderr: str) -> Ending:
-    """The main rank's ending, and why the others failed where they did."""
+    """Return the main rank's ending, and why the others failed where they did."""
     endings = {m["rank"]: Ending(**m["ending"]) for m in messages if "ending" in m}
     main = endings.get(0)
     if main is not None and main.status != "failed":

@@ -27,13 +27,13 @@ def final_weights(folder: RunFolder) -> Path | None:
 
 
 def remove_checkpoints(folder: RunFolder) -> None:
-    """Removes all checkpoints of a run that has a result."""
+    """Remove all checkpoints of a run that has a result."""
     assert folder.result() is not None
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
 def keep_final_weights(folder: RunFolder) -> None:
-    """Reduces the checkpoints of a run that is done to its final weights."""
+    """Reduce the checkpoints of a run that is done to its final weights."""
     result = folder.result()
     assert result is not None
     if not folder.checkpoints.is_dir():
@@ -48,7 +48,7 @@ def keep_final_weights(folder: RunFolder) -> None:
 
 
 def prune_weights(folder: Path, plan: Plan) -> None:
-    """Leaves of the finished runs the weights that the study keeps.
+    """Leave of the finished runs the weights that the study keeps.
 
     Whatever is removed here, a better run is finished, and results do not change: so the best one
     of all is never removed, in whatever order runs end.
@@ -77,7 +77,7 @@ def prune_weights(folder: Path, plan: Plan) -> None:
 
 
 def _kept(plan: Plan, losses: dict[str, float]) -> set[str]:
-    """Runs whose weights stay, by the loss of those that are done."""
+    """Run whose weights stay, by the loss of those that are done."""
     if plan.study.keep_weights == "none":
         return set()
     if plan.study.keep_weights == "all":

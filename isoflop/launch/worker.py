@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def work(jobs: Connection, number: int) -> None:
-    """Receives jobs until None comes; sends ("step", …) and ("end", …) messages back.
+    """Receive jobs until None comes; sends ("step", …) and ("end", …) messages back.
 
     Args:
         jobs: the parent's end of talk.
@@ -73,7 +73,7 @@ def _run(
 
 
 def _opened(folder: str, data: dict[str, TokenData]) -> TokenData:
-    """The data of a folder; the shards are verified once per worker, not once per run."""
+    """Return the data of a folder; the shards are verified once per worker, not once per run."""
     from isoflop.data.windows import open_data
 
     if folder not in data:

@@ -17,7 +17,7 @@ from isoflop.model.rotary import normalise_and_rotate
 
 
 def same_document(inputs_BT: Tensor, end_of_text_id: int) -> Tensor:
-    """Which keys a query sees where attention ends with the document: bool [B, 1, T, T].
+    """Return which keys a query sees where attention ends with the document: bool [B, 1, T, T].
 
     All up to its own position, back to the last end-of-text at most. An end-of-text that is read
     belongs to the document it opens: from it that document's first token is predicted, as that of
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         }
 
     def forward(self, x_BTD: Tensor, visible_B1TT: Tensor | None = None) -> Tensor:
-        """Attention over the sequence: [B, T, D] -> [B, T, D].
+        """Return attention over the sequence: [B, T, D] -> [B, T, D].
 
         ``visible_B1TT`` says which keys (last) a query sees; None: all up to its own position.
         """

@@ -163,7 +163,7 @@ class StrictFlopCounter:
         return self.of_module("Global")
 
     def of_module(self, path: str) -> dict[str, int]:
-        """FLOPs so far by operator inside a module, named as `Class.child.child`."""
+        """Return FLOPs so far by operator inside a module, named as `Class.child.child`."""
         self._refuse_uncounted()
         return {
             operator_name(packet): flops
@@ -195,7 +195,7 @@ class _Watch(TorchDispatchMode):
 
 
 def operator_name(packet: Any) -> str:
-    """`namespace::name` of an operator without its overload."""
+    """Return `namespace::name` of an operator without its overload."""
     if isinstance(packet, torch._ops.OpOverloadPacket):
         return packet._qualified_op_name
     if isinstance(packet, HigherOrderOperator):
@@ -204,7 +204,7 @@ def operator_name(packet: Any) -> str:
 
 
 def _plain_name(name: str) -> str:
-    """The name without the marks of its in-place and list forms, which do the same work."""
+    """Return the name without the marks of its in-place and list forms, which do the same work."""
     namespace, _, operator = name.partition("::")
     operator = operator.removeprefix("_foreach_")
     if operator.endswith("_") and not operator.endswith("__"):

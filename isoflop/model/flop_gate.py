@@ -96,7 +96,7 @@ def measure_run(
     device: str = "cpu",
     implementation: str = "reference",
 ) -> MeasuredFlops:
-    """FLOPs of one batch of the model that a run trains, strictly counted.
+    """Return FLOPs of one batch of the model that a run trains, strictly counted.
 
     Args:
         spec: the run; its size is what is built, so give a small one on the CPU.
@@ -143,7 +143,7 @@ def _by_part(counter: StrictFlopCounter, model: nn.Module) -> dict[str, int]:
 def check_spec(
     spec: RunSpec, *, batch_size: int = 1, measure: Callable[..., MeasuredFlops] = measure_run
 ) -> FlopCheck:
-    """Runs the gate on a small run: every FLOP and parameter of the ledger, to the integer.
+    """Run the gate on a small run: every FLOP and parameter of the ledger, to the integer.
 
     Raises:
         UserError: the family or its configuration is not valid.
@@ -176,7 +176,7 @@ def _differs(what: str, found: int, expected: int, tokens: int) -> str:
 
 
 def structural_spec(spec: RunSpec) -> RunSpec:
-    """A small run with the shape rule of ``spec``; itself, where that is small already.
+    """Return a small run with the shape rule of ``spec``; itself, where that is small already.
 
     Words are kept; numbers become small ones, those of the configuration from the first rung of a
     recipe's ladder (kept where they are smaller still).
@@ -229,7 +229,7 @@ def check_specs(specs: Iterable[RunSpec]) -> list[FlopCheck]:
 
 
 def check_family(name: str, configs: Sequence[Mapping[str, int | str]] = ()) -> list[FlopCheck]:
-    """The gate over a family: two rungs of its ladder, and the words of some configurations.
+    """Return the gate over a family: two rungs of its ladder, and the words of some configurations.
 
     Raises:
         UserError: there is no such family, or its code or ladder fails.

@@ -14,7 +14,7 @@ SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), elementwise."""
+    """Return x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), elementwise."""
     if x.is_cuda:
         return F.gelu(x, approximate="tanh")
     return _SigmoidForm.apply(x)

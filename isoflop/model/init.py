@@ -35,7 +35,7 @@ def stream(seed: int, name: str) -> torch.Generator:
 
 
 def constant(value: float) -> Initialiser:
-    """Every entry is ``value``: 0 for biases, 1 for scales."""
+    """Return every entry is ``value``: 0 for biases, 1 for scales."""
     return lambda shape, generator: torch.full(shape, value)
 
 
@@ -62,7 +62,7 @@ def _cut_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Sets each parameter that a module of ``model`` names in its ``initialisers()``.
+    """Set each parameter that a module of ``model`` names in its ``initialisers()``.
 
     A module's ``initialisers()`` maps its own parameters' names to an :data:`Initialiser`.
 

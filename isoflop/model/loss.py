@@ -30,12 +30,12 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""
+    """Return cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""
     return _cross_entropy(logits_BTV, targets_BT, "none").view_as(targets_BT)
 
 
 def unembed(x_BTD: Tensor, embedding_VD: Tensor) -> Tensor:
-    """Logits of the tied embedding, [..., V]."""
+    """Return logits of the tied embedding, [..., V]."""
     # The copy makes the embedding's gradient a product of the fast kind: at width 8 on the CPU, an
     # eighth of the time of the one that follows from a transposed view.
     return x_BTD @ embedding_VD.T.contiguous()
@@ -127,7 +127,7 @@ class _ChunkedSum(torch.autograd.Function):
 
 
 def _losses_and_gradient(logit_RV: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of each token, and the gradient of their sum in the memory of the logits."""
+    """Return loss of each token, and the gradient of their sum in the memory of the logits."""
     target_R1 = target_R[:, None]
     kept_R1 = (target_R1 != PAD_ID).to(logit_RV.dtype)
     peak_R1 = logit_RV.amax(1, keepdim=True)

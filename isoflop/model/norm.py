@@ -32,12 +32,12 @@ class RMSNorm(nn.Module):
         return {"scale": constant(1.0)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last axis of ``x`` [..., D]."""
+        """Normalise the last axis of ``x`` [..., D]."""
         return _RMSNorm.apply(x.float(), self.scale).to(x.dtype)
 
 
 def inverse_rms(x: Tensor) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept with size 1."""
+    """Return 1 / sqrt(mean(x^2) + eps) over the last axis, which is kept with size 1."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().mul_(1.0 / x.shape[-1]).add_(EPS).rsqrt_()
 

@@ -19,7 +19,7 @@ BASE = 10_000.0
 
 @lru_cache(maxsize=32)
 def tables(seq_len: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines, each float32 [T, h].
+    """Return cosines and signed sines, each float32 [T, h].
 
     Angle j of position t is t * 10000^(-2j/h) for j < h/2, tiled twice. The sine's first half is
     negated, so that ``x * cos + swap_halves(x) * sin`` rotates pairs (x_j, x_{j+h/2}).
@@ -41,7 +41,7 @@ def _row_tables(
 
 
 def swap_halves(x: Tensor, head_width: int) -> Tensor:
-    """[x1, x2] -> [x2, x1] within each head of the last axis; same shape, contiguous."""
+    """Return [x1, x2] -> [x2, x1] within each head of the last axis; same shape, contiguous."""
     first, second = x.view(-1, head_width).chunk(2, dim=-1)
     return torch.cat((second, first), dim=-1).view_as(x)
 

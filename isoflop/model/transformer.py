@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.feedforward = feedforward
 
     def forward(self, x_BTD: Tensor, visible_B1TT: Tensor | None = None) -> Tensor:
-        """One layer: [B, T, D] -> [B, T, D]. The feed-forward sees the tokens flattened."""
+        """Return one layer: [B, T, D] -> [B, T, D]. The feed-forward sees the tokens flattened."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), visible_B1TT)
         y_TD = self.feedforward(self.feedforward_norm(x_BTD).flatten(0, 1))
         return x_BTD + y_TD.view_as(x_BTD)
@@ -81,13 +81,13 @@ class Transformer(nn.Module):
         self.document_end: int | None = None
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """The embedding is a plain normal, std 1/sqrt(D)."""
+        """Return the embedding is a plain normal, std 1/sqrt(D)."""
         return {"embedding": normal(self.embedding.shape[1] ** -0.5)}
 
     def forward(
         self, inputs_BT: Tensor, targets_BT: Tensor | None = None, *, per_token: bool = False
     ) -> Tensor:
-        """Logits, or the loss of the targets, of the token at each position.
+        """Return logits, or the loss of the targets, of the token at each position.
 
         Losses come from here and not from the logits, so that large logits need not exist whole
         (isoflop.model.loss) and wrappers of the model see the whole computation.
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
             return loss(x_BTD.float(), self.embedding, targets_BT)
 
     def token_losses(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""
+        """Return cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""
         losses: Tensor = self(inputs_BT, targets_BT, per_token=True)
         return losses
 
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
 
 
 def build_model(spec: RunSpec) -> Transformer:
-    """The initialised model of a run, on the CPU.
+    """Return the initialised model of a run, on the CPU.
 
     Raises:
         UserError: the family or its configuration is not valid.
@@ -143,7 +143,7 @@ def build_model(spec: RunSpec) -> Transformer:
 
 
 def uninitialised_model(spec: RunSpec) -> Transformer:
-    """The model of a run before its values are set, on torch's default device.
+    """Return the model of a run before its values are set, on torch's default device.
 
     Raises:
         UserError: as :func:`build_model`.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def stored_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by their first name; the model's own, not copies."""
+    """Return parameters and persistent buffers by their first name; the model's own, not copies."""
     first = _first_names(model)
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if first[name] == name}
@@ -28,7 +28,7 @@ def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copies :func:`stored_weights` of an equal model in; names must match exactly.
+    """Copy :func:`stored_weights` of an equal model in; names must match exactly.
 
     Raises:
         RuntimeError: a name or a shape is not the model's.

@@ -48,7 +48,7 @@ _SEEDLESS = attrgetter(
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """The value of plan.json."""
+    """Return the value of plan.json."""
     return {
         "schema_version": PLAN_SCHEMA_VERSION,
         "study": plan.study.to_json(),
@@ -61,7 +61,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> bool:
-    """Writes plan.json and plan.parquet into ``folder``.
+    """Write plan.json and plan.parquet into ``folder``.
 
     Returns False, changing nothing, if the same plan is there already. One that differs only in
     where it runs (NOT_WHAT_RUNS) is replaced: its runs are the same, and their results stay.
@@ -97,7 +97,7 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
 
 
 def _what_runs(values: Any) -> Any:
-    """The value of a plan.json without what says where it runs."""
+    """Return the value of a plan.json without what says where it runs."""
     if not isinstance(values, dict) or not isinstance(values.get("study"), dict):
         return values
     study = {key: value for key, value in values["study"].items() if key not in NOT_WHAT_RUNS}
@@ -105,7 +105,7 @@ def _what_runs(values: Any) -> Any:
 
 
 def replace_plan(plan: Plan, folder: Path) -> None:
-    """Writes a plan over the one in ``folder``; for a caller that has checked what may change."""
+    """Write a plan over the one in ``folder``; for a caller that has checked what may change."""
     _write_both(plan, dump_json(plan_to_json(plan)), folder, None)
 
 
@@ -117,14 +117,14 @@ def _write_both(plan: Plan, text: str, folder: Path, estimates: Estimates | None
 
 
 def write_plan_table(plan: Plan, folder: Path, estimates: Estimates | None = None) -> None:
-    """Writes plan.parquet, with the est_ columns by run id where they are known."""
+    """Write plan.parquet, with the est_ columns by run id where they are known."""
     known = estimates or {}
     rows = [run.row() | dict(known.get(run.run_id, {})) for run in plan.runs]
     write_table(folder / "plan.parquet", rows, PLAN)
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a study folder, with every derived number checked against its spec.
+    """Return the plan of a study folder, with every derived number checked against its spec.
 
     Raises:
         UserError: no plan, not JSON, another schema version, or a field that does not follow from
@@ -178,7 +178,7 @@ def _check_top(values: Any, path: Path) -> None:
 
 
 def _read_expected(entries: Any, study: Study, path: Path) -> tuple[ExpectedOptimum, ...]:
-    """The frozen estimates of an `auto` study; a later prior would not give the same."""
+    """Return the frozen estimates of an `auto` study; a later prior would not give the same."""
     is_auto = study.sizes == SIZES_AUTO
     places = [(b, a) for b in study.budgets for a in study.archs] if is_auto else []
     if not isinstance(entries, list) or len(entries) != len(places):
@@ -217,7 +217,7 @@ class _RunReader:
         self._models: dict[int, Models] = {}
 
     def read(self, entry: Any, index: int) -> PlannedRun:
-        """The run in ``runs[index]``."""
+        """Return the run in ``runs[index]``."""
         where = f"runs[{index}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("arch"), str):
             raise _corrupt(self._path, f"with a run in {where}")

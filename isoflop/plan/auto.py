@@ -37,7 +37,7 @@ class ExpectedOptimum:
     """In rungs, interpolated; outside the ladder it is extrapolated."""
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of plan.json."""
+        """Return the entry of plan.json."""
         return {"budget_flops": self.budget_flops, "arch": self.arch, "size": self.size}
 
 
@@ -84,7 +84,7 @@ class Grid:
         )
 
     def sizes(self, num_sizes: int | None) -> tuple[int, ...]:
-        """Rungs, evenly spaced in the logarithm of parameters as far as whole rungs allow.
+        """Return rungs, evenly spaced in the logarithm of parameters as far as whole rungs allow.
 
         Args:
             num_sizes: as many; None: up to 7 within the reach, never fewer than 5, and two on
@@ -107,7 +107,7 @@ class Grid:
         return tuple(sorted(rungs))
 
     def _missing_rung(self, rungs: set[int], expected: float, least: int) -> int | None:
-        """The rung next to the grid that it needs most; None if it is complete."""
+        """Return the rung next to the grid that it needs most; None if it is complete."""
         low = min(rungs) - 1 or None
         high = max(rungs) + 1 if max(rungs) < self._top else None
         below, above = _rungs_around(expected, rungs)
@@ -152,7 +152,7 @@ class Grid:
 
 
 def _rungs_around(expected: float, sizes: Iterable[int]) -> tuple[int, int]:
-    """How many rungs are below the expected optimum, and how many above."""
+    """Return how many rungs are below the expected optimum, and how many above."""
     sizes = tuple(sizes)
     return sum(size < expected for size in sizes), sum(size > expected for size in sizes)
 
@@ -173,7 +173,7 @@ def expected_optima(study: Study, models: Models) -> tuple[ExpectedOptimum, ...]
 
 
 def edge_warning(expected: ExpectedOptimum, sizes: Sequence[int]) -> str | None:
-    """A word to the reviewer where the expected optimum is near an edge of its grid."""
+    """Return a word to the reviewer where the expected optimum is near an edge of its grid."""
     below, above = _rungs_around(expected.size, sizes)
     if min(below, above) >= RUNGS_TO_EDGE:
         return None

@@ -48,7 +48,7 @@ def check_runs_are_the_study(
 
 
 def _target(study: Study, run: PlannedRun, num_train_tokens: int | None) -> int | float:
-    """The budget of a run, or in a study set by epochs those that it makes."""
+    """Return the budget of a run, or in a study set by epochs those that it makes."""
     tokens_per_step = run.spec.batch_size * run.spec.seq_len
     for epochs in study.epochs:
         # A plan by epochs whose data have no known size matches none of them.
@@ -97,7 +97,7 @@ def _place(place: tuple[int | float, str, int, int] | None) -> str:
 
 
 def refusal(path: Path, field: str, found: object, allowed: str) -> UserError:
-    """The error for a field that is not what the rest of the plan says."""
+    """Return the error for a field that is not what the rest of the plan says."""
     return UserError(
         f"{path}: {field}",
         found,

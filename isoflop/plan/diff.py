@@ -59,7 +59,7 @@ class PlanDiff:
 
 
 def load_plan(path: Path) -> Plan:
-    """The plan of a study folder, or of a plan.json wherever it lies.
+    """Return the plan of a study folder, or of a plan.json wherever it lies.
 
     Raises:
         UserError: as :func:`isoflop.plan.artefact.read_plan`.
@@ -68,7 +68,7 @@ def load_plan(path: Path) -> Plan:
 
 
 def diff_plans(before: Plan, after: Plan, gpu_hours: tuple[float, float] | None = None) -> PlanDiff:
-    """Compares two plans, place by place, and the studies they were made from.
+    """Compare two plans, place by place, and the studies they were made from.
 
     Args:
         before: the earlier plan.

@@ -30,7 +30,7 @@ def extend_folder(
     sizes: Sequence[int] = (),
     at: Sequence[int] = (),
 ) -> tuple[Plan, PlanDiff]:
-    """Grows the plan of a study folder and writes it; results and run folders are left alone.
+    """Grow the plan of a study folder and writes it; results and run folders are left alone.
 
     The old plan is not kept: every run of it is in the new one, unchanged.
 
@@ -98,7 +98,7 @@ def extend_plan(
 
 
 def grow_plan(plan: Plan, study: Study) -> Plan:
-    """The plan of a study that asks for all of an older plan's runs, and more.
+    """Return the plan of a study that asks for all of an older plan's runs, and more.
 
     Raises:
         UserError: an entry of the study other than budgets, seeds and sizes differs; a run of the
@@ -155,7 +155,7 @@ def _check_at(study: Study, sizes: Sequence[int], at: Sequence[int]) -> None:
 
 
 def _grown_sizes(plan: Plan, study: Study, sizes: Sequence[int], at: Sequence[int]) -> Sizes:
-    """The `sizes` entry of the grown study."""
+    """Return the `sizes` entry of the grown study."""
     old = plan.study.sizes
     if not sizes and not isinstance(old, Mapping):
         return old
@@ -185,12 +185,12 @@ def _grown_sizes(plan: Plan, study: Study, sizes: Sequence[int], at: Sequence[in
 
 
 def _open_sizes(plan: Plan, study: Study) -> Study:
-    """The grown study with the sizes as the old one left them to the recipe."""
+    """Return the grown study with the sizes as the old one left them to the recipe."""
     return dataclasses.replace(study, sizes=plan.study.sizes, num_sizes=plan.study.num_sizes)
 
 
 def planned_rungs(plan: Plan) -> Rungs:
-    """The rungs that a plan has, by budget and arch, however its study came by them."""
+    """Return the rungs that a plan has, by budget and arch, however its study came by them."""
     found: dict[int, dict[str, dict[int, None]]] = {}
     for run in plan.runs:
         found.setdefault(run.budget_flops, {}).setdefault(run.arch, {})[run.size] = None
@@ -201,7 +201,7 @@ def planned_rungs(plan: Plan) -> Rungs:
 
 
 def compact(by_arch: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """One `default` entry where all archs have the same rungs."""
+    """Return one `default` entry where all archs have the same rungs."""
     different = set(by_arch.values())
     return {SIZES_DEFAULT: different.pop()} if len(different) == 1 else by_arch
 

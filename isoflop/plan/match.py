@@ -44,7 +44,7 @@ class Match:
 
 
 def relative_difference(count: int, target: int) -> float:
-    """(count − target) / target, to nine digits after the point."""
+    """Return (count − target) / target, to nine digits after the point."""
     return round((count - target) / target, 9)
 
 
@@ -56,7 +56,7 @@ def solve(
     target: int,
     tolerance: float,
 ) -> Match:
-    """The shape whose count is closest to a target.
+    """Return the shape whose count is closest to a target.
 
     Args:
         config: the ladder's shape, with the overrides of a variant.
@@ -103,7 +103,7 @@ def _with_halved_reserves(config: Any, reserves: Sequence[str]) -> Iterator[Any]
 
 
 def _replaced(config: Any, values: Mapping[str, int]) -> Any:
-    """The configuration with other values; None where the family refuses them."""
+    """Return the configuration with other values; None where the family refuses them."""
     try:
         return dataclasses.replace(config, **values)
     except ValueError:
@@ -121,7 +121,7 @@ class _Search:
         self._counted: dict[tuple[int, ...], tuple[Any, int] | None] = {}
 
     def matches(self, fields: Sequence[str]) -> Iterator[Match]:
-        """Candidates; without fields to change, the configuration itself."""
+        """Yield candidates; without fields to change, the configuration itself."""
         if not fields:
             yield self._match((self._config, self._count(self._config)), 0.0)
         elif len(fields) == 1:
@@ -135,7 +135,7 @@ class _Search:
         return Match(config=config, residual=residual, unlikeness=unlikeness)
 
     def _at(self, **values: int) -> tuple[Any, int] | None:
-        """The configuration with these values and its count; None where it is refused."""
+        """Return the configuration with these values and its count; None where it is refused."""
         key = tuple(values.values())
         if key not in self._counted:
             too_low = any(value < AT_LEAST.get(name, 1) for name, value in values.items())
@@ -144,12 +144,12 @@ class _Search:
         return self._counted[key]
 
     def _fits(self, **values: int) -> bool:
-        """Whether these values are accepted and cost no more than the target."""
+        """Return whether these values are accepted and cost no more than the target."""
         counted = self._at(**values)
         return counted is not None and counted[1] <= self._target
 
     def _by_one(self, name: str) -> Iterator[Match]:
-        """The values of one field around the target, multiples of WIDTH_STEP among them."""
+        """Yield the values of one field around the target, multiples of WIDTH_STEP among them."""
         below = self._largest_that_fits(name)
         step = below // WIDTH_STEP * WIDTH_STEP
         ladder = getattr(self._config, name)

@@ -45,7 +45,7 @@ class Models:
         self._planned: dict[tuple[str, int, int], Model] = {}
 
     def model(self, arch: str, size: int, seq_len: int) -> Model:
-        """The model that the study trains.
+        """Return the model that the study trains.
 
         Raises:
             UserError: an impossible shape, or none within the tolerance of the reference.
@@ -57,7 +57,7 @@ class Models:
         return self._planned[key]
 
     def on_ladder(self, arch: str, size: int, seq_len: int) -> Model:
-        """The model of the recipe's ladder, with the overrides of a variant.
+        """Return the model of the recipe's ladder, with the overrides of a variant.
 
         Raises:
             UserError: an impossible shape.
@@ -78,11 +78,11 @@ class Models:
         return self.on_ladder(self.reference(size, seq_len), size, seq_len)
 
     def flops_per_token(self, model: Model) -> int:
-        """Training FLOPs per token under the study's convention."""
+        """Return training FLOPs per token under the study's convention."""
         return self._convention(model.ledger)
 
     def reference(self, size: int, seq_len: int) -> str:
-        """The arch that others are matched to: the named one, the first dense one, or mlp.
+        """Return the arch that others are matched to: the named one, the first dense one, or mlp.
 
         An arch is dense if it has no router.
         """
@@ -107,7 +107,7 @@ class Models:
         return self._counted(reference.ledger)
 
     def _counted(self, ledger: Ledger) -> int:
-        """What the study matches."""
+        """Return what the study matches."""
         if self._study.match == "active_params":
             return ledger.num_active_params
         return self._convention(ledger)
@@ -167,7 +167,7 @@ class Models:
 
 
 def _of_shape(arch: str, overrides: Mapping[str, int | str]) -> dict[str, Any]:
-    """The overrides that change the model around the layer."""
+    """Return the overrides that change the model around the layer."""
     chosen = {name: value for name, value in overrides.items() if name in SHAPE_FIELDS}
     for name, value in chosen.items():
         if type(value) is not int:

@@ -92,7 +92,7 @@ def make_plan(study: Study) -> Plan:
 
 
 def _gate(runs: list[PlannedRun]) -> dict[str, str]:
-    """Checks the families from outside the package; returns the digests of their sources."""
+    """Check the families from outside the package; returns the digests of their sources."""
     configs: dict[str, list[Mapping[str, int | str]]] = {}
     for run in runs:
         of_family = configs.setdefault(run.spec.family, [])
@@ -109,7 +109,7 @@ def _gate(runs: list[PlannedRun]) -> dict[str, str]:
 
 
 def _plan_cell(planner: _Planner, target: int | float, arch: str) -> list[PlannedRun]:
-    """All sizes and seeds of one arch at one budget, or at a number of epochs."""
+    """Return all sizes and seeds of one arch at one budget, or at a number of epochs."""
     study, recipe = planner.study, planner.recipe
     budget = 0 if study.epochs else int(target)
     named = study.sizes_at(budget, arch)
@@ -138,7 +138,7 @@ def _plan_cell(planner: _Planner, target: int | float, arch: str) -> list[Planne
 
 
 def _open_sizes(planner: _Planner, budget: int, arch: str) -> tuple[int, ...]:
-    """The rungs where the study leaves them to the recipe, or to the prior (`auto`)."""
+    """Return the rungs where the study leaves them to the recipe, or to the prior (`auto`)."""
     study, recipe = planner.study, planner.recipe
     if study.sizes != SIZES_AUTO:
         return recipe.sizes(budget, study.family_and_overrides(arch)[0])
@@ -146,7 +146,7 @@ def _open_sizes(planner: _Planner, budget: int, arch: str) -> tuple[int, ...]:
 
 
 def _first_seed(planner: _Planner, target: int | float, arch: str, size: int) -> PlannedRun:
-    """The run of a cell at the first seed, with as many whole steps as its target allows."""
+    """Return the run of a cell at the first seed, with as many whole steps as its target allows."""
     study, data = planner.study, planner.data
     # Without a budget, the batch of small ones.
     batch_size, seq_len = _batch_and_seq_len(planner, 0 if study.epochs else int(target))
@@ -225,7 +225,7 @@ def _check_epochs(study: Study, run: PlannedRun, data: DataIdentity) -> None:
 
 
 def _too_few_steps(planner: _Planner, run: PlannedRun, sizes: Sequence[int]) -> UserError:
-    """Names the run, and the smallest budget at which all these sizes have enough steps."""
+    """Return names the run, and the smallest budget at which all these sizes have enough steps."""
     recipe = planner.recipe
     batch = f"batch_size {run.spec.batch_size} × seq_len {run.spec.seq_len}"
     if planner.study.epochs:
@@ -248,7 +248,7 @@ def _too_few_steps(planner: _Planner, run: PlannedRun, sizes: Sequence[int]) -> 
 
 
 def _smallest_budget(planner: _Planner, run: PlannedRun, arch: str, sizes: Sequence[int]) -> int:
-    """FLOPs that pay for the recipe's least steps of each size of an arch."""
+    """Return FLOPs that pay for the recipe's least steps of each size of an arch."""
     budget = run.budget_flops
     # Twice, since a recipe may take larger batches from some budget on.
     for _ in range(2):

@@ -48,7 +48,7 @@ class PlannedRun:
         return (self.budget_flops - self.flops) / self.budget_flops
 
     def row(self) -> dict[str, Any]:
-        """The columns of plan.parquet."""
+        """Return the columns of plan.parquet."""
         spec = self.spec
         return {
             "run_id": self.run_id,
@@ -79,7 +79,7 @@ class PlannedRun:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of plan.json: exact integers; `residual` is for the reviewer's eye."""
+        """Return the entry of plan.json: exact integers; `residual` is for the reviewer's eye."""
         return {
             "run_id": self.run_id,
             "arch": self.arch,
@@ -100,7 +100,7 @@ class PlannedRun:
 
 
 def run_ledger(spec: RunSpec) -> Ledger:
-    """FLOPs and parameters of the model that a run trains.
+    """Return FLOPs and parameters of the model that a run trains.
 
     Raises:
         UserError: the family is unknown or its configuration impossible.
@@ -123,13 +123,13 @@ def ledger_of(family: str, config: Any, shape: Shape, vocab_size: int, seq_len: 
 
 
 def steps_of_epochs(epochs: float, num_train_tokens: int, tokens_per_step: int) -> int:
-    """Whole steps in so many passes over the training data."""
+    """Return whole steps in so many passes over the training data."""
     # As typed: 0.1 is a tenth, not the float next to it.
     return int(Fraction(repr(epochs)) * num_train_tokens) // tokens_per_step
 
 
 def with_seed(run: PlannedRun, seed: int) -> PlannedRun:
-    """The same run at another seed; only its identity differs."""
+    """Return the same run at another seed; only its identity differs."""
     spec = dataclasses.replace(run.spec, seed=seed)
     return dataclasses.replace(run, spec=spec, run_id=run_id(spec))
 
@@ -145,7 +145,7 @@ def describe_run(
     match_residual: float | None = None,
     ledger: Ledger | None = None,
 ) -> PlannedRun:
-    """Everything that follows from a run's identity and its place in the plan.
+    """Return everything that follows from a run's identity and its place in the plan.
 
     Args:
         spec: what the run is.

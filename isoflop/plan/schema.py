@@ -117,7 +117,7 @@ class PlanFile(_Closed):
 
 
 def plan_schema() -> dict[str, Any]:
-    """The JSON schema of plan.json (draft 2020-12); every field is always written."""
+    """Return the JSON schema of plan.json (draft 2020-12); every field is always written."""
     schema = _closed(PlanFile.model_json_schema())
     # Placement alone is frozen only as far as the study gives it.
     schema["$defs"]["PlacementSection"]["required"] = ["cluster"]
@@ -133,7 +133,7 @@ def plan_schema() -> dict[str, Any]:
 
 
 def _closed(node: Any) -> Any:
-    """Requires every property, and drops defaults and the private names of the models."""
+    """Require every property, and drops defaults and the private names of the models."""
     if isinstance(node, list):
         return [_closed(inner) for inner in node]
     if isinstance(node, str):

@@ -39,7 +39,7 @@ def filter_runs(
     budgets: Sequence[int] = (),
     sizes: Sequence[int] = (),
 ) -> tuple[PlannedRun, ...]:
-    """The runs with one of each kind of value given, in the plan's order; no values: any.
+    """Return the runs with one of each kind of value given, in the plan's order; no values: any.
 
     Raises:
         UserError: a value that no run of the plan has, or no run that has them together.
@@ -65,7 +65,7 @@ def filter_runs(
 def sort_runs(
     runs: Sequence[PlannedRun], column: str, *, descending: bool = False
 ) -> tuple[PlannedRun, ...]:
-    """Runs sorted by a column of plan.parquet; equal ones keep their order, nulls come last.
+    """Run sorted by a column of plan.parquet; equal ones keep their order, nulls come last.
 
     Raises:
         UserError: there is no such column.

@@ -35,7 +35,7 @@ _BITS = {"<u2": "16-bit ids", "<u4": "32-bit ids"}
 
 
 def sources_table(sources: Iterable[Mapping[str, str | None]]) -> Table:
-    """What `data prepare` can read; folded to the width of the terminal."""
+    """Return what `data prepare` can read; folded to the width of the terminal."""
     table = new_table(("source", "<"), ("what it is", "<"))
     _fold(table.columns[1])
     for row in sources:
@@ -48,7 +48,7 @@ def sources_table(sources: Iterable[Mapping[str, str | None]]) -> Table:
 
 
 def prepared_table(prepared: Iterable[Prepared]) -> Table:
-    """A row per prepared set, damaged ones by their folder's name."""
+    """Return a row per prepared set, damaged ones by their folder's name."""
     table = new_table(
         ("id", "<"), ("source", "<"), ("tokenizer", "<"), ("tokens", ">"), ("held out", ">")
     )
@@ -71,7 +71,7 @@ def prepared_table(prepared: Iterable[Prepared]) -> Table:
 def prepared_lines(
     manifest: Mapping[str, Any], source: str, tokenizer: str, asked: int | None
 ) -> list[str]:
-    """What was prepared, and how a study names it.
+    """Return what was prepared, and how a study names it.
 
     Args:
         manifest: of the prepared folder.
@@ -94,7 +94,7 @@ def prepared_lines(
 
 
 def splits_table(splits: Mapping[str, SplitSummary]) -> Table:
-    """Counts of both sides, one row each."""
+    """Return counts of both sides, one row each."""
     table = new_table(
         ("split", "<"),
         ("documents", ">"),
@@ -118,7 +118,7 @@ def splits_table(splits: Mapping[str, SplitSummary]) -> Table:
 
 
 def epochs_table(summary: Summary, needs: Sequence[int]) -> Table:
-    """How often runs of some numbers of tokens read the training tokens."""
+    """Return how often runs of some numbers of tokens read the training tokens."""
     table = new_table(("tokens of a run", ">"), ("epochs", ">"))
     for need in needs:
         table.add_row(format_count(need), f"{summary.epochs(need):,.2f}")
@@ -126,7 +126,7 @@ def epochs_table(summary: Summary, needs: Sequence[int]) -> Table:
 
 
 def summary_lines(summary: Summary, width: int | None) -> list[str]:
-    """What a set is and where it is from, folded to ``width`` columns; None: not folded."""
+    """Return what a set is and where it is from, folded to ``width`` columns; None: not folded."""
     about = summary.about
     longest = summary.splits["train"]
     dropped = [
@@ -161,7 +161,7 @@ def _folded(name: str, value: str, width: int | None) -> str:
 
 
 def sample_text(parts: Sequence[tuple[str, str]]) -> Text:
-    """Decoded text with the ends of documents marked; nothing in it acts on the terminal."""
+    """Return decoded text with the ends of documents marked; nothing in it acts on the terminal."""
     text = Text()
     for index, (name, part) in enumerate(parts):
         if index:
@@ -172,12 +172,12 @@ def sample_text(parts: Sequence[tuple[str, str]]) -> Text:
 
 
 def printable(text: str) -> str:
-    """Text without control characters: a terminal would obey some of them."""
+    """Return text without control characters: a terminal would obey some of them."""
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
 
 
 def check_line(check: FileCheck) -> str:
-    """What became of a file, in a line."""
+    """Return what became of a file, in a line."""
     if check.problem is None:
         return f"ok       {check.file}  {format_count(check.num_bytes)}B"
     return f"DAMAGED  {check.file}: must be {check.problem}"
@@ -211,7 +211,7 @@ class Bar:
             self._progress.stop()
 
     def show(self, what: str, done: float, total: float | None, note: str) -> None:
-        """Takes note of where the work is."""
+        """Take note of where the work is."""
         if not self._may_show or time.monotonic() - self._start_s < _QUIET_S:
             return
         if not self._shown:
@@ -242,7 +242,7 @@ class Bar:
 
 
 def _fold(column: Column) -> None:
-    """Lets a column give way where the terminal is narrow."""
+    """Let a column give way where the terminal is narrow."""
     column.no_wrap, column.overflow = False, "fold"
 
 

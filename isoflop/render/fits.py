@@ -23,7 +23,7 @@ Shown = tuple[Table, tuple[str, ...]]
 
 
 def optima_table(fits: Fits, width: int) -> Shown:
-    """The fitted optimum of each arch at each budget, with its intervals."""
+    """Return the fitted optimum of each arch at each budget, with its intervals."""
     from isoflop.analysis.summary import optima_rows_for_display
 
     headings = {
@@ -41,7 +41,7 @@ def optima_table(fits: Fits, width: int) -> Shown:
 
 
 def seed_means_table(fits: Fits) -> Table:
-    """The mean loss over the seeds of each arch that has one size at a budget."""
+    """Return the mean loss over the seeds of each arch that has one size at a budget."""
     from isoflop.analysis.compare_sizes import seed_means
 
     names = ("arch", "budget", "params", "tokens", "seeds", "loss", "sd")
@@ -60,7 +60,7 @@ def seed_means_table(fits: Fits) -> Table:
 
 
 def laws_table(fits: Fits, width: int) -> Shown:
-    """The power laws of each arch, with the intervals of their exponents."""
+    """Return the power laws of each arch, with the intervals of their exponents."""
     from isoflop.analysis.summary import law_rows_for_display
 
     headings = {
@@ -76,7 +76,7 @@ def laws_table(fits: Fits, width: int) -> Shown:
 
 
 def multipliers_table(fits: Fits, width: int) -> Shown:
-    """The compute multiplier of each arch over the reference, at each budget."""
+    """Return the compute multiplier of each arch over the reference, at each budget."""
     from isoflop.analysis.summary import multiplier_rows_for_display
 
     headings = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def heading(spec: RunSpec, size: int) -> str:
-    """What model the ledger is of, in one line."""
+    """Return what model the ledger is of, in one line."""
     config = " ".join(f"{key}={value}" for key, value in spec.config.items())
     return (
         f"{spec.family} size {size} of {spec.recipe}: width {spec.d_model}, "
@@ -33,7 +33,7 @@ def heading(spec: RunSpec, size: int) -> str:
 
 
 def ledger_table(ledger: Ledger, bytes_per_value: int) -> Table:
-    """A row per component and their total, in 80 columns; gathered bytes are per token."""
+    """Return a row per component and their total, in 80 columns; gathered bytes are per token."""
     table = new_table(
         ("component", "<"),
         ("fwd FLOPs/token", ">"),
@@ -81,7 +81,7 @@ def parameter_line(ledger: Ledger) -> str:
 
 
 def convention_table(ledger: Ledger, names: tuple[str, ...]) -> Table:
-    """Training FLOPs per token under some conventions, and each relative to `paper+head`."""
+    """Return training FLOPs per token under some conventions, and each relative to `paper+head`."""
     table = new_table(
         ("convention", "<"),
         ("FLOPs/token", ">"),
@@ -106,7 +106,7 @@ _WHAT_COUNTS = {
 
 
 def check_line(check: FlopCheck) -> str:
-    """One line for a gate's outcome."""
+    """Return one line for a gate's outcome."""
     spec = check.spec
     config = " ".join(f"{key}={value}" for key, value in spec.config.items())
     what = (

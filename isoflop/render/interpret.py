@@ -33,7 +33,7 @@ _SHOWN_BEFORE = 50
 
 
 def linearity_table(checks: Sequence[Linearity]) -> Table:
-    """How far each layer is from its matrix and from the sum of its experts."""
+    """Return how far each layer is from its matrix and from the sum of its experts."""
     table = new_table(("layer", ">"), ("tokens", ">"), ("y - Wx", ">"), ("y - sum", ">"))
     for check in checks:
         matrix = "not linear" if check.matrix_error is None else f"{check.matrix_error:.1e}"
@@ -42,7 +42,7 @@ def linearity_table(checks: Sequence[Linearity]) -> Table:
 
 
 def logit_line(found: Look) -> str:
-    """Which logit is taken apart."""
+    """Return which logit is taken apart."""
     before = found.before[-_SHOWN_BEFORE:]
     return (
         f"after {before!r}, position {found.position}:\n"
@@ -51,7 +51,7 @@ def logit_line(found: Look) -> str:
 
 
 def attribution_table(rows: Sequence[Mapping[str, Any]], num_shown: int) -> Table:
-    """The parts with the largest direct shares of a logit."""
+    """Return the parts with the largest direct shares of a logit."""
     names = ("part", "layer", "channel", "expert", "score", "direct", "gradient")
     table = new_table(*((name, "<" if name == "part" else ">") for name in names))
     for row in sorted(rows, key=lambda row: -abs(row["direct"]))[:num_shown]:
@@ -60,7 +60,7 @@ def attribution_table(rows: Sequence[Mapping[str, Any]], num_shown: int) -> Tabl
 
 
 def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What gates have in common with their neighbours, by layer and label."""
+    """Return what gates have in common with their neighbours, by layer and label."""
     table = new_table(("layer", ">"), ("label", "<"), ("verdict", "<"))
     for row in rows:
         layer = "all" if row["layer"] is None else str(row["layer"])
@@ -69,7 +69,7 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def effects_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The effect of each patch and control with its interval; excluded pairs have none."""
+    """Return the effect of each patch and control with its interval; excluded pairs have none."""
     table = new_table(
         ("layer", "<"),
         ("control", "<"),
@@ -85,7 +85,7 @@ def effects_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def effects_note(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the columns of :func:`effects_table` are, and of how many pairs."""
+    """Return what the columns of :func:`effects_table` are, and of how many pairs."""
     first = rows[0]
     excluded = max(row["n_excluded"] for row in rows)
     return (
@@ -107,7 +107,7 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def usage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """How evenly each table of experts is used."""
+    """Return how evenly each table of experts is used."""
     heads = {
         "layer": "layer",
         "channel": "channel",

@@ -26,7 +26,7 @@ _LEAST_WANTED = ("non-emb", "resid %", "FLOPs", "active", "est. mem", "epochs", 
 def plan_table(
     plan: Plan, estimate: PlanEstimate | None, width: int, *, sections: bool = True
 ) -> tuple[Table, tuple[str, ...]]:
-    """The plan, one row per run; with estimates their two columns.
+    """Return the plan, one row per run; with estimates their two columns.
 
     Args:
         plan: the runs to show.
@@ -43,7 +43,7 @@ def plan_table(
 
 
 def left_out_lines(names: Sequence[str], folder: object) -> list[str]:
-    """How to see the columns that did not fit; no line where all did."""
+    """Return how to see the columns that did not fit; no line where all did."""
     if not names:
         return []
     return [f"not in this width: {', '.join(names)} (`isoflop show {folder} | less -S` has all)"]
@@ -117,7 +117,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def plan_summary(plan: Plan) -> list[str]:
-    """The plan's totals and warnings as lines."""
+    """Return the plan's totals and warnings as lines."""
     runs = plan.unique_runs
     total = sum(run.flops for run in runs)
     lines = [
@@ -137,7 +137,7 @@ def plan_summary(plan: Plan) -> list[str]:
 
 
 def _expected_lines(plan: Plan) -> list[str]:
-    """Where the optima of an `auto` study are expected: a line for each arch."""
+    """Return where the optima of an `auto` study are expected: a line for each arch."""
     places: dict[str, list[str]] = {}
     for optimum in plan.expected:
         budget = format_flops(optimum.budget_flops)

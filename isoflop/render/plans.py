@@ -20,7 +20,7 @@ _MAX_LISTED = 40
 
 
 def run_lines(entries: Sequence[PlannedRun]) -> list[str]:
-    """One run whole: what it is, its places in the plan, its counts, every component."""
+    """Return one run whole: what it is, its places in the plan, its counts, every component."""
     run = entries[0]
     spec = run.spec.to_json()
     config = spec.pop("config")
@@ -72,7 +72,7 @@ def _component_lines(flops_per_token: dict[str, int]) -> list[str]:
 
 
 def rate_lines(plan: Plan) -> list[str]:
-    """One line with the peak learning rates of a study that sets its own; else none."""
+    """Return one line with the peak learning rates of a study that sets its own; else none."""
     study = plan.study
     rates = {arch: rate for arch, rate in study.learning_rates.items() if arch in study.archs}
     if not rates:
@@ -84,7 +84,7 @@ def rate_lines(plan: Plan) -> list[str]:
 
 
 def estimate_lines(estimate: RunEstimate) -> list[str]:
-    """What one run is estimated to take."""
+    """Return what one run is estimated to take."""
     from isoflop.plan.estimate.memory import format_bytes
 
     placement = estimate.placement
@@ -136,7 +136,7 @@ def explain_lines(plan: Plan, estimate: PlanEstimate | None) -> list[str]:
 
 
 def total_lines(estimate: PlanEstimate) -> list[str]:
-    """What the whole plan is estimated to take."""
+    """Return what the whole plan is estimated to take."""
     cost = "" if estimate.cost is None else f", {estimate.cost:,.4g} at the price given"
     measured = (
         f"step times of {estimate.num_calibrated} of {len(estimate.runs)} runs measured"
@@ -153,7 +153,7 @@ def total_lines(estimate: PlanEstimate) -> list[str]:
 
 
 def diff_lines(difference: PlanDiff, conventions: tuple[str, str]) -> list[str]:
-    """A difference of two plans as lines: study, runs, cost."""
+    """Return a difference of two plans as lines: study, runs, cost."""
     if difference.is_empty:
         return [f"the same plan, {len(difference.same)} runs"]
     lines = [
@@ -198,7 +198,7 @@ def _listed(lines: list[str]) -> list[str]:
 
 
 def _study_value(name: str, value: Any) -> str:
-    """An entry of the study as a person would type it, budgets as 1e17."""
+    """Return an entry of the study as a person would type it, budgets as 1e17."""
     if name == "budgets":
         value = [format_flops(budget, digits=17) for budget in value]
     if name in ("sizes", "more_seeds") and isinstance(value, dict):

@@ -16,7 +16,7 @@ MISSING = "-"
 
 
 def power_table(report: PowerReport) -> Table:
-    """What to expect for each arch: a row each."""
+    """Return what to expect for each arch: a row each."""
     budgets = sorted({b for power in report.archs for b in power.multipliers})
     outer = list(dict.fromkeys([*budgets[:1], *budgets[-1:]]))
     table = new_table(
@@ -40,7 +40,7 @@ def power_table(report: PowerReport) -> Table:
 
 
 def design_table(report: PowerReport) -> Table:
-    """What one seed, size or budget more would buy: a row each, the widest of all archs."""
+    """Return what one seed, size or budget more would buy: a row each, the widest of all archs."""
     table = new_table(
         ("design", "<"),
         ("runs", ">"),
@@ -60,7 +60,7 @@ def design_table(report: PowerReport) -> Table:
 
 
 def power_lines(report: PowerReport) -> list[str]:
-    """What the tables of a power report mean and rest on."""
+    """Return what the tables of a power report mean and rest on."""
     return [
         "95 % intervals to expect (estimates): the exponent a of N* ∝ C^a is its value ±, the "
         f"compute multiplier against {report.reference} its value × or ÷",

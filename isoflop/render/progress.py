@@ -32,7 +32,7 @@ class _AtWork:
     last_s: float = 0.0
 
     def see(self, step: int, loss: float | None, now_s: float) -> None:
-        """Takes note of a report."""
+        """Take note of a report."""
         if self.first_step is None:
             self.first_step, self.first_step_s = step, now_s
         self.step, self.loss, self.last_s = step, loss, now_s
@@ -68,17 +68,17 @@ class Estimator:
     spent_flops: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def plan(self, arch: str, flops: float) -> None:
-        """Adds work to do."""
+        """Add work to do."""
         self.todo_flops[arch] += flops
 
     def finish(self, arch: str, flops: float, seconds: float) -> None:
-        """Moves a run's work from to-do to done."""
+        """Move a run's work from to-do to done."""
         self.todo_flops[arch] -= flops
         self.spent_flops[arch] += flops
         self.spent_s[arch] += seconds
 
     def eta_s(self, at_work: dict[str, list[tuple[float, float]]]) -> float | None:
-        """Seconds until all is done; None before anything is known.
+        """Return seconds until all is done; None before anything is known.
 
         Args:
             at_work: for each arch, (FLOPs done, seconds spent) of its runs under way.
@@ -133,7 +133,7 @@ class Watcher:
             self._live.stop()
 
     def on_event(self, event: Event) -> None:
-        """Takes note of an event and prints a line for each run that ended."""
+        """Take note of an event and prints a line for each run that ended."""
         run = self._runs[event.job.run_id]
         if event.kind == "start":
             self._at_work[run.run_id] = _AtWork(run=run, start_s=time.monotonic())

@@ -25,7 +25,7 @@ _KEPT = "kept"
 
 
 def status_table(states: Sequence[RunState], kept: Collection[str] = ()) -> Table:
-    """Counts of states by budget and arch, in the plan's order.
+    """Return counts of states by budget and arch, in the plan's order.
 
     Args:
         states: of all runs of the plan.
@@ -72,7 +72,7 @@ def status_lines(truth: Truth) -> list[str]:
 
 
 def next_line(states: Sequence[RunState], folder: Path) -> str | None:
-    """What to type next, where nothing is going on any more."""
+    """Return what to type next, where nothing is going on any more."""
     there = {state.state for state in states}
     if there & {*LIVE, "lost"}:
         return None
@@ -89,14 +89,14 @@ def next_line(states: Sequence[RunState], folder: Path) -> str | None:
 
 
 def status_view(truth: Truth, folder: Path) -> Group:
-    """The whole of it, for a live display."""
+    """Return the whole of it, for a live display."""
     lines = [*status_lines(truth), next_line(truth.states, folder) or ""]
     texts = (Text(line, overflow="fold") for line in lines if line)
     return Group(status_table(truth.states), *texts)
 
 
 def status_json(truth: Truth) -> dict[str, Any]:
-    """The whole of it as plain JSON values; what is not known is null."""
+    """Return the whole of it as plain JSON values; what is not known is null."""
     unique = {state.run.run_id: state for state in truth.states}
     return {
         "counts": dict(Counter(state.state for state in unique.values())),

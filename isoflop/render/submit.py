@@ -21,7 +21,7 @@ _SHOWN_JOBS = 5
 
 
 def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
-    """One row per array."""
+    """Return one row per array."""
     excludes = any(array.resources.exclude_nodes for array in arrays)
     table = new_table(
         ("array", ">"),
@@ -69,7 +69,7 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
 
 
 def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
-    """What was sent, what was not, and what to do next."""
+    """Yield what was sent, what was not, and what to do next."""
     if report.submission_id is None:
         yield _nothing_line(report.num_done, report.num_live)
     if report.num_sent:

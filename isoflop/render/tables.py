@@ -14,7 +14,7 @@ _BETWEEN_COLUMNS = 2
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that never folds tables in a pipe, and prints every text as it stands."""
+    """Return a console that never folds tables in a pipe, and prints every text as it stands."""
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = _PIPE_WIDTH
@@ -22,7 +22,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def new_table(*columns: tuple[str, str]) -> Table:
-    """An empty table in the house's form; each column is a name and ``<`` or ``>``."""
+    """Return an empty table in the house's form; each column is a name and ``<`` or ``>``."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for name, align in columns:
         table.add_column(
@@ -34,7 +34,7 @@ def new_table(*columns: tuple[str, str]) -> Table:
 def columns_that_fit(
     rows: Sequence[Mapping[str, str]], width: int, least_wanted: Sequence[str]
 ) -> list[str]:
-    """The columns of a table that fit a width.
+    """Return the columns of a table that fit a width.
 
     Args:
         rows: cells by the name of their column, all with the same ones; at least one row.
@@ -57,7 +57,7 @@ def fitted_table(
     text: Collection[str],
     groups: Sequence[object],
 ) -> tuple[Table, tuple[str, ...]]:
-    """A table of the columns that fit a width, with a line between groups of rows.
+    """Return a table of the columns that fit a width, with a line between groups of rows.
 
     Args:
         rows: as of :func:`columns_that_fit`.

@@ -150,7 +150,7 @@ class Study:
             raise UserError("placement.workers", workers, "1 or more", "correct the study")
 
     def sizes_at(self, budget_flops: int, arch: str) -> tuple[int, ...] | None:
-        """The rungs the study names for a budget and arch; None where it leaves them open.
+        """Return the rungs the study names for a budget and arch; None where it leaves them open.
 
         Raises:
             UserError: the study's table of sizes lacks the entry.
@@ -171,12 +171,12 @@ class Study:
         return self.epochs or self.budgets
 
     def seeds_at(self, budget_flops: int, arch: str, size: int) -> tuple[int, ...]:
-        """The seeds of one size: those of all, then its own."""
+        """Return the seeds of one size: those of all, then its own."""
         more = self.more_seeds.get(budget_flops, {}).get(arch, {}).get(size, ())
         return tuple(dict.fromkeys((*self.seeds, *more)))
 
     def family_and_overrides(self, arch: str) -> tuple[str, Mapping[str, int | str]]:
-        """The family behind a label and what the label changes in it."""
+        """Return the family behind a label and what the label changes in it."""
         for variant in self.variants:
             if variant.arch == arch:
                 return variant.family, variant.overrides
@@ -188,7 +188,7 @@ class Study:
         return self.recipe if rate is None else name_at_rate(self.recipe, rate)
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved study as it is frozen into plan.json; FLOPs as exact integers."""
+        """Return the resolved study as it is frozen into plan.json; FLOPs as exact integers."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Study)} | {
             "budgets": list(self.budgets),
             "epochs": list(self.epochs),
@@ -211,7 +211,7 @@ class Study:
 
 
 def paper_study(budgets: tuple[int, ...]) -> Study:
-    """The paper's study at any budgets: all five families on its ladder and data.
+    """Return the paper's study at any budgets: all five families on its ladder and data.
 
     The name carries the budgets, so that different requests land in different folders.
     """
@@ -227,7 +227,7 @@ def paper_study(budgets: tuple[int, ...]) -> Study:
 
 
 def parse_flops(value: object, field_name: str = "budgets") -> int:
-    """An exact whole number of FLOPs from 1e17, "6e17" or 600000000000000000.
+    """Return an exact whole number of FLOPs from 1e17, "6e17" or 600000000000000000.
 
     Raises:
         UserError: not a positive, finite, whole number.
@@ -248,7 +248,7 @@ def parse_flops(value: object, field_name: str = "budgets") -> int:
 
 
 def _with_text_keys(value: Any) -> Any:
-    """A table as JSON has it."""
+    """Return a table as JSON has it."""
     if isinstance(value, Mapping):
         return {str(key): _with_text_keys(inner) for key, inner in value.items()}
     return list(value)
@@ -278,20 +278,20 @@ MIN_NUM_SIZES = 3
 
 
 def check_word(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuses what is not one of the words."""
+    """Refuse what is not one of the words."""
     if value not in allowed:
         raise UserError(name, value, f"one of {', '.join(allowed)}", "correct the study")
 
 
 def check_family(name: str, value: str, labels: Sequence[str]) -> None:
-    """Refuses what is neither a family nor one of the labels."""
+    """Refuse what is neither a family nor one of the labels."""
     # The list of all families is slow to make; only the message needs it.
     if value not in labels and not is_family(value):
         check_word(name, value, (*family_names(), *labels))
 
 
 def check_number(name: str, value: float, *, above: float, up_to: float | None) -> None:
-    """Refuses a number outside (above, up_to], NaN and infinities."""
+    """Refuse a number outside (above, up_to], NaN and infinities."""
     fits = math.isfinite(value) and value > above and (up_to is None or value <= up_to)
     if not fits:
         top = "" if up_to is None else f" and at most {up_to:g}"
@@ -299,7 +299,7 @@ def check_number(name: str, value: float, *, above: float, up_to: float | None) 
 
 
 def check_list(name: str, values: Sequence[int], at_least: int) -> None:
-    """Refuses an empty list, an entry that is too small, and repetitions."""
+    """Refuse an empty list, an entry that is too small, and repetitions."""
     if not values:
         raise UserError(name, [], "one entry or more", "add one")
     for value in values:
@@ -310,7 +310,7 @@ def check_list(name: str, values: Sequence[int], at_least: int) -> None:
 
 
 def check_targets(study: Study) -> None:
-    """Refuses a study set by neither budgets nor epochs, or by both, and epochs that are none."""
+    """Refuse a study set by neither budgets nor epochs, or by both, and epochs that are none."""
     if not study.epochs:
         if not study.budgets:
             allowed = "one budget or more, such as 1e17 (or epochs)"
@@ -333,14 +333,14 @@ def check_targets(study: Study) -> None:
 
 
 def check_learning_rates(study: Study) -> None:
-    """Refuses rates of archs that the study does not have, and rates that are none."""
+    """Refuse rates of archs that the study does not have, and rates that are none."""
     for arch, rate in study.learning_rates.items():
         check_word("learning_rates", arch, study.archs)
         check_number(f"learning_rates.{arch}", rate, above=0, up_to=None)
 
 
 def check_sizes(study: Study) -> None:
-    """Refuses sizes that are no rungs or not given for every budget and arch."""
+    """Refuse sizes that are no rungs or not given for every budget and arch."""
     if study.num_sizes is not None:
         if study.sizes != SIZES_AUTO:
             raise UserError(
@@ -369,7 +369,7 @@ def check_sizes(study: Study) -> None:
 
 
 def check_more_seeds(study: Study) -> None:
-    """Refuses more seeds for what the study does not have, and seeds that are none."""
+    """Refuse more seeds for what the study does not have, and seeds that are none."""
     for budget, by_arch in study.more_seeds.items():
         _check_is_budget(study, "more_seeds", budget)
         for arch, by_size in by_arch.items():
@@ -383,7 +383,7 @@ def check_more_seeds(study: Study) -> None:
 
 
 def check_more_seeds_at(study: Study, budget_flops: int, arch: str, sizes: Sequence[int]) -> None:
-    """Refuses more seeds for a size that is none of a budget's and arch's.
+    """Refuse more seeds for a size that is none of a budget's and arch's.
 
     Raises:
         UserError: there is one; it and the sizes that there are are named.
@@ -399,7 +399,7 @@ def check_more_seeds_at(study: Study, budget_flops: int, arch: str, sizes: Seque
 
 
 def check_hypotheses(study: Study) -> None:
-    """Refuses hypotheses with an empty part or the id of another."""
+    """Refuse hypotheses with an empty part or the id of another."""
     ids = [hypothesis.id for hypothesis in study.hypotheses]
     for hypothesis in study.hypotheses:
         for name in ("id", "claim", "decide"):

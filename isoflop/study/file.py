@@ -97,7 +97,7 @@ class _StudyFile(_Strict):
 
 
 def load_study(path: Path) -> Study:
-    """The study in a TOML file.
+    """Return the study in a TOML file.
 
     Raises:
         UserError: no such file, not TOML, an unknown key, or a value that is not allowed.
@@ -118,7 +118,7 @@ def load_study(path: Path) -> Study:
 
 
 def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
-    """A study from the parsed TOML of a study file.
+    """Return a study from the parsed TOML of a study file.
 
     Args:
         values: what the file holds.
@@ -139,7 +139,7 @@ def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
 
 
 def _kept(path: Path) -> str:
-    """The path as a plan keeps it: relative to the current folder where it lies below it.
+    """Return the path as a plan keeps it: relative to the current folder where it lies below it.
 
     A plan that is made at the top of a repository can then be read in anyone's copy of it.
     """
@@ -156,7 +156,7 @@ class FrozenStudy(_StudySection, _DataSection):
 
 
 def study_from_json(values: Any) -> Study:
-    """A study from the `study` entry of a plan.json (:meth:`Study.to_json`).
+    """Return a study from the `study` entry of a plan.json (:meth:`Study.to_json`).
 
     Raises:
         UserError: an unknown key, a wrong type or a value that is not allowed.
@@ -239,7 +239,7 @@ def _more_seeds(
 
 
 def _size(text: str) -> int:
-    """A size from the key of a table, in its one spelling."""
+    """Return a size from the key of a table, in its one spelling."""
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
         raise UserError("more_seeds", text, "a size such as 4", "correct the study")
     return int(text)
@@ -265,7 +265,7 @@ _WANTED = {
 
 
 def _first_mistake(model: type[BaseModel], error: ValidationError) -> UserError:
-    """The first thing pydantic found, in one line with the field's dotted name."""
+    """Return the first thing pydantic found, in one line with the field's dotted name."""
     first = error.errors()[0]
     # Alternatives of a union appear in the location as the names of types: not the user's words.
     words = [
@@ -292,7 +292,7 @@ def _first_mistake(model: type[BaseModel], error: ValidationError) -> UserError:
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """The keys of the table in which a mistake was found."""
+    """Return the keys of the table in which a mistake was found."""
     for part in place[:-1]:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation

@@ -26,7 +26,7 @@ WARM_UP_STEPS = 3
 
 
 def distinct_shapes(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """The first spec of each shape, in order."""
+    """Return the first spec of each shape, in order."""
     return list({shape_key(spec): spec for spec in reversed(specs)}.values())[::-1]
 
 
@@ -79,7 +79,7 @@ def calibrate(
 
 
 def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> MeasuredStep:
-    """Median, least and most seconds of ``steps`` optimizer steps of a run."""
+    """Return median, least and most seconds of ``steps`` optimizer steps of a run."""
     recipe = get_recipe(spec.recipe)
     reset_peak(device)
     model = build_model(spec).to(device)

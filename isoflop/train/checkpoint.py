@@ -95,7 +95,7 @@ class CheckpointStore:
         extra_tensors: Mapping[str, Tensor],
         meta: Mapping[str, Any],
     ) -> bool:
-        """Writes the checkpoint of ``step`` completed steps and removes all but the last two.
+        """Write the checkpoint of ``step`` completed steps and removes all but the last two.
 
         A complete checkpoint of the same step stays as it is.
 
@@ -128,11 +128,11 @@ class CheckpointStore:
         return True
 
     def read(self, step: int) -> Checkpoint:
-        """The checkpoint of ``step`` completed steps, which is known to be complete."""
+        """Return the checkpoint of ``step`` completed steps, which is known to be complete."""
         return self._read(step)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is complete and this run's; None if there is none."""
+        """Return the newest checkpoint that is complete and this run's; None if there is none."""
         for step in reversed(self.steps()):
             try:
                 return self._read(step)
@@ -141,7 +141,7 @@ class CheckpointStore:
         return None
 
     def clean_up(self) -> None:
-        """Removes what killed writers left; for the run's holder only."""
+        """Remove what killed writers left; for the run's holder only."""
         if self.folder.is_dir():
             for path in self.folder.glob(".*.tmp"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -163,7 +163,7 @@ class CheckpointStore:
         (folder / STATE_FILE).write_text(dump_json(state | {"seal": _seal(state)}))
 
     def _put(self, temporary: Path, step: int) -> None:
-        """Gives a written folder its name; only a damaged one that has the name makes way."""
+        """Give a written folder its name; only a damaged one that has the name makes way."""
         path = self.folder / str(step)
         if path.exists():
             try:
@@ -185,7 +185,7 @@ class CheckpointStore:
         self.clean_up()
 
     def _verify(self, step: int) -> dict[str, Any]:
-        """state.json of a checkpoint, after checking it and the files it names."""
+        """Return state.json of a checkpoint, after checking it and the files it names."""
         folder = self.folder / str(step)
         try:
             state = json.loads((folder / STATE_FILE).read_bytes())

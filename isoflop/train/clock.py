@@ -19,7 +19,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def step_done(self) -> float:
-        """Seconds since the step before, or since :meth:`go_on`."""
+        """Return seconds since the step before, or since :meth:`go_on`."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         self.wall_s += seconds
@@ -39,7 +39,7 @@ class Cadence:
         self._saved_s = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether one is to be written after ``step`` completed steps."""
+        """Return whether one is to be written after ``step`` completed steps."""
         by_steps = self._every_steps is not None and step % self._every_steps == 0
         passed_s = time.monotonic() - self._saved_s
         return by_steps or (self._every_s is not None and passed_s >= self._every_s)

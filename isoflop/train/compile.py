@@ -14,7 +14,7 @@ logger = logging.getLogger("isoflop")
 
 
 def compile_model(model: nn.Module, inputs_BT: Tensor, *, precision: str) -> bool:
-    """Compiles ``model`` in place, its names and parameters unchanged, and tries it out.
+    """Compile ``model`` in place, its names and parameters unchanged, and tries it out.
 
     A forward and a backward pass over ``inputs_BT`` compile for its shape here, not in the first
     step. Whatever goes wrong in them (no compiler, an operator that the compiler does not know),

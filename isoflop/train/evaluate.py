@@ -71,7 +71,7 @@ def evaluate(
     micro_batch: int | None = None,
     on_forward: Callable[[Tensor], None] | None = None,
 ) -> Evaluation:
-    """Evaluates ``model`` on all held-out windows, in order.
+    """Evaluate ``model`` on all held-out windows, in order.
 
     Nothing of the training changes: no gradient, no random number, no mode of the model.
 
@@ -114,7 +114,7 @@ def _window_losses(
     micro_batch: int | None,
     on_forward: Callable[[Tensor], None] | None,
 ) -> NDArray[np.float64]:
-    """Summed negative log-likelihood of each window, nats; the same on every rank."""
+    """Return summed negative log-likelihood of each window, nats; the same on every rank."""
     tokens_WT = heldout.tokens
     loss_W = np.zeros(len(tokens_WT))
     for start in range(0, len(tokens_WT), batch_size):
@@ -191,5 +191,5 @@ def _reference_perplexity(
 
 
 def _exp(value: float) -> float:
-    """exp, infinite instead of an overflow error."""
+    """Return exp, infinite instead of an overflow error."""
     return float(np.exp(np.minimum(value, 700.0))) if value < 700.0 else math.inf

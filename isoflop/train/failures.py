@@ -28,7 +28,7 @@ _UNITS = {"bytes": 1} | {f"{prefix}ib": 2 ** (10 * n) for n, prefix in enumerate
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up, on any device."""
+    """Return whether an allocator gave up, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None

@@ -30,7 +30,7 @@ _SIGMA_PER_DEVIATION = 1.4826
 def check(
     step: int, loss: float, grad_norm: float, model: nn.Module, ranks: Ranks = SINGLE
 ) -> str | None:
-    """Why training cannot go on after the gradients of ``step``; None where all is finite.
+    """Return why training cannot go on after the gradients of ``step``; None where all is finite.
 
     Args:
         step: from 0.
@@ -72,7 +72,7 @@ class SpikeDetector:
         self._in_spike = False
 
     def see(self, loss: float) -> dict[str, float] | None:
-        """Takes note of a step's loss; its figures at the first step of a spike, else None."""
+        """Take note of a step's loss; its figures at the first step of a spike, else None."""
         figures = self._figures(loss)
         self._losses.append(loss)
         begins = figures is not None and not self._in_spike
@@ -90,7 +90,7 @@ class SpikeDetector:
         return {"loss": loss, "median": median, "limit": limit} if loss > limit else None
 
     def state(self) -> dict[str, Any]:
-        """What the next answers depend on, as JSON values."""
+        """Return what the next answers depend on, as JSON values."""
         return {"losses": list(self._losses), "in_spike": self._in_spike}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -164,7 +164,7 @@ class Monitor:
             self._on_event(kind, values)
 
     def state(self) -> dict[str, Any]:
-        """What later events depend on, as JSON values."""
+        """Return what later events depend on, as JSON values."""
         return {"spikes": self._spikes.state(), "ever_used": self._ever_used.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Accumulator(Protocol):
     """Something gathered over the steps of a run; what it gathered is part of each checkpoint."""
 
     def state(self) -> dict[str, Any]:
-        """All of it, as plain JSON values (finite numbers)."""
+        """Return all of it, as plain JSON values (finite numbers)."""
 
     def load(self, state: Mapping[str, Any]) -> None:
         """The inverse of :meth:`state`."""

@@ -51,7 +51,7 @@ def train_run(
     keep_weights: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> RunOutcome:
-    """Trains ``spec`` to its last step and evaluates it on the held-out set.
+    """Train ``spec`` to its last step and evaluates it on the held-out set.
 
     With ``checkpoints`` it begins at the newest complete one. On the CPU in float32, losses and
     weights are bit-identical for the same spec, data and placement, however often and wherever the
@@ -117,7 +117,7 @@ class _Run:
         self._state = self._fresh_state(torch.device(placement.device))
 
     def _fresh_state(self, device: torch.device) -> TrainingState:
-        """A run before its first step."""
+        """Return a run before its first step."""
         spec, placement = self._spec, self._placement
         seed_all(spec.seed)
         model = build_model(spec).to(device)
@@ -139,7 +139,7 @@ class _Run:
         )
 
     def resume(self) -> None:
-        """Takes over where an earlier attempt was saved."""
+        """Take over where an earlier attempt was saved."""
         if self._checkpoints is None:
             return
         self._state.restore(self._checkpoints, self._ranks)
@@ -150,7 +150,7 @@ class _Run:
     def train(
         self, should_stop: Callable[[], str | None]
     ) -> tuple[Literal["diverged", "stopped"], str] | None:
-        """Runs the steps that are left; why it ended before the last one, or None."""
+        """Run the steps that are left; why it ended before the last one, or None."""
         cadence = Cadence(self._placement)
         steps = range(self._state.step, self._spec.steps)
         with Prefetch(self._batch_maker(), steps, self._state.device) as batches:
@@ -165,7 +165,7 @@ class _Run:
             return "stopped", stop
 
     def _batch_maker(self) -> Callable[[int], Batch]:
-        """The batch of a step, from its number alone: the data position is an integer."""
+        """Return the batch of a step, from its number alone: the data position is an integer."""
         windows = self._data.train_windows(self._spec.seq_len)
         size, seed = self._spec.batch_size, self._spec.seed
         return lambda step: rank_batch(
@@ -173,7 +173,7 @@ class _Run:
         )
 
     def _one_step(self, batch: Batch) -> str | None:
-        """One optimizer step; the reason of a divergence, or None."""
+        """Return one optimizer step; the reason of a divergence, or None."""
         step, model = self._state.step, self._state.model
         with self._monitor.watching(step):
             gradients = gradients_of_batch(
@@ -233,7 +233,7 @@ class _Run:
         )
 
     def _save(self) -> None:
-        """Writes a checkpoint; one that cannot be written is said once, and training goes on."""
+        """Write a checkpoint; one that cannot be written is said once, and training goes on."""
         try:
             self._write_checkpoint()
         except CheckpointError as error:
@@ -265,7 +265,7 @@ class _Run:
             self._save()
 
     def evaluate_at_the_end(self) -> Evaluation:
-        """Loss over the held-out set after the last step, and which experts it takes."""
+        """Return loss over the held-out set after the last step, and which experts it takes."""
         with self._monitor.heldout(self._spec.steps - 1) as on_forward:
             return self._evaluate(on_forward)
 
@@ -295,7 +295,7 @@ class _Run:
         self._clock.go_on()
 
     def hand_over_weights(self) -> None:
-        """Gives the final weights to who asked for them."""
+        """Give the final weights to who asked for them."""
         hook = self._hooks.on_final_weights
         # Only the main rank knows; all must take part in gathering.
         if not self._ranks.broadcast(float(hook is not None)):
@@ -310,7 +310,7 @@ class _Run:
         reason: str | None,
         evaluation: Evaluation | None,
     ) -> RunOutcome:
-        """What is known at the end."""
+        """Return what is known at the end."""
         step_s = self._state.step_s
         tokens = len(step_s) * self._spec.batch_size * self._spec.seq_len
         return RunOutcome(

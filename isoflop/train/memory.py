@@ -19,7 +19,7 @@ _KEPT_BYTES, _OWN_MAPPING_BYTES = 2**30, 2**25
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep the memory of freed CPU tensors for the next ones.
+    """Let the process keep the memory of freed CPU tensors for the next ones.
 
     Otherwise the C library may return it to the system and take it back several times per step,
     each page cleared anew: up to a tenth of a step. No other C library is touched.
@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begins a new measurement: the peak so far is forgotten."""
+    """Begin a new measurement: the peak so far is forgotten."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_REFS.exists():

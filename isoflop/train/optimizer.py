@@ -15,7 +15,7 @@ UNDECAYED = ("bias", "scale")
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies to the parameter of this (dotted) name."""
+    """Return whether weight decay applies to the parameter of this (dotted) name."""
     leaf = name.rpartition(".")[2]
     return not any(word in leaf for word in UNDECAYED)
 
@@ -28,7 +28,7 @@ def build_adamw(
     beta2: float,
     eps: float,
 ) -> torch.optim.AdamW:
-    """AdamW in two groups: kernels, embedding and tables decay; biases and scales do not.
+    """Return AdamW in two groups: kernels, embedding and tables decay; biases and scales do not.
 
     ``weight_decay`` is decoupled and multiplied by each step's learning rate, which
     :func:`set_learning_rate` sets. Moments are dense: experts that were not chosen keep moving
@@ -51,7 +51,7 @@ def build_adamw(
 
 
 def recipe_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """The optimizer of a recipe, learning rate 0 until it is set."""
+    """Return the optimizer of a recipe, learning rate 0 until it is set."""
     return build_adamw(
         model.named_parameters(),
         weight_decay=recipe.weight_decay,
@@ -62,13 +62,13 @@ def recipe_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of all groups for the next step."""
+    """Set the learning rate of all groups for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def clip_gradients(gradients: list[Tensor], norm: float, max_norm: float | None) -> None:
-    """Scales gradients of global L2 norm ``norm`` in place where it reaches the limit.
+    """Scale gradients of global L2 norm ``norm`` in place where it reaches the limit.
 
     Only a norm of at least ``max_norm`` is scaled, by max_norm / norm, with no epsilon. None: no
     limit. With a norm that is not finite nothing is scaled.

@@ -85,7 +85,7 @@ class Prefetch:
                 return
 
     def _put(self, made: Batch | Exception) -> bool:
-        """Waits for room; False once nothing more is wanted."""
+        """Wait for room; False once nothing more is wanted."""
         while not self._stop.is_set():
             try:
                 self._ready.put(made, timeout=_LOOK_S)

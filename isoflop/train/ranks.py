@@ -28,7 +28,7 @@ class Ranks(Protocol):
         """Whether this rank writes: checkpoints, metrics, the result."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module to call, sharing gradients or parameters as the layout says."""
+        """Return the module to call, sharing gradients or parameters as the layout says."""
 
     def rows(self, batch_size: int) -> slice:
         """This rank's sequences of a global batch.
@@ -41,13 +41,13 @@ class Ranks(Protocol):
         """Factor on a rank's share of the mean loss, so that shared gradients are the batch's."""
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sum over the ranks, float64; the same on every rank."""
+        """Return element-wise sum over the ranks, float64; the same on every rank."""
 
     def broadcast(self, value: float) -> float:
-        """The main rank's value, on every rank: whether to begin, where to resume."""
+        """Return the main rank's value, on every rank: whether to begin, where to resume."""
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Global L2 norm of the gradients, a float32 scalar."""
+        """Return global L2 norm of the gradients, a float32 scalar."""
 
     def gather(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
@@ -77,23 +77,23 @@ class SingleRank:
     is_main = True
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model itself."""
+        """Return the model itself."""
         return model
 
     def rows(self, batch_size: int) -> slice:
-        """The whole batch."""
+        """Return the whole batch."""
         return slice(0, batch_size)
 
     def loss_scale(self) -> float:
-        """1."""
+        """Return 1."""
         return 1.0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The values."""
+        """Return the values."""
         return list(values)
 
     def broadcast(self, value: float) -> float:
-        """The value."""
+        """Return the value."""
         return value
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -119,7 +119,7 @@ class SingleRank:
         weights: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> None:
-        """Copies weights and optimizer state in; names must match exactly."""
+        """Copy weights and optimizer state in; names must match exactly."""
         load_weights(model, weights)
         parameters = dict(model.named_parameters())
         for entry, value in state.items():

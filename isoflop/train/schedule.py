@@ -16,12 +16,12 @@ COSINE_FLOOR = 0.1
 
 
 def num_decay_steps(steps: int, decay_fraction: float) -> int:
-    """Steps of the decay phase, rounded down."""
+    """Return steps of the decay phase, rounded down."""
     return int(decay_fraction * steps)
 
 
 def check_schedule(*, steps: int, warmup_steps: int, decay_fraction: float, kind: str) -> None:
-    """Refuses a schedule whose phases do not fit into the run.
+    """Refuse a schedule whose phases do not fit into the run.
 
     The reference implementation lets the constant phase become negative: the decay then starts
     from a learning rate that was never reached.
@@ -50,7 +50,7 @@ def check_schedule(*, steps: int, warmup_steps: int, decay_fraction: float, kind
 def learning_rate(
     step: int, steps: int, peak_lr: float, warmup_steps: int, decay_fraction: float, kind: str
 ) -> float:
-    """The learning rate of optimizer step ``step``, counted from 0, of a run of ``steps``.
+    """Return the learning rate of optimizer step ``step``, counted from 0, of a run of ``steps``.
 
     Args:
         step: number of the optimizer step; from ``steps`` on, the value the schedule ends at.

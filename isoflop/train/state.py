@@ -42,14 +42,14 @@ class TrainingState:
     """Peak of the attempts before this one."""
 
     def peak(self) -> int | None:
-        """Peak memory of all attempts so far whose checkpoints led here, bytes."""
+        """Return peak memory of all attempts so far whose checkpoints led here, bytes."""
         known = [
             peak for peak in (self.peak_mem_bytes, peak_bytes(self.device)) if peak is not None
         ]
         return max(known, default=None)
 
     def save(self, store: CheckpointStore, ranks: Ranks, *, batch_size: int) -> bool:
-        """Writes a checkpoint (the main rank does; all must call).
+        """Write a checkpoint (the main rank does; all must call).
 
         Returns:
             False if this process may not write any more.
@@ -71,7 +71,7 @@ class TrainingState:
         return store.save(self.step, weights, optimizer, tensors, meta)
 
     def restore(self, store: CheckpointStore, ranks: Ranks) -> None:
-        """Takes the newest complete checkpoint; without one, all stays as it is."""
+        """Take the newest complete checkpoint; without one, all stays as it is."""
         found = store.newest() if ranks.is_main else None
         step = int(ranks.broadcast(-1.0 if found is None else float(found.step)))
         if step < 0:

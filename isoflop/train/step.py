@@ -44,7 +44,7 @@ class Batch:
     """Targets of the whole global batch that carry loss."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device; from pinned memory the copy does not wait."""
+        """Return the same on a device; from pinned memory the copy does not wait."""
         return Batch(
             inputs_RT=self.inputs_RT.to(device, non_blocking=True),
             targets_RT=self.targets_RT.to(device, non_blocking=True),
@@ -52,7 +52,7 @@ class Batch:
         )
 
     def pinned(self) -> Batch:
-        """The same in page-locked memory, which a GPU copies from by itself."""
+        """Return the same in page-locked memory, which a GPU copies from by itself."""
         return Batch(
             inputs_RT=self.inputs_RT.pin_memory(),
             targets_RT=self.targets_RT.pin_memory(),
@@ -60,13 +60,13 @@ class Batch:
         )
 
     def split(self, micro_batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of at most ``micro_batch`` sequences at a time; None: all."""
+        """Yield inputs and targets of at most ``micro_batch`` sequences at a time; None: all."""
         size = micro_batch or len(self.targets_RT)
         return zip(self.inputs_RT.split(size), self.targets_RT.split(size), strict=True)
 
 
 def rank_batch(targets_BT: Tokens, ranks: Ranks = SINGLE, *, begin_id: int = BEGIN_ID) -> Batch:
-    """A rank's share of a global batch, on the CPU; ``begin_id`` is the input at position 0.
+    """Return a rank's share of a global batch, on the CPU; ``begin_id`` is the input at position 0.
 
     Raises:
         UserError: the batch does not split evenly over the ranks.
@@ -88,7 +88,7 @@ def gradients_of_batch(
     ranks: Ranks = SINGLE,
     micro_batch: int | None = None,
 ) -> StepGradients:
-    """Sets the clipped gradients of the global batch's mean loss.
+    """Set the clipped gradients of the global batch's mean loss.
 
     However the batch is split, each part contributes its summed loss divided by the number of
     targets of the whole global batch, so that the split changes the order of sums and nothing

@@ -34,7 +34,7 @@ class StepFlops:
 def measure_step_flops(
     spec: RunSpec, placement: Placement, *, implementation: str = "reference"
 ) -> StepFlops:
-    """Runs one training step on the CPU (forward, backward, clipping, AdamW) and counts.
+    """Run one training step on the CPU (forward, backward, clipping, AdamW) and counts.
 
     Attention runs as plain matrix products, which is what can be counted. With checkpointing a
     second step without tells the recomputed part apart.

@@ -38,7 +38,7 @@ class Achieved:
 def achieved(
     tokens: int, seconds: float, flops_per_token: float, peak_flops: float | None
 ) -> Achieved:
-    """Rates of ``tokens`` trained on in ``seconds``.
+    """Return rates of ``tokens`` trained on in ``seconds``.
 
     Args:
         tokens: of all ranks.
@@ -55,7 +55,7 @@ def achieved(
 
 
 def training_flops_per_token(spec: RunSpec, convention: str = "paper") -> int:
-    """FLOPs that a study's convention counts for a token of training.
+    """Return FLOPs that a study's convention counts for a token of training.
 
     Raises:
         UserError: no such convention.
@@ -84,7 +84,7 @@ def measured_peak(device: torch.device, precision: str) -> float:
 
 
 def prefixed_flops(flops: float) -> str:
-    """Three digits with a decimal prefix: 12.3 GFLOP."""
+    """Return three digits with a decimal prefix: 12.3 GFLOP."""
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if flops >= size:
             return f"{flops / size:.3g} {prefix}FLOP"
@@ -92,6 +92,6 @@ def prefixed_flops(flops: float) -> str:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns once the device has done all it was given; a CPU always has."""
+    """Return once the device has done all it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

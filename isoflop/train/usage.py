@@ -51,7 +51,7 @@ class RoutedLayers:
 
 
 def routed_layers(model: nn.Module, spec: RunSpec) -> RoutedLayers | None:
-    """The layers with a `gates` hook; None where there are none, or nobody says of how many.
+    """Return the layers with a `gates` hook; None where there are none, or nobody says of how many.
 
     A family from elsewhere is counted if its Config has ``num_experts`` (and ``num_channels``,
     where it is not 1; ``num_tables`` = 1, where channels share their experts).
@@ -101,7 +101,7 @@ class UsageRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Counts what runs forward inside, from zero; earlier hooks rest meanwhile."""
+        """Yield counts what runs forward inside, from zero; earlier hooks rest meanwhile."""
         self._counts = self._weight_T = None
         before = [module.gates for module in self._modules]
         for module, hook in zip(self._modules, self._hooks, strict=True):
@@ -117,7 +117,7 @@ class UsageRecorder:
         self._weight_T = counted_BT.flatten().long()
 
     def take(self, ranks: Ranks) -> NDArray[np.int64]:
-        """How often each expert was chosen, all ranks together: [L, C, E]."""
+        """Return how often each expert was chosen, all ranks together: [L, C, E]."""
         if self._counts is None:
             counts = np.zeros(self._shape, dtype=np.int64)
         else:
@@ -138,12 +138,12 @@ class EverUsed:
         self.used_LCE: NDArray[np.bool_] | None = None
 
     def add(self, counts_LCE: NDArray[np.int64]) -> None:
-        """Takes note of a step's choices."""
+        """Take note of a step's choices."""
         used_LCE = counts_LCE > 0
         self.used_LCE = used_LCE if self.used_LCE is None else self.used_LCE | used_LCE
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON values: the shape, and a bit for each expert."""
+        """Return all of it, as JSON values: the shape, and a bit for each expert."""
         if self.used_LCE is None:
             return {"shape": None, "bits": ""}
         bits = base64.b64encode(np.packbits(self.used_LCE).tobytes()).decode("ascii")
@@ -184,7 +184,7 @@ def usage_rows(
 
 
 def usage_figures(counts_E: NDArray[np.int64]) -> dict[str, Any]:
-    """How evenly experts are used.
+    """Return how evenly experts are used.
 
     ``num_experts``; ``num_choices``, the sum of the counts; ``fraction_used``, the share of experts
     with any; ``entropy`` of the choices divided by log(E), from 0 (one expert) to 1 (all alike);

@@ -94,7 +94,7 @@ class Report:
 def builds(
     arch: str, width: int, num_chosen: int, num_keys: int, element: str = "*bf16"
 ) -> list[Build]:
-    """Every kernel as the operators launch it for these sizes.
+    """Return every kernel as the operators launch it for these sizes.
 
     Those of v2 are among them where it exists: in half precision, for groups that its blocks hold.
     """
@@ -242,7 +242,7 @@ def _read_amdgcn(asm: dict[str, Any]) -> dict[str, int]:
 
 
 def parse(arguments: Sequence[str] | None) -> list[str]:
-    """The architectures to compile for; exits with 2 and one line if one is not known."""
+    """Return the architectures to compile for; exits with 2 and one line if one is not known."""
     parser = command.Parser(prog="isoflop_kernels.aot", description=(__doc__ or "").splitlines()[0])
     known = ", ".join(triton_config.TABLE)
     parser.add_argument(

@@ -57,22 +57,22 @@ def device_option(text: str) -> torch.device:
 
 
 def default_device() -> str:
-    """The GPU where there is one."""
+    """Return the GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_triton() -> bool:
-    """Whether the package triton is installed."""
+    """Return whether the package triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
-    """Whether Triton runs its kernels in the interpreter, on CPU tensors."""
+    """Return whether Triton runs its kernels in the interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def contenders(operator: str) -> list[str]:
-    """Every implementation of an operator by name; Triton's two versions of one are two."""
+    """Return every implementation of an operator by name; Triton's two versions of one are two."""
     triton = {
         "gathered_linear": [f"triton-{version}" for version in choice.VERSIONS],
         "product_key_topk": ["triton"],
@@ -82,7 +82,7 @@ def contenders(operator: str) -> list[str]:
 
 
 def unavailable(contender: str, device: torch.device) -> str | None:
-    """Why an implementation cannot run on a device; None where it can."""
+    """Return why an implementation cannot run on a device; None where it can."""
     if contender == "cpp":
         if device.type != "cpu":
             return "runs on the CPU only"
@@ -96,7 +96,7 @@ def unavailable(contender: str, device: torch.device) -> str | None:
 
 
 def wanted(contender: str, names: Collection[str]) -> bool:
-    """Whether an implementation is among names, of which "triton" means all its versions."""
+    """Return whether an implementation is among names, of which "triton" means all its versions."""
     return any(
         contender == name or contender.startswith(f"{name}-") or name.startswith(f"{contender}-")
         for name in names
@@ -138,7 +138,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def environment_line(device: torch.device) -> str:
-    """The environment for people."""
+    """Return the environment for people."""
     return ", ".join(f"{name} {value}" for name, value in environment(device).items())
 
 

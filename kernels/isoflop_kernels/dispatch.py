@@ -52,7 +52,7 @@ def use_implementation(name: str) -> Iterator[None]:
 
 
 def debug() -> bool:
-    """Whether ISOFLOP_KERNELS_DEBUG=1 asks for checks that read tensor values."""
+    """Return whether ISOFLOP_KERNELS_DEBUG=1 asks for checks that read tensor values."""
     return os.environ.get(DEBUG_VARIABLE) == "1"
 
 

@@ -116,7 +116,7 @@ def architecture_of(device: torch.device) -> str:
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
+    """Return the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
@@ -209,7 +209,7 @@ def group_chunk_size(num_choices: int, num_groups: int) -> int:
 
 @contextlib.contextmanager
 def launching(device: torch.device) -> Iterator[None]:
-    """Context for launches: on the tensors' own GPU, which need not be the current one."""
+    """Yield context for launches: on the tensors' own GPU, which need not be the current one."""
     own = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with own, autocast_disabled(device):
         yield

@@ -32,7 +32,7 @@ _LEAST_VARIATION = 0.05
 
 
 def has_experts(points: Sequence[Point]) -> bool:
-    """Whether some point is known to use fewer parameters per token than it has."""
+    """Return whether some point is known to use fewer parameters per token than it has."""
     return any(point.n_active is not None and point.n_active < point.n_params for point in points)
 
 

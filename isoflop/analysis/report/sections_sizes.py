@@ -125,7 +125,7 @@ def seed_mean_rows(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> l
 
 
 def _against(pair: PairedLoss | None, reference: str, fits: Fits) -> dict[str, Any]:
-    """The columns on the reference; nothing in the reference's own rows."""
+    """Return the columns on the reference; nothing in the reference's own rows."""
     if pair is None:
         return {}
     return {

@@ -102,7 +102,7 @@ def validity(
 
 
 def _pair_findings(pairs: tuple[PairOrder, ...], axis: Axis, method: Method) -> list[Finding]:
-    """The orders by loss: status ok where the order is claimed."""
+    """Return the orders by loss: status ok where the order is claimed."""
     return [
         Finding(
             check="ranking",

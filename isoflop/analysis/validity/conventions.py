@@ -85,7 +85,7 @@ def _by_ledger(name: str) -> Price:
 
 
 def _has_ledger(row: Mapping[str, Any]) -> bool:
-    """Whether the row holds the counts of a transformer as isoflop.accounting makes them."""
+    """Return whether the row holds the counts of a transformer as isoflop.accounting makes them."""
     if any(row.get(column) is None for column in _LEDGER_COLUMNS):
         return False
     scores, seq_len = float(row["flops_attn_scores"]), float(row["seq_len"])
@@ -103,7 +103,7 @@ def _by_count(column: str) -> Price:
 
 
 def _is_own(points: Rows, price: Price) -> bool:
-    """Whether the convention gives the FLOPs that the table states."""
+    """Return whether the convention gives the FLOPs that the table states."""
     stated = [(row.get("flops"), price(row)) for row in points]
     return bool(stated) and all(
         own is not None and other is not None and abs(other / own - 1) < 1e-9
@@ -112,7 +112,7 @@ def _is_own(points: Rows, price: Price) -> bool:
 
 
 def _exponents(repriced: PointFits, setting: Setting, variant: str) -> list[Finding]:
-    """Exponents in the mean FLOPs of each group under the convention."""
+    """Return exponents in the mean FLOPs of each group under the convention."""
     laws = fit_laws(repriced.optima, budget="achieved")
     return [
         exponent_finding(
@@ -130,7 +130,7 @@ def _exponents(repriced: PointFits, setting: Setting, variant: str) -> list[Find
 
 
 def _spread(fits: PointFits, variant: str) -> Finding:
-    """The widest group: its dearest run over its cheapest."""
+    """Return the widest group: its dearest run over its cheapest."""
     spreads = []
     for points in fits.selection.groups.values():
         flops = [point.flops for point in points if point.flops is not None]

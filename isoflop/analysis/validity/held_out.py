@@ -92,7 +92,7 @@ def _score(law: PowerLaw, target: Optimum | None, held: float, train: Sequence[f
 
 
 def _predicted(law: PowerLaw, budget: float) -> float | None:
-    """The law's value; None without a law, or where no float64 can hold it."""
+    """Return the law's value; None without a law, or where no float64 can hold it."""
     if law.exponent is None:
         return None
     try:
@@ -143,7 +143,7 @@ def _score_surface(
 
 
 def _errors(law: ChinchillaLaw, points: Sequence[Point]) -> Floats | None:
-    """Relative error at each run; None where an extrapolation overflows."""
+    """Return relative error at each run; None where an extrapolation overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         predicted = law.loss(
             np.array([p.n_params for p in points]), np.array([p.n_tokens for p in points])

@@ -56,14 +56,14 @@ class Tokenizer(Protocol):
         """The ``tokenizer.json`` that :func:`open_tokenizer` needs beside the spec, if any."""
 
     def encode(self, text: str, *, what: str = "text") -> NDArray[Any]:
-        """Token ids [T] of ``text``; ``what`` names it in an error.
+        """Return token ids [T] of ``text``; ``what`` names it in an error.
 
         Raises:
             UserError: the text would become a special id, or is no Unicode (a lone surrogate).
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """:meth:`encode` of each text."""
+        """Return :meth:`encode` of each text."""
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
         """The text of ids [T], pads and end-of-text left out; a cut character becomes U+FFFD.
@@ -76,7 +76,7 @@ class Tokenizer(Protocol):
 def get_tokenizer(
     name: str, *, sample: Iterable[bytes] | None = None, data_dir: Path | None = None
 ) -> Tokenizer:
-    """The tokenizer called ``name``.
+    """Return the tokenizer called ``name``.
 
     Args:
         name: ``byte``; ``gpt2``; ``bpe:V`` or ``bpe-tinystories:V``, trained on ``sample`` unless
@@ -126,7 +126,7 @@ def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
 
 
 def tokenizer_spec(name: str) -> TokenizerSpec:
-    """The spec of a tokenizer that needs no training, without loading any library.
+    """Return the spec of a tokenizer that needs no training, without loading any library.
 
     Raises:
         UserError: no such tokenizer, the file of ``hf:`` is unusable, or it has to be trained.
@@ -145,7 +145,7 @@ def tokenizer_spec(name: str) -> TokenizerSpec:
 
 
 def vocabulary_size(name: str) -> int:
-    """V of ``bpe:V``.
+    """Return V of ``bpe:V``.
 
     Raises:
         UserError: V is no whole number from 258 (256 bytes, pad, end-of-text).

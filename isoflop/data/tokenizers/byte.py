@@ -21,7 +21,7 @@ class ByteTokenizer:
     file: bytes | None = None
 
     def encode(self, text: str | bytes, *, what: str = "text") -> NDArray[Any]:
-        """Token ids [T] of ``text``; ``what`` names it in an error.
+        """Return token ids [T] of ``text``; ``what`` names it in an error.
 
         Raises:
             UserError: the text holds byte 0 (pad) or 1 (end-of-text and begin), or is no Unicode.
@@ -40,11 +40,11 @@ class ByteTokenizer:
         return np.frombuffer(data, dtype=np.uint8).astype(self.dtype)
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[NDArray[Any]]:
-        """:meth:`encode` of each text."""
+        """Return :meth:`encode` of each text."""
         return [self.encode(text) for text in texts]
 
     def decode_bytes(self, tokens: NDArray[np.integer]) -> bytes:
-        """The bytes of token ids [T], without pads and end-of-text tokens.
+        """Return the bytes of token ids [T], without pads and end-of-text tokens.
 
         Raises:
             UserError: an id is not in the vocabulary.
@@ -52,5 +52,5 @@ class ByteTokenizer:
         return kept_ids(self.spec, tokens).astype(np.uint8).tobytes()
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
-        """The text of token ids [T]; characters cut by a window's edge become U+FFFD."""
+        """Return the text of token ids [T]; characters cut by a window's edge become U+FFFD."""
         return self.decode_bytes(tokens).decode(errors="replace")

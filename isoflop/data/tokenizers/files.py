@@ -22,7 +22,7 @@ PAD_TOKENS = ("<|pad|>", "<|padding|>", "<pad>", "[PAD]")
 
 
 def read_spec(place: str) -> TokenizerSpec:
-    """The spec of ``PATH`` or ``PATH#TOKEN``; its name is made of content, not of the path.
+    """Return the spec of ``PATH`` or ``PATH#TOKEN``; its name is made of content, not of the path.
 
     Raises:
         UserError: the file is missing or no tokenizer, splits at random, or has no end-of-text.
@@ -57,7 +57,7 @@ def read_spec(place: str) -> TokenizerSpec:
 
 
 def read_tokenizer_file(place: str) -> bytes:
-    """The bytes of ``PATH`` or ``PATH#TOKEN``.
+    """Return the bytes of ``PATH`` or ``PATH#TOKEN``.
 
     Raises:
         UserError: there is no such file.

@@ -17,7 +17,7 @@ FILE_NAMES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 
 def open_gpt2() -> LibraryTokenizer:
-    """GPT-2's 50,257 tokens with id 0, '!', moved to 50257.
+    """Return GPT-2's 50,257 tokens with id 0, '!', moved to 50257.
 
     Raises:
         UserError: neither the package nor ``$ISOFLOP_GPT2_DIR`` has the files, or they are others.

@@ -16,12 +16,12 @@ from isoflop.errors import UserError
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """How ids below ``vocab_size`` are stored: little-endian, whatever the machine."""
+    """Return how ids below ``vocab_size`` are stored: little-endian, whatever the machine."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def encode_utf8(text: str, what: str) -> bytes:
-    """The bytes of ``text``.
+    """Return the bytes of ``text``.
 
     Raises:
         UserError: it holds a lone surrogate, which is no Unicode text.
@@ -34,7 +34,7 @@ def encode_utf8(text: str, what: str) -> bytes:
 
 
 def kept_ids(spec: TokenizerSpec, tokens: NDArray[np.integer]) -> NDArray[np.integer]:
-    """``tokens`` [T] without pads and end-of-text.
+    """Return ``tokens`` [T] without pads and end-of-text.
 
     Raises:
         UserError: an id is not in the vocabulary.
@@ -48,7 +48,7 @@ def kept_ids(spec: TokenizerSpec, tokens: NDArray[np.integer]) -> NDArray[np.int
 
 
 def import_tokenizers() -> Any:
-    """The package ``tokenizers``.
+    """Return the package ``tokenizers``.
 
     Raises:
         UserError: it is not installed.
@@ -82,7 +82,7 @@ class LibraryTokenizer:
 
     @classmethod
     def from_file(cls, spec: TokenizerSpec, data: bytes) -> LibraryTokenizer:
-        """The tokenizer in ``data``, a ``tokenizer.json``.
+        """Return the tokenizer in ``data``, a ``tokenizer.json``.
 
         Raises:
             UserError: it is not the file in the spec, or the package cannot read it.
@@ -105,7 +105,7 @@ class LibraryTokenizer:
         return LibraryTokenizer, (self.spec, self._inner, self.file)
 
     def encode(self, text: str, *, what: str = "text") -> NDArray[Any]:
-        """Token ids [T] of ``text``; ``what`` names it in an error.
+        """Return token ids [T] of ``text``; ``what`` names it in an error.
 
         Raises:
             UserError: the text is no Unicode, or the tokenizer gives the pad or end-of-text for it.

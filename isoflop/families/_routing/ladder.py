@@ -65,5 +65,5 @@ _RUNGS = {
 
 
 def routed_rung(recipe: Recipe, size: int) -> RoutedRung:
-    """Rung ``size`` of a recipe's routed ladder."""
+    """Return rung ``size`` of a recipe's routed ladder."""
     return _RUNGS[recipe.base_name](size, recipe.shape(size).d_model)

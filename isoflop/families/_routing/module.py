@@ -37,7 +37,7 @@ class DenseRouter(nn.Module):
         return {name: trunc_normal(getattr(self, name).shape[0] ** -0.5) for name in ("w1", "w2")}
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """(score_TCK, idx_TCK) of ``x_TD``."""
+        """Return (score_TCK, idx_TCK) of ``x_TD``."""
         return self.keys.choose((x_TD @ self.w1 @ self.w2).view(-1, *self.keys.shape))
 
 
@@ -67,7 +67,7 @@ class KeyValueRouter(nn.Module):
         }
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """(score_TCK, idx_TCK) of ``x_TD``."""
+        """Return (score_TCK, idx_TCK) of ``x_TD``."""
         num_groups, _, width = self.keys.shape
         query_GTQ = (x_TD @ self.queries).view(-1, num_groups, width).transpose(0, 1)
         similarity_GTN = query_GTQ @ (self.keys * self.scale).transpose(1, 2)
@@ -85,7 +85,7 @@ class _Keys:
         self.shape = (2, channels, math.isqrt(experts)) if product else (channels, experts)
 
     def choose(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, 2, C, N] or [T, C, E] -> (score_TCK, idx_TCK)."""
+        """Return [T, 2, C, N] or [T, C, E] -> (score_TCK, idx_TCK)."""
         if self.product:
             return product_key_topk(similarity, self.k)
         score_TCK, idx_TCK = stable_topk(similarity, self.k)
@@ -93,7 +93,7 @@ class _Keys:
 
 
 def build_router(config: RoutedConfig, router: str, d_model: int) -> DenseRouter | KeyValueRouter:
-    """The router called ``router``; the shape has been checked by the family's Config."""
+    """Return the router called ``router``; the shape has been checked by the family's Config."""
     router_class = KeyValueRouter if router.endswith("key_value") else DenseRouter
     return router_class(
         d_model,

@@ -44,12 +44,12 @@ class RoutedConfig(Protocol):
 
 
 def is_product(router: str) -> bool:
-    """Whether the router scores N + N sub-keys instead of E experts."""
+    """Return whether the router scores N + N sub-keys instead of E experts."""
     return router.startswith("product")
 
 
 def check_routing(family: str, router: str, config: RoutedConfig) -> None:
-    """Refuses impossible routed shapes.
+    """Refuse impossible routed shapes.
 
     Raises:
         UserError: a count below 1, an unknown router, experts that are not a square or too few
@@ -92,7 +92,7 @@ def routed_ledger(config: RoutedConfig, router: str, d_model: int) -> tuple[Comp
 
 
 def router_component(config: RoutedConfig, router: str, d_model: int) -> Component:
-    """FLOPs per token and parameters of one layer's router.
+    """Return FLOPs per token and parameters of one layer's router.
 
     product_dense 2·Q·D + 4·C·N·Q; product_key_value 4·C·Q·D + 4·C·N·Q; dense 2·D·Q + 2·Q·E·C
     (reference implementation, FLOP table); key_value 2·C·Q·D + 2·C·E·Q by the same rule (the

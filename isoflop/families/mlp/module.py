@@ -28,10 +28,10 @@ class MLP(nn.Module):
         return {name: trunc_normal(getattr(self, name).shape[0] ** -0.5) for name in ("w1", "w2")}
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Return [T, D] -> [T, D]."""
         return gelu_tanh(x_TD @ self.w1) @ self.w2
 
 
 def build(config: Config, d_model: int) -> MLP:
-    """One feed-forward layer."""
+    """Return one feed-forward layer."""
     return MLP(d_model, config.hidden_width)

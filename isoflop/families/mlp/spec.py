@@ -25,7 +25,7 @@ class Config:
 
 
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
-    """Two matrices D × F without biases: 4·D·F FLOPs per token."""
+    """Return two matrices D × F without biases: 4·D·F FLOPs per token."""
     num_params = 2 * d_model * config.hidden_width
     return (dense_component("experts", 2 * num_params, num_params),)
 
@@ -34,5 +34,5 @@ num_params, num_active_params = parameter_counts(ledger)
 
 
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Rung ``size``: F about 8/3 of the width."""
+    """Return rung ``size``: F about 8/3 of the width."""
     return Config(hidden_width=dense_hidden_width(recipe, size))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 
 def grouped_linear(x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, group_R: Tensor) -> Tensor:
-    """Each row times its group's matrix plus its group's bias, in autocast's type: [R, O].
+    """Return each row times its group's matrix plus its group's bias, in autocast's type: [R, O].
 
     ``group_R`` is each row's group, int32, ascending.
     A group without rows costs nothing and its gradients are 0. All sums, gradients' too, have a
@@ -30,17 +30,17 @@ def grouped_linear(x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, group_R: T
 
 
 def fits_grouped_mm(dtype: torch.dtype, *widths: int) -> bool:
-    """Whether torch has a kernel of its own for this: bf16, rows that start on 16 bytes."""
+    """Return whether torch has a kernel of its own for this: bf16, rows that start on 16 bytes."""
     return dtype == torch.bfloat16 and all(width * 2 % 16 == 0 for width in widths)
 
 
 def one_product(x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, group_R: Tensor) -> Tensor:
-    """All groups in one `grouped_mm`, which takes float32 too, but as a loop of its own."""
+    """Return all groups in one `grouped_mm`, which takes float32 too, but as a loop of its own."""
     return _OneProduct.apply(x_RI, weight_EIO, bias_EO, group_R)
 
 
 def product_loop(x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, group_R: Tensor) -> Tensor:
-    """One product per group that has rows."""
+    """Return one product per group that has rows."""
     return _ProductLoop.apply(x_RI, weight_EIO, bias_EO, _groups(group_R, len(weight_EIO)))
 
 

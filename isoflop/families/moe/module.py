@@ -51,7 +51,7 @@ class MixtureOfExperts(nn.Module):
         }
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Return [T, D] -> [T, D]."""
         weight_TE = torch.softmax(x_TD @ self.gate, dim=-1, dtype=torch.float32)
         score_TK, idx_TK = stable_topk(weight_TE, self.num_active)
         # Narrow integers sort faster.
@@ -62,7 +62,7 @@ class MixtureOfExperts(nn.Module):
         return (y_TKD * score_TK[..., None].to(y_TKD.dtype)).sum(1)
 
     def _chosen_experts(self, x_TD: Tensor, idx_TK: Tensor) -> Tensor:
-        """The output of each token's chosen experts [T, K, D], not yet weighted."""
+        """Return the output of each token's chosen experts [T, K, D], not yet weighted."""
         expert_R, row_of_choice = torch.sort(idx_TK.flatten(), stable=True)
         choice_of_row = torch.empty_like(row_of_choice)
         choice_of_row[row_of_choice] = torch.arange(len(expert_R), device=x_TD.device)
@@ -106,5 +106,5 @@ class _Permute(torch.autograd.Function):
 
 
 def build(config: Config, d_model: int) -> MixtureOfExperts:
-    """One feed-forward layer."""
+    """Return one feed-forward layer."""
     return MixtureOfExperts(d_model, config.num_experts, config.num_active, config.hidden_width)

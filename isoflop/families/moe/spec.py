@@ -48,7 +48,7 @@ class Config:
 
 
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
-    """The gate (2·D·E FLOPs per token) and the chosen experts (6·D·F each)."""
+    """Return the gate (2·D·E FLOPs per token) and the chosen experts (6·D·F each)."""
     gate_params = d_model * config.num_experts
     expert_params = glu_num_params(d_model, config.hidden_width)
     return (
@@ -71,7 +71,7 @@ num_params, num_active_params = parameter_counts(ledger)
 
 
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Rung ``size``: F = D (of TinyStories F = 4 · D), two active experts."""
+    """Return rung ``size``: F = D (of TinyStories F = 4 · D), two active experts."""
     is_tinystories = recipe.base_name == "tinystories-v1"
     return Config(
         num_experts=_NUM_EXPERTS[recipe.base_name],

@@ -36,12 +36,12 @@ class PEER(nn.Module):
         self.w_out = nn.Parameter(torch.empty(1, config.num_experts, d_model))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Both tables: std 1/sqrt(number of experts), whatever the width."""
+        """Return both tables: std 1/sqrt(number of experts), whatever the width."""
         table = trunc_normal(self.w_in.shape[1] ** -0.5)
         return {"w_in": table, "w_out": table}
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Return [T, D] -> [T, D]."""
         score_TCK, idx_TCK = self.router(x_TD)
         if self.gates is not None:
             self.gates(idx_TCK, score_TCK.detach())
@@ -52,5 +52,5 @@ class PEER(nn.Module):
 
 
 def build(config: Config, d_model: int) -> PEER:
-    """One feed-forward layer."""
+    """Return one feed-forward layer."""
     return PEER(config, d_model)

@@ -43,12 +43,12 @@ class SparselyGatedLinear(nn.Module):
         self.w_out = nn.Parameter(torch.empty(table))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Both tables: std 1/sqrt(experts per table), whatever the width."""
+        """Return both tables: std 1/sqrt(experts per table), whatever the width."""
         table = trunc_normal(self.w_in.shape[1] ** -0.5)
         return {"w_in": table, "w_out": table}
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Return [T, D] -> [T, D]."""
         score_TCK, idx_TCK = self.router(x_TD)
         if self.gates is not None:
             self.gates(idx_TCK, score_TCK.detach())
@@ -59,5 +59,5 @@ class SparselyGatedLinear(nn.Module):
 
 
 def build(config: Config, d_model: int) -> SparselyGatedLinear:
-    """One feed-forward layer."""
+    """Return one feed-forward layer."""
     return SparselyGatedLinear(config, d_model)

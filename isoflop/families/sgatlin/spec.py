@@ -70,7 +70,7 @@ num_params, num_active_params = parameter_counts(ledger)
 
 
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Rung ``size``: (16 + 12 s)² experts per channel on the paper's ladder."""
+    """Return rung ``size``: (16 + 12 s)² experts per channel on the paper's ladder."""
     rung = routed_rung(recipe, size)
     return Config(
         num_channels=rung.num_channels,

@@ -38,11 +38,11 @@ class GatedLinearUnit(nn.Module):
         }
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Return [T, D] -> [T, D]."""
         hidden_TF = clamped_glu(torch.addmm(self.bias1, x_TD, self.w1))
         return torch.addmm(self.bias2, hidden_TF, self.w2)
 
 
 def build(config: Config, d_model: int) -> GatedLinearUnit:
-    """One feed-forward layer."""
+    """Return one feed-forward layer."""
     return GatedLinearUnit(d_model, config.hidden_width)

@@ -25,7 +25,7 @@ class Config:
 
 
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
-    """D × 2F and F × D with biases: 6·D·F FLOPs per token; adding biases counts 0."""
+    """Return D × 2F and F × D with biases: 6·D·F FLOPs per token; adding biases counts 0."""
     width = config.hidden_width
     flops_per_token = glu_flops_per_token(d_model, width)
     return (dense_component("experts", flops_per_token, glu_num_params(d_model, width)),)
@@ -35,5 +35,5 @@ num_params, num_active_params = parameter_counts(ledger)
 
 
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Rung ``size``: F about 8/3 of the width."""
+    """Return rung ``size``: F about 8/3 of the width."""
     return Config(hidden_width=dense_hidden_width(recipe, size))

@@ -81,7 +81,7 @@ def analyse(
     planted: Mapping[str, str] | None = None,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Geometry:
-    """Writes the tables and figures of a recording's geometry to ``out``.
+    """Write the tables and figures of a recording's geometry to ``out``.
 
     Args:
         subject: the recorded run.
@@ -157,7 +157,7 @@ def _sample(subject: Subject, recording: Path, options: Options) -> TokenRows:
 def _labels(
     subject: Subject, tokens: TokenRows, planted: Mapping[str, str] | None
 ) -> tuple[dict[str, Ints], list[str]]:
-    """What neighbours may share, and the word class of each token by name."""
+    """Return what neighbours may share, and the word class of each token by name."""
     classes = classes_of(subject, tokens, planted)
     labels = {
         "input_token": tokens.input_P,
@@ -174,7 +174,7 @@ def _text(subject: Subject, tokens: Sequence[int]) -> str:
 def cka_of_both(
     subject: Subject, trained: Patterns, blank: Patterns, *, num_shuffles: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of the trained and of the untrained model, each with its own input embeddings."""
+    """Return rows of the trained and of the untrained model, each with its own input embeddings."""
     rows = []
     for model, patterns, of in (
         ("trained", trained, subject),

@@ -47,7 +47,7 @@ class Cka:
 
 
 def cka_with_chance(x_PD: Matrix, y_PM: Matrix, *, num_shuffles: int, seed: int) -> Cka:
-    """The linear CKA, and those of ``num_shuffles`` random orders of the rows of ``x_PD``.
+    """Return the linear CKA, and those of ``num_shuffles`` random orders of the rows of ``x_PD``.
 
     ||Xc^T Yc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F), columns centred: 1 for a matrix with itself,
     times any scale and rotation. Either matrix may be sparse and stays so: the centring is
@@ -74,14 +74,14 @@ def _ratio(cross: float, own_x: float, own_y: float) -> float | None:
 
 
 def _own(x_PD: Matrix) -> float:
-    """||Xc^T Xc||_F^2; 0 where that is what rounding leaves of a constant matrix."""
+    """Return ||Xc^T Xc||_F^2; 0 where that is what rounding leaves of a constant matrix."""
     mean_D = _mean(x_PD)
     squares, of_means = _cross(x_PD, x_PD), (x_PD.shape[0] * float(mean_D @ mean_D)) ** 2
     return squares if squares > _ROUNDING * of_means else 0.0
 
 
 def _cross(x_PD: Matrix, y_PM: Matrix) -> float:
-    """||Xc^T Yc||_F^2 = ||X^T Y - P m_x m_y^T||_F^2."""
+    """Return ||Xc^T Yc||_F^2 = ||X^T Y - P m_x m_y^T||_F^2."""
     num_rows = x_PD.shape[0]
     mean_D, mean_M = _mean(x_PD), _mean(y_PM)
     product = x_PD.T @ y_PM
@@ -104,7 +104,7 @@ def _mean(matrix: Matrix) -> Floats:
 
 
 def first_occurrences(token_P: Ints) -> Ints:
-    """Rows at which a token stands for the first time, ascending."""
+    """Return rows at which a token stands for the first time, ascending."""
     return np.sort(np.unique(token_P, return_index=True)[1]).astype(np.int64)
 
 
@@ -116,7 +116,7 @@ def cka_rows(
     num_shuffles: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """A row per layer (``channel`` None: all its channels) and per channel of it.
+    """Return a row per layer (``channel`` None: all its channels) and per channel of it.
 
     Rows of the matrices are the first occurrences of the sample's input tokens.
     """

@@ -84,7 +84,7 @@ def purity_rows(
     embedding_VD: NDArray[np.floating[Any]],
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    """Rows of every layer, label, pool and space.
+    """Return rows of every layer, label, pool and space.
 
     Args:
         seen: the trained model on the sample.
@@ -155,7 +155,7 @@ def _figures(by_space: Mapping[str, Estimate]) -> Iterator[dict[str, Any]]:
 
 
 def verdict_rows(purities: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A verdict on each layer and label but the input token, from :func:`purity_rows`."""
+    """Return a verdict on each layer and label but the input token, from :func:`purity_rows`."""
     asked = dict.fromkeys((row["layer"], row["label"]) for row in purities)
     rows = []
     for layer, label in asked:

@@ -38,7 +38,7 @@ def pair_counts(gates_PE: csr_array) -> csr_array:
 
 
 def row_shares(count_EE: csr_array) -> csr_array:
-    """Each row divided by its sum: of the company of an expert, the share of each other."""
+    """Return each row divided by its sum: of the company of an expert, the share of each other."""
     return csr_array(_over_rows(_company(count_EE)) @ count_EE)
 
 
@@ -55,12 +55,12 @@ def lifts(count_EE: csr_array) -> csr_array:
 
 
 def _company(count_EE: csr_array) -> Floats:
-    """How often each expert met another [E]."""
+    """Return how often each expert met another [E]."""
     return np.asarray(count_EE.sum(axis=1), dtype=np.float64).ravel()
 
 
 def _over_rows(total_E: Floats) -> Any:
-    """A diagonal matrix that divides rows by their totals; those of nothing become zero."""
+    """Return a diagonal matrix that divides rows by their totals; those of nothing become zero."""
     return diags_array(np.divide(1.0, total_E, out=np.zeros(len(total_E)), where=total_E > 0))
 
 

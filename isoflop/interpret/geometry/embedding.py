@@ -41,7 +41,7 @@ POINTS = Schema(
 
 
 def choose_method(wanted: str) -> Method:
-    """``umap``, ``pca``, or for ``auto`` UMAP if it is there.
+    """Return ``umap``, ``pca``, or for ``auto`` UMAP if it is there.
 
     Raises:
         UserError: ``umap`` without umap-learn, or no such method.
@@ -57,7 +57,7 @@ def choose_method(wanted: str) -> Method:
 
 
 def embed(matrix_PM: Matrix, method: Method, *, seed: int) -> NDArray[np.float64]:
-    """Coordinates [P, 2] of the patterns' directions (rows are scaled to length 1 first).
+    """Return coordinates [P, 2] of the patterns' directions (rows are scaled to length 1 first).
 
     UMAP keeps neighbours and invents distances; PCA shows the two directions of most variance.
     """
@@ -67,7 +67,7 @@ def embed(matrix_PM: Matrix, method: Method, *, seed: int) -> NDArray[np.float64
 def point_rows(
     patterns: Patterns, classes: Sequence[str], method: Method, *, seed: int
 ) -> list[dict[str, Any]]:
-    """A row for each pattern and layer (None: all layers together)."""
+    """Return a row for each pattern and layer (None: all layers together)."""
     tokens = patterns.tokens
     rows = []
     for layer in (*range(patterns.shape.num_layers), None):
@@ -85,7 +85,7 @@ def point_rows(
 
 
 def principal(matrix_PM: Matrix, seed: int) -> Floats:
-    """Scores [P, 2] of the two first principal components; 0 for what does not vary.
+    """Return scores [P, 2] of the two first principal components; 0 for what does not vary.
 
     The larger part of each component's scores is positive, so that the signs are fixed.
     """
@@ -104,7 +104,7 @@ def principal(matrix_PM: Matrix, seed: int) -> Floats:
 
 
 def _centred(matrix_PM: Matrix, mean_M: Floats) -> Any:
-    """The matrix less its column means, without making it dense."""
+    """Return the matrix less its column means, without making it dense."""
     num_rows = matrix_PM.shape[0]
 
     def forward(x: Floats) -> Floats:

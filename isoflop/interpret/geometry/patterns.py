@@ -58,7 +58,7 @@ class Patterns:
     shape: GateShape
 
     def channel(self, layer: int, channel: int) -> csr_array:
-        """The gates of one channel of a layer [P, E]."""
+        """Return the gates of one channel of a layer [P, E]."""
         first = channel * self.shape.num_experts
         return self.layers[layer][:, first : first + self.shape.num_experts]
 
@@ -73,13 +73,13 @@ class Patterns:
 
 
 def as_chosen(matrix: csr_array) -> csr_array:
-    """1 where an expert was chosen, whatever its score."""
+    """Return 1 where an expert was chosen, whatever its score."""
     ones = np.ones(matrix.nnz)
     return csr_array((ones, matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
 
 
 def gate_matrix(idx_PCK: NDArray[Any], score_PCK: NDArray[Any], num_experts: int) -> csr_array:
-    """The matrix [P, C * E] of the experts that each token chose and their scores."""
+    """Return the matrix [P, C * E] of the experts that each token chose and their scores."""
     num_tokens, num_channels, num_chosen = idx_PCK.shape
     first_C1 = np.arange(num_channels, dtype=np.int64)[:, None] * num_experts
     columns = (idx_PCK.astype(np.int64) + first_C1).reshape(-1)
@@ -91,7 +91,7 @@ def gate_matrix(idx_PCK: NDArray[Any], score_PCK: NDArray[Any], num_experts: int
 
 
 def token_rows(tokens: RecordedTokens, row_P: NDArray[Any]) -> TokenRows:
-    """Some tokens of a recording, by an index or a mask."""
+    """Return some tokens of a recording, by an index or a mask."""
     columns = (
         *(tokens.document_T, tokens.window_T, tokens.position_T),
         *(tokens.input_T, tokens.target_T),
@@ -101,7 +101,7 @@ def token_rows(tokens: RecordedTokens, row_P: NDArray[Any]) -> TokenRows:
 
 
 def sample_tokens(folder: Path, *, max_tokens: int, seed: int) -> TokenRows:
-    """Tokens of a recording in whole documents, in the recording's order.
+    """Return tokens of a recording in whole documents, in the recording's order.
 
     Documents are drawn for as long as they fit into ``max_tokens``; there is always one. The first
     position of a window is left out: its input is the begin token, which is no text.
@@ -119,7 +119,7 @@ def _some_documents(rows: TokenRows, max_tokens: int, seed: int) -> Ints:
 
 
 def read_patterns(folder: Path, tokens: TokenRows, shape: GateShape) -> Patterns:
-    """The recorded gates of a sample of tokens, in the order of ``tokens``."""
+    """Return the recorded gates of a sample of tokens, in the order of ``tokens``."""
     parts: list[list[tuple[Ints, Ints, Floats]]] = [[] for _ in range(shape.num_layers)]
     recorded = read_tokens(folder)
     row_P = recorded.rows(tokens.window_P, tokens.position_P)
@@ -137,13 +137,13 @@ def read_patterns(folder: Path, tokens: TokenRows, shape: GateShape) -> Patterns
 
 
 def _columns(piece: GateRows, shape: GateShape) -> Ints:
-    """The columns of the experts in their layer's matrix [R, K]."""
+    """Return the columns of the experts in their layer's matrix [R, K]."""
     first_R = piece.channel_R.astype(np.int64) * shape.num_experts
     return first_R[:, None] + piece.expert_RK
 
 
 def _find(row_P: Ints, wanted_R: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """Where each wanted row is among ascending ones, and whether it is there."""
+    """Return where each wanted row is among ascending ones, and whether it is there."""
     at_R = np.searchsorted(row_P, wanted_R)
     found_R = at_R < len(row_P)
     found_R[found_R] = row_P[at_R[found_R]] == wanted_R[found_R]

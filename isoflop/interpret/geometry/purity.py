@@ -26,7 +26,7 @@ POOLS = ("any", "different_token", "same_token")
 
 
 def pool_of(tokens: TokenRows, pool: str) -> Allowed:
-    """Which patterns may be neighbours of a block of patterns."""
+    """Return which patterns may be neighbours of a block of patterns."""
     assert pool in POOLS
 
     def allowed(block: slice) -> NDArray[np.bool_]:
@@ -48,7 +48,7 @@ def neighbours_by_pool(
 
 
 def chance(tokens: TokenRows, label_P: Ints, pool: str) -> Floats:
-    """What a candidate drawn evenly from the pool gives, exactly [P]; NaN where it is empty.
+    """Return what a candidate drawn evenly from the pool gives, exactly [P]; NaN where it is empty.
 
     In the pool ``same_token`` it is what the token alone tells of the label.
     """
@@ -67,7 +67,7 @@ def chance(tokens: TokenRows, label_P: Ints, pool: str) -> Floats:
 
 
 def _elsewhere(document_P: Ints, *keys: Ints) -> Ints:
-    """How many rows of other documents have the keys of each row."""
+    """Return how many rows of other documents have the keys of each row."""
     return _alike(*keys, size=len(document_P)) - _alike(document_P, *keys, size=len(document_P))
 
 
@@ -96,7 +96,7 @@ class Estimate:
         return interval_of(self.value, self.draws_B)
 
     def minus(self, other: Estimate) -> Interval:
-        """The difference, draw by draw."""
+        """Return the difference, draw by draw."""
         if self.value is None or other.value is None:
             return Interval(value=None)
         return interval_of(self.value - other.value, self.draws_B - other.draws_B)
@@ -122,7 +122,7 @@ class Bootstrap:
         ).astype(np.float64)
 
     def purity(self, found_PK: Ints, label_P: Ints) -> Estimate:
-        """Share of the neighbours (-1: none) that have the label of the token that asks."""
+        """Return share of the neighbours (-1: none) that have the label of the token that asks."""
         is_PK = found_PK >= 0
         count_P = is_PK.sum(axis=1)
         row, _ = np.nonzero(is_PK)
@@ -150,7 +150,7 @@ class Bootstrap:
         return np.asarray(table, dtype=np.float64).reshape(size, size)
 
     def _both(self, table_DD: Floats) -> Floats:
-        """The sum over pairs of documents, weighted by both, in each draw."""
+        """Return the sum over pairs of documents, weighted by both, in each draw."""
         sum_B: Floats = ((self._weight_BD @ table_DD) * self._weight_BD).sum(axis=1)
         return sum_B
 
@@ -168,5 +168,5 @@ def _ratio(sum_B: Floats, count_B: Floats) -> Floats:
 
 
 def as_labels(values: Any) -> Ints:
-    """A number for each different value."""
+    """Return a number for each different value."""
     return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)

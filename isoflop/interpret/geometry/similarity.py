@@ -22,7 +22,7 @@ _EQUAL = 1e-9
 
 
 def unit_rows(matrix_PM: Matrix) -> Matrix:
-    """Each row over its length; a row of zeros stays one."""
+    """Return each row over its length; a row of zeros stays one."""
     length_P = np.sqrt(np.asarray((matrix_PM * matrix_PM).sum(axis=1), dtype=np.float64)).ravel()
     scale_P = np.divide(1.0, length_P, out=np.zeros(len(length_P)), where=length_P > 0)
     if isinstance(matrix_PM, np.ndarray):
@@ -62,7 +62,7 @@ def nearest(
 
 
 def _smallest(far_QP: Floats, num: int) -> Ints:
-    """Columns of the smallest finite values of each row; -1 where there are fewer."""
+    """Return columns of the smallest finite values of each row; -1 where there are fewer."""
     k = min(num, far_QP.shape[1])
     found_QK = np.argpartition(far_QP, k - 1, axis=1)[:, :k]
     missing_QK = np.isposinf(np.take_along_axis(far_QP, found_QK, axis=1))

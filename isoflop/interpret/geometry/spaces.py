@@ -33,7 +33,7 @@ class Seen:
 
 
 def see(subject: Subject, tokens: TokenRows) -> Seen:
-    """Runs the model on the held-out windows that a sample of tokens is of."""
+    """Run the model on the held-out windows that a sample of tokens is of."""
     assert subject.heldout is not None
     shape = shape_of(subject)
     gates: list[list[csr_array]] = [[] for _ in range(shape.num_layers)]
@@ -62,7 +62,7 @@ def see(subject: Subject, tokens: TokenRows) -> Seen:
 
 
 def _rows_of(tokens: TokenRows, windows: Ints, seq_len: int) -> tuple[Ints, Tensor]:
-    """Patterns that are in some windows, and where in the flattened batch they are."""
+    """Return patterns that are in some windows, and where in the flattened batch they are."""
     mine = np.flatnonzero(np.isin(tokens.window_P, windows))
     row = np.searchsorted(windows, tokens.window_P[mine]) * seq_len + tokens.position_P[mine]
     return mine, torch.from_numpy(row)
@@ -80,7 +80,7 @@ def _forward(
 
 @contextmanager
 def _residuals(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What enters the norm of each feed-forward, tokens flattened."""
+    """Yield what enters the norm of each feed-forward, tokens flattened."""
     seen: list[Tensor] = []
     handles = [
         block.feedforward_norm.register_forward_pre_hook(
@@ -104,17 +104,17 @@ def one_hot(token_P: Ints) -> csr_array:
 
 
 def shuffled_rows(matrix: csr_array, seed: int) -> csr_array:
-    """Each pattern with the gates of another token."""
+    """Return each pattern with the gates of another token."""
     return matrix[np.random.default_rng(seed).permutation(matrix.shape[0])]
 
 
 def input_embedding(subject: Subject) -> NDArray[np.float32]:
-    """[V, D]."""
+    """Return [V, D]."""
     return subject.model.embedding.detach().float().numpy()
 
 
 def layer_spaces(seen: Seen, blank: Seen, layer: int | None, seed: int) -> dict[str, Matrix]:
-    """Gates of a layer (None: all) and the controls that have one each."""
+    """Return gates of a layer (None: all) and the controls that have one each."""
     gates = seen.patterns.all_layers() if layer is None else seen.patterns.layers[layer]
     before = blank.patterns.all_layers() if layer is None else blank.patterns.layers[layer]
     spaces: dict[str, Matrix] = {

@@ -50,7 +50,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 def classes_of(
     subject: Subject, tokens: TokenRows, planted: Mapping[str, str] | None = None
 ) -> list[str]:
-    """:func:`word_classes` of a subject's text.
+    """Return :func:`word_classes` of a subject's text.
 
     Args:
         subject: whose tokenizer and data they are.

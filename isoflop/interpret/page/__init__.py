@@ -59,7 +59,7 @@ def page_html(subject: Subject, recording: Path, limits: Limits) -> str:
 
 
 def _notes(content: Content, limits: Limits) -> list[str]:
-    """What was left out, and how figures are to be read."""
+    """Return what was left out, and how figures are to be read."""
     data = content.data
     return [
         f"The beginnings of {len(data['documents'])} of {content.num_recorded_documents} recorded "

@@ -57,7 +57,7 @@ class _Shown:
 
 
 def gather(subject: Subject, recording: Path, limits: Limits) -> Content:
-    """What a page shows of a recording.
+    """Return what a page shows of a recording.
 
     Raises:
         UserError: the family's experts are no single neurons; the recording is damaged or is that
@@ -103,7 +103,7 @@ def gather(subject: Subject, recording: Path, limits: Limits) -> Content:
 
 
 def _shown_documents(tokens: RecordedTokens, limits: Limits) -> list[_Shown]:
-    """The beginnings of the first documents."""
+    """Return the beginnings of the first documents."""
     documents, firsts, counts = np.unique(tokens.document_T, return_index=True, return_counts=True)
     rows = zip(documents.tolist(), firsts.tolist(), counts.tolist(), strict=True)
     return [
@@ -179,7 +179,7 @@ def _token_rows(
     strongest: Iterable[list[StrongRows]],
     neighbours: Neighbours,
 ) -> Iterator[tuple[Any, ...]]:
-    """The arguments of Describer.token for each shown token."""
+    """Yield the arguments of Describer.token for each shown token."""
     rows = [row for one in shown for row in range(one.first, one.end)]
     predictions = read_predictions(recording, rows)
     return zip(

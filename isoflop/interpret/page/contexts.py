@@ -28,12 +28,12 @@ class ExpertKeys:
     """Whether all channels choose from one table of a layer."""
 
     def of(self, layer: Ints | int, channel: Ints, expert: Ints) -> Ints:
-        """Keys of experts that channels chose; the arguments broadcast."""
+        """Return keys of experts that channels chose; the arguments broadcast."""
         table = np.zeros_like(channel) if self.shared else channel
         return (layer * self._num_tables + table) * self.shape.num_experts + expert
 
     def name(self, key: int) -> tuple[int, int, int]:
-        """(layer, table, expert) of a key."""
+        """Return (layer, table, expert) of a key."""
         place, expert = divmod(key, self.shape.num_experts)
         return *divmod(place, self._num_tables), expert
 

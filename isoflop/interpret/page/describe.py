@@ -55,7 +55,7 @@ class Pool:
     _places: dict[Any, int] = field(default_factory=dict)
 
     def place(self, item: Any) -> int:
-        """Where ``item`` is, which is added if it is new."""
+        """Return where ``item`` is, which is added if it is new."""
         if item not in self._places:
             self._places[item] = len(self.items)
             self.items.append(item)
@@ -82,7 +82,7 @@ class Describer:
         neighbours: Found,
         others: Found,
     ) -> dict[str, Any]:
-        """A shown token: what was read and what came next, and what is known of it."""
+        """Return a shown token: what was read and what came next, and what is known of it."""
         tokens = self._tokens
         position = int(tokens.position_T[row])
         read = self._text.label_of_input(int(tokens.input_T[row]), position)
@@ -133,7 +133,7 @@ class Describer:
         }
 
     def _w_out(self, described: Sequence[int]) -> Tensor:
-        """[N, D]."""
+        """Return [N, D]."""
         layers = layers_of(self._subject.model)
         names = map(self._keys.name, described)
         return torch.stack([layers[layer].w_out[table, expert] for layer, table, expert in names])
@@ -142,7 +142,7 @@ class Describer:
         return [[self._label(token), round(z, 1)] for token, z in tokens]
 
     def _contexts(self, rows: Iterable[int], num: int) -> list[int]:
-        """Places of the first ``num`` distinct excerpts."""
+        """Return places of the first ``num`` distinct excerpts."""
         places: dict[int, None] = {}
         for row in rows:
             places[self._excerpt(row)] = None

@@ -35,6 +35,6 @@ def render(
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """JSON that no parser of HTML takes for the end of its element or for a comment."""
+    """Return JSON that no parser of HTML takes for the end of its element or for a comment."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

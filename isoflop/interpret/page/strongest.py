@@ -76,7 +76,7 @@ def _of_layer(
 def _lengths(
     module: TinyExperts, x_TD: Tensor, idx_TCK: Tensor, score_TCK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Lengths of the contributions [T, J], and whether they point against w_out."""
+    """Return lengths of the contributions [T, J], and whether they point against w_out."""
     added_TCKD = contributions(module, x_TD, idx_TCK, score_TCK)
     along_TCK = (added_TCKD * rows_of(module.w_out, idx_TCK)).sum(-1)
     return added_TCKD.norm(dim=-1).flatten(1), (along_TCK < 0).flatten(1)

@@ -47,14 +47,14 @@ class TokenText:
         return "⟨begin⟩" if begins else self.label(token)
 
     def join(self, tokens: NDArray[np.int32]) -> str:
-        """The text of successive tokens, special ones left out, cut characters too."""
+        """Return the text of successive tokens, special ones left out, cut characters too."""
         spec = self._tokenizer.spec
         kept = tokens[tokens != spec.begin_id] if tokens.size else tokens
         return self._tokenizer.decode(kept).strip(_CUT)
 
 
 def excerpt(text: TokenText, tokens: RecordedTokens, row: int) -> tuple[str, str, str]:
-    """What stands before a recorded token in its window, the token, and what comes after.
+    """Return what stands before a recorded token in its window, the token, and what comes after.
 
     At most :data:`LEFT_CHARACTERS` and :data:`RIGHT_CHARACTERS` of text around it.
     """

@@ -51,7 +51,7 @@ class Backend(Protocol):
         """Finite numbers by name, at a step; steps come in order."""
 
     def close(self) -> None:
-        """Hands over what is left."""
+        """Hand over what is left."""
 
 
 class Sink:
@@ -69,11 +69,11 @@ class Sink:
         self._thread.start()
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
-        """Passes a step's metrics on; never waits."""
+        """Pass a step's metrics on; never waits."""
         self._put(step, {f"train/{key}": v for key, v in values.items() if key != "step"})
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Passes the numbers of an event on, if it has a step; never waits."""
+        """Pass the numbers of an event on, if it has a step; never waits."""
         if "step" not in values:
             return
         numbers = {f"{kind}/{key}": v for key, v in values.items() if key not in ("step", "rows")}
@@ -96,7 +96,7 @@ class Sink:
             self.num_dropped += 1
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Waits a while for the rest; what is not gone by then is given up."""
+        """Wait a while for the rest; what is not gone by then is given up."""
         deadline_s = time.monotonic() + timeout_s
         with contextlib.suppress(queue.Full):
             self._rows.put(None, timeout=timeout_s)
@@ -120,7 +120,7 @@ class Sink:
             self._drain()
 
     def _drain(self) -> None:
-        """Makes room, so that closing does not wait for a dead sink."""
+        """Make room, so that closing does not wait for a dead sink."""
         while True:
             try:
                 self._rows.get_nowait()
@@ -135,7 +135,7 @@ def _whole_layers(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuses what is not a sink.
+    """Refuse what is not a sink.
 
     Raises:
         UserError: names the first such word.
@@ -146,7 +146,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def open_sinks(names: Sequence[str], about: About) -> list[Sink]:
-    """A sink for each name. Nothing of their libraries is imported in the calling thread.
+    """Return a sink for each name. Nothing of their libraries is imported in the calling thread.
 
     Raises:
         UserError: there is no such sink.

@@ -26,7 +26,7 @@ class Events:
         self._writer: SummaryWriter | None = None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to the curve of each name."""
+        """Add a point to the curve of each name."""
         if self._writer is None:
             # A resumed run begins at an earlier step: what was shown from there on is replaced.
             self._writer = SummaryWriter(self._folder, purge_step=step)
@@ -34,6 +34,6 @@ class Events:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write what is left."""
         if self._writer is not None:
             self._writer.close()

@@ -16,7 +16,7 @@ from isoflop.spec import shown_id
 
 
 def open_backend(about: About) -> Wandb:
-    """Begins or continues the run.
+    """Begin or continues the run.
 
     Raises:
         ImportError: the package wandb is not installed (`pip install isoflop[wandb]`).
@@ -43,9 +43,9 @@ class Wandb:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs the values of a step."""
+        """Log the values of a step."""
         self._run.log({**values, "step": step})
 
     def close(self) -> None:
-        """Waits for the upload; the sink's thread does, not the run."""
+        """Wait for the upload; the sink's thread does, not the run."""
         self._run.finish()

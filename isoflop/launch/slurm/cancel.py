@@ -38,7 +38,7 @@ class Cancellation:
 
 
 def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) -> Cancellation:
-    """What has to end so that some runs do.
+    """Return what has to end so that some runs do.
 
     Args:
         study_folder: the study's folder.
@@ -71,7 +71,7 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
 
 
 def cancel(study_folder: Path, cancellation: Cancellation) -> None:
-    """Asks for it and does not wait: each run saves at its next step, if it is given the time.
+    """Ask for it and does not wait: each run saves at its next step, if it is given the time.
 
     Raises:
         SchedulerError: the scheduler refused.
@@ -89,7 +89,7 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> None:
 
 
 def cancelled_jobs(study_folder: Path) -> set[str]:
-    """Ids of all jobs that :func:`cancel` ended.
+    """Return ids of all jobs that :func:`cancel` ended.
 
     Raises:
         UserError: the record is damaged.
@@ -99,7 +99,7 @@ def cancelled_jobs(study_folder: Path) -> set[str]:
 
 
 def _starter(pid: int) -> int | None:
-    """The `isoflop run` that a process is a worker of; None: it is none."""
+    """Return the `isoflop run` that a process is a worker of; None: it is none."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         parent = int(after_name[1])

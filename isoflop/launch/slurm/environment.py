@@ -20,7 +20,7 @@ _KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER"))
 
 
 def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the variables of an outer job or launcher."""
+    """Return an environment without the variables of an outer job or launcher."""
     return {
         name: value
         for name, value in environ.items()
@@ -54,5 +54,5 @@ def setup_lines(profile: ClusterProfile, variables: Mapping[str, str]) -> list[s
 
 
 def python_command(profile: ClusterProfile) -> str | None:
-    """How a task starts Python, as shell; None: by the Python that submits."""
+    """Return how a task starts Python, as shell; None: by the Python that submits."""
     return None if profile.venv is None else shlex.quote(f"{profile.venv}/bin/python")

@@ -42,7 +42,7 @@ def sbatch_parameters(
     comment: str,
     variables: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What submitit's SlurmExecutor is told of an array."""
+    """Return what submitit's SlurmExecutor is told of an array."""
     resources = plan.resources
     further: dict[str, Any] = {"requeue": True, **profile.sbatch}
     parameters: dict[str, Any] = {
@@ -78,7 +78,7 @@ def sbatch_parameters(
 def sbatch_text(
     plan: ArrayPlan, profile: ClusterProfile, folder: Path, parameters: Mapping[str, Any]
 ) -> str:
-    """The script that sbatch is to be given, as submitit writes it; needs no SLURM here."""
+    """Return the script that sbatch is to be given, as submitit writes it; needs no SLURM here."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     python = python_command(profile) or shlex.quote(sys.executable)
@@ -98,7 +98,7 @@ def send_to_slurm(
     parameters: Mapping[str, Any],
     arguments: Sequence[Sequence[str]],
 ) -> str:
-    """Sends an array, or a single job where there is one task; returns the job's id.
+    """Send an array, or a single job where there is one task; returns the job's id.
 
     Args:
         profile: where to.
@@ -131,7 +131,7 @@ def send_to_slurm(
 def send_to_this_machine(
     folder: Path, variables: Mapping[str, str], arguments: Sequence[str], gpus: Sequence[int]
 ) -> str:
-    """Starts one task as a process of this machine that outlives this one; returns its id."""
+    """Start one task as a process of this machine that outlives this one; returns its id."""
     from submitit.local.local import LocalExecutor, LocalJob
 
     folder.mkdir(parents=True, exist_ok=True)

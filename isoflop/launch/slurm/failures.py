@@ -45,13 +45,13 @@ _BY_JOB_STATE = {
 
 
 def kind_of_attempt(attempt: Attempt) -> str:
-    """The kind of a failed attempt, by the reason that it recorded."""
+    """Return the kind of a failed attempt, by the reason that it recorded."""
     assert attempt.exit_reason is not None
     return _kind_of_text(attempt.exit_reason)
 
 
 def kind_of_job(job: JobState, last_words: Sequence[str]) -> str:
-    """The kind of a death without a record.
+    """Return the kind of a death without a record.
 
     Args:
         job: how the scheduler says that its job ended.
@@ -67,7 +67,7 @@ def kind_of_job(job: JobState, last_words: Sequence[str]) -> str:
 
 
 def describe_job(job: JobState) -> str:
-    """How a job ended, in the scheduler's words."""
+    """Return how a job ended, in the scheduler's words."""
     parts = [f"{job.name} ended {job.state}"]
     if job.node is not None:
         parts.append(f"on {job.node}")

@@ -29,7 +29,7 @@ class AttemptLog:
 def attempt_logs(
     study_folder: Path, folder: RunFolder, tasks: Sequence[SentTask]
 ) -> list[AttemptLog]:
-    """All attempts of a run, oldest first.
+    """Return all attempts of a run, oldest first.
 
     Args:
         study_folder: the study's folder.
@@ -59,7 +59,7 @@ def _task_of(attempt: Attempt, tasks: Sequence[SentTask]) -> SentTask | None:
 
 
 def task_without_attempt(attempts: Sequence[Attempt], tasks: Sequence[SentTask]) -> SentTask | None:
-    """What a run was last sent as, if no attempt has come of it (yet)."""
+    """Return what a run was last sent as, if no attempt has come of it (yet)."""
     newest = tasks[-1] if tasks else None
     if newest is None or newest.rejected is not None or newest.job_id is None:
         return None
@@ -67,7 +67,7 @@ def task_without_attempt(attempts: Sequence[Attempt], tasks: Sequence[SentTask])
 
 
 def choose(logs: Sequence[AttemptLog], number: int | None) -> AttemptLog:
-    """The attempt of a number, or the newest.
+    """Return the attempt of a number, or the newest.
 
     Raises:
         UserError: there is no such attempt, or none at all.
@@ -88,7 +88,7 @@ def choose(logs: Sequence[AttemptLog], number: int | None) -> AttemptLog:
 
 
 def last_words(folder: RunFolder, attempt: Attempt | None, outputs: Sequence[Path]) -> list[str]:
-    """Lines that say how an attempt ended: of its traceback, or else of its job's output."""
+    """Return lines that say how an attempt ended: of its traceback, or else of its job's output."""
     if attempt is not None:
         lines = _told(tail(folder.traceback_file(attempt)))
         if lines:
@@ -103,7 +103,7 @@ def last_words(folder: RunFolder, attempt: Attempt | None, outputs: Sequence[Pat
 
 
 def follow(paths: Sequence[Path], is_over: Callable[[], bool]) -> Iterator[str]:
-    """New text of files as it comes, until ``is_over`` says so; a file may appear late."""
+    """Yield new text of files as it comes, until ``is_over`` says so; a file may appear late."""
     offsets = {path: path.stat().st_size if path.exists() else 0 for path in paths}
     over = False
     while not over:

@@ -77,7 +77,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
 ) -> Prepared:
-    """Makes a study ready to be sent; asks the cluster for its limits and for what it has already.
+    """Make a study ready to be sent; asks the cluster for its limits and for what it has already.
 
     Args:
         folder: the study's folder, with a plan.
@@ -132,7 +132,7 @@ def prepare(
 
 
 def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> list[ArrayPlan]:
-    """The arrays that some runs, or all that are to be sent, make."""
+    """Return the arrays that some runs, or all that are to be sent, make."""
     profile = prepared.profile
     wanted = prepared.runs.keys() if run_ids is None else set(run_ids)
     runs = [run for run in prepared.runs.values() if run.run_id in wanted]
@@ -150,7 +150,7 @@ def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> lis
 
 
 def parameters_of(prepared: Prepared, plan: ArrayPlan, array: int) -> dict[str, Any]:
-    """What submitit is told of an array."""
+    """Return what submitit is told of an array."""
     return executors.sbatch_parameters(
         plan,
         prepared.profile,
@@ -161,7 +161,7 @@ def parameters_of(prepared: Prepared, plan: ArrayPlan, array: int) -> dict[str, 
 
 
 def dry_run_texts(prepared: Prepared) -> list[str]:
-    """The script of each array, as it would be given to sbatch; none for this machine."""
+    """Return the script of each array, as it would be given to sbatch; none for this machine."""
     if prepared.profile.is_local:
         return []
     return [
@@ -176,12 +176,12 @@ def dry_run_texts(prepared: Prepared) -> list[str]:
 
 
 def variables_of(prepared: Prepared) -> dict[str, str]:
-    """Environment of the tasks, besides what they inherit."""
+    """Return environment of the tasks, besides what they inherit."""
     return prepared.snapshot.variables(os.environ.get("PYTHONPATH"))
 
 
 def gpus_of(prepared: Prepared, plan: ArrayPlan, number: int) -> list[int]:
-    """Numbers of the GPUs of a local task."""
+    """Return numbers of the GPUs of a local task."""
     gpus = _local_gpus(prepared)
     num_ranks = plan.resources.num_ranks
     first = number * num_ranks % len(gpus) if gpus else 0
@@ -206,7 +206,7 @@ def _is_parked(
 
 
 def _placed(job: Job, tables: Sequence[Mapping[str, Any]], estimate: PlanEstimate) -> Job:
-    """The job on the profile's hardware, whatever hardware the plan was estimated for."""
+    """Return the job on the profile's hardware, whatever hardware the plan was estimated for."""
     given = {k: v for table in tables for k, v in table.items() if v is not None}
     planned = estimate.runs[job.run_id].placement
     return dataclasses.replace(job, placement=laid_out(placement_from(given), given, planned))
@@ -239,7 +239,7 @@ def _num_local_tasks(runs: Sequence[RunToSend], prepared: Prepared) -> int:
 
 
 def _local_gpus(prepared: Prepared) -> list[int]:
-    """Numbers of the GPUs that local tasks share; empty: they use the CPU."""
+    """Return numbers of the GPUs that local tasks share; empty: they use the CPU."""
     placement = next((job.placement for job in prepared.jobs.values()), None)
     if placement is None or not placement.device.startswith("cuda"):
         return []

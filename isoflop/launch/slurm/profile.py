@@ -95,7 +95,7 @@ class ClusterProfile:
         return "cuda" if self.gpus_per_node else "cpu"
 
     def load_hardware(self) -> Hardware:
-        """The hardware profile.
+        """Return the hardware profile.
 
         Raises:
             UserError: there is none of that name, or it is of another kind of device.
@@ -110,19 +110,19 @@ class ClusterProfile:
         return hardware
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, as the TOML file has them."""
+        """Return plain JSON values, as the TOML file has them."""
         values = dataclasses.asdict(self)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 def profile_names() -> list[str]:
-    """Names of the built-in profiles, sorted; `local` needs none."""
+    """Return names of the built-in profiles, sorted; `local` needs none."""
     names = (name.removesuffix(".toml") for name in builtin_names("slurm"))
     return [name for name in names if not name.startswith(_HARDWARE_PREFIX)]
 
 
 def load_profile(name_or_path: str | Path) -> ClusterProfile:
-    """A built-in profile by name (`h100`), any by the path of its .toml file, or `local`.
+    """Return a built-in profile by name (`h100`), any by the path of its .toml file, or `local`.
 
     Raises:
         UserError: no such profile, not TOML, an unknown or missing key, or an impossible value.
@@ -134,7 +134,7 @@ def load_profile(name_or_path: str | Path) -> ClusterProfile:
 
 
 def profile_from_mapping(values: Mapping[str, Any]) -> ClusterProfile:
-    """A profile from the values of its TOML file, or from :meth:`ClusterProfile.to_json`.
+    """Return a profile from the values of its TOML file, or from :meth:`ClusterProfile.to_json`.
 
     Raises:
         UserError: an unknown or missing key, a wrong type or an impossible value.

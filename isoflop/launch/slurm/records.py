@@ -62,22 +62,22 @@ class Submission:
 
 
 def submission_folder(study_folder: Path, submission_id: str) -> Path:
-    """Where a submission's record, scripts and logs are."""
+    """Return where a submission's record, scripts and logs are."""
     return study_folder / LAUNCH_FOLDER / submission_id
 
 
 def array_folder(study_folder: Path, submission_id: str, array: int) -> Path:
-    """The folder that submitit has for one array: scripts, and logs named by its job ids."""
+    """Return the folder that submitit has for one array: scripts, and logs named by its job ids."""
     return submission_folder(study_folder, submission_id) / f"array-{array:03d}"
 
 
 def jobs_file(study_folder: Path, submission_id: str) -> Path:
-    """What tasks are to know of their runs: isoflop.launch.job.Job by run id."""
+    """Return what tasks are to know of their runs: isoflop.launch.job.Job by run id."""
     return submission_folder(study_folder, submission_id) / JOBS_FILE
 
 
 def comment_of(submission_id: str, array: int) -> str:
-    """The comment (`squeue -o %k`) of all jobs of an array."""
+    """Return the comment (`squeue -o %k`) of all jobs of an array."""
     return f"isoflop:{submission_id}:{array}"
 
 
@@ -89,7 +89,7 @@ def element_id(array: SentArray, index: int) -> str | None:
 
 
 def write_submission(study_folder: Path, submission: Submission) -> None:
-    """Writes a submission's record, in the place of an earlier one of the same id."""
+    """Write a submission's record, in the place of an earlier one of the same id."""
     folder = submission_folder(study_folder, submission.submission_id)
     values = {"schema_version": SUBMISSION_SCHEMA_VERSION, **asdict(submission)}
     write_json_atomic(folder / SUBMISSION_FILE, values)
@@ -125,7 +125,7 @@ def _array(values: Mapping[str, Any]) -> SentArray:
 
 
 def read_options(study_folder: Path) -> dict[str, dict[str, Any]]:
-    """What was decided for single runs, by run id.
+    """Return what was decided for single runs, by run id.
 
     `placement`: entries of a study's [placement] table; `exclude_nodes`: names of nodes;
     `attempts_forgiven`: failed attempts that no longer count.
@@ -138,5 +138,5 @@ def read_options(study_folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_options(study_folder: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replaces what :func:`read_options` reads."""
+    """Replace what :func:`read_options` reads."""
     write_json_atomic(study_folder / LAUNCH_FOLDER / OPTIONS_FILE, dict(options))

@@ -38,13 +38,13 @@ class Retry:
 
 
 def failed_runs(truth: Truth) -> list[RunState]:
-    """All runs that failed or are lost, each once."""
+    """Return all runs that failed or are lost, each once."""
     unique = {state.run.run_id: state for state in truth.states}.values()
     return [state for state in unique if state.kind is not None]
 
 
 def plan_retry(study_folder: Path, truth: Truth, kind: str, max_devices: int) -> Retry:
-    """Decides what is tried next for all failed or lost runs of a kind.
+    """Decide what is tried next for all failed or lost runs of a kind.
 
     Args:
         study_folder: the study's folder.
@@ -69,7 +69,7 @@ def plan_retry(study_folder: Path, truth: Truth, kind: str, max_devices: int) ->
 def next_layout(
     shape: ModelShape, now: Placement, max_devices: int
 ) -> tuple[dict[str, Any], int] | None:
-    """The next layout of the memory plan after one that was too much.
+    """Return the next layout of the memory plan after one that was too much.
 
     In this order: a smaller micro-batch, checkpointing of activations, more devices with sharded
     parameters; the first that is estimated to need clearly less.
@@ -91,12 +91,12 @@ def next_layout(
 
 
 def entries_text(entries: Mapping[str, Any]) -> str:
-    """Entries of a [placement] table, for people."""
+    """Return entries of a [placement] table, for people."""
     return ", ".join(f"{key} = {value}" for key, value in entries.items())
 
 
 def _decide(study_folder: Path, state: RunState, max_devices: int) -> tuple[str, dict[str, Any]]:
-    """A line for people, and what is recorded for the run."""
+    """Return a line for people, and what is recorded for the run."""
     folder = RunFolder(study_folder, state.run.run_id)
     failed = sum(attempt.failed for attempt in folder.attempts())
     own: dict[str, Any] = {"attempts_forgiven": failed}

@@ -108,7 +108,7 @@ class Answer:
 
 
 def query(job_ids: Sequence[str], *, all_of_user: bool = False) -> Answer:
-    """The state of jobs by one squeue call, however many there are.
+    """Return the state of jobs by one squeue call, however many there are.
 
     Args:
         job_ids: jobs or elements; of an array all elements are told.
@@ -150,7 +150,7 @@ def history(job_ids: Sequence[str]) -> Answer:
 
 
 def config() -> dict[str, str]:
-    """The cluster's configuration, as `scontrol show config` prints it.
+    """Return the cluster's configuration, as `scontrol show config` prints it.
 
     Raises:
         SchedulerError: the controller cannot be reached.
@@ -160,7 +160,7 @@ def config() -> dict[str, str]:
 
 
 def has_accounting() -> bool:
-    """Whether the cluster keeps an accounting database; asked once per cluster and process.
+    """Return whether the cluster keeps an accounting database; asked once per cluster and process.
 
     Raises:
         SchedulerError: the controller cannot be reached.
@@ -175,7 +175,7 @@ def _has_accounting(slurm_conf: str) -> bool:
 
 
 def requeue(element_id: str) -> None:
-    """Puts a running job or array element back into the queue.
+    """Put a running job or array element back into the queue.
 
     Raises:
         SchedulerError: the scheduler refused.
@@ -184,7 +184,7 @@ def requeue(element_id: str) -> None:
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancels jobs or array elements; those that have ended are passed over.
+    """Cancel jobs or array elements; those that have ended are passed over.
 
     Raises:
         SchedulerError: the scheduler refused.
@@ -195,7 +195,7 @@ def cancel(ids: Iterable[str]) -> None:
 
 
 def call(arguments: Sequence[str]) -> str:
-    """Runs one of SLURM's commands and returns what it printed.
+    """Run one of SLURM's commands and returns what it printed.
 
     Raises:
         SchedulerError: it is not there, failed, or gave no answer in TIMEOUT_S.
@@ -236,7 +236,7 @@ def _environment() -> dict[str, str]:
 
 
 def _words(text: str) -> str:
-    """What a command said, in one line."""
+    """Return what a command said, in one line."""
     return "; ".join(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
@@ -249,7 +249,7 @@ def _bases(job_ids: Iterable[str]) -> list[str]:
 
 
 def _parse(text: str, names: Sequence[str]) -> dict[str, JobState]:
-    """The lines of squeue or sacct by job id; of a job that is told twice, the last."""
+    """Return the lines of squeue or sacct by job id; of a job that is told twice, the last."""
     rows = (line.split("|", len(names) - 1) for line in text.splitlines())
     jobs = (_job(dict(zip(names, row, strict=True))) for row in rows if len(row) == len(names))
     return {job.job_id: job for job in jobs}
@@ -274,7 +274,7 @@ def _known(text: str) -> str | None:
 
 
 def _exit_code(text: str) -> str | None:
-    """CODE:SIGNAL as sacct writes it; squeue prints the wait status as one number."""
+    """Return CODE:SIGNAL as sacct writes it; squeue prints the wait status as one number."""
     if text.isdigit():
         status = int(text)
         return f"{status >> 8}:{status & 127}"

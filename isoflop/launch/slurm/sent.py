@@ -49,7 +49,7 @@ class SentTask:
         return attempt.start_s >= self.submission.created_at
 
     def logs(self, study_folder: Path) -> list[Path]:
-        """The files that its output goes to, those of its first process first."""
+        """Return the files that its output goes to, those of its first process first."""
         folder = array_folder(study_folder, self.submission.submission_id, self.array)
         found: list[Path] = []
         # Asked for by name: the folder has the files of all tasks, and there may be thousands.
@@ -72,11 +72,11 @@ class Queue:
     answer: Answer = field(default_factory=Answer)
 
     def job(self, task: SentTask) -> JobState | None:
-        """What is known of a task's job; None: it is not in the queue, or nobody knows."""
+        """Return what is known of a task's job; None: it is not in the queue, or nobody knows."""
         return None if task.job_id is None else self.answer.jobs.get(task.job_id)
 
     def live(self, run_id: str) -> tuple[SentTask, JobState] | None:
-        """The newest task of a run that waits or runs; None: no such."""
+        """Return the newest task of a run that waits or runs; None: no such."""
         for task in reversed(self.tasks.get(run_id, ())):
             job = self.job(task)
             if job is not None and not job.is_final:
@@ -85,7 +85,7 @@ class Queue:
 
 
 def look(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
-    """Reads the records of all submissions and asks squeue once, if a job may be of interest.
+    """Read the records of all submissions and asks squeue once, if a job may be of interest.
 
     Args:
         study_folder: the study's folder.
@@ -123,7 +123,7 @@ def remember(queue: Queue, job_ids: Sequence[str]) -> Queue:
 
 
 def sent_tasks(study_folder: Path) -> list[SentTask]:
-    """All that was ever sent, oldest first.
+    """Return all that was ever sent, oldest first.
 
     Raises:
         UserError: a record is damaged.
@@ -166,7 +166,7 @@ def _identified(tasks: Iterable[SentTask], answer: Answer) -> Iterator[SentTask]
 
 
 def _processes(tasks: Iterable[SentTask]) -> dict[str, JobState]:
-    """The tasks of submissions to this machine whose process is there."""
+    """Return the tasks of submissions to this machine whose process is there."""
     return {
         task.job_id: JobState(job_id=task.job_id, state="RUNNING", is_process=True)
         for task in tasks
@@ -175,7 +175,7 @@ def _processes(tasks: Iterable[SentTask]) -> dict[str, JobState]:
 
 
 def _is_submitit_process(pid: str) -> bool:
-    """Whether the number is (still) that of a process of submitit's local executor."""
+    """Return whether the number is (still) that of a process of submitit's local executor."""
     try:
         return b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -39,7 +39,7 @@ class Snapshot:
     digest: str
 
     def variables(self, python_path: str | None) -> dict[str, str]:
-        """Environment of a task that runs this code.
+        """Return environment of a task that runs this code.
 
         Args:
             python_path: the submitter's PYTHONPATH, which comes after the copy.
@@ -55,7 +55,7 @@ class Snapshot:
         return variables
 
     def write(self) -> None:
-        """Makes the copy, unless it is there.
+        """Make the copy, unless it is there.
 
         Raises:
             UserError: it is there and was changed.
@@ -87,7 +87,7 @@ class Snapshot:
 
 
 def snapshot_of(study_folder: Path, families: Iterable[str]) -> Snapshot:
-    """What is to be copied for runs of these families."""
+    """Return what is to be copied for runs of these families."""
     roots = {name: _package_folder(name) for name in _PACKAGES}
     for name in sorted(set(families)):
         source = find_family(name)
@@ -110,7 +110,7 @@ def _package_folder(name: str) -> Path:
 
 
 def _files(root: Path) -> list[Path]:
-    """All files of a package but compiled and hidden ones, in an order of their own."""
+    """Return all files of a package but compiled and hidden ones, in an order of their own."""
     found = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc")
     visible = (
         path

@@ -50,7 +50,7 @@ class Truth:
 
 
 def study_truth(study_folder: Path, plan: Plan) -> Truth:
-    """Where every run of a plan stands, by its files and one look at the scheduler.
+    """Return where every run of a plan stands, by its files and one look at the scheduler.
 
     A second command asks accounting, where there is any, about jobs that the queue has forgotten.
 
@@ -69,7 +69,7 @@ def study_truth(study_folder: Path, plan: Plan) -> Truth:
 
 
 def live_runs(study_folder: Path, plan: Plan) -> set[str]:
-    """Ids of the runs that a process is training or a job in the queue is going to train.
+    """Return ids of the runs that a process is training or a job in the queue is going to train.
 
     Raises:
         SchedulerError: something was sent and the scheduler does not answer: nobody knows.
@@ -87,14 +87,14 @@ def live_runs(study_folder: Path, plan: Plan) -> set[str]:
 
 
 def _finished(study_folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
-    """The results that there are, by run id."""
+    """Return the results that there are, by run id."""
     ids = (run.run_id for run in plan.unique_runs)
     results = ((run_id, RunFolder(study_folder, run_id).result()) for run_id in ids)
     return {run_id: result for run_id, result in results if result is not None}
 
 
 def _forgotten(states: Sequence[RunState], queue: Queue) -> list[str]:
-    """Newest jobs of unfinished runs that the queue does not have."""
+    """Return newest jobs of unfinished runs that the queue does not have."""
     ids = []
     for state in states:
         tasks = [t for t in queue.tasks.get(state.run.run_id, ()) if not t.is_local and t.job_id]
@@ -104,7 +104,7 @@ def _forgotten(states: Sequence[RunState], queue: Queue) -> list[str]:
 
 
 def _with_kind(study_folder: Path, state: RunState, outputs: Sequence[Path] = ()) -> RunState:
-    """A failed run with its kind and its last words."""
+    """Return a failed run with its kind and its last words."""
     if state.state != "failed" or state.attempt is None:
         return state
     folder = RunFolder(study_folder, state.run.run_id)
@@ -124,7 +124,7 @@ class _Merge:
         self._now_s = time.time()
 
     def state(self, state: RunState) -> RunState:
-        """Where a run stands."""
+        """Return where a run stands."""
         tasks = self._queue.tasks.get(state.run.run_id, ())
         if state.result is not None or not tasks:
             return _with_kind(self._folder, state)
@@ -138,7 +138,7 @@ class _Merge:
         return self._not_live(state, tasks[-1])
 
     def _live(self, state: RunState, task: SentTask, job: JobState) -> RunState:
-        """A job of it waits or runs."""
+        """Return a job of it waits or runs."""
         state = dataclasses.replace(state, job=job)
         same_job = state.attempt is not None and state.attempt.job_id == job.job_id
         if state.state == "running":
@@ -164,7 +164,7 @@ class _Merge:
         return _become(state, "failed", f"parked after {failed} failures; {state.reason}")
 
     def _not_live(self, state: RunState, task: SentTask) -> RunState:
-        """No result, no process, no job in the queue."""
+        """Return no result, no process, no job in the queue."""
         job = self._queue.job(task)
         if task.rejected is not None:
             return _become(state, "missing", f"rejected: {task.rejected}")
@@ -184,7 +184,7 @@ class _Merge:
         return self._lost(state, task, f"{task.name} is gone and left no result")
 
     def _local_gone(self, state: RunState, task: SentTask) -> RunState:
-        """The process of its task is not there any more."""
+        """Return the process of its task is not there any more."""
         attempt = _attempt_of(state, task)
         if attempt is None:
             return _become(state, "missing", f"{task.name} ended before this run began")
@@ -232,7 +232,7 @@ class _Merge:
 
 
 def _attempt_of(state: RunState, task: SentTask) -> Attempt | None:
-    """The newest attempt, if it came after the task was sent."""
+    """Return the newest attempt, if it came after the task was sent."""
     return state.attempt if state.attempt is not None and task.is_before(state.attempt) else None
 
 
@@ -241,7 +241,7 @@ def _become(state: RunState, name: str, reason: str | None) -> RunState:
 
 
 def _where(task: SentTask, job: JobState) -> str:
-    """What is said of a run that does not train although its job is at work."""
+    """Return what is said of a run that does not train although its job is at work."""
     where = f"{job.name} {job.state}" + (f" on {job.node}" if job.node else "")
     shares = len(task.run_ids)
     return f"{where}, one of its {shares} runs" if shares > 1 else f"{where}, starting up"

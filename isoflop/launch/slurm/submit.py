@@ -88,12 +88,12 @@ def submit(
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
 ) -> SubmitReport:
-    """Prepares and sends; see :func:`prepare` and :func:`send`."""
+    """Prepare and sends; see :func:`prepare` and :func:`send`."""
     return send(prepare(folder, profile, options=options, only=only))
 
 
 def send(prepared: Prepared) -> SubmitReport:
-    """Sends what has no result, no live attempt and no job yet; returns without waiting for jobs.
+    """Send what has no result, no live attempt and no job yet; returns without waiting for jobs.
 
     Raises:
         UserError: another submission of this study is at work, the scheduler does not answer (then
@@ -151,7 +151,7 @@ def _lock(descriptor: int, path: Path, deadline_s: float) -> None:
 
 
 def _send_all(prepared: Prepared, plans: Sequence[ArrayPlan]) -> tuple[SentArray, ...]:
-    """Sends array after array; after each, what is known is on the disk."""
+    """Send array after array; after each, what is known is on the disk."""
     jobs = {
         run_id: prepared.jobs[run_id].to_json()
         for plan in plans
@@ -206,7 +206,7 @@ def _send(prepared: Prepared, plan: ArrayPlan, number: int) -> str:
 def _within_limit(
     plans: Sequence[ArrayPlan], profile: ClusterProfile, num_live: int
 ) -> tuple[list[ArrayPlan], int]:
-    """The first tasks that the limit allows, and the number of runs in the others."""
+    """Return the first tasks that the limit allows, and the number of runs in the others."""
     if profile.max_submit is None:
         return list(plans), 0
     room = max(0, profile.max_submit - num_live)

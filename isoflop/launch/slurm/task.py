@@ -38,7 +38,7 @@ _TIME_IS_UP = "SIGUSR2"
 
 
 def run_task(study_folder: str, submission_id: str, run_ids: str, max_failures: str) -> str:
-    """Trains the runs of one task, and puts the task back into the queue if one is left to go on.
+    """Train the runs of one task, and puts the task back into the queue if one is left to go on.
 
     Args:
         study_folder: the study's folder.
@@ -107,7 +107,7 @@ class Share:
         self._prune = False
 
     def train(self, run_id: str) -> None:
-        """Trains one run, unless the task was asked to stop."""
+        """Train one run, unless the task was asked to stop."""
         from isoflop.launch.job import Job
 
         if self._should_stop() is not None:
@@ -127,7 +127,7 @@ class Share:
             self._failed = True
 
     def end(self) -> str:
-        """Puts the task back into the queue where that is due; a word for the log."""
+        """Put the task back into the queue where that is due; a word for the log."""
         if self._prune:
             self._prune_weights()
         stop = self._should_stop()
@@ -165,7 +165,7 @@ class Share:
             return self._until_decided(job, ranks)
 
     def _until_decided(self, job: Job, ranks: Ranks | None) -> Ending:
-        """Executes a run; waits as long as another process holds it."""
+        """Execute a run; waits as long as another process holds it."""
         from isoflop.data.windows import open_data
         from isoflop.launch.execute import execute
 

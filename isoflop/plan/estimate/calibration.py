@@ -71,7 +71,7 @@ class Calibration:
     entries: tuple[MeasuredStep, ...]
 
     def by_shape(self) -> dict[Hashable, MeasuredStep]:
-        """Entries by shape_key."""
+        """Return entries by shape_key."""
         return {entry.key: entry for entry in self.entries}
 
     def describe(self) -> str:
@@ -80,20 +80,20 @@ class Calibration:
 
 
 def shape_fields(spec: RunSpec) -> dict[str, Any]:
-    """What a calibration entry stores of a run's spec."""
+    """Return what a calibration entry stores of a run's spec."""
     values = {name: getattr(spec, name) for name in _SHAPE_TYPES}
     values["config"] = dict(spec.config)
     return values
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Writes the file, atomically."""
+    """Write the file, atomically."""
     values = dataclasses.asdict(calibration)
     write_json_atomic(path, {"schema_version": CALIBRATION_SCHEMA_VERSION} | values)
 
 
 def load_calibration(path: Path) -> Calibration:
-    """The calibration in a file, or in a study folder.
+    """Return the calibration in a file, or in a study folder.
 
     Raises:
         UserError: no such file, another schema version, or a field that is missing or impossible.
@@ -145,7 +145,7 @@ def _damaged(path: Path, allowed: str) -> UserError:
 
 
 def check_same_kind(calibration: Calibration, kind: str) -> None:
-    """Refuses measurements of a CPU as estimates for a GPU, and the reverse.
+    """Refuse measurements of a CPU as estimates for a GPU, and the reverse.
 
     Raises:
         UserError: they differ.

@@ -199,7 +199,7 @@ def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, f
 
 
 def _over_the_cap(by_budget: Mapping[int, float], total: float, cap: float) -> UserError:
-    """Names the fewest largest budgets whose removal brings the plan under the cap."""
+    """Return names the fewest largest budgets whose removal brings the plan under the cap."""
     dropped: list[int] = []
     left = total
     for budget in sorted(by_budget, reverse=True):

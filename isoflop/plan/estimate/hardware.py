@@ -57,7 +57,7 @@ class Hardware:
     """Of one device; None: not known."""
 
     def matmul_rate(self, precision: str) -> float:
-        """FLOP/s that matrix products of a precision are assumed to reach."""
+        """Return FLOP/s that matrix products of a precision are assumed to reach."""
         return self.matmul_flops_per_s[precision] * self.matmul_efficiency
 
     @property
@@ -67,13 +67,13 @@ class Hardware:
 
 
 def hardware_names() -> list[str]:
-    """Names of the built-in profiles, sorted."""
+    """Return names of the built-in profiles, sorted."""
     files = (name.removesuffix(".toml") for name in builtin_names("slurm"))
     return [name.removeprefix(_PREFIX) for name in files if name.startswith(_PREFIX)]
 
 
 def load_hardware(name_or_path: str | Path) -> Hardware:
-    """A built-in profile by name (`h100`), or any profile by the path of its .toml file.
+    """Return a built-in profile by name (`h100`), or any profile by the path of its .toml file.
 
     Raises:
         UserError: no such profile, not TOML, an unknown or missing key, or an impossible value.
@@ -83,7 +83,7 @@ def load_hardware(name_or_path: str | Path) -> Hardware:
 
 
 def hardware_from_mapping(values: Mapping[str, Any]) -> Hardware:
-    """A profile from the values of its TOML file.
+    """Return a profile from the values of its TOML file.
 
     Raises:
         UserError: an unknown or missing key, a wrong type or an impossible value.

@@ -69,7 +69,7 @@ def estimate_memory(
     checkpointing: bool = False,
     accumulates: bool = False,
 ) -> MemoryEstimate:
-    """Peak bytes per device of one optimizer step.
+    """Return peak bytes per device of one optimizer step.
 
     Args:
         shape: the model.
@@ -130,7 +130,7 @@ def _weight_copies(shape: ModelShape, sharded: bool) -> int:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Decimal units to three digits: 950 MB, 31.2 GB."""
+    """Return decimal units to three digits: 950 MB, 31.2 GB."""
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"

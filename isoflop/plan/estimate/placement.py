@@ -48,7 +48,7 @@ class PlacementEstimate:
 def choose_placement(
     spec: RunSpec | ModelShape, hardware: Hardware, num_devices: int | None = None
 ) -> PlacementEstimate:
-    """The smallest placement that fits, within one node.
+    """Return the smallest placement that fits, within one node.
 
     Args:
         spec: the run, or its model's shape.
@@ -94,7 +94,7 @@ def _candidates(
 
 
 def _device_counts(shape: ModelShape, hardware: Hardware, asked: int | None) -> list[int]:
-    """Powers of two up to a node that split the batch evenly; or what was asked for."""
+    """Return powers of two up to a node that split the batch evenly; or what was asked for."""
     if asked is not None:
         if asked < 1 or shape.batch_size % asked:
             raise UserError(
@@ -153,7 +153,7 @@ def _memory(
 
 
 def placement_memory(shape: ModelShape, placement: PlacementEstimate) -> MemoryEstimate:
-    """The parts behind a placement's peak."""
+    """Return the parts behind a placement's peak."""
     return _memory(
         shape,
         placement.num_devices,

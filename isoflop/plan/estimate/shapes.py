@@ -78,12 +78,12 @@ class ModelShape:
         return self.component("experts").gathered_values_per_token // self.n_layers
 
     def component(self, name: str) -> Component:
-        """The component called ``name``."""
+        """Return the component called ``name``."""
         return next(c for c in self.components if c.name == name)
 
 
 def model_shape(spec: RunSpec) -> ModelShape:
-    """The shape of the model that a run trains.
+    """Return the shape of the model that a run trains.
 
     Raises:
         UserError: the family is unknown or its configuration impossible.
@@ -125,7 +125,7 @@ def _has_counts(config: Any, *names: str) -> bool:
 
 
 def saved_bytes_per_token(shape: ModelShape) -> int:
-    """Bytes that one layer keeps per token between its forward and its backward pass.
+    """Return bytes that one layer keeps per token between its forward and its backward pass.
 
     Read off isoflop/model and the families' modules (D values each). Attention: float32 normalised
     inputs of the two norms and of the query-key norm (4D in all); the inputs of the two matrix

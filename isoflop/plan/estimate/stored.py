@@ -38,7 +38,7 @@ class StoredEstimates:
 
 
 def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
-    """The est_ columns of one run."""
+    """Return the est_ columns of one run."""
     return {
         "est_step_s": estimate.step_s,
         "est_gpu_hours": estimate.gpu_hours,
@@ -47,7 +47,7 @@ def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
 
 
 def write_with_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> bool:
-    """Writes a plan and its estimates; False where the same plan is there already.
+    """Write a plan and its estimates; False where the same plan is there already.
 
     Raises:
         UserError: the folder holds a different plan; nothing is written.
@@ -61,7 +61,7 @@ def write_with_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> bo
 
 
 def store_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> None:
-    """Writes estimates.json and plan.parquet into a folder that holds the plan.
+    """Write estimates.json and plan.parquet into a folder that holds the plan.
 
     Writes nothing where the same estimates are there already.
     """
@@ -75,7 +75,7 @@ def store_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> None:
 
 
 def load_estimates(folder: Path) -> StoredEstimates | None:
-    """The estimates beside a plan; None where there are none.
+    """Return the estimates beside a plan; None where there are none.
 
     Raises:
         UserError: the file is damaged or of another version.
@@ -111,7 +111,7 @@ def load_estimates(folder: Path) -> StoredEstimates | None:
 def same_hardware_hours(
     before: StoredEstimates | None, after: StoredEstimates | None
 ) -> tuple[float, float] | None:
-    """Device-hours of two plans; None unless both are estimated for the same hardware."""
+    """Return device-hours of two plans; None unless both are estimated for the same hardware."""
     if before is None or after is None or before.hardware != after.hardware:
         return None
     return before.gpu_hours, after.gpu_hours

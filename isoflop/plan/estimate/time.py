@@ -61,7 +61,7 @@ class StepEstimate:
 
 
 def assumptions(hardware: Hardware) -> tuple[str, ...]:
-    """What a time estimate for a device takes for granted."""
+    """Return what a time estimate for a device takes for granted."""
     gather = gather_of(hardware)
     return (
         f"time: matrix products reach {hardware.matmul_efficiency:.0%} of {hardware.name}'s peak, "
@@ -83,12 +83,12 @@ def assumptions(hardware: Hardware) -> tuple[str, ...]:
 
 
 def gather_of(hardware: Hardware) -> Gather:
-    """The gather of the kernels that a kind of device uses."""
+    """Return the gather of the kernels that a kind of device uses."""
     return BAG_GATHER if hardware.kind == "cpu" else FUSED_GATHER
 
 
 def gathered_bytes(gathered_values: int, rows: int, bytes_per_value: int) -> int:
-    """Bytes that ``rows`` passes over the chosen rows move, per token.
+    """Return bytes that ``rows`` passes over the chosen rows move, per token.
 
     Args:
         gathered_values: values of both rows of every chosen expert.
@@ -99,14 +99,14 @@ def gathered_bytes(gathered_values: int, rows: int, bytes_per_value: int) -> int
 
 
 def roofline_s(flops: float, flops_per_s: float, num_bytes: float, bytes_per_s: float) -> float:
-    """Seconds of a part: the longer of its arithmetic and its traffic."""
+    """Return seconds of a part: the longer of its arithmetic and its traffic."""
     return max(flops / flops_per_s, num_bytes / bytes_per_s)
 
 
 def estimate_step(
     shape: ModelShape, hardware: Hardware, placement: PlacementEstimate
 ) -> StepEstimate:
-    """Seconds of one optimizer step of the whole batch under a placement."""
+    """Return seconds of one optimizer step of the whole batch under a placement."""
     parts = {
         name: _dense_part(name, shape, hardware, placement)
         for name in ("attn_proj", "attn_scores", "router")
@@ -131,7 +131,7 @@ def estimate_step(
 
 
 def _tokens(shape: ModelShape, placement: PlacementEstimate) -> int:
-    """Tokens per device and step."""
+    """Return tokens per device and step."""
     return placement.micro_batch * placement.grad_accum * shape.seq_len
 
 
@@ -187,7 +187,7 @@ def _gather_part(shape: ModelShape, hardware: Hardware, placement: PlacementEsti
 
 
 def gather_bytes_per_s(shape: ModelShape, hardware: Hardware) -> float:
-    """The cache's bandwidth where it holds both tables of a layer, else the memory's."""
+    """Return the cache's bandwidth where it holds both tables of a layer, else the memory's."""
     tables = shape.component("experts").num_params // shape.n_layers * shape.compute_bytes
     return hardware.l2_bytes_per_s if tables <= hardware.l2_bytes else hardware.stream_bytes_per_s
 

@@ -47,7 +47,7 @@ def estimate_again(plan: Plan, folder: Path) -> None:
 
 
 def _calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
-    """The calibration that is named, or the folder's own if it is of the profile's kind."""
+    """Return the calibration that is named, or the folder's own if it is of the profile's kind."""
     if path is not None:
         return load_calibration(path)
     if not (folder / FILE_NAME).exists():

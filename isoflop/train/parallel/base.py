@@ -43,7 +43,7 @@ class SeveralRanks(ABC):
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module to call; ``model`` itself keeps its parameters' names.
+        """Return the module to call; ``model`` itself keeps its parameters' names.
 
         The optimizer is built from ``model.named_parameters()`` afterwards: a layout may replace
         parameters by this rank's part of them.
@@ -74,23 +74,23 @@ class SeveralRanks(ABC):
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def loss_scale(self) -> float:
-        """The number of ranks, since shared gradients are means over the ranks."""
+        """Return the number of ranks, since shared gradients are means over the ranks."""
         return float(self.size)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sum over the ranks, float64; the same on every rank."""
+        """Return element-wise sum over the ranks, float64; the same on every rank."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
 
     def broadcast(self, value: float) -> float:
-        """The main rank's value, on every rank."""
+        """Return the main rank's value, on every rank."""
         sent = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.broadcast(sent, 0)
         return sent.item()
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Global L2 norm of the gradients, a float32 scalar, the same on every rank."""
+        """Return global L2 norm of the gradients, a float32 scalar, the same on every rank."""
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def gather(

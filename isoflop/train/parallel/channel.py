@@ -106,7 +106,7 @@ class ChannelRanks(DataParallelRanks):
         return sum_own_tokens(y_TD, self._group)
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """The shared gradients' norm and, once, all ranks' tables'."""
+        """Return the shared gradients' norm and, once, all ranks' tables'."""
         tables = [p for p in parameters if p in self._tables]
         shared = [p for p in parameters if p not in self._tables]
         square = super().grad_norm(tables).square()
@@ -114,7 +114,7 @@ class ChannelRanks(DataParallelRanks):
         return (square + super().grad_norm(shared).square()).sqrt()
 
     def whole(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
-        """All ranks' channels, on the main rank only."""
+        """Return all ranks' channels, on the main rank only."""
         if parameter not in self._tables:
             return value
         parts = [torch.empty_like(value) for _ in range(self.size)] if self.is_main else None
@@ -122,6 +122,6 @@ class ChannelRanks(DataParallelRanks):
         return value if parts is None else torch.cat(parts)
 
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """The own channels of a table; a copy."""
+        """Return the own channels of a table; a copy."""
         own = self._own(whole) if parameter in self._tables else whole
         return super().part(own, parameter)

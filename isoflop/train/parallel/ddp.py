@@ -17,9 +17,9 @@ class DataParallelRanks(SeveralRanks):
         return DistributedDataParallel(model, device_ids=devices)
 
     def whole(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
-        """The value: all ranks have the same."""
+        """Return the value: all ranks have the same."""
         return value
 
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """A copy of the whole."""
+        """Return a copy of the whole."""
         return whole.to(parameter.device, copy=True)

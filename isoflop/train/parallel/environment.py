@@ -44,7 +44,7 @@ class Place:
 
 
 def place_from_environment(environ: Mapping[str, str]) -> Place:
-    """Reads torchrun's variables or, where they are not set, those of srun.
+    """Read torchrun's variables or, where they are not set, those of srun.
 
     Under srun the first host of the job and a port that follows from the job's number are the
     meeting point, unless MASTER_ADDR and MASTER_PORT are set.
@@ -77,7 +77,7 @@ def place_from_environment(environ: Mapping[str, str]) -> Place:
 
 
 def ranks_from_environment(placement: Placement, timeout_s: float = TIMEOUT_S) -> SeveralRanks:
-    """Meets the other processes of the run and returns this one's place among them.
+    """Meet the other processes of the run and returns this one's place among them.
 
     gloo on the CPU, nccl on CUDA, where the device is that of the local rank. To be used as a
     context manager, so that the group is left in the end.
@@ -106,7 +106,7 @@ def ranks_from_environment(placement: Placement, timeout_s: float = TIMEOUT_S) -
 
 
 def _first_host(nodelist: str) -> str:
-    """`node[03-05,9],other` -> `node03`."""
+    """Return `node[03-05,9],other` -> `node03`."""
     match = re.match(r"([^,\[]+)(?:\[([^],-]+))?", nodelist)
     if match is None:
         raise UserError("SLURM_JOB_NODELIST", nodelist, "a list of hosts", "set MASTER_ADDR")

@@ -21,7 +21,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 def gather_tokens(x_tD: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """All ranks' tokens on every rank, [t, D] -> [T, D]; gradients of a token are summed."""
+    """Return all ranks' tokens on every rank, [t, D] -> [T, D]; gradients of a token are summed."""
     return _Exchange.apply(x_tD, group, _gathered, _summed_share)
 
 

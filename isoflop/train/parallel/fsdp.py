@@ -22,7 +22,7 @@ class ShardedRanks(SeveralRanks):
     """
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` itself, its parameters now DTensors split over the ranks.
+        """Return ``model`` itself, its parameters now DTensors split over the ranks.
 
         Raises:
             UserError: blocks share a parameter, which could be in one unit only.
@@ -44,13 +44,13 @@ class ShardedRanks(SeveralRanks):
         return model
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """The norm over all ranks' parts."""
+        """Return the norm over all ranks' parts."""
         norm = super().grad_norm(parameters)
         assert isinstance(norm, DTensor)
         return norm.full_tensor()
 
     def whole(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
-        """All ranks' parts, on every rank."""
+        """Return all ranks' parts, on every rank."""
         assert isinstance(value, DTensor)
         return value.full_tensor()
 

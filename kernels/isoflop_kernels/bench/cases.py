@@ -38,12 +38,12 @@ class Case:
     gradient: Tensor
 
     def forward(self) -> Tensor:
-        """The result, ready to be differentiated."""
+        """Return the result, ready to be differentiated."""
         with self._chosen():
             return self.function()
 
     def call(self, mode: str) -> Callable[[], object]:
-        """The work of a mode; that of "backward" holds what a forward pass has saved."""
+        """Return the work of a mode; that of "backward" holds what a forward pass has saved."""
         if mode == "forward":
             return self.forward
         if mode == "backward":
@@ -67,7 +67,7 @@ def make_cases(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[Case]:
-    """The contenders on the same inputs; those of a rival have its own weights."""
+    """Return the contenders on the same inputs; those of a rival have its own weights."""
     make = {
         "gathered_linear": _gathered_linear,
         "product_key_topk": _product_key_topk,
@@ -105,7 +105,7 @@ def _gathered_linear(shape: Shape, contenders: Sequence[str], dtype: torch.dtype
 
 
 def _mlp(shape: Shape, x: Tensor, dy: Tensor) -> Case:
-    """C * K hidden units: the dense layer that counts as many FLOPs."""
+    """Return C * K hidden units: the dense layer that counts as many FLOPs."""
     hidden = shape.C * shape.K
     w_in, w_out = _normal((shape.D, hidden), x.dtype), _normal((hidden, shape.D), x.dtype)
 

@@ -37,7 +37,7 @@ class Samples:
         return statistics.median(self.wall_seconds) if self.wall_seconds else None
 
     def enough(self, repeats: int) -> bool:
-        """Whether another repeat would add little for its cost."""
+        """Return whether another repeat would add little for its cost."""
         count = len(self.seconds)
         return count >= repeats or (count >= MIN_REPEATS and sum(self.seconds) >= SECONDS_PER_CALL)
 
@@ -68,7 +68,7 @@ def _time_on_cpu(call: Callable[[], object], sample: Samples) -> None:
 
 
 def _time_on_gpu(device: torch.device) -> Callable[[Callable[[], object], Samples], None]:
-    """A timer that empties the second-level cache before each call."""
+    """Return a timer that empties the second-level cache before each call."""
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device=device)
 

@@ -37,7 +37,7 @@ FLOAT32 = 4
 def peak_bytes(
     operator: str, shape: Shape, contender: str, dtype: torch.dtype, device: torch.device
 ) -> int | None:
-    """Peak above the inputs in mode "both"; None where the system does not tell.
+    """Return peak above the inputs in mode "both"; None where the system does not tell.
 
     Raises:
         RuntimeError: the process that was to measure it failed.
@@ -68,7 +68,7 @@ def peak_bytes(
 
 
 def predicted_bytes(operator: str, shape: Shape, contender: str, b: int) -> int:
-    """A little more than a case takes beside its inputs, to tell what cannot fit.
+    """Return a little more than a case takes beside its inputs, to tell what cannot fit.
 
     The reference of the layer holds both gathered rows of every choice and both their gradients,
     that of selection every sum with its position, sorted and unsorted.
@@ -93,7 +93,7 @@ def input_bytes(shape: Shape, b: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free now; None where the system does not tell."""
+    """Return memory that is free now; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
@@ -123,7 +123,7 @@ def _resident_peak(case: Case, small: Case) -> int:
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
-    """A field of a file of Linux's, in bytes."""
+    """Return a field of a file of Linux's, in bytes."""
     if not path.exists():
         return None
     for line in path.read_text().splitlines():

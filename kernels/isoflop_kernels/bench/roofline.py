@@ -22,7 +22,7 @@ class Machine:
     flops_per_second: float
 
     def bound_seconds(self, num_bytes: int, flops: int) -> float:
-        """The roofline: whichever of moving and computing takes longer."""
+        """Return the roofline: whichever of moving and computing takes longer."""
         return max(num_bytes / self.bytes_per_second, flops / self.flops_per_second)
 
 

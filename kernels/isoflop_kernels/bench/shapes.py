@@ -72,6 +72,6 @@ SCALES = {
 
 
 def scale(number: int, num_tokens: int) -> Shape:
-    """One layer at one of the paper's scales."""
+    """Return one layer at one of the paper's scales."""
     width, num_keys = SCALES[number]
     return Shape(name=f"scale-{number}", T=num_tokens, D=width, C=16, K=8, N=num_keys)

@@ -33,7 +33,7 @@ class Setting:
 
 
 def measure_shape(operator: str, shape: Shape, setting: Setting) -> list[Row]:
-    """Rows of all contenders and modes, those that were skipped among them."""
+    """Return rows of all contenders and modes, those that were skipped among them."""
     if operator == "stable_topk" and shape.E > MAX_PLAIN_EXPERTS:
         return []
     names = command.contenders(operator)
@@ -62,7 +62,7 @@ def measure_shape(operator: str, shape: Shape, setting: Setting) -> list[Row]:
 
 
 def reason_to_skip(operator: str, shape: Shape, contender: str, setting: Setting) -> str | None:
-    """Why a contender cannot be measured here; None if it can."""
+    """Return why a contender cannot be measured here; None if it can."""
     if contender != RIVALS[operator]:
         reason = command.unavailable(contender, setting.device)
         if reason is not None:
@@ -97,7 +97,7 @@ def _times(
 
 
 def _describe(operator: str, shape: Shape, contender: str, mode: str, setting: Setting) -> Row:
-    """The row before anything is measured: what, and how many bytes and FLOPs."""
+    """Return the row before anything is measured: what, and how many bytes and FLOPs."""
     b = setting.dtype.itemsize
     layer, dense = operator == "gathered_linear", contender == "mlp"
     if layer:

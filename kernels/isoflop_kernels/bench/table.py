@@ -20,14 +20,14 @@ rows %: time of the gathered rows at the measured bandwidth, over the time; over
 
 
 def legend(operator: str, device_type: str) -> str:
-    """What the columns mean."""
+    """Return what the columns mean."""
     clock = "time on the GPU" if device_type == "cuda" else "CPU time of one thread"
     times = TIMES.format(clock=clock, rival=RIVALS[operator])
     return "\n".join([times, *([LAYER] if operator == "gathered_linear" else []), ROOF])
 
 
 def block(operator: str, rows: Sequence[Row]) -> str:
-    """One shape's table: a line per contender, the modes beside each other."""
+    """Return one shape's table: a line per contender, the modes beside each other."""
     by_key = {(row.contender, row.mode): row for row in rows}
     names = list(dict.fromkeys(row.contender for row in rows))
     rival = f"x {RIVALS[operator]}".replace("two ", "")
@@ -84,7 +84,7 @@ def _cells(name: str, operator: str, by_key: dict[tuple[str, str], Row]) -> list
 
 
 def _is_layer(operator: str) -> bool:
-    """Whether memory and gathered rows are known."""
+    """Return whether memory and gathered rows are known."""
     return operator == "gathered_linear"
 
 
@@ -93,7 +93,7 @@ def _joined(name: str, cells: Sequence[tuple[int, str]]) -> str:
 
 
 def kernel_bytes(shape: Shape, b: int, contenders: Sequence[str], mode: str) -> str:
-    """Bytes per token of every kernel against the rows it gathers, by the model."""
+    """Return bytes per token of every kernel against the rows it gathers, by the model."""
     lines = [f"{'':{NAME}}{'kernel':26}{'reads':>12}{'writes':>12}{'rows':>12}{'moved / rows':>14}"]
     for contender in contenders:
         for kernel in kernels(contender, shape, b, mode) or []:
@@ -117,7 +117,7 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """Three digits, or all before the point."""
+    """Return three digits, or all before the point."""
     if value is None:
         return "-"
     magnitude = abs(value)

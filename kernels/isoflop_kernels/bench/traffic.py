@@ -43,12 +43,12 @@ class Kernel:
 
 
 def gathered_bytes(shape: Shape, b: int, mode: str) -> int:
-    """The chosen rows, once per product that needs them."""
+    """Return the chosen rows, once per product that needs them."""
     return GATHERS[mode] * shape.num_choices * shape.D * b
 
 
 def least_bytes(shape: Shape, b: int, mode: str) -> int:
-    """Arguments once and results once; of the tables at most the rows that can be chosen."""
+    """Return arguments once and results once; of the tables at most the rows that can be chosen."""
     chosen = 2 * min(shape.table_size, shape.num_choices * shape.D) * b
     choices, tokens = shape.num_choices * (INDEX + b), shape.T * shape.D * b
     forward = 2 * tokens + choices + chosen
@@ -58,7 +58,7 @@ def least_bytes(shape: Shape, b: int, mode: str) -> int:
 
 
 def least_mlp_bytes(shape: Shape, b: int, mode: str) -> int:
-    """The same for the dense layer of equal FLOPs."""
+    """Return the same for the dense layer of equal FLOPs."""
     tokens, weights = shape.T * shape.D * b, 2 * shape.D * shape.C * shape.K * b
     forward, backward = 2 * tokens + weights, 3 * tokens + 2 * weights
     return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
@@ -81,7 +81,7 @@ def kernels(contender: str, shape: Shape, b: int, mode: str) -> list[Kernel] | N
 
 
 def moved_bytes(contender: str, shape: Shape, b: int, mode: str) -> int | None:
-    """Bytes of all kernels together."""
+    """Return bytes of all kernels together."""
     found = kernels(contender, shape, b, mode)
     return None if found is None else sum(kernel.moved for kernel in found)
 

@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def checks(options: argparse.Namespace) -> Iterator[Check]:
-    """Every check in order."""
+    """Yield every check in order."""
     device, dtypes = options.device, list(numerics.LIMITS)[: 1 if options.quick else None]
     for contender in command.contenders("gathered_linear"):
         for dtype in dtypes:

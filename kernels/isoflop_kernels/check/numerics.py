@@ -38,7 +38,7 @@ class Case:
     gate_order: str = "gate_then_act"
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Arguments of the operator and `dy`, the same numbers on every device."""
+        """Return arguments of the operator and `dy`, the same numbers on every device."""
         generator = torch.Generator().manual_seed(7)
 
         def normal(*shape: int) -> Tensor:
@@ -92,7 +92,7 @@ SELECTIONS = ((5, 2, 6, 4), (3, 1, 1, 1), (4, 2, 17, 8), (2, 3, 5, 5))
 def worst_error(
     contender: str, case: Case, dtype: torch.dtype, device: torch.device
 ) -> tuple[float, str]:
-    """The largest relative error among y and the four gradients, and whose it is."""
+    """Return the largest relative error among y and the four gradients, and whose it is."""
     inputs = case.inputs(dtype, device)
     exact = {n: t if n == "idx" else t.double() for n, t in inputs.items()}
     expected = differentiate("reference", case, {n: t.cpu() for n, t in exact.items()})
@@ -110,7 +110,7 @@ def worst_error(
 
 
 def differentiate(contender: str, case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The output and all gradients by one implementation."""
+    """Return the output and all gradients by one implementation."""
     names = ("x", "score", "w_in", "w_out")
     leaf = {name: inputs[name].detach().clone().requires_grad_() for name in names}
     with command.using(contender):
@@ -128,14 +128,14 @@ def differentiate(contender: str, case: Case, inputs: dict[str, Tensor]) -> dict
 
 
 def repeats(contender: str, case: Case, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a second run gives the same bits."""
+    """Return whether a second run gives the same bits."""
     inputs = case.inputs(dtype, device)
     first, second = (differentiate(contender, case, inputs) for _ in range(2))
     return all(torch.equal(first[name], second[name]) for name in OUTPUTS)
 
 
 def selects_exactly(contender: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether scores and experts are those of the stable sort of all sums, ties included."""
+    """Return whether scores and experts are those of the stable sort of all sums, ties included."""
     for num_tokens, num_channels, num_keys, k in SELECTIONS:
         generator = torch.Generator().manual_seed(num_keys)
         size = (num_tokens, 2, num_channels, num_keys)

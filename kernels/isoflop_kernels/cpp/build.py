@@ -50,7 +50,7 @@ def call(function: str, *arguments: Tensor | int) -> None:
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the library can work on this tensor's device; builds it if need be."""
+    """Return whether the library can work on this tensor's device; builds it if need be."""
     return tensor.device.type == "cpu" and library() is not None
 
 
@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def cache_folder() -> Path:
-    """ISOFLOP_KERNELS_CACHE, else `isoflop/kernels` in the XDG cache folder."""
+    """Return ISOFLOP_KERNELS_CACHE, else `isoflop/kernels` in the XDG cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
@@ -75,7 +75,7 @@ def cache_folder() -> Path:
 
 
 def compiler() -> list[str]:
-    """The C++ compiler as the start of a command line.
+    """Return the C++ compiler as the start of a command line.
 
     Raises:
         RuntimeError: there is none.

@@ -50,7 +50,7 @@ def _forward(
     activation: str,
     gate_order: str,
 ) -> tuple[Tensor, Tensor]:
-    """Calls 1 and 2; h, in the dtype of the arithmetic, is kept for the backward pass."""
+    """Call 1 and 2; h, in the dtype of the arithmetic, is kept for the backward pass."""
     if idx_TCK.device.type == "cpu":
         check_range(idx_TCK, w_in.shape[1])
     dtype = compute_dtype(x_TD, score_TCK, w_in, w_out)
@@ -74,7 +74,7 @@ def _backward(
     gate_order: str,
     need: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Calls 3 to 6: gradients of x, score, w_in and w_out; empty where `need` is false."""
+    """Call 3 to 6: gradients of x, score, w_in and w_out; empty where `need` is false."""
     need_x, need_score, need_in, need_out = need
     dtype = h_TCK.dtype
     x_TD_, dy_TD_ = _dense(x_TD, dtype), _dense(dy_TD, dtype)
@@ -110,7 +110,7 @@ def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _table(w: Tensor, dtype: torch.dtype) -> Tensor:
-    """All tables as one contiguous [R, D]."""
+    """Return all tables as one contiguous [R, D]."""
     return _dense(w, dtype).view(-1, w.shape[2])
 
 

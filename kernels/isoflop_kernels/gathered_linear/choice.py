@@ -88,18 +88,18 @@ def version(x_TD: Tensor, idx_TCK: Tensor, w_in: Tensor, w_out: Tensor) -> str:
 
 
 def groupable(num_experts: int, num_chosen: int) -> bool:
-    """Whether experts come in groups that v2's blocks hold."""
+    """Return whether experts come in groups that v2's blocks hold."""
     num_keys = math.isqrt(num_experts)
     return num_keys**2 == num_experts and num_keys <= MOST_KEYS and num_chosen <= MOST_CHOSEN
 
 
 def faster(sizes: Sizes) -> str:
-    """The version predicted to take less time; v1 when equal."""
+    """Return the version predicted to take less time; v1 when equal."""
     return "v2" if seconds_v2(sizes) < seconds_v1(sizes) else "v1"
 
 
 def seconds_v1(sizes: Sizes) -> float:
-    """Three rows per choice: one of w_in, read channel by channel, and those of x and dy."""
+    """Return three rows per choice: one of w_in, read channel by channel, and those of x and dy."""
     row = sizes.width * sizes.element_bytes
     num_choices = sizes.num_tokens * sizes.num_channels * sizes.num_chosen
     tables = _per_byte(sizes.num_experts * row)
@@ -132,5 +132,5 @@ def seconds_v2(sizes: Sizes) -> float:
 
 
 def _per_byte(working_set: float) -> float:
-    """Seconds per byte read from a working set that the cache holds, or does not."""
+    """Return seconds per byte read from a working set that the cache holds, or does not."""
     return 1 / (CACHE if working_set <= CACHE_BYTES else MEMORY)

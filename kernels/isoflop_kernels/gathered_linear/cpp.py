@@ -92,7 +92,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _rows(idx_TCK: Tensor, w: Tensor) -> Tensor:
-    """Rows of the choices in the table of all channels, int32."""
+    """Return rows of the choices in the table of all channels, int32."""
     return flat_rows(idx_TCK.int(), w.shape[0], w.shape[1]).view(idx_TCK.shape).contiguous()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def product_flops(x_shape: Sequence[int], idx_shape: Sequence[int]) -> int:
-    """FLOPs of one of the operator's products over all choices: 2 T C K D."""
+    """Return FLOPs of one of the operator's products over all choices: 2 T C K D."""
     num_tokens, num_channels, num_chosen = idx_shape
     return 2 * num_tokens * num_channels * num_chosen * x_shape[1]
 

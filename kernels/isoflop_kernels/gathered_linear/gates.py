@@ -39,7 +39,7 @@ def activate(u: Tensor, activation: str) -> Tensor:
 
 
 def activate_backward(grad: Tensor, u: Tensor, activation: str) -> Tensor:
-    """`grad` times the derivative of the activation at `u`."""
+    """Return `grad` times the derivative of the activation at `u`."""
     match activation:
         case "relu":
             return torch.ops.aten.threshold_backward(grad, u, 0)
@@ -65,7 +65,7 @@ def gate(h: Tensor, score: Tensor, activation: str, gate_order: str) -> Tensor:
 def gate_backward(
     grad_z: Tensor, h: Tensor, score: Tensor, activation: str, gate_order: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of h and of the score, from the gradient of z = gate(h, score)."""
+    """Return gradients of h and of the score, from the gradient of z = gate(h, score)."""
     if gate_order == "gate_then_act":
         grad_u = activate_backward(grad_z, h * score, activation)
         return grad_u * score, grad_u * h

@@ -47,7 +47,7 @@ def _forward(
     activation: str,
     gate_order: str,
 ) -> tuple[Tensor, Tensor]:
-    """The output and h; float64, which is for checks and not for speed, is the bag's."""
+    """Return the output and h; float64, which is for checks and not for speed, is the bag's."""
     if compute_dtype(x_TD, score_TCK, w_in, w_out) == torch.float64:
         return bag._forward(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order)
     if x_TD.device.type == "cpu" and not INTERPRETED:
@@ -77,7 +77,7 @@ def _backward(
     gate_order: str,
     need: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, score, w_in and w_out; empty where `need` is false."""
+    """Return gradients of x, score, w_in and w_out; empty where `need` is false."""
     names = (activation, gate_order)
     if h_TCK.dtype == torch.float64:
         return bag._backward(dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK, *names, need)
@@ -112,7 +112,7 @@ def _choices_backward(
     names: tuple[str, str],
     need: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, score, w_in and w_out; undefined or empty where `need` is false."""
+    """Return gradients of h, score, w_in and w_out; undefined or empty where `need` is false."""
     need_x, need_score, need_in, need_out = need
     need_dz = need_x or need_score or need_in
     need_tables = need_in or need_out
@@ -207,7 +207,7 @@ def _experts(
     names: tuple[str, str],
     wanted: tuple[str, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, the score, w_in and w_out, the last two empty where not wanted."""
+    """Return gradients of h, the score, w_in and w_out, the last two empty where not wanted."""
     mode, with_in, with_out = wanted
     width, num_rows = x_TD.shape[1], w_out.shape[0] * w_out.shape[1]
     arch = _arch(x_TD)
@@ -272,7 +272,7 @@ def _arch(tensor: Tensor) -> str:
 
 
 def _table_rows(w: Tensor) -> int:
-    """Rows from one channel's table to the next: none where they share it."""
+    """Return rows from one channel's table to the next: none where they share it."""
     return w.shape[1] if w.shape[0] > 1 else 0
 
 

@@ -49,7 +49,7 @@ def backward(
     names: tuple[str, str],
     need: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, score, w_in and w_out; undefined or empty where `need` is false."""
+    """Return gradients of h, score, w_in and w_out; undefined or empty where `need` is false."""
     need_x, need_score, need_in, need_out = need
     groups = by_group(idx_TCK, w_out.shape[0], w_out.shape[1])
     dh_TCK, dscore_TCK = torch.empty_like(h_TCK), torch.empty_like(score_TCK)

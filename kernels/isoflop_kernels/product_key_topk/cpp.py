@@ -66,7 +66,7 @@ def _(sim_T2CN: Tensor, k: int) -> Tensor:
     [torch.ops.isoflop_kernels.topk_indices_cpp, torch.ops.isoflop_kernels.product_key_pairs_cpp]
 )
 def selection_flops(*args: object, **kwargs: object) -> int:
-    """Comparisons and additions count nothing, by the project's convention."""
+    """Return comparisons and additions count nothing, by the project's convention."""
     return 0
 
 

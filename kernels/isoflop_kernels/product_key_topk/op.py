@@ -80,7 +80,7 @@ def product_key_topk(sim_T2CN: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest along the last axis, descending, the lowest position first on ties.
+    """Return the k largest along the last axis, descending, the lowest position first on ties.
 
     `torch.topk` promises no order on ties, so its choice may differ between devices and versions.
     Gradients flow through the chosen values alone. FLOPs count 0.
@@ -116,5 +116,5 @@ def _check(name: str, tensor: Tensor, k: int) -> None:
     [torch.ops.isoflop_kernels.topk_indices, torch.ops.isoflop_kernels.product_key_pairs]
 )
 def selection_flops(*args: object, **kwargs: object) -> int:
-    """Comparisons and additions count nothing, by the project's convention."""
+    """Return comparisons and additions count nothing, by the project's convention."""
     return 0

@@ -93,7 +93,7 @@ def _best_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
 
 
 def rank_pairs(k: int, num_ranks: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Pairs of ranks that can be among the k best, and the best of those that cannot.
+    """Return pairs of ranks that can be among the k best, and the best of those that cannot.
 
     Every pair left out, of any rank, is dominated by a pair of the second list, which is empty
     only when k covers both halves completely.
@@ -108,7 +108,7 @@ def rank_pairs(k: int, num_ranks: int) -> tuple[list[tuple[int, int]], list[tupl
 
 
 def _of_pairs(ranked_M2R: Tensor, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """What each half holds at the pairs' ranks, [P, R] each."""
+    """Return what each half holds at the pairs' ranks, [P, R] each."""
     rank_2P = torch.tensor(pairs, device=ranked_M2R.device).t()
     first_MR, second_MR = ranked_M2R.unbind(1)
     return first_MR.index_select(0, rank_2P[0]), second_MR.index_select(0, rank_2P[1])
@@ -132,7 +132,7 @@ def _redo(pair_T2CK: Tensor, sim_T2CN: Tensor, token_R: Tensor, channel_R: Tenso
 
 
 def _best_keys(rows_RN: Tensor, k: int) -> Tensor:
-    """Keys of the k best of each float32 row, best first, [K, R]."""
+    """Return keys of the k best of each float32 row, best first, [K, R]."""
     num_rows, num_values = rows_RN.shape
     place = torch.arange(MAX_POSITION, MAX_POSITION - num_values, -1, device=rows_RN.device)
     key_RN = _ordered_bits(rows_RN).bitwise_or_(place)
@@ -146,7 +146,7 @@ def _best_keys(rows_RN: Tensor, k: int) -> Tensor:
 
 
 def _largest(key_PR: Tensor, k: int) -> list[Tensor]:
-    """The k largest of each column, largest first; the keys of a column all differ."""
+    """Return the k largest of each column, largest first; the keys of a column all differ."""
     best = [key_PR.amax(0)]
     while len(best) < k:
         key_PR = torch.where(key_PR < best[-1], key_PR, _TAKEN)
@@ -155,20 +155,20 @@ def _largest(key_PR: Tensor, k: int) -> list[Tensor]:
 
 
 def _float32(values: Tensor) -> Tensor:
-    """A contiguous float32 copy in which -0.0 is 0.0, since the two compare equal."""
+    """Return a contiguous float32 copy in which -0.0 is 0.0, since the two compare equal."""
     copy = torch.empty(values.shape, dtype=torch.float32, device=values.device)
     return torch.add(values, 0.0, out=copy)
 
 
 def _ordered_bits(values: Tensor) -> Tensor:
-    """An int64 with the order of the float32 in its upper half and zeros in its lower."""
+    """Return an int64 with the order of the float32 in its upper half and zeros in its lower."""
     bits = values.view(torch.int32)
     flip = (bits >> 31).bitwise_and_(0x7FFFFFFF)
     return flip.bitwise_xor_(bits).to(torch.int64).bitwise_left_shift_(32)
 
 
 def _value(key: Tensor) -> Tensor:
-    """The float32 of a key: the inverse of `_ordered_bits`."""
+    """Return the float32 of a key: the inverse of `_ordered_bits`."""
     bits = (key >> 32).to(torch.int32)
     return (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).view(torch.float32)
 

@@ -54,5 +54,5 @@ def _(sim_T2CN: Tensor, k: int) -> Tensor:
 
 @register_flop_formula(torch.ops.isoflop_kernels.product_key_pairs_triton)
 def selection_flops(*args: object, **kwargs: object) -> int:
-    """Comparisons and additions count nothing, by the project's convention."""
+    """Return comparisons and additions count nothing, by the project's convention."""
     return 0
