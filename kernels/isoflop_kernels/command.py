@@ -121,7 +121,7 @@ def using(contender: str) -> Iterator[None]:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions and hardware that the results depend on."""
+    """Return the versions and the hardware that the results depend on."""
     on_gpu = device.type == "cuda"
     try:
         compiler = " ".join(build.compiler())

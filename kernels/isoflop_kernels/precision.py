@@ -12,12 +12,12 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any tensor is float64, otherwise float32: half precision is never computed in."""
+    """Return float64 if any tensor is float64, else float32; half precision is never computed in."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def autocast_disabled(device: torch.device) -> AbstractContextManager[object]:
-    """Context in which autocast changes no dtype on `device`; for meta tensors there is none."""
+    """Return a context without autocast on `device`; meta tensors have none."""
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

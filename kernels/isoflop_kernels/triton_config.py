@@ -185,12 +185,12 @@ def group_reduce(arch: str, group_size: int) -> Launch:
 
 
 def gathers_whole_rows(arch: str, width: int) -> bool:
-    """Whether `expert_kernel` can hold a whole row, and so needs no `dot_kernel` before it."""
+    """Return whether `expert_kernel` can hold a whole row, and so needs no `dot_kernel` before."""
     return width <= TABLE[arch].expert_width
 
 
 def chunk_size(num_choices: int, num_rows: int) -> int:
-    """Choices that one program of `expert_kernel` takes on: about four times the average per row.
+    """Return the choices of one program of `expert_kernel`: about four times the mean per row.
 
     Few rows are split then, and a popular one keeps nobody waiting long. The bounds keep programs
     worth starting and their number large when the rows are few.
@@ -199,7 +199,7 @@ def chunk_size(num_choices: int, num_rows: int) -> int:
 
 
 def group_chunk_size(num_choices: int, num_groups: int) -> int:
-    """Pairs that one program of `group_table_kernel` takes on, four times the choices per group.
+    """Return the pairs of one program of `group_table_kernel`: four times the choices per group.
 
     Partial sums then take less room than two float32 tables, or than 512 groups of both; where
     groups are few, chunks are small enough to keep all of a GPU busy.

@@ -17,11 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop_kernels import command, product_key_topk
 from isoflop_kernels.bench import __main__ as bench
-from isoflop_kernels.bench import measure, memory, roofline, shapes, suite, traffic
-from isoflop_kernels.bench.cases import MODES, RIVALS, make_cases, two_topk
-from isoflop_kernels.bench.roofline import Machine
-from isoflop_kernels.bench.rows import Row
-from isoflop_kernels.bench.shapes import Shape
+from isoflop_kernels.bench import cases, measure, memory, suite, traffic
+from isoflop_kernels.bench.cases import MODES, RIVALS, Shape, make_cases, two_topk
+from isoflop_kernels.bench.measure import Machine
+from isoflop_kernels.bench.table import Row
 
 CPU = torch.device("cpu")
 TINY = Shape(name="tiny", T=10, D=64, C=2, K=4, N=5)
@@ -225,9 +224,9 @@ def test_the_interpreter_is_never_timed(monkeypatch):
 
 @pytest.fixture
 def small_machine(monkeypatch):
-    monkeypatch.setitem(roofline.TRIAD_NUMBERS, "cpu", 1000)
-    monkeypatch.setitem(roofline.MATMUL_SIZE, "cpu", 8)
-    monkeypatch.setitem(shapes.SMALL, "tiny", TINY)
+    monkeypatch.setitem(measure.TRIAD_NUMBERS, "cpu", 1000)
+    monkeypatch.setitem(measure.MATMUL_SIZE, "cpu", 8)
+    monkeypatch.setitem(cases.SMALL, "tiny", TINY)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -20,11 +20,10 @@ import torch
 
 from isoflop_kernels import command
 from isoflop_kernels.bench import table
-from isoflop_kernels.bench.cases import MODES, RIVALS
-from isoflop_kernels.bench.roofline import measure_machine
-from isoflop_kernels.bench.rows import Row, write_parquet
-from isoflop_kernels.bench.shapes import SCALES, SMALL, Shape, scale
+from isoflop_kernels.bench.cases import MODES, RIVALS, SCALES, SMALL, Shape, scale
+from isoflop_kernels.bench.measure import measure_machine
 from isoflop_kernels.bench.suite import Setting, measure_shape
+from isoflop_kernels.bench.table import Row, write_parquet
 
 # Tokens of one step at the paper's scales, and what a CPU does in seconds.
 TOKENS = {"cpu": 2048, "cuda": 131072}
@@ -33,7 +32,7 @@ DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options, checked; exits with 2 and one line if one does not fit."""
+    """Return the checked options; exit with 2 and one line if one does not fit."""
     parser = command.Parser(prog="isoflop_kernels.bench", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--device", type=command.device_option, default=command.default_device())
@@ -82,7 +81,7 @@ def _names(parser: command.Parser, option: str, text: str, allowed: Collection[s
 
 
 def _check_output(parser: command.Parser, path: Path | None) -> None:
-    """A run of minutes must not end in a file that cannot be written."""
+    """Refuse a file that cannot be written before minutes are spent."""
     if path is None:
         return
     if importlib.util.find_spec("pyarrow") is None:

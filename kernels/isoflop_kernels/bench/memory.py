@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 
-from isoflop_kernels.bench.cases import Case, make_cases
-from isoflop_kernels.bench.shapes import Shape
+from isoflop_kernels.bench.cases import Case, Shape, make_cases
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -88,7 +87,7 @@ def predicted_bytes(operator: str, shape: Shape, contender: str, b: int) -> int:
 
 
 def input_bytes(shape: Shape, b: int) -> int:
-    """Tokens, their gradient, both tables and the choices; making them takes as much in float32."""
+    """Return bytes of tokens, their gradient, both tables and choices; making them takes more."""
     return 2 * shape.table_size * b + 2 * shape.T * shape.D * b + shape.num_choices * (4 + b)
 
 
@@ -111,7 +110,7 @@ def _cuda_peak(case: Case, device: torch.device) -> int:
 
 
 def _resident_peak(case: Case, small: Case) -> int:
-    """The small case comes first: libraries that are loaded at first use are not memory of ours."""
+    """Return the peak of a process that runs a small case first, which loads all libraries."""
     small.call("both")()
     CLEAR_REFS.write_text(RESET_PEAK)
     before = _kilobytes(STATUS, "VmRSS")

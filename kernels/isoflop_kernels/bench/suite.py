@@ -9,11 +9,9 @@ import torch
 
 from isoflop_kernels import command
 from isoflop_kernels.bench import memory, traffic
-from isoflop_kernels.bench.cases import MAX_PLAIN_EXPERTS, RIVALS, make_cases
-from isoflop_kernels.bench.measure import Samples, time_calls
-from isoflop_kernels.bench.roofline import Machine
-from isoflop_kernels.bench.rows import Row
-from isoflop_kernels.bench.shapes import Shape
+from isoflop_kernels.bench.cases import MAX_PLAIN_EXPERTS, RIVALS, Shape, make_cases
+from isoflop_kernels.bench.measure import Machine, Samples, time_calls
+from isoflop_kernels.bench.table import Row
 
 # The reference of selection sorts every sum: beyond so many a CPU takes tens of seconds.
 MAX_SUMS_CPU = 2**25
@@ -86,7 +84,7 @@ def reason_to_skip(operator: str, shape: Shape, contender: str, setting: Setting
 def _times(
     operator: str, shape: Shape, contenders: Sequence[str], setting: Setting
 ) -> dict[str, dict[str, Samples]]:
-    """Samples by mode and contender; the modes one after the other, since one holds memory."""
+    """Return samples by mode and contender, one mode after the other, since a mode holds memory."""
     cases = make_cases(operator, shape, contenders, setting.dtype, setting.device)
     found = {}
     for mode in setting.modes:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 
 from isoflop_kernels import triton_config
-from isoflop_kernels.bench.shapes import Shape
+from isoflop_kernels.bench.cases import Shape
 
 GATHERS = {"forward": 2, "backward": 3, "both": 5}
 # Arithmetic is float32, and so are h, z and their gradients; experts are numbered with int32.
@@ -65,14 +65,14 @@ def least_mlp_bytes(shape: Shape, b: int, mode: str) -> int:
 
 
 def least_selection_bytes(shape: Shape, b: int, num_values: int, mode: str) -> int:
-    """Of a selection from `num_values` per token and channel: they, then scores and numbers."""
+    """Return the bytes of a selection's values, scores and numbers."""
     values, chosen = shape.T * shape.C * num_values * b, shape.num_choices
     forward, backward = values + chosen * (INDEX + b), values + chosen * (INDEX + b)
     return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
 
 
 def kernels(contender: str, shape: Shape, b: int, mode: str) -> list[Kernel] | None:
-    """The kernels of an implementation in the order they run; None where none are modelled."""
+    """Return an implementation's kernels in the order they run; None where none are modelled."""
     model = _MODELS.get(contender)
     if model is None:
         return None
@@ -114,7 +114,7 @@ def _triton_v1(shape: Shape, b: int) -> tuple[list[Kernel], list[Kernel]]:
 
 
 def _bag(shape: Shape, b: int) -> tuple[list[Kernel], list[Kernel]]:
-    """Six passes in float32; half precision is widened before and rounded after them."""
+    """Return six passes in float32; half precision is widened before and rounded after them."""
     n, rows = shape.num_choices, shape.num_choices * shape.D * WIDE
     needed = n * shape.D * b
     tokens, table = shape.T * shape.D, shape.table_size
@@ -138,7 +138,7 @@ def _bag(shape: Shape, b: int) -> tuple[list[Kernel], list[Kernel]]:
 
 
 def _reference(shape: Shape, b: int) -> tuple[list[Kernel], list[Kernel]]:
-    """Gathered rows are written and read again; their gradients are scattered into the tables.
+    """Return the passes of the reference: gathered rows are written, read again and scattered.
 
     Half precision is widened before and rounded after, as in the bag.
     """
@@ -160,7 +160,7 @@ def _reference(shape: Shape, b: int) -> tuple[list[Kernel], list[Kernel]]:
 
 
 def _triton_v2(shape: Shape, b: int) -> tuple[list[Kernel], list[Kernel]]:
-    """A pair of a token's channel and a group gathers one row and reads its choices' numbers."""
+    """Return the passes of v2: a token's channel gathers one row for each of its groups."""
     arch, n = triton_config.DEFAULT, shape.num_choices
     num_groups, table = shape.C * shape.N, shape.table_size * b
     num_pairs = round(shape.T * shape.C * min(shape.N, shape.K ** (2 / 3)))

@@ -33,7 +33,7 @@ class Skip(Exception):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options, checked; exits with 2 and one line if one does not fit."""
+    """Return the checked options; exit with 2 and one line if one does not fit."""
     parser = command.Parser(prog="isoflop_kernels.check", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--device", type=command.device_option, default=command.default_device())

@@ -153,7 +153,7 @@ def selects_exactly(contender: str, dtype: torch.dtype, device: torch.device) ->
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that nothing was written to holds NaN, as torch fills it in deterministic mode."""
+    """Fill new memory with NaN inside the context, by torch's deterministic mode."""
     mode = torch.get_deterministic_debug_mode()
     with warnings.catch_warnings():
         # Operations of other implementations that a GPU has no deterministic form of.

@@ -56,7 +56,7 @@ def usable(tensor: Tensor) -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library, built if not there yet; None, with one log line, if it cannot be."""
+    """Return the library, built if not there yet; None, with one log line, if it cannot be."""
     try:
         return ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
@@ -119,7 +119,7 @@ def _compile(command: list[str], output: Path) -> None:
 
 
 def _key(command: list[str]) -> str:
-    """Changes with anything that changes the library: a wrong one may not run on this processor."""
+    """Return a key of all that the library depends on, the processor's instructions included."""
     version = subprocess.run(
         [*command, "--version"], capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
     ).stdout
@@ -129,7 +129,7 @@ def _key(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """Model and instruction sets, as far as the system says."""
+    """Return the model and instruction sets, as far as the system knows them."""
     described = [platform.machine(), platform.processor(), platform.system()]
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -25,8 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isoflop_kernels.gathered_linear.gates import flat_rows, gate, gate_backward
-from isoflop_kernels.gathered_linear.ranges import check_range
+from isoflop_kernels.gathered_linear.gates import check_range, flat_rows, gate, gate_backward
 from isoflop_kernels.gathered_linear.registered import register
 from isoflop_kernels.precision import autocast_disabled, compute_dtype
 
@@ -105,7 +104,7 @@ gathered_linear = register("gathered_linear", _forward, _backward)
 
 
 def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous, in `dtype`, and detached: a bag prepares for its own gradient otherwise."""
+    """Return a detached, contiguous copy in `dtype`; a bag prepares for its gradient otherwise."""
     return tensor.detach().to(dtype).contiguous()
 
 
@@ -115,7 +114,7 @@ def _table(w: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _choices(idx_TCK: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Table row of every choice, token by token, and where each token's choices start and end."""
+    """Return each choice's table row, token by token, and where a token's choices start and end."""
     row_TM = flat_rows(idx_TCK.int(), w.shape[0], w.shape[1])
     num_tokens, per_token = row_TM.shape
     end = num_tokens * per_token + 1
@@ -124,7 +123,7 @@ def _choices(idx_TCK: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_expert(row_N: Tensor, idx_TCK: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choices sorted by table row, stably: their order, their tokens, the start of each row's."""
+    """Sort choices by table row, stably: return their order, their tokens, each row's start."""
     num_tokens, num_rows = idx_TCK.shape[0], w.shape[0] * w.shape[1]
     key_N = row_N.to(torch.int16) if num_rows <= INT16_ROWS else row_N
     order_N = torch.sort(key_N, stable=True).indices
@@ -134,12 +133,12 @@ def _by_expert(row_N: Tensor, idx_TCK: Tensor, w: Tensor) -> tuple[Tensor, Tenso
 
 
 def _bag(table_RD: Tensor, row_N: Tensor, offset_T: Tensor, weight_N: Tensor) -> Tensor:
-    """For each bag, the weighted sum of its table rows; an empty bag gives zeros."""
+    """Return each bag's weighted sum of table rows; an empty bag gives zeros."""
     return F.embedding_bag(row_N, table_RD, offset_T, mode="sum", per_sample_weights=weight_N)
 
 
 def _gathered_dot(x_TD: Tensor, table_RD: Tensor, row_N: Tensor, offset_T1: Tensor) -> Tensor:
-    """Dot product of each token with each of its table rows, [N].
+    """Return the dot product of each token with each of its table rows, [N].
 
     On CPU a sampled matrix product is 2 to 4 times faster than the gradient of a bag with respect
     to its weights, which is the same number. Its kernel takes column numbers as they come, so

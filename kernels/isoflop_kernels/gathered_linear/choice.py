@@ -55,7 +55,7 @@ class Sizes:
 
 
 def version(x_TD: Tensor, idx_TCK: Tensor, w_in: Tensor, w_out: Tensor) -> str:
-    """Version that a call takes, forward and backward.
+    """Return the version that a call takes, forward and backward.
 
     v2 needs one element type throughout, E the square of at most 128, and K of at most 16; calls
     without take v1 whatever the environment says. Unless told otherwise, float32 takes v1 too:
@@ -108,7 +108,7 @@ def seconds_v1(sizes: Sizes) -> float:
 
 
 def seconds_v2(sizes: Sizes) -> float:
-    """Four rows per pair, of which those for the tables come slice by slice, and four products.
+    """Return the seconds of v2: four rows per pair, those of the tables by slice, four products.
 
     On average K ** (2/3) of a channel's groups are chosen in, counted for normal similarities and
     K of 1 to 32. Products are counted as padded: every group's last block and its rows.

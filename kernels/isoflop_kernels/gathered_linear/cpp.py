@@ -20,8 +20,7 @@ from torch import Tensor
 
 from isoflop_kernels.cpp import build
 from isoflop_kernels.gathered_linear import bag
-from isoflop_kernels.gathered_linear.gates import flat_rows, gate, gate_backward
-from isoflop_kernels.gathered_linear.ranges import check_range
+from isoflop_kernels.gathered_linear.gates import check_range, flat_rows, gate, gate_backward
 from isoflop_kernels.gathered_linear.registered import register
 from isoflop_kernels.precision import autocast_disabled, compute_dtype
 
@@ -97,7 +96,7 @@ def _rows(idx_TCK: Tensor, w: Tensor) -> Tensor:
 
 
 def _sizes(row_TCK: Tensor, w: Tensor) -> tuple[int, int, int, int]:
-    """T, tables, choices per token and table, E: a shared table is one channel of C * K choices."""
+    """Return T, tables, choices per token and table, E; a shared table is one channel of C * K."""
     num_tokens, num_channels, num_chosen = row_TCK.shape
     num_tables, num_experts = w.shape[:2]
     return num_tokens, num_tables, num_channels * num_chosen // num_tables, num_experts
@@ -120,7 +119,7 @@ def _combine(w: Tensor, row_TCK: Tensor, weight_TCK: Tensor) -> Tensor:
 
 
 def _by_expert(row_TCK: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choices sorted by table row, stably: their numbers, their tokens, where each row's start."""
+    """Sort choices by table row, stably: return their numbers, their tokens, each row's start."""
     choice_N, token_N = torch.empty_like(row_TCK).view(-1), torch.empty_like(row_TCK).view(-1)
     start_R = row_TCK.new_empty(w.shape[0] * w.shape[1] + 1)
     build.call("sort_choices", row_TCK, start_R, choice_N, token_N, *_sizes(row_TCK, w))
@@ -130,7 +129,7 @@ def _by_expert(row_TCK: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _sum_by_expert(
     rows_TD: Tensor, weight_TCK: Tensor, places: tuple[Tensor, Tensor, Tensor], w: Tensor
 ) -> Tensor:
-    """Gradient of a table, in its dtype: for each expert, the weighted sum of its tokens' rows."""
+    """Return a table's gradient: for each expert, the weighted sum of its tokens' rows."""
     choice_N, token_N, start_R = places
     weight_N = weight_TCK.reshape(-1).index_select(0, choice_N)
     sum_RD = torch.empty(w.shape, dtype=torch.float32)

@@ -16,7 +16,7 @@ def product_flops(x_shape: Sequence[int], idx_shape: Sequence[int]) -> int:
 def forward_flops(
     x_shape: Sequence[int], idx_shape: Sequence[int], *args: object, **kwargs: object
 ) -> int:
-    """4 T C K D: the dot products and the weighted sum; gate and activation count nothing."""
+    """Return 4 T C K D: the dot products and the weighted sum; gate and activation count 0."""
     return 2 * product_flops(x_shape, idx_shape)
 
 
@@ -33,7 +33,7 @@ def backward_flops(
     need: Sequence[bool],
     **kwargs: object,
 ) -> int:
-    """8 T C K D when all four gradients are wanted, 2 T C K D less for each product not needed."""
+    """Return 8 T C K D for all four gradients, 2 T C K D less for each product not needed."""
     need_x, need_score, need_in, need_out = need
     num_products = (need_x or need_score or need_in) + need_x + need_in + need_out
     return num_products * product_flops(x_shape, idx_shape)

@@ -1,4 +1,4 @@
-"""Activations, the two gate orders, and how experts are numbered in a flattened table."""
+"""Activations, the two gate orders, and the numbers of experts: their check, their rows."""
 
 # T tokens, C channels, K experts chosen per channel, E experts per table
 
@@ -13,7 +13,7 @@ GATE_ORDERS = ("gate_then_act", "act_then_gate")
 
 
 def flat_rows(idx_TCK: Tensor, num_tables: int, num_experts: int) -> Tensor:
-    """Row of each chosen expert in the table flattened to [Ct * E, D]; same dtype, shape [T, C*K].
+    """Return each chosen expert's row in the table flattened to [Ct * E, D]: [T, C*K], same dtype.
 
     Channel c owns the rows from c * E on; a shared table (`num_tables` = 1) has no such offset.
     """
@@ -71,3 +71,18 @@ def gate_backward(
         return grad_u * score, grad_u * h
     grad_score = grad_z * activate(h, activation)
     return activate_backward(grad_z * score, h, activation), grad_score
+
+
+def check_range(idx_TCK: Tensor, num_experts: int) -> None:
+    """Refuse expert numbers outside 0 .. num_experts - 1; on an accelerator this waits for it.
+
+    Raises:
+        ValueError: with the smallest and largest expert number given.
+    """
+    if idx_TCK.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(idx_TCK))
+    if low < 0 or high >= num_experts:
+        raise ValueError(
+            f"idx_TCK has values {low} to {high}: must be within 0 to {num_experts - 1}"
+        )

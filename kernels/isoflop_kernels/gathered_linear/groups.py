@@ -56,7 +56,7 @@ def cut(start_R1: Tensor, size: int, most_items: int, *, at_least: int = 1) -> C
 
 
 def sort_by_row(idx_TCK: Tensor, num_tables: int, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Choices in the order of their table rows, and where each row's choices start, [R + 1]."""
+    """Sort choices by table row; return them and where each row's choices start, [R + 1]."""
     num_rows = num_tables * num_experts
     row_N = flat_rows(idx_TCK.int(), num_tables, num_experts).reshape(-1)
     sorted_N, order_N = torch.sort(row_N, stable=True)
@@ -110,7 +110,7 @@ def by_group(idx_TCK: Tensor, num_tables: int, num_experts: int) -> Groups:
 
 
 def _key(idx_TCK: Tensor, num_tables: int, num_keys: int) -> Tensor:
-    """Sorting key of each choice, K * group + K - size of its pair.
+    """Return each choice's sorting key, K * group + K - size of its pair.
 
     With pairs of like size together, a block of them takes as many steps as its pairs have choices.
     """
@@ -126,7 +126,7 @@ def _key(idx_TCK: Tensor, num_tables: int, num_keys: int) -> Tensor:
 
 
 def _positions(starts_N: Tensor, ordinal_N: Tensor) -> Tensor:
-    """Where the true entries are, in order, then N, with N + 1 places; `ordinal_N` counts them.
+    """Return the places of the true entries, then N, as N + 1 numbers; `ordinal_N` counts them.
 
     Like `nonzero`, but it need not wait to learn how many there are: the others go to the last
     place, which is only of use, and then has N, when there are none.

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from isoflop_kernels import dispatch
 from isoflop_kernels.gathered_linear import bag, cpp, reference
-from isoflop_kernels.gathered_linear.gates import ACTIVATIONS, GATE_ORDERS
-from isoflop_kernels.gathered_linear.ranges import check_range
+from isoflop_kernels.gathered_linear.gates import ACTIVATIONS, GATE_ORDERS, check_range
 from isoflop_kernels.precision import FLOAT_DTYPES
 
 

@@ -11,21 +11,21 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(u):
-    """Without the overflow of exp(-u) for large negative u."""
+    """Return 1 / (1 + exp(-u)) without the overflow for large negative u."""
     decay = tl.exp(-tl.abs(u))
     return tl.where(u >= 0, 1.0, decay) / (1.0 + decay)
 
 
 @triton.jit
 def sigmoid_slope(u):
-    """sigmoid(u) * (1 - sigmoid(u)) without the cancellation."""
+    """Return sigmoid(u) * (1 - sigmoid(u)) without the cancellation."""
     decay = tl.exp(-tl.abs(u))
     return decay / ((1.0 + decay) * (1.0 + decay))
 
 
 @triton.jit
 def activate(u, ACTIVATION: tl.constexpr):
-    """gelu_tanh as u * sigmoid(2 v), since (1 + tanh(v)) / 2 is sigmoid(2 v)."""
+    """Apply the activation; gelu_tanh is u * sigmoid(2 v), as (1 + tanh(v)) / 2 is sigmoid(2 v)."""
     if ACTIVATION == "relu":
         return tl.where(u <= 0, 0.0, u)
     elif ACTIVATION == "gelu_tanh":
@@ -38,7 +38,7 @@ def activate(u, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def slope(u, ACTIVATION: tl.constexpr):
-    """Derivative of the activation at u; 0 at 0 for relu, as in torch."""
+    """Return the derivative of the activation at u; 0 at 0 for relu, as in torch."""
     if ACTIVATION == "relu":
         return tl.where(u <= 0, 0.0, 1.0)
     elif ACTIVATION == "gelu_tanh":
@@ -62,7 +62,7 @@ def gate(h, score, ACTIVATION: tl.constexpr, GATE_ORDER: tl.constexpr):
 
 @triton.jit
 def gate_backward(dz, h, score, ACTIVATION: tl.constexpr, GATE_ORDER: tl.constexpr):
-    """Gradients of h and of the score, from that of z."""
+    """Return the gradients of h and of the score, from that of z."""
     if GATE_ORDER == "gate_then_act":
         du = dz * slope(h * score, ACTIVATION)
         return du * score, du * h

@@ -43,7 +43,7 @@ def dot_kernel(
     GATE_ORDER: tl.constexpr,
     WITH_Z: tl.constexpr,
 ):
-    """Dot product of one token with its K rows of one channel, and z from it; grid (T, C).
+    """Multiply one token with its K rows of one channel, and make z of it; grid (T, C).
 
     Channels are the slow axis, so that the programs running at a time share one channel's table.
     TABLE_ROWS is E, or 0 where all channels share a table.
@@ -82,7 +82,7 @@ def combine_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Weighted sum of all C * K rows of one token, one slice of D; grid (T, slices).
+    """Sum all C * K weighted rows of one token, one slice of D; grid (T, slices).
 
     Slices are the slow axis, so that one slice of every table stays in the second-level cache.
     """
@@ -134,7 +134,7 @@ def expert_kernel(
     ACTIVATION: tl.constexpr,
     GATE_ORDER: tl.constexpr,
 ):
-    """Everything the backward pass owes one chunk of one expert's choices; grid (S, slices).
+    """Compute all gradients of one chunk of one expert's choices; grid (S, slices).
 
     The expert's output row is loaded once; its tokens' x and dy stream by, each gathered once, and
     give the gradients of h, the score and both table rows. DZ says how a program comes by

@@ -24,9 +24,8 @@ from torch import Tensor
 from isoflop_kernels import triton_config
 from isoflop_kernels.gathered_linear import bag, triton_v2
 from isoflop_kernels.gathered_linear.choice import version
-from isoflop_kernels.gathered_linear.gates import gate_backward
+from isoflop_kernels.gathered_linear.gates import check_range, gate_backward
 from isoflop_kernels.gathered_linear.groups import cut, sort_by_row
-from isoflop_kernels.gathered_linear.ranges import check_range
 from isoflop_kernels.gathered_linear.registered import register
 from isoflop_kernels.gathered_linear.triton_kernels import (
     INTERPRETED,
@@ -146,7 +145,7 @@ def _dot(
     activation: str = "identity",
     gate_order: str = "gate_then_act",
 ) -> tuple[Tensor, Tensor]:
-    """Dot products h and, given scores, z; otherwise h twice."""
+    """Return dot products h and, given scores, z; otherwise h twice."""
     num_tokens, num_channels, num_chosen = idx_TCK.shape
     width = x_TD.shape[1]
     h_TCK = x_TD.new_empty(idx_TCK.shape, dtype=torch.float32)

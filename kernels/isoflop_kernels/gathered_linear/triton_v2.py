@@ -30,7 +30,7 @@ IN, OUT = 0, 1
 def forward(
     x_TD: Tensor, idx_TCK: Tensor, score_TCK: Tensor, w_in: Tensor, names: tuple[str, str]
 ) -> tuple[Tensor, Tensor]:
-    """Dot products h and weights z of the output rows; arguments are contiguous."""
+    """Return dot products h and weights z of the output rows; arguments are contiguous."""
     groups = by_group(idx_TCK, w_in.shape[0], w_in.shape[1])
     h_TCK = score_TCK.new_empty(score_TCK.shape, dtype=torch.float32)
     z_TCK = torch.empty_like(h_TCK)

@@ -23,7 +23,7 @@ from isoflop_kernels.gathered_linear.triton_gate import gate, gate_backward
 
 @triton.jit
 def product(b_left, b_right, b_sum, UPCAST: tl.constexpr):
-    """b_sum + b_left @ b_right; UPCAST since Triton's interpreter cannot multiply bfloat16."""
+    """Return b_sum + b_left @ b_right; UPCAST as Triton's interpreter cannot multiply bfloat16."""
     if UPCAST:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
     return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
@@ -57,7 +57,7 @@ def group_dot_kernel(
     BACKWARD: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Dot products of BM pairs' tokens with their choices, and what follows from them; grid (S).
+    """Multiply BM pairs' tokens with their choices, and make z of it; grid (S).
 
     Each token is gathered once and multiplied with all rows of the group, of which its choices are
     picked. Forward, x and w_in give h and z; backward, dy and w_out give the gradient of z, and
@@ -105,7 +105,7 @@ def group_dot_kernel(
 
 @triton.jit
 def scale_of(b_weight):
-    """The power of two that brings the largest weight to between 1 and 2, and its inverse.
+    """Return the power of two that brings the largest weight to [1, 2), and its inverse.
 
     It is bounded so that sums multiplied by it stay finite.
     """
@@ -139,7 +139,7 @@ def group_table_kernel(
     BD: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Gradient of one table's rows from one chunk of their group's pairs; grid (S, slices).
+    """Compute one table's gradient from one chunk of a group's pairs; grid (S, slices).
 
     It is W @ X with the tokens' rows X, x or dy, each gathered once, and the weights W of all
     choices of a block, dh or z, in a matrix: zero where a token did not choose, the sum where it

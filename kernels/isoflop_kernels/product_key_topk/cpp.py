@@ -23,7 +23,7 @@ MAX_K = 32
     "isoflop_kernels::topk_indices_cpp", mutates_args=(), schema="(Tensor values, int k) -> Tensor"
 )
 def topk_indices(values: Tensor, k: int) -> Tensor:
-    """As `reference.topk_indices`."""
+    """Return what `reference.topk_indices` does."""
     if not _takes(values, k):
         return packed.topk_indices(values, k)
     rows = values.contiguous()
@@ -44,7 +44,7 @@ def _(values: Tensor, k: int) -> Tensor:
     schema="(Tensor sim, int k) -> Tensor",
 )
 def product_key_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
-    """Sub-keys, int64 [T, 2, C, K], of the pairs that `reference.product_key_pairs` chooses."""
+    """Return the sub-keys that `reference.product_key_pairs` does, int64 [T, 2, C, K]."""
     if not _takes(sim_T2CN, k):
         return packed.product_key_pairs(sim_T2CN, k)
     num_tokens, _, num_channels, num_keys = sim_T2CN.shape

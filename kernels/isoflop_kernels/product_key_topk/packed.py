@@ -36,7 +36,7 @@ _TAKEN = torch.iinfo(torch.int64).min
     "isoflop_kernels::topk_indices", mutates_args=(), schema="(Tensor values, int k) -> Tensor"
 )
 def topk_indices(values: Tensor, k: int) -> Tensor:
-    """As `reference.topk_indices`; float64 and rows too long for a packed position are sorted."""
+    """Return what `reference.topk_indices` does; float64 and rows too long to pack are sorted."""
     num_values = values.shape[-1]
     if values.dtype == torch.float64 or num_values > MAX_POSITION + 1:
         return reference.topk_indices(values, k).contiguous()
@@ -59,7 +59,7 @@ def _(values: Tensor, k: int) -> Tensor:
     schema="(Tensor sim, int k) -> Tensor",
 )
 def product_key_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
-    """Sub-keys, int64 [T, 2, C, K], of the pairs that `reference.product_key_pairs` chooses."""
+    """Return the sub-keys that `reference.product_key_pairs` does, int64 [T, 2, C, K]."""
     if sim_T2CN.dtype == torch.float64:
         return reference.product_key_pairs(sim_T2CN, k)
     num_channels, num_keys = sim_T2CN.shape[2:]

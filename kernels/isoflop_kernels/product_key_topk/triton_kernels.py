@@ -25,7 +25,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @triton.jit
 def pack(value, position):
-    """Key of a float32 and of a position below 2**31; -0.0 and 0.0 are one value."""
+    """Return the key of a float32 and a position below 2**31; -0.0 and 0.0 are one value."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
     return (ordered << 32) | (0x7FFFFFFF - position).to(tl.int64)
@@ -33,13 +33,13 @@ def pack(value, position):
 
 @triton.jit
 def position_of(key):
-    """The position in a key."""
+    """Return the position in a key."""
     return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
 
 
 @triton.jit
 def value_of(key):
-    """The float32 in a key."""
+    """Return the float32 in a key."""
     ordered = (key >> 32).to(tl.int32)
     bits = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
     return bits.to(tl.float32, bitcast=True)
@@ -47,7 +47,7 @@ def value_of(key):
 
 @triton.jit
 def best_keys(b_key, o_rank, RANKS: tl.constexpr, LOWEST: tl.constexpr):
-    """The RANKS largest of a block of keys in descending order, one for each of `o_rank`."""
+    """Return the RANKS largest of a block of keys, descending, one for each of `o_rank`."""
     b_best = tl.full(o_rank.shape, LOWEST, tl.int64)
     for i_rank in range(RANKS):
         b_max = tl.max(b_key, 0)
@@ -68,7 +68,7 @@ def pairs_kernel(
     BM: tl.constexpr,
     RANKS: tl.constexpr,
 ):
-    """Sub-keys [T, 2, C, K] of the K best pairs of one token and channel; grid (T, C)."""
+    """Choose the K best pairs of one token and channel, sub-keys [T, 2, C, K]; grid (T, C)."""
     LOWEST: tl.constexpr = -(2**63)
     i_T, i_C = tl.program_id(0), tl.program_id(1)
     o_first = (i_T.to(tl.int64) * 2 * C + i_C) * N

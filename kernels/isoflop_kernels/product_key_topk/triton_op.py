@@ -23,7 +23,7 @@ MAX_CHOSEN = 16
     schema="(Tensor sim, int k) -> Tensor",
 )
 def product_key_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
-    """Sub-keys, int64 [T, 2, C, K], of the pairs that `reference.product_key_pairs` chooses."""
+    """Return the sub-keys that `reference.product_key_pairs` does, int64 [T, 2, C, K]."""
     num_tokens, _, num_channels, num_keys = sim_T2CN.shape
     if sim_T2CN.dtype == torch.float64 or num_keys > MAX_SUB_KEYS or k > MAX_CHOSEN:
         return packed.product_key_pairs(sim_T2CN, k)
