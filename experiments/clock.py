@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from pace import CellKey, Pace, cells, centre, markdown_table
 
-from isoflop.analysis.compare import Comparison, compare_archs
+from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import select_points

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.analysis.fit import fit_optima, fit_rows, fit_table
-    from isoflop.analysis.fits import FitOptions, Fits
     from isoflop.analysis.inputs import load_rows
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.optima_methods import METHODS
     from isoflop.analysis.points import select_points
+    from isoflop.analysis.result import FitOptions, Fits
     from isoflop.analysis.summary import excluded_note
 
 _HOME = {
     "METHODS": "optima_methods",
-    "FitOptions": "fits",
-    "Fits": "fits",
+    "FitOptions": "result",
+    "Fits": "result",
     "Optimum": "optima",
     "excluded_note": "summary",
     "fit_optima": "fit",

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isoflop.analysis.fits import FitOptions, Fits
 from isoflop.analysis.inputs import load_rows
 from isoflop.analysis.intervals import with_intervals
 from isoflop.analysis.laws import fit_laws
@@ -15,6 +14,7 @@ from isoflop.analysis.optima import METHODS, Method, find_optima
 from isoflop.analysis.plots import write_plots
 from isoflop.analysis.points import AXES, Axis, Selection, select_points
 from isoflop.analysis.resample import Draws, choose_kind, draw_optima
+from isoflop.analysis.result import FitOptions, Fits
 from isoflop.tables import COMPARE, EXPONENTS, FITS, OPTIMA, VALIDITY, Schema, write_table
 
 __all__ = [
@@ -81,7 +81,7 @@ def fit_rows(rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS)
     Raises:
         UserError: the reference of the options is not in the table.
     """
-    from isoflop.analysis.compare import pick_reference
+    from isoflop.analysis.compare.multipliers import pick_reference
 
     table = list(rows)
     selection = select_points(table)
@@ -109,8 +109,8 @@ def _with_parametric(fits: Fits) -> Fits:
 
 
 def _with_comparisons(fits: Fits) -> Fits:
-    from isoflop.analysis.compare import compare_archs
-    from isoflop.analysis.compare_exponents import exponent_differences
+    from isoflop.analysis.compare.differences import exponent_differences
+    from isoflop.analysis.compare.multipliers import compare_archs
 
     options = fits.options
     multipliers = compare_archs(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis import plot_frame, plot_tips
-from isoflop.analysis.compare import Comparison
-from isoflop.analysis.fits import Fits
+from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.optima import Optimum
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.plot_style import Mark
 

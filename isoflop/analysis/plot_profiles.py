@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
 from isoflop.analysis import plot_tips
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import Optimum, fit_parabola
 from isoflop.analysis.points import Axis, Excluded, Point
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis import plot_frame, plot_tips
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import fit_parabola
 from isoflop.analysis.plot_profiles import AXIS_LABELS
 from isoflop.analysis.points import Point
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count
 

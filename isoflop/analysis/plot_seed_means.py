@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis import plot_tips
-from isoflop.analysis.compare_sizes import SeedMean, seed_means
-from isoflop.analysis.fits import Fits
+from isoflop.analysis.compare.one_size import SeedMean, seed_means
 from isoflop.analysis.points import Point
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_flops
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis import plot_frame, plot_tips
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.optima import METHODS
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 
 if TYPE_CHECKING:

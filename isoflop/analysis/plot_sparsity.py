@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis import plot_frame, plot_tips
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.points import Point
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.plot_style import Mark
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis import plot_frame, plot_tips
-from isoflop.analysis.compare_sizes import is_one_size
-from isoflop.analysis.fits import Fits
+from isoflop.analysis.compare.one_size import is_one_size
 from isoflop.analysis.laws import LawAxis, PowerLaw, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.plot_profiles import draw_profiles
 from isoflop.analysis.plot_seed_means import draw_seed_means
 from isoflop.analysis.points import Axis
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark

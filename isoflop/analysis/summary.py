@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from isoflop.numbers import format_count, format_flops
 
 if TYPE_CHECKING:
-    from isoflop.analysis.compare import Comparison
-    from isoflop.analysis.fits import Fits
+    from isoflop.analysis.compare.multipliers import Comparison
     from isoflop.analysis.optima import Optimum
+    from isoflop.analysis.result import Fits
 
 MISSING = "-"
 

@@ -104,7 +104,7 @@ def fit_folder(
 
 def _print_tables(fits: Fits, out: Console) -> list[str]:
     """Prints the tables that the fit has something for; returns what to say below them."""
-    from isoflop.analysis.compare_sizes import is_one_size
+    from isoflop.analysis.compare.one_size import is_one_size
     from isoflop.analysis.summary import reading_notes
     from isoflop.render.fits import laws_table, multipliers_table, optima_table, seed_means_table
 

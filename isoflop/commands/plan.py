@@ -127,7 +127,7 @@ def _unread_rules(planned: Plan) -> list[str]:
     """A line for each hypothesis that no machine can judge: its plan is frozen all the same."""
     if not planned.study.hypotheses:
         return []
-    from isoflop.analysis.hypotheses.grammar import parse_rule
+    from isoflop.analysis.rules import parse_rule
 
     return [
         f"hypothesis {hypothesis.id}: `decide` is none of the rules of experiments/README.md; the "

@@ -32,11 +32,10 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool) -> None:
     Collects the runs into runs.parquet; the plan is left alone without --apply, which grows it as
     `isoflop extend` does.
     """
-    from isoflop.analysis.compare_sizes import is_one_size
+    from isoflop.analysis.compare.one_size import is_one_size
     from isoflop.analysis.fit import fit_optima
     from isoflop.analysis.points import select_points
-    from isoflop.analysis.refine import propose
-    from isoflop.analysis.refine_seeds import propose_seeds
+    from isoflop.analysis.refine import propose, propose_seeds
     from isoflop.launch.status import collect
     from isoflop.plan.artefact import read_plan, replace_plan
     from isoflop.plan.estimate import estimate_again

@@ -11,7 +11,7 @@ from isoflop.numbers import format_count, format_flops
 from isoflop.render.tables import fitted_table, new_table
 
 if TYPE_CHECKING:
-    from isoflop.analysis.fits import Fits
+    from isoflop.analysis.result import Fits
 
 
 # Left out of a terminal that is too narrow for all, the first ones first.
@@ -42,7 +42,7 @@ def optima_table(fits: Fits, width: int) -> Shown:
 
 def seed_means_table(fits: Fits) -> Table:
     """Return the mean loss over the seeds of each arch that has one size at a budget."""
-    from isoflop.analysis.compare_sizes import seed_means
+    from isoflop.analysis.compare.one_size import seed_means
 
     names = ("arch", "budget", "params", "tokens", "seeds", "loss", "sd")
     table = new_table(*((name, "<" if name == "arch" else ">") for name in names))

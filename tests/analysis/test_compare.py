@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.made_runs import parabola, row, spaced, study
-from isoflop.analysis.compare import Comparison, compare_archs, default_reference
-from isoflop.analysis.compare_exponents import exponent_differences
-from isoflop.analysis.compare_orders import pair_orders
+from isoflop.analysis.compare.differences import exponent_differences, pair_orders
+from isoflop.analysis.compare.multipliers import Comparison, compare_archs, default_reference
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.points import select_points
 from isoflop.errors import UserError

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from analysis.made_runs import curve, parabola, row, spaced, study
-from isoflop.analysis.compare import compare_archs
-from isoflop.analysis.compare_sizes import natural_order, seed_means
+from isoflop.analysis.compare.multipliers import compare_archs
+from isoflop.analysis.compare.one_size import natural_order, seed_means
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
 from isoflop.analysis.points import select_points
 from isoflop.analysis.summary import excluded_lines, multiplier_rows_for_display, reading_notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isoflop.analysis.compare_interval import interval, order, strict_interval
+from isoflop.analysis.compare.claims import interval, order, strict_interval
 from isoflop.analysis.frontier_curve import FrontierCurve
 
 

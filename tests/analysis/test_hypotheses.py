@@ -8,9 +8,9 @@ import pytest
 
 from analysis.made_runs import parabola, row, spaced
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
-from isoflop.analysis.hypotheses import judge, parse_rule
-from isoflop.analysis.hypotheses.grammar import Rule
+from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import select_points
+from isoflop.analysis.rules import Rule, parse_rule
 from isoflop.study import Hypothesis
 from isoflop.tables import HYPOTHESES
 

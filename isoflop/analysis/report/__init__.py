@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.analysis.compare_exponents import exponent_differences
-from isoflop.analysis.compare_sizes import is_one_size
-from isoflop.analysis.fits import Fits
+from isoflop.analysis.compare.differences import exponent_differences
+from isoflop.analysis.compare.one_size import is_one_size
 from isoflop.analysis.hypotheses import Verdict, judge
 from isoflop.analysis.report import html, latex, markdown
 from isoflop.analysis.report.checklist import checklist_section
@@ -32,6 +31,7 @@ from isoflop.analysis.report.sections_sizes import (
 from isoflop.analysis.report.sections_validity import hypotheses_section, validity_section
 from isoflop.analysis.report.source import Source
 from isoflop.analysis.report.statements import findings
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.files import write_text_atomic
 from isoflop.tables import HYPOTHESES, SEED_MEANS, write_table

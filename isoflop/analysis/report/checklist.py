@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.noise import seed_noise
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.report.source import Source
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis import plot_tips
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.plot_multipliers import draw_multipliers
 from isoflop.analysis.plot_profiles import draw_profiles
 from isoflop.analysis.plot_residuals import draw_residuals
@@ -19,6 +18,7 @@ from isoflop.analysis.plot_sparsity import draw_sparsity
 from isoflop.analysis.plots import draw_frontier, draw_optimum_size, draw_optimum_tokens
 from isoflop.analysis.report.document import Document, Picture
 from isoflop.analysis.report.inline_svg import inline
+from isoflop.analysis.result import Fits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

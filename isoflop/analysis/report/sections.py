@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Axis
 from isoflop.analysis.report.document import (
@@ -26,6 +25,7 @@ from isoflop.analysis.report.document import (
     table,
     text_column,
 )
+from isoflop.analysis.result import Fits
 from isoflop.numbers import format_count
 
 _AXES: Mapping[Axis, str] = {

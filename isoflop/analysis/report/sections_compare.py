@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isoflop.analysis.compare import Comparison
-from isoflop.analysis.compare_exponents import ExponentDifference
+from isoflop.analysis.compare.differences import ExponentDifference
+from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.report.document import (
     ARCH,
     BUDGET,

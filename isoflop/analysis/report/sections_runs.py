@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from isoflop.analysis.fits import Fits
 from isoflop.analysis.points import Excluded, Point
 from isoflop.analysis.report.document import (
     ARCH,
@@ -20,6 +19,7 @@ from isoflop.analysis.report.document import (
     table,
     text_column,
 )
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 
 

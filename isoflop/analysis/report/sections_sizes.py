@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from isoflop.analysis.compare import default_reference
-from isoflop.analysis.compare_interval import order
-from isoflop.analysis.compare_sizes import PairedLoss, natural_order, paired_loss, seed_means
-from isoflop.analysis.fits import Fits
+from isoflop.analysis.compare.claims import order
+from isoflop.analysis.compare.multipliers import default_reference
+from isoflop.analysis.compare.one_size import PairedLoss, natural_order, paired_loss, seed_means
 from isoflop.analysis.report.document import (
     ARCH,
     BUDGET,
@@ -24,6 +23,7 @@ from isoflop.analysis.report.document import (
     text_column,
 )
 from isoflop.analysis.report.source import Source
+from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import perplexity
 from isoflop.numbers import format_flops
 from isoflop.tables import SEED_MEANS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isoflop.analysis.compare import Comparison
-from isoflop.analysis.compare_exponents import ExponentDifference
+from isoflop.analysis.compare.differences import ExponentDifference
+from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.numbers import format_flops
 
 _NO_ORDER = "no order is claimed"

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isoflop.analysis.compare_interval import optima_by_group
+from isoflop.analysis.compare.claims import optima_by_group
 from isoflop.analysis.noise import seed_noise
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Point
 from isoflop.analysis.validity.finding import Finding, FindingStatus
-from isoflop.analysis.validity.refit import Setting
+from isoflop.analysis.validity.variants import Setting
 
 # At a slope of −0.2 nats per e-fold of compute, 5 % of the budget are 0.01 nats.
 MAX_BUDGET_ERROR = 0.05

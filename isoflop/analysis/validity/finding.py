@@ -1,4 +1,4 @@
-"""One finding of a check of validity: a row of validity.parquet."""
+"""What a check of validity found, a row of validity.parquet, and the findings of all checks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ FindingStatus = Literal["ok", "moves", "attention", "not_measured", "info"]
 its interval, or an order that is claimed turns round; attention: a property of the design that
 biases or weakens the answer; not_measured: the table does not say, or there is no interval to hold
 it against; info: a number to know, without a judgement."""
+
+_VARIANTS: tuple[Check, ...] = ("selection", "method", "convention")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,3 +54,45 @@ class Finding:
     def row(self) -> dict[str, Any]:
         """Return the row of validity.parquet."""
         return {name: getattr(self, name) for name in VALIDITY.names}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validity:
+    """The findings of all checks."""
+
+    findings: tuple[Finding, ...]
+
+    def of(self, check: Check, quantity: str | None = None) -> tuple[Finding, ...]:
+        """Return the findings of one check, of one quantity where it is named."""
+        return tuple(
+            f for f in self.findings if f.check == check and quantity in (None, f.quantity)
+        )
+
+    @property
+    def varied(self) -> tuple[Finding, ...]:
+        """Answers of variants of the fit that could be held against its own."""
+        return tuple(
+            f for f in self.findings if f.check in _VARIANTS and f.status in ("ok", "moves")
+        )
+
+    @property
+    def moved(self) -> tuple[Finding, ...]:
+        """Variants in which an answer leaves its interval, or a claimed order turns round."""
+        return tuple(f for f in self.findings if f.status == "moves")
+
+    def heldout_error(self, arch: str, axis: str | None) -> float | None:
+        """Return |error| at the arch's largest budget that was held out, None where there is none.
+
+        Of the power law of ``axis``, or for None of the surface (mean over the runs).
+        """
+        scored = [
+            f
+            for f in self.of("held_out")
+            if f.arch == arch and f.axis == axis and f.value is not None
+        ]
+        last = max(scored, key=lambda f: f.budget_flops or 0.0, default=None)
+        return None if last is None or last.value is None else abs(last.value)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of validity.parquet."""
+        return [finding.row() for finding in self.findings]

@@ -6,17 +6,17 @@ budget that was held out, the surface on each of its runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from isoflop.analysis.compare_interval import Floats
+from isoflop.analysis.compare.claims import Floats
 from isoflop.analysis.laws import PowerLaw, fit_laws, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point
 from isoflop.analysis.validity.finding import Finding
-from isoflop.analysis.validity.refit import Setting
+from isoflop.analysis.validity.variants import Setting
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
@@ -32,20 +32,6 @@ def held_out_findings(setting: Setting) -> list[Finding]:
         for arch in setting.archs
         for finding in (*_power_laws(setting, arch), *_surfaces(setting, arch))
     ]
-
-
-def heldout_error(findings: Iterable[Finding], arch: str, axis: str | None) -> float | None:
-    """Return |error| at the arch's largest budget that was held out, None where there is none.
-
-    Of the power law of ``axis``, or for None of the surface (mean over the runs).
-    """
-    scored = [
-        f
-        for f in findings
-        if f.check == "held_out" and f.arch == arch and f.axis == axis and f.value is not None
-    ]
-    last = max(scored, key=lambda f: f.budget_flops or 0.0, default=None)
-    return None if last is None or last.value is None else abs(last.value)
 
 
 def _power_laws(setting: Setting, arch: str) -> list[Finding]:

@@ -16,7 +16,7 @@ from analysis.made_runs import curve, parabola, row, spaced, study
 from analysis.report.made_document import made_svg
 from isoflop import plot_style
 from isoflop.analysis import plot_tips
-from isoflop.analysis.compare import compare_archs
+from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima, fit_rows
 from isoflop.analysis.plot_residuals import relative_residuals
 from isoflop.analysis.plot_resources import hull

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from markupsafe import escape
 
 from analysis.made_report import FAMILIES, full_table
-from isoflop.analysis.compare import Comparison
-from isoflop.analysis.compare_exponents import ExponentDifference
+from isoflop.analysis.compare.differences import ExponentDifference
+from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
 from isoflop.analysis.report import make_document, write_report
 from isoflop.analysis.report.document import Document, Items, Table

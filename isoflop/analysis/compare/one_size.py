@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.compare_interval import Interval
+from isoflop.analysis.compare.claims import Interval
 from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
 
 # A mean needs two seeds before it has a spread.

@@ -11,8 +11,8 @@ from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
 from isoflop.analysis.resample import Draws, Requested
 
 if TYPE_CHECKING:
-    from isoflop.analysis.compare import Comparison
-    from isoflop.analysis.compare_exponents import ExponentDifference
+    from isoflop.analysis.compare.differences import ExponentDifference
+    from isoflop.analysis.compare.multipliers import Comparison
     from isoflop.analysis.parametric import ParametricFit
     from isoflop.analysis.validity import Validity
 

@@ -11,7 +11,7 @@
     WHERE    = every budget | some budget | the largest budget | the smallest budget | NUMBER
 
 `loss` is the loss at the optimum of a family's sizes. `seed_mean` is for families of one size at
-the budget: the mean loss over the seeds, compared seed by seed (isoflop.analysis.compare_sizes).
+the budget: the mean loss over the seeds, compared seed by seed (isoflop.analysis.compare.one_size).
 `loss(A) < loss(B)` is short for `loss(A) / loss(B) < 1`, and so for seed_mean. RESOURCE is flops
 (the default), wall_s, n_active, n_params, n_tokens or peak_mem_bytes; AXIS is n_params, n_tokens,
 n_active or loss. Without WHERE a rule is meant for every budget; an exponent has none.

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from analysis.made_runs import row
-from isoflop.analysis.compare_sizes import is_one_size, paired_loss, seed_means
+from isoflop.analysis.compare.one_size import is_one_size, paired_loss, seed_means
 from isoflop.analysis.fit import FitOptions, fit_optima
-from isoflop.analysis.hypotheses import judge, parse_rule
+from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import select_points
+from isoflop.analysis.rules import parse_rule
 from isoflop.study import Hypothesis
 
 BUDGET = 1e11

@@ -1,0 +1,1 @@
+"""Comparisons between families: multipliers, exponents, orders by loss, families of one size."""
