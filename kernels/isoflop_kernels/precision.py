@@ -12,7 +12,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return float64 if any tensor is float64, else float32; half precision is never computed in."""
+    """Return float64 if any tensor is float64, otherwise float32, never half precision."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
