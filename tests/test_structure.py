@@ -30,6 +30,7 @@ BASE = {
     "tables",
     "pages",
     "plot_style",
+    "arrays",
     "recipe",
     "spec",
     "placement",

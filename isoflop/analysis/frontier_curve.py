@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from isoflop.arrays import Floats
+
 Bools = npt.NDArray[np.bool_]
 
 

@@ -26,8 +26,7 @@ from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.compare.one_size import paired_loss
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.optima import Method
-from isoflop.analysis.points import Axis
-from isoflop.analysis.resample import Resource
+from isoflop.analysis.points import Axis, Resource
 from isoflop.analysis.rules import GRAMMAR, Rule, parse_rule
 from isoflop.numbers import format_flops
 from isoflop.tables import HYPOTHESES

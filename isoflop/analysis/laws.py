@@ -3,7 +3,7 @@
 Each law is y = coefficient · C^exponent with C the budget in training FLOPs, fitted by ordinary
 least squares of ln y on ln C. The loss law has no irreducible term: it describes the budgets
 measured and is no basis for extrapolation far beyond them. Intervals are percentiles of the laws
-through the drawn optima of isoflop.analysis.resample.
+through the drawn optima of isoflop.analysis.bootstrap.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import METHODS, Floats, Method
+from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, Axis
-from isoflop.analysis.resample import Draws, percentiles
+from isoflop.arrays import Floats, percentiles
 from isoflop.tables import FITS
 
 LawAxis = Literal["n_params", "n_tokens", "n_active", "loss"]

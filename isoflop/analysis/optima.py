@@ -7,13 +7,14 @@ the table) and the budget is the nominal one; ``mean_flops`` tells the FLOPs ach
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from isoflop.analysis.bootstrap import Draws, num_failed
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
@@ -25,11 +26,11 @@ from isoflop.analysis.optima_methods import (
     MIN_SIZES,
     NO_MINIMUM,
     TOO_FEW,
-    Floats,
     Method,
     fit_parabolas,
 )
-from isoflop.analysis.points import AXES, Axis, GroupKey, Point
+from isoflop.analysis.points import AXES, Axis, GroupKey, Point, Profile, profile_of
+from isoflop.arrays import percentiles
 
 __all__ = [
     "LOSS_RESOLUTION",
@@ -38,12 +39,10 @@ __all__ = [
     "Method",
     "Optimum",
     "Parabola",
-    "Profile",
     "Status",
     "find_optima",
     "find_optimum",
     "fit_parabola",
-    "profile_of",
 ]
 
 Status = Literal["interior", "edge_low", "edge_high", "not_convex", "flat", "too_few"]
@@ -109,35 +108,6 @@ class Optimum:
     def is_bound(self) -> bool:
         """Whether ``x_opt`` and ``loss_opt`` are bounds."""
         return self.status in ("edge_low", "edge_high")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Profile:
-    """The points of one family at one budget along one axis, in ascending x."""
-
-    points: tuple[Point, ...]
-    """Those whose x is known; of equal x in their order in the group (size, then seed)."""
-    x: Floats
-    log_x: Floats
-    loss: Floats
-
-    @property
-    def num_sizes(self) -> int:
-        """Distinct sizes, as far as the logarithm tells them apart."""
-        return len(np.unique(self.log_x))
-
-
-def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
-    """Return the profile of a group; points whose x is unknown are left out."""
-    known = [(x, point) for point in points if (x := point.on(axis)) is not None]
-    known.sort(key=lambda pair: pair[0])
-    xs = np.array([x for x, _ in known], dtype=np.float64)
-    return Profile(
-        points=tuple(point for _, point in known),
-        x=xs,
-        log_x=np.log(xs),
-        loss=np.array([point.loss for _, point in known], dtype=np.float64),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,3 +227,54 @@ def _mean_flops(points: Sequence[Point]) -> float | None:
     if not points or len(achieved) < len(points):
         return None
     return float(np.mean(achieved))
+
+
+def with_intervals(
+    optima: Iterable[Optimum],
+    draws: Mapping[tuple[Axis, Method], Draws],
+    confidence: float = 0.95,
+) -> tuple[Optimum, ...]:
+    """Give each interior optimum its interval; a bound has none, nor has one without draws.
+
+    A draw whose minimum lies beyond the grid counts as that end of the grid, so that such draws do
+    not shorten the interval from the other side; ``ci_at_edge`` then says that it may reach
+    further. No interval when half of the draws or more are not interior.
+    """
+    return tuple(
+        _with_interval(optimum, draws[optimum.axis, optimum.method], confidence)
+        if (optimum.axis, optimum.method) in draws
+        else optimum
+        for optimum in optima
+    )
+
+
+def _with_interval(optimum: Optimum, draws: Draws, confidence: float) -> Optimum:
+    key = (optimum.arch, optimum.budget_flops)
+    if not optimum.is_point or key not in draws.x_opt:
+        return optimum
+    failed = num_failed(draws, key)
+    known = replace(optimum, bootstrap_kind=draws.kind, n_boot=draws.n_boot, n_failed=failed)
+    if 2 * failed >= draws.n_boot:
+        return known
+    edge, x = draws.edge[key], draws.x_opt[key].copy()
+    x[edge == BELOW], x[edge == ABOVE] = optimum.grid_lo, optimum.grid_hi
+    interval = percentiles(x[edge < NO_MINIMUM], confidence)
+    of_loss = percentiles(draws.loss_opt[key], confidence)
+    assert interval is not None
+    assert of_loss is not None
+    return replace(
+        known,
+        ci_lo=interval[0],
+        ci_hi=interval[1],
+        loss_ci_lo=of_loss[0],
+        loss_ci_hi=of_loss[1],
+        ci_at_edge=_touched(interval, optimum),
+    )
+
+
+def _touched(interval: tuple[float, float], o: Optimum) -> Literal["low", "high", "both"] | None:
+    at_low = o.grid_lo is not None and bool(np.isclose(interval[0], o.grid_lo, rtol=1e-12))
+    at_high = o.grid_hi is not None and bool(np.isclose(interval[1], o.grid_hi, rtol=1e-12))
+    if at_low and at_high:
+        return "both"
+    return "low" if at_low else "high" if at_high else None

@@ -28,7 +28,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from isoflop.arrays import Floats
+
 Codes = npt.NDArray[np.int8]
 
 Method = Literal["parabola", "parabola_window", "akima", "parabola_robust"]

@@ -9,9 +9,7 @@ import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis import plot_frame, plot_tips
-from isoflop.analysis.optima import profile_of
-from isoflop.analysis.points import Point
-from isoflop.analysis.resample import Resource, resource_at
+from isoflop.analysis.points import Point, Resource, profile_of, resource_at
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.numbers import format_count

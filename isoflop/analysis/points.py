@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from isoflop.arrays import Floats
+
 Axis = Literal["n_params", "n_tokens", "n_active"]
 AXES: tuple[Axis, ...] = ("n_params", "n_tokens", "n_active")
 
@@ -229,3 +233,60 @@ def _excluded_order(row: Excluded) -> tuple[str, float, float, str, str]:
         row.run_id or "",
         row.reason,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Profile:
+    """The points of one family at one budget along one axis, in ascending x."""
+
+    points: tuple[Point, ...]
+    """Those whose x is known; of equal x in their order in the group (size, then seed)."""
+    x: Floats
+    log_x: Floats
+    loss: Floats
+
+    @property
+    def num_sizes(self) -> int:
+        """Distinct sizes, as far as the logarithm tells them apart."""
+        return len(np.unique(self.log_x))
+
+
+def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
+    """Return the profile of a group; points whose x is unknown are left out."""
+    known = [(x, point) for point in points if (x := point.on(axis)) is not None]
+    known.sort(key=lambda pair: pair[0])
+    xs = np.array([x for x, _ in known], dtype=np.float64)
+    return Profile(
+        points=tuple(point for _, point in known),
+        x=xs,
+        log_x=np.log(xs),
+        loss=np.array([point.loss for _, point in known], dtype=np.float64),
+    )
+
+
+Resource = Literal["n_params", "n_tokens", "n_active", "flops", "wall_s", "peak_mem_bytes"]
+
+
+RESOURCES: tuple[Resource, ...] = (
+    "n_params",
+    "n_tokens",
+    "n_active",
+    "flops",
+    "wall_s",
+    "peak_mem_bytes",
+)
+
+
+def resource_at(profile: Profile, name: Resource, x: Floats) -> Floats | None:
+    """Return a resource at some x of a profile, interpolated in ln resource over ln x.
+
+    Points of one size count with their geometric mean. None where a point lacks the resource; NaN
+    stays NaN.
+    """
+    values = [getattr(point, name) for point in profile.points]
+    if not values or None in values:
+        return None
+    log_values = np.log(np.array(values, dtype=np.float64))
+    sizes, size_of = np.unique(profile.log_x, return_inverse=True)
+    means = np.bincount(size_of, weights=log_values) / np.bincount(size_of)
+    return np.asarray(np.exp(np.interp(np.log(x), sizes, means)))

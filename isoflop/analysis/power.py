@@ -7,6 +7,7 @@ draws is reported. It is an estimate: PowerReport.assumptions says on what it re
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,25 +15,250 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isoflop.analysis.simulation import (
-    CHINCHILLA,
-    SEED,
-    Design,
-    Floats,
-    Surface,
-    design_of,
-    fit_lines,
-    simulate,
-    total_flops,
-    with_budget,
-    with_seed,
-    with_size,
-)
+from isoflop.arrays import Floats
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
+
+
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surface:
+    """Loss in nats per token: e + a / N^alpha + b / D^beta, for training FLOPs C = 6·N·D."""
+
+    source: str
+    e: float
+    a: float
+    b: float
+    alpha: float
+    beta: float
+    lowest_flops: float
+    """Below this the surface is not used; see assumptions."""
+
+    def terms(self, flops: float) -> tuple[float, float]:
+        """Return the terms of N and of D at the compute-optimal N and D, nats per token."""
+        ratio = self.alpha * self.a / (self.beta * self.b)
+        exponent = 1 / (self.alpha + self.beta)
+        n_opt = ratio**exponent * (flops / 6) ** (self.beta * exponent)
+        d_opt = flops / 6 / n_opt
+        return self.a / n_opt**self.alpha, self.b / d_opt**self.beta
+
+
+CHINCHILLA = Surface(
+    source="Besiroglu et al. 2024, arXiv 2404.10102 (refit of Hoffmann et al. 2022)",
+    e=1.8172,
+    a=482.01,
+    b=2085.43,
+    alpha=0.3478,
+    beta=0.3658,
+    lowest_flops=1e17,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """The runs of one arch at one budget, an entry each."""
+
+    budget_flops: float
+    log_x: tuple[float, ...]
+    """ln of the parameters: the axis that the parabola is fitted on."""
+    log_tokens: tuple[float, ...]
+    flops: tuple[float, ...]
+
+    @property
+    def num_sizes(self) -> int:
+        """Distinct sizes."""
+        return len(set(self.log_x))
+
+
+Design = Mapping[str, tuple[Cell, ...]]
+"""By arch: one cell a budget, ascending."""
+
+
+def design_of(plan: Plan) -> dict[str, tuple[Cell, ...]]:
+    """Return the design of a plan: what a simulation needs of its runs."""
+    design: dict[str, list[Cell]] = {arch: [] for arch in plan.study.archs}
+    runs: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    for run in plan.runs:
+        entry = (math.log(run.n_params), math.log(run.n_tokens), float(run.flops))
+        runs.setdefault((run.arch, run.budget_flops), []).append(entry)
+    for (arch, budget), entries in runs.items():
+        log_x, log_tokens, flops = zip(*entries, strict=True)
+        design[arch].append(
+            Cell(budget_flops=float(budget), log_x=log_x, log_tokens=log_tokens, flops=flops)
+        )
+    return {arch: tuple(cells) for arch, cells in design.items()}
+
+
+def with_seed(design: Design) -> Design:
+    """Return the design with one run more of each size."""
+    return {
+        arch: tuple(_extended(c, *_one_each(c)) for c in cells) for arch, cells in design.items()
+    }
+
+
+def with_size(design: Design) -> Design:
+    """The design with one size more above each grid, at the grid's mean spacing, same seeds."""
+    return {arch: tuple(_one_size_more(c) for c in cells) for arch, cells in design.items()}
+
+
+def with_budget(design: Design) -> Design:
+    """The design with one budget more on top, at the mean spacing, on the grid of the highest."""
+    budgets = sorted({cell.budget_flops for cells in design.values() for cell in cells})
+    # A single budget has no spacing; half a decade is a common one.
+    spacing = (budgets[-1] / budgets[0]) ** (1 / max(1, len(budgets) - 1))
+    factor = spacing if len(budgets) > 1 else math.sqrt(10)
+    return {
+        arch: (
+            *cells,
+            dataclasses.replace(
+                cells[-1],
+                budget_flops=cells[-1].budget_flops * factor,
+                flops=tuple(flops * factor for flops in cells[-1].flops),
+            ),
+        )
+        for arch, cells in design.items()
+    }
+
+
+_Entry = tuple[float, float, float]
+
+
+def _entries(cell: Cell) -> list[_Entry]:
+    return list(zip(cell.log_x, cell.log_tokens, cell.flops, strict=True))
+
+
+def _one_each(cell: Cell) -> list[_Entry]:
+    return list({entry[0]: entry for entry in _entries(cell)}.values())
+
+
+def _extended(cell: Cell, *entries: _Entry) -> Cell:
+    log_x, log_tokens, flops = zip(*_entries(cell), *entries, strict=True)
+    return dataclasses.replace(cell, log_x=log_x, log_tokens=log_tokens, flops=flops)
+
+
+def _one_size_more(cell: Cell) -> Cell:
+    if cell.num_sizes < 2:
+        return cell
+    ordered = sorted(_one_each(cell))
+    (low_x, low_tokens, _), (high_x, high_tokens, high_flops) = ordered[0], ordered[-1]
+    steps = cell.num_sizes - 1
+    new = (
+        high_x + (high_x - low_x) / steps,
+        high_tokens + (high_tokens - low_tokens) / steps,
+        high_flops,
+    )
+    return _extended(cell, *[new] * round(len(cell.log_x) / cell.num_sizes))
+
+
+def total_flops(design: Design) -> float:
+    """Return training FLOPs of all runs."""
+    return math.fsum(flops for cells in design.values() for cell in cells for flops in cell.flops)
+
+
+def true_losses(cell: Cell, flops: float, surface: Surface) -> Floats:
+    """Return noise-free losses [runs], nats per token, with the optimum at the centre of the grid.
+
+    How much larger a run's model is than the centre is read from its tokens (fewer by the same
+    factor at equal FLOPs), since parameters of sparse families are not what FLOPs pay for.
+    """
+    at_model, at_data = surface.terms(flops)
+    log_tokens = np.array(cell.log_tokens)
+    larger = (log_tokens.max() + log_tokens.min()) / 2 - log_tokens
+    of_model = at_model * np.exp(-surface.alpha * larger)
+    of_data = at_data * np.exp(surface.beta * larger)
+    return np.asarray(surface.e + of_model + of_data)
+
+
+def fit_parabolas(log_x: Sequence[float], losses: Floats) -> tuple[Floats, Floats]:
+    """Return the vertex of each draw's parabola: ln x and ln loss [draws]; NaN where not interior.
+
+    The rules of isoflop.analysis.optima for all draws at once (a test holds the two together).
+
+    Args:
+        log_x: ln of the axis, one per run.
+        losses: nats per token [draws, runs].
+    """
+    from isoflop.analysis.optima import LOSS_RESOLUTION, MIN_DISTINCT_SIZES
+
+    nothing = np.full(len(losses), np.nan)
+    x = np.array(log_x)
+    if len(set(log_x)) < MIN_DISTINCT_SIZES:
+        return nothing, nothing.copy()
+    centre, half_width = (x.max() + x.min()) / 2, (x.max() - x.min()) / 2
+    design = np.vander((x - centre) / half_width, 3, increasing=True)
+    scale = losses.max(axis=1)
+    constant, slope, bend = np.linalg.pinv(design) @ (losses / scale[:, None]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex = -slope / (2 * bend)
+        is_interior = (bend > LOSS_RESOLUTION) & (np.abs(vertex) <= 1)
+        loss_opt = scale * (constant - bend * vertex**2)
+        is_interior &= loss_opt > 0
+        return (
+            np.where(is_interior, centre + half_width * vertex, np.nan),
+            np.log(np.where(is_interior, loss_opt, np.nan)),
+        )
+
+
+def fit_lines(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Slope and intercept [draws] of y [draws, budgets] on x [budgets]; NaN where y lacks two."""
+    there = np.isfinite(y)
+    y = np.where(there, y, 0.0)
+    num = there.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_x = (there * x).sum(axis=1) / num
+        mean_y = y.sum(axis=1) / num
+        off = np.where(there, x - mean_x[:, None], 0.0)
+        slope = (off * y).sum(axis=1) / (off**2).sum(axis=1)
+    slope = np.where(num >= 2, slope, np.nan)
+    return slope, mean_y - slope * mean_x
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Simulated:
+    """One arch's optima over all draws."""
+
+    log_budgets: Floats
+    """[budgets]"""
+    log_x: Floats
+    """Without the noise-free optimum, so that the true exponent is 0 [draws, budgets]."""
+    log_loss: Floats
+    """[draws, budgets]"""
+
+
+def simulate(
+    cells: Sequence[Cell], stream: int, noise: float, num_draws: int, surface: Surface
+) -> Simulated:
+    """Draws the losses of one arch and fits them.
+
+    Args:
+        cells: one per budget, ascending.
+        stream: number of the arch, for its random numbers.
+        noise: standard deviation of ln(loss).
+        num_draws: simulated studies.
+        surface: where the losses come from.
+    """
+    scale = max(1.0, surface.lowest_flops / cells[0].budget_flops)
+    optima = []
+    for index, cell in enumerate(cells):
+        rng = np.random.default_rng((SEED, stream, index))
+        errors = rng.standard_normal((num_draws, len(cell.log_x)))
+        truth = true_losses(cell, cell.budget_flops * scale, surface)
+        log_x, log_loss = fit_parabolas(cell.log_x, truth * np.exp(noise * errors))
+        # Relative to the fit without noise: grids need not be centred on one power law, and which
+        # budgets a draw loses at an edge must not look like noise in the exponent.
+        noise_free, _ = fit_parabolas(cell.log_x, truth[None])
+        optima.append((log_x - np.nan_to_num(noise_free), log_loss))
+    return Simulated(
+        log_budgets=np.log([cell.budget_flops for cell in cells]),
+        log_x=np.stack([log_x for log_x, _ in optima], axis=1),
+        log_loss=np.stack([log_loss for _, log_loss in optima], axis=1),
+    )
+
 
 DEFAULT_NOISE = 0.005
 # The half-width of a 95 % interval from 2,000 draws is itself uncertain by about 3 %.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from isoflop.analysis.bootstrap import Draws, Requested
 from isoflop.analysis.laws import LawAxis, PowerLaw
 from isoflop.analysis.optima import Method, Optimum
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
-from isoflop.analysis.resample import Draws, Requested
 
 if TYPE_CHECKING:
     from isoflop.analysis.compare.differences import ExponentDifference

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from isoflop.arrays import Floats
 from isoflop.interpret.interval import CONFIDENCE, Interval, interval_of
 from isoflop.tables import Schema
 
@@ -26,7 +26,6 @@ MIN_TOTAL = 0.5
 normalised effect: a quotient with next to nothing below the line is noise."""
 NUM_DRAWS = 2000
 
-Floats = NDArray[np.float64]
 
 INTERVENTIONS = Schema(
     table="interventions",

@@ -13,8 +13,14 @@ from isoflop.analysis import power
 from isoflop.analysis.laws import fit_laws
 from isoflop.analysis.optima import find_optimum
 from isoflop.analysis.points import Point
-from isoflop.analysis.power import estimate_power
-from isoflop.analysis.simulation import CHINCHILLA, Cell, fit_lines, fit_parabolas, true_losses
+from isoflop.analysis.power import (
+    CHINCHILLA,
+    Cell,
+    estimate_power,
+    fit_lines,
+    fit_parabolas,
+    true_losses,
+)
 from isoflop.errors import UserError
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import paper_study

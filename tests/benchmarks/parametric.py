@@ -24,10 +24,11 @@ import numpy as np
 
 from isoflop.analysis.parametric import ChinchillaLaw, Resampling, fit_surface
 from isoflop.analysis.parametric.descent import minimise
+from isoflop.analysis.parametric.forms import CHINCHILLA
 from isoflop.analysis.parametric.solve import solve
-from isoflop.analysis.parametric.surface import CHINCHILLA
-from isoflop.analysis.parametric.terms import Floats, Problem, evaluate, make_problem
+from isoflop.analysis.parametric.terms import Problem, evaluate, make_problem
 from isoflop.analysis.points import Point
+from isoflop.arrays import Floats
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "scaling-data" / "chinchilla_epoch.csv"
 SURFACE = ChinchillaLaw(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)

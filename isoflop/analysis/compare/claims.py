@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.optima import Method, Optimum
 from isoflop.analysis.points import Axis, GroupKey, Selection
-from isoflop.analysis.resample import Draws, percentiles
+from isoflop.arrays import Floats, percentiles
 
-Floats = npt.NDArray[np.float64]
 Interval = tuple[float | None, float | None]
 
 Order = Literal["higher", "lower", "none"]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.compare.claims import (
     FitsLike,
     Floats,
@@ -29,9 +30,8 @@ from isoflop.analysis.compare.claims import (
     strict_interval,
 )
 from isoflop.analysis.frontier_curve import FrontierCurve, Inverse
-from isoflop.analysis.optima import Method, Optimum, profile_of
-from isoflop.analysis.points import Axis, Point
-from isoflop.analysis.resample import RESOURCES, Draws, Resource, resource_at
+from isoflop.analysis.optima import Method, Optimum
+from isoflop.analysis.points import RESOURCES, Axis, Point, Resource, profile_of, resource_at
 from isoflop.errors import UserError
 from isoflop.tables import COMPARE
 

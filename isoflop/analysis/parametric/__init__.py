@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.parametric.bootstrap import Asked, Resampling
-from isoflop.analysis.parametric.frontier import FrontierLaw, fit_frontier, frontier_of
-from isoflop.analysis.parametric.joint import fit_joint, has_experts
-from isoflop.analysis.parametric.result import ParametricFit
-from isoflop.analysis.parametric.surface import (
+from isoflop.analysis.parametric.fitting import ParametricFit
+from isoflop.analysis.parametric.forms import (
     ChinchillaLaw,
+    FrontierLaw,
+    fit_frontier,
+    fit_joint,
     fit_surface,
+    frontier_of,
+    has_experts,
     surface_draws,
     surface_of,
 )
 from isoflop.analysis.parametric.terms import Method
 from isoflop.analysis.points import Point, Selection
-from isoflop.analysis.resample import Draws
 
 __all__ = [
     "ChinchillaLaw",

@@ -24,8 +24,9 @@ from typing import Literal
 
 import numpy as np
 
-from isoflop.analysis.parametric.descent import minimise
-from isoflop.analysis.parametric.terms import Floats, Problem, predict
+from isoflop.analysis.parametric.solve import refit_each
+from isoflop.analysis.parametric.terms import Problem, predict
+from isoflop.arrays import Floats
 
 Kind = Literal["case", "residual", "parametric"]
 Asked = Literal["auto", "case", "residual", "parametric"]
@@ -46,8 +47,6 @@ DEFAULT_RESAMPLING = Resampling()
 
 MIN_POINTS_FOR_CASES = 60
 _MIN_SPARE_REPEATS = 3
-# Draws refitted together: bounds memory at about 100 MB for 1,000 points.
-_BATCH_ELEMENTS = 500_000
 _STREAM = 81_263
 
 
@@ -91,24 +90,6 @@ def refit(
         noise = rng.normal(0.0, repeat_scatter(problem.target, cells), (n_boot, num))
     noise = noise * np.sqrt(dof / rng.chisquare(dof, (n_boot, 1)))
     return refit_each(problem, theta_P, fitted + noise, np.ones((1, num)))
-
-
-def refit_each(problem: Problem, theta_P: Floats, targets_Bn: Floats, weights_Bn: Floats) -> Floats:
-    """Return one parameter vector per row of targets or weights; NaN where it did not settle."""
-    n_boot = max(len(targets_Bn), len(weights_Bn))
-    size = max(1, _BATCH_ELEMENTS // problem.num_points)
-    parts = []
-    for first in range(0, n_boot, size):
-        rows = slice(first, min(first + size, n_boot))
-        start = np.tile(theta_P, (rows.stop - rows.start, 1))
-        found = minimise(
-            problem,
-            start,
-            targets_Bn[rows] if len(targets_Bn) > 1 else targets_Bn,
-            weights_Bn[rows] if len(weights_Bn) > 1 else weights_Bn,
-        )
-        parts.append(np.where(found.converged[:, None], found.theta, np.nan))
-    return np.concatenate(parts)
 
 
 def repeat_scatter(values: Floats, cells: Sequence[object]) -> float:

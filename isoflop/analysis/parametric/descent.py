@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from isoflop.analysis.parametric.terms import (
-    HUBER_DELTA,
-    NO_FLOOR,
-    Floats,
-    Problem,
-    evaluate,
-)
+from isoflop.analysis.parametric.terms import HUBER_DELTA, NO_FLOOR, Problem, evaluate
+from isoflop.arrays import Floats
 
 _MAX_DIRECT_STEPS = 60
 _MAX_STEPS = 300

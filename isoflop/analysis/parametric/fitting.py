@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from isoflop.analysis.parametric.bootstrap import Resampling, choose_kind, refit
-from isoflop.analysis.parametric.result import WITH_VALUES, ParametricFit, Status
-from isoflop.analysis.parametric.solve import is_on_a_line, log_rmse, solve
-from isoflop.analysis.parametric.terms import (
-    HUBER_DELTA,
-    Floats,
-    Form,
-    Method,
-    Problem,
-    make_problem,
-)
+from isoflop.analysis.parametric.solve import WITH_VALUES, Status, is_on_a_line, log_rmse, solve
+from isoflop.analysis.parametric.terms import HUBER_DELTA, Form, Method, Problem, make_problem
+from isoflop.arrays import Floats, percentiles
+from isoflop.tables import FITS
 
 SETTINGS: dict[Method, str] = {
     "huber": f"sum of Huber({HUBER_DELTA:g}) of ln L residuals",
@@ -122,3 +119,87 @@ def _refusal(
     if is_on_a_line([array for term in data.inputs for array in term]):
         return "degenerate", "all points lie on a line: one budget, one size or one ratio"
     return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParametricFit:
+    """One law of one arch."""
+
+    arch: str
+    form: str
+    """chinchilla | frontier | joint."""
+    method: str
+    """huber | vpnls; for a frontier the method of its optima."""
+    axis: str | None = None
+    """loss for a frontier; None for the others."""
+    parameters: tuple[str, ...]
+    """Names of the rows, derived ones included."""
+    status: Status
+    reason: str | None = None
+    """The status in words; None for ok."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """By parameter, coefficients in the table's units; empty where there is no fit."""
+    draws: Mapping[str, Floats] = field(default_factory=dict, compare=False)
+    """By parameter, one value per bootstrap draw; NaN where it failed. Draw i is one law."""
+    objective: float | None = None
+    """Sum over points: Huber of ln L residuals (huber), or squares of L residuals."""
+    n_points: int
+    n_starts: int | None = None
+    share_of_starts_at_optimum: float | None = None
+    rmse: float | None = None
+    """Root mean square of the residuals in ln L."""
+    bootstrap_kind: str | None = None
+    n_boot: int | None = None
+    confidence: float = 0.95
+    budget_lo: float | None = None
+    budget_hi: float | None = None
+    settings: str | None = None
+    """The criterion and the numbers that define it."""
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the fit gave parameters; the status says how far to trust them."""
+        return self.status in WITH_VALUES
+
+    def interval(self, parameter: str) -> tuple[float, float] | None:
+        """Return the percentile interval of a parameter; None without (enough) draws."""
+        if parameter not in self.draws:
+            return None
+        return percentiles(self.draws[parameter], self.confidence)
+
+    def n_failed(self, parameter: str) -> int | None:
+        """Return how many draws gave no finite value; None without a bootstrap."""
+        if parameter not in self.draws:
+            return None
+        return int(np.count_nonzero(~np.isfinite(self.draws[parameter])))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row of fits.parquet per parameter; values are null where there is no fit."""
+        return [self._row(parameter) for parameter in self.parameters]
+
+    def _row(self, parameter: str) -> dict[str, Any]:
+        value = self.values.get(parameter)
+        lo, hi = self.interval(parameter) or (None, None)
+        return FITS.row(
+            arch=self.arch,
+            form=self.form,
+            axis=self.axis,
+            method=self.method,
+            parameter=parameter,
+            value=value if value is not None and math.isfinite(value) else None,
+            ci_lo=lo,
+            ci_hi=hi,
+            objective=self.objective,
+            n_points=self.n_points,
+            n_starts=self.n_starts,
+            share_of_starts_at_optimum=self.share_of_starts_at_optimum,
+            bootstrap_kind=self.bootstrap_kind,
+            n_boot=self.n_boot,
+            n_failed=self.n_failed(parameter),
+            rmse=self.rmse,
+            confidence=None if lo is None else self.confidence,
+            budget_lo=self.budget_lo,
+            budget_hi=self.budget_hi,
+            settings=self.settings,
+            status=self.status,
+        )

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from isoflop.arrays import Floats
+
 Method = Literal["huber", "vpnls"]
 
 # Residuals beyond this weigh linearly (Hoffmann et al. 2022, section D.2). It is also the unit of

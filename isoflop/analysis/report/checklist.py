@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.analysis.noise import seed_noise
+from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.report.source import Source
 from isoflop.analysis.result import Fits

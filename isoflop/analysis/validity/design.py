@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.compare.claims import optima_by_group
-from isoflop.analysis.noise import seed_noise
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Point
 from isoflop.analysis.validity.finding import Finding, FindingStatus

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from isoflop.accounting import COMPONENT_NAMES, CONVENTIONS, stored_ledger
+from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.compare.claims import FitsLike, interval
 from isoflop.analysis.compare.differences import Exponent, PairOrder, exponent
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_source
 from isoflop.analysis.optima import Method, Optimum, find_optima
 from isoflop.analysis.points import Axis, GroupKey, Point, Selection, select_points
-from isoflop.analysis.resample import Draws
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 
 Rows = Sequence[Mapping[str, Any]]

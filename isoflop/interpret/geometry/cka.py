@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from isoflop.interpret.geometry.patterns import Floats, Ints, Matrix, Patterns
+from isoflop.arrays import Floats
+from isoflop.interpret.geometry.patterns import Ints, Matrix, Patterns
 from isoflop.tables import Schema
 
 CKA = Schema(

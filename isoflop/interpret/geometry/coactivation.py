@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from isoflop.interpret.geometry.patterns import Floats, Patterns, as_chosen
+from isoflop.arrays import Floats
+from isoflop.interpret.geometry.patterns import Patterns, as_chosen
 from isoflop.tables import Schema
 
 COACTIVATION = Schema(

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, svds
 
+from isoflop.arrays import Floats
 from isoflop.errors import UserError
-from isoflop.interpret.geometry.patterns import Floats, Matrix, Patterns
+from isoflop.interpret.geometry.patterns import Matrix, Patterns
 from isoflop.interpret.geometry.similarity import unit_rows
 from isoflop.tables import Schema
 

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
+from isoflop.arrays import Floats
 from isoflop.interpret.gates import GateShape
 from isoflop.interpret.recording import GateRows, RecordedTokens, read_gates, read_tokens
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Matrix: TypeAlias = "csr_array | NDArray[np.floating[Any]]"
 """Vectors as rows, sparse or dense."""
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.interpret.geometry.patterns import Floats, Ints, Matrix, TokenRows
+from isoflop.arrays import Floats
+from isoflop.interpret.geometry.patterns import Ints, Matrix, TokenRows
 from isoflop.interpret.geometry.similarity import Allowed, nearest
 from isoflop.interpret.interval import Interval, interval_of
 

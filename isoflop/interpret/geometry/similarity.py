@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from isoflop.interpret.geometry.patterns import Floats, Ints, Matrix
+from isoflop.arrays import Floats
+from isoflop.interpret.geometry.patterns import Ints, Matrix
 
 Allowed = Callable[[slice], NDArray[np.bool_]]
 """Of a block of rows: which patterns may be their neighbours [Q, P]."""

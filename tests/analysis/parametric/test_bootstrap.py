@@ -62,7 +62,7 @@ def test_archs_are_paired_where_points_are_drawn(kind: str, paired: bool) -> Non
 def test_batches_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     points = studied(noise=0.003, num=15)
     whole = _fit(points).draws["alpha"]
-    monkeypatch.setattr("isoflop.analysis.parametric.bootstrap._BATCH_ELEMENTS", 7 * 60)
+    monkeypatch.setattr("isoflop.analysis.parametric.solve._BATCH_ELEMENTS", 7 * 60)
     np.testing.assert_allclose(_fit(points).draws["alpha"], whole, rtol=1e-6)
 
 

@@ -18,9 +18,9 @@ from isoflop.analysis.parametric import (
     surface_draws,
     surface_of,
 )
-from isoflop.analysis.parametric.surface import CHINCHILLA
+from isoflop.analysis.parametric.forms import CHINCHILLA
 from isoflop.analysis.parametric.terms import Problem, evaluate, make_problem
-from isoflop.analysis.resample import percentiles
+from isoflop.arrays import percentiles
 
 SCALES = ("alpha", "beta", "E")
 COEFFICIENTS = ("A", "B")

@@ -8,10 +8,10 @@ from scipy.optimize import minimize
 
 from analysis.parametric.made_laws import studied
 from isoflop.analysis.parametric.descent import minimise
-from isoflop.analysis.parametric.solve import solve
-from isoflop.analysis.parametric.starts import grid_starts, projected_starts
-from isoflop.analysis.parametric.surface import CHINCHILLA
-from isoflop.analysis.parametric.terms import Floats, Problem, evaluate, make_problem
+from isoflop.analysis.parametric.forms import CHINCHILLA
+from isoflop.analysis.parametric.solve import grid_starts, projected_starts, solve
+from isoflop.analysis.parametric.terms import Problem, evaluate, make_problem
+from isoflop.arrays import Floats
 
 
 def _problem(method: str, noise: float = 0.004) -> Problem:

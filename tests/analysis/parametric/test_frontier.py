@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from analysis.parametric.made_laws import BESIROGLU, studied
+from isoflop.analysis.bootstrap import draw_optima
 from isoflop.analysis.optima import Optimum, find_optima
 from isoflop.analysis.parametric import FrontierLaw, fit_frontier, frontier_of
 from isoflop.analysis.points import GroupKey, Point, Selection
-from isoflop.analysis.resample import draw_optima
 from isoflop.tables import FITS
 
 BUDGETS = (1e17, 3e17, 1e18, 3e18, 1e19)

@@ -17,7 +17,7 @@ from isoflop.analysis.parametric import (
     surface_draws,
     surface_of,
 )
-from isoflop.analysis.resample import percentiles
+from isoflop.arrays import percentiles
 from isoflop.tables import FITS
 
 METHODS = ("huber", "vpnls")

@@ -3,9 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isoflop.analysis.parametric.frontier import FRONTIER
-from isoflop.analysis.parametric.joint import JOINT
-from isoflop.analysis.parametric.surface import CHINCHILLA
+from isoflop.analysis.parametric.forms import CHINCHILLA, FRONTIER, JOINT
 from isoflop.analysis.parametric.terms import Problem, evaluate, make_problem, predict
 
 

@@ -11,11 +11,10 @@ import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced
 from isoflop.analysis import FitOptions, fit_optima, select_points
-from isoflop.analysis.intervals import with_intervals
-from isoflop.analysis.noise import seed_noise, student_factor
-from isoflop.analysis.optima import find_optima
+from isoflop.analysis.bootstrap import Draws, choose_kind, draw_optima, seed_noise, student_factor
+from isoflop.analysis.optima import find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.resample import Draws, choose_kind, draw_optima, percentiles
+from isoflop.arrays import percentiles
 
 KEY = ("mlp", 1e17)
 

@@ -1,39 +1,17 @@
-"""Bootstrap draws of the optima, paired between families, and the intervals read off them.
+"""How much the losses of a table scatter: residuals of the curves, and seed noise where measured.
 
-Three kinds, always named in the tables:
-
-- ``residual``: relative residuals of the fitted curve, times √(m / (m − 3)) for its three
-  coefficients, are drawn with replacement and put on the curve. A budget with fewer than
-  ``noise.OWN_DOF`` residual degrees of freedom draws from those of all budgets of its family.
-- ``parametric``: Gaussian noise of the seed noise that repeated cells of the table measure.
-- ``case``: points are drawn with replacement; a draw with fewer than three sizes fails. Too wide
-  with few sizes per budget; meant for many points.
-
-The first two multiply the noise of each draw by √(dof / χ²_dof), the uncertainty of a variance that
-was estimated from few degrees of freedom, so that intervals have Student's tails.
-
-Pairing: the random numbers of a budget come from (seed, budget) alone and points are in the order
-of their sizes and seeds, so two families with the same design draw the same cells. Parametric noise
-is independent between families, since equal seeds need not mean equal noise.
+Both come with their degrees of freedom, since an interval made from few of them must be wider.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from isoflop.analysis.noise import (
-    Noise,
-    SeedNoise,
-    budget_rng,
-    residual_noise,
-    seed_noise,
-    student_factor,
-)
-from isoflop.analysis.optima import Profile, profile_of
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
@@ -41,23 +19,149 @@ from isoflop.analysis.optima_methods import (
     INTERIOR,
     MIN_SIZES,
     Codes,
-    Floats,
     Method,
     Minima,
+    fit_parabolas,
+    fit_robust,
+    size_means,
+    window_of,
 )
-from isoflop.analysis.points import Axis, GroupKey, Selection
+from isoflop.analysis.points import (
+    RESOURCES,
+    Axis,
+    GroupKey,
+    Profile,
+    Selection,
+    profile_of,
+    resource_at,
+)
+from isoflop.arrays import Floats
+
+# A budget with fewer residual degrees of freedom uses those of all budgets of its family: Student's
+# 97.5 % quantile is 12.7, 3.2 and 2.3 at 1, 3 and 8, and the residuals of four points about a
+# parabola are one number.
+OWN_DOF = 8
+
+_COEFFICIENTS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Noise:
+    """What the residual bootstrap of one group draws from."""
+
+    curve: Floats
+    """The fitted loss at each point [n], in the points' order."""
+    pool: Floats
+    """Relative residuals, loss / curve − 1, times √(m / (m − 3)), m being the points of the fit."""
+    dof: int
+    is_shared: bool
+    """Whether the pool holds the residuals of the family's other budgets too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedNoise:
+    """Standard deviation of ln(loss) between runs that differ in their seed alone."""
+
+    relative_sd: float
+    """0 where dof is 0."""
+    dof: int
+    """Repeats beyond the first, summed over the cells."""
+    n_cells: int
+
+
+def seed_noise(selection: Selection, arch: str | None = None) -> SeedNoise:
+    """Pool the variance of ln(loss) within the repeated cells of a table, or of one arch.
+
+    A cell is one arch, budget, number of parameters and number of tokens.
+    """
+    squares, dof, num_cells = 0.0, 0, 0
+    for (name, _), points in selection.groups.items():
+        if arch is not None and name != arch:
+            continue
+        cells: dict[tuple[float, float], list[float]] = {}
+        for point in points:
+            cells.setdefault(point.size_key, []).append(float(np.log(point.loss)))
+        for losses in cells.values():
+            if len(losses) > 1:
+                squares += float(np.var(losses)) * len(losses)
+                dof += len(losses) - 1
+                num_cells += 1
+    sd = float(np.sqrt(squares / dof)) if dof else 0.0
+    return SeedNoise(relative_sd=sd, dof=dof, n_cells=num_cells)
+
+
+def residual_noise(profiles: Mapping[GroupKey, Profile], method: Method) -> dict[GroupKey, Noise]:
+    """Return the noise of each group with at least one residual degree of freedom.
+
+    Only budgets with an interior optimum lend their residuals to others: about a minimum far off
+    the grid a parabola fits worst.
+    """
+    fitted = {key: _fitted(profile, method) for key, profile in profiles.items()}
+    fitted = {key: pair for key, pair in fitted.items() if len(pair[1]) > _COEFFICIENTS}
+    by_arch: dict[str, list[Floats]] = {}
+    for key in sorted(fitted):
+        if _is_interior(profiles[key], method):
+            by_arch.setdefault(key[0], []).append(fitted[key][1])
+    noise = {}
+    for key, (curve, residuals) in fitted.items():
+        is_shared = len(residuals) - _COEFFICIENTS < OWN_DOF
+        pools = by_arch.get(key[0], []) if is_shared else [residuals]
+        if not pools:
+            continue
+        noise[key] = Noise(
+            curve=curve,
+            pool=np.concatenate([_corrected(pool) for pool in pools]),
+            dof=sum(len(pool) - _COEFFICIENTS for pool in pools),
+            is_shared=is_shared,
+        )
+    return noise
+
+
+def student_factor(uniform: Floats, dof: int) -> Floats:
+    """Turn uniform draws into √(dof / χ²_dof), which gives Gaussian noise Student's tails."""
+    from scipy.special import gammaincinv
+
+    chi_squared = 2 * gammaincinv(dof / 2, np.maximum(uniform, 1e-9))
+    return np.asarray(np.sqrt(dof / chi_squared))
+
+
+def budget_rng(seed: int, budget_flops: float, arch: str | None = None) -> np.random.Generator:
+    """Return the generator of a budget, shared by all archs unless one is named."""
+    entropy = [seed, int(np.float64(budget_flops).view(np.uint64))]
+    if arch is not None:
+        entropy.append(zlib.crc32(arch.encode()))
+    return np.random.default_rng(entropy)
+
+
+def _is_interior(profile: Profile, method: Method) -> bool:
+    return bool(FINDERS[method](profile.log_x, profile.loss[None], None).code[0] == INTERIOR)
+
+
+def _corrected(residuals: Floats) -> Floats:
+    num = len(residuals)
+    return (residuals - residuals.mean()) * np.sqrt(num / (num - _COEFFICIENTS))
+
+
+def _fitted(profile: Profile, method: Method) -> tuple[Floats, Floats]:
+    """Return a smooth curve at all points and the relative residuals of those it was fitted to.
+
+    The curve is the method's own parabola. Akima's spline passes through the mean of every size
+    and leaves no residual, and noise added to noisy means would count twice: the windowed parabola
+    stands in.
+    """
+    log_x, loss = profile.log_x, profile.loss
+    if method in ("parabola", "parabola_robust"):
+        fit = fit_parabolas if method == "parabola" else fit_robust
+        curve = fit(log_x, loss[None]).at(log_x)[0]
+        return curve, loss / curve - 1
+    sizes, means = size_means(log_x, loss[None])
+    inside = window_of(log_x, sizes, int(np.argmin(means[0])))
+    curve = fit_parabolas(log_x[inside], loss[None, inside]).at(log_x)[0]
+    return curve, (loss / curve - 1)[inside]
+
 
 BootstrapKind = Literal["residual", "parametric", "case"]
 Requested = Literal["auto", "residual", "parametric", "case"]
-Resource = Literal["n_params", "n_tokens", "n_active", "flops", "wall_s", "peak_mem_bytes"]
-RESOURCES: tuple[Resource, ...] = (
-    "n_params",
-    "n_tokens",
-    "n_active",
-    "flops",
-    "wall_s",
-    "peak_mem_bytes",
-)
 
 # Degrees of freedom of repeated cells from which `auto` trusts their noise.
 MIN_SEED_DOF = 4
@@ -204,31 +308,6 @@ def _resources(
     return found
 
 
-def resource_at(profile: Profile, name: Resource, x: Floats) -> Floats | None:
-    """Return a resource at some x of a profile, interpolated in ln resource over ln x.
-
-    Points of one size count with their geometric mean. None where a point lacks the resource; NaN
-    stays NaN.
-    """
-    values = [getattr(point, name) for point in profile.points]
-    if not values or None in values:
-        return None
-    log_values = np.log(np.array(values, dtype=np.float64))
-    sizes, size_of = np.unique(profile.log_x, return_inverse=True)
-    means = np.bincount(size_of, weights=log_values) / np.bincount(size_of)
-    return np.asarray(np.exp(np.interp(np.log(x), sizes, means)))
-
-
 def num_failed(draws: Draws, key: GroupKey) -> int:
     """Return the number of a group's draws without an interior optimum."""
     return int(np.count_nonzero(draws.edge[key] != INTERIOR))
-
-
-def percentiles(draws: Floats, confidence: float) -> tuple[float, float] | None:
-    """Return the central interval of the draws; None when more than half are NaN."""
-    finite = draws[np.isfinite(draws)]
-    if 2 * len(finite) < len(draws) or not len(finite):
-        return None
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
-    return float(low), float(high)
