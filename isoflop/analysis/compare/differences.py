@@ -12,7 +12,6 @@ import numpy as np
 
 from isoflop.analysis.compare.claims import (
     FitsLike,
-    Floats,
     Interval,
     Order,
     interval,
@@ -25,6 +24,7 @@ from isoflop.analysis.compare.multipliers import pick_reference
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_draws, law_source
 from isoflop.analysis.optima import Method, Optimum
 from isoflop.analysis.points import Axis
+from isoflop.arrays import Floats
 from isoflop.tables import EXPONENTS
 
 ExponentStatus = Literal["estimate", "too_few"]

@@ -20,7 +20,6 @@ import numpy as np
 from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.compare.claims import (
     FitsLike,
-    Floats,
     Interval,
     Order,
     interval,
@@ -32,6 +31,7 @@ from isoflop.analysis.compare.claims import (
 from isoflop.analysis.frontier_curve import FrontierCurve, Inverse
 from isoflop.analysis.optima import Method, Optimum
 from isoflop.analysis.points import RESOURCES, Axis, Point, Resource, profile_of, resource_at
+from isoflop.arrays import Floats
 from isoflop.errors import UserError
 from isoflop.tables import COMPARE
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from isoflop.analysis.compare.claims import Floats
 from isoflop.analysis.laws import PowerLaw, fit_laws, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point
 from isoflop.analysis.validity.finding import Finding
 from isoflop.analysis.validity.variants import Setting
+from isoflop.arrays import Floats
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
