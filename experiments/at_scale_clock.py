@@ -11,7 +11,7 @@ from pace import CellKey, Pace, cells, centre, markdown_table, paces
 
 from isoflop.numbers import format_flops
 from isoflop.plan.estimate import Hardware, PlanEstimate
-from isoflop.plan.estimate.shapes import model_shape
+from isoflop.plan.estimate.memory import model_shape
 from isoflop.plan.planner import Plan
 from isoflop.tables import COMPARE, VALIDITY, read_table
 

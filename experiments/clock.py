@@ -28,8 +28,8 @@ from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import Calibration, load_calibration
-from isoflop.plan.estimate.calibration import MeasuredStep
-from isoflop.plan.estimate.shapes import shape_key
+from isoflop.plan.estimate.hardware import MeasuredStep
+from isoflop.plan.estimate.memory import shape_key
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import OPTIMA, RUNS, read_table

@@ -18,8 +18,8 @@ from isoflop.accounting.ledger import (
     bytes_gathered_per_token,
     dense_component,
     model_ledger,
+    stored_ledger,
 )
-from isoflop.accounting.stored import stored_ledger
 
 __all__ = [
     "COMPONENT_NAMES",

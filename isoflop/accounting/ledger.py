@@ -8,8 +8,9 @@ file). Everything is a Python int, so budgets of any size add up without overflo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 COMPONENT_NAMES = ("attn_proj", "attn_scores", "experts", "router", "head", "norms")
 
@@ -172,3 +173,33 @@ def arithmetic_intensity(component: Component, bytes_per_value: int) -> float | 
     if component.gathered_values_per_token == 0:
         return None
     return component.flops_per_token / (component.gathered_values_per_token * bytes_per_value)
+
+
+def stored_ledger(row: Mapping[str, Any]) -> Ledger:
+    """Return the ledger of a planned or finished run, so that any convention can be applied.
+
+    ``get_convention("causal")(stored_ledger(row)) * row["n_tokens"]``
+
+    Parameters are stored for the whole model only: they are entered under `norms`, which has no
+    FLOPs, so the totals are right and the components' own parameters are not to be read.
+
+    Args:
+        row: columns `flops_*` (exact: below 2^53), n_params, n_active, n_nonembed, n_layers,
+            n_heads and seq_len.
+    """
+    components = tuple(
+        Component(
+            name=name,
+            flops_per_token=int(row.get(f"flops_{name}", 0)),
+            num_params=row["n_params"] if name == "norms" else 0,
+            num_active_params=row["n_active"] if name == "norms" else 0,
+        )
+        for name in COMPONENT_NAMES
+    )
+    return Ledger(
+        components=components,
+        num_embedding_params=row["n_params"] - row["n_nonembed"],
+        n_layers=row["n_layers"],
+        n_heads=row["n_heads"],
+        seq_len=row["seq_len"],
+    )

@@ -16,8 +16,7 @@ from isoflop.analysis.compare.claims import FitsLike, optima_by_group
 from isoflop.analysis.optima import MIN_DISTINCT_SIZES, Method, Optimum
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
-from isoflop.plan.diff import PlanDiff, diff_plans
-from isoflop.plan.extend import compact, grow_plan, planned_rungs
+from isoflop.plan.edit import PlanDiff, compact, diff_plans, grow_plan, planned_rungs
 from isoflop.plan.planner import Plan
 from isoflop.study import Study
 

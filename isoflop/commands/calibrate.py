@@ -11,7 +11,7 @@ import click
 from isoflop.commands import FOLDER
 
 if TYPE_CHECKING:
-    from isoflop.plan.estimate.calibration import MeasuredStep
+    from isoflop.plan.estimate.hardware import MeasuredStep
     from isoflop.plan.planner import Plan
     from isoflop.spec import RunSpec
 
@@ -38,10 +38,10 @@ def calibrate(folder: Path | None, steps: int, device: str, out: Path | None) ->
     that does nothing else gives steadier times. Estimates then use what was measured, and say so:
     isoflop plan STUDY.toml --calibration FILE.
     """
-    from isoflop.plan.estimate.calibration import FILE_NAME, write_calibration
+    from isoflop.plan.estimate.hardware import CALIBRATION_FILE, write_calibration
 
     planned = _planned(folder)
-    path = out or (folder or Path()) / FILE_NAME
+    path = out or (folder or Path()) / CALIBRATION_FILE
     # torch is only imported once the plan has been read.
     from isoflop.train.calibrate import calibrate as measure
 

@@ -29,7 +29,7 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
     """
     from isoflop.launch.slurm import cancel as library
     from isoflop.plan.artefact import read_plan
-    from isoflop.plan.select import find_run
+    from isoflop.plan.edit import find_run
     from isoflop.spec import shown_id
 
     plan = read_plan(folder)

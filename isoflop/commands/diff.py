@@ -15,9 +15,9 @@ def diff(a: Path, b: Path) -> None:
 
     A and B are study folders or plan.json files.
     """
-    from isoflop.plan.diff import diff_plans, load_plan
+    from isoflop.plan.edit import diff_plans, load_plan
     from isoflop.plan.estimate import load_estimates
-    from isoflop.plan.estimate.stored import same_hardware_hours
+    from isoflop.plan.estimate.estimates import same_hardware_hours
     from isoflop.render.plans import diff_lines
     from isoflop.render.tables import console
 

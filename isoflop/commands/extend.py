@@ -24,8 +24,8 @@ def extend(
     changed. A new budget takes the sizes that the study names for all budgets, or the recipe's.
     """
     from isoflop.commands.show import whole_numbers
+    from isoflop.plan.edit import extend_folder
     from isoflop.plan.estimate import estimate_again
-    from isoflop.plan.extend import extend_folder
     from isoflop.render.plans import diff_lines
     from isoflop.render.tables import console
 

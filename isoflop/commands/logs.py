@@ -32,7 +32,7 @@ def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> No
     from isoflop.launch.slurm.sent import sent_tasks
     from isoflop.launch.store import RunFolder
     from isoflop.plan.artefact import read_plan
-    from isoflop.plan.select import find_run
+    from isoflop.plan.edit import find_run
 
     study, wanted = _study_and_run(folder, run)
     run_id = find_run(read_plan(study), wanted)[0].run_id

@@ -49,7 +49,7 @@ def show(
     estimate = _estimate(plan, folder, hardware)
     out = console()
     if run is not None:
-        from isoflop.plan.select import find_run
+        from isoflop.plan.edit import find_run
 
         if arch or budget or size or sort:
             raise UserError("run", run, "given without filters", "leave out one of them")
@@ -90,7 +90,7 @@ def _show_table(
     """Prints the table; returns the lines that go below it."""
     import dataclasses
 
-    from isoflop.plan.select import filter_runs, sort_runs
+    from isoflop.plan.edit import filter_runs, sort_runs
     from isoflop.render.plan_tables import left_out_lines, plan_summary, plan_table
     from isoflop.render.tables import console
     from isoflop.study import parse_flops

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from isoflop.errors import UserError, shown
-from isoflop.families._external import external_spec
-from isoflop.families._gating import ensure_gated
+from isoflop.families._external import ensure_gated, external_spec
 from isoflop.families._registry import (
     PATHS_VARIABLE,
     FamilySource,

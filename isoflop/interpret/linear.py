@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isoflop.errors import UserError
-from isoflop.families._routing.gate import softmax_of_sorted
+from isoflop.families._shared.module import softmax_of_sorted
 from isoflop.families.peer.module import PEER
 from isoflop.families.sgatlin.module import SparselyGatedLinear
 from isoflop.model.transformer import Transformer

@@ -16,8 +16,8 @@ from isoflop.launch.weights import final_weights
 from isoflop.model.transformer import Transformer, build_model
 from isoflop.model.weights import load_weights
 from isoflop.plan.artefact import read_plan
+from isoflop.plan.edit import find_run
 from isoflop.plan.planner import Plan
-from isoflop.plan.select import find_run
 from isoflop.spec import RunSpec, run_id, shown_id
 from isoflop.train.evaluate import evaluation_windows
 

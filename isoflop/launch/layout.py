@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 
 from isoflop.placement import Placement
-from isoflop.plan.estimate.placement import PlacementEstimate
+from isoflop.plan.estimate.memory import PlacementEstimate
 
 _NAMES = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
 

@@ -20,9 +20,9 @@ from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import prune_weights
 from isoflop.placement import Placement, placement_from
 from isoflop.plan.artefact import read_plan
+from isoflop.plan.edit import find_run
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
-from isoflop.plan.select import find_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from isoflop.launch.execute import execute
 from isoflop.launch.job import Ending
 from isoflop.launch.signals import StopFlag
 from isoflop.launch.store import RunFolder
-from isoflop.plan.select import find_run
+from isoflop.plan.edit import find_run
 
 DONE, FAILED, MISTAKE, TO_BE_CONTINUED = 0, 1, 2, 75
 _CODES = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}

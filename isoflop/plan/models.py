@@ -1,19 +1,207 @@
-"""The models of a study: each arch at each rung, matched as the study says, worked out once."""
+"""The models of a study: each arch at each rung, matched as the study says, worked out once.
+
+To match is to find the shape of a family whose count comes closest to a target. What may be solved
+for is the family's ``free_dimension``: its first two fields are searched together; the fields after
+them are halved, and only where no search before reaches the target (a router that alone costs more
+than the whole layer of the reference has to become narrower).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from isoflop.accounting import Ledger, get_convention
 from isoflop.errors import UserError
 from isoflop.families import config_from_mapping, get_spec
-from isoflop.plan.match import Match, relative_difference, solve
 from isoflop.plan.runs import ledger_of
 from isoflop.recipe import Shape, get_recipe
 from isoflop.study import Study
+
+NUM_SEARCHED = 2
+
+# Differences that agree to a tenth of the tolerance count as equal; among equals the shape that
+# looks most like the ladder's wins, so that shapes change smoothly from size to size.
+GRAIN = 0.1
+# Half precision matrix products want widths in multiples of 8 (NVIDIA, "Matrix Multiplication
+# Background", tensor core requirements).
+WIDTH_STEP = 8
+# The ratio of channels to neighbours may leave the ladder's by this factor before a reserve is
+# touched. Our choice: beyond it a layer is another design.
+FARTHEST_RATIO = 4.0
+# Softmax over one neighbour is 1 whatever its score: the router of peer would not learn.
+AT_LEAST = {"num_neighbours": 2}
+# A family may accept only some widths; this many refusals in a row end the search.
+_MAX_REFUSED = 256
+_LARGEST = 2**40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """A shape and how far it is from the target."""
+
+    config: Any
+    """The family's configuration."""
+    residual: float
+    """(count − target) / target, signed."""
+    unlikeness: float
+    """How far it is from the ladder's looks; 0 is the same."""
+
+
+def relative_difference(count: int, target: int) -> float:
+    """Return (count − target) / target, to nine digits after the point."""
+    return round((count - target) / target, 9)
+
+
+def solve(
+    config: Any,
+    free_dimension: Sequence[str],
+    pinned: Mapping[str, Any],
+    count: Callable[[Any], int],
+    target: int,
+    tolerance: float,
+) -> Match:
+    """Return the shape whose count is closest to a target.
+
+    Args:
+        config: the ladder's shape, with the overrides of a variant.
+        free_dimension: the family's fields that may change.
+        pinned: fields that a variant sets; they stay.
+        count: what is matched, FLOPs per token or parameters of the model with a configuration;
+            larger for larger values of each field.
+        target: the count to reach.
+        tolerance: largest relative difference.
+
+    Returns:
+        The match; where nothing is within the tolerance, the closest shape there is.
+    """
+    searched = [name for name in free_dimension[:NUM_SEARCHED] if name not in pinned]
+    reserves = [name for name in free_dimension[NUM_SEARCHED:] if name not in pinned]
+    seen: list[Match] = []
+    for start in _with_halved_reserves(config, reserves):
+        search = _Search(start, count, target)
+        found = list(search.matches(searched))
+        near = [
+            m
+            for m in found
+            if abs(m.residual) <= tolerance and m.unlikeness <= math.log(FARTHEST_RATIO)
+        ]
+        if near:
+            return min(near, key=lambda m: _preference(m, tolerance))
+        seen += found
+    return min(seen, key=lambda m: _preference(m, tolerance))
+
+
+def _preference(match: Match, tolerance: float) -> tuple[float, float, float]:
+    grains = abs(match.residual) // (GRAIN * tolerance)
+    return grains, match.unlikeness, abs(match.residual)
+
+
+def _with_halved_reserves(config: Any, reserves: Sequence[str]) -> Iterator[Any]:
+    yield config
+    for name in reserves:
+        while (value := getattr(config, name) // 2) > 0:
+            config = _replaced(config, {name: value})
+            if config is None:
+                return
+            yield config
+
+
+def _replaced(config: Any, values: Mapping[str, int]) -> Any:
+    """Return the configuration with other values; None where the family refuses them."""
+    try:
+        return dataclasses.replace(config, **values)
+    except ValueError:
+        # A UserError is one too; families from elsewhere may raise the plain kind.
+        return None
+
+
+class _Search:
+    """The shapes on both sides of the target when some fields of a configuration change."""
+
+    def __init__(self, config: Any, count: Callable[[Any], int], target: int) -> None:
+        self._config = config
+        self._count = count
+        self._target = target
+        self._counted: dict[tuple[int, ...], tuple[Any, int] | None] = {}
+
+    def matches(self, fields: Sequence[str]) -> Iterator[Match]:
+        """Yield candidates; without fields to change, the configuration itself."""
+        if not fields:
+            yield self._match((self._config, self._count(self._config)), 0.0)
+        elif len(fields) == 1:
+            yield from self._by_one(fields[0])
+        else:
+            yield from self._by_two(fields[0], fields[1])
+
+    def _match(self, counted: tuple[Any, int], unlikeness: float) -> Match:
+        config, count = counted
+        residual = relative_difference(count, self._target)
+        return Match(config=config, residual=residual, unlikeness=unlikeness)
+
+    def _at(self, **values: int) -> tuple[Any, int] | None:
+        """Return the configuration with these values and its count; None where it is refused."""
+        key = tuple(values.values())
+        if key not in self._counted:
+            too_low = any(value < AT_LEAST.get(name, 1) for name, value in values.items())
+            config = None if too_low else _replaced(self._config, values)
+            self._counted[key] = None if config is None else (config, self._count(config))
+        return self._counted[key]
+
+    def _fits(self, **values: int) -> bool:
+        """Return whether these values are accepted and cost no more than the target."""
+        counted = self._at(**values)
+        return counted is not None and counted[1] <= self._target
+
+    def _by_one(self, name: str) -> Iterator[Match]:
+        """Yield the values of one field around the target, multiples of WIDTH_STEP among them."""
+        below = self._largest_that_fits(name)
+        step = below // WIDTH_STEP * WIDTH_STEP
+        ladder = getattr(self._config, name)
+        for value in sorted({below, self._accepted(name, below + 1), step, step + WIDTH_STEP}):
+            if (counted := self._at(**{name: value})) is not None:
+                yield self._match(
+                    counted, 0.0 if value in (step, step + WIDTH_STEP, ladder) else 1.0
+                )
+
+    def _largest_that_fits(self, name: str) -> int:
+        """The largest accepted value that costs no more than the target; 0 if there is none."""
+        low, high = 0, 1
+        while high < _LARGEST and self._fits(**{name: self._accepted(name, high)}):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self._fits(**{name: self._accepted(name, middle)})
+            low, high = (middle, high) if fits else (low, middle)
+        return self._accepted(name, low) if low else 0
+
+    def _accepted(self, name: str, value: int) -> int:
+        """The first value from here on that the family accepts; the value if none is near."""
+        near = range(value, value + _MAX_REFUSED)
+        return next((v for v in near if self._at(**{name: v}) is not None), value)
+
+    def _by_two(self, outer: str, inner: str) -> Iterator[Match]:
+        """For each value of the outer field, the two values of the inner one around the target.
+
+        As the outer value grows, the inner one that still fits can only fall: one walk down.
+        """
+        ladder = getattr(self._config, outer) / getattr(self._config, inner)
+        least = AT_LEAST.get(inner, 1)
+        highest = least
+        while highest < _LARGEST and self._fits(**{outer: 1, inner: highest}):
+            highest *= 2
+        value = 0
+        while highest >= least:
+            value += 1
+            while highest >= least and not self._fits(**{outer: value, inner: highest}):
+                highest -= 1
+            for choice in (highest, highest + 1):
+                if (counted := self._at(**{outer: value, inner: choice})) is not None:
+                    yield self._match(counted, abs(math.log(value / choice / ladder)))
+
 
 SHAPE_FIELDS = tuple(f.name for f in dataclasses.fields(Shape))
 _FALLBACK_REFERENCE = "mlp"

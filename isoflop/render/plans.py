@@ -12,7 +12,7 @@ from isoflop.recipe import get_recipe
 from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
-    from isoflop.plan.diff import PlanDiff
+    from isoflop.plan.edit import PlanDiff
     from isoflop.plan.estimate import PlanEstimate, RunEstimate
 
 # A longer list says how many more there are; plan.json has them all.

@@ -13,8 +13,8 @@ import torch
 
 from isoflop.errors import UserError
 from isoflop.model import build_model
-from isoflop.plan.estimate.calibration import Calibration, MeasuredStep, shape_fields
-from isoflop.plan.estimate.shapes import shape_key
+from isoflop.plan.estimate.hardware import Calibration, MeasuredStep, shape_fields
+from isoflop.plan.estimate.memory import shape_key
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 from isoflop.train.memory import keep_freed_memory, peak_bytes, reset_peak

@@ -8,8 +8,7 @@ import torch
 
 from isoflop.errors import failure_reason
 from isoflop.placement import Placement
-from isoflop.plan.estimate.memory import estimate_memory, format_bytes
-from isoflop.plan.estimate.shapes import model_shape
+from isoflop.plan.estimate.memory import estimate_memory, format_bytes, model_shape
 from isoflop.spec import RunSpec
 
 # What allocators that raise no error of a type of their own write: torch on the CPU and on other

@@ -20,8 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from isoflop.families import get_spec
-from isoflop.plan.estimate.memory import estimate_memory
-from isoflop.plan.estimate.shapes import model_shape
+from isoflop.plan.estimate.memory import estimate_memory, model_shape
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 from isoflop.train.calibrate import measure_step

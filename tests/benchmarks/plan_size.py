@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.plan.artefact import read_plan, write_plan
-from isoflop.plan.diff import diff_plans
+from isoflop.plan.edit import diff_plans
 from isoflop.plan.estimate import estimate_plan, load_hardware
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Study, paper_study

@@ -11,7 +11,7 @@ from experiments.made_scripts import script
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import Calibration
-from isoflop.plan.estimate.calibration import MeasuredStep, shape_fields, write_calibration
+from isoflop.plan.estimate.hardware import MeasuredStep, shape_fields, write_calibration
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Study
 from isoflop.tables import OPTIMA, RUNS, write_table

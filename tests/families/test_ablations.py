@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from isoflop.families import config_from_mapping, get_build, get_spec
-from isoflop.families._routing.spec import ACTIVATIONS, GATE_ORDERS, GATES, ROUTERS, TABLES
+from isoflop.families._shared.spec import ACTIVATIONS, GATE_ORDERS, GATES, ROUTERS, TABLES
 from isoflop.model import build_model, next_token_loss
 from isoflop.model.flop_gate import check_spec
 from isoflop.model.init import initialise

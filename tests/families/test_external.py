@@ -16,7 +16,7 @@ import torch
 from isoflop.errors import UserError
 from isoflop.families import (
     PATHS_VARIABLE,
-    _gating,
+    _external,
     _registry,
     add_family_folder,
     config_from_mapping,
@@ -192,13 +192,13 @@ def test_a_family_that_never_comes_back_is_refused(
     bilinear: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (bilinear / "module.py").write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr(_gating, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(_external, "_TIMEOUT_S", 0.2)
     with pytest.raises(UserError, match=r"the gate took more than 0\.2 s"):
         ensure_gated("bilinear")
 
 
 def test_built_in_families_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gating, "_problems", None)
+    monkeypatch.setattr(_external, "_problems", None)
     ensure_gated("sgatlin", {"router": "dense"})
 
 

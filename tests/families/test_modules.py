@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from golden_values import family_and_config, feedforward_names, fixture, index, under, worst_error
 from isoflop.families import family_names, get_build, get_spec
-from isoflop.families._routing.module import build_router
+from isoflop.families._shared.module import build_router
 from isoflop.families.sgatlin.spec import Config
 from isoflop.model.gelu import gelu_tanh
 from isoflop.model.glu import clamped_glu

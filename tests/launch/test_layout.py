@@ -8,7 +8,7 @@ import pytest
 
 from isoflop.launch.layout import laid_out, on_own_device
 from isoflop.placement import Placement
-from isoflop.plan.estimate.placement import PlacementEstimate
+from isoflop.plan.estimate.memory import PlacementEstimate
 
 PLANNED = PlacementEstimate(
     micro_batch=16,

@@ -6,7 +6,7 @@ import pytest
 
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
-from isoflop.plan.diff import diff_plans, load_plan
+from isoflop.plan.edit import diff_plans, load_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Variant
 from made_studies import micro

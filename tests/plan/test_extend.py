@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from isoflop.errors import UserError
 from isoflop.plan.artefact import read_plan, write_plan
-from isoflop.plan.extend import extend_folder, extend_plan, grow_plan
+from isoflop.plan.edit import extend_folder, extend_plan, grow_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Study, paper_study
 from isoflop.study.file import study_from_json

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from isoflop.accounting import get_convention
 from isoflop.errors import UserError
 from isoflop.families import config_from_mapping
-from isoflop.plan.match import FARTHEST_RATIO, GRAIN, WIDTH_STEP, solve
-from isoflop.plan.models import Models
+from isoflop.plan.models import FARTHEST_RATIO, GRAIN, WIDTH_STEP, Models, solve
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import PlannedRun, run_ledger
 from isoflop.study import PAPER_ARCHS, Study, Variant

@@ -11,8 +11,7 @@ import pytest
 
 from isoflop.errors import UserError
 from isoflop.plan.artefact import plan_to_json, read_plan, write_plan
-from isoflop.plan.diff import diff_plans
-from isoflop.plan.extend import extend_plan, grow_plan
+from isoflop.plan.edit import diff_plans, extend_plan, grow_plan
 from isoflop.plan.planner import make_plan
 from isoflop.render.plans import diff_lines
 from isoflop.study import Study

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from isoflop.errors import UserError
+from isoflop.plan.edit import filter_runs, find_run, sort_runs
 from isoflop.plan.planner import Plan, make_plan
-from isoflop.plan.select import filter_runs, find_run, sort_runs
 from made_studies import micro
 
 PLAN = make_plan(micro(budgets=(10**10, 2 * 10**10), seeds=(0, 1)))

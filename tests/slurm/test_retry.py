@@ -17,7 +17,7 @@ from isoflop.launch.slurm.records import read_options, write_options
 from isoflop.launch.slurm.retry import next_layout, plan_retry
 from isoflop.launch.slurm.submit import SubmitReport
 from isoflop.placement import Placement, placement_from
-from isoflop.plan.estimate.shapes import model_shape
+from isoflop.plan.estimate.memory import model_shape
 from slurm.made_scheduler import DOWN, Scheduler, Sent, line
 
 OOM = "failed: out of memory: mlp, width 64, 2 layers"

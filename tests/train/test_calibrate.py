@@ -12,7 +12,7 @@ from isoflop.commands.calibrate import calibrate as command
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import estimate_plan, load_calibration, load_hardware
-from isoflop.plan.estimate.shapes import shape_key
+from isoflop.plan.estimate.memory import shape_key
 from isoflop.plan.planner import make_plan
 from isoflop.train.calibrate import calibrate, distinct_shapes, measure_step
 from made_shapes import rung_spec

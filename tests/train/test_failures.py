@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from isoflop.placement import Placement
-from isoflop.plan.estimate.memory import estimate_memory, format_bytes
-from isoflop.plan.estimate.shapes import model_shape
+from isoflop.plan.estimate.memory import estimate_memory, format_bytes, model_shape
 from isoflop.train.failures import describe, is_out_of_memory
 from made_shapes import rung_spec
 

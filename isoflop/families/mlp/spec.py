@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isoflop.accounting import Component, dense_component
-from isoflop.families._checks import check_positive
-from isoflop.families._counts import parameter_counts
-from isoflop.families._dense import dense_hidden_width
+from isoflop.families._shared.spec import check_positive, dense_hidden_width, parameter_counts
 from isoflop.recipe import Recipe
 
 free_dimension = ("hidden_width",)

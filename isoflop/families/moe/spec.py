@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from isoflop.accounting import Component
 from isoflop.errors import UserError
-from isoflop.families._checks import check_positive
-from isoflop.families._counts import parameter_counts
-from isoflop.families._dense import (
+from isoflop.families._shared.spec import (
     TINYSTORIES_HIDDEN_WIDTH,
+    check_positive,
     glu_flops_per_token,
     glu_num_params,
+    parameter_counts,
 )
 from isoflop.recipe import Recipe
 

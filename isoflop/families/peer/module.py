@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from isoflop.families._routing.gate import softmax_of_sorted
-from isoflop.families._routing.module import build_router
+from isoflop.families._shared.module import build_router, softmax_of_sorted
 from isoflop.families.peer.spec import ROUTER, Config
 from isoflop.model.init import Initialiser, trunc_normal
 from isoflop_kernels import gathered_linear

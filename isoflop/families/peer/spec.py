@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isoflop.accounting import Component
-from isoflop.families._counts import parameter_counts
-from isoflop.families._routing.ladder import routed_rung
-from isoflop.families._routing.spec import check_routing, routed_ledger
+from isoflop.families._shared.spec import (
+    check_routing,
+    parameter_counts,
+    routed_ledger,
+    routed_rung,
+)
 from isoflop.recipe import Recipe
 
 free_dimension = ("num_channels", "num_neighbours", "router_width")

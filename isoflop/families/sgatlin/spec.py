@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isoflop.accounting import Component
-from isoflop.families._checks import check_choice
-from isoflop.families._counts import parameter_counts
-from isoflop.families._routing.ladder import routed_rung
-from isoflop.families._routing.spec import (
+from isoflop.families._shared.spec import (
     ACTIVATIONS,
     GATE_ORDERS,
     GATES,
     TABLES,
+    check_choice,
     check_routing,
+    parameter_counts,
     routed_ledger,
+    routed_rung,
 )
 from isoflop.recipe import Recipe
 

@@ -12,8 +12,7 @@ from isoflop.launch.slurm.states import Truth
 from isoflop.launch.status import RunState
 from isoflop.launch.store import RunFolder
 from isoflop.placement import Placement
-from isoflop.plan.estimate.memory import estimate_memory, format_bytes
-from isoflop.plan.estimate.shapes import ModelShape, model_shape
+from isoflop.plan.estimate.memory import ModelShape, estimate_memory, format_bytes, model_shape
 from isoflop.spec import shown_id
 
 # An option counts as the next one where its estimated peak is at most this share of the peak that

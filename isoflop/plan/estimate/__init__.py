@@ -4,16 +4,23 @@ A roofline over the ledger's components for a hardware profile (slurm/hardware_*
 times that `isoflop calibrate` measured; each estimate lists its assumptions. Imports no torch.
 """
 
-from isoflop.plan.estimate.calibration import Calibration, load_calibration
 from isoflop.plan.estimate.estimates import (
     PlanEstimate,
     RunEstimate,
+    estimate_again,
+    estimate_for,
     estimate_plan,
     estimate_run,
+    load_estimates,
+    write_with_estimates,
 )
-from isoflop.plan.estimate.hardware import Hardware, hardware_names, load_hardware
-from isoflop.plan.estimate.stored import load_estimates, write_with_estimates
-from isoflop.plan.estimate.usual import estimate_again, estimate_for
+from isoflop.plan.estimate.hardware import (
+    Calibration,
+    Hardware,
+    hardware_names,
+    load_calibration,
+    load_hardware,
+)
 
 __all__ = [
     "Calibration",

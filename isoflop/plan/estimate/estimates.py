@@ -1,30 +1,49 @@
-"""Estimates of runs and of whole plans: seconds, GPU-hours, memory, money."""
+"""Estimates of runs and of whole plans: seconds, GPU-hours, memory, money; and their files.
+
+Beside a plan they are estimates.json and the est_ columns of plan.parquet. They are not part of the
+plan: made again for other hardware, they replace the older ones.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.errors import UserError, shown
+from isoflop.files import dump_json, read_json, write_text_atomic
 from isoflop.numbers import format_flops
-from isoflop.plan.estimate import memory, placement, time
-from isoflop.plan.estimate.calibration import Calibration, MeasuredStep, check_same_kind
-from isoflop.plan.estimate.hardware import Hardware
-from isoflop.plan.estimate.memory import MemoryEstimate
-from isoflop.plan.estimate.placement import (
+from isoflop.plan.artefact import write_plan, write_plan_table
+from isoflop.plan.estimate import time
+from isoflop.plan.estimate.hardware import (
+    CALIBRATION_FILE,
+    Calibration,
+    Hardware,
+    MeasuredStep,
+    check_same_kind,
+    load_calibration,
+    load_hardware,
+)
+from isoflop.plan.estimate.memory import (
+    MEMORY_ASSUMPTIONS,
+    PLACEMENT_ASSUMPTIONS,
+    MemoryEstimate,
     PlacementEstimate,
     choose_placement,
+    model_shape,
     placement_memory,
+    shape_key,
 )
-from isoflop.plan.estimate.shapes import model_shape, shape_key
 from isoflop.plan.estimate.time import estimate_step
+from isoflop.plan.planner import Plan
+from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 
 if TYPE_CHECKING:
-    from isoflop.plan.planner import Plan
     from isoflop.plan.runs import PlannedRun
+
 
 Source = Literal["roofline", "calibrated"]
 
@@ -137,8 +156,8 @@ class _Estimator:
         self._by_shape: dict[Hashable, RunEstimate] = {}
         self.assumptions = (
             *time.assumptions(hardware),
-            *memory.ASSUMPTIONS,
-            *placement.ASSUMPTIONS,
+            *MEMORY_ASSUMPTIONS,
+            *PLACEMENT_ASSUMPTIONS,
         )
         if calibration is not None:
             check_same_kind(calibration, hardware.kind)
@@ -224,3 +243,172 @@ def _not_fitting(
         if not runs[run.run_id].placement.fits
     }
     return tuple(lines)
+
+
+ESTIMATES_FILE = "estimates.json"
+ESTIMATES_SCHEMA_VERSION = 1
+
+Columns = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredEstimates:
+    """What estimates.json says."""
+
+    hardware: str
+    """Name of the hardware profile."""
+    gpu_hours: float
+    """Device-hours of all runs that fit, each counted once."""
+    columns: Mapping[str, Columns]
+    """The est_ columns of plan.parquet by run id."""
+    placements: Mapping[str, PlacementEstimate]
+    """How each run is laid out on that hardware, by run id."""
+
+
+def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
+    """Return the est_ columns of one run."""
+    return {
+        "est_step_s": estimate.step_s,
+        "est_gpu_hours": estimate.gpu_hours,
+        "est_peak_mem_bytes": float(estimate.peak_mem_bytes),
+    }
+
+
+def write_with_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> bool:
+    """Write a plan and its estimates; False where the same plan is there already.
+
+    Raises:
+        UserError: the folder holds a different plan; nothing is written.
+    """
+    is_new = write_plan(plan, folder, _columns(estimate))
+    if is_new:
+        write_text_atomic(folder / ESTIMATES_FILE, dump_json(_to_json(estimate)))
+    else:
+        store_estimates(plan, estimate, folder)
+    return is_new
+
+
+def store_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> None:
+    """Write estimates.json and plan.parquet into a folder that holds the plan.
+
+    Writes nothing where the same estimates are there already.
+    """
+    path = folder / ESTIMATES_FILE
+    text = dump_json(_to_json(estimate))
+    if path.exists() and path.read_bytes() == text.encode():
+        return
+    write_plan_table(plan, folder, _columns(estimate))
+    # Last, so that a file that is there speaks of the table beside it.
+    write_text_atomic(path, text)
+
+
+def load_estimates(folder: Path) -> StoredEstimates | None:
+    """Return the estimates beside a plan; None where there are none.
+
+    Raises:
+        UserError: the file is damaged or of another version.
+    """
+    path = folder / ESTIMATES_FILE
+    if not path.exists():
+        return None
+    values = read_json(path, "estimates")
+    try:
+        if values["schema_version"] != ESTIMATES_SCHEMA_VERSION:
+            raise ValueError
+        return StoredEstimates(
+            hardware=str(values["hardware"]),
+            gpu_hours=float(values["gpu_hours"]),
+            columns={
+                run_id: {name: entry[name] for name in _COLUMNS}
+                for run_id, entry in values["runs"].items()
+            },
+            placements={
+                run_id: PlacementEstimate(**entry["placement"])
+                for run_id, entry in values["runs"].items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            "estimates",
+            str(path),
+            f"estimates in version {ESTIMATES_SCHEMA_VERSION}",
+            "remove the file and plan again",
+        ) from None
+
+
+def same_hardware_hours(
+    before: StoredEstimates | None, after: StoredEstimates | None
+) -> tuple[float, float] | None:
+    """Return device-hours of two plans; None unless both are estimated for the same hardware."""
+    if before is None or after is None or before.hardware != after.hardware:
+        return None
+    return before.gpu_hours, after.gpu_hours
+
+
+def _columns(estimate: PlanEstimate) -> dict[str, Columns]:
+    return {run_id: est_columns(run) for run_id, run in estimate.runs.items()}
+
+
+_COLUMNS = ("est_step_s", "est_gpu_hours", "est_peak_mem_bytes")
+
+
+def _to_json(estimate: PlanEstimate) -> dict[str, Any]:
+    return {
+        "schema_version": ESTIMATES_SCHEMA_VERSION,
+        "hardware": estimate.hardware,
+        "unit": estimate.unit,
+        "gpu_hours": estimate.gpu_hours,
+        "cost": estimate.cost,
+        "num_calibrated": estimate.num_calibrated,
+        "not_fitting": list(estimate.not_fitting),
+        "assumptions": list(estimate.assumptions),
+        "runs": {
+            run_id: est_columns(run) | {"source": run.source, "placement": asdict(run.placement)}
+            for run_id, run in estimate.runs.items()
+        },
+    }
+
+
+def estimate_for(
+    planned: Plan,
+    folder: Path,
+    hardware: str | None = None,
+    price: float | None = None,
+    max_gpu_hours: float | None = None,
+    calibration: Path | None = None,
+) -> PlanEstimate:
+    """Estimates a plan as the command line does; see the options of `isoflop plan`.
+
+    Args:
+        planned: the plan.
+        folder: its folder, whose calibration is used where none is named.
+        hardware: a profile; None: the usual one for the recipe's precision.
+        price: of a device-hour.
+        max_gpu_hours: a hard cap.
+        calibration: a file of measured step times.
+
+    Raises:
+        UserError: an unknown profile, a damaged calibration, or a plan over the cap.
+    """
+    usual = "cpu2" if get_recipe(planned.study.recipe).precision == "fp32" else "h100"
+    profile = load_hardware(hardware or usual)
+    measured = _calibration(calibration, folder, profile)
+    return estimate_plan(planned, profile, price, max_gpu_hours, measured)
+
+
+def estimate_again(plan: Plan, folder: Path) -> None:
+    """Estimates a grown plan for the hardware it was estimated for before, if it was."""
+    stored = load_estimates(folder)
+    if stored is not None:
+        store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)
+
+
+def _calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
+    """Return the calibration that is named, or the folder's own if it is of the profile's kind."""
+    if path is not None:
+        return load_calibration(path)
+    if not (folder / CALIBRATION_FILE).exists():
+        return None
+    found = load_calibration(folder / CALIBRATION_FILE)
+    # What was measured on one kind of device says nothing of another.
+    return found if found.kind == profile.kind else None

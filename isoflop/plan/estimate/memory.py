@@ -1,14 +1,176 @@
-"""Peak memory of a run on one device, by part; an estimate.
+"""Peak memory of a run on one device, and the smallest placement that holds it; estimates.
 
-Letters: D width, V vocabulary.
+First what is known of a run's model, from its ledger, then memory by part, then the placement.
+Letters: D width, V vocabulary, C channels, K experts chosen per channel, N keys of one half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from isoflop.plan.estimate.shapes import PARAM_BYTES, ModelShape, saved_bytes_per_token
+from isoflop.accounting import Component
+from isoflop.errors import UserError
+from isoflop.families import config_from_mapping
+from isoflop.plan.estimate.hardware import Hardware
+from isoflop.plan.runs import run_ledger
+from isoflop.spec import RunSpec
+
+# Parameters, gradients and optimizer moments are float32 whatever the compute type.
+PARAM_BYTES = 4
+COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
+
+# What product-key routing keeps for the backward pass of one choice: score and dot product
+# (float32), expert number (int32), and its two sub-keys (int64).
+CHOICE_BYTES = 4 + 4 + 4 + 2 * 8
+# The same for an expert with matrices: score, expert number, order by expert and its inverse.
+GROUP_ROW_BYTES = 4 + 4 + 2 * 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutedShape:
+    """Per token and layer, what routing touches; zeros for dense families."""
+
+    num_choices: int = 0
+    """C·K single-neuron experts."""
+    num_scores: int = 0
+    """Similarities that the router forms and selects from: 2·C·N, or C·E without product keys."""
+    num_query_values: int = 0
+    """What the router compares with its keys."""
+    num_groups: int = 0
+    """Experts with matrices of their own, computed one after the other."""
+    num_active_groups: int = 0
+    """Those of them that a token runs through."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """A model with its batch, as far as time and memory depend on it."""
+
+    d_model: int
+    n_layers: int
+    vocab_size: int
+    seq_len: int
+    batch_size: int
+    precision: str
+    components: tuple[Component, ...]
+    """Of the whole model, by name; see isoflop.accounting."""
+    num_params: int
+    routed: RoutedShape
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a value in the compute type."""
+        return COMPUTE_BYTES[self.precision]
+
+    @property
+    def num_embedding_params(self) -> int:
+        """Of the tied embedding."""
+        return self.vocab_size * self.d_model
+
+    @property
+    def num_layer_params(self) -> int:
+        """Of one layer."""
+        return (self.num_params - self.num_embedding_params) // self.n_layers
+
+    @property
+    def gathered_values(self) -> int:
+        """Table values that a token reads in one layer, both rows of each chosen expert."""
+        return self.component("experts").gathered_values_per_token // self.n_layers
+
+    def component(self, name: str) -> Component:
+        """Return the component called ``name``."""
+        return next(c for c in self.components if c.name == name)
+
+
+def model_shape(spec: RunSpec) -> ModelShape:
+    """Return the shape of the model that a run trains.
+
+    Raises:
+        UserError: the family is unknown or its configuration impossible.
+    """
+    ledger = run_ledger(spec)
+    return ModelShape(
+        d_model=spec.d_model,
+        n_layers=spec.n_layers,
+        vocab_size=spec.vocab_size,
+        seq_len=spec.seq_len,
+        batch_size=spec.batch_size,
+        precision=spec.precision,
+        components=ledger.components,
+        num_params=ledger.num_params,
+        routed=_routed_shape(config_from_mapping(spec.family, spec.config)),
+    )
+
+
+def _routed_shape(config: Any) -> RoutedShape:
+    """Read off the fields of the built-in routed Configs; a family without them counts as dense."""
+    if _has_counts(config, "num_experts", "num_active"):
+        return RoutedShape(num_groups=config.num_experts, num_active_groups=config.num_active)
+    if not _has_counts(config, "num_channels", "num_neighbours", "num_experts", "router_width"):
+        return RoutedShape()
+    # The family whose Config names no router has PEER's.
+    router = str(getattr(config, "router", "product_key_value"))
+    product = router.startswith("product")
+    keys = 2 * math.isqrt(config.num_experts) if product else config.num_experts
+    queries = config.num_channels * (2 if product else 1) if router.endswith("key_value") else 1
+    return RoutedShape(
+        num_choices=config.num_channels * config.num_neighbours,
+        num_scores=config.num_channels * keys,
+        num_query_values=queries * config.router_width,
+    )
+
+
+def _has_counts(config: Any, *names: str) -> bool:
+    return all(type(getattr(config, name, None)) is int for name in names)
+
+
+def saved_bytes_per_token(shape: ModelShape) -> int:
+    """Return bytes that one layer keeps per token between its forward and its backward pass.
+
+    Read off isoflop/model and the families' modules (D values each). Attention: float32 normalised
+    inputs of the two norms and of the query-key norm (4D in all); the inputs of the two matrix
+    products (one copy in float32, one each in bf16), queries, keys, values and the mixed values in
+    the compute type. Feed-forward: its input, and what `_feed_forward_bytes` says.
+    """
+    width, compute = shape.d_model, shape.compute_bytes
+    copies = 2 if shape.precision == "bf16" else 1
+    attention = 4 * 4 * width + (copies + 4) * compute * width
+    return attention + compute * width + _feed_forward_bytes(shape, copies)
+
+
+def _feed_forward_bytes(shape: ModelShape, copies: int) -> int:
+    """Two values for each row or column of the matrices that a token passes (mlp, swiglu, moe).
+
+    moe also keeps its sorted input, its unweighted output and its choices; product-key routing
+    keeps queries, similarities and choices, and no hidden values.
+    """
+    routed, width, compute = shape.routed, shape.d_model, shape.compute_bytes
+    if routed.num_choices:
+        router = compute * (routed.num_query_values + routed.num_scores)
+        return router + routed.num_choices * CHOICE_BYTES + 4 * width * (copies - 1)
+    experts = shape.component("experts").num_active_params // shape.n_layers
+    groups = routed.num_active_groups * GROUP_ROW_BYTES + 4 * routed.num_groups
+    return compute * (2 * experts // width + 2 * routed.num_active_groups * width) + groups
+
+
+def shape_key(spec: RunSpec) -> Hashable:
+    """Equal for runs whose steps take the same time: all but steps, seed, data and recipe."""
+    return (
+        spec.family,
+        tuple(sorted(spec.config.items())),
+        spec.d_model,
+        spec.n_layers,
+        spec.n_heads,
+        spec.vocab_size,
+        spec.seq_len,
+        spec.batch_size,
+        spec.precision,
+    )
+
 
 # AdamW's two moments.
 MOMENT_BYTES = 2 * PARAM_BYTES
@@ -24,7 +186,7 @@ LAYERS_GATHERED = 2
 # Similarities of the router, their gradient and the sum that made it, float32.
 SCORE_BYTES = 3 * 4
 
-ASSUMPTIONS = (
+MEMORY_ASSUMPTIONS = (
     "memory: parameters, gradients and both AdamW moments are float32 (16 bytes a parameter)",
     "memory: logits are whole up to 67 MB, 12 bytes per token and vocabulary entry at their peak; "
     "larger ones exist in chunks of 268 MB, beside two gradients of the embedding and its input",
@@ -135,3 +297,176 @@ def format_bytes(num_bytes: float) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
     return f"{num_bytes / 1e3:.3g} kB"
+
+
+Parallel = Literal["single", "ddp", "fsdp"]
+
+# What the driver, the libraries and fragmentation take is left free; assumed.
+USABLE_SHARE = 0.9
+
+PLACEMENT_ASSUMPTIONS = (
+    f"placement: {USABLE_SHARE:.0%} of a device's memory is usable; the fewest devices that hold "
+    "the run, then no checkpointing, then the largest micro-batch",
+    "placement: `isoflop run --device cuda` follows it where nothing else is given; on the CPU a "
+    "run takes one core and its whole batch at once",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacementEstimate:
+    """How a run is expected to be laid out; never part of its identity."""
+
+    micro_batch: int
+    """Sequences that a device takes through the model at a time."""
+    grad_accum: int
+    """Micro-batches per device and step."""
+    num_devices: int
+    parallel: Parallel
+    """`ddp`: each device has the whole model; `fsdp`: parameters and optimizer are split."""
+    checkpointing: bool
+    peak_mem_bytes: int
+    """Per device."""
+    fits: bool
+    reason: str
+    """In a sentence, why this one; or by how much the run does not fit."""
+
+
+def choose_placement(
+    spec: RunSpec | ModelShape, hardware: Hardware, num_devices: int | None = None
+) -> PlacementEstimate:
+    """Return the smallest placement that fits, within one node.
+
+    Args:
+        spec: the run, or its model's shape.
+        hardware: the device.
+        num_devices: that many devices, or None for as few as hold the run.
+
+    Returns a placement with ``fits`` False, the one that needs least memory per device, where a
+    whole node does not hold the run.
+
+    Raises:
+        UserError: a number of devices that does not split the batch evenly.
+    """
+    shape = model_shape(spec) if isinstance(spec, RunSpec) else spec
+    usable = int(USABLE_SHARE * hardware.memory_bytes)
+    smallest: PlacementEstimate | None = None
+    for tried in _candidates(shape, hardware, num_devices):
+        if tried.peak_mem_bytes <= usable:
+            return dataclasses.replace(
+                tried, fits=True, reason=_why(shape, tried, hardware, usable)
+            )
+        if smallest is None or tried.peak_mem_bytes < smallest.peak_mem_bytes:
+            smallest = tried
+    assert smallest is not None
+    return dataclasses.replace(smallest, reason=_why_not(smallest, hardware, usable))
+
+
+def _candidates(
+    shape: ModelShape, hardware: Hardware, num_devices: int | None
+) -> Iterator[PlacementEstimate]:
+    """From the cheapest to the most cautious."""
+    if hardware.kind == "cpu":
+        yield _candidate(shape, hardware, 1, "single", False, shape.batch_size)
+        return
+    for devices in _device_counts(shape, hardware, num_devices):
+        ways: tuple[Parallel, ...] = ("single",) if devices == 1 else ("ddp", "fsdp")
+        # More devices than needed were not asked for: only sharding can make room then.
+        if num_devices is None and devices > 1:
+            ways = ("fsdp",)
+        for parallel in ways:
+            for checkpointing in (False, True):
+                for micro_batch in _divisors(shape.batch_size // devices):
+                    yield _candidate(shape, hardware, devices, parallel, checkpointing, micro_batch)
+
+
+def _device_counts(shape: ModelShape, hardware: Hardware, asked: int | None) -> list[int]:
+    """Return powers of two up to a node that split the batch evenly; or what was asked for."""
+    if asked is not None:
+        if asked < 1 or shape.batch_size % asked:
+            raise UserError(
+                "devices", asked, f"a divisor of the batch ({shape.batch_size})", "correct it"
+            )
+        return [asked]
+    counts = [1]
+    while 2 * counts[-1] <= hardware.devices_per_node and shape.batch_size % (2 * counts[-1]) == 0:
+        counts.append(2 * counts[-1])
+    return counts
+
+
+def _divisors(number: int) -> list[int]:
+    """Descending."""
+    return [d for d in range(number, 0, -1) if number % d == 0]
+
+
+def _candidate(
+    shape: ModelShape,
+    hardware: Hardware,
+    devices: int,
+    parallel: Parallel,
+    checkpointing: bool,
+    micro_batch: int,
+) -> PlacementEstimate:
+    grad_accum = shape.batch_size // devices // micro_batch
+    memory = _memory(shape, devices, parallel, checkpointing, micro_batch, grad_accum)
+    return PlacementEstimate(
+        micro_batch=micro_batch,
+        grad_accum=grad_accum,
+        num_devices=devices,
+        parallel=parallel,
+        checkpointing=checkpointing,
+        peak_mem_bytes=memory.peak_bytes + hardware.process_bytes,
+        fits=False,
+        reason="",
+    )
+
+
+def _memory(
+    shape: ModelShape,
+    devices: int,
+    parallel: Parallel,
+    checkpointing: bool,
+    micro_batch: int,
+    grad_accum: int,
+) -> MemoryEstimate:
+    return estimate_memory(
+        shape,
+        micro_batch=micro_batch,
+        num_devices=devices,
+        sharded=parallel == "fsdp",
+        checkpointing=checkpointing,
+        accumulates=grad_accum > 1,
+    )
+
+
+def placement_memory(shape: ModelShape, placement: PlacementEstimate) -> MemoryEstimate:
+    """Return the parts behind a placement's peak."""
+    return _memory(
+        shape,
+        placement.num_devices,
+        placement.parallel,
+        placement.checkpointing,
+        placement.micro_batch,
+        placement.grad_accum,
+    )
+
+
+def _why(shape: ModelShape, placement: PlacementEstimate, hardware: Hardware, usable: int) -> str:
+    used = f"{format_bytes(placement.peak_mem_bytes)} of {format_bytes(usable)} usable"
+    if placement.num_devices == 1:
+        return f"fits one device: {used}"
+    alone = _candidate(shape, hardware, 1, "single", True, 1).peak_mem_bytes
+    if placement.parallel == "ddp" or alone <= usable:
+        return f"fits {placement.num_devices} devices: {used}"
+    return (
+        f"does not fit one device of {format_bytes(hardware.memory_bytes)} "
+        f"(at least {format_bytes(alone)}): sharded over {placement.num_devices}, {used}"
+    )
+
+
+def _why_not(smallest: PlacementEstimate, hardware: Hardware, usable: int) -> str:
+    devices = smallest.num_devices
+    where = "one device" if devices == 1 else f"{devices} devices, sharded,"
+    return (
+        f"does not fit {where} of {hardware.name}: {format_bytes(smallest.peak_mem_bytes)} needed "
+        f"per device, {format_bytes(usable)} usable"
+    )

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 from isoflop.accounting.conventions import TRAINING_PASSES
 from isoflop.plan.estimate.hardware import Hardware
-from isoflop.plan.estimate.placement import PlacementEstimate
-from isoflop.plan.estimate.shapes import PARAM_BYTES, ModelShape, saved_bytes_per_token
+from isoflop.plan.estimate.memory import (
+    PARAM_BYTES,
+    ModelShape,
+    PlacementEstimate,
+    saved_bytes_per_token,
+)
 
 # AdamW reads parameter, gradient and two moments and writes all but the gradient (float32).
 ADAMW_BYTES_PER_PARAM = 7 * PARAM_BYTES

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from isoflop.errors import UserError
-from isoflop.plan.estimate.calibration import (
-    FILE_NAME,
+from isoflop.plan.estimate.hardware import (
+    CALIBRATION_FILE,
     Calibration,
     MeasuredStep,
     load_calibration,
     shape_fields,
     write_calibration,
 )
-from isoflop.plan.estimate.shapes import shape_key
+from isoflop.plan.estimate.memory import shape_key
 from made_shapes import rung_spec
 
 SPEC = rung_spec("sgatlin", 2, "micro-v1")
@@ -39,8 +39,8 @@ MADE = Calibration(
 
 
 def test_a_calibration_survives_its_file_and_its_folder(tmp_path: Path) -> None:
-    write_calibration(tmp_path / FILE_NAME, MADE)
-    assert load_calibration(tmp_path / FILE_NAME) == MADE
+    write_calibration(tmp_path / CALIBRATION_FILE, MADE)
+    assert load_calibration(tmp_path / CALIBRATION_FILE) == MADE
     assert load_calibration(tmp_path) == MADE
     assert MADE.by_shape() == {shape_key(SPEC): MADE.entries[0]}
 
@@ -72,7 +72,7 @@ def test_the_key_leaves_out_what_does_not_change_a_step() -> None:
 def test_a_damaged_file_is_refused_by_field(
     keys: tuple[Any, ...], value: Any, named: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / FILE_NAME
+    path = tmp_path / CALIBRATION_FILE
     write_calibration(path, MADE)
     values = json.loads(path.read_text())
     inner = values

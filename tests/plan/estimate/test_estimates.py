@@ -15,7 +15,7 @@ from isoflop.plan.estimate import (
     estimates,
     load_hardware,
 )
-from isoflop.plan.estimate.calibration import MeasuredStep, shape_fields
+from isoflop.plan.estimate.hardware import MeasuredStep, shape_fields
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.spec import RunSpec
 from isoflop.study import paper_study

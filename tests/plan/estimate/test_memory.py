@@ -17,8 +17,9 @@ from isoflop.plan.estimate.memory import (
     estimate_memory,
     format_bytes,
     logit_bytes,
+    model_shape,
+    saved_bytes_per_token,
 )
-from isoflop.plan.estimate.shapes import model_shape, saved_bytes_per_token
 from isoflop.plan.estimate.time import (
     OPERATORS_PER_GROUP,
     OPERATORS_PER_LAYER,

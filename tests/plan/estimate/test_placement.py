@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 
 from isoflop.errors import UserError
 from isoflop.plan.estimate.hardware import load_hardware
-from isoflop.plan.estimate.memory import estimate_memory
-from isoflop.plan.estimate.placement import USABLE_SHARE, choose_placement, placement_memory
-from isoflop.plan.estimate.shapes import model_shape
+from isoflop.plan.estimate.memory import (
+    USABLE_SHARE,
+    choose_placement,
+    estimate_memory,
+    model_shape,
+    placement_memory,
+)
 from made_shapes import FAMILIES, rung_spec
 
 H100 = load_hardware("h100")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from isoflop.plan.estimate.shapes import RoutedShape, _routed_shape, model_shape
+from isoflop.plan.estimate.memory import RoutedShape, _routed_shape, model_shape
 from made_shapes import rung_spec
 
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.plan.estimate.hardware import Hardware, load_hardware
-from isoflop.plan.estimate.placement import PlacementEstimate, choose_placement
-from isoflop.plan.estimate.shapes import model_shape
+from isoflop.plan.estimate.memory import PlacementEstimate, choose_placement, model_shape
 from isoflop.plan.estimate.time import (
     ADAMW_BYTES_PER_PARAM,
     BAG_GATHER,

@@ -1,17 +1,198 @@
-"""Grows a plan in place: more budgets, seeds or sizes; what is planned stays as it is."""
+"""What is done with a plan that is there: find runs in it, compare it with another, grow it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
-from isoflop.plan.artefact import read_plan, replace_plan
-from isoflop.plan.diff import PlanDiff, diff_plans
+from isoflop.plan.artefact import read_plan, read_plan_file, replace_plan
 from isoflop.plan.planner import Plan, make_plan
+from isoflop.plan.runs import PlannedRun
+from isoflop.spec import shown_id
 from isoflop.study import SIZES_DEFAULT, SizeTable, Study
+from isoflop.tables import PLAN
+
+_LIST_RUNS = "`isoflop show FOLDER` lists them"
+_SHOWN_MATCHES = 3
+
+
+def find_run(plan: Plan, prefix: str) -> tuple[PlannedRun, ...]:
+    """The run whose id starts with ``prefix``: an entry for each place that it has in the plan.
+
+    Raises:
+        UserError: no run's id starts so, or several do.
+    """
+    matching = [run for run in plan.runs if prefix and run.run_id.startswith(prefix.lower())]
+    ids = list(dict.fromkeys(run.run_id for run in matching))
+    if len(ids) == 1:
+        return tuple(matching)
+    if not ids:
+        raise UserError("run", prefix, "the first digits of a run id in the plan", _LIST_RUNS)
+    names = ", ".join(shown_id(run_id) for run_id in ids[:_SHOWN_MATCHES])
+    more = f" and {len(ids) - _SHOWN_MATCHES} more" if len(ids) > _SHOWN_MATCHES else ""
+    raise UserError("run", prefix, f"the start of one id (now {names}{more})", "give more digits")
+
+
+def filter_runs(
+    plan: Plan,
+    *,
+    archs: Sequence[str] = (),
+    budgets: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+) -> tuple[PlannedRun, ...]:
+    """Return the runs with one of each kind of value given, in the plan's order; no values: any.
+
+    Raises:
+        UserError: a value that no run of the plan has, or no run that has them together.
+    """
+    _check_there("--arch", archs, [run.arch for run in plan.runs])
+    there = [format_flops(run.budget_flops, digits=17) for run in plan.runs]
+    _check_there("--budget", [format_flops(b, digits=17) for b in budgets], there)
+    _check_there("--size", sizes, sorted(run.size for run in plan.runs))
+    found = tuple(
+        run
+        for run in plan.runs
+        if (not archs or run.arch in archs)
+        and (not budgets or run.budget_flops in budgets)
+        and (not sizes or run.size in sizes)
+    )
+    if not found:
+        raise UserError(
+            "filter", shown("these together"), "had by one run or more", "leave out one of them"
+        )
+    return found
+
+
+def sort_runs(
+    runs: Sequence[PlannedRun], column: str, *, descending: bool = False
+) -> tuple[PlannedRun, ...]:
+    """Run sorted by a column of plan.parquet; equal ones keep their order, nulls come last.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    if column not in PLAN.names:
+        raise UserError("--sort", column, f"one of {', '.join(PLAN.names)}", "correct it")
+    values = [(run.row()[column], run) for run in runs]
+    known = [(value, run) for value, run in values if value is not None]
+    known.sort(key=lambda pair: pair[0], reverse=descending)
+    return tuple(run for _, run in known) + tuple(run for value, run in values if value is None)
+
+
+def _check_there(name: str, asked: Sequence[object], there: Sequence[object]) -> None:
+    for value in asked:
+        if value not in there:
+            distinct = ", ".join(str(known) for known in dict.fromkeys(there))
+            raise UserError(name, shown(str(value)), f"one of {distinct}", "correct it")
+
+
+Place = tuple[int, str, int, int]
+"""Budget, arch, size and seed of a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changed:
+    """A place in both plans whose run is another one."""
+
+    before: PlannedRun
+    after: PlannedRun
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the identity that differ; those of the configuration by dotted name."""
+        old, new = _flat(self.before), _flat(self.after)
+        return tuple(name for name in {**old, **new} if old.get(name) != new.get(name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanDiff:
+    """The way from one plan to another. A place is a budget, arch, size and seed."""
+
+    same: tuple[PlannedRun, ...]
+    """Places with the same run in both."""
+    changed: tuple[Changed, ...]
+    """Places in both with another run."""
+    added: tuple[PlannedRun, ...]
+    """Places of the later plan only."""
+    removed: tuple[PlannedRun, ...]
+    """Places of the earlier plan only."""
+    common_ids: frozenset[str]
+    """Run ids in both plans: an added run among them is the same training under another label."""
+    study: tuple[tuple[str, Any, Any], ...]
+    """Entries of the resolved study that differ: (name, before, after)."""
+    flops: tuple[int, int]
+    """Training FLOPs of all runs, each counted once, each plan under its own convention."""
+    new_flops: int
+    """Training FLOPs of the later plan's runs that the earlier plan does not have."""
+    gpu_hours: tuple[float, float] | None
+    """Estimated device-hours; None unless both plans have them for the same hardware."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the two plans say the same."""
+        return not (self.changed or self.added or self.removed or self.study)
+
+
+def load_plan(path: Path) -> Plan:
+    """Return the plan of a study folder, or of a plan.json wherever it lies.
+
+    Raises:
+        UserError: as :func:`isoflop.plan.artefact.read_plan`.
+    """
+    return read_plan_file(path) if path.is_file() else read_plan(path)
+
+
+def diff_plans(before: Plan, after: Plan, gpu_hours: tuple[float, float] | None = None) -> PlanDiff:
+    """Compare two plans, place by place, and the studies they were made from.
+
+    Args:
+        before: the earlier plan.
+        after: the later plan.
+        gpu_hours: what each is estimated to take on the same hardware, where known.
+    """
+    old, new = _by_place(before), _by_place(after)
+    old_ids = {run.run_id for run in before.runs}
+    both = [(old[place], run) for place, run in new.items() if place in old]
+    return PlanDiff(
+        same=tuple(b for a, b in both if a.run_id == b.run_id),
+        changed=tuple(Changed(before=a, after=b) for a, b in both if a.run_id != b.run_id),
+        added=tuple(run for place, run in new.items() if place not in old),
+        removed=tuple(run for place, run in old.items() if place not in new),
+        common_ids=frozenset(old_ids & {run.run_id for run in after.runs}),
+        study=_study_changes(before, after),
+        flops=(_flops(before.unique_runs), _flops(after.unique_runs)),
+        new_flops=_flops(run for run in after.unique_runs if run.run_id not in old_ids),
+        gpu_hours=gpu_hours,
+    )
+
+
+def _by_place(plan: Plan) -> dict[Place, PlannedRun]:
+    return {(run.budget_flops, run.arch, run.size, run.spec.seed): run for run in plan.runs}
+
+
+def _flat(run: PlannedRun) -> dict[str, Any]:
+    values = run.spec.to_json()
+    config = values.pop("config")
+    return values | {f"config.{name}": value for name, value in config.items()}
+
+
+def _study_changes(before: Plan, after: Plan) -> tuple[tuple[str, Any, Any], ...]:
+    old, new = before.study.to_json(), after.study.to_json()
+    # An entry may be left out: None stands for it.
+    names = {**old, **new}
+    return tuple(
+        (name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+    )
+
+
+def _flops(runs: Iterable[PlannedRun]) -> int:
+    return sum(run.flops for run in runs)
+
 
 # What may differ between a plan and the one that it grows into.
 GROWS = ("budgets", "seeds", "more_seeds", "sizes", "num_sizes")

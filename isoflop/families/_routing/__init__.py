@@ -1,1 +1,0 @@
-"""What the routed families share: router shapes and ledger (spec), router modules (module)."""
