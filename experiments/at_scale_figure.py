@@ -10,7 +10,7 @@ from at_scale_clock import REFERENCE, SUBJECT, DevicePaces, Measured
 from pace import CellKey, Pace
 
 from isoflop import plot_style
-from isoflop.analysis import plot_frame
+from isoflop.analysis.figures import frame
 from isoflop.plan.planner import Plan
 from isoflop.plot_style import padded
 
@@ -39,7 +39,7 @@ def draw(plan: Plan, of: DevicePaces, measured: Measured) -> Figure:
         if SUBJECT not in measured.multipliers
         else f"Band: {SUBJECT}'s multiplier as measured on a CPU at far smaller budgets.",
     ]
-    figure, grid = plot_frame.panels(
+    figure, grid = frame.panels(
         len(of), title=f"Seconds per FLOP over {REFERENCE}'s", archs=archs, notes=notes
     )
     for (device, by_change), axes in zip(of.items(), grid, strict=True):

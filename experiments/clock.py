@@ -23,7 +23,7 @@ from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import select_points
-from isoflop.analysis.report.statements import comparison_sentence
+from isoflop.analysis.report.comparison import comparison_sentence
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan

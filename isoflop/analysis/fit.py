@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.analysis.bootstrap import Draws, choose_kind, draw_optima
+from isoflop.analysis.figures import write_plots
 from isoflop.analysis.inputs import load_rows
 from isoflop.analysis.laws import fit_laws
 from isoflop.analysis.optima import METHODS, Method, find_optima, with_intervals
-from isoflop.analysis.plots import write_plots
 from isoflop.analysis.points import AXES, Axis, Selection, select_points
 from isoflop.analysis.result import FitOptions, Fits
 from isoflop.tables import COMPARE, EXPONENTS, FITS, OPTIMA, VALIDITY, Schema, write_table

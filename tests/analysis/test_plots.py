@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis import excluded_note
+from isoflop.analysis.figures import write_plots
+from isoflop.analysis.figures.laws import draw_frontier, draw_optimum_size
+from isoflop.analysis.figures.profiles import draw_profiles
 from isoflop.analysis.fit import FitOptions, Fits
 from isoflop.analysis.fit import fit_rows as fit_all
-from isoflop.analysis.plot_profiles import draw_profiles
-from isoflop.analysis.plots import draw_frontier, draw_optimum_size, write_plots
 from isoflop.numbers import format_count, format_flops
 from isoflop.plot_style import family_mark, log_ticks, math_flops, padded, spread_labels
 

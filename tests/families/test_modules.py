@@ -14,8 +14,7 @@ from golden_values import family_and_config, feedforward_names, fixture, index, 
 from isoflop.families import family_names, get_build, get_spec
 from isoflop.families._shared.module import build_router
 from isoflop.families.sgatlin.spec import Config
-from isoflop.model.gelu import gelu_tanh
-from isoflop.model.glu import clamped_glu
+from isoflop.model.activations import clamped_glu, gelu_tanh
 from isoflop.model.init import initialise
 from isoflop_kernels import use_implementation
 

@@ -19,9 +19,8 @@ from golden_values import (
 )
 from isoflop.families import get_build
 from isoflop.model import next_token_loss
-from isoflop.model.attention import Attention
+from isoflop.model.attention import Attention, swap_halves, tables
 from isoflop.model.norm import RMSNorm
-from isoflop.model.rotary import swap_halves, tables
 from isoflop.model.transformer import Block
 from isoflop_kernels import use_implementation
 

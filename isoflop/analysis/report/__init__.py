@@ -1,7 +1,7 @@
 """`isoflop report`: a fit as Markdown, as one HTML file and as LaTeX tables, with its figures.
 
-`write_report` writes the files. What they say is a `Document` of sections, each made in a module
-of its own (sections*.py, checklist.py) from the fit alone, and shown by three renderers.
+`write_report` writes the files. What they say is a `Document` of sections, made from the fit alone
+(optima.py, comparison.py, runs.py, validity.py, source.py) and shown by three renderers.
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ from typing import Any
 from isoflop.analysis.compare.differences import exponent_differences
 from isoflop.analysis.compare.one_size import is_one_size
 from isoflop.analysis.hypotheses import Verdict, judge
-from isoflop.analysis.report import html, latex, markdown
-from isoflop.analysis.report.checklist import checklist_section
+from isoflop.analysis.report.comparison import comparison_section, findings
 from isoflop.analysis.report.document import Block, Document, Items, Section, label_column, table
 from isoflop.analysis.report.figures import write_figures
-from isoflop.analysis.report.sections import laws_section, optima_section
-from isoflop.analysis.report.sections_compare import comparison_section
-from isoflop.analysis.report.sections_runs import runs_section
-from isoflop.analysis.report.sections_sizes import (
+from isoflop.analysis.report.optima import laws_section, optima_section
+from isoflop.analysis.report.renderers import html_page, latex_tables, markdown_page
+from isoflop.analysis.report.runs import (
     compare_shapes,
     reference_of,
+    runs_section,
     seed_mean_rows,
     shape_sentence,
     sizes_section,
 )
-from isoflop.analysis.report.sections_validity import hypotheses_section, validity_section
-from isoflop.analysis.report.source import Source
-from isoflop.analysis.report.statements import findings
+from isoflop.analysis.report.source import Source, checklist_section
+from isoflop.analysis.report.validity import hypotheses_section, validity_section
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.files import write_text_atomic
@@ -89,9 +87,9 @@ def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
         table_paths=_write_tables(fits, source, out_dir),
         plot_paths=plot_paths,
     )
-    write_text_atomic(report.markdown_path, markdown.render(document))
-    write_text_atomic(report.html_path, html.render(document, pictures))
-    write_text_atomic(report.latex_path, latex.render(document))
+    write_text_atomic(report.markdown_path, markdown_page(document))
+    write_text_atomic(report.html_path, html_page(document, pictures))
+    write_text_atomic(report.latex_path, latex_tables(document))
     return report
 
 

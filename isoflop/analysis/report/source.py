@@ -1,20 +1,34 @@
-"""What a report is about: the input with its digest, the study around it, the versions used."""
+"""What a report is about: the input with its digest, the study around it, the versions used.
+
+The checklist is of what a reader needs to reproduce a scaling law, filled in from the data. Its
+four heads are those of the survey "(Mis)Fitting" (Li, Kudugunta and Zettlemoyer, 2025,
+arXiv 2502.18969): form, training, data collection, fitting.
+"""
 
 from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from isoflop import __version__
+from isoflop.analysis.bootstrap import seed_noise
+from isoflop.analysis.report.document import Section, label_column, table
+from isoflop.analysis.result import Fits
+from isoflop.analysis.summary import excluded_note
 from isoflop.files import read_json, sha256_file
+from isoflop.numbers import format_count, format_flops
+from isoflop.recipe import get_recipe
 
 _PACKAGES = ("numpy", "scipy", "matplotlib", "pyarrow")
 _PLAN = "plan.json"
+UNKNOWN = "not recorded"
+Entry = tuple[str, str]
+"""(question, answer)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,3 +97,143 @@ def _git_sha() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def checklist_section(fits: Fits, source: Source) -> Section:
+    """Return the four parts of the checklist; what the data do not tell is "not recorded"."""
+    study = source.study or {}
+    parts = {
+        "Form": _form(fits, study),
+        "Training": _training(fits, study, source),
+        "Data collection": _collection(fits, source),
+        "Fitting": _fitting(fits),
+    }
+    columns = [label_column("question", "Question"), label_column("answer", "Answer")]
+    return Section(
+        key="checklist",
+        title="Checklist",
+        blocks=tuple(
+            table(title, columns, [{"question": q, "answer": a} for q, a in entries])
+            for title, entries in parts.items()
+        ),
+    )
+
+
+def _form(fits: Fits, study: Mapping[str, Any]) -> list[Entry]:
+    forms = sorted({fit.form for fit in fits.parametric})
+    return [
+        ("Equations", "power laws y = k · C^p" + (f"; {', '.join(forms)}" if forms else "")),
+        ("N", "n_params: all parameters, the tied embedding once" if study else "n_params"),
+        ("D", "n_tokens: training tokens of the run"),
+        ("C", "budget_flops: nominal training FLOPs of the budget"),
+        ("FLOP convention", str(study.get("convention", UNKNOWN))),
+        ("Unit of the loss", "nats per token" if study else "that of the table"),
+        ("What optima are taken over", fits.options.axis),
+    ]
+
+
+def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entry]:
+    points = [point for group in fits.groups.values() for point in group]
+    seeds = sorted({point.seed for point in points if point.seed is not None})
+    sizes = [point.n_params for point in points]
+    tokens = [point.n_tokens for point in points]
+    return [
+        ("Families", ", ".join(fits.archs) or "none"),
+        ("Budgets (FLOPs)", ", ".join(format_flops(budget) for budget in fits.budgets) or "none"),
+        ("Parameters", _span(sizes)),
+        ("Tokens", _span(tokens)),
+        ("Match between families", str(study.get("match", UNKNOWN))),
+        ("Recipe (optimizer, learning rate, schedule)", str(study.get("recipe", UNKNOWN))),
+        ("Peak learning rates", _rates(study)),
+        ("Learning rate tuned per family and size", _tuned(study)),
+        ("Batch size (sequences)", str(study.get("batch_size") or _by_recipe(study))),
+        ("Sequence length (tokens)", str(study.get("seq_len") or _by_recipe(study))),
+        ("Training data", str(study.get("source", UNKNOWN))),
+        ("Tokenizer", str(study.get("tokenizer", UNKNOWN))),
+        ("Passes over the data, at most", str(study.get("max_epochs", UNKNOWN))),
+        ("Seeds", ", ".join(map(str, seeds)) or UNKNOWN),
+        ("Training time", "wall_s of each run" if "wall_s" in source.columns else UNKNOWN),
+    ]
+
+
+def _rates(study: Mapping[str, Any]) -> str:
+    """Those that the study sets; a recipe has one for all families."""
+    rates = study.get("learning_rates") or {}
+    given = ", ".join(f"{arch} {rate:g}" for arch, rate in rates.items())
+    return given or ("the recipe's for all" if study else UNKNOWN)
+
+
+def _tuned(study: Mapping[str, Any]) -> str:
+    if not study:
+        return UNKNOWN
+    if study.get("learning_rates"):
+        return "set per family, the same at every size; how they were chosen is not recorded"
+    return "no: the recipe's at every family and size"
+
+
+def _evaluated_on(study: Mapping[str, Any] | None) -> str:
+    recipe = None if study is None else study.get("recipe")
+    if recipe is None:
+        return UNKNOWN
+    most = get_recipe(recipe).most_heldout_tokens
+    if most is None:
+        return "the whole held-out set, after training"
+    return f"evenly spread windows of the held-out set (at most {most:,} tokens), after training"
+
+
+def _by_recipe(study: Mapping[str, Any]) -> str:
+    return "the recipe's at each budget" if study else UNKNOWN
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{format_count(min(values))} to {format_count(max(values))}" if values else "none"
+
+
+def _collection(fits: Fits, source: Source) -> list[Entry]:
+    num_points = sum(len(group) for group in fits.groups.values())
+    study = source.study
+    return [
+        ("Runs in the fits", str(num_points)),
+        ("Dropped runs", excluded_note(fits)),
+        ("Checkpoints", "final only, one point per run" if study else UNKNOWN),
+        ("Smoothing or interpolation of losses", "none" if study else UNKNOWN),
+        ("Loss measured on", _evaluated_on(study)),
+        (
+            "Standard error of a loss",
+            "loss_se of each run" if "loss_se" in source.columns else UNKNOWN,
+        ),
+        ("Repeated cells (same size and budget)", _repeats(fits)),
+    ]
+
+
+def _repeats(fits: Fits) -> str:
+    num_cells = sum(len({point.size_key for point in group}) for group in fits.groups.values())
+    repeated = seed_noise(fits.selection).n_cells
+    return f"{repeated} of {num_cells}" if repeated else "none: seed noise is not measured"
+
+
+def _fitting(fits: Fits) -> list[Entry]:
+    settings = sorted({fit.settings for fit in fits.parametric if fit.settings})
+    starts = [fit for fit in fits.parametric if fit.n_starts is not None]
+    return [
+        ("Optima", f"{fits.options.method}, beside the other methods in the validity section"),
+        ("Power laws", "least squares of ln y on ln C, interior optima only"),
+        ("Parametric objective", "; ".join(settings) or "none fitted"),
+        (
+            "Starts of the optimiser",
+            f"{min(f.n_starts or 0 for f in starts)} or more" if starts else "none",
+        ),
+        ("Intervals", _intervals(fits)),
+        ("Validation", "see the validity section" if fits.validity else "none"),
+    ]
+
+
+def _intervals(fits: Fits) -> str:
+    kinds = {str(draws.kind) for draws in fits.draws.values()}
+    kinds |= {fit.bootstrap_kind for fit in fits.parametric if fit.bootstrap_kind}
+    if not kinds:
+        return "none"
+    return (
+        f"{100 * fits.options.confidence:g} % percentiles, bootstrap: {', '.join(sorted(kinds))}, "
+        f"{fits.options.n_boot} draws, seed {fits.options.seed}"
+    )

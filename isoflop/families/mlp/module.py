@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.families.mlp.spec import Config
-from isoflop.model.gelu import gelu_tanh
+from isoflop.model.activations import gelu_tanh
 from isoflop.model.init import Initialiser, trunc_normal
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from isoflop.families.moe.grouped import grouped_linear
 from isoflop.families.moe.spec import Config
-from isoflop.model.glu import clamped_glu
+from isoflop.model.activations import clamped_glu
 from isoflop.model.init import Initialiser, constant, trunc_normal
 from isoflop_kernels import stable_topk
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.families.swiglu.spec import Config
-from isoflop.model.glu import clamped_glu
+from isoflop.model.activations import clamped_glu
 from isoflop.model.init import Initialiser, constant, trunc_normal
 
 

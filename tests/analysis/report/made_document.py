@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 
 from isoflop import plot_style
-from isoflop.analysis import plot_tips
-from isoflop.analysis.report import html
+from isoflop.analysis.figures import frame
 from isoflop.analysis.report.document import (
     Document,
     Items,
@@ -17,7 +16,8 @@ from isoflop.analysis.report.document import (
     table,
     text_column,
 )
-from isoflop.analysis.report.inline_svg import inline
+from isoflop.analysis.report.figures import inline
+from isoflop.analysis.report.renderers import html_page
 
 NASTY = "<script>window.hacked = 1</script>"
 NAMES = (NASTY, "a|b", "c_d & 50 % of $x$", "zeta \\ {q} ~ ^", "`e` *f* #1", '"quoted"')
@@ -61,9 +61,9 @@ def made_svg() -> tuple[bytes, dict[str, list[str]]]:
         axes = figure.subplots()
         mark = plot_style.family_mark(0)
         (line,) = axes.plot([1, 2], [3, 4], color=mark.colour, marker="o")
-        plot_tips.tell(line, ["first", "second <b>"])
+        frame.set_tips(line, ["first", "second <b>"])
         axes.plot([1, 2], [4, 3], color="black")
-        tips = plot_tips.collect(figure)
+        tips = frame.collect_tips(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue(), tips
@@ -73,4 +73,4 @@ def made_page() -> str:
     """Return the document as a page."""
     svg, tips = made_svg()
     picture = inline(svg, "dots", tips, plot_style.family_colours())
-    return html.render(made_document(), {"dots": picture})
+    return html_page(made_document(), {"dots": picture})

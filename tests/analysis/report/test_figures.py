@@ -15,15 +15,13 @@ from analysis.made_report import full_table
 from analysis.made_runs import curve, parabola, row, spaced, study
 from analysis.report.made_document import made_svg
 from isoflop import plot_style
-from isoflop.analysis import plot_tips
 from isoflop.analysis.compare.multipliers import compare_archs
+from isoflop.analysis.figures import DRAWINGS, frame
+from isoflop.analysis.figures.profiles import relative_residuals
+from isoflop.analysis.figures.resources import hull, params_per_flop
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima, fit_rows
-from isoflop.analysis.plot_residuals import relative_residuals
-from isoflop.analysis.plot_resources import hull
-from isoflop.analysis.plot_sparsity import params_per_flop
 from isoflop.analysis.points import select_points
-from isoflop.analysis.report.figures import DRAWINGS
-from isoflop.analysis.report.inline_svg import inline
+from isoflop.analysis.report.figures import inline
 
 # Half a minute of drawing; tests/analysis/test_plots.py draws in the first target.
 pytestmark = pytest.mark.slow
@@ -89,7 +87,7 @@ def test_the_bytes_are_the_same_each_time(stem: str, fits: Fits, tmp_path: Path)
         with plot_style.style():
             folder = tmp_path / name
             figure = DRAWINGS[stem](fits)
-            plot_tips.collect(figure)
+            frame.collect_tips(figure)
             paths = plot_style.save(figure, folder, stem, ("png", "svg", "pdf"))
         files.append([path.read_bytes() for path in paths])
     assert files[0] == files[1]
@@ -98,7 +96,7 @@ def test_the_bytes_are_the_same_each_time(stem: str, fits: Fits, tmp_path: Path)
 
 def test_every_run_and_optimum_tells_its_values(fits: Fits) -> None:
     with plot_style.style():
-        tips = plot_tips.collect(DRAWINGS["isoflop_profiles"](fits))
+        tips = frame.collect_tips(DRAWINGS["isoflop_profiles"](fits))
     texts = [text for group in tips.values() for text in group]
     points = [point for group in fits.groups.values() for point in group]
     drawn = [o for arch in fits.archs for o in fits.optima_of(arch) if o.x_opt is not None]

@@ -19,9 +19,9 @@ from isoflop.analysis.compare.differences import ExponentDifference
 from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
 from isoflop.analysis.report import make_document, write_report
+from isoflop.analysis.report.comparison import comparison_sentence, exponent_sentence
 from isoflop.analysis.report.document import Document, Items, Table
 from isoflop.analysis.report.source import Source, source_of
-from isoflop.analysis.report.statements import comparison_sentence, exponent_sentence
 from isoflop.commands.report import report as report_command
 
 STUDY = {

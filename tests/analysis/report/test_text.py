@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.report.made_document import NAMES, made_document
-from isoflop.analysis.report import latex, markdown
 from isoflop.analysis.report.document import interval, number_column, table
+from isoflop.analysis.report.renderers import (
+    escape_latex,
+    escape_markdown,
+    latex_tables,
+    markdown_page,
+)
 
 
 def cells(line: str) -> list[str]:
@@ -24,7 +29,7 @@ def plain(text: str) -> str:
 
 
 def test_a_markdown_table_keeps_its_columns_and_words() -> None:
-    lines = markdown.render(made_document()).splitlines()
+    lines = markdown_page(made_document()).splitlines()
     start = lines.index("| Name | Number | Status |")
     assert lines[start + 1] == "| --- | ---: | --- |"
     rows = [cells(line) for line in lines[start + 2 : start + 8]]
@@ -33,7 +38,7 @@ def test_a_markdown_table_keeps_its_columns_and_words() -> None:
 
 
 def test_markdown_has_no_markup_of_its_own_making() -> None:
-    text = markdown.render(made_document())
+    text = markdown_page(made_document())
     assert not re.search(r"(?<!\\)<", text)
     assert r"\<script\>" in text
     assert "![Two dots" in text
@@ -44,7 +49,7 @@ def test_markdown_has_no_markup_of_its_own_making() -> None:
 
 @given(st.text(max_size=30))
 def test_markdown_escapes_are_undone_by_reading_them(text: str) -> None:
-    escaped = markdown.escape(text)
+    escaped = escape_markdown(text)
     assert "\n" not in escaped
     unescaped = re.sub(r"&#(\d+);", lambda m: chr(int(m[1])), plain(escaped).replace("\\&", "&"))
     if "&#" not in text:
@@ -52,7 +57,7 @@ def test_markdown_escapes_are_undone_by_reading_them(text: str) -> None:
 
 
 def test_latex_tables_are_balanced_and_escaped() -> None:
-    text = latex.render(made_document())
+    text = latex_tables(made_document())
     for name in ("table", "tabular"):
         assert text.count(f"\\begin{{{name}}}") == text.count(f"\\end{{{name}}}") == 2
     assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 2
@@ -63,7 +68,7 @@ def test_latex_tables_are_balanced_and_escaped() -> None:
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x7E), max_size=30))
 def test_no_special_character_of_latex_comes_through_bare(text: str) -> None:
-    escaped = latex.escape(text)
+    escaped = escape_latex(text)
     bare = re.sub(r"\\text[a-z]+\{\}|\\[&%$#_{}]", "", escaped)
     assert not set(bare) & set('\\&%$#_{}~^<>|"')
 
@@ -75,7 +80,7 @@ def test_a_long_table_is_cut_at_page_length() -> None:
     document = Document(
         title="t", subtitle="s", sections=(Section(key="k", title="K", blocks=(long,)),)
     )
-    text = latex.render(document)
+    text = latex_tables(document)
     assert text.count(r"\begin{table}") == 3
     assert text.count("Long (continued)") == 2
     assert len(set(re.findall(r"\\label\{([^}]*)\}", text))) == 3

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from isoflop import plot_style
-from isoflop.analysis import plot_frame, plot_tips
 from isoflop.analysis.compare.multipliers import Comparison
+from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
@@ -35,7 +35,7 @@ def draw_multipliers(fits: Fits) -> Figure:
         f"claim no order. Dotted: beyond {reference}'s measured losses.",
         excluded_note(fits),
     ]
-    figure, grid = plot_frame.panels(
+    figure, grid = frame.panels(
         len(archs),
         title=_TITLE,
         label="Loss (nats per token)",
@@ -116,7 +116,7 @@ def _draw_optima(axes: Axes, optima: Sequence[Optimum], mark: Mark) -> None:
         linestyle=mark.line,
         linewidth=1.0,
     )
-    plot_tips.tell(line, [plot_tips.optimum_text(o) for o in optima])
+    frame.set_tips(line, [frame.optimum_text(o) for o in optima])
 
 
 def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> None:

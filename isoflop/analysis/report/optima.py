@@ -1,4 +1,4 @@
-"""The parts of a report on optima and laws."""
+"""What a report says of the optima and of the laws through them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a report on hypotheses and on how far the answers depend on choices."""
+"""What a report says of the hypotheses, and of how far the answers depend on choices."""
 
 from __future__ import annotations
 

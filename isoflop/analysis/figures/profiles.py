@@ -1,13 +1,13 @@
-"""The isoFLOP profiles: loss against size, one panel per family, one curve per budget."""
+"""The isoFLOP profiles, one panel per family and one curve per budget, and their residuals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
-from isoflop.analysis import plot_tips
+from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum, fit_parabola
 from isoflop.analysis.points import Axis, Excluded, Point
 from isoflop.analysis.result import Fits
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TITLE = "IsoFLOP profiles: loss against size at equal training compute"
+
+_PROFILES_TITLE = "IsoFLOP profiles: loss against size at equal training compute"
 AXIS_LABELS: dict[Axis, str] = {
     "n_params": "Parameters",
     "n_tokens": "Training tokens",
@@ -28,6 +29,7 @@ AXIS_LABELS: dict[Axis, str] = {
 # More budgets than this crowd a panel, so their marks are smaller.
 _FEW_BUDGETS = 4
 _CURVE_SAMPLES = 80
+_RESIDUALS_TITLE = "Residuals of the isoFLOP parabolas"
 
 
 def draw_profiles(fits: Fits) -> Figure:
@@ -38,7 +40,7 @@ def draw_profiles(fits: Fits) -> Figure:
     """
     if not any(fits.groups.values()):
         return plot_style.sentence_figure(
-            _TITLE, f"No finished runs to draw. {excluded_note(fits)}"
+            _PROFILES_TITLE, f"No finished runs to draw. {excluded_note(fits)}"
         )
     losses = [p.loss for points in fits.groups.values() for p in points]
     for optimum in _optima(fits):
@@ -52,7 +54,7 @@ def draw_profiles(fits: Fits) -> Figure:
     for arch, axes in zip(fits.archs, panels, strict=True):
         axes.set_ylim(low - pad, high + 1.6 * pad)
         _draw_family(axes, fits, arch, marks)
-    plot_style.title(figure, _TITLE)
+    plot_style.title(figure, _PROFILES_TITLE)
     _legend(legend, fits, marks)
     plot_style.note(figure, notes)
     return figure
@@ -80,7 +82,7 @@ def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Ax
     columns = min(places, 3)
     rows = math.ceil(places / columns)
     width = plot_style.PAGE_WIDTH * columns / 3
-    height = 2.0 * rows + 0.15 + plot_style.title_height(_TITLE, width)
+    height = 2.0 * rows + 0.15 + plot_style.title_height(_PROFILES_TITLE, width)
     # The notes at the lower edge need a strip of their own.
     strip = plot_style.note_height(notes, width) / height
     figure = Figure(
@@ -147,7 +149,7 @@ def _draw_profile(
         linestyle="none",
         zorder=4,
     )
-    plot_tips.tell(line, [plot_tips.run_text(point) for _, point in placed])
+    frame.set_tips(line, [frame.run_text(point) for _, point in placed])
     parabola = fit_parabola(points, axis)
     if parabola is not None:
         curve = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
@@ -193,12 +195,12 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float) -> None:
             "markerfacecolor": "white",
         }
         (line,) = axes.plot(*at, markeredgewidth=0.8, **style, **common)
-        plot_tips.tell(line, [plot_tips.optimum_text(optimum)])
+        frame.set_tips(line, [frame.optimum_text(optimum)])
         return
     low = optimum.status == "edge_low"
     style = {"marker": "<" if low else ">", "markersize": 11 * scale, "markerfacecolor": "none"}
     (line,) = axes.plot(*at, markeredgewidth=1.1, **style, **common)
-    plot_tips.tell(line, [plot_tips.optimum_text(optimum)])
+    frame.set_tips(line, [frame.optimum_text(optimum)])
     axes.annotate(
         "bound",
         at,
@@ -270,3 +272,70 @@ def _legend(axes: Axes, fits: Fits, marks: Sequence[Mark]) -> None:
             )
         )
     axes.legend(handles=handles, loc="center left", frameon=False, labelspacing=0.7)
+
+
+def draw_residuals(fits: Fits) -> Figure:
+    """Draw measured minus fitted loss, in percent of it, against size and against compute."""
+    residuals = {arch: relative_residuals(fits, arch) for arch in fits.archs}
+    if not any(residuals.values()):
+        return plot_style.sentence_figure(
+            _RESIDUALS_TITLE,
+            f"No group has more sizes than the parabola coefficients. {excluded_note(fits)}",
+        )
+    notes = [
+        "Above zero: the run is worse than the parabola over its family's sizes at that budget.",
+        excluded_note(fits),
+    ]
+    figure, (by_size, by_compute) = frame.panels(
+        2, title=_RESIDUALS_TITLE, label="Residual (% of the loss)", archs=fits.archs, notes=notes
+    )
+    axis = fits.options.axis
+    _draw_residuals(by_size, residuals, lambda p: p.on(axis) or 1.0, AXIS_LABELS[axis])
+    _draw_residuals(by_compute, residuals, lambda p: p.budget_flops, "Training compute (FLOPs)")
+    plot_style.set_budget_ticks(by_compute, fits.budgets)
+    return figure
+
+
+def relative_residuals(fits: Fits, arch: str) -> list[tuple[Point, float]]:
+    """Return (point, (loss − fit) / fit) of the groups with a residual degree of freedom."""
+    found = []
+    for (label, _), points in fits.groups.items():
+        placed = [p for p in points if p.on(fits.options.axis) is not None]
+        if label != arch or len(placed) <= 3:
+            continue
+        parabola = fit_parabola(points, fits.options.axis)
+        if parabola is not None:
+            fitted = [parabola.loss_at(p.on(fits.options.axis) or 1.0) for p in placed]
+            found += [(p, (p.loss - f) / f) for p, f in zip(placed, fitted, strict=True)]
+    return found
+
+
+def _draw_residuals(
+    axes: Axes,
+    residuals: dict[str, list[tuple[Point, float]]],
+    place: Callable[[Point], float],
+    label: str,
+) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.axhline(0.0, color="#606060", linewidth=0.8)
+    places = [place(point) for found in residuals.values() for point, _ in found]
+    low, high = plot_style.padded(min(places), max(places), 0.06)
+    axes.set_xlim(low, high)
+    plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
+    for index, found in enumerate(residuals.values()):
+        if not found:
+            continue
+        mark = plot_style.family_mark(index)
+        (line,) = axes.plot(
+            [place(point) for point, _ in found],
+            [100 * residual for _, residual in found],
+            color=mark.colour,
+            marker=mark.marker,
+            markersize=4,
+            linestyle="none",
+        )
+        frame.set_tips(
+            line,
+            [f"{frame.run_text(p)}\nresidual {100 * r:+.3f} %" for p, r in found],
+        )

@@ -1,7 +1,8 @@
-"""The part of a report on families of one size each, which have losses and no optima."""
+"""What a report says of the runs: all of them, and the mean losses of families of one size each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from isoflop.analysis.compare.claims import order
 from isoflop.analysis.compare.multipliers import default_reference
 from isoflop.analysis.compare.one_size import PairedLoss, natural_order, paired_loss, seed_means
+from isoflop.analysis.points import Excluded, Point
 from isoflop.analysis.report.document import (
     ARCH,
     BUDGET,
+    Block,
     Picture,
     Section,
     count_column,
@@ -24,9 +27,74 @@ from isoflop.analysis.report.document import (
 )
 from isoflop.analysis.report.source import Source
 from isoflop.analysis.result import Fits
-from isoflop.analysis.summary import perplexity
+from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.numbers import format_flops
 from isoflop.tables import SEED_MEANS
+
+
+def runs_section(fits: Fits) -> Section:
+    """Return every run: those that entered the fits, and those excluded, each with its reason."""
+    points = [point for group in fits.groups.values() for point in group]
+    columns = [
+        ARCH,
+        BUDGET,
+        count_column("n_params", "Parameters"),
+        count_column("n_active", "Active"),
+        count_column("n_tokens", "Tokens"),
+        number_column("seed", "Seed"),
+        loss_column("loss", "Loss"),
+        number_column("perplexity", "Perplexity"),
+        number_column("wall_s", "Time (s)"),
+        label_column("run", "Run"),
+    ]
+    blocks: list[Block] = [excluded_note(fits)]
+    if fits.excluded:
+        blocks.append(_excluded_table(fits.excluded))
+    blocks.append(table("Runs in the fits", columns, [_run_row(point) for point in points]))
+    return Section(key="runs", title="Runs", blocks=tuple(blocks))
+
+
+def _run_row(point: Point) -> dict[str, Any]:
+    return {
+        "arch": point.arch,
+        "budget_flops": point.budget_flops,
+        "n_params": point.n_params,
+        "n_active": point.n_active,
+        "n_tokens": point.n_tokens,
+        "seed": point.seed,
+        "loss": point.loss,
+        "perplexity": math.exp(point.loss),
+        "wall_s": point.wall_s,
+        "run": None if point.run_id is None else point.run_id[:12],
+    }
+
+
+def _excluded_table(rows: Sequence[Excluded]) -> Block:
+    columns = [
+        ARCH,
+        BUDGET,
+        count_column("n_params", "Parameters"),
+        loss_column("loss", "Loss"),
+        text_column("reason", "Reason"),
+        label_column("detail", "Detail"),
+        label_column("run", "Run"),
+    ]
+    return table(
+        "Excluded runs",
+        columns,
+        [
+            {
+                "arch": row.arch,
+                "budget_flops": row.budget_flops,
+                "n_params": row.n_params,
+                "loss": row.loss,
+                "reason": row.reason,
+                "detail": row.detail,
+                "run": None if row.run_id is None else row.run_id[:12],
+            }
+            for row in rows
+        ],
+    )
 
 
 def reference_of(fits: Fits, source: Source) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from isoflop import plot_style
-from isoflop.analysis import plot_tips
 from isoflop.analysis.compare.one_size import SeedMean, seed_means
+from isoflop.analysis.figures import frame
 from isoflop.analysis.points import Point
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
@@ -77,7 +77,7 @@ def _draw_run(axes: Axes, place: int, point: Point, seeds: Sequence[int]) -> Non
     (line,) = axes.plot(
         [point.loss], [place], color=mark.colour, marker=mark.marker, markersize=4, ls="none"
     )
-    plot_tips.tell(line, [plot_tips.run_text(point)])
+    frame.set_tips(line, [frame.run_text(point)])
 
 
 def _mark_name(index: int) -> str:

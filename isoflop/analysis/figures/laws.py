@@ -1,22 +1,15 @@
-"""The plots of a fit: isoFLOP profiles, the frontier, and what is optimal at each budget.
-
-matplotlib is imported when a plot is drawn, through its object interface: no pyplot, no window,
-no global figure list.
-"""
+"""What is optimal at each budget, the laws through it, and their exponents by every method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isoflop import plot_style
-from isoflop.analysis import plot_frame, plot_tips
-from isoflop.analysis.compare.one_size import is_one_size
+from isoflop.analysis.figures import frame
 from isoflop.analysis.laws import LawAxis, PowerLaw, law_source
-from isoflop.analysis.optima import Optimum
-from isoflop.analysis.plot_profiles import draw_profiles
-from isoflop.analysis.plot_seed_means import draw_seed_means
+from isoflop.analysis.optima import METHODS, Optimum
 from isoflop.analysis.points import Axis
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note, perplexity
@@ -27,30 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 _LAW_SAMPLES = 60
 _BUDGET_LABEL = "Training compute per run (FLOPs)"
-
-
-def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
-    """Write isoflop_profiles, frontier and optimum_size as PNG and SVG; return the six paths.
-
-    Where families have one size each, which none of them could show, write seed_means instead. A
-    table from which nothing can be drawn gives figures that say so. The report draws more
-    (isoflop.analysis.report.figures).
-    """
-    drawings: dict[str, Callable[[Fits], Figure]] = {
-        "isoflop_profiles": draw_profiles,
-        "frontier": draw_frontier,
-        "optimum_size": draw_optimum_size,
-    }
-    if is_one_size(fits.selection):
-        drawings = {"seed_means": draw_seed_means}
-    folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    for stem, draw in drawings.items():
-        with plot_style.style():
-            paths.extend(plot_style.save(draw(fits), folder, stem))
-    return tuple(paths)
+_SENSITIVITY_TITLE = "Exponents of the optimum under each method"
+# The chinchilla surface names the exponents of N* and D* a and b.
+_PANELS: tuple[tuple[LawAxis, str, str], ...] = (
+    ("n_params", "a", "Exponent of N* in compute"),
+    ("n_tokens", "b", "Exponent of D* in compute"),
+)
 
 
 def draw_frontier(fits: Fits) -> Figure:
@@ -122,11 +100,11 @@ def _draw_against_compute(
             title, f"Nothing to draw: no parabola has a minimum. {excluded_note(fits)}"
         )
     notes = _notes(fits, optima, axis)
-    figure, axes, height = plot_frame.compute_axes(fits.archs, title, notes)
+    figure, axes, height = frame.compute_axes(fits.archs, title, notes)
     budgets = [o.budget_flops for o in drawn]
     values = [value(o) or 0.0 for o in drawn]
     values += [end_value(end) for o in drawn for end in ends(o) if end is not None]
-    plot_frame.scale(axes, budgets, values, form)
+    frame.scale(axes, budgets, values, form)
     axes.set(xlabel=_BUDGET_LABEL, ylabel=label)
     labels = []
     for index, arch in enumerate(fits.archs):
@@ -187,7 +165,7 @@ def _draw_optimum(axes: Axes, optimum: Optimum, y: float, mark: Mark, side: int)
         zorder=4 if optimum.is_bound else 3,
         linestyle="none",
     )
-    plot_tips.tell(line, [plot_tips.optimum_text(optimum)])
+    frame.set_tips(line, [frame.optimum_text(optimum)])
     if optimum.is_bound:
         axes.annotate(
             "",
@@ -214,3 +192,93 @@ def _notes(fits: Fits, drawn: dict[str, list[Optimum]], axis: LawAxis) -> list[s
         lines.append(f"No minimum found: {', '.join(absent)}.")
     lines.append(excluded_note(fits))
     return lines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """One row of a panel."""
+
+    arch: str
+    method: str
+    value: float | None
+    ci_lo: float | None
+    ci_hi: float | None
+
+
+def draw_sensitivity(fits: Fits) -> Figure:
+    """Draw the exponents of N* and D* as marks with bars, a row per family and method."""
+    panels = [exponents(fits, axis, parameter) for axis, parameter, _ in _PANELS]
+    if all(estimate.value is None for panel in panels for estimate in panel):
+        return plot_style.sentence_figure(
+            _SENSITIVITY_TITLE, f"No family has optima at two budgets. {excluded_note(fits)}"
+        )
+    notes = [
+        f"Bar: {100 * fits.options.confidence:g} % interval. No mark: too few optima.",
+        excluded_note(fits),
+    ]
+    figure, grid = frame.panels(
+        2,
+        title=_SENSITIVITY_TITLE,
+        archs=fits.archs,
+        notes=notes,
+        panel_height=0.5 + 0.13 * len(panels[0]),
+    )
+    for axes, estimates, (_, _, label) in zip(grid, panels, _PANELS, strict=True):
+        axes.set_xlabel(label)
+        _draw_exponents(axes, estimates, fits.archs)
+    _name_rows(grid[0], panels[0])
+    return figure
+
+
+def exponents(fits: Fits, axis: LawAxis, parameter: str) -> list[Estimate]:
+    """Return the exponents through optima by each method, then those of the fitted surfaces."""
+    found = []
+    for arch in fits.archs:
+        for method in METHODS:
+            law = fits.law(arch, axis, method)
+            low, high = law.exponent_ci or (None, None)
+            found.append(
+                Estimate(arch=arch, method=method, value=law.exponent, ci_lo=low, ci_hi=high)
+            )
+        found += [
+            Estimate(
+                arch=arch,
+                method=f"surface, {row['method']}",
+                value=row["value"],
+                ci_lo=row["ci_lo"],
+                ci_hi=row["ci_hi"],
+            )
+            for fit in fits.parametric
+            for row in fit.rows()
+            if (row["arch"], row["form"], row["parameter"]) == (arch, "chinchilla", parameter)
+        ]
+    return found
+
+
+def _draw_exponents(axes: Axes, estimates: Sequence[Estimate], archs: Sequence[str]) -> None:
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(len(estimates) - 0.4, -0.6)
+    for place, estimate in enumerate(estimates):
+        if place and estimate.arch != estimates[place - 1].arch:
+            axes.axhline(place - 0.5, color="#e0e0e0", linewidth=0.6)
+        if estimate.value is None:
+            continue
+        mark = plot_style.family_mark(list(archs).index(estimate.arch))
+        text = f"{estimate.arch}, {estimate.method.replace('_', ' ')}\n{estimate.value:.4f}"
+        if estimate.ci_lo is not None and estimate.ci_hi is not None:
+            axes.plot([estimate.ci_lo, estimate.ci_hi], [place] * 2, color=mark.colour, lw=1.1)
+            text += f" ({estimate.ci_lo:.4f} to {estimate.ci_hi:.4f})"
+        (line,) = axes.plot(
+            [estimate.value],
+            [place],
+            color=mark.colour,
+            marker=mark.marker,
+            markersize=4,
+            linestyle="none",
+        )
+        frame.set_tips(line, [text])
+
+
+def _name_rows(axes: Axes, estimates: Sequence[Estimate]) -> None:
+    names = [estimate.method.replace("_", " ") for estimate in estimates]
+    plot_style.set_ticks(axes.yaxis, range(len(names)), lambda place: names[place])

@@ -1,0 +1,59 @@
+"""The figures of a fit, by name: each is drawn from the fit alone and returned as a Figure.
+
+matplotlib is imported when a figure is drawn, through its object interface: no pyplot, no window,
+no global figure list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isoflop import plot_style
+from isoflop.analysis.compare.one_size import is_one_size
+from isoflop.analysis.figures.laws import (
+    draw_frontier,
+    draw_optimum_size,
+    draw_optimum_tokens,
+    draw_sensitivity,
+)
+from isoflop.analysis.figures.multipliers import draw_multipliers
+from isoflop.analysis.figures.profiles import draw_profiles, draw_residuals
+from isoflop.analysis.figures.resources import draw_resources, draw_sparsity
+from isoflop.analysis.figures.seed_means import draw_seed_means
+from isoflop.analysis.result import Fits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWINGS: dict[str, Callable[[Fits], Figure]] = {
+    "isoflop_profiles": draw_profiles,
+    "frontier": draw_frontier,
+    "optimum_size": draw_optimum_size,
+    "optimum_tokens": draw_optimum_tokens,
+    "multipliers": draw_multipliers,
+    "resources": draw_resources,
+    "sparsity": draw_sparsity,
+    "residuals": draw_residuals,
+    "sensitivity": draw_sensitivity,
+    "seed_means": draw_seed_means,
+}
+"""All figures, as the report names them."""
+
+
+def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
+    """Write isoflop_profiles, frontier and optimum_size as PNG and SVG; return the six paths.
+
+    Where families have one size each, which none of them could show, write seed_means instead. A
+    table from which nothing can be drawn gives figures that say so. The report draws more
+    (isoflop.analysis.report.figures).
+    """
+    one_size = is_one_size(fits.selection)
+    stems = ("seed_means",) if one_size else ("isoflop_profiles", "frontier", "optimum_size")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for stem in stems:
+        with plot_style.style():
+            paths.extend(plot_style.save(DRAWINGS[stem](fits), folder, stem))
+    return tuple(paths)

@@ -1,0 +1,244 @@
+"""Loss by each resource, and perplexity by parameters per FLOP (the paper's Figure 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isoflop import plot_style
+from isoflop.analysis.figures import frame
+from isoflop.analysis.points import Point, Resource, profile_of, resource_at
+from isoflop.analysis.result import Fits
+from isoflop.analysis.summary import excluded_note, perplexity
+from isoflop.numbers import format_count
+from isoflop.plot_style import Mark
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+_RESOURCES_TITLE = "Loss against each resource"
+LABELS: dict[Resource, str] = {
+    "flops": "Training FLOPs",
+    "wall_s": "Training time (s)",
+    "n_active": "Active parameters",
+    "n_params": "Parameters",
+    "n_tokens": "Training tokens",
+    "peak_mem_bytes": "Peak memory (bytes)",
+}
+_SPARSITY_TITLE = "Perplexity against parameters per FLOP"
+# One panel per budget; of more budgets the largest.
+_MOST_PANELS = 6
+
+
+def draw_resources(fits: Fits) -> Figure:
+    """Draw one panel per resource that the table has; families share the loss axis."""
+    measured = [
+        name for name in LABELS if any(_with_resource(fits, arch, name) for arch in fits.archs)
+    ]
+    if not measured:
+        return plot_style.sentence_figure(
+            _RESOURCES_TITLE, f"No finished runs. {excluded_note(fits)}"
+        )
+    absent = [LABELS[name] for name in LABELS if name not in measured]
+    notes = [
+        "Small: runs. Steps: runs that no run of the family beats in both loss and resource. "
+        "Large: optima of the isoFLOP curves.",
+        *([f"Not in the table: {', '.join(absent)}."] if absent else []),
+        excluded_note(fits),
+    ]
+    figure, grid = frame.panels(
+        len(measured),
+        title=_RESOURCES_TITLE,
+        label="Loss (nats per token)",
+        archs=fits.archs,
+        notes=notes,
+    )
+    for axes, name in zip(grid, measured, strict=True):
+        _draw_resource(axes, fits, name)
+    return figure
+
+
+def hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the (resource, loss) that no other point beats in both, cheapest first."""
+    kept: list[tuple[float, float]] = []
+    for resource, loss in sorted(points):
+        if not kept or loss < kept[-1][1]:
+            kept.append((resource, loss))
+    return kept
+
+
+def _with_resource(fits: Fits, arch: str, name: Resource) -> list[tuple[float, Point]]:
+    return [
+        (value, point)
+        for (label, _), points in fits.groups.items()
+        if label == arch
+        for point in points
+        if (value := getattr(point, name)) is not None and value > 0
+    ]
+
+
+def _draw_resource(axes: Axes, fits: Fits, name: Resource) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(LABELS[name])
+    everything: list[float] = []
+    for index, arch in enumerate(fits.archs):
+        placed = _with_resource(fits, arch, name)
+        if placed:
+            everything += [value for value, _ in placed]
+            _draw_runs(axes, placed, plot_style.family_mark(index), LABELS[name])
+            _draw_optima(axes, fits, arch, name, plot_style.family_mark(index))
+    low, high = plot_style.padded(min(everything), max(everything), 0.06)
+    axes.set_xlim(low, high)
+    form = plot_style.math_flops if name == "flops" else format_count
+    plot_style.set_log_ticks(axes.xaxis, low, high, 4, form)
+
+
+def _draw_runs(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, label: str) -> None:
+    (line,) = axes.plot(
+        [value for value, _ in placed],
+        [point.loss for _, point in placed],
+        color=mark.colour,
+        marker=mark.marker,
+        markersize=2.5,
+        alpha=0.45,
+        linestyle="none",
+    )
+    frame.set_tips(
+        line,
+        [f"{frame.run_text(point)}\n{label}: {format_count(value)}" for value, point in placed],
+    )
+    steps = hull([(value, point.loss) for value, point in placed])
+    axes.plot(
+        [value for value, _ in steps],
+        [loss for _, loss in steps],
+        color=mark.colour,
+        linestyle=mark.line,
+        linewidth=0.9,
+        drawstyle="steps-post",
+    )
+
+
+def _draw_optima(axes: Axes, fits: Fits, arch: str, name: Resource, mark: Mark) -> None:
+    optima = [o for o in fits.optima_of(arch) if o.is_point]
+    for optimum in optima:
+        assert optimum.x_opt is not None
+        assert optimum.loss_opt is not None
+        points = fits.groups[arch, optimum.budget_flops]
+        x = np.array([optimum.x_opt])
+        found = (
+            x if name == optimum.axis else resource_at(profile_of(points, optimum.axis), name, x)
+        )
+        if found is None or not np.isfinite(found[0]):
+            continue
+        value = float(found[0])
+        (line,) = axes.plot(
+            [value],
+            [optimum.loss_opt],
+            color=mark.colour,
+            marker=mark.marker,
+            markersize=5.5,
+            markeredgecolor="black",
+            markeredgewidth=0.5,
+            linestyle="none",
+            zorder=4,
+        )
+        text = f"{frame.optimum_text(optimum)}\n{LABELS[name]}: {format_count(value)}"
+        frame.set_tips(line, [text])
+
+
+def draw_sparsity(fits: Fits) -> Figure:
+    """Draw every run at its perplexity and parameters per forward FLOP of a token."""
+    budgets = [
+        budget
+        for budget in fits.budgets
+        if any(_with_sparsity(fits, arch, budget) for arch in fits.archs)
+    ][-_MOST_PANELS:]
+    if not budgets:
+        return plot_style.sentence_figure(
+            _SPARSITY_TITLE,
+            f"The table has no training FLOPs of finished runs. {excluded_note(fits)}",
+        )
+    notes = [
+        "Parameters over forward FLOPs per token, which are a third of the training FLOPs per "
+        "token. Line: mean over the seeds of a size. Large: the family's best run.",
+        excluded_note(fits),
+    ]
+    figure, grid = frame.panels(
+        len(budgets),
+        title=_SPARSITY_TITLE,
+        label="Perplexity",
+        archs=fits.archs,
+        notes=notes,
+        share_y=False,
+    )
+    for axes, budget in zip(grid, budgets, strict=True):
+        _draw_budget(axes, fits, budget)
+    return figure
+
+
+def params_per_flop(point: Point) -> float | None:
+    """Return parameters per forward FLOP of a token; None where the FLOPs are unknown."""
+    if point.flops is None:
+        return None
+    return point.n_params / (point.flops / (3.0 * point.n_tokens))
+
+
+def _with_sparsity(fits: Fits, arch: str, budget: float) -> list[tuple[float, Point]]:
+    points = fits.groups.get((arch, budget), ())
+    return [(x, point) for point in points if (x := params_per_flop(point)) is not None]
+
+
+def _draw_budget(axes: Axes, fits: Fits, budget: float) -> None:
+    axes.set(xscale="log", yscale="log")
+    axes.set_title(f"{plot_style.math_flops(budget)} FLOPs", loc="left")
+    axes.set_xlabel("Parameters per FLOP")
+    xs, ys = [], []
+    for index, arch in enumerate(fits.archs):
+        placed = _with_sparsity(fits, arch, budget)
+        if placed:
+            _draw_family(axes, placed, plot_style.family_mark(index))
+            xs += [x for x, _ in placed]
+            ys += [perplexity(point.loss) for _, point in placed]
+    for axis, values, form in ((axes.xaxis, xs, "{:.3g}"), (axes.yaxis, ys, "{:.4g}")):
+        low, high = plot_style.padded(min(values), max(values), 0.08)
+        (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low, high)
+        plot_style.set_log_ticks(axis, low, high, 4, form.format)
+
+
+def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark) -> None:
+    placed = sorted(placed, key=lambda item: (item[0], item[1].loss))
+    best = min(placed, key=lambda item: item[1].loss)
+    means = _mean_by_size(placed)
+    axes.plot(
+        list(means),
+        [math.exp(loss) for loss in means.values()],
+        color=mark.colour,
+        linestyle=mark.line,
+        linewidth=0.9,
+    )
+    for group, size in ((placed, 3.0), ([best], 6.0)):
+        (line,) = axes.plot(
+            [x for x, _ in group],
+            [math.exp(point.loss) for _, point in group],
+            color=mark.colour,
+            marker=mark.marker,
+            markersize=size,
+            linestyle="none",
+        )
+        frame.set_tips(
+            line,
+            [f"{frame.run_text(p)}\nparameters per FLOP {x:.4g}" for x, p in group],
+        )
+
+
+def _mean_by_size(placed: Sequence[tuple[float, Point]]) -> dict[float, float]:
+    """Return the mean loss over the seeds at each place, in the order of the places."""
+    losses: dict[float, list[float]] = {}
+    for x, point in placed:
+        losses.setdefault(x, []).append(point.loss)
+    return {x: math.fsum(found) / len(found) for x, found in losses.items()}
