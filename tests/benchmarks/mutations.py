@@ -1,0 +1,190 @@
+"""Makes the package wrong in one place at a time, and shows which tests notice.
+
+    python tests/benchmarks/mutations.py run COMMIT LOG     appends a line to LOG for each mutation
+    python tests/benchmarks/mutations.py tables LOG...      the share caught by area, a column a LOG
+
+A mutation of mutations.toml is caught by `make test` where a test of its area fails that is not
+marked slow, by `make test-slow` where a slow one does. Each is made in a scratch worktree of
+COMMIT; a run that was stopped goes on where LOG ends. A test that fails without the mutation too
+catches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+# An endless loop is noticed, too.
+TIMEOUT = "--timeout=300"
+OPTIONS = ("-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-rfE", TIMEOUT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mutation:
+    """One place made wrong."""
+
+    id: str
+    area: str
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+def main(arguments: Sequence[str]) -> None:
+    if arguments[0] == "tables":
+        print_tables([Path(name) for name in arguments[1:]])
+    else:
+        run(arguments[1], Path(arguments[2]))
+
+
+def read_mutations() -> tuple[list[Mutation], dict[str, dict[str, Any]]]:
+    """Return the mutations, and each area's name, test files and folders."""
+    table = tomllib.loads((HERE / "mutations.toml").read_text())
+    mutations = []
+    for entry in table["mutation"]:
+        before, after = (
+            (value,) if isinstance(value, str) else tuple(value)
+            for value in (entry["before"], entry["after"])
+        )
+        area = entry["id"].partition("/")[0]
+        mutations.append(Mutation(id=entry["id"], area=area, before=before, after=after))
+    return mutations, table["area"]
+
+
+def run(commit: str, log: Path) -> None:
+    """Append the outcome of every mutation that the log lacks."""
+    mutations, areas = read_mutations()
+    done = {row["id"] for row in read_log(log)}
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name) / "tree"
+        git = ["git", "-C", str(REPOSITORY), "worktree"]
+        subprocess.run([*git, "add", "--detach", str(tree), commit], check=True)
+        try:
+            runner = Runner(tree)
+            places = {mutation.id: runner.place(mutation) for mutation in mutations}
+            for mutation in mutations:
+                if mutation.id not in done:
+                    row = runner.outcome(mutation, *places[mutation.id], areas[mutation.area])
+                    with log.open("a") as file:
+                        print(json.dumps(row), file=file)
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """Return the outcomes so far."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+class Runner:
+    """Runs tests in a scratch worktree."""
+
+    def __init__(self, tree: Path) -> None:
+        self._tree = tree
+        self._written_s = int(time.time())
+        # Whether a test passes without any mutation, by its id.
+        self._passes: dict[str, bool] = {}
+
+    def place(self, mutation: Mutation) -> tuple[Path, str, str]:
+        """Return the one file that has the text, and which text becomes which."""
+        found = [
+            (path, before, after)
+            for path in sorted(self._tree.glob("isoflop/**/*.py"))
+            for before, after in zip(mutation.before, mutation.after, strict=True)
+            if before in path.read_text()
+        ]
+        if len(found) != 1 or found[0][0].read_text().count(found[0][1]) != 1:
+            files = ", ".join(str(path.relative_to(self._tree)) for path, *_ in found)
+            sys.exit(f"{mutation.id}: stands not once but in: {files or 'no file'}")
+        return found[0]
+
+    def outcome(
+        self, mutation: Mutation, path: Path, before: str, after: str, tests: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return which test catches a mutation, if any."""
+        text, begin_s = path.read_text(), time.time()
+        row: dict[str, Any] = {"id": mutation.id, "area": mutation.area, "caught": None}
+        try:
+            for marks, places in self._stages(tests):
+                self._write(path, text.replace(before, after))
+                test = self._first_failure(places, marks, path, text)
+                if test is not None:
+                    row |= {"caught": "slow" if marks == "slow" else "fast", "test": test}
+                    break
+        finally:
+            self._write(path, text)
+        print(f"{row}, {time.time() - begin_s:.0f} s", file=sys.stderr, flush=True)
+        return row
+
+    def _stages(self, tests: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+        """Return marks and places of tests: the likely files first, the slow ones last."""
+        files = [
+            str(path.relative_to(self._tree))
+            for stem in tests["first"]
+            for path in sorted(self._tree.glob(f"tests/**/{stem}.py"))
+        ]
+        folders = [f"tests/{folder}" for folder in tests["folders"]]
+        yield "not slow", files
+        yield "not slow", folders
+        yield "slow", folders
+
+    def _first_failure(self, places: list[str], marks: str, path: Path, text: str) -> str | None:
+        """Return the first test that fails with the mutation and passes without it."""
+        while (test := self._run(places, marks)) is not None:
+            if test not in self._passes and "::" in test:
+                mutated = path.read_text()
+                self._write(path, text)
+                self._passes[test] = self._run([test], "") is None
+                self._write(path, mutated)
+            if self._passes.get(test, True):
+                return test
+        return None
+
+    def _run(self, places: list[str], marks: str) -> str | None:
+        """Return the id of the first test that fails, None where all pass."""
+        known = [f"--deselect={test}" for test, passes in self._passes.items() if not passes]
+        command = [sys.executable, "-m", "pytest", *OPTIONS, "-m", marks, *known, *places]
+        paths = os.pathsep.join([str(self._tree), str(self._tree / "kernels")])
+        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=self._tree, env=environment, stdout=subprocess.PIPE, text=True, check=False
+        )
+        # 5: no test has these marks.
+        if done.returncode in (0, 5):
+            return None
+        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return lines[-1].split(" - ")[0].split(" ", 1)[1] if lines else "pytest itself"
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write a source with a time of its own, by which Python knows its compiled form."""
+        path.write_text(text)
+        self._written_s += 2
+        os.utime(path, (self._written_s, self._written_s))
+
+
+def print_tables(logs: Sequence[Path]) -> None:
+    """Print the shares caught by both targets, then by `make test` alone, as Markdown."""
+    mutations, areas = read_mutations()
+    rows = [{row["id"]: row["caught"] for row in read_log(log)} for log in logs]
+    for title, kinds in (("both targets", ("fast", "slow")), ("`make test` alone", ("fast",))):
+        print(f"\n| caught by {title} | places | {' | '.join(log.stem for log in logs)} |")
+        print("|---|---|" + "---|" * len(logs))
+        for area in [*areas, None]:
+            ids = [m.id for m in mutations if area in (m.area, None)]
+            counts = [sum(caught.get(i) in kinds for i in ids) for caught in rows]
+            name = "all" if area is None else areas[area]["name"]
+            print(f"| {name} | {len(ids)} | {' | '.join(map(str, counts))} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
