@@ -76,6 +76,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", REPOSITORY, tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 def test_a_wheel_carries_everything_and_a_checkout_finds_the_same(
     wheel: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_wheel_holds_no_tests_and_names_its_licence(wheel: Path) -> None:
     assert "isoflop_kernels/py.typed" in names
 
 
+@pytest.mark.slow
 def test_an_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(build("sdist", REPOSITORY, tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path, filter="data")

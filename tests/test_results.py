@@ -31,8 +31,8 @@ from isoflop.tables import (
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 QUICKSTART = RESULTS / "quickstart"
 FITTED = sorted(path.parent.name for path in RESULTS.glob("*/optima.parquet"))
-# The reference study and one of a single size; the rest is slow.
-FAST = {"cpu_reference", "cpu_ablations"}
+# A study of a single size takes seconds; the rest is slow.
+FAST = {"cpu_ablations"}
 TABLES: list[tuple[str, Schema]] = [
     ("runs", RUNS),
     ("optima", OPTIMA),

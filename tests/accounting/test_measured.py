@@ -95,17 +95,33 @@ def assert_equal(spec: RunSpec, measured: MeasuredFlops) -> None:
         assert measured.forward_by_part[part] == ledger.flops(*names) * measured.num_tokens
 
 
+ONE_OTHER_VALUE = {name: values[1:2] for name, values in OTHER_VALUES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_dimension_at_another_value(case: str) -> None:
+    check_every_dimension(case, "reference", ONE_OTHER_VALUE)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "bag"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_dimension_one_at_a_time(case: str, implementation: str) -> None:
+    check_every_dimension(case, implementation, OTHER_VALUES)
+
+
+def check_every_dimension(
+    case: str, implementation: str, other_values: dict[str, tuple[int, ...]]
+) -> None:
     names = [*SHAPE, "batch_size", *CONFIGS[case.partition("/")[0]]]
     for name in names:
-        for value in OTHER_VALUES[name]:
+        for value in other_values[name]:
             spec = made_spec(case, **{name: value})
             measured = measure_run(spec, batch_size=spec.batch_size, implementation=implementation)
             assert_equal(spec, measured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=15)
 @given(data=st.data())
@@ -123,21 +139,23 @@ def test_all_dimensions_together(case: str, data: st.DataObject) -> None:
     assert_equal(spec, measure_run(spec))
 
 
+def sizes(fast: int) -> list[Any]:
+    """The eight rungs of a ladder; the fast tests take one of them."""
+    return [
+        size if size == fast else pytest.param(size, marks=pytest.mark.slow) for size in range(1, 9)
+    ]
+
+
+@pytest.mark.parametrize("size", sizes(5))
 @pytest.mark.parametrize("case", CASES)
-def test_every_rung_of_the_micro_ladder_as_it_is(case: str) -> None:
-    assert MICRO_V1.max_size is not None
-    for size in range(1, MICRO_V1.max_size + 1):
-        # A long sequence would only take longer.
-        spec = rung_spec(case, MICRO_V1, size, seq_len=16)
-        assert_equal(spec, measure_run(spec))
+def test_every_rung_of_the_micro_ladder_as_it_is(case: str, size: int) -> None:
+    assert MICRO_V1.max_size == 8
+    # A long sequence would only take longer.
+    spec = rung_spec(case, MICRO_V1, size, seq_len=16)
+    assert_equal(spec, measure_run(spec))
 
 
-PAPER_SIZES = [
-    size if size in (2, 8) else pytest.param(size, marks=pytest.mark.slow) for size in range(1, 9)
-]
-
-
-@pytest.mark.parametrize("size", PAPER_SIZES)
+@pytest.mark.parametrize("size", sizes(2))
 @pytest.mark.parametrize("case", SHAPES_ONLY)
 def test_every_rung_of_the_papers_ladder_as_it_is(
     case: str, size: int, monkeypatch: pytest.MonkeyPatch

@@ -94,6 +94,7 @@ def test_bad_rows_leave_the_fit_of_the_good_ones() -> None:
     assert fits.selection.excluded_counts() == {"bad_loss": 1, "diverged": 1, "no_loss": 1}
 
 
+@pytest.mark.slow
 def test_the_whole_fit_does_not_depend_on_the_order_of_the_rows() -> None:
     rows = noisy_study()
     options = FitOptions(n_boot=20)
@@ -106,6 +107,7 @@ def as_table_row(one: dict[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(RUNS.names), **one, **counts}
 
 
+@pytest.mark.slow
 def test_a_table_on_disk_gives_the_tables_and_plots(tmp_path: Path) -> None:
     runs = tmp_path / "runs.parquet"
     rows = [as_table_row(one) for one in noisy_study()]

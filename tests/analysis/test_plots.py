@@ -76,6 +76,7 @@ def test_the_bytes_are_the_same_each_time(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
 
 
+@pytest.mark.slow
 def test_a_changed_setting_of_matplotlib_does_not_change_the_bytes(tmp_path: Path) -> None:
     import matplotlib
 

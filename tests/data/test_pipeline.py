@@ -156,6 +156,7 @@ def test_killed_and_taken_up_again_it_makes_the_same_bytes(
     assert list(data_dir.iterdir()) == [folder]
 
 
+@pytest.mark.slow
 def test_several_processes_prepare_the_same_source_at_once(rows, tmp_path: Path) -> None:
     source, _ = rows
     script = tmp_path / "racer.py"
@@ -221,6 +222,7 @@ def test_several_prepared_sets_of_a_source_have_to_be_named(rows, tmp_path: Path
         assert prepare(named, "byte", tmp_path / "d") == folder
 
 
+@pytest.mark.slow
 def test_a_plan_gets_the_tokens_that_it_was_made_for(rows, tmp_path: Path, refused) -> None:
     source, _ = rows
     first = prepare(source, "byte", tmp_path / "d", options=PrepareOptions(tokens=1000))

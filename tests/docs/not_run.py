@@ -6,11 +6,14 @@ A command's name is its text in the document without the comment.
 from __future__ import annotations
 
 SLOW: dict[str, str] = {
+    "README.md": "trains, fits and opens what the first hour needs",
     "experiments/README.md": "trains a study of the reader's own text",
     "isoflop/analysis/README.md": "fits, reports and simulates studies",
     "isoflop/families/README.md": "trains a family of the reader's own",
     "isoflop/interpret/README.md": "reads a run of 100,000 tokens in every way",
     "isoflop/launch/README.md": "trains eight runs, in processes that are sent off",
+    "kernels/README.md": "compiles, checks and times kernels",
+    "notebooks/README.md": "executes a notebook",
     "slurm/README.md": "trains eight runs, on a real cluster",
 }
 """Documents whose commands take minutes in all; `make test-slow` runs them."""

@@ -34,7 +34,7 @@ AS_PEER = {
     "tables": "shared",
 }
 GRID = list(itertools.product(ROUTERS, ACTIVATIONS, GATE_ORDERS, GATES, TABLES))
-NUM_DRAWN = 40
+NUM_SHARES = 5
 
 
 def step(module: nn.Module, implementation: str) -> dict[str, torch.Tensor]:
@@ -120,11 +120,13 @@ def drawn_spec(cell: tuple[str, ...], rng: random.Random) -> RunSpec:
     )
 
 
-@pytest.mark.parametrize("seed", range(NUM_DRAWN))
+# Every choice of every field is in each share, since no number of choices divides by five.
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, NUM_SHARES))]
+)
 def test_every_cell_of_the_grid_builds_counts_exactly_and_stays_finite(seed: int) -> None:
     rng = random.Random(seed)
-    # All of the grid is walked through, a share in each test.
-    for cell in GRID[seed::NUM_DRAWN]:
+    for cell in GRID[seed::NUM_SHARES]:
         spec = drawn_spec(cell, rng)
         check = check_spec(spec, batch_size=2)
         assert check.problem is None, spec

@@ -181,6 +181,7 @@ def test_a_plain_value_error_of_a_configuration_is_the_users_mistake() -> None:
         config_from_mapping("bilinear", {"hidden_width": 4, "mix": "dot"})
 
 
+@pytest.mark.slow
 def test_a_changed_source_is_gated_again(bilinear: Path) -> None:
     ensure_gated("bilinear")
     write_family(bilinear, extra="1")
@@ -256,6 +257,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     _registry._installed.cache_clear()
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_a_family(installed: Path) -> None:
     assert "bilinear_installed" in family_names()
     config = config_from_mapping("bilinear_installed", {"hidden_width": 6})

@@ -123,6 +123,7 @@ def test_both_count_the_flops_of_the_rows(function):
 
 
 # Dynamo looks at the gradient by making an object of its class.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_one_product_compiles_for_any_number_of_rows():
     """One graph: nothing waits for the sizes of the groups."""

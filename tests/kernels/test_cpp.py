@@ -72,6 +72,7 @@ def test_a_library_is_built_once_and_kept(fresh):
     assert [p.stat().st_mtime_ns for p in fresh.iterdir()] == [built]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_builds_at_the_same_time_do_not_disturb_each_other(fresh):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:

@@ -73,6 +73,7 @@ def test_activation_checkpointing_changes_no_bit(implementation, autocast):
 
 # Not the reference: a compiled backward pass runs in the autocast of the forward pass, and only an
 # operation registered as one can keep it out.
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", REGISTERED)
 @both_precisions
 def test_compiles_to_one_graph_for_any_number_of_tokens(implementation, autocast):

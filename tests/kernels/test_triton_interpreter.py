@@ -20,17 +20,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# The longest: five steps of training, and the second version of gathered_linear.
-SLOW = ("five_steps", "gathered_linear_groups", "gathered_linear_numerics")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-        for name in sorted(path.stem for path in FOLDER.glob("*.py"))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_in_the_interpreter(name):
     result = subprocess.run(
         [

@@ -186,6 +186,7 @@ print(peak_bytes(cpu) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_a_large_vocabulary_takes_a_fraction_of_its_logits() -> None:
     logits = 1536 * 50258 * 4

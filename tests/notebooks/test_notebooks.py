@@ -69,7 +69,10 @@ def test_these_are_the_notebooks() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["flops", *(pytest.param(name, marks=pytest.mark.slow) for name in ("frontiers", "interpret"))],
+)
 def test_a_notebook_shows_what_is_committed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,6 +366,7 @@ def test_micro_recipe_takes_shares_of_a_run() -> None:
     assert [MICRO_V1.num_warmup_steps(steps) for steps in (40, 99, 1000)] == [4, 9, 100]
 
 
+@pytest.mark.slow
 def test_a_family_from_outside_is_gated_matched_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

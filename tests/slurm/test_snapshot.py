@@ -31,6 +31,7 @@ def in_a_task(snapshot: Snapshot, code: str) -> str:
     return subprocess.check_output([sys.executable, "-c", code], env=environ, text=True).strip()
 
 
+@pytest.mark.slow
 def test_a_task_runs_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Wherever it was submitted from.
     monkeypatch.chdir(Path(isoflop.__file__).parents[1])

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from slurm.made_cluster import Cluster
 from slurm.made_slurm import SHORT, cluster_study
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_micro_study_is_submitted_and_finished(slurm_cluster: Cluster, tmp_path: Path) -> None:

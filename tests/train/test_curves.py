@@ -89,7 +89,7 @@ def test_metrics_before_training(run: str) -> None:
     assert evaluation.perplexity == pytest.approx(math.exp(final["init_loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("run", ["mlp", "swiglu"])
+@pytest.mark.parametrize("run", ["mlp", pytest.param("swiglu", marks=pytest.mark.slow)])
 def test_dense_runs_follow_the_reference_at_every_step(run: str) -> None:
     model = model_of(run)
     losses, norms = train(model)

@@ -254,6 +254,7 @@ def test_a_compiler_that_fails_is_given_up_with_one_line(
     assert after[:2] == before[:2]
 
 
+@pytest.mark.slow
 def test_a_compiled_model_keeps_its_names_and_nearly_its_floats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -162,6 +162,7 @@ def test_counts_of_several_ranks_are_summed() -> None:
 
 
 # The compiler's own.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_is_counted_too() -> None:
     model, recorder = recorder_of(made_spec("sgatlin"))

@@ -65,6 +65,7 @@ def check_target(tmp_path, arch: str, element: str, num_sizes: int = 99) -> None
             assert report["wide_loads"] > 0, report
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_cleanly_at_one_size(tmp_path):
     check_target(tmp_path, "sm_90", "*bf16", num_sizes=1)
 
@@ -96,6 +97,7 @@ for sizes in cases:
     compiled(tmp_path, code)
 
 
+@pytest.mark.slow
 def test_a_spilling_configuration_is_caught(tmp_path):
     """Negative control: the expert kernel with blocks far too large for one warp."""
     code = """
@@ -109,6 +111,7 @@ assert report.spills > 0 and report.local_accesses > 0 and not report.clean, rep
     compiled(tmp_path, code)
 
 
+@pytest.mark.slow
 def test_products_without_tensor_cores_are_caught(tmp_path):
     """Negative control: the same kernel on float32 elements, whose products are exact."""
     code = """

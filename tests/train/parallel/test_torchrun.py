@@ -117,6 +117,7 @@ def test_two_ranks_write_the_result_of_one(tmp_path: Path, parallel: str) -> Non
     assert attempt["exit_reason"] == "done"
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_takes_the_run_down(tmp_path: Path) -> None:
     job = made_job(tmp_path, parallel="ddp", checkpoint_every_steps=1)
     killed_s: list[float] = []
