@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isoflop.cli.plan_tables import rate_lines
+from isoflop.cli.show import run_lines
 from isoflop.errors import UserError
 from isoflop.families import family_names, get_spec
 from isoflop.plan.artefact import plan_to_json, read_plan, write_plan
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.recipe import MICRO_V2, RECIPES, get_recipe, name_at_rate
-from isoflop.render.plans import rate_lines, run_lines
 from isoflop.study import Study
 from isoflop.study.file import study_from_toml
 from made_studies import micro

@@ -18,7 +18,7 @@ from isoflop.analysis.fit import FitOptions, Fits, fit_rows
 from isoflop.analysis.points import select_points
 from isoflop.analysis.summary import excluded_lines, multiplier_rows_for_display, reading_notes
 from isoflop.cli import main
-from isoflop.render.fits import laws_table, multipliers_table, optima_table
+from isoflop.cli.fit import laws_table, multipliers_table, optima_table
 
 LEFT_OUT = {
     optima_table: ("loss interval", "perplexity"),

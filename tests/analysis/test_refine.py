@@ -15,7 +15,7 @@ from analysis.made_runs import parabola
 from isoflop.analysis.fit import Fits, fit_optima
 from isoflop.analysis.points import select_points
 from isoflop.analysis.refine import Refinement, propose
-from isoflop.commands.refine import refine
+from isoflop.cli.refine import refine
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import Plan, make_plan

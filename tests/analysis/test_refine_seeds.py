@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from analysis.made_runs import parabola
 from analysis.test_refine import added, at, fitted, plan_of, results, size_params
 from isoflop.analysis.refine import propose_seeds
-from isoflop.commands.refine import refine
+from isoflop.cli.refine import refine
 from isoflop.errors import UserError
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import Plan

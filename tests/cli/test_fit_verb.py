@@ -12,8 +12,7 @@ from click.testing import CliRunner, Result
 from analysis.made_runs import curve, parabola, spaced
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import AXES
-from isoflop.cli import main
-from isoflop.commands import fit
+from isoflop.cli import fit, main
 from isoflop.tables import OPTIMA, read_table
 
 COLUMNS = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")

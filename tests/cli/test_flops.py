@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from isoflop.commands.flops import flops
+from isoflop.cli.flops import flops
 from isoflop.errors import UserError
 from isoflop.families import PATHS_VARIABLE
 from isoflop.model.flop_gate import FlopCheck
@@ -81,7 +81,7 @@ def test_nonsense_gets_one_clear_line(arguments: list[str], message: str) -> Non
 def test_the_ledger_needs_no_torch() -> None:
     code = (
         "import sys, contextlib\n"
-        "from isoflop.commands.flops import flops\n"
+        "from isoflop.cli.flops import flops\n"
         "assert not {'rich', 'pydantic', 'numpy', 'torch'} & set(sys.modules)\n"
         "with contextlib.suppress(SystemExit):\n    flops(['sgatlin'])\n"
         "assert not {'torch', 'pydantic', 'pyarrow'} & set(sys.modules)\n"

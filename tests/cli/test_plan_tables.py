@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from isoflop.cli.plan_tables import left_out_lines, plan_overview, plan_summary, plan_table
 from isoflop.plan.estimate import estimate_for
 from isoflop.plan.planner import make_plan
-from isoflop.render.plan_tables import left_out_lines, plan_overview, plan_summary, plan_table
 from made_studies import micro
 
 PLAN = make_plan(micro(budgets=(10**10, 2 * 10**10), archs=("mlp", "sgatlin")))

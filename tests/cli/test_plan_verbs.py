@@ -8,10 +8,10 @@ from click.testing import CliRunner, Result
 
 from isoflop.analysis.power import estimate_power
 from isoflop.cli import main
+from isoflop.cli.plan import design_table, power_lines, power_table
+from isoflop.cli.tables import console
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import make_plan
-from isoflop.render.power import design_table, power_lines, power_table
-from isoflop.render.tables import console
 from isoflop.study import Variant, paper_study
 from made_studies import micro
 

@@ -129,7 +129,7 @@ def test_numbers_that_mean_nothing_are_refused(
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_needs_nothing_heavy(verb: str) -> None:
     code = (
-        "import sys; from isoflop.commands.interpret import interpret\n"
+        "import sys; from isoflop.cli.interpret import interpret\n"
         f"interpret(['{verb}', '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'pandas', 'scipy', 'matplotlib', 'pyarrow', 'numpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

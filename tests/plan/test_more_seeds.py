@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from isoflop.cli.diff import diff_lines
 from isoflop.errors import UserError
 from isoflop.plan.artefact import plan_to_json, read_plan, write_plan
 from isoflop.plan.edit import diff_plans, extend_plan, grow_plan
 from isoflop.plan.planner import make_plan
-from isoflop.render.plans import diff_lines
 from isoflop.study import Study
 from isoflop.study.file import study_from_json, study_from_toml
 from made_studies import check_edit_is_refused, micro

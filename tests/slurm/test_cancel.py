@@ -9,7 +9,7 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from isoflop.commands.cancel import cancel
+from isoflop.cli.cancel import cancel
 from isoflop.launch.slurm.states import live_runs
 from slurm.made_scheduler import Scheduler, Sent, line
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from command import isoflop, start
+from isoflop.cli.status import status_json
 from isoflop.launch.slurm.states import study_truth
 from isoflop.launch.store import RunFolder
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
-from isoflop.render.status import status_json
 from made_studies import micro
 from slurm.made_cluster import Cluster, wait_until
 from slurm.made_slurm import LONG, SHORT, ClusterStudy, cluster_study

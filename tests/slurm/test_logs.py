@@ -8,7 +8,7 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from isoflop.commands.logs import logs
+from isoflop.cli.logs import logs
 from isoflop.errors import UserError
 from isoflop.launch.slurm.logs import follow
 from isoflop.launch.tail import tail

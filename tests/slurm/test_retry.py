@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from isoflop.commands.retry import _KINDS, retry
+from isoflop.cli.retry import _KINDS, retry
 from isoflop.errors import UserError
 from isoflop.launch.slurm import submit as submission
 from isoflop.launch.slurm.failures import KINDS

@@ -72,16 +72,16 @@ def test_edited_code_is_another_snapshot_and_leaves_the_first(
 def test_the_same_code_is_one_copy(tmp_path: Path) -> None:
     first, second = (snapshot_of(tmp_path / "study", ["mlp"]) for _ in range(2))
     first.write()
-    made = (first.folder / "isoflop" / "cli.py").stat()
+    made = (first.folder / "isoflop" / "errors.py").stat()
     second.write()
-    assert (second.folder / "isoflop" / "cli.py").stat().st_mtime_ns == made.st_mtime_ns
+    assert (second.folder / "isoflop" / "errors.py").stat().st_mtime_ns == made.st_mtime_ns
     assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
 
 
 def test_files_are_read_only_and_a_changed_copy_is_refused(tmp_path: Path) -> None:
     snapshot = snapshot_of(tmp_path / "study", ["mlp"])
     snapshot.write()
-    path = snapshot.folder / "isoflop" / "cli.py"
+    path = snapshot.folder / "isoflop" / "errors.py"
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
     path.chmod(0o644)
     path.write_text("print('changed')\n")

@@ -7,8 +7,8 @@ import os
 import pytest
 from click.testing import CliRunner, Result
 
-from isoflop.commands.cancel import cancel
-from isoflop.commands.status import status
+from isoflop.cli.cancel import cancel
+from isoflop.cli.status import status
 from isoflop.launch.slurm.cancel import to_cancel
 from isoflop.launch.slurm.records import write_options
 from isoflop.launch.slurm.retry import plan_retry

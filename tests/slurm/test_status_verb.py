@@ -8,7 +8,7 @@ import time
 import pytest
 from click.testing import CliRunner, Result
 
-from isoflop.commands.status import status
+from isoflop.cli.status import status
 from isoflop.launch.status import STATES, runs_row
 from slurm.made_scheduler import Scheduler, Sent, line
 
@@ -68,7 +68,7 @@ def test_the_table_of_runs_knows_no_scheduler_s_words(told: Scheduler, sent: Sen
 def test_many_waiting_runs_do_not_flood_the_terminal(
     told: Scheduler, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isoflop.render.status._MAX_LINES", 2)
+    monkeypatch.setattr("isoflop.cli.status._MAX_LINES", 2)
     sent.submission()
     told.queue(*(line(f"12_{i}", "PENDING") for i in range(4)))
     output = invoke(status, sent.folder).output

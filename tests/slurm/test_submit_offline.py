@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from isoflop.commands.submit import submit as command
+from isoflop.cli.submit import submit as command
 from isoflop.data.prepare import prepare as prepare_data
 from isoflop.errors import UserError
 from isoflop.launch.slurm import executors
@@ -156,7 +156,7 @@ def test_what_is_sent_is_on_the_disk_before_and_after(
         assert Path(job["data_folder"]).is_dir()
         assert RunFolder(folder, run.run_id).read_spec() == run.spec
     assert record.snapshot is not None
-    assert (Path(record.snapshot) / "isoflop" / "cli.py").exists()
+    assert (Path(record.snapshot) / "isoflop" / "errors.py").exists()
 
 
 def test_the_script_is_that_of_the_dry_run(slurm: Pretended, study: tuple[Path, Plan]) -> None:

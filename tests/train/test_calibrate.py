@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from isoflop.commands.calibrate import calibrate as command
+from isoflop.cli.calibrate import calibrate as command
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import estimate_plan, load_calibration, load_hardware

@@ -22,7 +22,7 @@ from isoflop.analysis.report import make_document, write_report
 from isoflop.analysis.report.comparison import comparison_sentence, exponent_sentence
 from isoflop.analysis.report.document import Document, Items, Table
 from isoflop.analysis.report.source import Source, source_of
-from isoflop.commands.report import report as report_command
+from isoflop.cli.report import report as report_command
 
 STUDY = {
     "name": "made",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.options import FOLDER
 
 if TYPE_CHECKING:
     from isoflop.plan.estimate.hardware import MeasuredStep
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from isoflop.spec import RunSpec
 
 
-@click.command(short_help="Measure step times here, for estimates.")
+@click.command()
 @click.argument("folder", required=False, type=FOLDER)
 @click.option("--steps", type=int, default=10, show_default=True, help="Timed steps per shape.")
 @click.option(

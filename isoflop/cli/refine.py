@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.options import FOLDER
 
 if TYPE_CHECKING:
     from isoflop.analysis.refine import Refinement
 
 
-@click.command(short_help="Propose runs that would sharpen the results.")
+@click.command()
 @click.argument("folder", type=FOLDER)
 @click.option(
     "--seeds",

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from isoflop.commands import FOLDER
-from isoflop.commands.fit import fit_options, runs_of, say_fitting
+from isoflop.cli.fit import fit_options, runs_of, say_fitting
+from isoflop.cli.options import FOLDER
 
 
-@click.command(short_help="Fit, and report it as Markdown, HTML and LaTeX, with figures.")
+@click.command()
 @click.argument("source", metavar="FOLDER_OR_TABLE", type=click.Path(path_type=Path))
 @click.option("--out", type=FOLDER, help="Folder for the results.  [default: the folder]")
 @fit_options

@@ -1,22 +1,28 @@
-"""Live progress of a running plan: one line per finished run, a table of those at work, an ETA."""
+"""Live progress for the terminal: of the runs of a plan, and of work with an amount.
+
+The runs have a line for each that ended, a table of those at work and an ETA.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
-from isoflop.launch.local import Session
-from isoflop.launch.pool import Event
-from isoflop.numbers import format_flops, format_seconds
-from isoflop.plan.runs import PlannedRun
+from isoflop.numbers import format_count, format_flops, format_seconds
 from isoflop.spec import shown_id
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+    from isoflop.data.options import Progress as Preparation
+    from isoflop.launch.local import Session
+    from isoflop.launch.pool import Event
+    from isoflop.plan.runs import PlannedRun
+
+# Work that is done by then shows no bar.
+_QUIET_S = 2.0
 
 
 @dataclass(slots=True)
@@ -99,7 +105,7 @@ class Estimator:
 
 
 class Watcher:
-    """Turns the events of a session into what a person sees. Use as a context manager.
+    """Shows the events of a session as they come; a context manager.
 
     Args:
         session: what is to be trained.
@@ -107,6 +113,8 @@ class Watcher:
     """
 
     def __init__(self, session: Session, console: Console) -> None:
+        from rich.live import Live
+
         self._console = console
         self._runs = {run.run_id: run for run in session.plan.unique_runs}
         self._arch_width = max(
@@ -133,7 +141,7 @@ class Watcher:
             self._live.stop()
 
     def on_event(self, event: Event) -> None:
-        """Take note of an event and prints a line for each run that ended."""
+        """Take note of an event; print a line for each run that ended."""
         run = self._runs[event.job.run_id]
         if event.kind == "start":
             self._at_work[run.run_id] = _AtWork(run=run, start_s=time.monotonic())
@@ -184,6 +192,11 @@ class Watcher:
         return self._estimator.eta_s(under_way)
 
     def _table(self) -> Group:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=None, padding=(0, 1), pad_edge=False)
         names = ["run", "budget", "arch", "size", "progress", "step", "loss", "tokens/s"]
         for name in names:
@@ -207,3 +220,63 @@ class Watcher:
 def _tokens_per_s(work: _AtWork) -> str:
     rate = work.flops_per_s()
     return "-" if rate is None else f"{rate * work.run.n_tokens / work.run.flops:,.0f}"
+
+
+class Bar:
+    """A bar with amount, rate and time left for work of more than two seconds; a context manager.
+
+    Nothing is shown where ``console`` is no terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._task = self._progress.add_task("", total=None, note="")
+        self._start_s = time.monotonic()
+        self._shown = False
+        self._may_show = console.is_terminal
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._shown:
+            self._progress.stop()
+
+    def show(self, what: str, done: float, total: float | None, note: str) -> None:
+        """Show where the work is, once it has taken long enough."""
+        if not self._may_show or time.monotonic() - self._start_s < _QUIET_S:
+            return
+        if not self._shown:
+            self._progress.start()
+            self._shown = True
+        self._progress.update(
+            self._task, description=what, completed=done, total=total, note=note, refresh=True
+        )
+
+    def show_amount(self, what: str, done: int, total: int, unit: str) -> None:
+        """Show work whose total is known and whose rate is even."""
+        seconds = time.monotonic() - self._start_s
+        rate = done / seconds if seconds > 0 else 0.0
+        note = f"{format_count(done)}{unit} of {format_count(total)}{unit}"
+        if rate > 0:
+            left = format_seconds((total - done) / rate)
+            note += f"  {format_count(rate)}{unit}/s  ETA {left}"
+        self.show(what, done, total, note)
+
+    def show_preparation(self, progress: Preparation) -> None:
+        """Show where a preparation of data is."""
+        note = f"{progress.num_documents:,} documents, {format_count(progress.num_tokens)} tokens"
+        if (rate := progress.bytes_per_second) is not None:
+            note += f"  {format_count(rate)}B/s"
+        if (eta := progress.eta_seconds) is not None:
+            note += f"  ETA {format_seconds(eta)}"
+        self.show(progress.stage, progress.num_tokens, progress.goal_tokens, note)

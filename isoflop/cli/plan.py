@@ -7,17 +7,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.options import FOLDER
+from isoflop.cli.plan_tables import (
+    left_out_lines,
+    plan_overview,
+    plan_summary,
+    plan_table,
+    rate_lines,
+    total_lines,
+)
+from isoflop.cli.tables import console, new_table
 from isoflop.errors import UserError
+from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from isoflop.analysis.power import PowerReport
     from isoflop.plan.estimate import PlanEstimate
     from isoflop.plan.planner import Plan
     from isoflop.study import Study
 
 
-@click.command(short_help="Plan matched-budget runs, for review.")
+@click.command()
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--budgets", metavar="1e17,1e18", help="Training FLOPs per run, ascending.")
 @click.option("--out", type=FOLDER, help="Folder for the plan.  [default: results/NAME]")
@@ -100,15 +112,6 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
 
 def show_plan(planned: Plan, estimate: PlanEstimate, folder: Path, *, whole: bool = True) -> None:
     """Print the plan's table, or its overview, with totals, estimates and warnings."""
-    from isoflop.render.plan_tables import (
-        left_out_lines,
-        plan_overview,
-        plan_summary,
-        plan_table,
-    )
-    from isoflop.render.plans import rate_lines, total_lines
-    from isoflop.render.tables import console
-
     out = console()
     if whole:
         table, left_out = plan_table(planned, estimate, out.width)
@@ -155,11 +158,73 @@ def _power(planned: Plan, noise: float) -> PowerReport:
 
 
 def _show_power(report: PowerReport) -> None:
-    from isoflop.render.power import design_table, power_lines, power_table
-    from isoflop.render.tables import console
 
     out = console()
     out.print(power_table(report))
     out.print(design_table(report))
     for line in power_lines(report):
         out.print(line, markup=False, soft_wrap=True)
+
+
+MISSING = "-"
+
+
+def power_table(report: PowerReport) -> Table:
+    """Return what to expect for each arch: a row each."""
+    budgets = sorted({b for power in report.archs for b in power.multipliers})
+    outer = list(dict.fromkeys([*budgets[:1], *budgets[-1:]]))
+    table = new_table(
+        ("arch", "<"),
+        ("runs", ">"),
+        ("exponent a ±", ">"),
+        *((f"multiplier at {format_flops(budget)} ×/÷", ">") for budget in outer),
+        ("lost at edges %", ">"),
+    )
+    for power in report.archs:
+        multipliers = [power.multipliers.get(budget) for budget in outer]
+        is_reference = power.arch == report.reference
+        table.add_row(
+            power.arch,
+            f"{power.num_runs:,}",
+            _number(power.exponent_halfwidth),
+            *("reference" if is_reference else _factor(value) for value in multipliers),
+            f"{100 * power.edge_share:.1f}",
+        )
+    return table
+
+
+def design_table(report: PowerReport) -> Table:
+    """Return what one seed, size or budget more would buy: a row each, the widest of all archs."""
+    table = new_table(
+        ("design", "<"),
+        ("runs", ">"),
+        ("FLOPs", ">"),
+        ("exponent a ±", ">"),
+        ("multiplier ×/÷", ">"),
+    )
+    for design in report.designs:
+        table.add_row(
+            design.label,
+            f"{design.num_runs:,}",
+            f"× {design.cost:.2f}",
+            _number(design.exponent_halfwidth),
+            _factor(design.multiplier),
+        )
+    return table
+
+
+def power_lines(report: PowerReport) -> list[str]:
+    """Return what the tables of a power report mean and rest on."""
+    return [
+        "95 % intervals to expect (estimates): the exponent a of N* ∝ C^a is its value ±, the "
+        f"compute multiplier against {report.reference} its value × or ÷",
+        *(f"assumes: {text}" for text in report.assumptions),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def _factor(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}" if value < 100 else "> 100"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from isoflop.numbers import format_count, format_flops
-from isoflop.plan.planner import Plan
-from isoflop.plan.runs import PlannedRun
-from isoflop.render.tables import fitted_table, new_table
+from isoflop.cli.tables import fitted_table, new_table
+from isoflop.numbers import format_count, format_flops, format_seconds
+from isoflop.recipe import get_recipe
 from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from isoflop.plan.estimate import PlanEstimate, RunEstimate
+    from isoflop.plan.planner import Plan
+    from isoflop.plan.runs import PlannedRun
 
 _HOURS = {"GPU-hours": "GPU-h", "core-hours": "core-h"}
 _TEXT = ("run", "arch")
@@ -145,4 +146,33 @@ def _expected_lines(plan: Plan) -> list[str]:
     return [
         f"expected optimum (estimate): {arch} near size {', '.join(there)}"
         for arch, there in places.items()
+    ]
+
+
+def rate_lines(plan: Plan) -> list[str]:
+    """Return one line with the peak learning rates of a study that sets its own; else none."""
+    study = plan.study
+    rates = {arch: rate for arch, rate in study.learning_rates.items() if arch in study.archs}
+    if not rates:
+        return []
+    own = get_recipe(study.recipe).peak_lr
+    rest = f", else {own:g}" if len(rates) < len(study.archs) else ""
+    given = ", ".join(f"{arch} {rate:g}" for arch, rate in rates.items())
+    return [f"peak learning rates: {given}{rest} ({study.recipe} has {own:g})"]
+
+
+def total_lines(estimate: PlanEstimate) -> list[str]:
+    """Return what the whole plan is estimated to take."""
+    cost = "" if estimate.cost is None else f", {estimate.cost:,.4g} at the price given"
+    measured = (
+        f"step times of {estimate.num_calibrated} of {len(estimate.runs)} runs measured"
+        if estimate.num_calibrated
+        else "nothing measured"
+    )
+    # Fractions of an hour are hard to picture.
+    short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if estimate.gpu_hours < 1 else ""
+    return [
+        f"estimate on {estimate.hardware}: {estimate.gpu_hours:,.4g} {estimate.unit}{short}{cost}; "
+        f"{measured} (isoflop show --explain)",
+        *(f"does not fit: {line}" for line in estimate.not_fitting),
     ]

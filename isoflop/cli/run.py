@@ -9,14 +9,16 @@ from typing import Any
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.options import FOLDER
+from isoflop.cli.progress import Watcher
+from isoflop.cli.tables import console
 from isoflop.launch.command_options import placement_options
 
 SOME_RUNS_FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
 
 
-@click.command(short_help="Train the runs that have no result yet.")
+@click.command()
 @click.argument("folder", type=FOLDER)
 @click.option(
     "--workers", type=int, metavar="N", help="Runs at a time.  [default: one per core or GPU]"
@@ -46,8 +48,6 @@ def run_folder(folder: Path, workers: int | None, device: str | None, **options:
         options: further entries of a [placement] table.
     """
     from isoflop.launch.local import open_session, run_session
-    from isoflop.render.progress import Watcher
-    from isoflop.render.tables import console
     from isoflop.spec import shown_id
 
     out = console()

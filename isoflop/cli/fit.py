@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.options import FOLDER
+from isoflop.cli.tables import console, fitted_table, new_table
 from isoflop.errors import UserError, shown
+from isoflop.numbers import format_count, format_flops
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from isoflop.analysis.fit import FitOptions, Fits
+    from isoflop.analysis.fit import FitOptions
+    from isoflop.analysis.result import Fits
+
 
 METHODS = ("parabola", "parabola_window", "akima", "parabola_robust")
 AXES = ("n_params", "n_tokens", "n_active")
@@ -66,7 +71,7 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(short_help="Fit optima and laws with intervals, compare, check and plot.")
+@click.command()
 @click.argument("table", metavar="FOLDER_OR_TABLE", type=click.Path(path_type=Path))
 @click.option("--out", type=FOLDER, help="Folder for tables and plots.  [default: the folder]")
 @fit_options
@@ -89,7 +94,6 @@ def fit_folder(
     """Fit a study folder or a table, plots, and prints the optima and the paths written."""
     from isoflop.analysis import FitOptions, excluded_note, fit_table
     from isoflop.analysis.summary import excluded_lines
-    from isoflop.render.tables import console
 
     runs = runs_of(source, out_folder)
     say_fitting(runs)
@@ -106,7 +110,6 @@ def _print_tables(fits: Fits, out: Console) -> list[str]:
     """Prints the tables that the fit has something for; returns what to say below them."""
     from isoflop.analysis.compare.one_size import is_one_size
     from isoflop.analysis.summary import reading_notes
-    from isoflop.render.fits import laws_table, multipliers_table, optima_table, seed_means_table
 
     if not any(fits.groups.values()):
         return ["Nothing to fit yet: no run has a usable loss."]
@@ -161,3 +164,85 @@ def runs_of(source: Path, out: Path | None) -> Runs:
     if out is None and not source.is_dir():
         raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
     return Runs(table=table, rows=load_rows(table), out_folder=out or source, written=())
+
+
+# Left out of a terminal that is too narrow for all, the first ones first.
+_LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
+_TEXT = ("arch", "law", "status", "claimed")
+
+
+def optima_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return the fitted optimum of each arch at each budget, with its intervals."""
+    from isoflop.analysis.summary import optima_rows_for_display
+
+    headings = {
+        "arch": "arch",
+        "budget": "budget",
+        "n_opt": "params N*",
+        "n_ci": "N* interval",
+        "d_opt": "tokens D*",
+        "loss": "loss",
+        "loss_ci": "loss interval",
+        "perplexity": "perplexity",
+        "status": "status",
+    }
+    return _by_arch(headings, optima_rows_for_display(fits), width)
+
+
+def seed_means_table(fits: Fits) -> Table:
+    """Return the mean loss over the seeds of each arch that has one size at a budget."""
+    from isoflop.analysis.compare.one_size import seed_means
+
+    names = ("arch", "budget", "params", "tokens", "seeds", "loss", "sd")
+    table = new_table(*((name, "<" if name == "arch" else ">") for name in names))
+    for mean in seed_means(fits.selection):
+        table.add_row(
+            mean.arch,
+            format_flops(mean.budget_flops),
+            format_count(mean.n_params),
+            format_count(mean.n_tokens),
+            str(mean.n_seeds),
+            f"{mean.loss:.4f}",
+            "-" if mean.loss_sd is None else f"{mean.loss_sd:.4f}",
+        )
+    return table
+
+
+def laws_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return the power laws of each arch, with the intervals of their exponents."""
+    from isoflop.analysis.summary import law_rows_for_display
+
+    headings = {
+        "arch": "arch",
+        "law": "law",
+        "exponent": "exponent",
+        "ci": "interval",
+        "coefficient": "coefficient",
+        "n": "budgets",
+        "rmse": "rmse",
+    }
+    return _by_arch(headings, law_rows_for_display(fits), width)
+
+
+def multipliers_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return the compute multiplier of each arch over the reference, at each budget."""
+    from isoflop.analysis.summary import multiplier_rows_for_display
+
+    headings = {
+        "arch": "arch",
+        "budget": "budget",
+        "multiplier": "compute multiplier",
+        "ci": "its interval",
+        "claim": "claimed",
+    }
+    return _by_arch(headings, multiplier_rows_for_display(fits), width)
+
+
+def _by_arch(
+    headings: Mapping[str, str], rows: Sequence[Mapping[str, str]], width: int
+) -> tuple[Table, tuple[str, ...]]:
+    if not rows:
+        return new_table(), ()
+    cells = [{label: row[key] for key, label in headings.items()} for row in rows]
+    archs = [row["arch"] for row in rows]
+    return fitted_table(cells, width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=archs)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from isoflop.commands import FOLDER
-from isoflop.commands.fit import fit_folder
-from isoflop.commands.plan import show_plan
-from isoflop.commands.run import INTERRUPTED, run_folder
+from isoflop.cli.fit import fit_folder
+from isoflop.cli.options import FOLDER
+from isoflop.cli.plan import show_plan
+from isoflop.cli.run import INTERRUPTED, run_folder
 
 _NEXT = """
 next:
@@ -20,7 +20,7 @@ next:
   your own architecture: {family}"""
 
 
-@click.command(short_help="Plan, run and fit the built-in micro study.")
+@click.command()
 @click.option(
     "--out",
     type=FOLDER,

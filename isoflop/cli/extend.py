@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.diff import diff_lines
+from isoflop.cli.options import FOLDER, numbers_of_flops, whole_numbers
+from isoflop.cli.tables import console
 
 
-@click.command(short_help="Add budgets, seeds or sizes to a plan.")
+@click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--budgets", metavar="1e19", help="Training FLOPs per run to add.")
 @click.option("--seeds", metavar="1,2", help="Seeds to add.")
@@ -23,18 +25,15 @@ def extend(
     Runs that are planned keep their ids, and their results stay; nothing is ever removed or
     changed. A new budget takes the sizes that the study names for all budgets, or the recipe's.
     """
-    from isoflop.commands.show import whole_numbers
     from isoflop.plan.edit import extend_folder
     from isoflop.plan.estimate import estimate_again
-    from isoflop.render.plans import diff_lines
-    from isoflop.render.tables import console
 
     plan, difference = extend_folder(
         folder,
-        budgets=_flops("--budgets", budgets),
+        budgets=numbers_of_flops("--budgets", budgets),
         seeds=whole_numbers("--seeds", seeds),
         sizes=whole_numbers("--sizes", sizes),
-        at=_flops("--at", at),
+        at=numbers_of_flops("--at", at),
     )
     out = console()
     for line in diff_lines(difference, (plan.study.convention,) * 2):
@@ -44,9 +43,3 @@ def extend(
         return
     estimate_again(plan, folder)
     click.echo(f"written to {folder}/plan.json and plan.parquet; change the study file likewise")
-
-
-def _flops(name: str, text: str | None) -> list[int]:
-    from isoflop.study import parse_flops
-
-    return [] if text is None else [parse_flops(word, name) for word in text.split(",")]

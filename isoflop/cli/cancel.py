@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.commands import FOLDER
-from isoflop.commands.asking import confirm
+from isoflop.cli.options import FOLDER
+from isoflop.cli.prompts import confirm
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.cancel import Cancellation
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MAX_NAMED = 10
 
 
-@click.command(short_help="End runs at work and take others out of the queue.")
+@click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("runs", nargs=-1)
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.options import FOLDER
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from isoflop.launch.store import Attempt, RunFolder
 
 
-@click.command(short_help="Show what a run's attempts and jobs wrote.")
+@click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("run", required=False)
 @click.option("--attempt", type=int, metavar="N", help="This attempt.  [default: the newest]")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from isoflop.cli.progress import Bar
+from isoflop.cli.tables import console, new_table
 from isoflop.errors import UserError, shown
+from isoflop.numbers import format_count
 
 if TYPE_CHECKING:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from isoflop.data.show import Prepared, SplitSummary, Summary
+    from isoflop.data.verify import FileCheck
     from isoflop.data.windows import TokenData
+
 
 SOME_DAMAGED = 1
 
@@ -20,7 +32,7 @@ _TOKENIZER = click.option("--tokenizer", metavar="NAME", help="Which of a source
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
-@click.group(short_help="Text to train on: prepare, look at, check, export.")
+@click.group()
 def data() -> None:
     """Text to train on.
 
@@ -37,8 +49,6 @@ def list_(as_json: bool) -> None:
     from isoflop.data.show import scan, source_rows
     from isoflop.data.storage import default_data_dir
     from isoflop.files import dump_json
-    from isoflop.render.data import prepared_table, sources_table
-    from isoflop.render.tables import console
 
     data_dir = default_data_dir()
     sources, prepared = source_rows(), list(scan(data_dir))
@@ -110,8 +120,6 @@ def prepare(
         default_data_dir,
         read_manifest,
     )
-    from isoflop.render.data import Bar, prepared_lines
-    from isoflop.render.tables import console
 
     options = PrepareOptions(
         tokens=None if tokens is None else _whole_number("--tokens", tokens),
@@ -162,8 +170,6 @@ def show(
     """
     from isoflop.data.show import sample, summarise
     from isoflop.files import dump_json
-    from isoflop.render import data as render
-    from isoflop.render.tables import console
 
     if num_sampled < 0:
         raise UserError("--sample", num_sampled, "0 or more", "correct it")
@@ -175,13 +181,13 @@ def show(
         return
     text = sample(opened, num_sampled)
     out = console()
-    for line in render.summary_lines(summary, out.width if out.is_terminal else None):
+    for line in summary_lines(summary, out.width if out.is_terminal else None):
         out.print(line, markup=False, soft_wrap=True)
-    out.print(render.splits_table(summary.splits))
+    out.print(splits_table(summary.splits))
     if needs:
-        out.print(render.epochs_table(summary, needs))
+        out.print(epochs_table(summary, needs))
     if text:
-        out.print(render.sample_text(text), soft_wrap=True)
+        out.print(sample_text(text), soft_wrap=True)
 
 
 @data.command(short_help="Whether a prepared set is as it was written.")
@@ -196,9 +202,7 @@ def verify(name: str, tokenizer: str | None) -> None:
         default_data_dir,
         read_manifest,
     )
-    from isoflop.data.verify import FileCheck, listed_files, verify_folder
-    from isoflop.render.data import Bar, check_line
-    from isoflop.render.tables import console
+    from isoflop.data.verify import listed_files, verify_folder
 
     folder = find_folder(name, tokenizer, default_data_dir())
     manifest = read_manifest(folder, PREPARED_SCHEMAS, DELETE_IT)
@@ -228,8 +232,6 @@ def export(
 ) -> None:
     """Write the documents or the windows of a prepared set into one file, zstd-compressed."""
     from isoflop.data.export import export as export_data
-    from isoflop.render.data import Bar
-    from isoflop.render.tables import console
 
     opened = _open(name, tokenizer)
     with Bar(console(stderr=True)) as bar:
@@ -275,3 +277,186 @@ def _whole_number(name: str, text: str) -> int:
     if not number.is_finite() or not 0 < number < Decimal("1e18") or number != int(number):
         raise UserError(name, shown(text), "a positive whole number such as 1e9", "correct it")
     return int(number)
+
+
+END_OF_DOCUMENT = "⟨end of document⟩"
+
+
+# Of the names in what `data show` tells first.
+_NAME_WIDTH = 11
+
+# How ids are stored, as a manifest and as a person says it.
+_BITS = {"<u2": "16-bit ids", "<u4": "32-bit ids"}
+
+
+def sources_table(sources: Iterable[Mapping[str, str | None]]) -> Table:
+    """Return what `data prepare` can read; folded to the width of the terminal."""
+    from rich.text import Text
+
+    table = new_table(("source", "<"), ("what it is", "<"))
+    _fold(table.columns[1])
+    for row in sources:
+        about = str(row["about"])
+        for key in ("licence", "needs"):
+            if row[key] is not None:
+                about += f"\n{key}: {row[key]}"
+        table.add_row(Text(str(row["name"])), Text(about))
+    return table
+
+
+def prepared_table(prepared: Iterable[Prepared]) -> Table:
+    """Return a row per prepared set, damaged ones by their folder's name."""
+    from rich.text import Text
+
+    table = new_table(
+        ("id", "<"), ("source", "<"), ("tokenizer", "<"), ("tokens", ">"), ("held out", ">")
+    )
+    _fold(table.columns[1])
+    for each in prepared:
+        if each.manifest is None:
+            table.add_row("damaged", Text(each.folder.name), "-", "-", "-")
+            continue
+        splits = each.manifest["splits"]
+        table.add_row(
+            each.manifest["data_id"],
+            Text(each.manifest["source"]),
+            Text(each.manifest["tokenizer"]),
+            format_count(splits["train"]["num_tokens"]),
+            format_count(splits["heldout"]["num_tokens"]),
+        )
+    return table
+
+
+def prepared_lines(
+    manifest: Mapping[str, Any], source: str, tokenizer: str, asked: int | None
+) -> list[str]:
+    """Return what was prepared, and how a study names it.
+
+    Args:
+        manifest: of the prepared folder.
+        source: what a study has to call it.
+        tokenizer: what a study has to call the tokenizer.
+        asked: training tokens that were asked for; None: all.
+    """
+    train, heldout = (manifest["splits"][name] for name in ("train", "heldout"))
+    lines = [
+        f"{format_count(train['num_tokens'])} tokens to train on in {train['num_documents']:,} "
+        f"documents, {format_count(heldout['num_tokens'])} held out in "
+        f"{heldout['num_documents']:,}"
+    ]
+    if asked is not None and train["num_tokens"] < asked:
+        lines.append(f"fewer than the {format_count(asked)} asked for: that is the whole source")
+    names = {"source": source, "tokenizer": tokenizer}
+    # Apart from its escapes beyond ASCII, a string of JSON is one of TOML.
+    study = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in names.items()]
+    return [*lines, "in a study file:", "[data]", *study]
+
+
+def splits_table(splits: Mapping[str, SplitSummary]) -> Table:
+    """Return counts of both sides, one row each."""
+    table = new_table(
+        ("split", "<"),
+        ("documents", ">"),
+        ("tokens", ">"),
+        ("bytes", ">"),
+        ("bytes/token", ">"),
+        ("median", ">"),
+        ("longest", ">"),
+    )
+    for name, split in splits.items():
+        table.add_row(
+            name,
+            f"{split.num_documents:,}",
+            f"{split.num_tokens:,}",
+            f"{split.num_bytes:,}",
+            f"{split.bytes_per_token:.3f}",
+            f"{split.median_tokens:,.0f}",
+            f"{split.longest_tokens:,}",
+        )
+    return table
+
+
+def epochs_table(summary: Summary, needs: Sequence[int]) -> Table:
+    """Return how often runs of some numbers of tokens read the training tokens."""
+    table = new_table(("tokens of a run", ">"), ("epochs", ">"))
+    for need in needs:
+        table.add_row(format_count(need), f"{summary.epochs(need):,.2f}")
+    return table
+
+
+def summary_lines(summary: Summary, width: int | None) -> list[str]:
+    """Return what a set is and where it is from, folded to ``width`` columns; None: not folded."""
+    about = summary.about
+    longest = summary.splits["train"]
+    dropped = [
+        f"{count:,} {reason.replace('_', ' ')}"
+        for reason, count in summary.num_dropped.items()
+        if count
+    ]
+    lines = {
+        "data id": about["data_id"],
+        "folder": about["folder"],
+        "source": about["source"],
+        "origin": ", ".join(_origin_words(about["origin"])),
+        "licence": about["licence"],
+        "tokenizer": f"{about['tokenizer']}, vocabulary {about['vocab_size']:,}, "
+        f"{_BITS[about['dtype']]}, {about['tokenizer_hash'][:12]}",
+        "held out": about["split_rule"],
+        "shards": about["num_shards"],
+        "duplicates": f"{summary.num_duplicates:,} (training documents that repeat an earlier one)",
+        "dropped": ", ".join(dropped) or "none",
+        "longest": f"{longest.longest_document} ({longest.longest_tokens:,} tokens)",
+    }
+    return [_folded(name, printable(str(value)), width) for name, value in lines.items()]
+
+
+def _folded(name: str, value: str, width: int | None) -> str:
+    if width is None:
+        return f"{name:<{_NAME_WIDTH}}{value}"
+    lines = textwrap.wrap(
+        value, max(20, width - _NAME_WIDTH), break_on_hyphens=False, break_long_words=False
+    )
+    return f"{name:<{_NAME_WIDTH}}" + f"\n{'':<{_NAME_WIDTH}}".join(lines)
+
+
+def sample_text(parts: Sequence[tuple[str, str]]) -> Text:
+    """Return decoded text with the ends of documents marked; nothing in it acts on the terminal."""
+    from rich.text import Text
+
+    text = Text()
+    for index, (name, part) in enumerate(parts):
+        if index:
+            text.append(f"{END_OF_DOCUMENT}\n", style="bold")
+        text.append(f"[{printable(name)}] ", style="bold")
+        text.append(printable(part))
+    return text
+
+
+def printable(text: str) -> str:
+    """Return text without control characters: a terminal would obey some of them."""
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def check_line(check: FileCheck) -> str:
+    """Return what became of a file, in a line."""
+    if check.problem is None:
+        return f"ok       {check.file}  {format_count(check.num_bytes)}B"
+    return f"DAMAGED  {check.file}: must be {check.problem}"
+
+
+def _fold(column: Column) -> None:
+    """Let a column give way where the terminal is narrow."""
+    column.no_wrap, column.overflow = False, "fold"
+
+
+def _origin_words(origin: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in origin.items():
+        if isinstance(value, dict):
+            yield f"{key}: {', '.join(_origin_words(value))}"
+        elif value is not None:
+            shown = f"{value:,}" if isinstance(value, int) else value
+            yield f"{key.replace('_', ' ')} {shown}"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.commands import FOLDER
-from isoflop.commands.asking import confirm
-from isoflop.commands.submit import show_report
+from isoflop.cli.options import FOLDER
+from isoflop.cli.prompts import confirm
+from isoflop.cli.submit import show_report
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _KINDS = ("oom", "node", "time", "rank", "code", "lost", "all")
 
 
-@click.command(short_help="Send failed runs again, with what should help.")
+@click.command()
 @click.argument("folder", type=FOLDER)
 @click.option(
     "--failed", "kind", type=click.Choice(_KINDS), required=True, help="Which of the failed runs."

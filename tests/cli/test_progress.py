@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from isoflop.cli.progress import Estimator, Watcher
 from isoflop.launch.job import Ending, Job
 from isoflop.launch.local import Session
 from isoflop.launch.pool import Event
 from isoflop.plan.planner import make_plan
-from isoflop.render.progress import Estimator, Watcher
 from made_studies import micro
 
 
@@ -56,7 +56,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr("isoflop.render.progress.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("isoflop.cli.progress.time.monotonic", lambda: self.now_s)
 
 
 def shown(watcher: Watcher) -> str:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.commands import FOLDER
+from isoflop.cli.options import FOLDER
+from isoflop.cli.progress import Bar
+from isoflop.cli.tables import console, new_table
 from isoflop.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from isoflop.interpret.linear import Linearity
+    from isoflop.interpret.window import Look
+
 
 # Whole numbers from 0 or from 1 on; click says so to who gives another.
 _FROM_0, _FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
@@ -44,7 +53,7 @@ _SEED = click.option(
 )
 
 
-@click.group(short_help="Read the experts of a trained run: record, geometry, interventions.")
+@click.group()
 def interpret() -> None:
     """Read the experts of a trained run.
 
@@ -69,8 +78,6 @@ def record(
     """
     from isoflop.interpret.load import open_run
     from isoflop.interpret.record import record as write_recording
-    from isoflop.render.data import Bar
-    from isoflop.render.tables import console
 
     subject = open_run(folder, run)
     with Bar(console(stderr=True)) as bar:
@@ -111,14 +118,6 @@ def linear(
     """
     from isoflop.interpret.load import open_run
     from isoflop.interpret.window import look_at
-    from isoflop.render.interpret import (
-        ATTRIBUTION_NOTE,
-        LINEARITY_NOTE,
-        attribution_table,
-        linearity_table,
-        logit_line,
-    )
-    from isoflop.render.tables import console
 
     subject = open_run(folder, run)
     found = look_at(subject, out or subject.out, window=window, position=position, token=token)
@@ -159,9 +158,6 @@ def geometry(
     from isoflop.interpret.geometry.analyse import Options, analyse
     from isoflop.interpret.geometry.clusters import Settings
     from isoflop.interpret.load import open_run
-    from isoflop.render.data import Bar
-    from isoflop.render.interpret import VERDICT_NOTE, verdict_table
-    from isoflop.render.tables import console
 
     subject = open_run(folder, run)
     options = Options(max_tokens=sample, method=embedding, settings=Settings(seed=seed))
@@ -215,8 +211,6 @@ def intervene(
     from isoflop.interpret.load import open_run
     from isoflop.interpret.load import untrained as before_training
     from isoflop.interpret.recall import write_recall
-    from isoflop.render.interpret import effects_note, effects_table
-    from isoflop.render.tables import console
 
     trained = open_run(folder, run)
     subject = before_training(trained) if untrained else trained
@@ -237,8 +231,6 @@ def usage(folder: Path, run: str, out: Path | None, recording: Path | None) -> N
     """
     from isoflop.interpret.load import open_run
     from isoflop.interpret.usage import write_usage
-    from isoflop.render.interpret import USAGE_NOTE, usage_table
-    from isoflop.render.tables import console
 
     subject = open_run(folder, run)
     found = write_usage(subject, recording or subject.out, out or subject.out)
@@ -278,3 +270,120 @@ def _numbers(name: str, text: str) -> list[int]:
 def _echo(paths: Any) -> None:
     for path in paths:
         click.echo(str(path))
+
+
+LINEARITY_NOTE = (
+    "Largest errors of a layer's outputs y, relative to their size: against its\n"
+    "matrix W times its inputs x, and against the sum of what its experts add."
+)
+ATTRIBUTION_NOTE = (
+    "direct: what a part adds to the logit past all later layers; in all, the logit.\n"
+    "gradient: what it adds to first order, with what later layers make of it."
+)
+VERDICT_NOTE = (
+    "Do tokens with like gates share the label? Beyond token identity: more than\n"
+    "every control, among other tokens or in other contexts (purity.parquet)."
+)
+USAGE_NOTE = (
+    "used: share of experts that were chosen; dead: number of those that never were.\n"
+    "entropy: of the choices, over that of even use. cv: deviation over mean."
+)
+_SHOWN_BEFORE = 50
+
+
+def linearity_table(checks: Sequence[Linearity]) -> Table:
+    """Return how far each layer is from its matrix and from the sum of its experts."""
+    table = new_table(("layer", ">"), ("tokens", ">"), ("y - Wx", ">"), ("y - sum", ">"))
+    for check in checks:
+        matrix = "not linear" if check.matrix_error is None else f"{check.matrix_error:.1e}"
+        table.add_row(str(check.layer), str(check.num_tokens), matrix, f"{check.sum_error:.1e}")
+    return table
+
+
+def logit_line(found: Look) -> str:
+    """Return which logit is taken apart."""
+    before = found.before[-_SHOWN_BEFORE:]
+    return (
+        f"after {before!r}, position {found.position}:\n"
+        f"logit {found.logit:.4f} of token {found.token}, {found.text!r}"
+    )
+
+
+def attribution_table(rows: Sequence[Mapping[str, Any]], num_shown: int) -> Table:
+    """Return the parts with the largest direct shares of a logit."""
+    names = ("part", "layer", "channel", "expert", "score", "direct", "gradient")
+    table = new_table(*((name, "<" if name == "part" else ">") for name in names))
+    for row in sorted(rows, key=lambda row: -abs(row["direct"]))[:num_shown]:
+        table.add_row(*(_cell(row[name]) for name in names))
+    return table
+
+
+def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what gates have in common with their neighbours, by layer and label."""
+    table = new_table(("layer", ">"), ("label", "<"), ("verdict", "<"))
+    for row in rows:
+        layer = "all" if row["layer"] is None else str(row["layer"])
+        table.add_row(layer, row["label"], row["verdict"])
+    return table
+
+
+def effects_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the effect of each patch and control with its interval; excluded pairs have none."""
+    table = new_table(
+        ("layer", "<"),
+        ("control", "<"),
+        ("NIE (interval)", ">"),
+        ("above control", ">"),
+        ("cf %", ">"),
+    )
+    for row in rows:
+        share = f"{100 * row['answers_cf']:.1f}"
+        measures = (_with_interval(row, "nie"), _with_interval(row, "gap"))
+        table.add_row(row["layers"], row["control"], *measures, share)
+    return table
+
+
+def effects_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the columns of :func:`effects_table` are, and of how many pairs."""
+    first = rows[0]
+    excluded = max(row["n_excluded"] for row in rows)
+    return (
+        f"{first['n_pairs']} pairs of {first['n_nouns']} nouns, {excluded} without an NIE; "
+        f"{100 * first['confidence']:.0f} % intervals over nouns.\n"
+        "NIE: how far the answer moves to the other noun's, from 0 to 1. Merely\n"
+        "destroying it reaches about 0.5: read by how much the NIE is above each control.\n"
+        "cf %: pairs that then give the counterfactual answer, before all other tokens.\n"
+        "The last layer's gates at a noun reach no later token: alone they do nothing."
+    )
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    if row[name] is None:
+        return "-"
+    if row[f"{name}_lo"] is None:
+        return f"{row[name]:.3f}"
+    return f"{row[name]:.3f} ({row[f'{name}_lo']:.3f} to {row[f'{name}_hi']:.3f})"
+
+
+def usage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return how evenly each table of experts is used."""
+    heads = {
+        "layer": "layer",
+        "channel": "channel",
+        "num_experts": "experts",
+        "fraction_used": "used",
+        "num_dead": "dead",
+        "entropy": "entropy",
+        "cv": "cv",
+    }
+    table = new_table(*((head, ">") for head in heads.values()))
+    for row in rows:
+        cells = {name: _cell(row[name]) for name in heads}
+        table.add_row(*({**cells, "channel": "all"} if row["channel"] is None else cells).values())
+    return table
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

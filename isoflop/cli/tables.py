@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 # Where output goes to a file or pipe there is no width to obey; this holds the widest table.
 _PIPE_WIDTH = 140
@@ -15,6 +16,8 @@ _BETWEEN_COLUMNS = 2
 
 def console(stderr: bool = False) -> Console:
     """Return a console that never folds tables in a pipe, and prints every text as it stands."""
+    from rich.console import Console
+
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = _PIPE_WIDTH
@@ -23,6 +26,9 @@ def console(stderr: bool = False) -> Console:
 
 def new_table(*columns: tuple[str, str]) -> Table:
     """Return an empty table in the house's form; each column is a name and ``<`` or ``>``."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for name, align in columns:
         table.add_column(

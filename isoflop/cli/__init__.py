@@ -1,0 +1,78 @@
+"""The command line: the group of all verbs. Each verb is a module of this package.
+
+Only the module of the verb that was typed is imported, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from isoflop import __version__
+from isoflop.errors import UserError
+
+USER_MISTAKE = 2
+
+# What the list of verbs says of each, in the order of the pipeline.
+_VERBS = {
+    "plan": "Plan matched-budget runs, for review.",
+    "show": "Show a plan, or one run of it whole.",
+    "diff": "Say what changed between two plans.",
+    "extend": "Add budgets, seeds or sizes to a plan.",
+    "run": "Train the runs that have no result yet.",
+    "submit": "Send the runs that have no result yet to a cluster.",
+    "status": "Say what is done, running, waiting, failed, lost, missing.",
+    "logs": "Show what a run's attempts and jobs wrote.",
+    "cancel": "End runs at work and take others out of the queue.",
+    "retry": "Send failed runs again, with what should help.",
+    "fit": "Fit optima and laws with intervals, compare, check and plot.",
+    "refine": "Propose runs that would sharpen the results.",
+    "report": "Fit, and report it as Markdown, HTML and LaTeX, with figures.",
+    "interpret": "Read the experts of a trained run: record, geometry, interventions.",
+    "quickstart": "Plan, run and fit the built-in micro study.",
+    "flops": "Show a model's FLOP ledger, or check a study's.",
+    "calibrate": "Measure step times here, for estimates.",
+    "data": "Text to train on: prepare, look at, check, export.",
+}
+
+
+class _Verbs(click.Group):
+    """The verbs; a user's mistake in one of them is printed in one line, with exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"isoflop: {' '.join(str(error).split())}", err=True)
+            ctx.exit(USER_MISTAKE)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        # The order of the pipeline reads better than the alphabet.
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        verb: click.Command = getattr(import_module(f"isoflop.cli.{cmd_name}"), cmd_name)
+        return verb
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.group(
+    cls=_Verbs,
+    # By these names click suggests what a mistyped verb may mean.
+    commands={name: click.Command(name) for name in _VERBS},
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="isoflop")
+def main() -> None:
+    """Is my architecture better at equal compute, by how much, and how sure are we?
+
+    A study (TOML) becomes a plan of matched-budget runs, the runs become results, the results
+    become isoFLOP profiles and compute-optimal frontiers. Start with: isoflop quickstart
+    """

@@ -1,0 +1,223 @@
+"""`isoflop show`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isoflop.cli.options import FOLDER, numbers_of_flops, whole_numbers, words
+from isoflop.cli.plan_tables import left_out_lines, plan_summary, plan_table, total_lines
+from isoflop.cli.tables import console
+from isoflop.errors import UserError
+from isoflop.numbers import format_count, format_flops
+from isoflop.recipe import get_recipe
+
+if TYPE_CHECKING:
+    from isoflop.plan.estimate import PlanEstimate, RunEstimate
+    from isoflop.plan.planner import Plan
+    from isoflop.plan.runs import PlannedRun
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("run", required=False)
+@click.option("--arch", metavar="A,B", help="Only these archs.")
+@click.option("--budget", metavar="1e17,1e18", help="Only these budgets.")
+@click.option("--size", metavar="3,4", help="Only these sizes.")
+@click.option("--sort", metavar="COLUMN", help="Sort by a column of plan.parquet.")
+@click.option("--descending", is_flag=True, help="Largest first.")
+@click.option("--hardware", metavar="NAME", help="Estimate for it.  [default: as planned]")
+@click.option("--explain", is_flag=True, help="Say what each estimate assumes.")
+def show(
+    folder: Path,
+    run: str | None,
+    arch: str | None,
+    budget: str | None,
+    size: str | None,
+    sort: str | None,
+    descending: bool,
+    hardware: str | None,
+    explain: bool,
+) -> None:
+    """Show the plan in FOLDER, filtered and sorted, or one RUN of it whole.
+
+    RUN is a run id or its first digits. Estimates use FOLDER/calibration.json where
+    `isoflop calibrate` has written it.
+    """
+    from isoflop.plan.artefact import read_plan
+
+    plan = read_plan(folder)
+    estimate = _estimate(plan, folder, hardware)
+    out = console()
+    if run is not None:
+        from isoflop.plan.edit import find_run
+
+        if arch or budget or size or sort:
+            raise UserError("run", run, "given without filters", "leave out one of them")
+        entries = find_run(plan, run)
+        lines = run_lines(entries)
+        if estimate is not None:
+            lines += ["", *estimate_lines(estimate.runs[entries[0].run_id])]
+    else:
+        lines = _show_table(plan, folder, estimate, arch, budget, size, sort, descending)
+        if estimate is not None:
+            lines += total_lines(estimate)
+    if explain:
+        lines += ["", *explain_lines(plan, estimate)]
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _estimate(plan: Plan, folder: Path, hardware: str | None) -> PlanEstimate | None:
+    """For the hardware named, else for that of the estimates beside the plan, if any."""
+    from isoflop.plan.estimate import estimate_for, load_estimates
+
+    stored = load_estimates(folder) if hardware is None else None
+    if hardware is None and stored is None:
+        return None
+    return estimate_for(plan, folder, hardware if stored is None else stored.hardware)
+
+
+def _show_table(
+    plan: Plan,
+    folder: Path,
+    estimate: PlanEstimate | None,
+    arch: str | None,
+    budget: str | None,
+    size: str | None,
+    sort: str | None,
+    descending: bool,
+) -> list[str]:
+    """Prints the table; returns the lines that go below it."""
+    import dataclasses
+
+    from isoflop.plan.edit import filter_runs, sort_runs
+
+    runs = filter_runs(
+        plan,
+        archs=words(arch),
+        budgets=numbers_of_flops("--budget", budget),
+        sizes=whole_numbers("--size", size),
+    )
+    if sort is not None:
+        runs = sort_runs(runs, sort, descending=descending)
+    elif descending:
+        raise UserError("--descending", True, "given together with --sort", "name a column")
+    part = dataclasses.replace(plan, runs=runs)
+    out = console()
+    # Sorted, neighbours have no cell in common: no lines between groups.
+    table, left_out = plan_table(part, estimate, out.width, sections=sort is None)
+    out.print(table)
+    lines = left_out_lines(left_out, folder)
+    if len(runs) < len(plan.runs):
+        # What is said of whole grids would be wrong of parts of them.
+        part = dataclasses.replace(part, left_out=(), expected=())
+        lines.append(f"{len(runs)} of {len(plan.runs)} rows")
+    return lines + plan_summary(part)
+
+
+def run_lines(entries: Sequence[PlannedRun]) -> list[str]:
+    """Return one run whole: what it is, its places in the plan, its counts, every component."""
+    run = entries[0]
+    spec = run.spec.to_json()
+    config = spec.pop("config")
+    lines = [f"run {run.run_id}", "", "in the plan as"]
+    lines += [
+        f"  {entry.arch} size {entry.size} at {format_flops(entry.budget_flops)}: "
+        f"{format_flops(entry.flops)} FLOPs, {100 * entry.residual:.3f} % of the budget unspent"
+        for entry in entries
+    ]
+    lines += ["", "what it is (hashed into its id)", *_aligned(spec)]
+    lines += [f"  {spec['family']} configuration", *_aligned(config, indent=4)]
+    lines += ["", "counts", *_aligned(_counts(run))]
+    lines += ["", "forward FLOPs per token", *_component_lines(run.flops_per_token)]
+    warnings = list(dict.fromkeys(text for entry in entries for text in entry.warnings))
+    if warnings:
+        lines += ["", *(f"warning: {text}" for text in warnings)]
+    return lines
+
+
+def _counts(run: PlannedRun) -> dict[str, str]:
+    return {
+        "parameters": _exact(run.n_params),
+        "active": _exact(run.n_active),
+        "non-embedding": _exact(run.n_nonembed),
+        "training tokens": _exact(run.n_tokens),
+        "training FLOPs": f"{run.flops:,}",
+        "epochs": "not known" if run.epochs is None else f"{run.epochs:g}",
+    }
+
+
+def _exact(count: int) -> str:
+    return f"{count:,} ({format_count(count)})"
+
+
+def _aligned(values: dict[str, Any], indent: int = 2) -> list[str]:
+    width = max((len(name) for name in values), default=0)
+    return [f"{'':{indent}}{name:<{width}}  {value}" for name, value in values.items()]
+
+
+def _component_lines(flops_per_token: dict[str, int]) -> list[str]:
+    total = sum(flops_per_token.values())
+    rows = [*flops_per_token.items(), ("total", total)]
+    width = max(len(name) for name, _ in rows)
+    digits = len(f"{total:,}")
+    return [
+        f"  {name:<{width}}  {flops:>{digits},}  {100 * flops / total:6.2f} %"
+        for name, flops in rows
+    ]
+
+
+def estimate_lines(estimate: RunEstimate) -> list[str]:
+    """Return what one run is estimated to take."""
+    from isoflop.plan.estimate.memory import format_bytes
+
+    placement = estimate.placement
+    known: dict[str, Any] = {
+        "placement": placement.reason,
+        "layout": f"{placement.num_devices} × {placement.parallel}, micro-batch "
+        f"{placement.micro_batch}, {placement.grad_accum} accumulated, checkpointing "
+        + ("on" if placement.checkpointing else "off"),
+        "peak memory": f"{format_bytes(estimate.peak_mem_bytes)} per device",
+    }
+    if estimate.step_s is not None and estimate.gpu_hours is not None:
+        known["step"] = f"{estimate.step_s:.3g} s ({estimate.source})"
+        known["all steps"] = f"{estimate.gpu_hours:,.3g} device-hours"
+    parts = {name: f"{1000 * seconds:,.3g} ms" for name, seconds in estimate.parts.items()}
+    memory = {name: format_bytes(size) for name, size in estimate.memory.parts().items()}
+    other = "without" if placement.checkpointing else "with"
+    memory["activations"] += (
+        f" ({format_bytes(estimate.memory_other.activations)} {other} checkpointing)"
+    )
+    return [
+        "estimates",
+        *_aligned(known),
+        "  memory per device by part (not all alive at once)",
+        *_aligned(memory, indent=4),
+        "  roofline per step",
+        *_aligned(parts, indent=4),
+    ]
+
+
+def explain_lines(plan: Plan, estimate: PlanEstimate | None) -> list[str]:
+    """How every number of the plan comes about: what is exact, and what each estimate assumes."""
+    lines = [
+        "exact",
+        f"  FLOPs: matrix products under the {plan.study.convention} convention; steps are as many "
+        "whole ones as the budget pays for, the residual is what is left",
+        "  parameters, tokens: counted from the shapes; epochs: tokens over those of the corpus",
+        "estimates",
+    ]
+    if plan.expected:
+        prior = get_recipe(plan.study.recipe).prior
+        lines.append(
+            f"  expected optima: {prior.tokens_per_param:g} tokens per active parameter outside "
+            f"embedding and norms, at every budget ({prior.source})"
+        )
+    if estimate is None:
+        lines.append("  time, memory and money: none (plan or show with --hardware)")
+        return lines
+    return lines + [f"  {estimate.hardware}: {text}" for text in estimate.assumptions]

@@ -1,1 +1,0 @@
-"""What the command line shows: tables and live progress, made from the library's values."""
