@@ -16,20 +16,19 @@ from interpret_rules import SeedEffect
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import HeldoutWindows, shift_right
 from isoflop.families import get_spec
+from isoflop.interpret.activation_patching import interventions
 from isoflop.interpret.attribution import Trace, trace
 from isoflop.interpret.effects import INTERVENTION, effects
-from isoflop.interpret.facts import planted
+from isoflop.interpret.facts import make_pairs, make_prompts, planted
 from isoflop.interpret.gates import Patch, gated_modules, patched_gates
 from isoflop.interpret.geometry.analyse import cka_of_both
-from isoflop.interpret.geometry.clusters import Settings, purity_rows, verdict_rows
-from isoflop.interpret.geometry.patterns import TokenRows
+from isoflop.interpret.geometry.patterns import Seen, TokenRows, input_embedding, see
 from isoflop.interpret.geometry.purity import as_labels
-from isoflop.interpret.geometry.spaces import Seen, input_embedding, see
+from isoflop.interpret.geometry.purity_tests import Settings, purity_rows, verdict_rows
 from isoflop.interpret.geometry.word_class import classes_of
-from isoflop.interpret.intervene import interventions, make_pairs, make_prompts
 from isoflop.interpret.linear import linearity
 from isoflop.interpret.load import Subject, untrained
-from isoflop.interpret.usage_log import over_training
+from isoflop.interpret.usage import over_training
 
 SEED = 0
 LINEAR_TOKENS = 2048

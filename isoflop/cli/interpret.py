@@ -16,8 +16,8 @@ from isoflop.errors import UserError, shown
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from isoflop.interpret.attribution import LogitAttribution
     from isoflop.interpret.linear import Linearity
-    from isoflop.interpret.window import Look
 
 
 # Whole numbers from 0 or from 1 on; click says so to who gives another.
@@ -77,7 +77,7 @@ def record(
     probable predictions. The loss is that of the evaluation.
     """
     from isoflop.interpret.load import open_run
-    from isoflop.interpret.record import record as write_recording
+    from isoflop.interpret.recorder import record as write_recording
 
     subject = open_run(folder, run)
     with Bar(console(stderr=True)) as bar:
@@ -116,11 +116,13 @@ def linear(
     Written is what the embedding, attention and each chosen expert add to one token's logit: along
     the direct path, which adds up to the logit, and by its gradient.
     """
+    from isoflop.interpret.attribution import attribute_logit
     from isoflop.interpret.load import open_run
-    from isoflop.interpret.window import look_at
 
     subject = open_run(folder, run)
-    found = look_at(subject, out or subject.out, window=window, position=position, token=token)
+    found = attribute_logit(
+        subject, out or subject.out, window=window, position=position, token=token
+    )
     screen = console()
     screen.print(linearity_table(found.checks))
     click.echo(f"{LINEARITY_NOTE}\n\n{logit_line(found)}")
@@ -156,7 +158,7 @@ def geometry(
     embeddings, a map in two dimensions.
     """
     from isoflop.interpret.geometry.analyse import Options, analyse
-    from isoflop.interpret.geometry.clusters import Settings
+    from isoflop.interpret.geometry.purity_tests import Settings
     from isoflop.interpret.load import open_run
 
     subject = open_run(folder, run)
@@ -207,10 +209,10 @@ def intervene(
     How much of the answer follows them, by layer and cumulatively, against controls, with intervals
     over nouns.
     """
+    from isoflop.interpret.activation_patching import write_recall
     from isoflop.interpret.facts import facts_of
     from isoflop.interpret.load import open_run
     from isoflop.interpret.load import untrained as before_training
-    from isoflop.interpret.recall import write_recall
 
     trained = open_run(folder, run)
     subject = before_training(trained) if untrained else trained
@@ -300,7 +302,7 @@ def linearity_table(checks: Sequence[Linearity]) -> Table:
     return table
 
 
-def logit_line(found: Look) -> str:
+def logit_line(found: LogitAttribution) -> str:
     """Return which logit is taken apart."""
     before = found.before[-_SHOWN_BEFORE:]
     return (

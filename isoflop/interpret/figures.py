@@ -1,4 +1,4 @@
-"""Figures of the geometry of gates and of the use of experts, in the style of the plots of losses.
+"""Figures of the geometry of gates, the use of experts and what interventions did.
 
 Letters: L layers, C channels, E experts a channel chooses from.
 """
@@ -6,19 +6,20 @@ Letters: L layers, C channels, E experts a channel chooses from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.interpret.usage_log import over_training
+from isoflop import plot_style
 from isoflop.plot_style import PAGE_WIDTH, family_colours, family_mark, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 _SPACES = ("gates", "residual", "embedding", "untrained", "shuffled", "chance")
 _POOL_TITLES = {
@@ -28,11 +29,20 @@ _POOL_TITLES = {
 }
 _LABEL_TITLES = {"word_class": "word class", "next_token": "next token"}
 _OTHER_COLOUR = "#BBBBBB"
-_OVER_TRAINING = {
+OVER_TRAINING = {
     "entropy": "entropy of a step / log(experts)",
     "ever_used": "share of experts used so far",
 }
+"""Figures of the training that are drawn, and their labels."""
 _HEIGHT = 2.2
+_EFFECTS_STEM = "interventions"
+_EFFECT_PANELS = {
+    "nie": "Normalised indirect effect",
+    "answers_cf": "Share answering counterfactually",
+}
+_EFFECTS_HEIGHT = 2.9
+# Of the space between two sets of layers, what the marks of one take.
+_SPREAD = 0.6
 
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> tuple[Path, ...]:
@@ -174,17 +184,24 @@ def _scatter(axes: Axes, points: Sequence[dict[str, Any]], classes: Sequence[str
 def usage_figure(
     counts_LCE: NDArray[np.int64],
     layers: Sequence[int],
-    training: Sequence[dict[str, Any]] | None,
+    training: Mapping[str, Mapping[int, Sequence[tuple[int, float]]]] | None,
 ) -> Figure:
-    """Return how evenly each layer uses its experts, and how that came about in training."""
+    """Return how evenly each layer uses its experts, and how that came about in training.
+
+    Args:
+        counts_LCE: how often each expert was chosen.
+        layers: those to draw.
+        training: by the names of :data:`OVER_TRAINING`, the (step, figure) of each layer; None: no
+            such panels.
+    """
     with style():
         figure, axes = _axes(1, 1 if training is None else 3, _HEIGHT + 0.4)
         for layer in layers:
             _ranked(axes[0, 0], counts_LCE[layer].ravel(), layer)
         axes[0, 0].set(xlabel="share of experts, most used first", ylabel="choices / even share")
         axes[0, 0].set_yscale("symlog", linthresh=0.1)
-        for ax, (name, text) in zip(axes[0, 1:], _OVER_TRAINING.items(), strict=False):
-            _over_steps(ax, training or (), name)
+        for ax, (name, text) in zip(axes[0, 1:], OVER_TRAINING.items(), strict=False):
+            _over_steps(ax, (training or {})[name])
             ax.set_ylabel(text)
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)
@@ -198,9 +215,63 @@ def _ranked(axes: Axes, counts_E: NDArray[np.int64], layer: int) -> None:
     axes.plot(place, share, color=mark.colour, ls=mark.line, lw=1.0, label=f"layer {layer}")
 
 
-def _over_steps(axes: Axes, training: Sequence[dict[str, Any]], name: str) -> None:
-    for layer, points in over_training(training, name).items():
+def _over_steps(axes: Axes, by_layer: Mapping[int, Sequence[tuple[int, float]]]) -> None:
+    for layer, points in by_layer.items():
         mark = family_mark(layer)
         axes.plot(*zip(*points, strict=True), color=mark.colour, ls=mark.line, lw=1.0)
     axes.set_xlabel("step")
     axes.set_ylim(0, 1.03)
+
+
+def draw_effects(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw each control's effect with its interval; rows of isoflop.interpret.effects.EFFECTS."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(plot_style.PAGE_WIDTH, _EFFECTS_HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(_EFFECT_PANELS), sharex=True)
+    for axes, (name, label) in zip(panels, _EFFECT_PANELS.items(), strict=True):
+        _effect_panel(axes, rows, name)
+        axes.set_ylabel(label)
+        axes.set_xlabel("Patched layers")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
+    confidence = rows[0]["confidence"]
+    figure.suptitle(
+        f"Gates of another noun, and controls ({confidence:.0%} intervals over nouns)",
+        fontsize=plot_style.FONT_SIZE,
+    )
+    return figure
+
+
+def save_effects(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[Path, ...]:
+    """Write interventions.png and .svg into ``folder``."""
+    with plot_style.style():
+        return plot_style.save(draw_effects(rows), folder, _EFFECTS_STEM)
+
+
+def _effect_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    layers = list(dict.fromkeys(row["layers"] for row in rows))
+    controls = list(dict.fromkeys(row["control"] for row in rows))
+    for index, control in enumerate(controls):
+        mark = plot_style.family_mark(index)
+        shift = _SPREAD * (index / max(len(controls) - 1, 1) - 0.5)
+        known = [row for row in rows if row["control"] == control and row[name] is not None]
+        if not known:
+            continue
+        axes.errorbar(
+            [layers.index(row["layers"]) + shift for row in known],
+            [row[name] for row in known],
+            # A mean can lie outside a percentile interval by rounding alone.
+            yerr=[
+                [max(0.0, row[name] - row[f"{name}_lo"]) for row in known],
+                [max(0.0, row[f"{name}_hi"] - row[name]) for row in known],
+            ],
+            fmt=mark.marker,
+            color=mark.colour,
+            markersize=3.5,
+            elinewidth=1.0,
+            label=control,
+        )
+    plot_style.set_ticks(axes.xaxis, range(len(layers)), lambda index: layers[index])
+    axes.set_xlim(-0.5, len(layers) - 0.5)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from isoflop.errors import UserError, shown
 from isoflop.files import read_json, sha256_file
 from isoflop.interpret.gates import gated_modules
-from isoflop.interpret.schema import FOLDER_NAME
+from isoflop.interpret.recording import FOLDER_NAME
 from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.model.transformer import Transformer, build_model

@@ -1,4 +1,4 @@
-"""Which experts a recording uses, over all of its text.
+"""Which experts a recording uses over all of its text, and what the run logged while it trained.
 
 Choices of all sequences are added up before any figure is taken, for each layer and channel by
 itself (isoflop.train.usage says why; the reference's figures are means over single sequences).
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.interpret.figures import save_figure, usage_figure
+from isoflop.interpret.figures import OVER_TRAINING, save_figure, usage_figure
 from isoflop.interpret.gates import GateShape, shape_of
 from isoflop.interpret.load import Subject
 from isoflop.interpret.recording import read_gates, read_tokens, recording_of
-from isoflop.interpret.usage_log import training_usage
-from isoflop.tables import Schema, write_table
+from isoflop.launch.metrics import USAGE as LOGGED_USAGE
+from isoflop.launch.metrics import USAGE_FILE
+from isoflop.tables import Schema, read_table, write_table
 from isoflop.train.usage import usage_figures
 
 USAGE = Schema(
@@ -86,7 +87,7 @@ def usage_rows(
 
 
 def write_usage(subject: Subject, recording: Path, out: Path) -> Usage:
-    """Return counts a recording; writes expert_usage.parquet and a figure to ``out``.
+    """Count the choices of a recording; write expert_usage.parquet and a figure to ``out``.
 
     Raises:
         UserError: there is no whole recording of this run.
@@ -94,7 +95,28 @@ def write_usage(subject: Subject, recording: Path, out: Path) -> Usage:
     meta = recording_of(subject, recording)
     counts_LCE = count_choices(recording, shape_of(subject))
     rows = usage_rows(counts_LCE, meta.layers, num_tokens=meta.num_tokens, shared=meta.shared)
-    training = None if subject.folder is None else training_usage(subject.folder)
+    logged = None if subject.folder is None else training_usage(subject.folder)
+    training = None if logged is None else {n: over_training(logged, n) for n in OVER_TRAINING}
     write_table(out / TABLE_FILE, rows, USAGE)
     figure = save_figure(usage_figure(counts_LCE, meta.layers, training), out, "usage")
     return Usage(rows=rows, files=(out / TABLE_FILE, *figure))
+
+
+def training_usage(run_folder: Path) -> list[dict[str, Any]] | None:
+    """Return what a run logged of its usage, by step, layer and channel; None where it did not."""
+    path = run_folder / USAGE_FILE
+    return read_table(path, LOGGED_USAGE) if path.exists() else None
+
+
+def over_training(
+    rows: Sequence[dict[str, Any]], figure: str
+) -> dict[int, list[tuple[int, float]]]:
+    """Return, by layer, (step, figure) of the training batches, all channels of it together."""
+    # A layer of one channel has no row for all of them.
+    whole = {row["layer"] for row in rows if row["channel"] is None}
+    found: dict[int, list[tuple[int, float]]] = {}
+    for row in rows:
+        is_whole = row["channel"] is None or row["layer"] not in whole
+        if row["split"] == "train" and is_whole and row[figure] is not None:
+            found.setdefault(row["layer"], []).append((row["step"], row[figure]))
+    return {layer: sorted(points) for layer, points in sorted(found.items())}

@@ -23,7 +23,7 @@ import numpy as np
 from isoflop.data.tokenizers.byte import ByteTokenizer
 from isoflop.families import get_spec
 from isoflop.interpret.load import Subject, made_subject
-from isoflop.interpret.record import record, windows_at_a_time
+from isoflop.interpret.recorder import record, windows_at_a_time
 from isoflop.model.transformer import build_model
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec

@@ -24,9 +24,9 @@ from isoflop.interpret.geometry.patterns import (
     gate_matrix,
     read_patterns,
     sample_tokens,
+    see,
 )
-from isoflop.interpret.geometry.spaces import see
-from isoflop.interpret.record import record
+from isoflop.interpret.recorder import record
 from isoflop.interpret.recording import read_predictions, read_tokens, recording_of
 
 

@@ -13,7 +13,14 @@ import torch
 from interpret.made_facts import FACTS
 from isoflop.data.tokenizers import get_tokenizer
 from isoflop.errors import UserError
-from isoflop.interpret import intervene
+from isoflop.interpret import activation_patching
+from isoflop.interpret.activation_patching import (
+    ABLATION,
+    CONTROLS,
+    OTHER_POSITION,
+    interventions,
+    layer_sets,
+)
 from isoflop.interpret.effects import (
     EFFECTS,
     INTERVENTION,
@@ -22,18 +29,10 @@ from isoflop.interpret.effects import (
     indirect_effect,
     mean_interval,
 )
-from isoflop.interpret.facts import Fact
-from isoflop.interpret.figures_effects import save_effects
+from isoflop.interpret.facts import Fact, Pair, make_pairs, make_prompts
+from isoflop.interpret.figures import save_effects
 from isoflop.interpret.gates import Patch, patched_gates, recorded_gates
-from isoflop.interpret.intervene import (
-    ABLATION,
-    CONTROLS,
-    OTHER_POSITION,
-    interventions,
-    layer_sets,
-)
 from isoflop.interpret.load import Subject
-from isoflop.interpret.pairs import Pair, make_pairs, make_prompts
 from isoflop.tables import read_table, write_table
 
 
@@ -191,7 +190,7 @@ def test_patching_a_noun_with_itself_has_no_effect(
     facts_subject: Subject, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        intervene._Batch, "_make_changes",
+        activation_patching._Batch, "_make_changes",
         lambda batch: iter([("self", batch._change([0], batch._clean))]),
     )  # fmt: skip
     found = interventions(facts_subject, pairs[:1], layers={"all": [0, 1]})
@@ -213,7 +212,7 @@ def test_batches_do_not_matter(
     facts_subject: Subject, pairs: list[Pair], rows: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(intervene, "BATCH_PAIRS", 7)
+    monkeypatch.setattr(activation_patching, "BATCH_PAIRS", 7)
     again = interventions(facts_subject, pairs)
     key = ("clean_noun", "cf_noun", "layers", "control")
     fixed = {INTERVENTION, OTHER_POSITION, ABLATION}

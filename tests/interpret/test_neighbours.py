@@ -7,8 +7,13 @@ import pytest
 from scipy.sparse import csr_array
 
 from interpret.test_gate_matrix import made_tokens
-from isoflop.interpret.geometry.neighbours import excerpt, neighbour_rows
-from isoflop.interpret.geometry.similarity import cosine_blocks, nearest, unit_rows
+from isoflop.interpret.geometry.neighbours import (
+    cosine_blocks,
+    excerpt,
+    nearest,
+    neighbour_rows,
+    unit_rows,
+)
 from isoflop.interpret.geometry.word_class import planted_classes, word_classes
 
 VECTORS = np.array([[1.0, 0, 0], [2, 2, 0], [0, 0, 0], [-1, 0, 0], [9, 1, 0]])

@@ -18,10 +18,13 @@ from isoflop.interpret.gates import GateShape
 from isoflop.interpret.linear import layers_of
 from isoflop.interpret.load import Subject
 from isoflop.interpret.page import Limits, page_html, write_page
-from isoflop.interpret.page.contexts import ExpertKeys, find_contexts
-from isoflop.interpret.page.strongest import strongest_experts
-from isoflop.interpret.page.writes import direct_writes
-from isoflop.interpret.record import record
+from isoflop.interpret.page.measures import (
+    ExpertKeys,
+    direct_writes,
+    find_contexts,
+    strongest_experts,
+)
+from isoflop.interpret.recorder import record
 from isoflop.interpret.recording import GateRows, read_gates, read_tokens
 from made_data import MadeHeldout
 

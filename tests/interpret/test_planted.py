@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 
 from interpret.made_facts import FACTS
+from isoflop.interpret.activation_patching import CONTROLS, interventions
 from isoflop.interpret.effects import INTERVENTION, effects
-from isoflop.interpret.facts import Fact
-from isoflop.interpret.intervene import (
-    CONTROLS,
-    interventions,
-)
+from isoflop.interpret.facts import Fact, make_pairs, make_prompts
 from isoflop.interpret.load import Subject, untrained
-from isoflop.interpret.pairs import make_pairs, make_prompts
 
 LAYERS = {"0": [0]}
 Found = dict[str, dict[str, Any]]

@@ -15,7 +15,17 @@ from isoflop.data.synthetic import TINY_ADJECTIVES, TINY_NOUNS
 from isoflop.errors import UserError
 from isoflop.interpret.gates import GateShape
 from isoflop.interpret.geometry.analyse import Options, analyse
-from isoflop.interpret.geometry.clusters import (
+from isoflop.interpret.geometry.patterns import (
+    Patterns,
+    Seen,
+    TokenRows,
+    input_embedding,
+    one_hot,
+    see,
+    shuffled_rows,
+)
+from isoflop.interpret.geometry.purity import POOLS, Bootstrap, chance, neighbours_by_pool
+from isoflop.interpret.geometry.purity_tests import (
     BEYOND,
     CHANCE,
     EXPLAINED,
@@ -25,11 +35,8 @@ from isoflop.interpret.geometry.clusters import (
     purity_rows,
     verdict_rows,
 )
-from isoflop.interpret.geometry.patterns import Patterns, TokenRows
-from isoflop.interpret.geometry.purity import POOLS, Bootstrap, chance, neighbours_by_pool
-from isoflop.interpret.geometry.spaces import Seen, input_embedding, one_hot, see, shuffled_rows
 from isoflop.interpret.load import Subject, untrained
-from isoflop.interpret.record import record
+from isoflop.interpret.recorder import record
 from isoflop.tables import read_table
 
 NUM_DOCUMENTS, PER_DOCUMENT, NUM_TOKENS, NUM_LABELS = 30, 20, 8, 4

@@ -15,10 +15,10 @@ import torch
 
 from interpret.made_subjects import BATCH_SIZE, SEQ_LEN, made_heldout, untrained_subject
 from isoflop.errors import UserError
-from isoflop.interpret import record as module
+from isoflop.interpret import recorder as module
 from isoflop.interpret.gates import recorded_gates
 from isoflop.interpret.load import Subject
-from isoflop.interpret.record import record
+from isoflop.interpret.recorder import record
 from isoflop.interpret.recording import read_recording
 from isoflop.train.evaluate import evaluate
 

@@ -11,14 +11,15 @@ from interpret.made_subjects import untrained_subject
 from isoflop.errors import UserError
 from isoflop.interpret.gates import shape_of
 from isoflop.interpret.load import Subject, made_subject, open_run
-from isoflop.interpret.record import record
+from isoflop.interpret.recorder import record
 from isoflop.interpret.usage import (
     USAGE,
     count_choices,
+    over_training,
+    training_usage,
     usage_rows,
     write_usage,
 )
-from isoflop.interpret.usage_log import over_training, training_usage
 from isoflop.plan.artefact import read_plan
 from isoflop.tables import read_table
 from isoflop.train.evaluate import evaluate

@@ -12,25 +12,27 @@ import numpy as np
 from isoflop.errors import UserError
 from isoflop.interpret.gates import shape_of
 from isoflop.interpret.geometry.cka import CKA, cka_rows
-from isoflop.interpret.geometry.clusters import (
-    PURITY,
-    VERDICTS,
-    Settings,
-    purity_rows,
-    verdict_rows,
-)
 from isoflop.interpret.geometry.coactivation import COACTIVATION, coactivation_rows
 from isoflop.interpret.geometry.embedding import POINTS, choose_method, point_rows
 from isoflop.interpret.geometry.neighbours import NEIGHBOURS, neighbour_rows
 from isoflop.interpret.geometry.patterns import (
     Ints,
     Patterns,
+    Seen,
     TokenRows,
+    input_embedding,
     read_patterns,
     sample_tokens,
+    see,
 )
 from isoflop.interpret.geometry.purity import as_labels
-from isoflop.interpret.geometry.spaces import Seen, input_embedding, see
+from isoflop.interpret.geometry.purity_tests import (
+    PURITY,
+    VERDICTS,
+    Settings,
+    purity_rows,
+    verdict_rows,
+)
 from isoflop.interpret.geometry.word_class import classes_of
 from isoflop.interpret.load import Subject, untrained
 from isoflop.interpret.recording import read_predictions, read_tokens, recording_of

@@ -15,8 +15,8 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from isoflop.arrays import Floats
 from isoflop.errors import UserError
+from isoflop.interpret.geometry.neighbours import unit_rows
 from isoflop.interpret.geometry.patterns import Matrix, Patterns
-from isoflop.interpret.geometry.similarity import unit_rows
 from isoflop.tables import Schema
 
 Method = Literal["umap", "pca"]

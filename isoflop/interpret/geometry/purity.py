@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Floats
+from isoflop.interpret.geometry.neighbours import Allowed, nearest
 from isoflop.interpret.geometry.patterns import Ints, Matrix, TokenRows
-from isoflop.interpret.geometry.similarity import Allowed, nearest
 from isoflop.interpret.interval import Interval, interval_of
 
 POOLS = ("any", "different_token", "same_token")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from isoflop.files import write_text_atomic
 from isoflop.interpret.load import Subject
 from isoflop.interpret.page.content import Content, gather
 from isoflop.interpret.page.describe import Limits
-from isoflop.interpret.page.html import render
+from isoflop.pages import render_page
 from isoflop.spec import shown_id
 
 PAGE_FILE = "page.html"
@@ -25,6 +27,7 @@ _USAGE_HEADS = (
     "Entropy",
     "Coefficient of variation",
 )
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(subject: Subject, recording: Path, path: Path, limits: Limits | None = None) -> None:
@@ -98,3 +101,31 @@ def _usage_row(row: dict[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def render(
+    *,
+    title: str,
+    subtitle: str,
+    notes: Sequence[str],
+    usage_heads: Sequence[str],
+    usage: Sequence[Sequence[str]],
+    data: Mapping[str, Any],
+) -> str:
+    """Return the page; all texts are escaped here, those in ``data`` too."""
+    return render_page(
+        _TEMPLATES,
+        "page",
+        title=title,
+        subtitle=subtitle,
+        notes=notes,
+        usage_heads=usage_heads,
+        usage=usage,
+        data=_json(data),
+    )
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    """Return JSON that no parser of HTML takes for the end of its element or for a comment."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -15,10 +15,15 @@ import numpy as np
 from isoflop.interpret.gates import shape_of
 from isoflop.interpret.linear import layers_of
 from isoflop.interpret.load import Subject
-from isoflop.interpret.page.contexts import ExpertKeys, find_contexts
 from isoflop.interpret.page.describe import Describer, Limits, StrongRows, document_names
-from isoflop.interpret.page.neighbours import Neighbours, find_neighbours
-from isoflop.interpret.page.strongest import Strongest, strongest_experts
+from isoflop.interpret.page.measures import (
+    ExpertKeys,
+    Neighbours,
+    Strongest,
+    find_contexts,
+    find_neighbours,
+    strongest_experts,
+)
 from isoflop.interpret.recording import (
     RecordedTokens,
     read_gates,

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.interpret.geometry.patterns import Ints, Matrix, TokenRows
+from isoflop.interpret.geometry.patterns import Ints, Matrix, Seen, TokenRows, layer_spaces, one_hot
 from isoflop.interpret.geometry.purity import POOLS, Bootstrap, Estimate, chance, neighbours_by_pool
-from isoflop.interpret.geometry.spaces import Seen, layer_spaces, one_hot
 from isoflop.tables import Schema
 
 BEYOND = "beyond token identity"

@@ -1,4 +1,4 @@
-"""Patches the choice of experts of a counterfactual prompt into a clean one: what does it change?
+"""Activation patching: a counterfactual prompt's choice of experts in place of the clean one's.
 
 The prompt is "The NOUN was". After it a model that knows the fact of the clean noun prefers the
 clean adjective. The experts and scores that the router chose for the counterfactual noun replace
@@ -16,20 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isoflop.families import config_from_mapping
-from isoflop.interpret.effects import INTERVENTION, indirect_effect
+from isoflop.interpret.effects import EFFECTS, INTERVENTION, INTERVENTIONS, effects, indirect_effect
+from isoflop.interpret.facts import Fact, Pair, Prompt, make_pairs, make_prompts
+from isoflop.interpret.figures import save_effects
 from isoflop.interpret.gates import Gates, Patch, check_patchable, patched_gates, recorded_gates
-from isoflop.interpret.pairs import Pair, Prompt, make_pairs, make_prompts
-
-if TYPE_CHECKING:
-    from isoflop.interpret.load import Subject
-
-__all__ = ["CONTROLS", "interventions", "layer_sets", "make_pairs", "make_prompts"]
+from isoflop.interpret.load import Subject
+from isoflop.tables import write_table
 
 RANDOM_NOUN, OTHER_POSITION = "random noun", "other position"
 RANDOM_GATES, ABLATION = "random gates", "ablation"
@@ -209,3 +208,34 @@ def _names(pair: Pair) -> dict[str, str]:
         "cf_noun": pair.cf.fact.noun,
         "cf_adjective": pair.cf.fact.adjective,
     }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recall:
+    """What was found and where it was written."""
+
+    rows: Sequence[dict[str, Any]]
+    """Of isoflop.interpret.effects.EFFECTS."""
+    files: Sequence[Path]
+
+
+def write_recall(subject: Subject, facts: Sequence[Fact], out: Path, *, seed: int) -> Recall:
+    """Patch the gates of every noun into other nouns' prompts; writes what it does to ``out``.
+
+    Args:
+        subject: a model of the family sgatlin or peer.
+        facts: what it may have learned.
+        out: folder for interventions.parquet, effects.parquet and the figure.
+        seed: of the pairs, the random gates and the draws of nouns.
+
+    Raises:
+        UserError: the model's choices cannot be patched; no two facts make a pair.
+    """
+    prompts = make_prompts(facts, subject.tokenizer)
+    rows = interventions(subject, make_pairs(prompts, seed=seed), seed=seed)
+    found = effects(rows, seed=seed)
+    tables = {INTERVENTIONS: rows, EFFECTS: found}
+    for schema, written in tables.items():
+        write_table(out / f"{schema.table}.parquet", written, schema)
+    paths = [out / f"{schema.table}.parquet" for schema in tables]
+    return Recall(rows=found, files=[*paths, *save_effects(found, out)])

@@ -28,13 +28,13 @@ from isoflop.data.tokenizers import PAD_ID
 from isoflop.errors import UserError
 from isoflop.files import fsync_path
 from isoflop.interpret.gates import Gates, gated_modules, recorded_gates
-from isoflop.interpret.recording import Recording
-from isoflop.interpret.schema import (
+from isoflop.interpret.recording import (
     GATES,
     GATES_FILE,
     TOKENS,
     TOKENS_FILE,
     VERSION,
+    Recording,
     arrow_schema,
 )
 from isoflop.train.evaluate import Evaluation, evaluate
