@@ -69,7 +69,7 @@ class Recipe:
     eps: float = 1e-8
     clip_norm: float = 1.0
     schedule: str = "sqrt"
-    """Shape of the decay; see isoflop.train.schedule."""
+    """Shape of the decay; see isoflop.train.optimizer."""
     decay_fraction: float = 0.2
     warmup_steps: int | None = None
     """Warm-up steps of every run, or None where `warmup_fraction` sets them."""

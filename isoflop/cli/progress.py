@@ -16,7 +16,7 @@ from isoflop.spec import shown_id
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-    from isoflop.data.options import Progress as Preparation
+    from isoflop.data.sources import Progress as Preparation
     from isoflop.launch.local import Session
     from isoflop.launch.pool import Event
     from isoflop.plan.runs import PlannedRun

@@ -13,18 +13,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from isoflop.data.corpus import SPLIT_RULE, corpus_sha256, heldout_flags, read_corpus_manifest
-from isoflop.data.index import find_prepared, split_source
-from isoflop.data.recipes import RECIPES, Recipe
-from isoflop.data.storage import default_data_dir
+from isoflop.data.corpus import (
+    CORPORA,
+    SPLIT_RULE,
+    corpus_sha256,
+    heldout_flags,
+    read_source_manifest,
+)
+from isoflop.data.hub import DATASETS, HubDataset
+from isoflop.data.storage import default_data_dir, find_prepared, split_source
 from isoflop.data.tokenizers import TRAINED, tokenizer_spec, vocabulary_size
 from isoflop.data.tokenizers.spec import TOKENIZERS, TokenizerSpec
 from isoflop.errors import UserError
 from isoflop.files import sha256_json
-from isoflop.resources import builtin
-
-REINSTALL = "reinstall isoflop"
-FETCH_SOTU = "run `isoflop data fetch sotu`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,16 +44,8 @@ class DataIdentity:
     tokenizer: str
 
 
-CORPORA: Mapping[str, str] = MappingProxyType(
-    {
-        "sotu-embedded": "39 State of the Union messages, 1981-2026, 1.6 MB; part of the package",
-        "sotu": f"all annual messages since 1790, 12 MB; {FETCH_SOTU} first",
-    }
-)
-"""Sources with a corpus manifest: their id is known before they are prepared."""
-
 SOURCES: Mapping[str, str] = MappingProxyType(
-    {**CORPORA, **{recipe.name: recipe.about for recipe in RECIPES.values()}}
+    {**CORPORA, **{dataset.name: dataset.about for dataset in DATASETS.values()}}
 )
 """Every source with a fixed name, in one line each."""
 
@@ -78,35 +71,10 @@ def get_tokenizer_spec(name: str) -> TokenizerSpec:
     return TOKENIZERS[name]
 
 
-def corpus_folder(source: str, data_dir: Path | None = None) -> tuple[Path, str]:
-    """Return folder of a source's texts, and what to do when they are missing or damaged.
-
-    Raises:
-        UserError: the source is none of :data:`CORPORA`.
-    """
-    if source == "sotu-embedded":
-        return builtin("corpora", "sotu_1981_2026"), REINSTALL
-    if source == "sotu":
-        folder = (data_dir or default_data_dir()) / "corpus" / "sotu"
-        # A fetched corpus is never replaced by itself: the user must make room first.
-        return folder, f"delete {folder}, then {FETCH_SOTU}" if folder.exists() else FETCH_SOTU
-    check_source(source)
-    raise UserError("data source", source, f"one of {', '.join(CORPORA)}", "choose one of them")
-
-
-def read_source_manifest(source: str, data_dir: Path | None = None) -> dict[str, Any]:
-    """Return the corpus manifest of a source with texts.
-
-    Raises:
-        UserError: as :func:`corpus_folder`, or the corpus is not there or its manifest is damaged.
-    """
-    return read_corpus_manifest(*corpus_folder(source, data_dir))
-
-
 def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> DataIdentity:
     """Return the identity of a source's tokens; reads at most manifests.
 
-    A corpus is known by its manifest, everything else by what was prepared from it. A recipe that
+    A corpus is known by its manifest, everything else by what was prepared from it. A data set that
     is not prepared has a provisional identity, to plan with.
 
     Args:
@@ -128,7 +96,7 @@ def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> Da
         return identity_of(prepared[1])
     if spec is not None and source in CORPORA:
         return _identify_corpus(source, spec, data_dir)
-    if source in RECIPES:
+    if source in DATASETS:
         return _provisional_identity(source, tokenizer, spec)
     raise not_prepared(source, tokenizer)
 
@@ -217,8 +185,8 @@ def _identify_corpus(source: str, spec: TokenizerSpec, data_dir: Path | None) ->
 
 
 def _provisional_identity(source: str, tokenizer: str, spec: TokenizerSpec | None) -> DataIdentity:
-    """Of a recipe that is not prepared, to plan with."""
-    corpus_hash = _recipe_hash(RECIPES[source])
+    """Return the identity of a data set that is not prepared, to plan with."""
+    corpus_hash = _dataset_hash(DATASETS[source])
     # A tokenizer that is to be trained on these texts is known by their name and its own.
     trained_hash = sha256_json({"tokenizer": tokenizer, "corpus": corpus_hash})
     tokenizer_hash = trained_hash if spec is None else spec.hash
@@ -226,7 +194,7 @@ def _provisional_identity(source: str, tokenizer: str, spec: TokenizerSpec | Non
         data_id=make_data_id(corpus_hash, tokenizer_hash),
         tokenizer_hash=tokenizer_hash,
         vocab_size=vocabulary_size(tokenizer) if spec is None else spec.vocab_size,
-        num_train_tokens=RECIPES[source].num_train_tokens,
+        num_train_tokens=DATASETS[source].num_train_tokens,
         source=source,
         tokenizer=tokenizer if spec is None else spec.name,
     )
@@ -245,10 +213,10 @@ def _make_identity(
     )
 
 
-def _recipe_hash(recipe: Recipe) -> str:
+def _dataset_hash(dataset: HubDataset) -> str:
     # No texts, so the name stands for them: this id can be planned with, not trained on.
     return sha256_json(
-        {"recipe": recipe.hub_name, "num_train_documents": recipe.num_train_documents}
+        {"recipe": dataset.hub_name, "num_train_documents": dataset.num_train_documents}
     )
 
 

@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.catalog import corpus_folder, make_data_id, read_source_manifest
-from isoflop.data.corpus import SPLIT_RULE, corpus_sha256, heldout_flags, read_texts
-from isoflop.data.documents import HELDOUT, TRAIN
-from isoflop.data.index import folder_name
-from isoflop.data.options import Meter, OnProgress, PrepareOptions
+from isoflop.data.catalog import make_data_id
+from isoflop.data.corpus import (
+    SPLIT_RULE,
+    corpus_folder,
+    corpus_sha256,
+    heldout_flags,
+    read_source_manifest,
+    read_texts,
+)
 from isoflop.data.pipeline import decode_text
 from isoflop.data.shards import ShardWriter
-from isoflop.data.storage import DELETE_IT, TOKENS_SCHEMA, publish_folder, write_manifest
+from isoflop.data.sources import HELDOUT, TRAIN, Meter, OnProgress, PrepareOptions
+from isoflop.data.storage import (
+    DELETE_IT,
+    TOKENS_SCHEMA,
+    folder_name,
+    publish_folder,
+    write_manifest,
+)
 from isoflop.data.tokenizers.spec import TOKENIZER_FILE, TOKENIZERS
 from isoflop.data.windows import open_data
 from isoflop.errors import UserError

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from isoflop.data.documents import RawDocument
-from isoflop.data.options import Meter
+from isoflop.data.sources import Meter, RawDocument
 from isoflop.errors import UserError
 from isoflop.files import sha256_file, sha256_json
 

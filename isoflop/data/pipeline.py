@@ -20,9 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.documents import HELDOUT, TRAIN, Part, RawDocument
-from isoflop.data.options import Meter, OnProgress, PrepareOptions
 from isoflop.data.pool import ordered_map
+from isoflop.data.sources import (
+    HELDOUT,
+    TRAIN,
+    Meter,
+    OnProgress,
+    Part,
+    PrepareOptions,
+    RawDocument,
+)
 from isoflop.errors import UserError
 from isoflop.files import sha256_file, write_bytes_atomic, write_json_atomic
 

@@ -1,26 +1,276 @@
-"""Shards: the token stream of a split, cut into files wherever a document ends up."""
+"""What a prepared folder holds: splits, tables of documents, and shards.
+
+A shard is a part of the token stream of a split, cut wherever a document ends up.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.data.corpus import GIVE_MORE, SPLIT_RULE, heldout_flags
+from isoflop.data.pipeline import (
+    BAD,
+    EMPTY,
+    HASH_RULE,
+    KEPT,
+    OWN_SPLITS_RULE,
+    DocumentTable,
+    TakenPart,
+    is_hash_heldout,
+    read_table,
+)
 from isoflop.data.pool import ordered_map
+from isoflop.data.sources import HELDOUT, TRAIN, Meter, OnProgress, PrepareOptions, Source
+from isoflop.errors import UserError
 from isoflop.files import read_json, sha256_file, sha256_json, write_bytes_atomic, write_json_atomic
 
+FEW_DOCUMENTS = 10_000
+"""Up to so many documents, a source that is taken whole is split exactly as a corpus is."""
 MAX_SHARD_TOKENS = 2**26
 """128 MiB of uint16: one fits in memory while it is written."""
 _COPY_TOKENS = 2**22
 
 Piece = tuple[str, int, int]
 """Block, first token in it, number of tokens."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Split:
+    """What goes to one side, as the tables are read."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    num_tokens: int = 0
+    num_bytes: int = 0
+    num_documents: int = 0
+
+    def add(self, piece: Piece, num_bytes: int) -> None:
+        block, start, count = piece
+        if self.pieces:
+            last_block, last_start, last_count = self.pieces[-1]
+            # Neighbours are copied in one go.
+            if last_block == block and last_start + last_count == start:
+                start, count = last_start, last_count + count
+                self.pieces.pop()
+        self.pieces.append((block, start, count))
+        self.num_tokens += piece[2]
+        self.num_bytes += num_bytes
+        self.num_documents += 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Sorting:
+    """All documents of a source, each on its side of the split."""
+
+    rule: str
+    corpus_sha256: str = ""
+    splits: dict[str, _Split] = field(default_factory=lambda: {TRAIN: _Split(), HELDOUT: _Split()})
+    num_bad: int = 0
+    num_empty: int = 0
+    num_heldout_copies: int = 0
+    num_train_duplicates: int = 0
+
+
+def sort_documents(
+    work: Path, out: Path, parts: list[TakenPart], options: PrepareOptions
+) -> Sorting:
+    """Decide where each document goes and writes ``documents-*.parquet`` to ``out``.
+
+    Raises:
+        UserError: a side would be empty.
+    """
+    rule, is_heldout = _choose_rule(work, parts, options)
+    sorting = Sorting(rule=rule)
+    corpus = hashlib.sha256()
+    heldout: set[bytes] = set()
+    train_keys: list[NDArray[np.uint64]] = []
+    with _TableWriter(out, TRAIN) as train_table, _TableWriter(out, HELDOUT) as heldout_table:
+        tables = {TRAIN: train_table, HELDOUT: heldout_table}
+        for part, block, table in _tables(work, parts):
+            start = 0
+            train_digests = []
+            for row, digest in enumerate(table.digests):
+                status, count = int(table.status[row]), int(table.num_tokens[row])
+                if status != KEPT:
+                    sorting.num_bad += status == BAD
+                    sorting.num_empty += status == EMPTY
+                    continue
+                side = part.split or (HELDOUT if is_heldout(digest) else TRAIN)
+                if side == TRAIN and digest in heldout:
+                    sorting.num_heldout_copies += 1
+                else:
+                    corpus.update(side[:1].encode() + digest)
+                    split = sorting.splits[side]
+                    tables[side].add(table, row, split.num_tokens)
+                    split.add((block, start, count), int(table.num_bytes[row]))
+                    if side == TRAIN:
+                        train_digests.append(digest[:8])
+                    elif part.split == HELDOUT:
+                        heldout.add(digest)
+                start += count
+            train_keys.append(np.frombuffer(b"".join(train_digests), dtype=np.uint64))
+            for writer in tables.values():
+                writer.flush()
+    _check_sides(sorting)
+    # 64 bits tell a billion documents apart but for a chance of 3%.
+    keys = np.concatenate(train_keys)
+    sorting.num_train_duplicates = int(keys.size - np.unique(keys).size)
+    sorting.corpus_sha256 = corpus.hexdigest()
+    return sorting
+
+
+def _choose_rule(
+    work: Path, parts: list[TakenPart], options: PrepareOptions
+) -> tuple[str, Callable[[bytes], bool]]:
+    if all(part.split is not None for part in parts):
+        return OWN_SPLITS_RULE, is_hash_heldout
+    if options.tokens is None:
+        digests = few_digests(table for _, _, table in _tables(work, parts))
+        # Where there is none at all, the error says why.
+        if digests:
+            flags = heldout_flags(digests)
+            held = {bytes.fromhex(text) for text, flag in zip(digests, flags, strict=True) if flag}
+            return SPLIT_RULE, held.__contains__
+    return HASH_RULE, is_hash_heldout
+
+
+def few_digests(tables: Iterable[DocumentTable]) -> list[str] | None:
+    """Return sha256 of every kept document; None if there are more than :data:`FEW_DOCUMENTS`."""
+    digests: list[str] = []
+    for table in tables:
+        kept = zip(table.digests, table.status, strict=True)
+        digests.extend(digest.hex() for digest, status in kept if status == KEPT)
+        if len(digests) > FEW_DOCUMENTS:
+            return None
+    return digests
+
+
+def _tables(work: Path, parts: list[TakenPart]) -> Iterator[tuple[TakenPart, str, DocumentTable]]:
+    for part in parts:
+        for name in part.block_names:
+            taken = part.num_in_last if name == part.block_names[-1] else None
+            yield part, name, read_table(work / f"{name}.parquet", taken)
+
+
+def _check_sides(sorting: Sorting) -> None:
+    train, heldout = sorting.splits[TRAIN], sorting.splits[HELDOUT]
+    if train.num_documents + heldout.num_documents == 0:
+        dropped = f"{sorting.num_bad} bad and {sorting.num_empty} empty ones were left out"
+        raise UserError("documents", 0, f"at least 2 ({dropped})", GIVE_MORE)
+    if train.num_documents == 0:
+        allowed = f"1 or more ({sorting.num_heldout_copies} copies of held-out ones were left out)"
+        raise UserError("training documents", 0, allowed, GIVE_MORE)
+    if heldout.num_documents == 0:
+        allowed = f"1 or more of the {train.num_documents} that were read"
+        do = "take more --tokens or name a --heldout-split"
+        raise UserError("held-out documents", 0, allowed, do)
+
+
+class _TableWriter:
+    """Writes ``documents-SPLIT.parquet``, one row group per block that has such documents."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._schema = pa.schema(
+            [
+                ("id", pa.string()),
+                ("sha256", pa.binary(32)),
+                ("token_offset", pa.int64()),
+                ("num_tokens", pa.int64()),
+                ("num_bytes", pa.int64()),
+            ]
+        )
+        self._writer = pq.ParquetWriter(folder / table_file(split), self._schema)
+        self._rows: list[tuple[str, bytes, int, int, int]] = []
+
+    def __enter__(self) -> _TableWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, table: DocumentTable, row: int, token_offset: int) -> None:
+        num_tokens, num_bytes = int(table.num_tokens[row]), int(table.num_bytes[row])
+        self._rows.append((table.ids[row], table.digests[row], token_offset, num_tokens, num_bytes))
+
+    def flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            columns = [pa.array(column, kind) for column, kind in self._typed_columns()]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+            self._rows = []
+
+    def _typed_columns(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        return zip(zip(*self._rows, strict=True), self._schema.types, strict=True)
+
+
+def table_file(split: str) -> str:
+    """Name of a split's table of documents."""
+    return f"documents-{split}.parquet"
+
+
+def write_shards(
+    work: Path,
+    out: Path,
+    sorting: Sorting,
+    dtype: np.dtype[Any],
+    workers: int,
+    on_progress: OnProgress,
+) -> dict[str, list[dict[str, Any]]]:
+    """Write every shard to ``out``; the manifest's rows of each split."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    meter = Meter("write", sorting.splits[TRAIN].num_tokens, on_progress)
+    for name, split in sorting.splits.items():
+        rows[name] = []
+        for row in copy_shards(work, out, name, split.pieces, dtype.itemsize, workers):
+            rows[name].append(row)
+            share = row["num_tokens"] / split.num_tokens
+            meter.add(
+                round(split.num_documents * share),
+                round(split.num_bytes * share),
+                row["num_tokens"] if name == TRAIN else 0,
+            )
+    return rows
+
+
+def describe_splits(
+    out: Path, sorting: Sorting, shards: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the manifest's ``splits``."""
+    return {
+        name: {
+            "num_tokens": split.num_tokens,
+            "num_bytes": split.num_bytes,
+            "num_documents": split.num_documents,
+            "shards": shards[name],
+            "documents": describe_file(out / table_file(name)),
+        }
+        for name, split in sorting.splits.items()
+    }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Name, bytes and sha256 of a file, as a manifest lists it."""
+    return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def write_facts(out: Path, source: Source, num_documents: int) -> list[dict[str, Any]]:
+    """Write ``facts.json`` for a source with planted facts; its row in the manifest."""
+    if source.facts is None:
+        return []
+    path = out / "facts.json"
+    write_json_atomic(path, source.facts(num_documents))
+    return [describe_file(path)]
 
 
 class ShardWriter:

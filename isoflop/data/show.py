@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.data.catalog import CORPORA, SOURCE_PATTERNS, is_source, prepare_command
-from isoflop.data.index import split_source
-from isoflop.data.recipes import RECIPES
-from isoflop.data.storage import DELETE_IT, MANIFEST, PREPARED_SCHEMAS, read_manifest
+from isoflop.data.catalog import SOURCE_PATTERNS, is_source, prepare_command
+from isoflop.data.corpus import CORPORA
+from isoflop.data.hub import DATASETS
+from isoflop.data.storage import DELETE_IT, MANIFEST, PREPARED_SCHEMAS, read_manifest, split_source
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -252,12 +252,12 @@ def source_rows() -> list[dict[str, str | None]]:
     ]
     rows += [
         {
-            "name": recipe.name,
-            "about": recipe.about,
-            "licence": recipe.licence,
-            "needs": f"internet ({recipe.hub_name}), or a copy of its files: --from GLOB",
+            "name": dataset.name,
+            "about": dataset.about,
+            "licence": dataset.licence,
+            "needs": f"internet ({dataset.hub_name}), or a copy of its files: --from GLOB",
         }
-        for recipe in RECIPES.values()
+        for dataset in DATASETS.values()
     ]
     return rows + [
         {"name": name, "about": about, "licence": None, "needs": None}

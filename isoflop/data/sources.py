@@ -1,117 +1,165 @@
-"""Opens a source by its name in a study file: recipes, ``hf:``, ``files:`` and ``synthetic:``."""
+"""What every source gives, what may be asked of it, and what is reported meanwhile.
+
+A source gives documents in a fixed order, in parts that may have a split.
+"""
 
 from __future__ import annotations
 
-from isoflop.data.catalog import check_source
-from isoflop.data.documents import HELDOUT, TRAIN, Part, Source
-from isoflop.data.hub import hub_source
-from isoflop.data.local_files import describe_files, find_files, read_documents, split_files
-from isoflop.data.options import Meter, OnProgress, PrepareOptions
-from isoflop.data.recipes import RECIPES, Recipe
-from isoflop.data.synthetic import synthetic_source
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from isoflop.errors import UserError
 
-UNKNOWN_LICENCE = "not stated; see where the data come from"
-DEFAULT_COLUMN = "text"
+TRAIN = "train"
+HELDOUT = "heldout"
 
 
-def open_source(name: str, options: PrepareOptions, on_progress: OnProgress = None) -> Source:
-    """Return the documents of a source that is no corpus of this package.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawDocument:
+    """One document as its source has it."""
 
-    Nothing is downloaded yet; local files are found and hashed.
-
-    Raises:
-        UserError: no such source, no such files, or an option that does not belong to it.
-    """
-    check_source(name)
-    meter = Meter("hash", None, on_progress)
-    if name in RECIPES:
-        return _open_recipe(RECIPES[name], options, meter)
-    kind, _, rest = name.partition(":")
-    if kind == "hf":
-        _refuse(name, options, "from_glob")
-        return hub_source(
-            name,
-            hub_name=rest,
-            config=options.config,
-            split=options.split or TRAIN,
-            heldout_split=options.heldout_split,
-            column=options.column or DEFAULT_COLUMN,
-            licence=UNKNOWN_LICENCE,
-        )
-    if kind == "files":
-        _refuse(name, options, "from_glob", "config", "split")
-        column = options.column or DEFAULT_COLUMN
-        return _files_source(name, rest, options.heldout_split, column, UNKNOWN_LICENCE, meter)
-    _refuse(name, options, "from_glob", "config", "split", "heldout_split", "column")
-    return synthetic_source(name, endless=options.tokens is not None)
+    id: str
+    """Where it lies in its source: file and row, or split and row."""
+    text: bytes
+    """UTF-8, unless the source is damaged; may be empty."""
 
 
-def _open_recipe(recipe: Recipe, options: PrepareOptions, meter: Meter) -> Source:
-    column = options.column or recipe.column
-    heldout_split = options.heldout_split or recipe.heldout_split
-    if options.from_glob is not None:
-        _refuse(recipe.name, options, "config", "split")
-        return _files_source(
-            recipe.name,
-            options.from_glob,
-            heldout_split,
-            column,
-            recipe.licence,
-            meter,
-            optional=True,
-        )
-    return hub_source(
-        recipe.name,
-        hub_name=recipe.hub_name,
-        config=options.config or recipe.config,
-        split=options.split or recipe.train_split,
-        heldout_split=heldout_split,
-        column=column,
-        licence=recipe.licence,
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Documents of one split, or (``split`` None) documents that are still to be split."""
+
+    split: str | None
+    read: Callable[[], Iterator[RawDocument]]
+    """The same documents in the same order each time."""
 
 
-def _files_source(
-    name: str,
-    pattern: str,
-    heldout_split: str | None,
-    column: str,
-    licence: str,
-    meter: Meter,
-    *,
-    optional: bool = False,
-) -> Source:
-    """Local files; ``optional``: a copy without files of the held-out split is split by hash."""
-    files = find_files(pattern)
-    train, heldout = split_files(pattern, files, heldout_split) if heldout_split else (files, [])
-    if heldout_split and not heldout and not optional:
-        allowed = "part of the name of some file or folder"
-        raise UserError("--heldout-split", heldout_split, allowed, f"look at {pattern}")
-    if not train:
-        allowed = f"files of more than the split {heldout_split!r}"
-        raise UserError("files", pattern, allowed, "check the pattern")
-    sides = {TRAIN: train} if not heldout else {HELDOUT: heldout, TRAIN: train}
-    return Source(
-        name=name,
-        licence=licence,
-        origin={
-            "column": column,
-            **{side: describe_files(chosen, meter) for side, chosen in sides.items()},
-        },
-        parts=tuple(
-            Part(
-                split=side if heldout else None,
-                read=lambda chosen=chosen: read_documents(chosen, column),  # type: ignore[misc]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Documents and where they come from."""
+
+    name: str
+    licence: str
+    origin: Mapping[str, Any]
+    """Where the texts were taken from; with the options it says whether they are the same."""
+    parts: tuple[Part, ...]
+    """Held-out documents before training documents, so that copies of them can be left out."""
+    facts: Callable[[int], list[dict[str, Any]]] | None = field(default=None)
+    """Facts planted in the first so many documents (synthetic sources)."""
+
+
+BAD_DOCUMENT_RULES = ("refuse", "drop")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareOptions:
+    """How a source is read; None leaves a choice to the source."""
+
+    tokens: int | None = None
+    """Training tokens to take: reading stops at the document that reaches them."""
+    workers: int = 1
+    """Processes that tokenise; no part of the result."""
+    from_glob: str | None = None
+    """Files of a copy of the recipe's data set, read in place of the published one."""
+    column: str | None = None
+    """Name of the text column."""
+    config: str | None = None
+    """Configuration of a Hugging Face data set."""
+    split: str | None = None
+    """Split that trains."""
+    heldout_split: str | None = None
+    """Split that is held out; without one, documents are held out by their hash."""
+    on_bad_document: str = "refuse"
+    """``refuse`` or ``drop`` documents that are no UTF-8 or that the tokenizer cannot take."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the rule."""
+        for name, value in (("--tokens", self.tokens), ("--workers", self.workers)):
+            if value is not None and value < 1:
+                raise UserError(name, value, "1 or more", "correct it")
+        if self.on_bad_document not in BAD_DOCUMENT_RULES:
+            raise UserError(
+                "--on-bad-document", self.on_bad_document, "refuse or drop", "choose one of them"
             )
-            for side, chosen in sides.items()
-        ),
-    )
+
+    def content(self) -> dict[str, Any]:
+        """Return the options that can change the result, without those that were left out.
+
+        Not the glob of a copy: what its files hold is in the source's origin.
+        """
+        values = {
+            "tokens": self.tokens,
+            "column": self.column,
+            "config": self.config,
+            "split": self.split,
+            "heldout_split": self.heldout_split,
+        }
+        given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+        return {**given, "on_bad_document": self.on_bad_document}
 
 
-def _refuse(name: str, options: PrepareOptions, *fields: str) -> None:
-    for field in fields:
-        value = getattr(options, field)
-        if value is not None:
-            flag = "--from" if field == "from_glob" else "--" + field.replace("_", "-")
-            raise UserError(flag, value, f"left out for {name}", "remove it")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a preparation is."""
+
+    stage: str
+    """``hash`` (local files), ``tokenizer`` (training it), ``read`` (and tokenise), ``write``."""
+    num_documents: int
+    num_bytes: int
+    """Of text."""
+    num_tokens: int
+    """Of training, end-of-text tokens included."""
+    goal_tokens: int | None
+    """Training tokens at the end of the stage; None where not known."""
+    seconds: float
+    """Since the stage began."""
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """Text per second; None at the start."""
+        return self.num_bytes / self.seconds if self.seconds > 0 else None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds to the end of the stage; None where not known."""
+        if self.goal_tokens is None or self.num_tokens == 0:
+            return None
+        return self.seconds * max(0, self.goal_tokens - self.num_tokens) / self.num_tokens
+
+
+OnProgress = Callable[[Progress], None] | None
+"""Told now and then how far a preparation is."""
+
+
+class Meter:
+    """Adds up what one stage has done and tells of it."""
+
+    def __init__(
+        self,
+        stage: str,
+        goal_tokens: int | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self._stage = stage
+        self._goal_tokens = goal_tokens
+        self._on_progress = on_progress
+        self._start_s = time.monotonic()
+        self._documents = self._bytes = self._tokens = 0
+
+    def add(self, num_documents: int, num_bytes: int, num_tokens: int) -> None:
+        """Count documents, bytes of text and training tokens."""
+        self._documents += num_documents
+        self._bytes += num_bytes
+        self._tokens += num_tokens
+        if self._on_progress is not None:
+            self._on_progress(
+                Progress(
+                    stage=self._stage,
+                    num_documents=self._documents,
+                    num_bytes=self._bytes,
+                    num_tokens=self._tokens,
+                    goal_tokens=self._goal_tokens,
+                    seconds=time.monotonic() - self._start_s,
+                )
+            )

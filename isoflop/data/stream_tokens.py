@@ -11,14 +11,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.data import assemble, pipeline
+from isoflop.data import pipeline
 from isoflop.data.catalog import known_spec, make_data_id
 from isoflop.data.corpus import heldout_flags
 from isoflop.data.corpus_tokens import tokenizer_entries
-from isoflop.data.documents import TRAIN, Source
-from isoflop.data.index import find_same, folder_name
-from isoflop.data.options import Meter, OnProgress, PrepareOptions
-from isoflop.data.storage import STREAM_SCHEMA, make_folder, rename_unless_there, write_manifest
+from isoflop.data.shards import (
+    FEW_DOCUMENTS,
+    Sorting,
+    describe_splits,
+    sort_documents,
+    write_facts,
+    write_shards,
+)
+from isoflop.data.sources import TRAIN, Meter, OnProgress, PrepareOptions, Source
+from isoflop.data.storage import (
+    STREAM_SCHEMA,
+    find_same,
+    folder_name,
+    make_folder,
+    rename_unless_there,
+    write_manifest,
+)
 from isoflop.data.windows import open_data
 from isoflop.errors import UserError
 from isoflop.files import sha256_json
@@ -102,14 +115,12 @@ def _work(
     for leftover in out.glob(".*"):
         leftover.unlink()
     try:
-        sorting = assemble.sort_documents(work, out, parts, options)
+        sorting = sort_documents(work, out, parts, options)
     except UserError:
         # Taken up again, it would come to the same.
         shutil.rmtree(work)
         raise
-    shards = assemble.write_shards(
-        work, out, sorting, tokenizer.dtype, options.workers, on_progress
-    )
+    shards = write_shards(work, out, sorting, tokenizer.dtype, options.workers, on_progress)
     data_id = make_data_id(sorting.corpus_sha256, tokenizer.spec.hash, sorting.rule)
     manifest = _stream_manifest(source, options, tokenizer, sorting, shards, data_id, out)
     write_manifest(out, manifest)
@@ -123,7 +134,7 @@ def _stream_manifest(
     source: Source,
     options: PrepareOptions,
     tokenizer: Tokenizer,
-    sorting: assemble.Sorting,
+    sorting: Sorting,
     shards: dict[str, list[dict[str, Any]]],
     data_id: str,
     out: Path,
@@ -148,8 +159,8 @@ def _stream_manifest(
             "heldout_copies": sorting.num_heldout_copies,
         },
         "num_train_duplicates": sorting.num_train_duplicates,
-        "splits": assemble.describe_splits(out, sorting, shards),
-        "extra_files": assemble.write_facts(out, source, num_documents),
+        "splits": describe_splits(out, sorting, shards),
+        "extra_files": write_facts(out, source, num_documents),
     }
 
 
@@ -172,7 +183,7 @@ def _few_digests(source: Source) -> list[bytes] | None:
     digests = []
     for text in _good_texts(source):
         digests.append(hashlib.sha256(text).digest())
-        if len(digests) > assemble.FEW_DOCUMENTS:
+        if len(digests) > FEW_DOCUMENTS:
             return None
     return digests
 

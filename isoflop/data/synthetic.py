@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import accumulate, count
 from typing import Any
 
-from isoflop.data.documents import Part, RawDocument, Source
+from isoflop.data.sources import Part, RawDocument, Source
 from isoflop.errors import UserError
 
 VERSION = 1

@@ -7,11 +7,12 @@ Two layouts are read. In ``isoflop-tokens/1`` each split of the manifest has the
 documents. In ``isoflop-tokens/2`` there is the row of a parquet file with them in their place.
 """
 
-# B windows of a batch, W windows of a split, T tokens of a window, M documents of a split
-
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.data.catalog import identity_of
-from isoflop.data.permutation import permute
 from isoflop.data.storage import DELETE_IT, PREPARED_SCHEMAS, read_manifest
-from isoflop.data.token_stream import Documents, Tokens, TokenStream
 from isoflop.data.tokenizers.spec import BEGIN_ID, PAD_ID, TOKENIZERS, TokenizerSpec
 from isoflop.data.verify import check_on_open
 from isoflop.errors import UserError
+
+# B windows of a batch, W windows of a split, T tokens of a window, M documents of a split
 
 __all__ = ["HeldoutWindows", "TokenData", "Tokens", "TrainWindows", "open_data", "shift_right"]
 
 TOKEN_DTYPES = {"<u2": 2**16, "<u4": 2**32}
 """How tokens are stored, each with the vocabulary that fits."""
+
+Tokens = NDArray[np.integer[Any]]
+"""uint16 where the vocabulary fits into it, else uint32."""
 
 
 def open_data(folder: Path) -> TokenData:
@@ -259,6 +263,85 @@ class HeldoutWindows:
         return self.tokens[first:end]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Documents:
+    """The documents of a split, in the order of their tokens."""
+
+    token_offset_M: NDArray[np.int64]
+    """Index of the first token in the split."""
+    num_tokens_M: NDArray[np.int64]
+    """Its end-of-text included."""
+    num_bytes_M: NDArray[np.int64]
+    """Of text."""
+
+    @staticmethod
+    def from_rows(rows: Sequence[dict[str, Any]]) -> Documents:
+        """From rows of a manifest."""
+        return Documents(
+            token_offset_M=_column(row["token_offset"] for row in rows),
+            num_tokens_M=_column(row["num_tokens"] for row in rows),
+            num_bytes_M=_column(row["num_bytes"] for row in rows),
+        )
+
+    @staticmethod
+    def from_table(table: Any) -> Documents:
+        """From a pyarrow table with the same columns."""
+        return Documents(
+            token_offset_M=table["token_offset"].to_numpy(),
+            num_tokens_M=table["num_tokens"].to_numpy(),
+            num_bytes_M=table["num_bytes"].to_numpy(),
+        )
+
+    def __len__(self) -> int:
+        return self.num_tokens_M.size
+
+    def groups(self, num_tokens: int) -> Iterator[tuple[int, int]]:
+        """Ranges of successive documents of at most ``num_tokens`` together, or of a longer one."""
+        first = 0
+        ends_M = self.token_offset_M + self.num_tokens_M
+        while first < len(self):
+            limit = self.token_offset_M[first] + num_tokens
+            end = max(first + 1, int(np.searchsorted(ends_M, limit, side="right")))
+            yield first, end
+            first = end
+
+
+class TokenStream:
+    """Shards read as one memory-mapped sequence."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self.dtype = dtype
+        self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
+        sizes = [shard.size for shard in self._shards]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.num_tokens = int(self._starts[-1])
+
+    def read(self, start: int, count: int) -> Tokens:
+        """Return a copy of tokens [start, start + count)."""
+        out = np.empty(count, dtype=self.dtype)
+        self.read_into(start, out)
+        return out
+
+    def read_into(self, start: int, out: Tokens) -> None:
+        """Copy tokens [start, start + out.size) to ``out``, across shards where needed."""
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        done = 0
+        while done < out.size:
+            at = start + done - int(self._starts[shard])
+            part = self._shards[shard][at : at + out.size - done]
+            out[done : done + part.size] = part
+            done += part.size
+            shard += 1
+
+
+def _column(values: Iterable[int]) -> NDArray[np.int64]:
+    return np.fromiter(values, dtype=np.int64)
+
+
 def _check_seq_len(seq_len: int) -> None:
     if seq_len < 1:
         raise UserError("seq_len", seq_len, "at least 1", "give the window length in tokens")
@@ -275,3 +358,72 @@ def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         )
     if manifest["pad_id"] != PAD_ID:
         raise UserError(f"{folder}: pad_id", manifest["pad_id"], f"{PAD_ID}", DELETE_IT)
+
+
+# The order of training windows: a keyed permutation of range(length) that needs no table.
+#
+# FROZEN: results already written depend on these values. A change needs a new function.
+#
+# A balanced Feistel network permutes the 2h-bit numbers for any round function; values that fall
+# outside range(length) walk along their cycle until they are inside, which keeps the map a
+# bijection on range(length) (Black and Rogaway 2002, "Ciphers with arbitrary finite domains",
+# cycle walking). 2**(2h) <= 4 * length, so a walk takes at most 4 passes on average.
+#
+# B positions asked for at once
+
+NUM_ROUNDS = 8
+_MAX_LENGTH = 2**62
+
+
+def permute(position: NDArray[np.int64], length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return where each position of an epoch points: a bijection on range(length).
+
+    Args:
+        position: any shape, values in [0, length).
+        length: size of the permuted range, 1 to 2**62.
+        seed: any integer.
+        epoch: any integer; each (seed, epoch) has its own permutation.
+
+    Returns:
+        Values in [0, length), the shape of ``position``.
+
+    Raises:
+        ValueError: length or a position is out of its range.
+    """
+    if not 1 <= length <= _MAX_LENGTH:
+        raise ValueError(f"length = {length}: must be in [1, 2**62]")
+    position = np.asarray(position, dtype=np.int64)
+    if position.size and not (position.min() >= 0 and position.max() < length):
+        raise ValueError(f"position: must be in [0, {length})")
+    half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
+    keys = [_round_key(seed, epoch, index) for index in range(NUM_ROUNDS)]
+    value_B = _feistel(position.reshape(-1).astype(np.uint64), half_bits, keys)
+    outside_B = value_B >= length
+    while outside_B.any():
+        value_B[outside_B] = _feistel(value_B[outside_B], half_bits, keys)
+        outside_B = value_B >= length
+    return value_B.astype(np.int64).reshape(position.shape)
+
+
+def _feistel(
+    value_B: NDArray[np.uint64], half_bits: int, keys: list[np.uint64]
+) -> NDArray[np.uint64]:
+    shift = np.uint64(half_bits)
+    mask = np.uint64((1 << half_bits) - 1)
+    left_B, right_B = value_B >> shift, value_B & mask
+    for key in keys:
+        left_B, right_B = right_B, left_B ^ (_mix(right_B + key) & mask)
+    return (left_B << shift) | right_B
+
+
+def _mix(value_B: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The splitmix64 finaliser (Steele, Lea, Flood 2014): every output bit depends on all input."""
+    value_B = (value_B ^ (value_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value_B = (value_B ^ (value_B >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value_B ^ (value_B >> np.uint64(31))
+
+
+def _round_key(seed: int, epoch: int, index: int) -> np.uint64:
+    text = f"isoflop/permutation/1 seed={seed} epoch={epoch} round={index}"
+    digest = hashlib.sha256(text.encode("ascii")).digest()
+    return np.uint64(int.from_bytes(digest[:8], "little"))

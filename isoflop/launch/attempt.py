@@ -119,7 +119,7 @@ class RunningAttempt:
     def _describe(self, error: Exception, ranks: Ranks) -> str:
         if self._spec is None:
             return failure_reason(error)
-        from isoflop.train.failures import describe
+        from isoflop.train.memory import describe
 
         return describe(error, self._spec, self._job.placement, ranks.size)
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import shift_right
 from isoflop.recipe import get_recipe
-from isoflop.train.precision import compute_type
 from isoflop.train.ranks import SINGLE, Ranks
+from isoflop.train.step import compute_type
 
 if TYPE_CHECKING:
     from torch import nn

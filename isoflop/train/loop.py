@@ -18,20 +18,16 @@ from torch import Tensor, nn
 from isoflop.model import build_model
 from isoflop.placement import Placement
 from isoflop.recipe import get_recipe
+from isoflop.train.batch import Batch, Prefetch, rank_batch
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
-from isoflop.train.clock import Cadence, Clock
-from isoflop.train.compile import compile_model
 from isoflop.train.evaluate import Evaluation, evaluate, evaluation_windows
 from isoflop.train.health import Monitor, check
-from isoflop.train.hooks import Accumulator, Hooks, StepMetrics
+from isoflop.train.hooks import Accumulator, Hooks, RunOutcome, StepMetrics
 from isoflop.train.memory import keep_freed_memory, reset_peak
-from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.outcome import RunOutcome
-from isoflop.train.prefetch import Prefetch
+from isoflop.train.optimizer import learning_rate, recipe_adamw, set_learning_rate
 from isoflop.train.ranks import SINGLE, Ranks
-from isoflop.train.schedule import learning_rate
 from isoflop.train.state import TrainingState, seed_all
-from isoflop.train.step import Batch, StepGradients, gradients_of_batch, rank_batch
+from isoflop.train.step import StepGradients, compile_model, gradients_of_batch
 
 if TYPE_CHECKING:
     from isoflop.data.windows import HeldoutWindows, TokenData
@@ -328,3 +324,41 @@ class _Run:
             peak_mem_bytes=self._state.peak(),
             num_steps=self._state.step,
         )
+
+
+class Clock:
+    """Wall-clock of this attempt's training steps: not of what comes before a :meth:`go_on`."""
+
+    def __init__(self) -> None:
+        self.wall_s = 0.0
+        self._last = 0.0
+
+    def go_on(self) -> None:
+        """What was done since the last step does not count."""
+        self._last = time.perf_counter()
+
+    def step_done(self) -> float:
+        """Return seconds since the step before, or since :meth:`go_on`."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        self.wall_s += seconds
+        return seconds
+
+
+class Cadence:
+    """When the next checkpoint is due."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._every_s = placement.checkpoint_every_s
+        self._every_steps = placement.checkpoint_every_steps
+        self._saved_s = time.monotonic()
+
+    def saved(self) -> None:
+        """One was written: the next interval begins."""
+        self._saved_s = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Return whether one is to be written after ``step`` completed steps."""
+        by_steps = self._every_steps is not None and step % self._every_steps == 0
+        passed_s = time.monotonic() - self._saved_s
+        return by_steps or (self._every_s is not None and passed_s >= self._every_s)

@@ -1,4 +1,4 @@
-"""The gradients of one batch: whole or in micro-batches, on one rank or several.
+"""The gradients of one batch, whole or in micro-batches, on one rank or several; torch.compile.
 
 Letters: B sequences of the global batch, R of this rank's share, T tokens.
 """
@@ -6,21 +6,21 @@ Letters: B sequences of the global batch, R of this rank's share, T tokens.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import warnings
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isoflop.data.tokenizers import BEGIN_ID, PAD_ID
-from isoflop.data.windows import Tokens, shift_right
-from isoflop.spec import RunSpec
+from isoflop.data.tokenizers import PAD_ID
+from isoflop.data.windows import Tokens
+from isoflop.train.batch import Batch, rank_batch
 from isoflop.train.optimizer import clip_gradients
-from isoflop.train.precision import compute_type
 from isoflop.train.ranks import SINGLE, Ranks
+
+logger = logging.getLogger("isoflop")
 
 
 class StepGradients(NamedTuple):
@@ -30,53 +30,6 @@ class StepGradients(NamedTuple):
     """Nats per target of the global batch."""
     grad_norm: float
     """Of the global batch's gradients, before clipping."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """One rank's share of a global batch."""
-
-    inputs_RT: Tensor
-    """int64: the targets shifted right."""
-    targets_RT: Tensor
-    """int64; padding carries no loss."""
-    num_targets: int
-    """Targets of the whole global batch that carry loss."""
-
-    def to(self, device: torch.device) -> Batch:
-        """Return the same on a device; from pinned memory the copy does not wait."""
-        return Batch(
-            inputs_RT=self.inputs_RT.to(device, non_blocking=True),
-            targets_RT=self.targets_RT.to(device, non_blocking=True),
-            num_targets=self.num_targets,
-        )
-
-    def pinned(self) -> Batch:
-        """Return the same in page-locked memory, which a GPU copies from by itself."""
-        return Batch(
-            inputs_RT=self.inputs_RT.pin_memory(),
-            targets_RT=self.targets_RT.pin_memory(),
-            num_targets=self.num_targets,
-        )
-
-    def split(self, micro_batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets of at most ``micro_batch`` sequences at a time; None: all."""
-        size = micro_batch or len(self.targets_RT)
-        return zip(self.inputs_RT.split(size), self.targets_RT.split(size), strict=True)
-
-
-def rank_batch(targets_BT: Tokens, ranks: Ranks = SINGLE, *, begin_id: int = BEGIN_ID) -> Batch:
-    """Return a rank's share of a global batch, on the CPU; ``begin_id`` is the input at position 0.
-
-    Raises:
-        UserError: the batch does not split evenly over the ranks.
-    """
-    targets_RT = targets_BT[ranks.rows(len(targets_BT))]
-    return Batch(
-        inputs_RT=torch.from_numpy(shift_right(targets_RT, begin_id).astype(np.int64)),
-        targets_RT=torch.from_numpy(targets_RT.astype(np.int64)),
-        num_targets=int(np.count_nonzero(targets_BT != PAD_ID)),
-    )
 
 
 def gradients_of_batch(
@@ -127,13 +80,6 @@ def gradients_of_batch(
     return StepGradients(total, norm)
 
 
-def made_batch(spec: RunSpec) -> Tokens:
-    """Uniform tokens [B, T] without padding, for measuring: the text hardly matters to a step."""
-    shape = (spec.batch_size, spec.seq_len)
-    tokens_BT = np.random.default_rng(0).integers(PAD_ID + 1, spec.vocab_size, shape)
-    return tokens_BT.astype(np.uint32)
-
-
 def nothing_shared(model: nn.Module) -> AbstractContextManager[object]:
     """Gradients stay on their rank: those of all micro-batches are shared at once, by the last.
 
@@ -153,3 +99,48 @@ def _mean_loss(losses: list[Tensor], batch: Batch, ranks: Ranks) -> float:
     own_targets = int((batch.targets_RT != PAD_ID).sum())
     total, targets = ranks.sum([share, own_targets])
     return total * batch.num_targets / targets
+
+
+def compute_type(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which the model computes in ``precision``: `fp32`, or `bf16` by autocast."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def compile_model(model: nn.Module, inputs_BT: Tensor, *, precision: str) -> bool:
+    """Compile ``model`` in place, its names and parameters unchanged, and tries it out.
+
+    A forward and a backward pass over ``inputs_BT`` compile for its shape here, not in the first
+    step. Whatever goes wrong in them (no compiler, an operator that the compiler does not know),
+    the model is left as it was.
+
+    Fused operators round differently, so losses differ from the uncompiled model's in their last
+    digits. On the CPU it hardly helps: see tests/benchmarks/README.md.
+
+    Args:
+        model: a Transformer on its device, before it is wrapped for several ranks.
+        inputs_BT: int64 token ids of the shape that the steps will have, on the device.
+        precision: ``fp32`` or ``bf16``.
+
+    Returns:
+        Whether the model is compiled now.
+    """
+    # An attribute of the instance, found before the class's method.
+    setattr(model, "forward", torch.compile(model.forward, dynamic=False))  # noqa: B010
+    try:
+        # torch's own notices on what it traces through.
+        with warnings.catch_warnings(action="ignore"):
+            with compute_type(precision, inputs_BT.device):
+                # Not the same tensor twice: the steps' inputs and targets are two.
+                loss = model(inputs_BT, inputs_BT.clone())
+            loss.backward()
+    except Exception as error:
+        del model.forward
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        lines = str(error).strip().splitlines()
+        message = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        logger.warning("torch.compile does not work here, going on without it: %s", message)
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+    return True

@@ -33,8 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.tokenizers import Tokenizer, get_tokenizer
 from isoflop.data.windows import open_data
 from isoflop.errors import UserError

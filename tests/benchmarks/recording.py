@@ -20,7 +20,7 @@ import dataclasses
 
 import numpy as np
 
-from isoflop.data.tokenizers.byte import ByteTokenizer
+from isoflop.data.tokenizers.encoders import ByteTokenizer
 from isoflop.families import get_spec
 from isoflop.interpret.load import Subject, made_subject
 from isoflop.interpret.recorder import record, windows_at_a_time

@@ -28,9 +28,10 @@ from isoflop.model import Transformer, build_model
 from isoflop.plan.estimate import estimate_run, load_hardware
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
+from isoflop.train.batch import made_batch, rank_batch
 from isoflop.train.memory import keep_freed_memory
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.step import gradients_of_batch, made_batch, rank_batch
+from isoflop.train.step import gradients_of_batch
 from isoflop.train.throughput import measured_peak
 from isoflop_kernels import use_implementation
 

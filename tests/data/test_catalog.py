@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.data.catalog import (
-    SOURCES,
+from isoflop.data.catalog import SOURCES, identify
+from isoflop.data.corpus import (
+    SPLIT_RULE,
     corpus_folder,
-    identify,
+    heldout_flags,
     read_source_manifest,
+    read_texts,
 )
-from isoflop.data.corpus import SPLIT_RULE, heldout_flags, read_texts
-from isoflop.data.options import PrepareOptions
+from isoflop.data.hub import DATASETS
 from isoflop.data.prepare import prepare
-from isoflop.data.recipes import RECIPES
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.storage import default_data_dir
 from isoflop.data.tokenizers.spec import TOKENIZERS
 from isoflop.resources import builtin
@@ -82,7 +83,7 @@ def test_every_source_and_tokenizer_has_its_own_identity(tmp_path, make_corpus, 
     assert all(len(data_id) == 16 and int(data_id, 16) >= 0 for data_id in ids)
 
 
-@pytest.mark.parametrize("source", list(RECIPES))
+@pytest.mark.parametrize("source", list(DATASETS))
 def test_recipes_can_be_planned_but_few_have_a_published_count_of_tokens(source: str) -> None:
     identity = identify(source, "gpt2")
     assert identity.num_train_tokens == {"tinystories": 2_119_719 * 1024}.get(source)

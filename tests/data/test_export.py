@@ -10,8 +10,8 @@ import pytest
 
 from isoflop.data import export as export_module
 from isoflop.data.export import export
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.windows import TokenData, open_data
 
 TEXTS = [f"Text {i}: " + "wörd " * i for i in range(23)]

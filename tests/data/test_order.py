@@ -14,16 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isoflop.data.permutation import permute
 from isoflop.data.storage import write_manifest
-from isoflop.data.windows import TokenData, open_data
+from isoflop.data.windows import TokenData, open_data, permute
 from isoflop.families import family_names
 from isoflop.model.transformer import Transformer
+from isoflop.train.batch import Prefetch, rank_batch
 from isoflop.train.checkpoint import CheckpointStore
 from isoflop.train.loop import Placement, train_run
-from isoflop.train.parallel.base import SeveralRanks
-from isoflop.train.prefetch import Prefetch
-from isoflop.train.step import rank_batch
+from isoflop.train.parallel.layouts import SeveralRanks
 from made_training import made_spec
 
 SEQ_LEN = 16

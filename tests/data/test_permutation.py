@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from isoflop.data.permutation import permute
+from isoflop.data.windows import permute
 
 
 def whole(length: int, seed: int = 0, epoch: int = 0) -> np.ndarray:

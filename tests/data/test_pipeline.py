@@ -16,9 +16,8 @@ import pytest
 
 from isoflop.data import pipeline, shards
 from isoflop.data.catalog import identify
-from isoflop.data.options import PrepareOptions, Progress
-from isoflop.data.prepare import prepare, prepared_for_plan
-from isoflop.data.sources import open_source
+from isoflop.data.prepare import open_source, prepare, prepared_for_plan
+from isoflop.data.sources import PrepareOptions, Progress
 from isoflop.data.stream_tokens import training_texts
 from isoflop.data.windows import open_data
 
@@ -107,7 +106,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from isoflop.data import pipeline, shards
-from isoflop.data.options import PrepareOptions
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.prepare import prepare
 if __name__ == "__main__":
     source, data_dir, stage, workers = sys.argv[1:]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from isoflop.data import shards
-from isoflop.data.catalog import corpus_folder, identify, read_source_manifest
-from isoflop.data.corpus import heldout_flags, read_texts
-from isoflop.data.options import PrepareOptions
+from isoflop.data.catalog import identify
+from isoflop.data.corpus import corpus_folder, heldout_flags, read_source_manifest, read_texts
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.storage import TOKENS_SCHEMA, publish_folder, read_manifest, write_manifest
 from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import open_data

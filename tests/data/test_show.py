@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from isoflop.cli.data import END_OF_DOCUMENT, printable, sample_text
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
 from isoflop.data.show import find_folder, sample, scan, source_rows, summarise
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.windows import open_data
 
 TEXTS = ["é" * 9, "two\x1b[31m", "third, the longest of them all", *[f"n{i}" for i in range(17)]]

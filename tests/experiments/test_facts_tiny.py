@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from experiments.made_scripts import script
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.interpret.load import open_run
 from isoflop.plan.artefact import read_plan
 from isoflop.tables import read_table

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.synthetic import TINY_FACTS, TINY_NOUNS
 from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import TokenData, open_data

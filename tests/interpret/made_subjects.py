@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
-from isoflop.data.tokenizers.byte import ByteTokenizer
+from isoflop.data.sources import PrepareOptions
+from isoflop.data.tokenizers.encoders import ByteTokenizer
 from isoflop.data.windows import open_data
 from isoflop.interpret.load import Subject, made_subject
 from isoflop.launch.execute import execute

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import open_data
 from isoflop.errors import UserError

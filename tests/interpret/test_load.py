@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from interpret.made_subjects import run_study, untrained_subject, write_texts
-from isoflop.data.options import PrepareOptions
 from isoflop.data.prepare import prepare
+from isoflop.data.sources import PrepareOptions
 from isoflop.errors import UserError
 from isoflop.interpret.load import open_run, untrained
 from isoflop.launch.store import RunFolder

@@ -41,8 +41,8 @@ def copy_study(notebook: Any, folder: Path) -> None:
 
 def prepare_data() -> None:
     """The text of the study whose models are looked into."""
-    from isoflop.data.options import PrepareOptions
     from isoflop.data.prepare import prepare
+    from isoflop.data.sources import PrepareOptions
 
     prepare("synthetic:tiny:0", "byte", None, options=PrepareOptions())
 

@@ -16,8 +16,7 @@ from golden_values import GOLDEN, transformer
 from isoflop.model import Transformer
 from isoflop.train.evaluate import Evaluation, evaluate
 from isoflop.train.loop import gradients_of_batch
-from isoflop.train.optimizer import build_adamw, set_learning_rate
-from isoflop.train.schedule import learning_rate
+from isoflop.train.optimizer import build_adamw, learning_rate, set_learning_rate
 
 FOLDER = GOLDEN / "train_small"
 STEPS = 300

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isoflop.data.token_stream import Documents, TokenStream
-from isoflop.data.windows import HeldoutWindows
+from isoflop.data.windows import Documents, HeldoutWindows, TokenStream
 from isoflop.model import build_model
 from isoflop.model.loss import token_losses
 from isoflop.train.evaluate import Evaluation, evaluate

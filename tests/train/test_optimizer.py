@@ -14,8 +14,13 @@ from golden_values import GOLDEN
 from isoflop.families import family_names, get_spec
 from isoflop.model import Transformer
 from isoflop.recipe import get_recipe
-from isoflop.train.optimizer import build_adamw, clip_gradients, is_decayed, set_learning_rate
-from isoflop.train.schedule import learning_rate
+from isoflop.train.optimizer import (
+    build_adamw,
+    clip_gradients,
+    is_decayed,
+    learning_rate,
+    set_learning_rate,
+)
 
 CASES = json.loads((GOLDEN / "optimizer.json").read_text())
 KINDS = {

@@ -8,7 +8,7 @@ import pytest
 
 from golden_values import GOLDEN
 from isoflop.errors import UserError
-from isoflop.train.schedule import learning_rate
+from isoflop.train.optimizer import learning_rate
 
 KINDS = {
     "warmup_stable_sqrt_decay": "sqrt",

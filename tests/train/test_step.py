@@ -21,10 +21,10 @@ from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
 from isoflop.spec import RunSpec
 from isoflop.study import PAPER_ARCHS
-from isoflop.train.compile import compile_model
+from isoflop.train.batch import made_batch, rank_batch
+from isoflop.train.calibrate import measure_step_flops
 from isoflop.train.ranks import SingleRank
-from isoflop.train.step import gradients_of_batch, made_batch, rank_batch
-from isoflop.train.step_flops import measure_step_flops
+from isoflop.train.step import compile_model, gradients_of_batch
 from made_shapes import rung_spec
 
 FAMILIES = family_names()

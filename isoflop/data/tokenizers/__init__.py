@@ -99,7 +99,7 @@ def get_tokenizer(
         return train(kind, size, sample, (data_dir or default_data_dir()) / "tokenizers")
     spec = tokenizer_spec(name)
     if kind == "hf":
-        from isoflop.data.tokenizers.files import read_tokenizer_file
+        from isoflop.data.tokenizers.spec import read_tokenizer_file
 
         return _from_file(spec, read_tokenizer_file(rest))
     return open_tokenizer(spec, Path())
@@ -112,11 +112,11 @@ def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
         UserError: the file is missing or not the one in the spec; ``gpt2`` is not installed.
     """
     if spec == TOKENIZERS["byte"]:
-        from isoflop.data.tokenizers.byte import ByteTokenizer
+        from isoflop.data.tokenizers.encoders import ByteTokenizer
 
         return ByteTokenizer()
     if spec == TOKENIZERS["gpt2"]:
-        from isoflop.data.tokenizers.gpt2 import open_gpt2
+        from isoflop.data.tokenizers.encoders import open_gpt2
 
         return open_gpt2()
     path = folder / TOKENIZER_FILE
@@ -135,7 +135,7 @@ def tokenizer_spec(name: str) -> TokenizerSpec:
     if name in TOKENIZERS:
         return TOKENIZERS[name]
     if kind == "hf" and rest:
-        from isoflop.data.tokenizers.files import read_spec
+        from isoflop.data.tokenizers.spec import read_spec
 
         return read_spec(rest)
     if kind in TRAINED:
@@ -157,6 +157,6 @@ def vocabulary_size(name: str) -> int:
 
 
 def _from_file(spec: TokenizerSpec, data: bytes) -> Tokenizer:
-    from isoflop.data.tokenizers.library import LibraryTokenizer
+    from isoflop.data.tokenizers.encoders import LibraryTokenizer
 
     return LibraryTokenizer.from_file(spec, data)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from isoflop.data.tokenizers.library import LibraryTokenizer, import_tokenizers
+from isoflop.data.tokenizers.encoders import LibraryTokenizer, import_tokenizers
 from isoflop.data.tokenizers.spec import PAD_ID, TOKENIZER_FILE, TokenizerSpec
 from isoflop.errors import UserError
 from isoflop.files import sha256_json, write_once

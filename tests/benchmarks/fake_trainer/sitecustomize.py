@@ -15,7 +15,7 @@ NUM_METRICS = 20
 
 
 def made_outcome(num_steps: int, status: str = "done", reason: str | None = None) -> Any:
-    from isoflop.train.outcome import RunOutcome
+    from isoflop.train.hooks import RunOutcome
 
     return RunOutcome(
         num_steps=num_steps,

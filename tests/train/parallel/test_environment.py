@@ -6,8 +6,7 @@ import pytest
 
 from isoflop.errors import UserError
 from isoflop.placement import Placement
-from isoflop.train.parallel import ranks_from_environment
-from isoflop.train.parallel.environment import Place, place_from_environment
+from isoflop.train.parallel import Place, place_from_environment, ranks_from_environment
 
 TORCHRUN = {
     "RANK": "5",

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.data.catalog import identify, read_source_manifest
-from isoflop.data.fetch import fetch
+from isoflop.data.catalog import identify
+from isoflop.data.corpus import cut_documents, fetch, read_source_manifest, write_embedded
 from isoflop.data.prepare import prepare
-from isoflop.data.sotu import cut_documents, write_embedded
 from isoflop.data.windows import open_data
 from isoflop.resources import builtin
 

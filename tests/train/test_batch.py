@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from isoflop.train.prefetch import DEPTH, Prefetch
-from isoflop.train.step import Batch, rank_batch
+from isoflop.train.batch import DEPTH, Batch, Prefetch, rank_batch
 
 CPU = torch.device("cpu")
 

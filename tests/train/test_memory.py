@@ -10,7 +10,7 @@ import torch
 
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import estimate_memory, format_bytes, model_shape
-from isoflop.train.failures import describe, is_out_of_memory
+from isoflop.train.memory import describe, is_out_of_memory
 from made_shapes import rung_spec
 
 SPEC = rung_spec("sgatlin", 6)
