@@ -53,7 +53,7 @@ from isoflop.families import config_from_mapping, get_spec
 from isoflop.interpret.geometry.purity_tests import BEYOND
 from isoflop.interpret.load import Subject, open_run
 from isoflop.interpret.usage import training_usage
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.planner import Plan

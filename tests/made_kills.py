@@ -13,7 +13,7 @@ from typing import Any
 from isoflop.data.prepare import prepare
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan

@@ -20,7 +20,7 @@ from analysis.made_runs import curve, parabola, spaced
 from docs.shell import blocks
 from isoflop import __version__
 from isoflop.files import write_json_atomic
-from isoflop.launch.store import RESULT_SCHEMA_VERSION, RunFolder
+from isoflop.launch.run_folder import RESULT_SCHEMA_VERSION, RunFolder
 from isoflop.tables import RUNS, read_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -12,9 +12,9 @@ from isoflop.cli.options import FOLDER
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
+    from isoflop.launch.run_folder import Attempt, RunFolder
     from isoflop.launch.slurm.logs import AttemptLog
-    from isoflop.launch.slurm.sent import SentTask
-    from isoflop.launch.store import Attempt, RunFolder
+    from isoflop.launch.slurm.queue import SentTask
 
 
 @click.command()
@@ -28,9 +28,9 @@ def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> No
     RUN is a run id or its first digits; or FOLDER is the run's own folder, STUDY/runs/ID, and RUN
     is left out.
     """
+    from isoflop.launch.run_folder import RunFolder
     from isoflop.launch.slurm.logs import attempt_logs, choose, task_without_attempt
-    from isoflop.launch.slurm.sent import sent_tasks
-    from isoflop.launch.store import RunFolder
+    from isoflop.launch.slurm.queue import sent_tasks
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.edit import find_run
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from isoflop.data.sources import Progress as Preparation
     from isoflop.launch.local import Session
-    from isoflop.launch.pool import Event
+    from isoflop.launch.workers import Event
     from isoflop.plan.runs import PlannedRun
 
 # Work that is done by then shows no bar.

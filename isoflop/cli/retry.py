@@ -48,8 +48,8 @@ def retry(folder: Path, kind: str, cluster: str | None, yes: bool) -> None:
     from isoflop.launch.slurm import records
     from isoflop.launch.slurm.retry import entries_text, failed_runs, plan_retry
     from isoflop.launch.slurm.scheduler import SchedulerError
-    from isoflop.launch.slurm.states import study_truth
     from isoflop.launch.slurm.submit import submit, submit_lock
+    from isoflop.launch.status import study_truth
     from isoflop.plan.artefact import read_plan
 
     truth = study_truth(folder, read_plan(folder))

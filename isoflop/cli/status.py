@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
 
-    from isoflop.launch.slurm.states import Truth
-    from isoflop.launch.status import RunState
+    from isoflop.launch.status import RunState, Truth
     from isoflop.plan.planner import Plan
 
 
@@ -49,7 +48,7 @@ def status(folder: Path, watch: bool, every: float, as_json: bool) -> None:
     answer, what the files know is shown, and the exit code is 3. Failed runs come with their kind
     (see `isoflop retry`) and the last lines of their output.
     """
-    from isoflop.launch.slurm.states import study_truth
+    from isoflop.launch.status import study_truth
     from isoflop.plan.artefact import read_plan
 
     plan = read_plan(folder)
@@ -85,8 +84,7 @@ def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> Truth:
     """Show the state again and again; the last one when nothing runs or waits any more."""
     from rich.live import Live
 
-    from isoflop.launch.slurm.states import study_truth
-    from isoflop.launch.status import LIVE
+    from isoflop.launch.status import LIVE, study_truth
 
     truth = study_truth(folder, plan)
     with Live(status_view(truth, folder), console=out, auto_refresh=False) as live:

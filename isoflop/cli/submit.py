@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from isoflop.launch.slurm.arrays import ArrayPlan
-    from isoflop.launch.slurm.prepare import Prepared
     from isoflop.launch.slurm.profile import ClusterProfile
-    from isoflop.launch.slurm.submit import SubmitReport
+    from isoflop.launch.slurm.submit import Prepared, SubmitReport
 
 
 SOME_REJECTED = 1
@@ -62,8 +61,7 @@ def submit(
     the scheduler rejected some of the jobs, 2 when nothing could be sent. Options from --device on
     take the place of entries in the study's [placement] table.
     """
-    from isoflop.launch.slurm.prepare import prepare
-    from isoflop.launch.slurm.submit import send
+    from isoflop.launch.slurm.submit import prepare, send
 
     profile = _profile(cluster, runs_per_task, options)
     prepared = prepare(folder, profile, options=options)
@@ -95,7 +93,7 @@ def _profile(cluster: str, runs_per_task: int | None, options: dict[str, Any]) -
 
 
 def _show_dry_run(prepared: Prepared) -> None:
-    from isoflop.launch.slurm.prepare import dry_run_texts
+    from isoflop.launch.slurm.submit import dry_run_texts
 
     for number, text in enumerate(dry_run_texts(prepared)):
         click.echo(f"# array {number}\n{text}")
@@ -104,7 +102,7 @@ def _show_dry_run(prepared: Prepared) -> None:
 
 
 def _show_totals(prepared: Prepared) -> None:
-    from isoflop.launch.slurm.prepare import arrays_of
+    from isoflop.launch.slurm.submit import arrays_of
 
     out = console()
     arrays = arrays_of(prepared)

@@ -11,7 +11,7 @@ from isoflop.errors import UserError, shown
 from isoflop.files import read_json, sha256_file
 from isoflop.interpret.gates import gated_modules
 from isoflop.interpret.recording import FOLDER_NAME
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.model.transformer import Transformer, build_model
 from isoflop.model.weights import load_weights

@@ -1,23 +1,40 @@
-"""One run, start to end, in the calling process: claim, train, record. A function of strings."""
+"""One run, start to end, in the calling process: claim, train, record. A function of strings.
+
+While a run trains, a thread renews its heartbeat, so that no other process begins it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import platform
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop import __version__
-from isoflop.launch.attempt import RunningAttempt, checked_spec
+from isoflop.errors import UserError, failure_reason
+from isoflop.files import write_text_atomic
 from isoflop.launch.job import Ending, Job
-from isoflop.launch.store import Attempt, RunFolder
+from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
+from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.sinks import About, open_sinks
+from isoflop.launch.weights import keep_final_weights, remove_checkpoints
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
-    from isoflop.train.loop import StepMetrics
+    from isoflop.placement import Placement
+    from isoflop.spec import RunSpec
+    from isoflop.train.loop import RunOutcome, StepMetrics
     from isoflop.train.ranks import Ranks
+    from isoflop.train.throughput import Achieved
+
+
+HEARTBEAT_S = 5.0
 
 
 def execute(
@@ -125,3 +142,195 @@ def _slurm_details(environ: Mapping[str, str]) -> dict[str, Any]:
     }
     found = {key: environ[name] for key, name in names.items() if name in environ}
     return {"slurm": found} if "job_id" in found else {}
+
+
+class RunningAttempt:
+    """One attempt at a run by the process that claimed it."""
+
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        attempt: Attempt,
+        on_step: Callable[[StepMetrics, int], None],
+        should_stop: Callable[[], str | None],
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._attempt = attempt
+        self._on_step = on_step
+        self._should_stop = should_stop
+        self._spec: RunSpec | None = None
+        self._first_step: int | None = None
+        self._last: StepMetrics | None = None
+
+    def run(self, data: TokenData, ranks: Ranks) -> Ending:
+        """Train and records; whatever goes wrong is recorded and never raised."""
+        try:
+            return self._record(self._train(data, ranks))
+        except Exception as error:
+            reason = self._describe(error, ranks)
+            # A full disk takes no record either; the reason still reaches who started the run.
+            with contextlib.suppress(OSError):
+                path = self._folder.traceback_file(self._attempt)
+                write_text_atomic(path, traceback.format_exc())
+                self._end(f"failed: {reason}")
+            return Ending(status="failed", reason=reason)
+
+    def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
+        self._spec = spec = checked_spec(self._folder, data)
+        log = MetricsLog(
+            self._folder.path / LINES_FILE,
+            self._attempt.number,
+            spec.steps,
+            rate=_rate(self._job, spec, ranks),
+            sinks=open_sinks(self._job.sinks, self._about(spec)),
+        )
+        with contextlib.closing(log), Heartbeat(self._folder, self._attempt, spec.steps) as beat:
+            return self._train_watched(spec, data, ranks, log, beat)
+
+    def _train_watched(
+        self, spec: RunSpec, data: TokenData, ranks: Ranks, log: MetricsLog, beat: Heartbeat
+    ) -> RunOutcome:
+        from isoflop.train.checkpoint import CheckpointStore
+        from isoflop.train.loop import Hooks, train_run
+
+        def on_step(metrics: StepMetrics) -> None:
+            if self._first_step is None:
+                self._first_step = metrics.step
+            self._last = metrics
+            beat.step = metrics.step
+            log.write(metrics)
+            self._on_step(metrics, spec.steps)
+
+        def on_damaged(step: int, reason: str) -> None:
+            log.event("checkpoint_damaged", {"step": step, "reason": reason})
+
+        store = CheckpointStore(
+            self._folder.checkpoints,
+            run_id=self._job.run_id,
+            may_write=lambda: self._folder.is_newest(self._attempt),
+            on_damaged=on_damaged,
+        )
+        store.clean_up()
+        return train_run(
+            spec,
+            data,
+            placement=self._job.placement,
+            ranks=ranks,
+            hooks=Hooks(on_step=on_step, on_event=log.event),
+            checkpoints=store,
+            keep_weights=self._job.keep_weights != "none",
+            should_stop=lambda: "superseded" if beat.superseded else self._should_stop(),
+        )
+
+    def _about(self, spec: RunSpec) -> About:
+        return About(
+            study=Path(self._job.study_folder).name,
+            run_id=self._job.run_id,
+            folder=self._folder.path,
+            spec=spec.to_json(),
+        )
+
+    def _describe(self, error: Exception, ranks: Ranks) -> str:
+        if self._spec is None:
+            return failure_reason(error)
+        from isoflop.train.memory import describe
+
+        return describe(error, self._spec, self._job.placement, ranks.size)
+
+    def _record(self, outcome: RunOutcome) -> Ending:
+        if outcome.status == "stopped":
+            return self._record_stop(outcome)
+        wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
+        values = dataclasses.asdict(outcome) | {"wall_s": wall_s}
+        # Before the result, after which nobody comes back; what a kill leaves is written again.
+        write_tables(self._folder.path)
+        if not self._folder.write_result(self._attempt, values):
+            self._end("superseded", outcome.wall_s)
+            finished = self._folder.result()
+            return Ending(status="held") if finished is None else Ending.of(finished)
+        self._end(outcome.status, outcome.wall_s)
+        if outcome.status == "done" and self._job.keep_weights != "none":
+            keep_final_weights(self._folder)
+        else:
+            remove_checkpoints(self._folder)
+        return Ending.of(values)
+
+    def _record_stop(self, outcome: RunOutcome) -> Ending:
+        if not self._folder.is_newest(self._attempt):
+            self._end("superseded", outcome.wall_s)
+            return Ending(status="held")
+        self._end(f"interrupted: {outcome.status_reason}", outcome.wall_s)
+        return Ending(status="interrupted", reason=outcome.status_reason)
+
+    def _end(self, reason: str, wall_s: float | None = None) -> None:
+        steps = None
+        if self._first_step is not None and self._last is not None:
+            steps = (self._first_step, self._last.step)
+            wall_s = self._last.wall_s if wall_s is None else wall_s
+        self._folder.end_attempt(self._attempt, reason, step_range=steps, wall_s=wall_s)
+
+
+class Heartbeat:
+    """Writes the lease every few seconds while a run is at work, whatever the run is doing."""
+
+    def __init__(self, folder: RunFolder, attempt: Attempt, steps: int) -> None:
+        self._folder = folder
+        self._attempt = attempt
+        self._steps = steps
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat_until_stopped, daemon=True)
+        self.step = 0
+        self.superseded = False
+
+    def __enter__(self) -> Heartbeat:
+        self._folder.beat(self._attempt, self.step, self._steps)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _beat_until_stopped(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            if not self._folder.is_newest(self._attempt):
+                self.superseded = True
+                return
+            # On a full disk or a stalled file system the next beat may go through.
+            with contextlib.suppress(OSError):
+                self._folder.beat(self._attempt, self.step, self._steps)
+
+
+def checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
+    """Return the run's identity; its data must be these.
+
+    Raises:
+        UserError: they are others.
+    """
+    spec = folder.read_spec()
+    have = data.identity.data_id
+    if have != spec.data_id:
+        raise UserError("data id", have, f"the plan's {spec.data_id}", "plan again")
+    return spec
+
+
+def _rate(job: Job, spec: RunSpec, ranks: Ranks) -> Callable[[int, float], Achieved | None]:
+    """Return what a number of tokens in a number of seconds comes to on these devices."""
+    from isoflop.train.throughput import achieved, training_flops_per_token
+
+    flops_per_token = training_flops_per_token(spec, job.convention)
+    peak = _peak(job.placement, spec.precision) * ranks.size
+    return lambda tokens, seconds: achieved(tokens, seconds, flops_per_token, peak)
+
+
+# Measured once per process, before its first run.
+@functools.cache
+def _peak(placement: Placement, precision: str) -> float:
+    import torch
+
+    from isoflop.train.throughput import measured_peak
+
+    torch.set_num_threads(placement.num_threads)
+    return measured_peak(torch.device(placement.device), precision)

@@ -1,13 +1,21 @@
-"""What a worker is told of one run, and what it answers; plain values, for any launcher."""
+"""What a worker is given of one run, what it returns, and how a run is laid out on GPUs.
+
+Plain values, for any launcher. A layout is the one that the plan's estimate chose, unless the study
+or the command line names one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from isoflop.placement import Placement
+from isoflop.plan.estimate.memory import PlacementEstimate
+
+# Entries of a [placement] table that are a layout.
+_LAYOUT = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,3 +62,48 @@ class Ending:
             loss=result["loss"],
             wall_s=result["wall_s"],
         )
+
+
+def laid_out(
+    placement: Placement, given: Collection[str], planned: PlacementEstimate | None
+) -> Placement:
+    """Return the placement of one run, with what the plan chose for it.
+
+    Args:
+        placement: of all runs, from the study's table and the command line.
+        given: names of the entries that these two hold. A layout is taken whole: one entry of it
+            there, and the plan's is not used.
+        planned: the estimate's choice; None: there is no estimate.
+
+    On the CPU nothing changes: there a run takes one core and its whole batch at once.
+    """
+    if not placement.device.startswith("cuda") or planned is None or not planned.fits:
+        return placement
+    if any(name in given for name in _LAYOUT):
+        return placement
+    return dataclasses.replace(
+        placement,
+        parallel=planned.parallel,
+        num_ranks=planned.num_devices,
+        micro_batch=None if planned.grad_accum == 1 else planned.micro_batch,
+        checkpoint_activations=planned.checkpointing,
+    )
+
+
+def num_gpus(placement: Placement) -> int:
+    """Return GPUs that torch sees, for a placement that uses them; 0 for any other."""
+    if not placement.device.startswith("cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def on_own_device(placement: Placement, worker: int, num_devices: int) -> Placement:
+    """The placement of a worker's runs, each worker on a GPU of its own as long as there are some.
+
+    Runs of several ranks choose their devices themselves.
+    """
+    if placement.device != "cuda" or placement.num_ranks > 1 or num_devices < 2:
+        return placement
+    return dataclasses.replace(placement, device=f"cuda:{worker % num_devices}")

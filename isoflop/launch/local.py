@@ -12,12 +12,11 @@ from isoflop.data.prepare import prepared_for_plan
 from isoflop.errors import UserError
 from isoflop.families import family_digest
 from isoflop.files import write_many
-from isoflop.launch.job import Ending, Job
-from isoflop.launch.layout import laid_out, num_gpus
-from isoflop.launch.pool import Event, num_cores, run_jobs
+from isoflop.launch.job import Ending, Job, laid_out, num_gpus
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.sinks import check_names
-from isoflop.launch.store import RunFolder
 from isoflop.launch.weights import prune_weights
+from isoflop.launch.workers import Event, num_cores, run_jobs
 from isoflop.placement import Placement, placement_from
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.edit import find_run

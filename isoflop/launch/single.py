@@ -16,11 +16,11 @@ from typing import Any
 import click
 
 from isoflop.errors import UserError
+from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.command_options import placement_options
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Ending
-from isoflop.launch.signals import StopFlag
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.edit import find_run
 
 DONE, FAILED, MISTAKE, TO_BE_CONTINUED = 0, 1, 2, 75

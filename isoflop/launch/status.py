@@ -1,25 +1,36 @@
-"""What is true of every run of a plan, read from its folders."""
+"""Where every run of a plan stands: by its files, then the scheduler's queue, then accounting.
+
+The files win: a result is a result, whatever the scheduler says. The queue wins over accounting,
+which lags behind it: a job that the queue has waiting or running is not over, even where accounting
+says NODE_FAIL or PREEMPTED of it. A job that is nowhere and left no result is lost, after a grace
+time in which its files may still appear.
+
+:func:`collect` writes runs.parquet, by the files alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoflop.launch.metrics import LINES_FILE
-from isoflop.launch.store import Attempt, RunFolder
-from isoflop.launch.tail import tail
+from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.slurm import failures
+from isoflop.launch.slurm.cancel import cancelled_jobs
+from isoflop.launch.slurm.logs import last_words, tail
+from isoflop.launch.slurm.queue import Queue, SentTask, look, remember
+from isoflop.launch.slurm.records import read_options
+from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import RUNS, read_table, write_table
-
-if TYPE_CHECKING:
-    from isoflop.launch.slurm.scheduler import JobState
 
 STATES = (
     "done",
@@ -44,18 +55,14 @@ _UNFINISHED = (*LIVE, "lost")
 # Rows of metrics.jsonl that a rate is taken over.
 _RATE_ROWS = 10
 
-_MEASURED = (
-    "loss",
-    "loss_se",
-    "perplexity",
-    "bits_per_byte",
-    "wall_s",
-    "step_s_median",
-    "peak_mem_bytes",
-    "tokens_per_s",
-)
+# A job that left the queue may still write: a shared file system shows files late, a lost node's
+# process goes on until its heartbeat is missed.
+GRACE_S = 60.0
 
-_KEPT = (*_MEASURED, "n_attempts", "status", "status_reason", "excluded_reason")
+DEFAULT_MAX_FAILURES = 3
+
+# Of a failed run's output.
+NUM_LOG_LINES = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +158,244 @@ def study_states(
     known = results or {}
     by_id = {r.run_id: run_state(folder, r, known.get(r.run_id)) for r in plan.unique_runs}
     return [dataclasses.replace(by_id[run.run_id], run=run) for run in plan.runs]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """All runs of a plan and where they stand."""
+
+    states: tuple[RunState, ...]
+    """In the plan's order."""
+    queue: Queue
+
+    @property
+    def unreachable(self) -> str | None:
+        """The scheduler's words, where it did not answer: then this is what the files know."""
+        return self.queue.answer.unreachable
+
+
+def study_truth(study_folder: Path, plan: Plan) -> Truth:
+    """Return where every run of a plan stands, by its files and one look at the scheduler.
+
+    A second command asks accounting, where there is any, about jobs that the queue has forgotten.
+
+    Raises:
+        UserError: a file of a run's folder or a submission's record is damaged.
+    """
+    finished = _finished(study_folder, plan)
+    queue = look(study_folder, finished)
+    # After the queue: a run that ends between the two looks would seem to be nowhere.
+    by_files = study_states(study_folder, plan, finished)
+    queue = remember(queue, _forgotten(by_files, queue))
+    merge = _Merge(study_folder, queue)
+    merged = {state.run.run_id: state for state in map(merge.state, by_files)}
+    states = (dataclasses.replace(merged[s.run.run_id], run=s.run) for s in by_files)
+    return Truth(states=tuple(states), queue=queue)
+
+
+def live_runs(study_folder: Path, plan: Plan) -> set[str]:
+    """Return ids of the runs that a process is training or a job in the queue is going to train.
+
+    Raises:
+        SchedulerError: something was sent and the scheduler does not answer: nobody knows.
+        UserError: a damaged record.
+    """
+    finished = _finished(study_folder, plan)
+    queue = look(study_folder, finished)
+    if queue.answer.unreachable is not None:
+        raise SchedulerError("squeue", queue.answer.unreachable)
+    live = {run_id for run_id in queue.tasks if queue.live(run_id) is not None}
+    for run_id in {run.run_id for run in plan.runs} - live - finished.keys():
+        if RunFolder(study_folder, run_id).attempt_at_work() is not None:
+            live.add(run_id)
+    return live
+
+
+def _finished(study_folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the results that there are, by run id."""
+    ids = (run.run_id for run in plan.unique_runs)
+    results = ((run_id, RunFolder(study_folder, run_id).result()) for run_id in ids)
+    return {run_id: result for run_id, result in results if result is not None}
+
+
+def _forgotten(states: Sequence[RunState], queue: Queue) -> list[str]:
+    """Return newest jobs of unfinished runs that the queue does not have."""
+    ids = []
+    for state in states:
+        tasks = [t for t in queue.tasks.get(state.run.run_id, ()) if not t.is_local and t.job_id]
+        if state.result is None and tasks and queue.job(tasks[-1]) is None:
+            ids.append(str(tasks[-1].job_id))
+    return list(dict.fromkeys(ids))
+
+
+def _with_kind(study_folder: Path, state: RunState, outputs: Sequence[Path] = ()) -> RunState:
+    """Return a failed run with its kind and its last words."""
+    if state.state != "failed" or state.attempt is None:
+        return state
+    folder = RunFolder(study_folder, state.run.run_id)
+    words = last_words(folder, state.attempt, outputs)
+    kind = failures.kind_of_attempt(state.attempt)
+    return dataclasses.replace(state, kind=kind, log_lines=tuple(words[-NUM_LOG_LINES:]))
+
+
+class _Merge:
+    """Joins what the files know of a run with what the scheduler knows of its jobs."""
+
+    def __init__(self, study_folder: Path, queue: Queue) -> None:
+        self._folder = study_folder
+        self._queue = queue
+        self._options = read_options(study_folder)
+        self._cancelled = cancelled_jobs(study_folder)
+        self._now_s = time.time()
+
+    def state(self, state: RunState) -> RunState:
+        """Return where a run stands."""
+        tasks = self._queue.tasks.get(state.run.run_id, ())
+        if state.result is not None or not tasks:
+            return _with_kind(self._folder, state)
+        live = self._queue.live(state.run.run_id)
+        if live is not None:
+            return self._live(state, *live)
+        if state.state == "running":
+            return dataclasses.replace(state, job=self._queue.job(tasks[-1]))
+        if state.state == "failed" and _attempt_of(state, tasks[-1]) is not None:
+            return self._failed(state, tasks[-1])
+        return self._not_live(state, tasks[-1])
+
+    def _live(self, state: RunState, task: SentTask, job: JobState) -> RunState:
+        """Return a job of it waits or runs."""
+        state = dataclasses.replace(state, job=job)
+        same_job = state.attempt is not None and state.attempt.job_id == job.job_id
+        if state.state == "running":
+            if same_job and not job.is_running:
+                return _become(state, "requeued", "its earlier process has not stopped yet")
+            return state
+        name = "requeued" if job.restarts > 0 or same_job else "waiting"
+        if not job.is_running:
+            return _become(state, name, _why_it_waits(state, job))
+        if state.state == "failed" and same_job:
+            return self._failed(state, task)
+        if job.job_id in self._cancelled:
+            return _become(state, "waiting", f"{job.name} is being cancelled")
+        return _become(state, name, _where(task, job))
+
+    def _failed(self, state: RunState, task: SentTask) -> RunState:
+        """Its newest attempt recorded an error."""
+        state = _with_kind(self._folder, state, task.logs(self._folder))
+        folder = RunFolder(self._folder, state.run.run_id)
+        failed = failures.num_failures(folder, self._options)
+        if failed < task.submission.profile.get("max_failures", DEFAULT_MAX_FAILURES):
+            return state
+        return _become(state, "failed", f"parked after {failed} failures; {state.reason}")
+
+    def _not_live(self, state: RunState, task: SentTask) -> RunState:
+        """Return no result, no process, no job in the queue."""
+        job = self._queue.job(task)
+        if task.rejected is not None:
+            return _become(state, "missing", f"rejected: {task.rejected}")
+        if job is not None:
+            return self._ended(state, task, job)
+        if task.job_id in self._cancelled:
+            return _become(state, "missing", f"{task.name} was cancelled")
+        if task.is_local:
+            return self._local_gone(state, task)
+        if self._queue.answer.unreachable is not None:
+            sent = f"sent as {task.name}" if task.job_id else "perhaps sent"
+            return _become(state, "unknown", f"{sent}; the scheduler does not answer")
+        if task.job_id is None:
+            return _become(state, "missing", "its submission was cut off; submit again")
+        if self._now_s - self._last_sign_s(state, task) < GRACE_S:
+            return _become(state, "waiting", f"{task.name} has just left the queue")
+        return self._lost(state, task, f"{task.name} is gone and left no result")
+
+    def _local_gone(self, state: RunState, task: SentTask) -> RunState:
+        """Return the process of its task is not there any more."""
+        attempt = _attempt_of(state, task)
+        if attempt is None:
+            return _become(state, "missing", f"{task.name} ended before this run began")
+        if attempt.ended:
+            return state
+        return self._lost(state, task, f"{task.name} is gone and left no result")
+
+    def _ended(self, state: RunState, task: SentTask, job: JobState) -> RunState:
+        """Its job is over and left neither a result nor an error's record."""
+        state = dataclasses.replace(state, job=job)
+        if job.state == "CANCELLED":
+            return _become(state, "missing", f"{job.name} was cancelled")
+        words = self._words(state, task)
+        kind = failures.kind_of_job(job, words)
+        reason = failures.describe_job(job)
+        if kind == "lost":
+            return self._lost(state, task, f"{reason} without a result")
+        return dataclasses.replace(
+            _become(state, "failed", reason),
+            kind=kind,
+            log_lines=tuple(words[-NUM_LOG_LINES:]),
+        )
+
+    def _lost(self, state: RunState, task: SentTask, reason: str) -> RunState:
+        words = self._words(state, task)
+        last = state.attempt.exit_reason if state.attempt is not None else None
+        return dataclasses.replace(
+            _become(state, "lost", reason if last is None else f"{reason} ({last})"),
+            kind="lost",
+            log_lines=tuple(words[-NUM_LOG_LINES:]),
+        )
+
+    def _words(self, state: RunState, task: SentTask) -> list[str]:
+        folder = RunFolder(self._folder, state.run.run_id)
+        return last_words(folder, _attempt_of(state, task), task.logs(self._folder))
+
+    def _last_sign_s(self, state: RunState, task: SentTask) -> float:
+        signs = [task.submission.created_at]
+        if state.attempt is not None:
+            signs.append(state.attempt.end_s or state.attempt.start_s)
+            lease = RunFolder(self._folder, state.run.run_id).lease()
+            if lease is not None:
+                signs.append(lease.heartbeat_s)
+        return max(signs)
+
+
+def _attempt_of(state: RunState, task: SentTask) -> Attempt | None:
+    """Return the newest attempt, if it came after the task was sent."""
+    return state.attempt if state.attempt is not None and task.is_before(state.attempt) else None
+
+
+def _become(state: RunState, name: str, reason: str | None) -> RunState:
+    return dataclasses.replace(state, state=name, reason=reason)
+
+
+def _where(task: SentTask, job: JobState) -> str:
+    """Return what is said of a run that does not train although its job is at work."""
+    where = f"{job.name} {job.state}" + (f" on {job.node}" if job.node else "")
+    shares = len(task.run_ids)
+    return f"{where}, one of its {shares} runs" if shares > 1 else f"{where}, starting up"
+
+
+def _why_it_waits(state: RunState, job: JobState) -> str:
+    parts = [f"{job.name} {job.state}" + (f" ({job.reason})" if job.reason else "")]
+    if job.restarts:
+        parts.append(f"put back {job.restarts} times" if job.restarts > 1 else "put back once")
+    if state.attempt is not None and state.attempt.exit_reason:
+        parts.append(f"before: {state.attempt.exit_reason}")
+    # Nothing lets go of a job that is held but a person.
+    if job.reason is not None and "held" in job.reason.lower():
+        parts.append(f"until `scontrol release {job.job_id}`")
+    return ", ".join(parts)
+
+
+_MEASURED = (
+    "loss",
+    "loss_se",
+    "perplexity",
+    "bits_per_byte",
+    "wall_s",
+    "step_s_median",
+    "peak_mem_bytes",
+    "tokens_per_s",
+)
+
+_KEPT = (*_MEASURED, "n_attempts", "status", "status_reason", "excluded_reason")
 
 
 def runs_row(state: RunState) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.planner import Plan
 
 # Of a checkpoint's files, those of a run that will not be resumed.

@@ -29,8 +29,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from isoflop.data.prepare import prepare
-from isoflop.launch.slurm.states import study_truth
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.status import study_truth
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import Plan, make_plan
 from made_studies import micro

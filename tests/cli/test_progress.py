@@ -9,7 +9,7 @@ from rich.console import Console
 from isoflop.cli.progress import Estimator, Watcher
 from isoflop.launch.job import Ending, Job
 from isoflop.launch.local import Session
-from isoflop.launch.pool import Event
+from isoflop.launch.workers import Event
 from isoflop.plan.planner import make_plan
 from made_studies import micro
 

@@ -15,7 +15,7 @@ from isoflop.cli import main
 from isoflop.interpret.attribution import ATTRIBUTION
 from isoflop.interpret.linear import LINEARITY
 from isoflop.interpret.recording import read_recording
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.tables import read_table
 
 VERBS = ("record", "linear", "geometry", "intervene", "usage", "page")

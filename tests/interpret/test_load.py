@@ -13,7 +13,7 @@ from isoflop.data.prepare import prepare
 from isoflop.data.sources import PrepareOptions
 from isoflop.errors import UserError
 from isoflop.interpret.load import open_run, untrained
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.artefact import read_plan
 from isoflop.train.evaluate import evaluate
 

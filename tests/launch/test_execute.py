@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from isoflop.launch import attempt as attempting
-from isoflop.launch import heartbeat
+from isoflop.launch import execute as executing
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Ending, Job
 from isoflop.launch.metrics import newest_by_step
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights, prune_weights, remove_checkpoints
 from isoflop.placement import Placement
 from isoflop.plan.planner import Plan, make_plan
@@ -130,7 +129,7 @@ def test_lost_work_counts_as_time_spent(tmp_path: Path) -> None:
 def test_a_process_that_was_succeeded_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.01)
     job, folder = job_in(tmp_path, made_spec(steps=2000), placement=Placement())
 
     def on_step(metrics: Any, steps: int) -> None:
@@ -200,12 +199,12 @@ def test_nothing_can_be_written_and_the_reason_is_told_all_the_same(
 
     for name in ("write_result", "end_attempt"):
         monkeypatch.setattr(RunFolder, name, full)
-    monkeypatch.setattr(attempting, "write_text_atomic", full)
+    monkeypatch.setattr(executing, "write_text_atomic", full)
     assert go(job) == Ending(status="failed", reason="OSError: [Errno 28] No space left on device")
 
 
 def test_a_heartbeat_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.001)
     job, _ = job_in(tmp_path)
     real, beats = RunFolder.beat, iter(range(10**6))
     went_on = threading.Event()

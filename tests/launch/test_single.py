@@ -15,9 +15,9 @@ import pytest
 
 from isoflop.data.prepare import prepare
 from isoflop.data.windows import open_data
-from isoflop.launch.signals import StopFlag
+from isoflop.launch.callbacks import StopFlag
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.single import train_one
-from isoflop.launch.store import RunFolder
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import PlannedRun

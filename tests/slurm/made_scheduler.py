@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from isoflop.files import write_json_atomic
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.records import (
     SentArray,
     Submission,
@@ -18,9 +19,7 @@ from isoflop.launch.slurm.records import (
     comment_of,
     write_submission,
 )
-from isoflop.launch.slurm.states import Truth, study_truth
-from isoflop.launch.status import RunState
-from isoflop.launch.store import RunFolder
+from isoflop.launch.status import RunState, Truth, study_truth
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from made_studies import micro

@@ -13,10 +13,9 @@ from typing import Any
 from command import isoflop
 from isoflop.data.prepare import prepare
 from isoflop.data.windows import open_data
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.records import SentArray, element_id, read_submissions
-from isoflop.launch.slurm.states import study_truth
-from isoflop.launch.status import RunState
-from isoflop.launch.store import RunFolder
+from isoflop.launch.status import RunState, study_truth
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.plan.runs import PlannedRun

@@ -10,7 +10,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from isoflop.cli.cancel import cancel
-from isoflop.launch.slurm.states import live_runs
+from isoflop.launch.status import live_runs
 from slurm.made_scheduler import Scheduler, Sent, line
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from command import isoflop, start
 from isoflop.cli.status import status_json
-from isoflop.launch.slurm.states import study_truth
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.status import study_truth
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
 from made_studies import micro

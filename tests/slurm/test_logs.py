@@ -10,8 +10,7 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli.logs import logs
 from isoflop.errors import UserError
-from isoflop.launch.slurm.logs import follow
-from isoflop.launch.tail import tail
+from isoflop.launch.slurm.logs import follow, tail
 from slurm.made_scheduler import Sent
 
 

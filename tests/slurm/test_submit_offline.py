@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 from isoflop.cli.submit import submit as command
 from isoflop.data.prepare import prepare as prepare_data
 from isoflop.errors import UserError
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors
 from isoflop.launch.slurm import submit as submitting
-from isoflop.launch.slurm.prepare import arrays_of, dry_run_texts, prepare
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import (
     array_folder,
@@ -29,8 +29,7 @@ from isoflop.launch.slurm.records import (
     read_submissions,
     write_options,
 )
-from isoflop.launch.slurm.submit import send, submit
-from isoflop.launch.store import RunFolder
+from isoflop.launch.slurm.submit import arrays_of, dry_run_texts, prepare, send, submit
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from made_studies import micro

@@ -11,10 +11,10 @@ import pytest
 from isoflop.data.prepare import prepare as prepare_data
 from isoflop.data.windows import open_data
 from isoflop.families import PATHS_VARIABLE, add_family_folder
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import read_submissions, write_options
 from isoflop.launch.slurm.submit import submit
-from isoflop.launch.store import RunFolder
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.train.loop import Placement, train_run

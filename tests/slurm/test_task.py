@@ -10,9 +10,9 @@ import pytest
 from isoflop.files import write_json_atomic
 from isoflop.launch import execute as executing
 from isoflop.launch.job import Ending, Job
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import task
 from isoflop.launch.slurm.records import jobs_file, write_options
-from isoflop.launch.store import RunFolder
 
 RUNS = ("a" * 64, "b" * 64)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.files import read_json, write_json_atomic
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import scheduler
+from isoflop.launch.slurm.queue import Queue, SentTask, look
 from isoflop.launch.slurm.records import LAUNCH_FOLDER
-from isoflop.launch.slurm.sent import Queue, SentTask, look
-from isoflop.launch.store import RunFolder
 from isoflop.plan.planner import Plan
 
 CANCELLED_FILE = "cancelled.json"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isoflop.launch.run_folder import Attempt, RunFolder
 from isoflop.launch.slurm.scheduler import JobState
-from isoflop.launch.store import Attempt, RunFolder
 
 KINDS = {
     "oom": "out of memory",

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.errors import UserError, shown
-from isoflop.launch.slurm.sent import SentTask
-from isoflop.launch.store import Attempt, RunFolder
-from isoflop.launch.tail import tail
+from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.slurm.queue import SentTask
 
 _POLL_S = 0.5
+
+
+# Enough for the last lines of any traceback, and for some rows of metrics.
+TAIL_BYTES = 16_384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,3 +126,15 @@ def follow(paths: Sequence[Path], is_over: Callable[[], bool]) -> Iterator[str]:
 
 def _told(lines: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
+
+
+def tail(path: Path, max_bytes: int = TAIL_BYTES) -> list[str]:
+    """Return the last whole lines of a file that so many bytes hold; none if it is not there."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - max_bytes))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return lines[1:] if size > max_bytes else lines

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import records
-from isoflop.launch.slurm.states import Truth
-from isoflop.launch.status import RunState
-from isoflop.launch.store import RunFolder
+from isoflop.launch.status import RunState, Truth
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import ModelShape, estimate_memory, format_bytes, model_shape
 from isoflop.spec import shown_id

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.files import read_json
-from isoflop.launch.signals import StopFlag
+from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.slurm.records import jobs_file, read_options
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Share:
         if job.placement.num_ranks == 1:
             return self._until_decided(job, None)
         if self._place is None:
-            from isoflop.launch.torchrun import run_ranks
+            from isoflop.launch.ranks import run_ranks
 
             return run_ranks(
                 job,
@@ -186,8 +186,8 @@ class Share:
         prune_weights(self._folder, read_plan(self._folder))
 
     def _is_parked(self, run_id: str) -> bool:
+        from isoflop.launch.run_folder import RunFolder
         from isoflop.launch.slurm.failures import num_failures
-        from isoflop.launch.store import RunFolder
 
         folder = RunFolder(self._folder, run_id)
         return num_failures(folder, read_options(self._folder)) >= self._max_failures

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from isoflop.data.windows import open_data
-from isoflop.launch import torchrun
+from isoflop.launch import ranks as launching
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Ending, Job
 from isoflop.launch.local import open_session
-from isoflop.launch.process import ProcessIdentity
-from isoflop.launch.torchrun import run_ranks
+from isoflop.launch.ranks import run_ranks
+from isoflop.launch.run_folder import ProcessIdentity
 from isoflop.placement import Placement
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
@@ -79,7 +79,7 @@ def signal_only_rank_1(messages: list[Mapping[str, Any]], stop: str, signalled: 
 def test_one_rank_is_stopped_and_one_process_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torchrun, "_signal_ranks", signal_only_rank_1)
+    monkeypatch.setattr(launching, "_signal_ranks", signal_only_rank_1)
     job = made_job(tmp_path / "stopped", parallel="channel")
     seen: list[int] = []
 
@@ -128,7 +128,7 @@ def test_a_rank_that_dies_takes_the_run_down(tmp_path: Path) -> None:
             killed_s.append(time.monotonic())
 
     ending = run_ranks(job, 2, on_step=kill_rank_1, should_stop=lambda: None)
-    assert time.monotonic() - killed_s[0] < torchrun.END_GRACE_S
+    assert time.monotonic() - killed_s[0] < launching.END_GRACE_S
     assert ending.status == "failed"
     assert ending.reason is not None
     assert ending.reason.startswith("rank 1: died (exit code -9); rank 0: ")
@@ -158,7 +158,7 @@ import sys
 from pathlib import Path
 from isoflop.files import read_json
 from isoflop.launch.job import Job
-from isoflop.launch.torchrun import run_ranks
+from isoflop.launch.ranks import run_ranks
 
 job = Job.from_json(read_json(Path(sys.argv[1]), "job"))
 run_ranks(job, 2, on_step=lambda *_: print("step", flush=True), should_stop=lambda: None)
@@ -187,7 +187,7 @@ def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:
 
 
 def identity(pid: int) -> ProcessIdentity:
-    from isoflop.launch.process import _start_ticks
+    from isoflop.launch.run_folder import _start_ticks
 
     values = ProcessIdentity.of_this_process().to_json()
     return ProcessIdentity.from_json({**values, "pid": pid, "start_ticks": _start_ticks(pid)})
@@ -216,13 +216,13 @@ def identity(pid: int) -> ProcessIdentity:
     ],
 )
 def test_why_ranks_failed(messages: list[dict[str, Any]], stderr: str, reason: str) -> None:
-    ending = torchrun._ending(messages, 1, stderr)
+    ending = launching._ending(messages, 1, stderr)
     assert ending.status == "failed"
     assert ending.reason is not None
     assert ending.reason.endswith(reason)
 
 
 def test_lines_of_libraries_are_no_messages() -> None:
-    assert torchrun._message("warning: {}\n") == {}
-    assert torchrun._message("17\n") == {}
-    assert torchrun._message('{"rank": 0, "pid": 1}\n') == {"rank": 0, "pid": 1}
+    assert launching._message("warning: {}\n") == {}
+    assert launching._message("17\n") == {}
+    assert launching._message('{"rank": 0, "pid": 1}\n') == {"rank": 0, "pid": 1}

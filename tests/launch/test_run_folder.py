@@ -13,10 +13,9 @@ import pytest
 
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
-from isoflop.launch import store
+from isoflop.launch import run_folder as module
 from isoflop.launch.metrics import newest_by_step
-from isoflop.launch.process import ProcessIdentity
-from isoflop.launch.store import RunFolder
+from isoflop.launch.run_folder import ProcessIdentity, RunFolder
 from isoflop.plan.planner import make_plan
 from made_studies import micro
 
@@ -36,7 +35,7 @@ def _dead_process() -> ProcessIdentity:
         [
             sys.executable,
             "-c",
-            "import json; from isoflop.launch.process import ProcessIdentity as P;"
+            "import json; from isoflop.launch.run_folder import ProcessIdentity as P;"
             "print(json.dumps(P.of_this_process().to_json()))",
         ],
         check=True,
@@ -108,10 +107,10 @@ def test_a_holder_on_another_machine_lives_by_its_heartbeat(
     _change_holder(folder, 1, host="elsewhere", pid=1)
     assert folder.claim({}) is None
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + store.LEASE_TIMEOUT_S + 1)
+    monkeypatch.setattr(time, "time", lambda: now + module.LEASE_TIMEOUT_S + 1)
     folder.beat(attempt, 5, 40)
     assert folder.claim({}) is None
-    monkeypatch.setattr(time, "time", lambda: now + 2 * store.LEASE_TIMEOUT_S + 2)
+    monkeypatch.setattr(time, "time", lambda: now + 2 * module.LEASE_TIMEOUT_S + 2)
     assert folder.claim({}) is not None
 
 
@@ -184,7 +183,7 @@ def test_seconds_of_earlier_attempts_count_and_cut_lines_do_not(folder: RunFolde
     lines = [json.dumps(row) for row in rows] + ['{"attempt": 2, "wal']
     (folder.path / "metrics.jsonl").write_text("\n".join(lines))
     first, second, third = (
-        store.Attempt(
+        module.Attempt(
             number=number,
             holder=ProcessIdentity.of_this_process(),
             start_s=0.0,

@@ -1,7 +1,27 @@
-"""Starts the ranks of one run on this machine by torchrun, and watches over them."""
+"""Several processes (ranks) that train one run: how they are started, and what each of them does.
+
+:func:`run_ranks` starts them on this machine by torchrun. Each is this module as a program:
+
+    torchrun --standalone --nproc-per-node 2 -m isoflop.launch.ranks JOB.json
+
+    srun --ntasks 8 --ntasks-per-node 4 python -m isoflop.launch.ranks JOB.json
+
+JOB.json holds the fields of isoflop.launch.job.Job; its placement names the layout. USR2, TERM
+and INT, to any rank, stop the run at its next step boundary. torchrun passes on TERM and INT; USR2
+ends it and not its ranks, unless it was given --signals-to-handle=SIGTERM,SIGINT,SIGUSR2. Exit
+codes are those of isoflop.launch.single: 0 done, 1 failed or diverged, 75 stopped or held and to be
+continued; torchrun makes 1 of every code but 0.
+
+A rank writes to standard output, one JSON object a line: `{"rank", "pid"}` at the start,
+`{"step", "steps", "loss"}` a few times a second from the main rank, `{"rank", "ending"}` in the
+end. With --launched (:func:`run_ranks`) the process also ends when its standard input does, so that
+no rank outlives the one that started it, and its exit code is 0 once it wrote its ending.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import queue
@@ -15,15 +35,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from isoflop.files import write_json_atomic
+from isoflop.errors import failure_reason
+from isoflop.files import read_json, write_json_atomic
+from isoflop.launch.callbacks import Reporter, StopFlag
+from isoflop.launch.execute import execute
 from isoflop.launch.job import Ending, Job
+
+if TYPE_CHECKING:
+    from isoflop.train.ranks import Ranks
+
 
 POLL_S = 0.2
 # Time for the other ranks to end after the first one did, since one that waits for a rank that is
 # gone may not notice by itself; and for torchrun to end after its ranks.
 END_GRACE_S = 20.0
+EXIT_CODES = {"done": 0, "interrupted": 75, "held": 75}
 # In torchrun's last words: the rank that failed before the others did, and how.
 _ROOT_CAUSE = re.compile(
     r"Root Cause.*?^\s*rank\s*:\s*(\d+).*?^\s*exitcode\s*:\s*(-?\d+)", re.DOTALL | re.MULTILINE
@@ -67,7 +95,7 @@ def run_ranks(
 @contextmanager
 def _torchrun(job: Job, num_ranks: int, folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={num_ranks}", "-m", "isoflop.launch.rank", "--launched"]
+    command += [f"--nproc-per-node={num_ranks}", "-m", "isoflop.launch.ranks", "--launched"]
     threads = str(job.placement.num_threads)
     with (folder / "stderr").open("w", encoding="utf-8") as stderr:
         process = subprocess.Popen(
@@ -173,3 +201,58 @@ def _ending(messages: list[Mapping[str, Any]], code: int, stderr: str) -> Ending
         return Ending(status="failed", reason=next(iter(reasons.values())))
     told = "; ".join(f"rank {rank}: {reason}" for rank, reason in reasons.items())
     return Ending(status="failed", reason=told)
+
+
+def main() -> int:
+    """Train the job's run with the other ranks; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m isoflop.launch.ranks")
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--launched", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.launched:
+        threading.Thread(target=_end_with_standard_input, daemon=True).start()
+    ending = _run(arguments.job, StopFlag())
+    return 0 if arguments.launched else EXIT_CODES.get(ending.status, 1)
+
+
+def _end_with_standard_input() -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(1)
+
+
+def _run(path: Path, should_stop: Callable[[], str | None]) -> Ending:
+    from isoflop.train.parallel import ranks_from_environment
+
+    job = Job.from_json(read_json(path, "job"))
+    with ranks_from_environment(job.placement) as ranks:
+        _tell(rank=ranks.rank, pid=os.getpid())
+        try:
+            ending = _execute(job, ranks, should_stop)
+        except Exception as error:
+            failed = Ending(status="failed", reason=failure_reason(error))
+            _tell(rank=ranks.rank, ending=dataclasses.asdict(failed))
+            raise
+        _tell(rank=ranks.rank, ending=dataclasses.asdict(ending))
+    return ending
+
+
+def _execute(job: Job, ranks: Ranks, should_stop: Callable[[], str | None]) -> Ending:
+    from isoflop.data.windows import open_data
+
+    data = open_data(Path(job.data_folder))
+    return execute(job, data, on_step=Reporter(_tell_step), should_stop=should_stop, ranks=ranks)
+
+
+def _tell_step(step: int, steps: int, loss: float) -> None:
+    _tell(step=step, steps=steps, loss=loss)
+
+
+def _tell(**message: Any) -> None:
+    # One write per line, since all ranks share the pipe.
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

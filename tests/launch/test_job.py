@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from isoflop.launch.layout import laid_out, on_own_device
+from isoflop.launch.job import laid_out, on_own_device
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import PlacementEstimate
 

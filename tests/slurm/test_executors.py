@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from isoflop.launch.slurm.environment import (
+from isoflop.launch.slurm.executors import (
     python_command,
     scrubbed,
     scrubbed_environment,

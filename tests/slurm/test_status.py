@@ -13,7 +13,7 @@ from isoflop.launch.slurm.cancel import to_cancel
 from isoflop.launch.slurm.records import write_options
 from isoflop.launch.slurm.retry import plan_retry
 from isoflop.launch.slurm.scheduler import SchedulerError
-from isoflop.launch.slurm.states import live_runs
+from isoflop.launch.status import live_runs
 from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, Sent, line
 
 OOM = "failed: out of memory: mlp, width 64, 2 layers; try a smaller --micro-batch (2)"

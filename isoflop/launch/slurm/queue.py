@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isoflop.launch.run_folder import Attempt
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.records import (
     Submission,
@@ -17,7 +18,6 @@ from isoflop.launch.slurm.records import (
     read_submissions,
 )
 from isoflop.launch.slurm.scheduler import Answer, JobState
-from isoflop.launch.store import Attempt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
