@@ -69,6 +69,7 @@ def test_the_answer_is_among_the_tables(fits: Fits) -> None:
     assert any("compute that swiglu needs" in note for note in reading_notes(fits))
 
 
+@pytest.mark.slow
 def test_a_claim_beyond_the_measured_losses_says_so() -> None:
     better = [{**one, "loss": one["loss"] * 0.9} for one in noisy(["sgatlin"])]
     rows = multiplier_rows_for_display(fit_rows(noisy(["swiglu"]) + better, FitOptions(n_boot=30)))

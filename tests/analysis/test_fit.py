@@ -161,6 +161,7 @@ def test_display_rows_mark_bounds_and_missing_values() -> None:
     assert {r["budget"] for r in shown} == {"3e10"}
 
 
+@pytest.mark.slow
 def test_fitting_imports_neither_torch_nor_what_trains() -> None:
     script = """
 import sys

@@ -68,6 +68,7 @@ def test_every_case_gives_something_to_see(case: str, tmp_path: Path) -> None:
         assert path.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_bytes_are_the_same_each_time(tmp_path: Path) -> None:
     fits = fit_rows(CASES["edges and excluded"])
     one = write_plots(fits, tmp_path / "one")

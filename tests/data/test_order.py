@@ -151,6 +151,7 @@ class Short:
         return heldout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", family_names())
 def test_every_family_reads_the_same_tokens_also_after_a_stop(
     data: TokenData, tmp_path: Path, seen: list[Tensor], family: str

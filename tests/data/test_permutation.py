@@ -66,7 +66,7 @@ def test_seeds_and_epochs_give_different_orders() -> None:
     assert 0.7 < np.mean(agreements) < 1.3
 
 
-@pytest.mark.parametrize("length", [2, 3, 4, 5, 7])
+@pytest.mark.parametrize("length", [2, 5])
 def test_small_orders_are_uniform_over_seeds(length: int) -> None:
     pairs = np.zeros((length, length), dtype=np.int64)
     for seed in range(1500):

@@ -193,6 +193,7 @@ def data(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
 
+@pytest.mark.slow
 def test_a_study_gets_the_same_table_twice(
     finished: Path, data: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

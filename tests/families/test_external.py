@@ -67,6 +67,7 @@ def test_a_family_in_a_folder_plans_counts_and_trains_a_step() -> None:
     assert next_token_loss(model(tokens), tokens) < before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bilinear")
 def test_processes_that_a_study_starts_know_the_family_and_plan_without_torch() -> None:
     code = (

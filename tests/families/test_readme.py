@@ -51,6 +51,7 @@ def test_it_computes_what_it_says() -> None:
     assert torch.allclose(layer(x), torch.einsum("td,df,te,ef,fg->tg", x, w, x, v, u), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", ["ladder", "flops_per_token"])
 def test_it_is_planned_and_learns(match: str) -> None:
     plan = make_plan(micro(archs=("swiglu", "bilinear"), match=match))

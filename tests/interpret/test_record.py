@@ -196,6 +196,7 @@ def test_passes_over_long_windows_are_small(
     assert max(sizes) <= 2 * SEQ_LEN
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """What the process holds after each pass, against what it has written until then."""
     subject = untrained_subject(heldout=made_heldout(5000))

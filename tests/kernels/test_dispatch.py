@@ -86,6 +86,7 @@ def test_each_name_reaches_its_own_code(monkeypatch):
     assert "isoflop_kernels" not in seen["reference"]
 
 
+@pytest.mark.slow
 def test_works_where_triton_and_isoflop_cannot_be_imported_and_warns_about_nothing():
     code = """
 import sys, warnings

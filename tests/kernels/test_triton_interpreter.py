@@ -72,6 +72,7 @@ except ValueError as error:
     ]
 
 
+@pytest.mark.slow
 def test_compiled_kernels_refuse_tensors_on_cpu():
     code = """
 import torch, isoflop_kernels

@@ -220,6 +220,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(
     assert attempts == {"mlp": 2, "sgatlin": 1}
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_a_result_and_not_tried_again(tmp_path: Path) -> None:
     folder = planned(tmp_path / "study", micro(budgets=(5 * 10**8,), archs=("mlp",), sizes=(1,)))
     site = tmp_path / "site"
@@ -265,6 +266,7 @@ def test_a_flipped_byte_in_a_shard_stops_the_run_before_it_begins(
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_kept_weights_are_safetensors(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 

@@ -50,16 +50,13 @@ def start(*arguments: Any, **others: Any) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "names",
-    [("SIGUSR2",), pytest.param(("SIGTERM", "SIGINT"), marks=pytest.mark.slow)],
-    ids=",".join,
-)
+@pytest.mark.slow
 def test_signals_stop_it_at_a_step_and_it_goes_on_to_the_same_loss(
-    names: tuple[str, ...], planned: tuple[Path, PlannedRun, PlannedRun]
+    planned: tuple[Path, PlannedRun, PlannedRun],
 ) -> None:
     folder, run, _ = planned
     run_folder = RunFolder(folder, run.run_id)
+    names = ("SIGUSR2", "SIGTERM", "SIGINT")
     for number, name in enumerate(names, start=1):
         process = start(folder, run.run_id[:12])
         while (lease := run_folder.lease()) is None or lease.attempt < number:
@@ -98,6 +95,7 @@ def test_a_mistake_is_one_line(planned: tuple[Path, PlannedRun, PlannedRun]) -> 
     assert "run = 'no-such-run'" in err
 
 
+@pytest.mark.slow
 def test_a_disk_with_no_room_for_checkpoints_costs_no_result(
     planned: tuple[Path, PlannedRun, PlannedRun],
 ) -> None:

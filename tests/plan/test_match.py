@@ -19,8 +19,9 @@ from isoflop.study import PAPER_ARCHS, Study, Variant
 from made_studies import micro
 
 MATCHED = ("flops_per_token", "active_params")
-PAPER_SIZES = range(2, 9)
-MICRO_SIZES = range(1, 9)
+PAPER_SIZES = (2, 5, 8)
+# Where moe cannot be matched, the first size where it can, and the largest.
+MICRO_SIZES = (1, 2, 3, 8)
 
 
 def study_of(recipe: str, sizes: tuple[int, ...], **changes: object) -> Study:

@@ -102,6 +102,7 @@ def test_dense_runs_follow_the_reference_at_every_step(run: str) -> None:
     assert evaluation.reference_perplexity > evaluation.perplexity * 1.005
 
 
+@pytest.mark.slow
 def test_sgatlin_follows_the_reference_as_far_as_it_follows_itself() -> None:
     # Once a single top-k choice flips, trajectories part, and which flips first depends on the
     # processor: the reference against itself, from weights multiplied by 1 + 1e-6 * normal, differs

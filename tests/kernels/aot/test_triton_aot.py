@@ -147,6 +147,7 @@ assert report.atomics == 1, report
     compiled(tmp_path, code)
 
 
+@pytest.mark.slow
 def test_the_command_names_its_targets(tmp_path):
     code = "from isoflop_kernels import aot; print(aot.parse(sys.argv[1:]))"
     assert compiled(tmp_path, f"import sys; {code}") == "['sm_90']\n"
