@@ -1,12 +1,34 @@
-"""How much the losses of a table scatter: residuals of the curves, and seed noise where measured.
+"""The one bootstrap: its kinds, how much losses scatter, and what is drawn from that.
 
-Both come with their degrees of freedom, since an interval made from few of them must be wider.
+Three kinds, always named in the tables:
+
+- ``residual``: relative residuals of the fit, times √(m / (m − p)) for its p coefficients, are
+  drawn with replacement and put on the fitted losses.
+- ``parametric``: Gaussian noise as large as the scatter of repeated cells (the same parameters and
+  tokens, other seeds).
+- ``case``: points are drawn with replacement. A draw with too few sizes fails, so that intervals
+  are too wide with few points; meant for many.
+
+The first two multiply the noise of each draw by √(dof / χ²_dof), the uncertainty of a variance that
+was estimated from few degrees of freedom, so that intervals have Student's tails.
+
+Two sorts of fits are drawn for. *Optima* of single budgets (``draw_optima``): ``auto`` is
+parametric with ``MIN_SEED_DOF`` degrees of freedom of repeats, else residual, and a budget with
+fewer than ``OWN_DOF`` residual degrees of freedom draws from those of all budgets of its family.
+*Laws* of all points of a family (``draw_losses``): ``auto`` is case from ``MIN_POINTS_FOR_CASES``
+points on, else residual.
+
+Pairing: draw i of one family belongs with draw i of every other. The random numbers of a budget
+come from (seed, budget) alone, and points are in the order of their sizes and seeds, so two
+families with the same design draw the same cells; those of a law from the seed and the number of
+points. Parametric noise is independent between families, since equal seeds need not mean equal
+noise.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,16 +37,13 @@ import numpy as np
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
-    FINDERS,
     INTERIOR,
-    MIN_SIZES,
+    METHODS,
+    MIN_DISTINCT_SIZES,
     Codes,
+    FitMethod,
     Method,
     Minima,
-    fit_parabolas,
-    fit_robust,
-    size_means,
-    window_of,
 )
 from isoflop.analysis.points import (
     RESOURCES,
@@ -37,12 +56,162 @@ from isoflop.analysis.points import (
 )
 from isoflop.arrays import Floats
 
+Kind = Literal["residual", "parametric", "case"]
+Requested = Literal["auto", "residual", "parametric", "case"]
+
+# Degrees of freedom of repeated cells from which `auto` trusts their noise for optima.
+MIN_SEED_DOF = 4
+# Those that a law needs for noise from repeats when it is asked for.
+MIN_SEED_DOF_OF_LAW = 3
+MIN_POINTS_FOR_CASES = 60
+
 # A budget with fewer residual degrees of freedom uses those of all budgets of its family: Student's
 # 97.5 % quantile is 12.7, 3.2 and 2.3 at 1, 3 and 8, and the residuals of four points about a
 # parabola are one number.
 OWN_DOF = 8
 
-_COEFFICIENTS = 3
+# A parabola has as many coefficients as it needs sizes.
+_COEFFICIENTS = MIN_DISTINCT_SIZES
+_STREAM_OF_LAWS = 81_263
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resampling:
+    """How the intervals of a law are made."""
+
+    n_boot: int = 1000
+    """Draws; 0 makes no intervals."""
+    seed: int = 0
+    kind: Requested = "auto"
+    confidence: float = 0.95
+
+
+DEFAULT_RESAMPLING = Resampling()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedNoise:
+    """Standard deviation of ln(loss) between runs that differ in their seed alone."""
+
+    relative_sd: float
+    """0 where dof is 0."""
+    dof: int
+    """Repeats beyond the first, summed over the cells."""
+    n_cells: int
+    """Cells with repeats."""
+
+
+def kind_for_optima(selection: Selection, requested: Requested = "auto") -> Kind:
+    """Return the kind of bootstrap that a table supports for its optima.
+
+    A request for ``parametric`` without any repeated cell falls back to ``residual``.
+    """
+    dof = seed_noise(selection).dof
+    automatic: Kind = "parametric" if dof >= MIN_SEED_DOF else "residual"
+    return _kind(requested, automatic, has_repeats=dof > 0)
+
+
+def kind_for_law(cells: Sequence[object], requested: Requested = "auto") -> Kind:
+    """Return the kind of bootstrap that points support for a law through all of them.
+
+    ``cells`` names the cell of each point, alike for repeats. A request for ``parametric`` with
+    too few repeats falls back to ``residual``.
+    """
+    automatic: Kind = "case" if len(cells) >= MIN_POINTS_FOR_CASES else "residual"
+    dof = len(cells) - len(set(cells))
+    return _kind(requested, automatic, has_repeats=dof >= MIN_SEED_DOF_OF_LAW)
+
+
+def _kind(requested: Requested, automatic: Kind, *, has_repeats: bool) -> Kind:
+    kind = automatic if requested == "auto" else requested
+    return "residual" if kind == "parametric" and not has_repeats else kind
+
+
+def seed_noise(selection: Selection, arch: str | None = None) -> SeedNoise:
+    """Pool the variance of ln(loss) within the repeated cells of a table, or of one arch.
+
+    A cell is one arch, budget, number of parameters and number of tokens.
+    """
+    runs = [
+        ((*key, *point.size_key), float(np.log(point.loss)))
+        for key, points in selection.groups.items()
+        if arch in (None, key[0])
+        for point in points
+    ]
+    return noise_of_repeats([value for _, value in runs], [cell for cell, _ in runs])
+
+
+def noise_of_repeats(values: Iterable[float], cells: Iterable[object]) -> SeedNoise:
+    """Pool the variance of values within cells; ``cells`` names the cell of each value."""
+    by_cell: dict[object, list[float]] = {}
+    for value, cell in zip(values, cells, strict=True):
+        by_cell.setdefault(cell, []).append(value)
+    repeated = [group for group in by_cell.values() if len(group) > 1]
+    dof = sum(len(group) - 1 for group in repeated)
+    squares = sum(float(np.var(group)) * len(group) for group in repeated)
+    sd = float(np.sqrt(squares / dof)) if dof else 0.0
+    return SeedNoise(relative_sd=sd, dof=dof, n_cells=len(repeated))
+
+
+def widened(residuals: Floats, num_coefficients: int) -> Floats:
+    """Return residuals centred and as wide as the noise of a fit with so many coefficients."""
+    num = len(residuals)
+    return (residuals - residuals.mean()) * np.sqrt(num / (num - num_coefficients))
+
+
+def student_factor(chi_squared: Floats, dof: int) -> Floats:
+    """Return √(dof / χ²_dof), which gives Gaussian noise Student's tails."""
+    return np.asarray(np.sqrt(dof / chi_squared))
+
+
+def chi_squared_at(uniform: Floats, dof: int) -> Floats:
+    """Turn uniform draws into draws of χ²_dof."""
+    from scipy.special import gammaincinv
+
+    return np.asarray(2 * gammaincinv(dof / 2, np.maximum(uniform, 1e-9)))
+
+
+def draw_losses(
+    target: Floats,
+    fitted: Floats,
+    cells: Sequence[object],
+    kind: Kind,
+    resampling: Resampling,
+    *,
+    num_coefficients: int,
+    arch: str,
+) -> tuple[Floats, Floats]:
+    """Draw the losses that a law is fitted to again.
+
+    Args:
+        target: losses of the points, in the unit that the law is fitted in [n].
+        fitted: the law at the points [n].
+        cells: the cell of each point, alike for repeats.
+        kind: as ``kind_for_law`` gives it.
+        resampling: number of draws and seed.
+        num_coefficients: parameters of the law.
+        arch: name of the family, for noise of its own.
+
+    Returns:
+        Targets [B, n] and weights [B, n]; either may have a single row for all draws.
+    """
+    num, n_boot = len(target), resampling.n_boot
+    # Seeds of two archs are no pairs: their Gaussian noise must not be the same numbers.
+    own = (zlib.crc32(arch.encode()),) if kind == "parametric" else ()
+    rng = np.random.default_rng((_STREAM_OF_LAWS, resampling.seed, *own))
+    if kind == "case":
+        drawn = rng.integers(0, num, (n_boot, num))
+        weights = np.stack([np.bincount(draw, minlength=num) for draw in drawn])
+        return target[None], weights.astype(np.float64)
+    if kind == "residual":
+        dof = num - num_coefficients
+        noise = widened(target - fitted, num_coefficients)[rng.integers(0, num, (n_boot, num))]
+    else:
+        repeats = noise_of_repeats(target.tolist(), cells)
+        dof = repeats.dof
+        noise = rng.normal(0.0, repeats.relative_sd, (n_boot, num))
+    noise = noise * student_factor(rng.chisquare(dof, (n_boot, 1)), dof)
+    return fitted + noise, np.ones((1, num))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,115 +227,6 @@ class Noise:
     """Whether the pool holds the residuals of the family's other budgets too."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SeedNoise:
-    """Standard deviation of ln(loss) between runs that differ in their seed alone."""
-
-    relative_sd: float
-    """0 where dof is 0."""
-    dof: int
-    """Repeats beyond the first, summed over the cells."""
-    n_cells: int
-
-
-def seed_noise(selection: Selection, arch: str | None = None) -> SeedNoise:
-    """Pool the variance of ln(loss) within the repeated cells of a table, or of one arch.
-
-    A cell is one arch, budget, number of parameters and number of tokens.
-    """
-    squares, dof, num_cells = 0.0, 0, 0
-    for (name, _), points in selection.groups.items():
-        if arch is not None and name != arch:
-            continue
-        cells: dict[tuple[float, float], list[float]] = {}
-        for point in points:
-            cells.setdefault(point.size_key, []).append(float(np.log(point.loss)))
-        for losses in cells.values():
-            if len(losses) > 1:
-                squares += float(np.var(losses)) * len(losses)
-                dof += len(losses) - 1
-                num_cells += 1
-    sd = float(np.sqrt(squares / dof)) if dof else 0.0
-    return SeedNoise(relative_sd=sd, dof=dof, n_cells=num_cells)
-
-
-def residual_noise(profiles: Mapping[GroupKey, Profile], method: Method) -> dict[GroupKey, Noise]:
-    """Return the noise of each group with at least one residual degree of freedom.
-
-    Only budgets with an interior optimum lend their residuals to others: about a minimum far off
-    the grid a parabola fits worst.
-    """
-    fitted = {key: _fitted(profile, method) for key, profile in profiles.items()}
-    fitted = {key: pair for key, pair in fitted.items() if len(pair[1]) > _COEFFICIENTS}
-    by_arch: dict[str, list[Floats]] = {}
-    for key in sorted(fitted):
-        if _is_interior(profiles[key], method):
-            by_arch.setdefault(key[0], []).append(fitted[key][1])
-    noise = {}
-    for key, (curve, residuals) in fitted.items():
-        is_shared = len(residuals) - _COEFFICIENTS < OWN_DOF
-        pools = by_arch.get(key[0], []) if is_shared else [residuals]
-        if not pools:
-            continue
-        noise[key] = Noise(
-            curve=curve,
-            pool=np.concatenate([_corrected(pool) for pool in pools]),
-            dof=sum(len(pool) - _COEFFICIENTS for pool in pools),
-            is_shared=is_shared,
-        )
-    return noise
-
-
-def student_factor(uniform: Floats, dof: int) -> Floats:
-    """Turn uniform draws into √(dof / χ²_dof), which gives Gaussian noise Student's tails."""
-    from scipy.special import gammaincinv
-
-    chi_squared = 2 * gammaincinv(dof / 2, np.maximum(uniform, 1e-9))
-    return np.asarray(np.sqrt(dof / chi_squared))
-
-
-def budget_rng(seed: int, budget_flops: float, arch: str | None = None) -> np.random.Generator:
-    """Return the generator of a budget, shared by all archs unless one is named."""
-    entropy = [seed, int(np.float64(budget_flops).view(np.uint64))]
-    if arch is not None:
-        entropy.append(zlib.crc32(arch.encode()))
-    return np.random.default_rng(entropy)
-
-
-def _is_interior(profile: Profile, method: Method) -> bool:
-    return bool(FINDERS[method](profile.log_x, profile.loss[None], None).code[0] == INTERIOR)
-
-
-def _corrected(residuals: Floats) -> Floats:
-    num = len(residuals)
-    return (residuals - residuals.mean()) * np.sqrt(num / (num - _COEFFICIENTS))
-
-
-def _fitted(profile: Profile, method: Method) -> tuple[Floats, Floats]:
-    """Return a smooth curve at all points and the relative residuals of those it was fitted to.
-
-    The curve is the method's own parabola. Akima's spline passes through the mean of every size
-    and leaves no residual, and noise added to noisy means would count twice: the windowed parabola
-    stands in.
-    """
-    log_x, loss = profile.log_x, profile.loss
-    if method in ("parabola", "parabola_robust"):
-        fit = fit_parabolas if method == "parabola" else fit_robust
-        curve = fit(log_x, loss[None]).at(log_x)[0]
-        return curve, loss / curve - 1
-    sizes, means = size_means(log_x, loss[None])
-    inside = window_of(log_x, sizes, int(np.argmin(means[0])))
-    curve = fit_parabolas(log_x[inside], loss[None, inside]).at(log_x)[0]
-    return curve, (loss / curve - 1)[inside]
-
-
-BootstrapKind = Literal["residual", "parametric", "case"]
-Requested = Literal["auto", "residual", "parametric", "case"]
-
-# Degrees of freedom of repeated cells from which `auto` trusts their noise.
-MIN_SEED_DOF = 4
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Draws:
     """The optima of all groups in every draw, for one axis and method.
@@ -177,7 +237,7 @@ class Draws:
 
     axis: Axis
     method: Method
-    kind: BootstrapKind
+    kind: Kind
     n_boot: int
     seed: int
     x_opt: dict[GroupKey, Floats]
@@ -192,39 +252,27 @@ class Draws:
     no entry where the table lacks the resource at any of them."""
 
 
-def choose_kind(selection: Selection, requested: Requested = "auto") -> BootstrapKind:
-    """Return the kind to use: as requested, or for ``auto`` what the table can support.
-
-    ``parametric`` when repeated cells measure the seed noise with at least ``MIN_SEED_DOF``
-    degrees of freedom, else ``residual``. A request for ``parametric`` without any repeated cell
-    falls back to ``residual``; the tables name the kind used.
-    """
-    dof = seed_noise(selection).dof
-    if requested == "auto":
-        return "parametric" if dof >= MIN_SEED_DOF else "residual"
-    return "residual" if requested == "parametric" and dof == 0 else requested
-
-
 def draw_optima(
     selection: Selection,
     *,
     axis: Axis,
     method: Method,
-    kind: BootstrapKind = "residual",
+    kind: Kind = "residual",
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Draws:
     """Draw the optima of all groups ``n_boot`` times; the same input gives the same draws."""
+    used = METHODS[method]
     profiles = {key: profile_of(points, axis) for key, points in selection.groups.items()}
-    profiles = {k: p for k, p in profiles.items() if p.num_sizes >= MIN_SIZES[method]}
-    noise = residual_noise(profiles, method)
+    profiles = {k: p for k, p in profiles.items() if p.num_sizes >= used.min_sizes}
+    noise = _residual_noise(profiles, used)
     seeds = seed_noise(selection)
     x_opt, loss_opt, edge = {}, {}, {}
     for key in noise:
         loss, weight = _losses(profiles[key], key, noise[key], seeds, kind, n_boot, seed)
-        minima = FINDERS[method](profiles[key].log_x, loss, weight)
-        if method == "akima" and weight is None:
-            minima = _about_estimate(minima, profiles[key])
+        minima = used.find(profiles[key].log_x, loss, weight)
+        if used.is_low and weight is None:
+            minima = _about_estimate(minima, profiles[key], used)
         x_opt[key], loss_opt[key] = np.exp(minima.log_x), minima.loss
         edge[key] = minima.code
     return Draws(
@@ -240,19 +288,52 @@ def draw_optima(
     )
 
 
+def _residual_noise(
+    profiles: Mapping[GroupKey, Profile], method: FitMethod
+) -> dict[GroupKey, Noise]:
+    """Return the noise of each group with at least one residual degree of freedom.
+
+    Only budgets with an interior optimum lend their residuals to others: about a minimum far off
+    the grid a parabola fits worst.
+    """
+    fitted = {key: method.residuals(p.log_x, p.loss) for key, p in profiles.items()}
+    fitted = {key: pair for key, pair in fitted.items() if len(pair[1]) > _COEFFICIENTS}
+    by_arch: dict[str, list[Floats]] = {}
+    for key in sorted(fitted):
+        if _estimate(profiles[key], method).code[0] == INTERIOR:
+            by_arch.setdefault(key[0], []).append(fitted[key][1])
+    noise = {}
+    for key, (curve, residuals) in fitted.items():
+        is_shared = len(residuals) - _COEFFICIENTS < OWN_DOF
+        pools = by_arch.get(key[0], []) if is_shared else [residuals]
+        if not pools:
+            continue
+        noise[key] = Noise(
+            curve=curve,
+            pool=np.concatenate([widened(pool, _COEFFICIENTS) for pool in pools]),
+            dof=sum(len(pool) - _COEFFICIENTS for pool in pools),
+            is_shared=is_shared,
+        )
+    return noise
+
+
+def _estimate(profile: Profile, method: FitMethod) -> Minima:
+    return method.find(profile.log_x, profile.loss[None], None)
+
+
 def _losses(
     profile: Profile,
     key: GroupKey,
     noise: Noise,
     seeds: SeedNoise,
-    kind: BootstrapKind,
+    kind: Kind,
     n_boot: int,
     seed: int,
 ) -> tuple[Floats, Floats | None]:
     """Return the losses [B, n] of all draws of one group and, for ``case``, the points' weights."""
     arch, budget = key
     num = len(profile.loss)
-    rng = budget_rng(seed, budget)
+    rng = _budget_rng(seed, budget)
     own_scale = rng.random(n_boot)
     # Drawn point by point, so that two families share the draws of the points both have.
     share = rng.random((num, n_boot)).T
@@ -263,21 +344,30 @@ def _losses(
     common_scale = np.random.default_rng(seed).random(n_boot)
     if kind == "residual":
         drawn = noise.pool[(share * len(noise.pool)).astype(np.int64)]
-        factor = student_factor(common_scale if noise.is_shared else own_scale, noise.dof)
+        scale, dof = common_scale if noise.is_shared else own_scale, noise.dof
     else:
-        drawn = budget_rng(seed, budget, arch).standard_normal((num, n_boot)).T
+        drawn = _budget_rng(seed, budget, arch).standard_normal((num, n_boot)).T
         drawn = drawn * seeds.relative_sd
-        factor = student_factor(common_scale, seeds.dof)
+        scale, dof = common_scale, seeds.dof
+    factor = student_factor(chi_squared_at(scale, dof), dof)
     return noise.curve * (1 + factor[:, None] * drawn), None
 
 
-def _about_estimate(minima: Minima, profile: Profile) -> Minima:
-    """Shift Akima's draws, made about a smooth curve, so that Akima's estimate is their median.
+def _budget_rng(seed: int, budget_flops: float, arch: str | None = None) -> np.random.Generator:
+    """Return the generator of a budget, shared by all archs unless one is named."""
+    entropy = [seed, int(np.float64(budget_flops).view(np.uint64))]
+    if arch is not None:
+        entropy.append(zlib.crc32(arch.encode()))
+    return np.random.default_rng(entropy)
+
+
+def _about_estimate(minima: Minima, profile: Profile, method: FitMethod) -> Minima:
+    """Shift draws made about a smooth curve so that the method's estimate is their median.
 
     The lowest point of a curve through noisy means lies too low; about the curve's own minimum the
     draws would show that twice.
     """
-    estimate = FINDERS["akima"](profile.log_x, profile.loss[None], None)
+    estimate = _estimate(profile, method)
     inside = minima.code == INTERIOR
     if estimate.code[0] != INTERIOR or not inside.any():
         return minima

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isoflop.analysis.bootstrap import Draws, choose_kind, draw_optima
+from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.inputs import load_rows
 from isoflop.analysis.laws import fit_laws
-from isoflop.analysis.optima import METHODS, Method, find_optima, with_intervals
+from isoflop.analysis.optima import find_optima, with_intervals
+from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, Axis, Selection, select_points
 from isoflop.analysis.result import FitOptions, Fits
 from isoflop.tables import COMPARE, EXPONENTS, FITS, OPTIMA, VALIDITY, Schema, write_table
@@ -47,13 +48,13 @@ def fit_optima(
     selection: Selection,
     options: FitOptions = _DEFAULTS,
     *,
-    methods: Sequence[Method] = METHODS,
+    methods: Collection[Method] = METHODS,
     axes: Sequence[Axis] = AXES,
 ) -> Fits:
     """Fit optima and power laws with their intervals, and nothing that compares or validates."""
     draws: dict[tuple[Axis, Method], Draws] = {}
     if options.n_boot:
-        kind = choose_kind(selection, options.bootstrap)
+        kind = kind_for_optima(selection, options.bootstrap)
         draws = {
             (axis, method): draw_optima(
                 selection,

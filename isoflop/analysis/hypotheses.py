@@ -25,7 +25,7 @@ from isoflop.analysis.compare.differences import exponent, exponent_difference, 
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.compare.one_size import paired_loss
 from isoflop.analysis.laws import LawAxis
-from isoflop.analysis.optima import Method
+from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import Axis, Resource
 from isoflop.analysis.rules import GRAMMAR, Rule, parse_rule
 from isoflop.numbers import format_flops

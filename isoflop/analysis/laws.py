@@ -132,7 +132,8 @@ def fit_laws(
     by_arch: dict[tuple[Method, str], list[Optimum]] = {}
     for optimum in optima:
         by_arch.setdefault((optimum.method, optimum.arch), []).append(optimum)
-    keys = sorted(by_arch, key=lambda key: (METHODS.index(key[0]), key[1]))
+    order = list(METHODS)
+    keys = sorted(by_arch, key=lambda key: (order.index(key[0]), key[1]))
     return tuple(
         _fit_law(by_arch[method, arch], arch, axis, method, draws or {}, confidence, budget)
         for method, arch in keys
@@ -155,9 +156,18 @@ def law_draws(optima: Sequence[Optimum], draws: Draws, arch: str, axis: LawAxis)
     values = np.stack([source[key] for key in keys], axis=1)
     # A vertex of scattered losses can dip below zero, where no power law passes.
     log_y = np.log(np.where(values > 0, values, np.nan))
+    exponent, log_coefficient = fit_lines(x, log_y)
+    return LawDraws(exponent=exponent, log_coefficient=log_coefficient)
+
+
+def fit_lines(x: Floats, y_BK: Floats) -> tuple[Floats, Floats]:
+    """Return the least-squares slope and intercept [B] of each row over x [K].
+
+    NaN for a row with a NaN; K must be at least 2.
+    """
     off = x - x.mean()
-    exponent = (log_y @ off) / (off @ off)
-    return LawDraws(exponent=exponent, log_coefficient=log_y.mean(axis=1) - exponent * x.mean())
+    slope = (y_BK @ off) / (off @ off)
+    return slope, y_BK.mean(axis=1) - slope * x.mean()
 
 
 def _used(optima: Sequence[Optimum], axis: LawAxis) -> list[tuple[Optimum, float]]:

@@ -1,4 +1,4 @@
-"""The minimum of each isoFLOP profile by four methods, and a typed verdict on each.
+"""The minimum of each isoFLOP profile by each method, and a typed verdict on each.
 
 One profile is a family's losses at one budget over parameters, tokens or active parameters; the
 methods are those of isoflop.analysis.optima_methods. The loss is in nats per token (or the unit of
@@ -7,7 +7,7 @@ the table) and the budget is the nominal one; ``mean_flops`` tells the FLOPs ach
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,12 +18,10 @@ from isoflop.analysis.bootstrap import Draws, num_failed
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
-    FINDERS,
     INTERIOR,
     LOSS_RESOLUTION,
     METHODS,
     MIN_DISTINCT_SIZES,
-    MIN_SIZES,
     NO_MINIMUM,
     TOO_FEW,
     Method,
@@ -31,19 +29,6 @@ from isoflop.analysis.optima_methods import (
 )
 from isoflop.analysis.points import AXES, Axis, GroupKey, Point, Profile, profile_of
 from isoflop.arrays import percentiles
-
-__all__ = [
-    "LOSS_RESOLUTION",
-    "METHODS",
-    "MIN_DISTINCT_SIZES",
-    "Method",
-    "Optimum",
-    "Parabola",
-    "Status",
-    "find_optima",
-    "find_optimum",
-    "fit_parabola",
-]
 
 Status = Literal["interior", "edge_low", "edge_high", "not_convex", "flat", "too_few"]
 
@@ -182,7 +167,7 @@ def find_optimum(
 def find_optima(
     groups: Mapping[GroupKey, Sequence[Point]],
     axes: Sequence[Axis] = AXES,
-    methods: Sequence[Method] = METHODS,
+    methods: Collection[Method] = METHODS,
 ) -> tuple[Optimum, ...]:
     """Return one optimum per group, axis and method, in the order of the groups."""
     return tuple(
@@ -197,9 +182,10 @@ def _verdict(
     profile: Profile, method: Method
 ) -> tuple[Status, float | None, float | None, float | None]:
     """Return (status, x_opt, loss_opt, curvature)."""
-    if profile.num_sizes < MIN_SIZES[method]:
+    used = METHODS[method]
+    if profile.num_sizes < used.min_sizes:
         return "too_few", None, None, None
-    minima = FINDERS[method](profile.log_x, profile.loss[None], None)
+    minima = used.find(profile.log_x, profile.loss[None], None)
     log_x, loss, bend = (float(v[0]) for v in (minima.log_x, minima.loss, minima.curvature))
     curvature = bend if np.isfinite(bend) else None
     status = _STATUS[int(minima.code[0])]

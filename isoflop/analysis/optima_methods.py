@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,8 @@ from isoflop.arrays import Floats
 
 Codes = npt.NDArray[np.int8]
 
-Method = Literal["parabola", "parabola_window", "akima", "parabola_robust"]
-METHODS: tuple[Method, ...] = ("parabola", "parabola_window", "akima", "parabola_robust")
+Method = str
+"""The name of a method, as it stands in ``METHODS`` and in the tables."""
 
 INTERIOR, BELOW, ABOVE, NO_MINIMUM, TOO_FEW = 0, -1, 1, 2, 3
 
@@ -44,12 +44,7 @@ LOSS_RESOLUTION = 1e-6
 # here (a small study has no more) and shown by n_points; two leave it undetermined. Akima's slopes
 # need a fourth size to be more than that parabola.
 MIN_DISTINCT_SIZES = 3
-MIN_SIZES: dict[Method, int] = {
-    "parabola": MIN_DISTINCT_SIZES,
-    "parabola_window": MIN_DISTINCT_SIZES,
-    "akima": 4,
-    "parabola_robust": MIN_DISTINCT_SIZES,
-}
+AKIMA_MIN_SIZES = 4
 
 WINDOW_FACTOR = 4.0
 WINDOW_MIN_SIZES = 5
@@ -179,7 +174,7 @@ def akima(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Mi
     code = np.full(num, TOO_FEW, dtype=np.int8)
     patterns, pattern_of = np.unique(np.isfinite(log_mean), axis=0, return_inverse=True)
     for index, there in enumerate(patterns):
-        if np.count_nonzero(there) < MIN_SIZES["akima"]:
+        if np.count_nonzero(there) < AKIMA_MIN_SIZES:
             continue
         chosen = pattern_of.ravel() == index
         minima = _akima_minima(sizes[there], log_mean[chosen][:, there])
@@ -286,9 +281,60 @@ def _solve(z: Floats, loss_BN: Floats, weight_BN: Floats) -> Floats:
     return np.where(usable[:, None], solved, np.nan)
 
 
-FINDERS: dict[Method, Callable[[Floats, Floats, Floats | None], Minima]] = {
-    "parabola": parabola,
-    "parabola_window": parabola_window,
-    "akima": akima,
-    "parabola_robust": parabola_robust,
+def parabola_residuals(
+    log_x: Floats, loss: Floats, fit: Callable[[Floats, Floats], Parabolas] = fit_parabolas
+) -> tuple[Floats, Floats]:
+    """Return the parabola at all points and the relative residuals of all."""
+    curve = fit(log_x, loss[None]).at(log_x)[0]
+    return curve, loss / curve - 1
+
+
+def window_residuals(log_x: Floats, loss: Floats) -> tuple[Floats, Floats]:
+    """Return the windowed parabola at all points and the relative residuals inside its window.
+
+    It stands in for Akima's spline, too, which passes through the mean of every size and leaves no
+    residual: noise added to noisy means would count twice.
+    """
+    sizes, means = size_means(log_x, loss[None])
+    inside = window_of(log_x, sizes, int(np.argmin(means[0])))
+    curve = fit_parabolas(log_x[inside], loss[None, inside]).at(log_x)[0]
+    return curve, (loss / curve - 1)[inside]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitMethod:
+    """One method of finding optima: all that the analysis knows of it."""
+
+    name: Method
+    find: Callable[[Floats, Floats, Floats | None], Minima]
+    """From (ln x, losses, weights or None) to the minimum of each set of losses."""
+    residuals: Callable[[Floats, Floats], tuple[Floats, Floats]]
+    """From (ln x [n], losses [n]) to a smooth curve [n] and the relative residuals of the points
+    that it was fitted to: what the residual bootstrap draws."""
+    min_sizes: int = MIN_DISTINCT_SIZES
+    """Distinct sizes needed; with fewer the verdict is ``too_few``."""
+    is_low: bool = False
+    """Whether the minimum found in noisy losses lies too low. Draws made about a smooth curve are
+    then shifted so that the estimate is their median."""
+
+
+METHODS: dict[Method, FitMethod] = {
+    method.name: method
+    for method in (
+        FitMethod(name="parabola", find=parabola, residuals=parabola_residuals),
+        FitMethod(name="parabola_window", find=parabola_window, residuals=window_residuals),
+        FitMethod(
+            name="akima",
+            find=akima,
+            residuals=window_residuals,
+            min_sizes=AKIMA_MIN_SIZES,
+            is_low=True,
+        ),
+        FitMethod(
+            name="parabola_robust",
+            find=parabola_robust,
+            residuals=partial(parabola_residuals, fit=fit_robust),
+        ),
+    )
 }
+"""All methods by name, in the order of the tables and figures."""

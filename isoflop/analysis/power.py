@@ -15,46 +15,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isoflop.arrays import Floats
+from isoflop.analysis.laws import fit_lines
+from isoflop.analysis.optima_methods import METHODS
+from isoflop.analysis.parametric import ChinchillaLaw
+from isoflop.arrays import Floats, percentiles
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
 
-
+DEFAULT_NOISE = 0.005
+# The half-width of a 95 % interval from 2,000 draws is itself uncertain by about 3 %.
+NUM_DRAWS = 2000
 SEED = 0
+CONFIDENCE = 0.95
+# How optima are found: the default of the analysis.
+METHOD = "parabola"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surface:
-    """Loss in nats per token: e + a / N^alpha + b / D^beta, for training FLOPs C = 6·N·D."""
+    """A published loss surface, for training FLOPs C = 6·N·D."""
 
+    law: ChinchillaLaw
     source: str
-    e: float
-    a: float
-    b: float
-    alpha: float
-    beta: float
     lowest_flops: float
     """Below this the surface is not used; see assumptions."""
 
-    def terms(self, flops: float) -> tuple[float, float]:
-        """Return the terms of N and of D at the compute-optimal N and D, nats per token."""
-        ratio = self.alpha * self.a / (self.beta * self.b)
-        exponent = 1 / (self.alpha + self.beta)
-        n_opt = ratio**exponent * (flops / 6) ** (self.beta * exponent)
-        d_opt = flops / 6 / n_opt
-        return self.a / n_opt**self.alpha, self.b / d_opt**self.beta
-
 
 CHINCHILLA = Surface(
+    law=ChinchillaLaw(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658),
     source="Besiroglu et al. 2024, arXiv 2404.10102 (refit of Hoffmann et al. 2022)",
-    e=1.8172,
-    a=482.01,
-    b=2085.43,
-    alpha=0.3478,
-    beta=0.3658,
     lowest_flops=1e17,
 )
 
@@ -102,12 +94,12 @@ def with_seed(design: Design) -> Design:
 
 
 def with_size(design: Design) -> Design:
-    """The design with one size more above each grid, at the grid's mean spacing, same seeds."""
+    """Return the design with one size more above each grid: its mean spacing, its seeds."""
     return {arch: tuple(_one_size_more(c) for c in cells) for arch, cells in design.items()}
 
 
 def with_budget(design: Design) -> Design:
-    """The design with one budget more on top, at the mean spacing, on the grid of the highest."""
+    """Return the design with one budget more, at the mean spacing, on the highest one's grid."""
     budgets = sorted({cell.budget_flops for cells in design.values() for cell in cells})
     # A single budget has no spacing; half a decade is a common one.
     spacing = (budgets[-1] / budgets[0]) ** (1 / max(1, len(budgets) - 1))
@@ -166,56 +158,39 @@ def true_losses(cell: Cell, flops: float, surface: Surface) -> Floats:
     How much larger a run's model is than the centre is read from its tokens (fewer by the same
     factor at equal FLOPs), since parameters of sparse families are not what FLOPs pay for.
     """
-    at_model, at_data = surface.terms(flops)
+    law = surface.law
+    n_opt, d_opt = law.optimum(flops)
     log_tokens = np.array(cell.log_tokens)
     larger = (log_tokens.max() + log_tokens.min()) / 2 - log_tokens
-    of_model = at_model * np.exp(-surface.alpha * larger)
-    of_data = at_data * np.exp(surface.beta * larger)
-    return np.asarray(surface.e + of_model + of_data)
+    return np.asarray(law.loss(n_opt * np.exp(larger), d_opt / np.exp(larger)))
 
 
-def fit_parabolas(log_x: Sequence[float], losses: Floats) -> tuple[Floats, Floats]:
-    """Return the vertex of each draw's parabola: ln x and ln loss [draws]; NaN where not interior.
-
-    The rules of isoflop.analysis.optima for all draws at once (a test holds the two together).
+def fit_optima(cell: Cell, losses: Floats) -> tuple[Floats, Floats]:
+    """Return ln x and ln loss of each draw's optimum [draws]; NaN where it is not interior.
 
     Args:
-        log_x: ln of the axis, one per run.
+        cell: the design that the losses belong to.
         losses: nats per token [draws, runs].
     """
-    from isoflop.analysis.optima import LOSS_RESOLUTION, MIN_DISTINCT_SIZES
-
-    nothing = np.full(len(losses), np.nan)
-    x = np.array(log_x)
-    if len(set(log_x)) < MIN_DISTINCT_SIZES:
-        return nothing, nothing.copy()
-    centre, half_width = (x.max() + x.min()) / 2, (x.max() - x.min()) / 2
-    design = np.vander((x - centre) / half_width, 3, increasing=True)
-    scale = losses.max(axis=1)
-    constant, slope, bend = np.linalg.pinv(design) @ (losses / scale[:, None]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        vertex = -slope / (2 * bend)
-        is_interior = (bend > LOSS_RESOLUTION) & (np.abs(vertex) <= 1)
-        loss_opt = scale * (constant - bend * vertex**2)
-        is_interior &= loss_opt > 0
-        return (
-            np.where(is_interior, centre + half_width * vertex, np.nan),
-            np.log(np.where(is_interior, loss_opt, np.nan)),
-        )
+    if cell.num_sizes < METHODS[METHOD].min_sizes:
+        return np.full(len(losses), np.nan), np.full(len(losses), np.nan)
+    log_x = np.array(cell.log_x)
+    order = np.argsort(log_x, kind="stable")
+    minima = METHODS[METHOD].find(log_x[order], losses[:, order], None)
+    usable = minima.loss > 0
+    return np.where(usable, minima.log_x, np.nan), np.log(np.where(usable, minima.loss, np.nan))
 
 
-def fit_lines(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Slope and intercept [draws] of y [draws, budgets] on x [budgets]; NaN where y lacks two."""
-    there = np.isfinite(y)
-    y = np.where(there, y, 0.0)
-    num = there.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean_x = (there * x).sum(axis=1) / num
-        mean_y = y.sum(axis=1) / num
-        off = np.where(there, x - mean_x[:, None], 0.0)
-        slope = (off * y).sum(axis=1) / (off**2).sum(axis=1)
-    slope = np.where(num >= 2, slope, np.nan)
-    return slope, mean_y - slope * mean_x
+def fit_known_lines(x: Floats, y_BK: Floats) -> tuple[Floats, Floats]:
+    """Return slope and intercept [B] of each row over x [K], its NaN left out; NaN without two."""
+    slope, intercept = (np.full(len(y_BK), np.nan) for _ in range(2))
+    is_known = np.isfinite(y_BK)
+    # Draws that lost the same budgets are fitted together.
+    for known in np.unique(is_known, axis=0):
+        rows = np.flatnonzero((is_known == known).all(axis=1))
+        if np.count_nonzero(known) >= 2:
+            slope[rows], intercept[rows] = fit_lines(x[known], y_BK[np.ix_(rows, known)])
+    return slope, intercept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +208,7 @@ class Simulated:
 def simulate(
     cells: Sequence[Cell], stream: int, noise: float, num_draws: int, surface: Surface
 ) -> Simulated:
-    """Draws the losses of one arch and fits them.
+    """Draw the losses of one arch and fit them.
 
     Args:
         cells: one per budget, ascending.
@@ -248,24 +223,16 @@ def simulate(
         rng = np.random.default_rng((SEED, stream, index))
         errors = rng.standard_normal((num_draws, len(cell.log_x)))
         truth = true_losses(cell, cell.budget_flops * scale, surface)
-        log_x, log_loss = fit_parabolas(cell.log_x, truth * np.exp(noise * errors))
+        log_x, log_loss = fit_optima(cell, truth * np.exp(noise * errors))
         # Relative to the fit without noise: grids need not be centred on one power law, and which
         # budgets a draw loses at an edge must not look like noise in the exponent.
-        noise_free, _ = fit_parabolas(cell.log_x, truth[None])
+        noise_free, _ = fit_optima(cell, truth[None])
         optima.append((log_x - np.nan_to_num(noise_free), log_loss))
     return Simulated(
         log_budgets=np.log([cell.budget_flops for cell in cells]),
         log_x=np.stack([log_x for log_x, _ in optima], axis=1),
         log_loss=np.stack([log_loss for _, log_loss in optima], axis=1),
     )
-
-
-DEFAULT_NOISE = 0.005
-# The half-width of a 95 % interval from 2,000 draws is itself uncertain by about 3 %.
-NUM_DRAWS = 2000
-
-# With fewer draws than this share the spread of those left over describes nothing.
-MIN_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -322,7 +289,7 @@ def estimate_power(
     num_draws: int = NUM_DRAWS,
     surface: Surface = CHINCHILLA,
 ) -> PowerReport:
-    """The 95 % intervals to expect from a plan, by simulation; the same plan, the same answer.
+    """Return the 95 % intervals to expect from a plan, by simulation; the same for the same plan.
 
     Args:
         plan: the plan; its budgets, sizes and seeds are the design.
@@ -378,13 +345,13 @@ def _arch_powers(
         for stream, (arch, cells) in enumerate(design.items())
     }
     frontier = simulated[reference]
-    slope, intercept = fit_lines(frontier.log_budgets, frontier.log_loss)
+    slope, intercept = fit_known_lines(frontier.log_budgets, frontier.log_loss)
     # A frontier that does not fall with compute has no inverse.
     slope = np.where(slope < 0, slope, np.nan)
     powers = []
     for arch, cells in design.items():
         own = simulated[arch]
-        exponent, _ = fit_lines(own.log_budgets, own.log_x)
+        exponent, _ = fit_known_lines(own.log_budgets, own.log_x)
         log_multiplier = (own.log_loss - intercept[:, None]) / slope[:, None] - own.log_budgets
         powers.append(
             ArchPower(
@@ -404,22 +371,16 @@ def _arch_powers(
     return tuple(powers)
 
 
-def _enough(values: Floats) -> Floats | None:
-    there = values[np.isfinite(values)]
-    return there if len(there) >= MIN_SHARE * len(values) else None
-
-
 def _sd(values: Floats) -> float | None:
-    there = _enough(values)
-    return None if there is None else float(there.std(ddof=1))
+    """Return the standard deviation of the draws that gave a value; None where they are too few."""
+    if percentiles(values, CONFIDENCE) is None:
+        return None
+    return float(values[np.isfinite(values)].std(ddof=1))
 
 
 def _halfwidth(values: Floats) -> float | None:
-    there = _enough(values)
-    if there is None:
-        return None
-    low, high = np.quantile(there, (0.025, 0.975))
-    return float(high - low) / 2
+    interval = percentiles(values, CONFIDENCE)
+    return None if interval is None else (interval[1] - interval[0]) / 2
 
 
 def _exp(log_factor: float | None) -> float | None:
@@ -449,13 +410,14 @@ def _widest(values: Sequence[float | None]) -> float | None:
 
 
 def _assumptions(design: Design, noise: float, num_draws: int, surface: Surface) -> tuple[str, ...]:
+    law = surface.law
     lines = [
         f"estimate by simulation: {num_draws} seeded draws of every loss, fitted like results "
         "(a parabola in ln parameters per budget, power laws through the interior optima)",
         f"loss noise between seeds: {noise:g} of the loss (standard deviation of ln loss), the "
         "same everywhere, independent between runs; measure it with repeated seeds",
-        f"loss surface: {surface.e} + {surface.a}/N^{surface.alpha} + "
-        f"{surface.b}/D^{surface.beta} ({surface.source}), the same for every arch: the true "
+        f"loss surface: {law.E} + {law.A}/N^{law.alpha} + "
+        f"{law.B}/D^{law.beta} ({surface.source}), the same for every arch: the true "
         "multiplier is 1",
         "shifted so that each arch's optimum is at the centre of its grid at every budget; off "
         "centre, intervals are wider and optima get lost at edges",

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isoflop.analysis.compare.claims import FitsLike, optima_by_group
-from isoflop.analysis.optima import MIN_DISTINCT_SIZES, Method, Optimum
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES, Method
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.edit import PlanDiff, compact, diff_plans, grow_plan, planned_rungs

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from isoflop.analysis.bootstrap import Draws, Requested
 from isoflop.analysis.laws import LawAxis, PowerLaw
-from isoflop.analysis.optima import Method, Optimum
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
 
 if TYPE_CHECKING:

@@ -11,7 +11,14 @@ import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced
 from isoflop.analysis import FitOptions, fit_optima, select_points
-from isoflop.analysis.bootstrap import Draws, choose_kind, draw_optima, seed_noise, student_factor
+from isoflop.analysis.bootstrap import (
+    Draws,
+    chi_squared_at,
+    draw_optima,
+    kind_for_optima,
+    seed_noise,
+    student_factor,
+)
 from isoflop.analysis.optima import find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.arrays import percentiles
@@ -90,14 +97,14 @@ def test_four_times_the_noise_is_four_times_the_spread() -> None:
 
 def test_the_kind_follows_from_the_repeated_cells() -> None:
     once, twice = select_points(noisy()), select_points(noisy(seeds=2))
-    assert choose_kind(once) == "residual"
-    assert choose_kind(once, "parametric") == "residual"
-    assert choose_kind(twice) == "parametric"
-    assert choose_kind(twice, "residual") == "residual"
-    assert choose_kind(once, "case") == "case"
+    assert kind_for_optima(once) == "residual"
+    assert kind_for_optima(once, "parametric") == "residual"
+    assert kind_for_optima(twice) == "parametric"
+    assert kind_for_optima(twice, "residual") == "residual"
+    assert kind_for_optima(once, "case") == "case"
     few = select_points([*noisy(), *(noisy(seeds=2)[7:10])])
     assert seed_noise(few).dof == 3
-    assert choose_kind(few) == "residual"
+    assert kind_for_optima(few) == "residual"
 
 
 def test_seed_noise_pools_the_cells() -> None:
@@ -177,7 +184,8 @@ def test_resources_at_the_drawn_optima() -> None:
 def test_the_students_factor_gives_the_quantiles_of_t() -> None:
     rng = np.random.default_rng(0)
     for dof, quantile in ((3, 3.182), (10, 2.228), (200, 1.972)):
-        t = student_factor(rng.random(400_000), dof) * rng.standard_normal(400_000)
+        factor = student_factor(chi_squared_at(rng.random(400_000), dof), dof)
+        t = factor * rng.standard_normal(400_000)
         assert np.quantile(t, 0.975) == pytest.approx(quantile, rel=0.02)
 
 

@@ -17,8 +17,8 @@ from isoflop.analysis.power import (
     CHINCHILLA,
     Cell,
     estimate_power,
-    fit_lines,
-    fit_parabolas,
+    fit_known_lines,
+    fit_optima,
     true_losses,
 )
 from isoflop.errors import UserError
@@ -31,8 +31,7 @@ PAPER = make_plan(paper_study((10**17, 10**18)))
 
 def centred_cell(flops: float, num_sizes: int, span: float = 4.0, num_seeds: int = 1) -> Cell:
     """Sizes log-spaced from 1/span to span times the surface's own optimum; tokens are C/(6N)."""
-    of_model, _ = CHINCHILLA.terms(flops)
-    log_n_opt = math.log(CHINCHILLA.a / of_model) / CHINCHILLA.alpha
+    log_n_opt = math.log(CHINCHILLA.law.optimum(flops)[0])
     log_x = np.linspace(log_n_opt - math.log(span), log_n_opt + math.log(span), num_sizes)
     log_x = np.repeat(log_x, num_seeds)
     return Cell(
@@ -81,8 +80,7 @@ def test_the_surface_has_its_optimum_where_its_terms_balance() -> None:
     cell = centred_cell(1e18, 4001)
     losses = true_losses(cell, 1e18, CHINCHILLA)
     n, d = np.exp(cell.log_x), np.exp(cell.log_tokens)
-    direct = CHINCHILLA.e + CHINCHILLA.a / n**CHINCHILLA.alpha + CHINCHILLA.b / d**CHINCHILLA.beta
-    np.testing.assert_allclose(losses, direct, rtol=1e-9)
+    np.testing.assert_allclose(losses, CHINCHILLA.law.loss(n, d), rtol=1e-9)
     assert int(losses.argmin()) == 2000
 
 
@@ -92,13 +90,18 @@ def test_noise_shrinks_with_seeds_like_a_mean() -> None:
     assert four.exponent_sd == pytest.approx(one.exponent_sd / 2, rel=0.08)
 
 
+def cell_of(log_x: Sequence[float]) -> Cell:
+    nothing = (0.0,) * len(log_x)
+    return Cell(budget_flops=1e17, log_x=tuple(log_x), log_tokens=nothing, flops=nothing)
+
+
 losses_of_five = st.lists(st.floats(1.0, 5.0), min_size=5, max_size=5)
 
 
 @given(st.lists(losses_of_five, min_size=1, max_size=4), st.booleans())
 def test_the_fit_is_the_one_of_results(draws: list[list[float]], two_seeds: bool) -> None:
     sizes = [1e6, 2e6, 3e6, 9e6, 9e6 if two_seeds else 2e7]
-    log_x, log_loss = fit_parabolas([math.log(x) for x in sizes], np.array(draws))
+    log_x, log_loss = fit_optima(cell_of([math.log(x) for x in sizes]), np.array(draws))
     for index, losses in enumerate(draws):
         points = [
             Point(
@@ -124,7 +127,7 @@ def test_the_fit_is_the_one_of_results(draws: list[list[float]], two_seeds: bool
 
 
 def test_two_sizes_are_no_parabola() -> None:
-    log_x, log_loss = fit_parabolas([0.0, 1.0, 1.0], np.ones((4, 3)))
+    log_x, log_loss = fit_optima(cell_of([0.0, 1.0, 1.0]), np.ones((4, 3)))
     assert np.isnan(log_x).all()
     assert np.isnan(log_loss).all()
 
@@ -132,7 +135,7 @@ def test_two_sizes_are_no_parabola() -> None:
 def test_the_line_is_the_law_of_results_with_lost_budgets_left_out() -> None:
     budgets = [1e17, 3e17, 1e18, 1e19]
     values = np.array([[1e6, 2e6, 5e6, 1e7], [1e6, np.nan, 3e6, 8e6], [1e6] + [np.nan] * 3])
-    slope, intercept = fit_lines(np.log(budgets), np.log(values))
+    slope, intercept = fit_known_lines(np.log(budgets), np.log(values))
     points = [
         find_optimum([], arch="a", budget_flops=budget, axis="n_params") for budget in budgets
     ]

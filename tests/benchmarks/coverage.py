@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +113,7 @@ QUANTITIES = ("exponent of N*", "exponent of L*", "ln N*", "L*")
 
 def measure(
     design: Design,
-    methods: Sequence[Method] = METHODS,
+    methods: Collection[Method] = METHODS,
     num_studies: int = 200,
     options: FitOptions = FitOptions(),  # noqa: B008 (frozen)
 ) -> dict[Method, dict[str, Count]]:

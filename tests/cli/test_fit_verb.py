@@ -63,7 +63,7 @@ def test_a_table_alone_is_fitted_without_torch(table: Path, tmp_path: Path) -> N
 
 
 def test_the_options_are_the_librarys() -> None:
-    assert fit.METHODS == METHODS
+    assert tuple(METHODS) == fit.METHODS
     assert fit.AXES == AXES
 
 

@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from isoflop.analysis.bootstrap import Draws
-from isoflop.analysis.optima import Method, Optimum
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import Axis, GroupKey, Selection
 from isoflop.arrays import Floats, percentiles
 

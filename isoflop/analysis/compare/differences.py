@@ -22,7 +22,8 @@ from isoflop.analysis.compare.claims import (
 )
 from isoflop.analysis.compare.multipliers import pick_reference
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_draws, law_source
-from isoflop.analysis.optima import Method, Optimum
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import Axis
 from isoflop.arrays import Floats
 from isoflop.tables import EXPONENTS

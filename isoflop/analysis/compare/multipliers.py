@@ -29,7 +29,8 @@ from isoflop.analysis.compare.claims import (
     strict_interval,
 )
 from isoflop.analysis.frontier_curve import FrontierCurve, Inverse
-from isoflop.analysis.optima import Method, Optimum
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import RESOURCES, Axis, Point, Resource, profile_of, resource_at
 from isoflop.arrays import Floats
 from isoflop.errors import UserError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
 from isoflop.analysis.laws import LawAxis, PowerLaw, law_source
-from isoflop.analysis.optima import METHODS, Optimum
+from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Axis
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note, perplexity

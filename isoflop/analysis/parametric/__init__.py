@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from isoflop.analysis.bootstrap import Draws
+from isoflop.analysis.bootstrap import Draws, Requested, Resampling
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.parametric.bootstrap import Asked, Resampling
 from isoflop.analysis.parametric.fitting import ParametricFit
 from isoflop.analysis.parametric.forms import (
     ChinchillaLaw,
@@ -24,7 +23,7 @@ from isoflop.analysis.parametric.forms import (
     surface_draws,
     surface_of,
 )
-from isoflop.analysis.parametric.terms import Method
+from isoflop.analysis.parametric.terms import Criterion
 from isoflop.analysis.points import Point, Selection
 
 __all__ = [
@@ -42,7 +41,7 @@ __all__ = [
     "surface_of",
 ]
 
-SURFACE_METHODS: tuple[Method, ...] = ("huber", "vpnls")
+SURFACE_METHODS: tuple[Criterion, ...] = ("huber", "vpnls")
 
 
 def fit_parametric(
@@ -50,7 +49,7 @@ def fit_parametric(
     *,
     n_boot: int = 1000,
     seed: int = 0,
-    bootstrap: Asked = "auto",
+    bootstrap: Requested = "auto",
     confidence: float = 0.95,
     optima: Iterable[Optimum] = (),
     draws: Draws | None = None,

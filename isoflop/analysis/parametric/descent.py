@@ -34,7 +34,7 @@ _STALLED_ABSOLUTE_FALL = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Minima:
+class Descent:
     """Where each vector of a batch ended."""
 
     theta: Floats
@@ -49,7 +49,7 @@ class Minima:
         return self.theta, self.value, self.converged
 
 
-def minimise(problem: Problem, start_BP: Floats, target_Bn: Floats, weight_Bn: Floats) -> Minima:
+def minimise(problem: Problem, start_BP: Floats, target_Bn: Floats, weight_Bn: Floats) -> Descent:
     """Return a local minimum from each start.
 
     ``target_Bn`` and ``weight_Bn`` have one row per start or a single row for all. A constant that
@@ -89,7 +89,7 @@ def _descend(
     weight_Bn: Floats,
     delta: float,
     max_steps: int,
-) -> Minima:
+) -> Descent:
     theta, lowest = start_BP.copy(), _lowest(problem)
     value, gradient, hessian = evaluate(problem, theta, target_Bn, weight_Bn, delta)
     damping = np.full(len(theta), _FIRST_DAMPING)
@@ -113,7 +113,7 @@ def _descend(
         theta[moved] = trial[better]
         value[moved], gradient[moved], hessian[moved] = (part[better] for part in found)
         damping[at_work] *= np.where(better, 0.25, 4.0)
-    return Minima(theta=theta, value=value, converged=converged)
+    return Descent(theta=theta, value=value, converged=converged)
 
 
 def _newton_step(

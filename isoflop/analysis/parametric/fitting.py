@@ -9,13 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.parametric.bootstrap import Resampling, choose_kind, refit
-from isoflop.analysis.parametric.solve import WITH_VALUES, Status, is_on_a_line, log_rmse, solve
-from isoflop.analysis.parametric.terms import HUBER_DELTA, Form, Method, Problem, make_problem
+from isoflop.analysis.bootstrap import Resampling, draw_losses, kind_for_law
+from isoflop.analysis.parametric.solve import (
+    WITH_VALUES,
+    Status,
+    is_on_a_line,
+    log_rmse,
+    refit_each,
+    solve,
+)
+from isoflop.analysis.parametric.terms import (
+    HUBER_DELTA,
+    Criterion,
+    Form,
+    Problem,
+    make_problem,
+    predict,
+)
 from isoflop.arrays import Floats, percentiles
 from isoflop.tables import FITS
 
-SETTINGS: dict[Method, str] = {
+SETTINGS: dict[Criterion, str] = {
     "huber": f"sum of Huber({HUBER_DELTA:g}) of ln L residuals",
     "vpnls": "sum of squares of L residuals",
 }
@@ -37,7 +51,7 @@ class Data:
 def fit_law(
     data: Data,
     form: Form,
-    method: Method,
+    method: Criterion,
     resampling: Resampling,
     *,
     derive: Callable[[Mapping[str, Floats]], dict[str, Floats]] | None = None,
@@ -68,8 +82,17 @@ def fit_law(
         rmse=log_rmse(problem, solution.theta),
     )
     if resampling.n_boot:
-        kind = choose_kind(problem, data.cells, resampling.kind)
-        theta = refit(problem, solution.theta, data.cells, kind, resampling, arch=data.arch)
+        kind = kind_for_law(data.cells, resampling.kind)
+        drawn = draw_losses(
+            problem.target,
+            predict(problem, solution.theta[None])[0][0],
+            data.cells,
+            kind,
+            resampling,
+            num_coefficients=len(solution.theta),
+            arch=data.arch,
+        )
+        theta = refit_each(problem, solution.theta, *drawn)
         known.update(
             draws=natural_values(problem, theta, derive),
             bootstrap_kind=kind,
@@ -89,7 +112,7 @@ def natural_values(
 
 
 def _known(
-    data: Data, form: Form, method: Method, names: tuple[str, ...], confidence: float
+    data: Data, form: Form, method: Criterion, names: tuple[str, ...], confidence: float
 ) -> dict[str, Any]:
     """Return what a fit says of its data, whether or not it succeeds."""
     return {

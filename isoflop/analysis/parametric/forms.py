@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.bootstrap import Draws
+from isoflop.analysis.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.parametric.bootstrap import DEFAULT_RESAMPLING, Resampling
 from isoflop.analysis.parametric.fitting import Data, ParametricFit, fit_law, natural_values
 from isoflop.analysis.parametric.solve import WITH_VALUES, Status, log_rmse, refit_each, solve
-from isoflop.analysis.parametric.terms import Form, Method, Problem, make_problem
+from isoflop.analysis.parametric.terms import Criterion, Form, Problem, make_problem
 from isoflop.analysis.points import Point
 from isoflop.arrays import Floats
 
@@ -92,7 +91,7 @@ def fit_surface(
     points: Sequence[Point],
     *,
     arch: str,
-    method: Method = "huber",
+    method: Criterion = "huber",
     resampling: Resampling = DEFAULT_RESAMPLING,
 ) -> ParametricFit:
     """Fit the surface to points of any budgets; N is n_params, D is n_tokens.
@@ -262,7 +261,7 @@ def fit_joint(
     points: Sequence[Point],
     *,
     arch: str,
-    method: Method = "huber",
+    method: Criterion = "huber",
     resampling: Resampling = DEFAULT_RESAMPLING,
 ) -> ParametricFit:
     """Fit the joint law to points whose n_active is known.

@@ -20,7 +20,8 @@ import numpy as np
 
 from isoflop.arrays import Floats
 
-Method = Literal["huber", "vpnls"]
+Criterion = Literal["huber", "vpnls"]
+"""What a fit minimises; tables have it as the method of the fit."""
 
 # Residuals beyond this weigh linearly (Hoffmann et al. 2022, section D.2). It is also the unit of
 # a residual: objectives are minimised divided by its square, so that optimisers do not stop early.
@@ -59,7 +60,7 @@ class Problem:
     """Losses and inputs of one fit, standardised."""
 
     form: Form
-    method: Method
+    method: Criterion
     columns: tuple[Floats, ...]
     """Per term (n, 1 + exponents): a one, then minus each standardised logarithm."""
     centres: tuple[Floats, ...]
@@ -101,7 +102,7 @@ class Problem:
 
 
 def make_problem(
-    form: Form, method: Method, inputs: Sequence[Sequence[Floats]], losses: Floats
+    form: Form, method: Criterion, inputs: Sequence[Sequence[Floats]], losses: Floats
 ) -> Problem:
     """Standardise inputs (per term, one positive array per exponent) and losses."""
     logs = [np.log(np.array(term)).reshape(len(term), len(losses)).T for term in inputs]

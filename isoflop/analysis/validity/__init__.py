@@ -5,7 +5,7 @@ from __future__ import annotations
 from isoflop.analysis.compare.claims import FitsLike
 from isoflop.analysis.compare.differences import PairOrder, pair_orders
 from isoflop.analysis.compare.multipliers import pick_reference
-from isoflop.analysis.optima import Method
+from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import Axis
 from isoflop.analysis.validity.design import (
     budget_findings,

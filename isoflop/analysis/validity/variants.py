@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from isoflop.accounting import COMPONENT_NAMES, CONVENTIONS, stored_ledger
 from isoflop.analysis.bootstrap import Draws
@@ -19,8 +19,9 @@ from isoflop.analysis.compare.claims import FitsLike, interval
 from isoflop.analysis.compare.differences import Exponent, PairOrder, exponent
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_source
-from isoflop.analysis.optima import Method, Optimum, find_optima
-from isoflop.analysis.points import Axis, GroupKey, Point, Selection, select_points
+from isoflop.analysis.optima import Optimum, find_optima
+from isoflop.analysis.optima_methods import METHODS, Method
+from isoflop.analysis.points import AXES, Axis, GroupKey, Point, Selection, select_points
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 
 Rows = Sequence[Mapping[str, Any]]
@@ -298,7 +299,7 @@ def method_findings(setting: Setting, claims: tuple[PairOrder, ...]) -> list[Fin
 
 
 def _order(pair: tuple[Axis, Method]) -> tuple[int, int]:
-    return get_args(Axis).index(pair[0]), get_args(Method).index(pair[1])
+    return AXES.index(pair[0]), list(METHODS).index(pair[1])
 
 
 _LEDGER_COLUMNS = (

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from analysis.parametric.made_laws import BESIROGLU, studied
+from isoflop.analysis.bootstrap import noise_of_repeats
 from isoflop.analysis.parametric import ParametricFit, Resampling, fit_surface
-from isoflop.analysis.parametric.bootstrap import repeat_scatter
 
 
 def _fit(points, arch: str = "dense", method: str = "huber", **options) -> ParametricFit:
@@ -30,9 +30,10 @@ def test_seed_noise_needs_repeats_and_says_what_it_did_instead() -> None:
 def test_scatter_of_repeats_is_the_noise_put_in() -> None:
     points = studied(noise=0.01, repeats=20)
     values = np.log([p.loss for p in points])
-    scatter = repeat_scatter(values, [p.size_key for p in points])
-    assert scatter == pytest.approx(0.01, rel=0.05)
-    assert repeat_scatter(np.array([1.0, 3.0, 7.0]), ["a", "a", "b"]) == pytest.approx(2**0.5)
+    scatter = noise_of_repeats(values, [p.size_key for p in points])
+    assert scatter.relative_sd == pytest.approx(0.01, rel=0.05)
+    of_two = noise_of_repeats([1.0, 3.0, 7.0], ["a", "a", "b"])
+    assert (of_two.relative_sd, of_two.dof) == (pytest.approx(2**0.5), 1)
 
 
 @pytest.mark.parametrize("kind", ["case", "residual", "parametric"])
