@@ -1,5 +1,7 @@
 """Recipes: named, versioned sets of every constant of a scaling study, each with its source.
 
+A copy under another name (`dataclasses.replace(PAPER_V1, name="mine-v1")`) is a recipe of its own.
+
 A recipe's name ends in its version. Changing a constant means a new name: the name is hashed into
 run ids, so results of different constants can never be mistaken for one another.
 """
@@ -7,9 +9,10 @@ run ids, so results of different constants can never be mistaken for one another
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 from isoflop.errors import UserError
 
@@ -54,13 +57,22 @@ class Prior:
     """What the number was read from."""
 
 
+Configs = Mapping[str, Mapping[str, Any]]
+"""Fields of the configuration of each family, by its name."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Ladder shapes, optimizer, schedule and batch rule of a study."""
+    """Ladders, optimizer, schedule and batch rule of a study."""
 
     name: str
     source: str
     """Where the constants come from."""
+    shapes: Callable[[int], Shape]
+    """Width, depth and heads of a rung, from 1."""
+    configs: Callable[[int, int], Configs]
+    """The layers of a rung, from 1, and its width. A family from outside the package may be among
+    them, or bring a ladder of its own."""
     peak_lr: float
     weight_decay: float
     """Decoupled decay as torch's AdamW takes it (multiplied by the learning rate)."""
@@ -98,7 +110,7 @@ class Recipe:
 
     @property
     def base_name(self) -> str:
-        """The name without a study's own learning rate: what ladders go by."""
+        """The name without a study's own learning rate."""
         return self.name.partition(_LR_MARK)[0]
 
     def sizes(self, budget_flops: int, family: str) -> tuple[int, ...]:
@@ -120,7 +132,7 @@ class Recipe:
         return tuple(range(max(1, middle - 2), max(1, middle) + 3))
 
     def shape(self, size: int) -> Shape:
-        """Width, depth and heads of rung ``size``.
+        """Return width, depth and heads of rung ``size``.
 
         Raises:
             UserError: the ladder has no such rung.
@@ -130,10 +142,22 @@ class Recipe:
             raise UserError(
                 "sizes", size, f"a rung of {self.name}'s ladder (1 {top})", "correct the study"
             )
-        return _SHAPES[self.base_name](size)
+        return self.shapes(size)
+
+    def config(self, family: str, size: int) -> Mapping[str, Any]:
+        """Return the fields of a family's configuration at rung ``size``.
+
+        Raises:
+            UserError: the ladder has no such rung, or none for the family.
+        """
+        configs = self.configs(size, self.shape(size).d_model)
+        if family not in configs:
+            do = "choose another recipe, or add the family to its configs"
+            raise UserError("family", family, f"one of {self.name} ({', '.join(configs)})", do)
+        return configs[family]
 
     def num_warmup_steps(self, steps: int) -> int:
-        """Warm-up steps of a run of ``steps`` steps."""
+        """Return the warm-up steps of a run of ``steps`` steps."""
         if self.warmup_steps is not None:
             return self.warmup_steps
         assert self.warmup_fraction is not None
@@ -148,11 +172,37 @@ def _paper_shape(size: int) -> Shape:
     return Shape(d_model=128 * size, n_layers=2 * size, n_heads=2 * size)
 
 
+def _paper_configs(size: int, d_model: int) -> Configs:
+    # Official configurations: N = (16 + 12 s)^2 experts, 16 channels, 8 neighbours, d_key 128.
+    num_subkeys = 16 + 12 * size
+    routed = {"num_channels": 16, "num_neighbours": 8, "router_width": 128}
+    return {
+        **_dense_configs(d_model, multiple=256),
+        "moe": {"num_experts": 16, "num_active": 2, "hidden_width": d_model},
+        "peer": routed | {"num_experts": (2 * num_subkeys) ** 2},
+        "sgatlin": routed | {"num_experts": num_subkeys**2},
+    }
+
+
+def _dense_configs(d_model: int, *, multiple: int) -> Configs:
+    """Return F = 8/3 · D, rounded down to a multiple; the same for mlp and swiglu.
+
+    The reference rounds to 256; micro models are narrower than that.
+    """
+    dense = {"hidden_width": d_model * 8 // (3 * multiple) * multiple}
+    return {"mlp": dense, "swiglu": dense}
+
+
 _MICRO_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96)
 
 
 def _micro_shape(size: int) -> Shape:
     return _narrow_shape(_MICRO_WIDTHS[size - 1])
+
+
+def _micro_configs(size: int, d_model: int) -> Configs:
+    router_width = 8 if d_model < 16 else 16 if d_model < 32 else 32
+    return _narrow_configs(d_model, router_width, multiple=8)
 
 
 # About a fifth wider from rung to rung, so that seven of them lie around one optimum.
@@ -163,26 +213,52 @@ def _fine_shape(size: int) -> Shape:
     return _narrow_shape(_FINE_WIDTHS[size - 1])
 
 
+def _fine_configs(size: int, d_model: int) -> Configs:
+    # Without the jumps of _micro_configs' router widths: they would bend an isoFLOP profile.
+    return _narrow_configs(d_model, 2 * round(1.5 * math.sqrt(d_model)), multiple=2)
+
+
 def _narrow_shape(d_model: int) -> Shape:
     # From width 16 on, heads of 16 to 28 dimensions, which rotary embeddings can pair.
     n_heads = next(h for h in range(max(1, d_model // 16), 0, -1) if d_model % (2 * h) == 0)
     return Shape(d_model=d_model, n_layers=2, n_heads=n_heads)
 
 
+def _narrow_configs(d_model: int, router_width: int, *, multiple: int) -> Configs:
+    # Scaled down so that the router stays the larger part of the layer, as in the paper.
+    num_subkeys = 8 + d_model // 4
+    routed = {"num_channels": 4, "num_neighbours": 4, "router_width": router_width}
+    return {
+        **_dense_configs(d_model, multiple=multiple),
+        "moe": {"num_experts": 8, "num_active": 2, "hidden_width": d_model},
+        "peer": routed | {"num_experts": (2 * num_subkeys) ** 2},
+        "sgatlin": routed | {"num_experts": num_subkeys**2},
+    }
+
+
 def _tinystories_shape(size: int) -> Shape:
     return Shape(d_model=256, n_layers=4, n_heads=4)
 
 
-_SHAPES = {
-    "paper-v1": _paper_shape,
-    "micro-v1": _micro_shape,
-    "micro-v2": _fine_shape,
-    "tinystories-v1": _tinystories_shape,
-}
+def _tinystories_configs(size: int, d_model: int) -> Configs:
+    # Official configurations: four times the width in every family; N = 1,024 for both routed
+    # ones, 8 channels, 8 neighbours, d_key 128.
+    dense = {"hidden_width": 1024}
+    routed = {"num_channels": 8, "num_neighbours": 8, "num_experts": 1024, "router_width": 128}
+    return {
+        "mlp": dense,
+        "swiglu": dense,
+        "moe": {"num_experts": 8, "num_active": 2, **dense},
+        "peer": routed,
+        "sgatlin": routed,
+    }
+
 
 PAPER_V1 = Recipe(
     name="paper-v1",
     source="arXiv 2606.07414 and its official configuration files",
+    shapes=_paper_shape,
+    configs=_paper_configs,
     peak_lr=1e-3,
     # Published as 1e-4 divided by the learning rate before it reaches the decoupled decay.
     weight_decay=0.1,
@@ -216,6 +292,8 @@ PAPER_V1 = Recipe(
 MICRO_V1 = Recipe(
     name="micro-v1",
     source="experiments/quickstart.toml (how it was chosen) and experiments/LOG.md",
+    shapes=_micro_shape,
+    configs=_micro_configs,
     peak_lr=3e-3,
     weight_decay=0.1,
     warmup_fraction=0.1,
@@ -236,6 +314,8 @@ MICRO_V2 = replace(
     MICRO_V1,
     name="micro-v2",
     source="micro-v1 with a finer ladder (experiments/cpu_reference.toml)",
+    shapes=_fine_shape,
+    configs=_fine_configs,
     max_size=len(_FINE_WIDTHS),
     # A tenth of a corpus of novels would take longer than the run that is evaluated on it.
     most_heldout_tokens=2**19,
@@ -245,6 +325,8 @@ TINYSTORIES_V1 = replace(
     PAPER_V1,
     name="tinystories-v1",
     source="the TinyStories models of arXiv 2606.07414 and its official configuration files",
+    shapes=_tinystories_shape,
+    configs=_tinystories_configs,
     warmup_steps=100,
     # As in paper-v1: below this, warm-up and decay leave no constant phase.
     min_steps=125,

@@ -1,4 +1,4 @@
-"""A bilinear feed-forward as a family from outside the package, honest or lying."""
+"""Families from outside the package: a bilinear one, honest or lying, and a routed one."""
 
 from __future__ import annotations
 
@@ -79,4 +79,60 @@ def write_family(folder: Path, *, extra: str = "0", mix: str = TRUE_SUM) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.py").write_text(SPEC.replace("EXTRA", extra))
     (folder / "module.py").write_text(MODULE.replace("SUM", mix))
+    return folder
+
+
+ROUTED_SPEC = """
+from dataclasses import dataclass
+
+from isoflop.families.sgatlin import spec as sgatlin
+
+free_dimension = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    lanes: int
+    picks: int
+    pool: int
+    key: int
+
+
+def inner(config):
+    return sgatlin.Config(
+        num_channels=config.lanes,
+        num_neighbours=config.picks,
+        num_experts=config.pool,
+        router_width=config.key,
+    )
+
+
+def ledger(config, d_model, seq_len):
+    return sgatlin.ledger(inner(config), d_model, seq_len)
+
+
+def routing(config):
+    return sgatlin.routing(inner(config))
+
+
+def ladder(recipe, size):
+    return Config(lanes=2, picks=2, pool=16, key=6)
+"""
+
+ROUTED_MODULE = """
+from isoflop.families.sgatlin import module
+
+from .spec import inner
+
+
+def build(config, d_model):
+    return module.build(inner(config), d_model)
+"""
+
+
+def write_routed_family(folder: Path) -> Path:
+    """Write sgatlin under field names of its own."""
+    folder.mkdir(parents=True)
+    (folder / "spec.py").write_text(ROUTED_SPEC)
+    (folder / "module.py").write_text(ROUTED_MODULE)
     return folder

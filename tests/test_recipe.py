@@ -20,8 +20,9 @@ from isoflop.plan.artefact import plan_to_json, read_plan, write_plan
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.recipe import MICRO_V2, RECIPES, get_recipe, name_at_rate
-from isoflop.study import Study
+from isoflop.study import PAPER_ARCHS, Study
 from isoflop.study.file import study_from_toml
+from isoflop.tables import RUNS, read_table
 from made_studies import micro
 
 
@@ -204,3 +205,47 @@ def test_the_rungs_of_micro_v2_pass_the_flop_gate(family: str) -> None:
     study = micro(archs=(family,), recipe="micro-v2", sizes=(1, 4, 9), seq_len=8)
     for run in make_plan(dataclasses.replace(study, max_epochs=1e6)).runs:
         assert check_spec(run.spec).problem is None
+
+
+@pytest.fixture
+def copied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a copy of a recipe."""
+    copy = dataclasses.replace(RECIPES[request.param], name="mine-v1")
+    monkeypatch.setitem(RECIPES, "mine-v1", copy)
+    return copy.name
+
+
+@pytest.mark.parametrize("copied", sorted(RECIPES), indirect=True)
+def test_a_copy_under_another_name_plans_the_same_runs_of_every_family(
+    copied: str, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.params["copied"]
+    own, other = (
+        make_plan(micro(recipe=recipe, budgets=(10**13,), sizes=(1,), max_epochs=1e9)).runs
+        for recipe in (name, copied)
+    )
+    assert [run.spec.family for run in other] == list(PAPER_ARCHS)
+    assert [dataclasses.replace(run.spec, recipe=name) for run in other] == [r.spec for r in own]
+    assert {run.run_id for run in own}.isdisjoint(run.run_id for run in other)
+
+
+@pytest.mark.parametrize("copied", ["micro-v1"], indirect=True)
+def test_a_copy_under_another_name_trains_and_fits(
+    copied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interpret.made_subjects import run_study, write_texts
+    from isoflop.cli import main
+
+    monkeypatch.setenv("ISOFLOP_DATA", str(tmp_path / "data"))
+    source = write_texts(tmp_path / "texts")
+    study = tmp_path / "study"
+    changes = {"recipe": copied, "keep_weights": "none", "max_epochs": 1e6}
+    run_study(study, source, archs=("mlp",), sizes=(1, 2, 3), budgets=(2 * 10**8,), **changes)
+    main(["fit", str(study)], standalone_mode=False)
+    rows = read_table(study / "runs.parquet", RUNS)
+    assert {(row["size"], row["status"]) for row in rows} == {(s, "done") for s in (1, 2, 3)}
+
+
+def test_a_family_that_a_recipe_has_no_ladder_for_is_refused() -> None:
+    with pytest.raises(UserError, match="family = 'rnn': must be one of micro-v2 \\(mlp"):
+        MICRO_V2.config("rnn", 1)

@@ -24,6 +24,7 @@ from isoflop.families._registry import (
     find_family,
     import_half,
 )
+from isoflop.families._shared.spec import Routing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PATHS_VARIABLE",
     "FamilySpec",
+    "Routing",
     "add_family_folder",
     "config_from_mapping",
     "ensure_gated",
     "family_digest",
     "family_names",
     "get_build",
+    "get_routing",
     "get_spec",
     "is_family",
 ]
@@ -66,6 +69,8 @@ class FamilySpec(Protocol):
 
     def ladder(self, recipe: Recipe, size: int) -> Any:
         """Return the Config of rung ``size`` of the recipe's ladder."""
+
+    # Optional: routing(config) -> Routing | None, see get_routing.
 
 
 def family_names() -> tuple[str, ...]:
@@ -111,6 +116,18 @@ def get_build(name: str) -> Callable[[Any, int], nn.Module]:
     if not hasattr(module, "build"):
         raise UserError(f"family {name}", "module.py", "one with build", "define it")
     return cast("Callable[[Any, int], nn.Module]", module.build)
+
+
+def get_routing(name: str, values: Mapping[str, Any]) -> Routing | None:
+    """Return how a family with a configuration chooses experts; None where it does not.
+
+    What it says is all that estimates, usage logs and `isoflop interpret` know of it.
+
+    Raises:
+        UserError: as :func:`get_spec` and :func:`config_from_mapping`.
+    """
+    routing = getattr(get_spec(name), "routing", None)
+    return None if routing is None else routing(config_from_mapping(name, values))
 
 
 def config_from_mapping(name: str, values: Mapping[str, Any]) -> Any:

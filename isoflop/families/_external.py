@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from isoflop.accounting import Component
 from isoflop.errors import UserError, failure_reason
 from isoflop.families._registry import FamilySource, family_digest, find_family
-from isoflop.families._shared.spec import parameter_counts
+from isoflop.families._shared.spec import Routing, parameter_counts
 from isoflop.files import from_here
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ class ExternalSpec:
         found = self._call("ladder", lambda: self._module.ladder(recipe, size))
         if not isinstance(found, self.Config):
             raise self._wrong("what ladder returns", "a Config")
+        return found
+
+    def routing(self, config: Any) -> Routing | None:
+        """Return how the layer chooses experts; None where its spec does not say."""
+        if not hasattr(self._module, "routing"):
+            return None
+        found = self._call("routing", lambda: self._module.routing(config))
+        if not isinstance(found, Routing | None):
+            raise self._wrong("what routing returns", "a Routing, or None,")
         return found
 
     def _call(self, what: str, call: Callable[[], _T]) -> _T:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.families import config_from_mapping
+from isoflop.families import get_routing
 from isoflop.interpret.effects import EFFECTS, INTERVENTION, INTERVENTIONS, effects, indirect_effect
 from isoflop.interpret.facts import Fact, Pair, Prompt, make_pairs, make_prompts
 from isoflop.interpret.figures import save_effects
@@ -96,9 +96,10 @@ class _Batch:
     def __init__(self, subject: Subject, pairs: Sequence[Pair], generator: torch.Generator) -> None:
         self._model, self._pairs = subject.model, pairs
         self._num_tokens = max(pair.read for pair in pairs) + 1
-        config = config_from_mapping(subject.spec.family, subject.spec.config)
-        self._num_experts: int = config.num_experts
-        self._softmax = getattr(config, "gate", "softmax") == "softmax"
+        routing = get_routing(subject.spec.family, subject.spec.config)
+        assert routing is not None
+        self._num_experts = routing.num_experts
+        self._raw_scores = routing.raw_scores
         self._generator = generator
         self._clean_BT = self._tokens([pair.clean for pair in pairs])
         self._d_clean_B, self._clean = self._run(self._clean_BT)
@@ -170,7 +171,7 @@ class _Batch:
             yield RANDOM_NOUN, self._change(having, self._third)
         yield OTHER_POSITION, self._change(everyone, self._cf, elsewhere=True)
         yield RANDOM_GATES, self._change(everyone, self._with_random_experts())
-        if not self._softmax:
+        if self._raw_scores:
             zero = [torch.zeros_like(score) for score in self._clean.score]
             yield ABLATION, self._change(everyone, Gates(idx=self._clean.idx, score=zero))
 

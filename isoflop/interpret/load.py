@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.errors import UserError, shown
+from isoflop.families import get_routing
 from isoflop.files import read_json, sha256_file
 from isoflop.interpret.gates import gated_modules
 from isoflop.interpret.recording import FOLDER_NAME
@@ -158,7 +159,7 @@ def _with_weights(plan: Plan, study_folder: Path) -> Sequence[str]:
         shown_id(run.run_id)
         for run in plan.unique_runs
         if final_weights(RunFolder(study_folder, run.run_id)) is not None
-        and "num_experts" in run.spec.config
+        and get_routing(run.spec.family, run.spec.config) is not None
     ]
 
 

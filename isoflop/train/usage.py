@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from isoflop.families import config_from_mapping
+from isoflop.families import get_routing
 from isoflop.spec import RunSpec
 from isoflop.train.ranks import Ranks
 
@@ -51,20 +51,16 @@ class RoutedLayers:
 
 
 def routed_layers(model: nn.Module, spec: RunSpec) -> RoutedLayers | None:
-    """Return the layers with a `gates` hook; None where there are none, or nobody says of how many.
-
-    A family from elsewhere is counted if its Config has ``num_experts`` (and ``num_channels``,
-    where it is not 1; ``num_tables`` = 1, where channels share their experts).
-    """
+    """Return the layers with a `gates` hook; None where the family says nothing of its routing."""
     modules = [module for module in model.modules() if hasattr(module, "gates")]
-    config = config_from_mapping(spec.family, spec.config)
-    if not modules or not hasattr(config, "num_experts"):
+    routing = get_routing(spec.family, spec.config)
+    if not modules or routing is None:
         return None
     return RoutedLayers(
         modules=modules,
-        num_channels=getattr(config, "num_channels", 1),
-        num_experts=config.num_experts,
-        shared=getattr(config, "num_tables", None) == 1,
+        num_channels=routing.num_channels,
+        num_experts=routing.num_experts,
+        shared=routing.shared,
     )
 
 

@@ -24,6 +24,7 @@ from isoflop.families import (
     family_digest,
     family_names,
     get_build,
+    get_routing,
     get_spec,
     is_family,
 )
@@ -280,3 +281,16 @@ def test_a_runs_identity_holds_the_familys_name_and_shape_only() -> None:
     assert set(spec.to_json()) == fields
     assert RunSpec.from_json(spec.to_json()) == spec
     assert run_ledger(spec).component("experts").num_params == 2 * 3 * spec.d_model * 16
+
+
+def test_what_routing_returns_is_checked(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "bilinear")
+    spec = folder / "spec.py"
+    spec.write_text(spec.read_text() + "\n\ndef routing(config):\n    return config.hidden_width\n")
+    add_family_folder(folder)
+    with pytest.raises(UserError, match=r"spec.py: .*a Routing, or None,|Routing"):
+        get_routing("bilinear", {"hidden_width": 16})
+
+
+def test_a_family_that_says_nothing_of_routing_has_none(bilinear: Path) -> None:
+    assert get_routing("bilinear", {"hidden_width": 16}) is None

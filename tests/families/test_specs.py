@@ -74,7 +74,7 @@ def test_every_field_of_a_shape_costs_flops_or_parameters(family: str) -> None:
         ("mlp", {"hidden": 8}, "mlp.hidden = 8: must be a field of mlp"),
         ("mlp", {}, "mlp.hidden_width = None: must be given"),
         ("rnn", {}, "family = 'rnn': must be one of .*sgatlin"),
-        ("_routing", {}, "family = '_routing'"),
+        ("_shared", {}, "family = '_shared'"),
     ],
 )
 def test_an_impossible_shape_is_refused_by_name(

@@ -12,10 +12,14 @@ from interpret.made_subjects import run_study, untrained_subject, write_texts
 from isoflop.data.prepare import prepare
 from isoflop.data.sources import PrepareOptions
 from isoflop.errors import UserError
+from isoflop.families import PATHS_VARIABLE
+from isoflop.interpret.gates import GateShape, shape_of
 from isoflop.interpret.load import open_run, untrained
+from isoflop.interpret.usage import training_usage
 from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.artefact import read_plan
 from isoflop.train.evaluate import evaluate
+from made_family import write_routed_family
 
 pytestmark = pytest.mark.usefixtures("study_data")
 
@@ -132,3 +136,22 @@ def test_data_prepared_from_a_changed_corpus_are_refused(
 def test_data_that_are_not_there_are_asked_for(study: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="isoflop data prepare"):
         open_run(study, id_of(study, "sgatlin"), data_dir=tmp_path)
+
+
+def test_a_routed_family_from_outside_is_logged_and_read_like_a_built_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOFLOP_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv(PATHS_VARIABLE, "")
+    family = write_routed_family(tmp_path / "lanes")
+    source = write_texts(tmp_path / "texts")
+    run_study(tmp_path / "study", source, archs=("lanes",), family_paths=(str(family),))
+    subject = open_run(tmp_path / "study", id_of(tmp_path / "study", "lanes"))
+    assert shape_of(subject) == GateShape(num_layers=2, num_channels=2, num_experts=16)
+    assert subject.folder is not None
+    usage = training_usage(subject.folder)
+    assert usage is not None
+    assert {(row["channel"], row["num_experts"]) for row in usage} == {(0, 16), (1, 16), (None, 32)}
+    weights = next((subject.folder).rglob("*.safetensors"))
+    weights.rename(weights.with_suffix(".away"))
+    assert "with its weights kept" in refusal(tmp_path / "study", subject.run_id)

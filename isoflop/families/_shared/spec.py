@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from isoflop.accounting import Component, dense_component
 from isoflop.errors import UserError
-from isoflop.recipe import Recipe
 
 
 def check_positive(family: str, **fields: int) -> None:
@@ -37,6 +36,40 @@ def check_choice(family: str, field: str, value: str, choices: tuple[str, ...]) 
         raise UserError(f"{family}.{field}", value, " or ".join(choices), "correct the study")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routing:
+    """How a layer chooses experts, as far as estimates, usage logs and `isoflop interpret` ask.
+
+    Raises:
+        UserError: an impossible count.
+    """
+
+    num_experts: int
+    """Experts that a channel chooses from."""
+    num_chosen: int
+    """Experts that each channel chooses for a token."""
+    num_channels: int = 1
+    """Choices that are made side by side."""
+    shared: bool = False
+    """Whether all channels choose from the same experts."""
+    raw_scores: bool = False
+    """Whether an expert's score weighs it as it is, so that one of zero takes it out; else a
+    softmax comes before."""
+    num_scores: int = 0
+    """Similarities per token that the router forms and keeps for the backward pass; 0: too few to
+    matter."""
+    num_query_values: int = 0
+    """Values per token that the router compares with its keys, kept likewise."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "routing",
+            num_experts=self.num_experts,
+            num_chosen=self.num_chosen,
+            num_channels=self.num_channels,
+        )
+
+
 Ledger = Callable[[Any, int, int], tuple[Component, ...]]
 Count = Callable[[Any, int], int]
 
@@ -53,22 +86,6 @@ def parameter_counts(ledger: Ledger) -> tuple[Count, Count]:
         return sum(c.num_active_params for c in ledger(config, d_model, 1))
 
     return num_params, num_active_params
-
-
-# The reference rounds 8/3 of the width down to a multiple of 256; micro models are narrower than
-# that, so they round down to 8, on a finer ladder to 2.
-_HIDDEN_MULTIPLE = {"paper-v1": 256, "micro-v1": 8, "micro-v2": 2}
-
-# The width of the reference's TinyStories models, four times theirs in every family.
-TINYSTORIES_HIDDEN_WIDTH = 1024
-
-
-def dense_hidden_width(recipe: Recipe, size: int) -> int:
-    """Return F = 8/3 · D, rounded down to the recipe's multiple; the same for mlp and swiglu."""
-    if recipe.base_name == "tinystories-v1":
-        return TINYSTORIES_HIDDEN_WIDTH
-    multiple = _HIDDEN_MULTIPLE[recipe.base_name]
-    return recipe.shape(size).d_model * 8 // (3 * multiple) * multiple
 
 
 def glu_flops_per_token(d_model: int, hidden_width: int) -> int:
@@ -189,62 +206,17 @@ def expert_component(config: RoutedConfig, d_model: int) -> Component:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoutedRung:
-    """Channels, neighbours, sub-keys per half and router width of one size."""
-
-    num_channels: int
-    num_neighbours: int
-    num_subkeys: int
-    """Of each of sgatlin's tables."""
-    router_width: int
-    num_shared_subkeys: int
-    """Of peer's one table."""
-
-
-def _paper_rung(size: int, d_model: int) -> RoutedRung:
-    # Official configurations: N = (16 + 12 s)^2, 16 channels, 8 neighbours, d_key 128.
-    return RoutedRung(
-        num_channels=16,
-        num_neighbours=8,
-        num_subkeys=16 + 12 * size,
-        router_width=128,
-        num_shared_subkeys=2 * (16 + 12 * size),
+def table_routing(config: RoutedConfig, router: str, *, raw_scores: bool) -> Routing:
+    """Return what is known of routing to tables of single-neuron experts."""
+    halves = 2 if is_product(router) else 1
+    keys_per_half = math.isqrt(config.num_experts) if is_product(router) else config.num_experts
+    queries = halves * config.num_channels if router.endswith("key_value") else 1
+    return Routing(
+        num_experts=config.num_experts,
+        num_chosen=config.num_neighbours,
+        num_channels=config.num_channels,
+        shared=config.num_tables == 1,
+        raw_scores=raw_scores,
+        num_scores=halves * config.num_channels * keys_per_half,
+        num_query_values=queries * config.router_width,
     )
-
-
-def _micro_rung(size: int, d_model: int) -> RoutedRung:
-    # Scaled down so that the router stays the larger part of the layer, as in the paper.
-    return RoutedRung(
-        num_channels=4,
-        num_neighbours=4,
-        num_subkeys=8 + d_model // 4,
-        router_width=8 if d_model < 16 else 16 if d_model < 32 else 32,
-        num_shared_subkeys=2 * (8 + d_model // 4),
-    )
-
-
-def _fine_rung(size: int, d_model: int) -> RoutedRung:
-    # As _micro_rung, without its jumps of the router width: they would bend an isoFLOP profile.
-    router_width = 2 * round(1.5 * math.sqrt(d_model))
-    return replace(_micro_rung(size, d_model), router_width=router_width)
-
-
-def _tinystories_rung(size: int, d_model: int) -> RoutedRung:
-    # Official configurations: N = 1,024 for both, 8 channels, 8 neighbours, d_key 128.
-    return RoutedRung(
-        num_channels=8, num_neighbours=8, num_subkeys=32, router_width=128, num_shared_subkeys=32
-    )
-
-
-_RUNGS = {
-    "paper-v1": _paper_rung,
-    "micro-v1": _micro_rung,
-    "micro-v2": _fine_rung,
-    "tinystories-v1": _tinystories_rung,
-}
-
-
-def routed_rung(recipe: Recipe, size: int) -> RoutedRung:
-    """Return rung ``size`` of a recipe's routed ladder."""
-    return _RUNGS[recipe.base_name](size, recipe.shape(size).d_model)

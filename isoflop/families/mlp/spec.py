@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isoflop.accounting import Component, dense_component
-from isoflop.families._shared.spec import check_positive, dense_hidden_width, parameter_counts
+from isoflop.families._shared.spec import check_positive, parameter_counts
 from isoflop.recipe import Recipe
 
 free_dimension = ("hidden_width",)
@@ -33,4 +33,4 @@ num_params, num_active_params = parameter_counts(ledger)
 
 def ladder(recipe: Recipe, size: int) -> Config:
     """Return rung ``size``: F about 8/3 of the width."""
-    return Config(hidden_width=dense_hidden_width(recipe, size))
+    return Config(**recipe.config("mlp", size))

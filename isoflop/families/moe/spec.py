@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from isoflop.accounting import Component
 from isoflop.errors import UserError
 from isoflop.families._shared.spec import (
-    TINYSTORIES_HIDDEN_WIDTH,
+    Routing,
     check_positive,
     glu_flops_per_token,
     glu_num_params,
@@ -16,8 +16,6 @@ from isoflop.families._shared.spec import (
 from isoflop.recipe import Recipe
 
 free_dimension = ("hidden_width",)
-
-_NUM_EXPERTS = {"paper-v1": 16, "micro-v1": 8, "micro-v2": 8, "tinystories-v1": 8}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +68,11 @@ def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
 num_params, num_active_params = parameter_counts(ledger)
 
 
+def routing(config: Config) -> Routing:
+    """Return what is known of the gate's choice; its few scores do not count."""
+    return Routing(num_experts=config.num_experts, num_chosen=config.num_active)
+
+
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Return rung ``size``: F = D (of TinyStories F = 4 · D), two active experts."""
-    is_tinystories = recipe.base_name == "tinystories-v1"
-    return Config(
-        num_experts=_NUM_EXPERTS[recipe.base_name],
-        num_active=2,
-        hidden_width=TINYSTORIES_HIDDEN_WIDTH if is_tinystories else recipe.shape(size).d_model,
-    )
+    """Return rung ``size``: on the paper's ladder F = D and 2 of 16 experts."""
+    return Config(**recipe.config("moe", size))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from isoflop.accounting import Component
 from isoflop.families._shared.spec import (
+    Routing,
     check_routing,
     parameter_counts,
     routed_ledger,
-    routed_rung,
+    table_routing,
 )
 from isoflop.recipe import Recipe
 
@@ -48,12 +49,11 @@ def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
 num_params, num_active_params = parameter_counts(ledger)
 
 
+def routing(config: Config) -> Routing:
+    """Return what is known of the choice."""
+    return table_routing(config, ROUTER, raw_scores=False)
+
+
 def ladder(recipe: Recipe, size: int) -> Config:
-    """Rung ``size``: one shared table; of the paper's and micro ladders, twice the sub-keys."""
-    rung = routed_rung(recipe, size)
-    return Config(
-        num_channels=rung.num_channels,
-        num_neighbours=rung.num_neighbours,
-        num_experts=rung.num_shared_subkeys**2,
-        router_width=rung.router_width,
-    )
+    """Return rung ``size``: on the paper's ladder 4 · (16 + 12 s)² experts in one table."""
+    return Config(**recipe.config("peer", size))

@@ -10,11 +10,12 @@ from isoflop.families._shared.spec import (
     GATE_ORDERS,
     GATES,
     TABLES,
+    Routing,
     check_choice,
     check_routing,
     parameter_counts,
     routed_ledger,
-    routed_rung,
+    table_routing,
 )
 from isoflop.recipe import Recipe
 
@@ -69,12 +70,11 @@ def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
 num_params, num_active_params = parameter_counts(ledger)
 
 
+def routing(config: Config) -> Routing:
+    """Return what is known of the choice."""
+    return table_routing(config, config.router, raw_scores=config.gate == "raw")
+
+
 def ladder(recipe: Recipe, size: int) -> Config:
     """Return rung ``size``: (16 + 12 s)² experts per channel on the paper's ladder."""
-    rung = routed_rung(recipe, size)
-    return Config(
-        num_channels=rung.num_channels,
-        num_neighbours=rung.num_neighbours,
-        num_experts=rung.num_subkeys**2,
-        router_width=rung.router_width,
-    )
+    return Config(**recipe.config("sgatlin", size))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from isoflop.accounting import Component, dense_component
 from isoflop.families._shared.spec import (
     check_positive,
-    dense_hidden_width,
     glu_flops_per_token,
     glu_num_params,
     parameter_counts,
@@ -40,4 +39,4 @@ num_params, num_active_params = parameter_counts(ledger)
 
 def ladder(recipe: Recipe, size: int) -> Config:
     """Return rung ``size``: F about 8/3 of the width."""
-    return Config(hidden_width=dense_hidden_width(recipe, size))
+    return Config(**recipe.config("swiglu", size))

@@ -7,14 +7,13 @@ Letters: D width, V vocabulary, C channels, K experts chosen per channel, N keys
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from isoflop.accounting import Component
 from isoflop.errors import UserError
-from isoflop.families import config_from_mapping
+from isoflop.families import Routing, get_routing
 from isoflop.plan.estimate.hardware import Hardware
 from isoflop.plan.runs import run_ledger
 from isoflop.spec import RunSpec
@@ -31,22 +30,6 @@ GROUP_ROW_BYTES = 4 + 4 + 2 * 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoutedShape:
-    """Per token and layer, what routing touches; zeros for dense families."""
-
-    num_choices: int = 0
-    """C·K single-neuron experts."""
-    num_scores: int = 0
-    """Similarities that the router forms and selects from: 2·C·N, or C·E without product keys."""
-    num_query_values: int = 0
-    """What the router compares with its keys."""
-    num_groups: int = 0
-    """Experts with matrices of their own, computed one after the other."""
-    num_active_groups: int = 0
-    """Those of them that a token runs through."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
     """A model with its batch, as far as time and memory depend on it."""
 
@@ -59,7 +42,8 @@ class ModelShape:
     components: tuple[Component, ...]
     """Of the whole model, by name; see isoflop.accounting."""
     num_params: int
-    routed: RoutedShape
+    routing: Routing | None
+    """How a layer chooses experts; None where it does not."""
 
     @property
     def compute_bytes(self) -> int:
@@ -80,6 +64,16 @@ class ModelShape:
     def gathered_values(self) -> int:
         """Table values that a token reads in one layer, both rows of each chosen expert."""
         return self.component("experts").gathered_values_per_token // self.n_layers
+
+    @property
+    def num_scores(self) -> int:
+        """Similarities per token that a layer's router forms and selects from."""
+        return self.routing.num_scores if self.routing else 0
+
+    @property
+    def num_groups(self) -> int:
+        """Experts of a layer with matrices of their own, computed one after the other."""
+        return self.routing.num_experts if self.routing and not self.gathered_values else 0
 
     def component(self, name: str) -> Component:
         """Return the component called ``name``."""
@@ -102,30 +96,8 @@ def model_shape(spec: RunSpec) -> ModelShape:
         precision=spec.precision,
         components=ledger.components,
         num_params=ledger.num_params,
-        routed=_routed_shape(config_from_mapping(spec.family, spec.config)),
+        routing=get_routing(spec.family, spec.config),
     )
-
-
-def _routed_shape(config: Any) -> RoutedShape:
-    """Read off the fields of the built-in routed Configs; a family without them counts as dense."""
-    if _has_counts(config, "num_experts", "num_active"):
-        return RoutedShape(num_groups=config.num_experts, num_active_groups=config.num_active)
-    if not _has_counts(config, "num_channels", "num_neighbours", "num_experts", "router_width"):
-        return RoutedShape()
-    # The family whose Config names no router has PEER's.
-    router = str(getattr(config, "router", "product_key_value"))
-    product = router.startswith("product")
-    keys = 2 * math.isqrt(config.num_experts) if product else config.num_experts
-    queries = config.num_channels * (2 if product else 1) if router.endswith("key_value") else 1
-    return RoutedShape(
-        num_choices=config.num_channels * config.num_neighbours,
-        num_scores=config.num_channels * keys,
-        num_query_values=queries * config.router_width,
-    )
-
-
-def _has_counts(config: Any, *names: str) -> bool:
-    return all(type(getattr(config, name, None)) is int for name in names)
 
 
 def saved_bytes_per_token(shape: ModelShape) -> int:
@@ -145,16 +117,17 @@ def saved_bytes_per_token(shape: ModelShape) -> int:
 def _feed_forward_bytes(shape: ModelShape, copies: int) -> int:
     """Two values for each row or column of the matrices that a token passes (mlp, swiglu, moe).
 
-    moe also keeps its sorted input, its unweighted output and its choices; product-key routing
-    keeps queries, similarities and choices, and no hidden values.
+    moe also keeps its sorted input, its unweighted output and its choices; routing to tables of
+    single-neuron experts keeps queries, similarities and choices, and no hidden values.
     """
-    routed, width, compute = shape.routed, shape.d_model, shape.compute_bytes
-    if routed.num_choices:
-        router = compute * (routed.num_query_values + routed.num_scores)
-        return router + routed.num_choices * CHOICE_BYTES + 4 * width * (copies - 1)
+    routing, width, compute = shape.routing, shape.d_model, shape.compute_bytes
+    num_chosen = routing.num_channels * routing.num_chosen if routing else 0
+    if routing and shape.gathered_values:
+        router = compute * (routing.num_query_values + routing.num_scores)
+        return router + num_chosen * CHOICE_BYTES + 4 * width * (copies - 1)
     experts = shape.component("experts").num_active_params // shape.n_layers
-    groups = routed.num_active_groups * GROUP_ROW_BYTES + 4 * routed.num_groups
-    return compute * (2 * experts // width + 2 * routed.num_active_groups * width) + groups
+    groups = num_chosen * GROUP_ROW_BYTES + 4 * shape.num_groups
+    return compute * (2 * experts // width + 2 * num_chosen * width) + groups
 
 
 def shape_key(spec: RunSpec) -> Hashable:
@@ -246,7 +219,7 @@ def estimate_memory(
     own = -(-shape.num_params // share)
     unit = max(shape.num_layer_params, shape.num_embedding_params) if sharded else 0
     layer = tokens * saved_bytes_per_token(shape)
-    workspace = layer + tokens * shape.routed.num_scores * SCORE_BYTES
+    workspace = layer + tokens * shape.num_scores * SCORE_BYTES
     activations = shape.n_layers * layer
     if checkpointing:
         activations = tokens * shape.n_layers * 4 * shape.d_model + layer

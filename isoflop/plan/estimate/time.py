@@ -199,7 +199,7 @@ def gather_bytes_per_s(shape: ModelShape, hardware: Hardware) -> float:
 def _elementwise_s(shape: ModelShape, hardware: Hardware, placement: PlacementEstimate) -> float:
     """Traffic of norms, rotation, activations, residuals, and of the router's similarities."""
     per_token = PASSES_PER_SAVED_BYTE * saved_bytes_per_token(shape)
-    per_token += SCORE_PASSES * PARAM_BYTES * shape.routed.num_scores
+    per_token += SCORE_PASSES * PARAM_BYTES * shape.num_scores
     recomputed = _passes(placement) / TRAINING_PASSES
     tokens = _tokens(shape, placement)
     return tokens * shape.n_layers * per_token * recomputed / hardware.stream_bytes_per_s
@@ -220,7 +220,7 @@ def _overhead_s(
     shape: ModelShape, hardware: Hardware, placement: PlacementEstimate, device_s: float
 ) -> float:
     """What the host spends on operators; on a GPU only what the device's work does not hide."""
-    per_layer = OPERATORS_PER_LAYER + shape.routed.num_groups * OPERATORS_PER_GROUP
+    per_layer = OPERATORS_PER_LAYER + shape.num_groups * OPERATORS_PER_GROUP
     operators = OPERATORS_PER_STEP + shape.n_layers * per_layer
     host_s = operators * placement.grad_accum * hardware.operator_overhead_s
     return host_s if hardware.kind == "cpu" else max(0.0, host_s - device_s)

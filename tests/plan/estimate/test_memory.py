@@ -85,7 +85,7 @@ def test_the_numbers_of_operators_are_those_that_run(family: str) -> None:
         with Operators() as operators:
             loss_of(spec, model).backward()
         counts.append(operators.count)
-    groups = model_shape(spec).routed.num_groups
+    groups = model_shape(spec).num_groups
     per_layer = OPERATORS_PER_LAYER + groups * OPERATORS_PER_GROUP
     assert counts[1] - counts[0] == pytest.approx(per_layer, rel=0.35)
     assert 2 * counts[0] - counts[1] == pytest.approx(OPERATORS_PER_STEP, rel=0.35)

@@ -1,44 +1,60 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+import dataclasses
+from pathlib import Path
 
 import pytest
 
-from isoflop.plan.estimate.memory import RoutedShape, _routed_shape, model_shape
+from isoflop.families import PATHS_VARIABLE, Routing, add_family_folder
+from isoflop.plan.estimate import estimate_run, load_hardware
+from isoflop.plan.estimate.memory import model_shape
+from made_family import write_routed_family
 from made_shapes import rung_spec
 
 
-def test_the_paper_s_routed_rung_is_read_off_its_config() -> None:
+def test_the_paper_s_routed_rung_says_its_routing() -> None:
     shape = model_shape(rung_spec("sgatlin", 6))
-    assert shape.routed == RoutedShape(
-        num_choices=16 * 8, num_scores=2 * 16 * 88, num_query_values=128
+    choice = {"num_channels": 16, "num_chosen": 8}
+    assert shape.routing == Routing(
+        **choice, num_experts=88**2, raw_scores=True, num_scores=2 * 16 * 88, num_query_values=128
     )
     assert shape.gathered_values == 2 * 16 * 8 * 768
-    peer = model_shape(rung_spec("peer", 6)).routed
-    assert peer == RoutedShape(
-        num_choices=128, num_scores=2 * 16 * 176, num_query_values=2 * 16 * 128
+    assert model_shape(rung_spec("peer", 6)).routing == Routing(
+        **choice,
+        num_experts=176**2,
+        shared=True,
+        num_scores=2 * 16 * 176,
+        num_query_values=2 * 16 * 128,
     )
 
 
 def test_a_router_without_product_keys_scores_every_expert() -> None:
     config = {"num_channels": 2, "num_neighbours": 3, "num_experts": 100, "router_width": 7}
     for router, queries in (("dense", 7), ("key_value", 14)):
-        spec = rung_spec("sgatlin", 1, config=config | {"router": router})
-        routed = model_shape(spec).routed
-        assert (routed.num_scores, routed.num_query_values) == (200, queries)
+        routing = model_shape(rung_spec("sgatlin", 1, config=config | {"router": router})).routing
+        assert routing is not None
+        assert (routing.num_scores, routing.num_query_values) == (200, queries)
 
 
 def test_dense_layers_gather_nothing_and_moe_runs_its_experts_one_by_one() -> None:
     for family in ("mlp", "swiglu"):
         shape = model_shape(rung_spec(family, 4))
-        assert (shape.routed, shape.gathered_values) == (RoutedShape(), 0)
+        assert (shape.routing, shape.gathered_values) == (None, 0)
+        assert (shape.num_groups, shape.num_scores) == (0, 0)
     shape = model_shape(rung_spec("moe", 4))
-    assert shape.routed == RoutedShape(num_groups=16, num_active_groups=2)
-    assert shape.gathered_values == 0
+    assert shape.routing == Routing(num_experts=16, num_chosen=2)
+    assert (shape.num_groups, shape.gathered_values) == (16, 0)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"num_active": 2}, {"num_active": "two", "num_experts": 4}, {"num_channels": 3}]
-)
-def test_a_stranger_s_fields_of_like_names_mean_nothing(fields: dict[str, object]) -> None:
-    assert _routed_shape(SimpleNamespace(**fields)) == RoutedShape()
+@pytest.mark.parametrize("hardware", ["h100", "cpu2"])
+def test_a_family_from_outside_with_fields_of_its_own_is_estimated_like_a_built_in_one(
+    hardware: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATHS_VARIABLE, "")
+    add_family_folder(write_routed_family(tmp_path / "lanes"))
+    config = {"num_channels": 16, "num_neighbours": 8, "num_experts": 16**2, "router_width": 64}
+    known = rung_spec("sgatlin", 2, config=config)
+    names = {"lanes": 16, "picks": 8, "pool": 16**2, "key": 64}
+    outside = dataclasses.replace(known, family="lanes", config=names)
+    profile = load_hardware(hardware)
+    assert estimate_run(outside, profile) == estimate_run(known, profile)
