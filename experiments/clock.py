@@ -184,7 +184,9 @@ def timed_fits(folder: Path, plan: Plan, calibration: Calibration) -> Fits | Non
 
 def time_section(fits: Fits, plan: Plan, reference: str) -> str:
     """Return the multipliers along measured time, and what the study's rules on time say then."""
-    compared: Sequence[Comparison] = compare_archs(fits, reference=reference, resources=("wall_s",))
+    compared: Sequence[Comparison] = compare_archs(
+        fits.under(reference=reference), resources=("wall_s",)
+    )
     sentences = [f"- {comparison_sentence(row)}" for row in compared if row.arch != reference]
     rules = [one for one in plan.study.hypotheses if "wall_s" in one.decide]
     verdicts = [

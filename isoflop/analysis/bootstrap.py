@@ -46,14 +46,13 @@ from isoflop.analysis.optima_methods import (
     Minima,
 )
 from isoflop.analysis.points import (
-    RESOURCES,
     Axis,
     GroupKey,
     Profile,
     Selection,
     profile_of,
-    resource_at,
 )
+from isoflop.analysis.resources import RESOURCES, resource_at
 from isoflop.arrays import Floats
 
 Kind = Literal["residual", "parametric", "case"]

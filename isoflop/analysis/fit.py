@@ -14,7 +14,7 @@ from isoflop.analysis.laws import fit_laws
 from isoflop.analysis.optima import find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, Axis, Selection, select_points
-from isoflop.analysis.result import FitOptions, Fits
+from isoflop.analysis.result import FitOptions, Fits, pick_reference
 from isoflop.tables import COMPARE, EXPONENTS, FITS, OPTIMA, VALIDITY, Schema, write_table
 
 __all__ = [
@@ -81,14 +81,17 @@ def fit_rows(rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS)
     Raises:
         UserError: the reference of the options is not in the table.
     """
-    from isoflop.analysis.compare.multipliers import pick_reference
+    from isoflop.analysis.compare.differences import exponent_differences
+    from isoflop.analysis.compare.multipliers import compare_archs
+    from isoflop.analysis.validity import validity
 
     table = list(rows)
     selection = select_points(table)
     # Before any fit, which takes seconds.
     pick_reference([arch for arch, _ in selection.groups], options.reference)
-    fits = fit_optima(selection, options)
-    return _with_checks(_with_comparisons(_with_parametric(fits)), table)
+    fits = _with_parametric(fit_optima(selection, options))
+    fits = replace(fits, compare=compare_archs(fits), exponents=exponent_differences(fits))
+    return replace(fits, validity=validity(table, fits))
 
 
 def _with_parametric(fits: Fits) -> Fits:
@@ -106,42 +109,6 @@ def _with_parametric(fits: Fits) -> Fits:
         method=options.method,
     )
     return replace(fits, parametric=laws)
-
-
-def _with_comparisons(fits: Fits) -> Fits:
-    from isoflop.analysis.compare.differences import exponent_differences
-    from isoflop.analysis.compare.multipliers import compare_archs
-
-    options = fits.options
-    multipliers = compare_archs(
-        fits,
-        reference=options.reference,
-        axis=options.axis,
-        method=options.method,
-        confidence=options.confidence,
-    )
-    differences = exponent_differences(
-        fits,
-        reference=options.reference,
-        method=options.method,
-        confidence=options.confidence,
-    )
-    return replace(fits, compare=multipliers, exponents=differences)
-
-
-def _with_checks(fits: Fits, rows: Sequence[Mapping[str, Any]]) -> Fits:
-    from isoflop.analysis.validity import validity
-
-    options = fits.options
-    checks = validity(
-        rows,
-        fits,
-        reference=options.reference,
-        axis=options.axis,
-        method=options.method,
-        confidence=options.confidence,
-    )
-    return replace(fits, validity=checks)
 
 
 def fit_table(

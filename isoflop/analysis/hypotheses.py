@@ -10,12 +10,11 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from isoflop.analysis.compare.claims import (
-    FitsLike,
     Interval,
     interval,
     num_failed,
@@ -25,10 +24,10 @@ from isoflop.analysis.compare.differences import exponent, exponent_difference, 
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.compare.one_size import paired_loss
 from isoflop.analysis.laws import LawAxis
-from isoflop.analysis.optima_methods import Method
-from isoflop.analysis.points import Axis, Resource
+from isoflop.analysis.result import Fits
 from isoflop.analysis.rules import GRAMMAR, Rule, parse_rule
 from isoflop.numbers import format_flops
+from isoflop.study import Hypothesis
 from isoflop.tables import HYPOTHESES
 
 
@@ -45,47 +44,20 @@ class Case:
     """Empty, or why there is no interval or what to mind about it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """A fit, and by which optima it is judged."""
-
-    fits: FitsLike
-    axis: Axis
-    method: Method
-    confidence: float
-
-    @property
-    def archs(self) -> set[str]:
-        """Labels in the table."""
-        return {optimum.arch for optimum in self.fits.optima}
-
-    @property
-    def budgets(self) -> list[float]:
-        """Ascending."""
-        return sorted({budget for _, budget in self.fits.selection.groups})
-
-
-def cases_of(rule: Rule, fit: Judged) -> list[Case]:
+def cases_of(rule: Rule, fits: Fits) -> list[Case]:
     """Return what each budget of the rule says, or the one exponent; no budget, no case."""
     if rule.kind == "exponent":
-        return [_exponent_case(rule, fit)]
+        return [_exponent_case(rule, fits)]
     if rule.kind == "exponent_difference":
-        return [_difference_case(rule, fit)]
-    budgets = _at(rule, fit.budgets)
+        return [_difference_case(rule, fits)]
+    budgets = _at(rule, fits.budgets)
     if rule.kind == "multiplier":
-        rows = compare_archs(
-            fit.fits,
-            reference=rule.other,
-            axis=fit.axis,
-            method=fit.method,
-            confidence=fit.confidence,
-            resources=(_resource(rule),),
-        )
+        rows = compare_archs(fits.under(reference=rule.other), resources=(rule.along,))
         by_budget = {row.budget_flops: row for row in rows if row.arch == rule.arch}
         return [_multiplier_case(budget, by_budget.get(budget)) for budget in budgets]
     if rule.kind == "seed_ratio":
-        return [_seed_case(rule, fit, budget) for budget in budgets]
-    ratios = _loss_ratios(rule, fit)
+        return [_seed_case(rule, fits, budget) for budget in budgets]
+    ratios = _loss_ratios(rule, fits)
     return [ratios.get(budget, _missing(budget)) for budget in budgets]
 
 
@@ -125,13 +97,13 @@ def _multiplier_case(budget: float, row: Comparison | None) -> Case:
     )
 
 
-def _exponent_case(rule: Rule, fit: Judged) -> Case:
-    found = exponent(fit.fits, rule.arch, _law_axis(rule), fit.method)
+def _exponent_case(rule: Rule, fits: Fits) -> Case:
+    found = exponent(fits, rule.arch, _law_axis(rule))
     return Case(
         place=f"exponent of {rule.along}",
         value=found.value,
-        bounds=interval(found.drawn, fit.confidence),
-        strict=strict_interval(found.drawn, fit.confidence),
+        bounds=interval(found.drawn, fits.options.confidence),
+        strict=strict_interval(found.drawn, fits.options.confidence),
         note=_with_failed(
             "" if found.value is not None else "fewer than two interior optima",
             num_failed(found.drawn),
@@ -140,16 +112,9 @@ def _exponent_case(rule: Rule, fit: Judged) -> Case:
     )
 
 
-def _difference_case(rule: Rule, fit: Judged) -> Case:
+def _difference_case(rule: Rule, fits: Fits) -> Case:
     assert rule.other is not None
-    found = exponent_difference(
-        fit.fits,
-        rule.arch,
-        rule.other,
-        axis=_law_axis(rule),
-        method=fit.method,
-        confidence=fit.confidence,
-    )
+    found = exponent_difference(fits, rule.arch, rule.other, _law_axis(rule))
     return Case(
         place=f"difference of the exponents of {rule.along}",
         value=found.difference,
@@ -163,10 +128,9 @@ def _difference_case(rule: Rule, fit: Judged) -> Case:
     )
 
 
-def _loss_ratios(rule: Rule, fit: Judged) -> dict[float, Case]:
-    pairs = pair_orders(fit.fits, axis=fit.axis, method=fit.method, confidence=fit.confidence)
+def _loss_ratios(rule: Rule, fits: Fits) -> dict[float, Case]:
     cases = {}
-    for pair in pairs:
+    for pair in pair_orders(fits):
         if {pair.better, pair.worse} != {rule.arch, rule.other}:
             continue
         sign = -1 if pair.worse == rule.arch else 1
@@ -180,9 +144,9 @@ def _loss_ratios(rule: Rule, fit: Judged) -> dict[float, Case]:
     return cases
 
 
-def _seed_case(rule: Rule, fit: Judged, budget: float) -> Case:
+def _seed_case(rule: Rule, fits: Fits, budget: float) -> Case:
     assert rule.other is not None
-    pair = paired_loss(fit.fits.selection, rule.arch, rule.other, budget, fit.confidence)
+    pair = paired_loss(fits, rule.arch, rule.other, budget)
     seeds = f"seeds {', '.join(map(str, pair.seeds))}" if pair.seeds else ""
     return Case(
         place=format_flops(budget),
@@ -194,10 +158,6 @@ def _seed_case(rule: Rule, fit: Judged, budget: float) -> Case:
 
 
 def _law_axis(rule: Rule) -> LawAxis:
-    return rule.along  # type: ignore[return-value]
-
-
-def _resource(rule: Rule) -> Resource:
     return rule.along  # type: ignore[return-value]
 
 
@@ -225,22 +185,6 @@ _SIGNS: Mapping[str, Callable[[float, float], bool]] = {
 }
 
 
-class HypothesisLike(Protocol):
-    """isoflop.study.Hypothesis, or anything with its fields."""
-
-    @property
-    def id(self) -> str:
-        """Short name."""
-
-    @property
-    def claim(self) -> str:
-        """In words."""
-
-    @property
-    def decide(self) -> str:
-        """The rule."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """One row of hypotheses.parquet."""
@@ -257,14 +201,7 @@ class Verdict:
         return {name: getattr(self, name) for name in HYPOTHESES.names}
 
 
-def judge(
-    hypotheses: Iterable[HypothesisLike],
-    fits: FitsLike,
-    *,
-    axis: Axis = "n_params",
-    method: Method = "parabola",
-    confidence: float = 0.95,
-) -> tuple[Verdict, ...]:
+def judge(hypotheses: Iterable[Hypothesis], fits: Fits) -> tuple[Verdict, ...]:
     """Judge each hypothesis by its own rule, in their order.
 
     Supported: the bound that the rule names (without one: the end of the interval that is nearer
@@ -272,18 +209,15 @@ def judge(
     Undecided: neither; there is no interval; or the rule is not machine-readable. An interval that
     is asked to contain a number, or to exclude it, decides at once.
     """
-    return tuple(
-        _judge(one, Judged(fits=fits, axis=axis, method=method, confidence=confidence))
-        for one in hypotheses
-    )
+    return tuple(_judge(one, fits) for one in hypotheses)
 
 
-def _judge(hypothesis: HypothesisLike, fit: Judged) -> Verdict:
+def _judge(hypothesis: Hypothesis, fits: Fits) -> Verdict:
     rule = parse_rule(hypothesis.decide)
     if rule is None:
         answer, detail = "undecided", f"not machine-readable; a rule is: {GRAMMAR}"
     else:
-        answer, detail = _apply(rule, fit)
+        answer, detail = _apply(rule, fits)
     return Verdict(
         id=hypothesis.id,
         claim=hypothesis.claim,
@@ -293,11 +227,11 @@ def _judge(hypothesis: HypothesisLike, fit: Judged) -> Verdict:
     )
 
 
-def _apply(rule: Rule, fit: Judged) -> tuple[Answer, str]:
+def _apply(rule: Rule, fits: Fits) -> tuple[Answer, str]:
     for arch in (rule.arch, rule.other):
-        if arch is not None and arch not in fit.archs:
+        if arch is not None and arch not in fits.archs:
             return "undecided", f"the table has no arch {arch}"
-    cases = cases_of(rule, fit)
+    cases = cases_of(rule, fits)
     if not cases:
         return "undecided", "the table has no such budget"
     answers = [_answer(rule, case.strict) for case in cases]

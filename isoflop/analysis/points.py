@@ -262,31 +262,3 @@ def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
         log_x=np.log(xs),
         loss=np.array([point.loss for _, point in known], dtype=np.float64),
     )
-
-
-Resource = Literal["n_params", "n_tokens", "n_active", "flops", "wall_s", "peak_mem_bytes"]
-
-
-RESOURCES: tuple[Resource, ...] = (
-    "n_params",
-    "n_tokens",
-    "n_active",
-    "flops",
-    "wall_s",
-    "peak_mem_bytes",
-)
-
-
-def resource_at(profile: Profile, name: Resource, x: Floats) -> Floats | None:
-    """Return a resource at some x of a profile, interpolated in ln resource over ln x.
-
-    Points of one size count with their geometric mean. None where a point lacks the resource; NaN
-    stays NaN.
-    """
-    values = [getattr(point, name) for point in profile.points]
-    if not values or None in values:
-        return None
-    log_values = np.log(np.array(values, dtype=np.float64))
-    sizes, size_of = np.unique(profile.log_x, return_inverse=True)
-    means = np.bincount(size_of, weights=log_values) / np.bincount(size_of)
-    return np.asarray(np.exp(np.interp(np.log(x), sizes, means)))

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from isoflop.analysis.compare.claims import FitsLike, optima_by_group
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES, Method
+from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES
+from isoflop.analysis.result import Fits
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.edit import PlanDiff, compact, diff_plans, grow_plan, planned_rungs
@@ -83,7 +83,7 @@ class _Growth:
         return added, None
 
 
-def propose(plan: Plan, fits: FitsLike, *, method: Method = "parabola") -> Refinement:
+def propose(plan: Plan, fits: Fits) -> Refinement:
     """Return the runs to add to a plan, judged by the optima over parameters.
 
     While any optimum is at an edge, or a cell has too few sizes, rungs on that side are proposed.
@@ -93,7 +93,6 @@ def propose(plan: Plan, fits: FitsLike, *, method: Method = "parabola") -> Refin
     Args:
         plan: the study's plan.
         fits: its optima, with intervals where they can be had.
-        method: of the optima.
 
     Raises:
         UserError: the study cannot be planned here at all, as where its data are not prepared.
@@ -103,7 +102,7 @@ def propose(plan: Plan, fits: FitsLike, *, method: Method = "parabola") -> Refin
     growth = _Growth(before=plan, plan=plan, reasons=[], dead_ends=[])
     optima = [
         o
-        for (arch, _), o in optima_by_group(fits, "n_params", method).items()
+        for (arch, _), o in fits.optima_by_group("n_params").items()
         if arch in plan.study.archs and int(o.budget_flops) in plan.study.budgets
     ]
     for optimum in optima:
@@ -241,9 +240,7 @@ def _with_rung(plan: Plan, cell: Cell, rung: int) -> Study:
 _UNFINISHED = "missing"
 
 
-def propose_seeds(
-    plan: Plan, fits: FitsLike, num_seeds: int, *, method: Method = "parabola"
-) -> Refinement:
+def propose_seeds(plan: Plan, fits: Fits, num_seeds: int) -> Refinement:
     """Return a plan with ``num_seeds`` new seeds at one size of each arch and budget.
 
     It is the size nearest to the optimum in the logarithm of parameters; where the optimum is at an
@@ -257,7 +254,7 @@ def propose_seeds(
         raise UserError("--seeds", num_seeds, "1 or more", "correct it")
     unfinished = {e.run_id for e in fits.selection.excluded if e.reason == _UNFINISHED}
     study, reasons, dead_ends = plan.study, [], []
-    for (arch, budget), optimum in optima_by_group(fits, "n_params", method).items():
+    for (arch, budget), optimum in fits.optima_by_group("n_params").items():
         place = f"{arch} at {format_flops(budget)}"
         size = _nearest_size(plan, (arch, int(budget)), optimum)
         if size is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from isoflop.analysis.bootstrap import Draws, Requested
@@ -10,6 +11,7 @@ from isoflop.analysis.laws import LawAxis, PowerLaw
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
+from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     from isoflop.analysis.compare.differences import ExponentDifference
@@ -29,23 +31,50 @@ class FitOptions:
     axis: Axis = "n_params"
     """The x axis that comparisons and plots use."""
     reference: str | None = None
-    """The arch that others are compared with; None: chosen by the comparison."""
+    """The arch that others are compared with; None: `default_reference`."""
     bootstrap: Requested = "auto"
     confidence: float = 0.95
     seed: int = 0
 
 
+DEFAULT_REFERENCES = ("swiglu", "mlp")
+
+
+def default_reference(archs: Sequence[str]) -> str | None:
+    """Return swiglu where it is there, else mlp, else the first label of the alphabet."""
+    labels = sorted(set(archs))
+    return next((arch for arch in (*DEFAULT_REFERENCES, *labels) if arch in labels), None)
+
+
+def pick_reference(archs: Sequence[str], reference: str | None) -> str | None:
+    """Return the reference asked for, or the default one; None without any arch.
+
+    Raises:
+        UserError: the reference is not in the table.
+    """
+    if reference is None:
+        return default_reference(archs)
+    if reference not in archs:
+        there = ", ".join(sorted(set(archs))) or "an arch (the table has none)"
+        raise UserError("--reference", reference, f"one of {there}", "name an arch of the table")
+    return reference
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fits:
-    """All that one table of runs yields."""
+    """All that one table of runs yields, and the options it is read with.
+
+    Comparisons, checks, verdicts and the report take their reference, axis, method and confidence
+    from the options; `under` reads the same fit with others.
+    """
 
     selection: Selection
-    options: FitOptions
+    options: FitOptions = FitOptions()
     optima: tuple[Optimum, ...]
     """Sorted by arch and budget; all axes and methods each."""
-    laws: tuple[PowerLaw, ...]
+    laws: tuple[PowerLaw, ...] = ()
     """Sorted by method, arch and axis; a law without values says that it is missing."""
-    draws: dict[tuple[Axis, Method], Draws] = field(compare=False)
+    draws: dict[tuple[Axis, Method], Draws] = field(default_factory=dict, compare=False)
     """By (axis, method); empty where n_boot is 0."""
     parametric: tuple[ParametricFit, ...] = ()
     compare: tuple[Comparison, ...] = ()
@@ -69,9 +98,34 @@ class Fits:
         return sorted({arch for arch, _ in self.groups})
 
     @property
+    def reference(self) -> str | None:
+        """The arch that the others are compared with; None without any arch.
+
+        Raises:
+            UserError: the one asked for is not in the table.
+        """
+        return pick_reference(self.archs, self.options.reference)
+
+    @property
     def budgets(self) -> list[float]:
         """Sorted budgets in training FLOPs."""
         return sorted({budget for _, budget in self.groups})
+
+    def under(
+        self,
+        *,
+        reference: str | None = None,
+        axis: Axis | None = None,
+        method: Method | None = None,
+    ) -> Fits:
+        """Return the same fit, to be read with another reference, axis or method of optima."""
+        options = replace(
+            self.options,
+            reference=reference or self.options.reference,
+            axis=axis or self.options.axis,
+            method=method or self.options.method,
+        )
+        return replace(self, options=options)
 
     def optima_of(
         self, arch: str, axis: Axis | None = None, method: Method | None = None
@@ -80,11 +134,13 @@ class Fits:
         axis, method = axis or self.options.axis, method or self.options.method
         return [o for o in self.optima if o.arch == arch and o.axis == axis and o.method == method]
 
-    def optima_of_all(
+    def optima_by_group(
         self, axis: Axis | None = None, method: Method | None = None
-    ) -> list[Optimum]:
-        """Return the optima of all archs; axis and method as in the options."""
-        return [optimum for arch in self.archs for optimum in self.optima_of(arch, axis, method)]
+    ) -> dict[GroupKey, Optimum]:
+        """Return the optima by (arch, budget), sorted; axis and method as in the options."""
+        axis, method = axis or self.options.axis, method or self.options.method
+        chosen = [o for o in self.optima if o.axis == axis and o.method == method]
+        return {(o.arch, o.budget_flops): o for o in sorted(chosen, key=_group)}
 
     def law(self, arch: str, axis: LawAxis, method: Method | None = None) -> PowerLaw:
         """Return the arch's law; KeyError for an arch that is not in the table."""
@@ -97,3 +153,7 @@ class Fits:
     def draws_of(self, axis: Axis | None = None, method: Method | None = None) -> Draws | None:
         """Return the draws of an axis and method (as in the options); None without any."""
         return self.draws.get((axis or self.options.axis, method or self.options.method))
+
+
+def _group(optimum: Optimum) -> GroupKey:
+    return optimum.arch, optimum.budget_flops

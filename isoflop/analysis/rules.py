@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isoflop.analysis.laws import LAW_AXES
-from isoflop.analysis.points import RESOURCES
+from isoflop.analysis.resources import RESOURCES
 
 Kind = Literal["multiplier", "exponent", "exponent_difference", "loss_ratio", "seed_ratio"]
 Comparator = Literal[">", ">=", "<", "<=", "contains", "excludes"]

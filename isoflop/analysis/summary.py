@@ -60,7 +60,7 @@ def interval_note(fits: Fits) -> str:
     drawn = fits.draws_of("n_params")
     if drawn is None:
         return "No intervals (0 bootstrap draws)."
-    optima = fits.optima_of_all(axis="n_params")
+    optima = fits.optima_by_group("n_params").values()
     failed = sum(o.n_failed or 0 for o in optima)
     num = sum(o.n_boot or 0 for o in optima)
     note = f"Intervals: {options.confidence:.0%}, {drawn.kind} bootstrap, {drawn.n_boot:,} draws"
@@ -118,7 +118,7 @@ def reading_notes(fits: Fits) -> list[str]:
             f"one side of 1. Extrapolated: beyond the losses measured of {reference}, and the "
             "interval leaves out the error of that."
         )
-    num = sum(o.is_bound for o in fits.optima_of_all(axis="n_params"))
+    num = sum(o.is_bound for o in fits.optima_by_group("n_params").values())
     if num:
         what = "1 optimum is a bound" if num == 1 else f"{num} optima are bounds"
         notes.append(

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from analysis.made_runs import parabola, row, spaced, study
 from isoflop.analysis.compare.differences import exponent_differences, pair_orders
-from isoflop.analysis.compare.multipliers import Comparison, compare_archs, default_reference
+from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.points import select_points
+from isoflop.analysis.result import default_reference
 from isoflop.errors import UserError
 from isoflop.tables import COMPARE, EXPONENTS
 
@@ -211,7 +212,7 @@ def test_the_reference_is_swiglu_else_mlp_else_the_first_label() -> None:
     assert default_reference(["sgatlin", "mlp"]) == "mlp"
     assert default_reference(["b", "a"]) == "a"
     with pytest.raises(UserError, match="reference = 'moe'"):
-        compare_archs(fitted(family("swiglu")), reference="moe")
+        compare_archs(fitted(family("swiglu")).under(reference="moe"))
 
 
 def test_rescaling_and_row_order_change_no_multiplier() -> None:
@@ -230,8 +231,8 @@ def test_rescaling_and_row_order_change_no_multiplier() -> None:
 def test_more_gain_is_a_larger_multiplier_and_swapping_inverts_it(one: float, two: float) -> None:
     rows = family("a", gain=one, budgets=BUDGETS) + family("b", gain=two, budgets=BUDGETS)
     fits = fitted(rows)
-    forth = by_place(compare_archs(fits, reference="a", resources=("flops",)), "b")
-    back = by_place(compare_archs(fits, reference="b", resources=("flops",)), "a")
+    forth = by_place(compare_archs(fits.under(reference="a"), resources=("flops",)), "b")
+    back = by_place(compare_archs(fits.under(reference="b"), resources=("flops",)), "a")
     for key, row_forth in forth.items():
         assert row_forth.multiplier == pytest.approx(two / one, rel=1e-6)
         assert back[key].multiplier == pytest.approx(one / two, rel=1e-6)
@@ -254,7 +255,7 @@ def test_exponent_differences_are_those_of_the_shared_budgets() -> None:
         if (one["arch"], one["budget_flops"]) == ("swiglu", 1e19):
             one["n_params"] *= 3
     for reference, sign in (("swiglu", 1), ("new", -1)):
-        shared = {d.axis: d for d in exponent_differences(fitted(bent), reference=reference)}
+        shared = {d.axis: d for d in exponent_differences(fitted(bent).under(reference=reference))}
         assert shared["n_params"].difference == pytest.approx(sign * 0.1)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from analysis.made_runs import row
-from isoflop.analysis.compare.one_size import is_one_size, paired_loss, seed_means
-from isoflop.analysis.fit import FitOptions, fit_optima
+from isoflop.analysis.compare.one_size import PairedLoss, is_one_size, paired_loss, seed_means
+from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import select_points
 from isoflop.analysis.rules import parse_rule
@@ -35,6 +35,17 @@ WORSE = runs("worse", (0.01, 0.02, 0.03))
 T_2 = 4.303
 
 
+def paired(
+    table: list[dict[str, Any]],
+    arch: str = "worse",
+    reference: str = "base",
+    confidence: float = 0.95,
+) -> PairedLoss:
+    options = FitOptions(confidence=confidence)
+    fits = Fits(selection=select_points(table), options=options, optima=())
+    return paired_loss(fits, arch, reference, BUDGET)
+
+
 def verdict(rule: str, table: list[dict[str, Any]]) -> tuple[str, str]:
     options = FitOptions(n_boot=0)
     fits = fit_optima(select_points(table), options, methods=("parabola",), axes=("n_params",))
@@ -43,20 +54,17 @@ def verdict(rule: str, table: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def test_the_ratio_is_paired_and_its_interval_is_students() -> None:
-    pair = paired_loss(select_points(BASE + WORSE), "worse", "base", BUDGET)
+    pair = paired(BASE + WORSE)
     half = T_2 * 0.01 / math.sqrt(3)
     assert pair.ratio == pytest.approx(math.exp(0.02), rel=1e-12)
     assert pair.bounds == pytest.approx((math.exp(0.02 - half), math.exp(0.02 + half)), rel=1e-5)
     assert (pair.seeds, pair.problem, pair.note) == ((0, 1, 2), "", "")
-    back = paired_loss(select_points(BASE + WORSE), "base", "worse", BUDGET)
+    back = paired(BASE + WORSE, "base", "worse")
     assert back.bounds[0] == pytest.approx(1 / (pair.bounds[1] or 0), rel=1e-12)
 
 
 def test_a_smaller_confidence_narrows_the_interval() -> None:
-    wide, narrow = (
-        paired_loss(select_points(BASE + WORSE), "worse", "base", BUDGET, share)
-        for share in (0.95, 0.5)
-    )
+    wide, narrow = (paired(BASE + WORSE, confidence=share) for share in (0.95, 0.5))
     # t at 75 % with two degrees of freedom: 0.8165.
     assert math.log(narrow.bounds[1] or 0) == pytest.approx(0.02 + 0.8165 * 0.01 / 3**0.5, abs=1e-6)
     assert (narrow.bounds[1] or 0) < (wide.bounds[1] or 0)
@@ -64,7 +72,7 @@ def test_a_smaller_confidence_narrows_the_interval() -> None:
 
 def test_the_pairing_ignores_the_order_and_takes_shared_seeds_only() -> None:
     shuffled = list(reversed(BASE)) + WORSE[1:] + [row("worse", BUDGET, 1e5, 9.0, seed=7)]
-    pair = paired_loss(select_points(shuffled), "worse", "base", BUDGET)
+    pair = paired(shuffled)
     assert pair.seeds == (1, 2)
     assert pair.ratio == pytest.approx(math.exp(0.025), rel=1e-12)
     assert pair.note == "no partner: worse seed 7, base seed 0"
@@ -96,7 +104,7 @@ def test_what_has_no_fair_interval_is_undecided_with_its_reason(
 
 def test_another_budget_or_a_copy_of_a_run_does_not_disturb() -> None:
     elsewhere = [row("worse", 1e12, 1e5, None, status="diverged", seed=0)]
-    pair = paired_loss(select_points(BASE + WORSE + WORSE[:1] + elsewhere), "worse", "base", BUDGET)
+    pair = paired(BASE + WORSE + WORSE[:1] + elsewhere)
     assert pair.problem == ""
 
 

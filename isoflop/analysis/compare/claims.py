@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
-from isoflop.analysis.bootstrap import Draws
-from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import Method
-from isoflop.analysis.points import Axis, GroupKey, Selection
 from isoflop.arrays import Floats, percentiles
 
 Interval = tuple[float | None, float | None]
 
 Order = Literal["higher", "lower", "none"]
-
-
-class FitsLike(Protocol):
-    """The part of isoflop.analysis.fit.Fits that comparisons and checks read."""
-
-    @property
-    def selection(self) -> Selection:
-        """The points."""
-
-    @property
-    def optima(self) -> tuple[Optimum, ...]:
-        """Of all archs, budgets, axes and methods."""
-
-    @property
-    def draws(self) -> Mapping[tuple[Axis, Method], Draws]:
-        """By axis and method; empty without intervals."""
-
-
-def optima_by_group(fits: FitsLike, axis: Axis, method: Method) -> dict[GroupKey, Optimum]:
-    """Return the optima of an axis and method by (arch, budget), sorted."""
-    chosen = {
-        (o.arch, o.budget_flops): o for o in fits.optima if o.axis == axis and o.method == method
-    }
-    return {key: chosen[key] for key in sorted(chosen)}
 
 
 def interval(values: Floats | None, confidence: float) -> Interval:

@@ -11,20 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 from isoflop.analysis.compare.claims import (
-    FitsLike,
     Interval,
     Order,
     interval,
     num_failed,
-    optima_by_group,
     order,
     strict_interval,
 )
-from isoflop.analysis.compare.multipliers import pick_reference
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_draws, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
-from isoflop.analysis.points import Axis
+from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
 from isoflop.tables import EXPONENTS
 
@@ -73,20 +70,14 @@ class ExponentDifference:
 
 
 def exponent(
-    fits: FitsLike,
-    arch: str,
-    axis: LawAxis,
-    method: Method,
-    budgets: Collection[float] | None = None,
+    fits: Fits, arch: str, axis: LawAxis, budgets: Collection[float] | None = None
 ) -> Exponent:
     """Return the arch's exponent of ``axis`` in C, over some budgets (None: all it can)."""
     optima = [
-        o
-        for o in _interior(fits, arch, axis, method)
-        if budgets is None or o.budget_flops in budgets
+        o for o in _interior(fits, arch, axis) if budgets is None or o.budget_flops in budgets
     ]
     laws = [law for law in fit_laws(optima) if law.axis == axis]
-    draws = fits.draws.get((law_source(axis), method))
+    draws = fits.draws_of(law_source(axis))
     drawn = None if draws is None else law_draws(optima, draws, arch, axis)
     return Exponent(
         value=laws[0].exponent if laws else None, drawn=None if drawn is None else drawn.exponent
@@ -94,52 +85,39 @@ def exponent(
 
 
 def exponent_differences(
-    fits: FitsLike,
-    *,
-    reference: str | None = None,
-    axes: Sequence[LawAxis] = LAW_AXES,
-    method: Method = "parabola",
-    confidence: float = 0.95,
+    fits: Fits, axes: Sequence[LawAxis] = LAW_AXES
 ) -> tuple[ExponentDifference, ...]:
     """Return the difference of every other arch to the reference, by arch and axis.
 
     Raises:
         UserError: the reference is not in the table.
     """
-    archs = sorted({optimum.arch for optimum in fits.optima})
-    chosen = pick_reference(archs, reference)
+    reference = fits.reference
     return tuple(
-        exponent_difference(fits, arch, chosen, axis=axis, method=method, confidence=confidence)
-        for arch in archs
-        if chosen is not None and arch != chosen
+        exponent_difference(fits, arch, reference, axis)
+        for arch in fits.archs
+        if reference is not None and arch != reference
         for axis in axes
     )
 
 
-def exponent_difference(
-    fits: FitsLike,
-    arch: str,
-    reference: str,
-    *,
-    axis: LawAxis,
-    method: Method = "parabola",
-    confidence: float = 0.95,
-) -> ExponentDifference:
+def exponent_difference(fits: Fits, arch: str, reference: str, axis: LawAxis) -> ExponentDifference:
     """Return the exponent of ``arch`` minus that of ``reference``."""
-    shared = {o.budget_flops for o in _interior(fits, arch, axis, method)}
-    shared &= {o.budget_flops for o in _interior(fits, reference, axis, method)}
-    one = exponent(fits, arch, axis, method, shared)
-    other = exponent(fits, reference, axis, method, shared)
+    shared = {o.budget_flops for o in _interior(fits, arch, axis)}
+    shared &= {o.budget_flops for o in _interior(fits, reference, axis)}
+    one = exponent(fits, arch, axis, shared)
+    other = exponent(fits, reference, axis, shared)
     known = one.value is not None and other.value is not None
     drawn = None if one.drawn is None or other.drawn is None else one.drawn - other.drawn
+    confidence = fits.options.confidence
     bounds: Interval = interval(drawn, confidence)
     strict = strict_interval(drawn, confidence)
-    draws = fits.draws.get((law_source(axis), method))
+    draws = fits.draws_of(law_source(axis))
     return ExponentDifference(
         arch=arch,
         reference=reference,
         axis=axis,
-        method=method,
+        method=fits.options.method,
         difference=one.value - other.value if known else None,  # type: ignore[operator]
         ci_lo=bounds[0],
         ci_hi=bounds[1],
@@ -153,9 +131,8 @@ def exponent_difference(
     )
 
 
-def _interior(fits: FitsLike, arch: str, axis: LawAxis, method: Method) -> list[Optimum]:
-    by_group = optima_by_group(fits, law_source(axis), method)
-    return [o for (label, _), o in by_group.items() if label == arch and o.is_point]
+def _interior(fits: Fits, arch: str, axis: LawAxis) -> list[Optimum]:
+    return [o for o in fits.optima_of(arch, law_source(axis)) if o.is_point]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,16 +152,10 @@ class PairOrder:
     """Whether the strict interval lies below 0."""
 
 
-def pair_orders(
-    fits: FitsLike,
-    *,
-    axis: Axis = "n_params",
-    method: Method = "parabola",
-    confidence: float = 0.95,
-) -> tuple[PairOrder, ...]:
+def pair_orders(fits: Fits) -> tuple[PairOrder, ...]:
     """Return every pair with two interior optima at a budget, by budget and label."""
-    draws = fits.draws.get((axis, method))
-    points = [o for o in optima_by_group(fits, axis, method).values() if _log_loss(o) is not None]
+    draws, confidence = fits.draws_of(), fits.options.confidence
+    points = [o for o in fits.optima_by_group().values() if _log_loss(o) is not None]
     found = []
     for one, other in itertools.combinations(points, 2):
         if one.budget_flops != other.budget_flops:

@@ -20,6 +20,7 @@ import numpy as np
 
 from isoflop.analysis.compare.claims import Interval
 from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
+from isoflop.analysis.result import Fits
 
 # A mean needs two seeds before it has a spread.
 MIN_SEEDS = 2
@@ -91,24 +92,18 @@ def seed_means(selection: Selection) -> tuple[SeedMean, ...]:
     return tuple(_seed_mean(points) for points in groups if len(_sizes(points)) == 1)
 
 
-def paired_loss(
-    selection: Selection,
-    arch: str,
-    reference: str,
-    budget_flops: float,
-    confidence: float = 0.95,
-) -> PairedLoss:
+def paired_loss(fits: Fits, arch: str, reference: str, budget_flops: float) -> PairedLoss:
     """Compare two families at a budget, seed by seed."""
-    sides = {name: selection.groups.get((name, budget_flops), ()) for name in (arch, reference)}
+    sides = {name: fits.groups.get((name, budget_flops), ()) for name in (arch, reference)}
     shared, log_ratios = _log_ratios(sides[arch], sides[reference])
-    problem = _problem(selection, sides, budget_flops, shared)
+    problem = _problem(fits.selection, sides, budget_flops, shared)
     has_ratio = bool(shared) and all(len(_sizes(points)) == 1 for points in sides.values())
     return PairedLoss(
         arch=arch,
         reference=reference,
         budget_flops=budget_flops,
         ratio=math.exp(math.fsum(log_ratios) / len(shared)) if has_ratio else None,
-        bounds=(None, None) if problem else _student(log_ratios, confidence),
+        bounds=(None, None) if problem else _student(log_ratios, fits.options.confidence),
         seeds=shared,
         problem=problem,
         note=_unpaired(sides, shared),

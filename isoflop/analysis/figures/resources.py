@@ -10,7 +10,8 @@ import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
-from isoflop.analysis.points import Point, Resource, profile_of, resource_at
+from isoflop.analysis.points import Point, profile_of
+from isoflop.analysis.resources import RESOURCES, Resource, resource_at
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.numbers import format_count
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 
 
 _RESOURCES_TITLE = "Loss against each resource"
-LABELS: dict[Resource, str] = {
-    "flops": "Training FLOPs",
-    "wall_s": "Training time (s)",
-    "n_active": "Active parameters",
-    "n_params": "Parameters",
-    "n_tokens": "Training tokens",
-    "peak_mem_bytes": "Peak memory (bytes)",
-}
 _SPARSITY_TITLE = "Perplexity against parameters per FLOP"
 # One panel per budget; of more budgets the largest.
 _MOST_PANELS = 6
@@ -38,13 +31,15 @@ _MOST_PANELS = 6
 def draw_resources(fits: Fits) -> Figure:
     """Draw one panel per resource that the table has; families share the loss axis."""
     measured = [
-        name for name in LABELS if any(_with_resource(fits, arch, name) for arch in fits.archs)
+        resource
+        for resource in RESOURCES.values()
+        if any(_with_resource(fits, arch, resource) for arch in fits.archs)
     ]
     if not measured:
         return plot_style.sentence_figure(
             _RESOURCES_TITLE, f"No finished runs. {excluded_note(fits)}"
         )
-    absent = [LABELS[name] for name in LABELS if name not in measured]
+    absent = [one.axis_label for one in RESOURCES.values() if one not in measured]
     notes = [
         "Small: runs. Steps: runs that no run of the family beats in both loss and resource. "
         "Large: optima of the isoFLOP curves.",
@@ -58,43 +53,43 @@ def draw_resources(fits: Fits) -> Figure:
         archs=fits.archs,
         notes=notes,
     )
-    for axes, name in zip(grid, measured, strict=True):
-        _draw_resource(axes, fits, name)
+    for axes, resource in zip(grid, measured, strict=True):
+        _draw_resource(axes, fits, resource)
     return figure
 
 
 def hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the (resource, loss) that no other point beats in both, cheapest first."""
     kept: list[tuple[float, float]] = []
-    for resource, loss in sorted(points):
+    for amount, loss in sorted(points):
         if not kept or loss < kept[-1][1]:
-            kept.append((resource, loss))
+            kept.append((amount, loss))
     return kept
 
 
-def _with_resource(fits: Fits, arch: str, name: Resource) -> list[tuple[float, Point]]:
+def _with_resource(fits: Fits, arch: str, resource: Resource) -> list[tuple[float, Point]]:
     return [
         (value, point)
         for (label, _), points in fits.groups.items()
         if label == arch
         for point in points
-        if (value := getattr(point, name)) is not None and value > 0
+        if (value := resource.measure(point)) is not None and value > 0
     ]
 
 
-def _draw_resource(axes: Axes, fits: Fits, name: Resource) -> None:
+def _draw_resource(axes: Axes, fits: Fits, resource: Resource) -> None:
     axes.set_xscale("log")
-    axes.set_xlabel(LABELS[name])
+    axes.set_xlabel(resource.axis_label)
     everything: list[float] = []
     for index, arch in enumerate(fits.archs):
-        placed = _with_resource(fits, arch, name)
+        placed = _with_resource(fits, arch, resource)
         if placed:
             everything += [value for value, _ in placed]
-            _draw_runs(axes, placed, plot_style.family_mark(index), LABELS[name])
-            _draw_optima(axes, fits, arch, name, plot_style.family_mark(index))
+            _draw_runs(axes, placed, plot_style.family_mark(index), resource.axis_label)
+            _draw_optima(axes, fits, arch, resource, plot_style.family_mark(index))
     low, high = plot_style.padded(min(everything), max(everything), 0.06)
     axes.set_xlim(low, high)
-    form = plot_style.math_flops if name == "flops" else format_count
+    form = plot_style.math_flops if resource.is_budget else format_count
     plot_style.set_log_ticks(axes.xaxis, low, high, 4, form)
 
 
@@ -123,7 +118,7 @@ def _draw_runs(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, la
     )
 
 
-def _draw_optima(axes: Axes, fits: Fits, arch: str, name: Resource, mark: Mark) -> None:
+def _draw_optima(axes: Axes, fits: Fits, arch: str, resource: Resource, mark: Mark) -> None:
     optima = [o for o in fits.optima_of(arch) if o.is_point]
     for optimum in optima:
         assert optimum.x_opt is not None
@@ -131,7 +126,9 @@ def _draw_optima(axes: Axes, fits: Fits, arch: str, name: Resource, mark: Mark) 
         points = fits.groups[arch, optimum.budget_flops]
         x = np.array([optimum.x_opt])
         found = (
-            x if name == optimum.axis else resource_at(profile_of(points, optimum.axis), name, x)
+            x
+            if resource.name == optimum.axis
+            else resource_at(profile_of(points, optimum.axis), resource.name, x)
         )
         if found is None or not np.isfinite(found[0]):
             continue
@@ -147,7 +144,7 @@ def _draw_optima(axes: Axes, fits: Fits, arch: str, name: Resource, mark: Mark) 
             linestyle="none",
             zorder=4,
         )
-        text = f"{frame.optimum_text(optimum)}\n{LABELS[name]}: {format_count(value)}"
+        text = f"{frame.optimum_text(optimum)}\n{resource.axis_label}: {format_count(value)}"
         frame.set_tips(line, [text])
 
 

@@ -32,6 +32,7 @@ from isoflop.analysis.report.validity import hypotheses_section, validity_sectio
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.files import write_text_atomic
+from isoflop.study import Hypothesis
 from isoflop.tables import HYPOTHESES, SEED_MEANS, write_table
 
 # What can be said of a study without optima.
@@ -59,13 +60,6 @@ class Report:
     def paths(self) -> tuple[Path, ...]:
         """All files written."""
         return (*self.text_paths, *self.table_paths, *self.plot_paths)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Hypothesis:
-    id: str
-    claim: str
-    decide: str
 
 
 def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
@@ -134,10 +128,7 @@ def make_document(fits: Fits, source: Source) -> Document:
 
 
 def _sections_of_optima(fits: Fits, stated: Section) -> tuple[Section, ...]:
-    options = fits.options
-    differences = exponent_differences(
-        fits, reference=options.reference, method=options.method, confidence=options.confidence
-    )
+    differences = exponent_differences(fits)
     return (
         _findings_section(findings(fits.compare, differences), fits),
         stated,
@@ -161,13 +152,7 @@ def _sections_of_one_size(fits: Fits, reference: str, stated: Section) -> tuple[
 
 def _verdicts(fits: Fits, source: Source) -> tuple[Verdict, ...]:
     stated: Sequence[dict[str, Any]] = (source.study or {}).get("hypotheses", ())
-    return judge(
-        [_Hypothesis(id=h["id"], claim=h["claim"], decide=h["decide"]) for h in stated],
-        fits,
-        axis=fits.options.axis,
-        method=fits.options.method,
-        confidence=fits.options.confidence,
-    )
+    return judge([Hypothesis(**hypothesis) for hypothesis in stated], fits)
 
 
 def _findings_section(sentences: Sequence[str], fits: Fits) -> Section:

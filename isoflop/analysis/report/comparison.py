@@ -23,17 +23,10 @@ from isoflop.analysis.report.document import (
     table,
     text_column,
 )
+from isoflop.analysis.resources import RESOURCES
 from isoflop.numbers import format_flops
 
 _NO_ORDER = "no order is claimed"
-RESOURCES = {
-    "flops": "compute",
-    "wall_s": "training time",
-    "n_active": "active parameters",
-    "n_params": "parameters",
-    "n_tokens": "training tokens",
-    "peak_mem_bytes": "peak memory",
-}
 _AXIS = {
     "n_params": "N*",
     "n_tokens": "D*",
@@ -65,7 +58,7 @@ def comparison_section(
         *([_multiplier_table([r for r in others if r.resource in found])] if found else []),
         Items(items=tuple(f"{s.replace('_', ' ')}: {meanings[s]}." for s in statuses)),
     ]
-    absent = [words for name, words in RESOURCES.items() if name not in found]
+    absent = [one.words for one in RESOURCES.values() if one.name not in found]
     if absent:
         blocks.append(f"No multiplier at any budget: {', '.join(absent)}.")
     if differences:
@@ -96,7 +89,7 @@ def _multiplier_table(rows: Sequence[Comparison]) -> Block:
         [
             {
                 **row.row(),
-                "resource": RESOURCES[row.resource],
+                "resource": RESOURCES[row.resource].words,
                 "multiplier": bounded(signs.get(row.status, ""), row.multiplier, "{:.3f}".format),
                 "interval": interval(row.ci_lo, row.ci_hi, "{:.3f}".format),
             }
@@ -132,7 +125,7 @@ def comparison_sentence(row: Comparison) -> str:
     """
     place = f"At {format_flops(row.budget_flops)} FLOPs"
     start = f"{place} {row.arch}"
-    resource = RESOURCES[row.resource]
+    resource = RESOURCES[row.resource].words
     if row.multiplier is None:
         return f"{start} has no multiplier over {row.reference} in {resource}: {row.meaning}."
     if row.status in ("lower_bound", "upper_bound"):

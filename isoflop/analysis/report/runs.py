@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 from isoflop.analysis.compare.claims import order
-from isoflop.analysis.compare.multipliers import default_reference
 from isoflop.analysis.compare.one_size import PairedLoss, natural_order, paired_loss, seed_means
 from isoflop.analysis.points import Excluded, Point
 from isoflop.analysis.report.document import (
@@ -26,7 +25,7 @@ from isoflop.analysis.report.document import (
     text_column,
 )
 from isoflop.analysis.report.source import Source
-from isoflop.analysis.result import Fits
+from isoflop.analysis.result import Fits, default_reference
 from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.numbers import format_flops
 from isoflop.tables import SEED_MEANS
@@ -107,7 +106,7 @@ def reference_of(fits: Fits, source: Source) -> str | None:
 def compare_shapes(fits: Fits, reference: str) -> tuple[PairedLoss, ...]:
     """Compare the shape of every family, at each of its budgets, with the reference's."""
     return tuple(
-        paired_loss(fits.selection, arch, reference, budget, fits.options.confidence)
+        paired_loss(fits, arch, reference, budget)
         for arch, budget in sorted(fits.groups, key=natural_order)
         if arch != reference
     )

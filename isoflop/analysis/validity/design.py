@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from isoflop.analysis.bootstrap import seed_noise
-from isoflop.analysis.compare.claims import optima_by_group
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Point
+from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Finding, FindingStatus
-from isoflop.analysis.validity.variants import Setting
 
 # At a slope of −0.2 nats per e-fold of compute, 5 % of the budget are 0.01 nats.
 MAX_BUDGET_ERROR = 0.05
@@ -22,18 +21,18 @@ MAX_BUDGET_ERROR = 0.05
 MAX_OFF_CENTRE = 0.5
 
 
-def noise_findings(setting: Setting) -> list[Finding]:
+def noise_findings(fits: Fits) -> list[Finding]:
     """Return the pooled standard deviation of ln loss between seeds, over all and by arch.
 
     With its χ² interval, and the degrees of freedom as ``n_points``.
     """
-    return [_noise(setting, arch) for arch in (None, *setting.archs)]
+    return [_noise(fits, arch) for arch in (None, *fits.archs)]
 
 
-def _noise(setting: Setting, arch: str | None) -> Finding:
-    noise = seed_noise(setting.fits.selection, arch)
+def _noise(fits: Fits, arch: str | None) -> Finding:
+    noise = seed_noise(fits.selection, arch)
     is_measured = noise.dof > 0
-    low, high = _sd_interval(noise.relative_sd, noise.dof, setting.confidence)
+    low, high = _sd_interval(noise.relative_sd, noise.dof, fits.options.confidence)
     return Finding(
         check="seed_noise",
         quantity="log_loss_sd",
@@ -57,12 +56,11 @@ def _sd_interval(sd: float, dof: int, confidence: float) -> tuple[float | None, 
     return sd * math.sqrt(dof / squares[0]), sd * math.sqrt(dof / squares[1])
 
 
-def budget_findings(setting: Setting) -> list[Finding]:
+def budget_findings(fits: Fits) -> list[Finding]:
     """Return, per group, the mean of achieved over nominal FLOPs, minus 1."""
-    budgets = sorted({budget for _, budget in setting.fits.selection.groups})
     return [
-        _achieved(arch, budget, points, budgets)
-        for (arch, budget), points in setting.fits.selection.groups.items()
+        _achieved(arch, budget, points, fits.budgets)
+        for (arch, budget), points in fits.groups.items()
         if points
     ]
 
@@ -93,20 +91,19 @@ def _achieved(
     )
 
 
-def centre_findings(setting: Setting) -> list[Finding]:
+def centre_findings(fits: Fits) -> list[Finding]:
     """Return where each interior optimum lies in its grid, and its drift per decade of compute.
 
     −1 and 1 are the ends of the grid in ln x. A constant shift biases the coefficient of a power
     law only, a drift biases its exponent.
     """
-    optima = optima_by_group(setting.fits, setting.axis, setting.method)
     findings = []
-    for arch in setting.archs:
-        interior = [o for (name, _), o in optima.items() if name == arch and o.is_point]
+    for arch in fits.archs:
+        interior = [o for o in fits.optima_of(arch) if o.is_point]
         places = [(o.budget_flops, place) for o in interior if (place := _place(o)) is not None]
-        findings += [_centre(setting, arch, budget, place) for budget, place in places]
+        findings += [_centre(fits, arch, budget, place) for budget, place in places]
         if len(places) > 1:
-            findings.append(_drift(setting, arch, places))
+            findings.append(_drift(fits, arch, places))
     return findings
 
 
@@ -117,41 +114,41 @@ def _place(optimum: Optimum) -> float | None:
     return (2 * math.log(optimum.x_opt) - low - high) / (high - low)
 
 
-def _centre(setting: Setting, arch: str, budget: float, place: float) -> Finding:
+def _centre(fits: Fits, arch: str, budget: float, place: float) -> Finding:
     return Finding(
         check="off_centre",
         quantity="place_in_grid",
         status="ok" if abs(place) <= MAX_OFF_CENTRE else "attention",
         arch=arch,
-        axis=setting.axis,
-        method=setting.method,
+        axis=fits.options.axis,
+        method=fits.options.method,
         budget_flops=budget,
         value=place,
     )
 
 
-def _drift(setting: Setting, arch: str, places: Sequence[tuple[float, float]]) -> Finding:
+def _drift(fits: Fits, arch: str, places: Sequence[tuple[float, float]]) -> Finding:
     decades, where = np.log10([b for b, _ in places]), np.array([place for _, place in places])
     return Finding(
         check="off_centre",
         quantity="drift_per_decade",
         status="info",
         arch=arch,
-        axis=setting.axis,
-        method=setting.method,
+        axis=fits.options.axis,
+        method=fits.options.method,
         value=float(np.polyfit(decades, where, 1)[0]),
         n_points=len(places),
     )
 
 
-def duplicate_findings(setting: Setting) -> list[Finding]:
+def duplicate_findings(fits: Fits) -> list[Finding]:
     """Return the groups in which a size occurs more than once with one seed.
 
     They count as repeats of one cell; with other tokens at the same parameters a group is no
     isoFLOP slice.
     """
     findings = []
-    for (arch, budget), points in setting.fits.selection.groups.items():
+    for (arch, budget), points in fits.groups.items():
         repeats = Counter((point.n_params, point.seed) for point in points)
         repeated = sorted({size for (size, _), count in repeats.items() if count > 1})
         if repeated:

@@ -14,8 +14,8 @@ import numpy as np
 from isoflop.analysis.laws import PowerLaw, fit_laws, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point
+from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Finding
-from isoflop.analysis.validity.variants import Setting
 from isoflop.arrays import Floats
 from isoflop.numbers import format_flops
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 SURFACE_METHOD: Literal["vpnls"] = "vpnls"
 
 
-def held_out_findings(setting: Setting) -> list[Finding]:
+def held_out_findings(fits: Fits) -> list[Finding]:
     """Return a finding per arch, held-out budget and law; the smallest two budgets only train."""
     return [
         finding
-        for arch in setting.archs
-        for finding in (*_power_laws(setting, arch), *_surfaces(setting, arch))
+        for arch in fits.archs
+        for finding in (*_power_laws(fits, arch), *_surfaces(fits, arch))
     ]
 
 
-def _power_laws(setting: Setting, arch: str) -> list[Finding]:
-    optima = [o for o in setting.fits.optima if o.arch == arch and o.method == setting.method]
+def _power_laws(fits: Fits, arch: str) -> list[Finding]:
+    optima = [o for o in fits.optima if o.arch == arch and o.method == fits.options.method]
     budgets = sorted({o.budget_flops for o in optima})
     findings = []
     for index in range(2, len(budgets)):
@@ -87,8 +87,8 @@ def _predicted(law: PowerLaw, budget: float) -> float | None:
         return None
 
 
-def _surfaces(setting: Setting, arch: str) -> list[Finding]:
-    by_budget = _by_budget(setting.fits.selection.groups, arch)
+def _surfaces(fits: Fits, arch: str) -> list[Finding]:
+    by_budget = _by_budget(fits.groups, arch)
     budgets = sorted(by_budget)
     return [
         _score_surface(arch, by_budget, budgets[:index], budgets[index])

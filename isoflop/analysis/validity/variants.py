@@ -10,77 +10,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from isoflop.accounting import COMPONENT_NAMES, CONVENTIONS, stored_ledger
-from isoflop.analysis.bootstrap import Draws
-from isoflop.analysis.compare.claims import FitsLike, interval
+from isoflop.analysis.compare.claims import interval
 from isoflop.analysis.compare.differences import Exponent, PairOrder, exponent
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_source
-from isoflop.analysis.optima import Optimum, find_optima
+from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, Axis, GroupKey, Point, Selection, select_points
+from isoflop.analysis.points import AXES, Axis, GroupKey, select_points
+from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What a check compares with, and how."""
+def refit_rows(rows: Iterable[Mapping[str, Any]], fits: Fits) -> Fits:
+    """Return the optima of other rows, on the fit's axis and over parameters (for the loss).
 
-    fits: FitsLike
-    reference: str
-    axis: Axis
-    method: Method
-    confidence: float
-
-    @property
-    def archs(self) -> list[str]:
-        """Sorted labels."""
-        return sorted({arch for arch, _ in self.fits.selection.groups})
-
-    def multipliers(
-        self, fits: FitsLike, axis: Axis | None = None, method: Method | None = None
-    ) -> dict[GroupKey, Comparison]:
-        """Return the comparison along FLOPs by (arch, budget), the reference left out."""
-        if self.reference not in {arch for arch, _ in fits.selection.groups}:
-            return {}
-        rows = compare_archs(
-            fits,
-            reference=self.reference,
-            axis=axis or self.axis,
-            method=method or self.method,
-            confidence=self.confidence,
-            resources=("flops",),
-        )
-        return {(row.arch, row.budget_flops): row for row in rows if row.arch != self.reference}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PointFits:
-    """Optima of other rows, without draws."""
-
-    selection: Selection
-    optima: tuple[Optimum, ...]
-    draws: dict[tuple[Axis, Method], Draws] = field(default_factory=dict)
-
-
-def refit_rows(rows: Iterable[Mapping[str, Any]], setting: Setting) -> PointFits:
-    """Return the optima of the rows, on the setting's axis and over parameters (for the loss)."""
-    return refit(select_points(rows).groups, setting)
-
-
-def refit(groups: Mapping[GroupKey, Sequence[Point]], setting: Setting) -> PointFits:
-    """As `refit_rows`, of points that are selected already."""
-    kept = {key: tuple(points) for key, points in groups.items()}
-    axes: tuple[Axis, ...] = tuple(dict.fromkeys((setting.axis, law_source("loss"))))
-    return PointFits(
-        selection=Selection(groups=kept, excluded=()),
-        optima=find_optima(kept, axes=axes, methods=(setting.method,)),
+    They have no draws, and keep the reference of the fit.
+    """
+    selection = select_points(rows)
+    axes: tuple[Axis, ...] = tuple(dict.fromkeys((fits.options.axis, law_source("loss"))))
+    return Fits(
+        selection=selection,
+        options=replace(fits.options, reference=fits.reference),
+        optima=find_optima(selection.groups, axes=axes, methods=(fits.options.method,)),
     )
+
+
+def multipliers(fits: Fits) -> dict[GroupKey, Comparison]:
+    """Return the comparison along FLOPs by (arch, budget), the reference left out."""
+    if fits.options.reference not in (None, *fits.archs):
+        return {}
+    rows = compare_archs(fits, resources=("flops",))
+    return {(row.arch, row.budget_flops): row for row in rows if row.arch != row.reference}
 
 
 def against(
@@ -94,25 +60,24 @@ def against(
 
 
 def exponent_finding(
-    setting: Setting,
+    fits: Fits,
     check: Check,
     variant: str,
     arch: str,
-    found: Exponent,
-    *,
     axis: LawAxis,
-    method: Method,
+    found: Exponent,
+    method: Method | None = None,
 ) -> Finding:
-    """Return how an exponent of the arch compares with that of the fit itself."""
-    base = exponent(setting.fits, arch, axis, setting.method)
-    low, high = interval(found.drawn, setting.confidence)
+    """Return how an exponent of the arch, by a method, compares with that of the fit itself."""
+    base = exponent(fits, arch, axis)
+    low, high = interval(found.drawn, fits.options.confidence)
     return Finding(
         check=check,
         quantity="exponent",
-        status=against(found.value, base.value, interval(base.drawn, setting.confidence)),
+        status=against(found.value, base.value, interval(base.drawn, fits.options.confidence)),
         arch=arch,
         axis=axis,
-        method=method,
+        method=method or fits.options.method,
         variant=variant,
         value=found.value,
         ci_lo=low,
@@ -121,17 +86,9 @@ def exponent_finding(
     )
 
 
-def multiplier_findings(
-    setting: Setting,
-    check: Check,
-    variant: str,
-    found: Mapping[GroupKey, Comparison],
-    *,
-    axis: Axis | None = None,
-    method: Method | None = None,
-) -> list[Finding]:
-    """Return how every multiplier along FLOPs compares with that of the fit itself."""
-    base = setting.multipliers(setting.fits)
+def multiplier_findings(fits: Fits, check: Check, variant: str, other: Fits) -> list[Finding]:
+    """Return how every multiplier along FLOPs of another fit compares with that of the fit."""
+    base = multipliers(fits)
     return [
         Finding(
             check=check,
@@ -140,9 +97,9 @@ def multiplier_findings(
                 row.multiplier, base[key].multiplier, (base[key].ci_lo, base[key].ci_hi)
             ),
             arch=row.arch,
-            reference=setting.reference,
-            axis=axis or setting.axis,
-            method=method or setting.method,
+            reference=row.reference,
+            axis=row.axis,
+            method=row.method,
             budget_flops=row.budget_flops,
             variant=variant,
             value=row.multiplier,
@@ -151,30 +108,28 @@ def multiplier_findings(
             baseline=base[key].multiplier,
             detail=None if row.status == "estimate" else row.meaning,
         )
-        for key, row in found.items()
+        for key, row in multipliers(other).items()
         if key in base
     ]
 
 
 def ranking_findings(
-    setting: Setting,
-    check: Check,
-    variant: str,
-    found: Mapping[GroupKey, Comparison],
-    claims: Sequence[PairOrder],
+    fits: Fits, check: Check, variant: str, other: Fits, claims: Sequence[PairOrder]
 ) -> list[Finding]:
     """Return, per budget, the order by multiplier and whether it keeps the orders claimed.
 
     ``moves`` names a claimed pair that turns round; without any claim, there is nothing to keep.
     """
-    findings = []
+    reference = fits.reference
+    assert reference is not None
+    found, findings = multipliers(other), []
     for budget in sorted({budget for _, budget in found}):
         known = {
             arch: row.multiplier
             for (arch, b), row in found.items()
             if b == budget and row.status == "estimate" and row.multiplier is not None
         }
-        known[setting.reference] = 1.0
+        known[reference] = 1.0
         order = sorted(known, key=lambda arch: (-known[arch], arch))
         claimed = [p for p in claims if p.budget_flops == budget and p.claimed]
         testable = [p for p in claimed if p.better in known and p.worse in known]
@@ -184,7 +139,7 @@ def ranking_findings(
                 check=check,
                 quantity="ranking",
                 status="moves" if turned else "ok" if testable else "not_measured",
-                reference=setting.reference,
+                reference=reference,
                 budget_flops=budget,
                 variant=variant,
                 value=float(len(turned)),
@@ -200,7 +155,7 @@ def ranking_findings(
 VARIANT = "excluded rows let in"
 
 
-def selection_findings(rows: Rows, setting: Setting) -> list[Finding]:
+def selection_findings(rows: Rows, fits: Fits) -> list[Finding]:
     """Return a finding per excluded row, then the with/without lines.
 
     Let in are excluded rows that have a usable loss, parameters and tokens; a row that repeats
@@ -217,15 +172,15 @@ def selection_findings(rows: Rows, setting: Setting) -> list[Finding]:
             value=row.loss,
             detail=" ".join(part for part in (row.run_id, row.detail) if part) or None,
         )
-        for row in setting.fits.selection.excluded
+        for row in fits.excluded
     ]
-    return findings + _with_without(rows, setting)
+    return findings + _with_without(rows, fits)
 
 
-def _with_without(rows: Rows, setting: Setting) -> list[Finding]:
-    other = refit_rows([_let_in(row) for row in rows], setting)
-    before = sum(map(len, setting.fits.selection.groups.values()))
-    added = sum(map(len, other.selection.groups.values())) - before
+def _with_without(rows: Rows, fits: Fits) -> list[Finding]:
+    other = refit_rows([_let_in(row) for row in rows], fits)
+    before = sum(map(len, fits.groups.values()))
+    added = sum(map(len, other.groups.values())) - before
     if added == 0:
         note = "no excluded row has a usable loss, parameters and tokens"
         return [
@@ -238,18 +193,10 @@ def _with_without(rows: Rows, setting: Setting) -> list[Finding]:
                 detail=note,
             )
         ]
-    axes: tuple[LawAxis, ...] = tuple(dict.fromkeys((setting.axis, "loss")))
+    axes: tuple[LawAxis, ...] = tuple(dict.fromkeys((fits.options.axis, "loss")))
     exponents = [
-        exponent_finding(
-            setting,
-            "selection",
-            VARIANT,
-            arch,
-            exponent(other, arch, axis, setting.method),
-            axis=axis,
-            method=setting.method,
-        )
-        for arch in setting.archs
+        exponent_finding(fits, "selection", VARIANT, arch, axis, exponent(other, arch, axis))
+        for arch in fits.archs
         for axis in axes
     ]
     count = Finding(
@@ -260,41 +207,39 @@ def _with_without(rows: Rows, setting: Setting) -> list[Finding]:
         value=float(added),
         baseline=float(before),
     )
-    found = setting.multipliers(other)
-    return [count, *exponents, *multiplier_findings(setting, "selection", VARIANT, found)]
+    return [count, *exponents, *multiplier_findings(fits, "selection", VARIANT, other)]
 
 
 def _let_in(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "status": "done", "excluded_reason": None}
 
 
-def method_findings(setting: Setting, claims: tuple[PairOrder, ...]) -> list[Finding]:
+def method_findings(fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
     """Return exponents by method, then multipliers and rankings by axis and method.
 
     An exponent is held against its own axis under the fit's method; a multiplier and a ranking
     against the fit's axis and method.
     """
-    pairs = sorted({(o.axis, o.method) for o in setting.fits.optima}, key=_order)
+    pairs = sorted({(o.axis, o.method) for o in fits.optima}, key=_order)
     findings = [
         exponent_finding(
-            setting,
+            fits,
             "method",
             f"{axis}/{method}",
             arch,
-            exponent(setting.fits, arch, axis, method),
-            axis=axis,
-            method=method,
+            axis,
+            exponent(fits.under(method=method), arch, axis),
+            method,
         )
-        for arch in setting.archs
+        for arch in fits.archs
         for axis in LAW_AXES
         for source, method in pairs
         if source == law_source(axis)
     ]
-    for axis, method in pairs:
-        found = setting.multipliers(setting.fits, axis, method)
-        variant = f"{axis}/{method}"
-        findings += multiplier_findings(setting, "method", variant, found, axis=axis, method=method)
-        findings += ranking_findings(setting, "method", variant, found, claims)
+    for source, method in pairs:
+        other, variant = fits.under(axis=source, method=method), f"{source}/{method}"
+        findings += multiplier_findings(fits, "method", variant, other)
+        findings += ranking_findings(fits, "method", variant, other, claims)
     return findings
 
 
@@ -319,9 +264,7 @@ Price = Callable[[Mapping[str, Any]], float | None]
 _SIMPLE = {"6nd": "n_params", "6nd_active": "n_active", "6nd_nonembed": "n_nonembed"}
 
 
-def convention_findings(
-    rows: Rows, setting: Setting, claims: tuple[PairOrder, ...]
-) -> list[Finding]:
+def convention_findings(rows: Rows, fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
     """Return multipliers, rankings, exponents and the spread of groups under each convention.
 
     With the component FLOPs of runs.parquet: all conventions of isoflop.accounting. Otherwise 6ND
@@ -333,12 +276,11 @@ def convention_findings(
         priced = [{**row, "flops": price(row)} for row in points]
         if any(row["flops"] is None for row in priced):
             continue
-        repriced = refit_rows(priced, setting)
-        found = setting.multipliers(repriced)
+        repriced = refit_rows(priced, fits)
         variant = f"{name} (the table's own)" if _is_own(points, price) else name
-        findings += multiplier_findings(setting, "convention", variant, found)
-        findings += ranking_findings(setting, "convention", variant, found, claims)
-        findings += _exponents(repriced, setting, variant)
+        findings += multiplier_findings(fits, "convention", variant, repriced)
+        findings += ranking_findings(fits, "convention", variant, repriced, claims)
+        findings += _exponents(repriced, fits, variant)
         findings.append(_spread(repriced, variant))
     return findings
 
@@ -385,28 +327,26 @@ def _is_own(points: Rows, price: Price) -> bool:
     )
 
 
-def _exponents(repriced: PointFits, setting: Setting, variant: str) -> list[Finding]:
+def _exponents(repriced: Fits, fits: Fits, variant: str) -> list[Finding]:
     """Return exponents in the mean FLOPs of each group under the convention."""
-    laws = fit_laws(repriced.optima, budget="achieved")
     return [
         exponent_finding(
-            setting,
+            fits,
             "convention",
             variant,
             law.arch,
+            law.axis,
             Exponent(value=law.exponent, drawn=None),
-            axis=law.axis,
-            method=law.method,
         )
-        for law in laws
-        if law.axis in (setting.axis, "loss")
+        for law in fit_laws(repriced.optima, budget="achieved")
+        if law.axis in (fits.options.axis, "loss")
     ]
 
 
-def _spread(fits: PointFits, variant: str) -> Finding:
+def _spread(fits: Fits, variant: str) -> Finding:
     """Return the widest group: its dearest run over its cheapest."""
     spreads = []
-    for points in fits.selection.groups.values():
+    for points in fits.groups.values():
         flops = [point.flops for point in points if point.flops is not None]
         if flops:
             spreads.append(max(flops) / min(flops))

@@ -73,7 +73,7 @@ def test_findings_fit_their_table_and_do_not_depend_on_row_order() -> None:
     }
     assert validity([], fitted([])) == Validity(findings=())
     with pytest.raises(UserError, match="reference"):
-        validity(TWO, fitted(TWO, n_boot=0), reference="moe")
+        validity(TWO, fitted(TWO, n_boot=0).under(reference="moe"))
 
 
 def test_rows_let_in_move_the_answer_and_each_exclusion_is_listed() -> None:
