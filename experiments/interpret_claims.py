@@ -51,7 +51,7 @@ from interpret_rules import (
 from isoflop.errors import UserError
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.interpret.geometry.purity_tests import BEYOND
-from isoflop.interpret.load import Subject, open_run
+from isoflop.interpret.load import LoadedRun, open_run
 from isoflop.interpret.usage import training_usage
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights
@@ -97,14 +97,14 @@ class Study:
 
     folder: Path
     plan: Plan
-    subjects: dict[str, Subject] = field(default_factory=dict)
+    loaded: dict[str, LoadedRun] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[PlannedRun]:
         """Those of sgatlin as published."""
         return [run for run in self.plan.unique_runs if _is_published_design(run)]
 
-    def with_weights(self) -> Iterator[tuple[PlannedRun, Subject]]:
+    def with_weights(self) -> Iterator[tuple[PlannedRun, LoadedRun]]:
         """The runs whose weights were kept, opened.
 
         Raises:
@@ -116,9 +116,9 @@ class Study:
             allowed = f"a study with finished runs of {FAMILY} whose weights were kept"
             raise UserError("FOLDER", str(self.folder), allowed, do)
         for run in found:
-            if run.run_id not in self.subjects:
-                self.subjects[run.run_id] = open_run(self.folder, run.run_id)
-            yield run, self.subjects[run.run_id]
+            if run.run_id not in self.loaded:
+                self.loaded[run.run_id] = open_run(self.folder, run.run_id)
+            yield run, self.loaded[run.run_id]
 
     def of(self, run: PlannedRun) -> RunFolder:
         """The folder of a run."""
@@ -163,8 +163,8 @@ def _share_rows(claim: str, shares: tuple[float, float], **place: Any) -> Iterat
 def claim_c6(study: Study) -> list[Row]:
     """Layers are linear given their gates."""
     rows, worst, num_models = [], dict[str, float](), 0
-    for run, subject in study.with_weights():
-        found = linearity_rows(subject)
+    for run, loaded in study.with_weights():
+        found = linearity_rows(loaded)
         for each in found:
             worst[each["quantity"]] = max(worst.get(each["quantity"], 0.0), each["value"])
         rows += _of_run("C6", run, found)
@@ -175,8 +175,8 @@ def claim_c6(study: Study) -> list[Row]:
 def claim_c7(study: Study) -> list[Row]:
     """Gates form clusters of meaning, beyond token identity."""
     rows, shown, verdicts = [], [], []
-    for run, subject in study.with_weights():
-        found = cluster_rows(subject)
+    for run, loaded in study.with_weights():
+        found = cluster_rows(loaded)
         shown.append(shows_clusters(found))
         verdicts += [each["note"] for each in found if is_layer_verdict(each)]
         rows += _of_run("C7", run, found)
@@ -187,8 +187,8 @@ def claim_c7(study: Study) -> list[Row]:
 def claim_c8(study: Study) -> list[Row]:
     """The gates at a noun are implicated in recalling a fact about it."""
     rows, by_arch = [], dict[str, list[SeedEffect]]()
-    for run, subject in study.with_weights():
-        found = fact_effects(subject)
+    for run, loaded in study.with_weights():
+        found = fact_effects(loaded)
         by_arch.setdefault(run.arch, []).append(seed_effect(found))
         rows += _of_run("C8", run, effect_rows(found))
     for hypothesis in study.plan.study.hypotheses:

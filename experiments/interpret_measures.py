@@ -20,14 +20,14 @@ from isoflop.interpret.activation_patching import interventions
 from isoflop.interpret.attribution import Trace, trace
 from isoflop.interpret.effects import INTERVENTION, effects
 from isoflop.interpret.facts import make_pairs, make_prompts, planted
-from isoflop.interpret.gates import Patch, gated_modules, patched_gates
+from isoflop.interpret.gates import Patch, patched_gates
 from isoflop.interpret.geometry.analyse import cka_of_both
 from isoflop.interpret.geometry.patterns import Seen, TokenRows, input_embedding, see
 from isoflop.interpret.geometry.purity import as_labels
 from isoflop.interpret.geometry.purity_tests import Settings, purity_rows, verdict_rows
 from isoflop.interpret.geometry.word_class import classes_of
 from isoflop.interpret.linear import linearity
-from isoflop.interpret.load import Subject, untrained
+from isoflop.interpret.load import LoadedRun, gated_modules, untrained
 from isoflop.interpret.usage import over_training
 
 SEED = 0
@@ -58,56 +58,56 @@ def active_shares(family: str, config: Any, d_model: int) -> tuple[float, float]
     return whole, experts.num_active_params / experts.num_params
 
 
-def linearity_rows(subject: Subject) -> list[Row]:
+def linearity_rows(loaded: LoadedRun) -> list[Row]:
     """C6: errors of each layer on held-out text."""
-    inputs_BT = _inputs(_thinned(subject, LINEAR_TOKENS))
-    traced = trace(subject.model, inputs_BT)
-    checks = linearity(subject.model, traced.x, traced.y, traced.idx, traced.score)
+    inputs_BT = _inputs(_thinned(loaded, LINEAR_TOKENS))
+    traced = trace(loaded.model, inputs_BT)
+    checks = linearity(loaded.model, traced.x, traced.y, traced.idx, traced.score)
     rows = []
     for check in checks:
         place = {"layer": check.layer, "n": check.num_tokens}
         rows += [
             row("matrix error", check.matrix_error, **place),
             row("sum error", check.sum_error, **place),
-            row("superposition error", superposition_error(subject, traced, check.layer), **place),
+            row("superposition error", superposition_error(loaded, traced, check.layer), **place),
         ]
     return rows
 
 
 @torch.no_grad()
-def superposition_error(subject: Subject, traced: Trace, layer: int) -> float:
+def superposition_error(loaded: LoadedRun, traced: Trace, layer: int) -> float:
     """How far y(2 a - b) is from 2 y(a) - y(b) under the same gates, as linearity measures it.
 
     a are the layer's inputs, b those of the tokens before; the layer itself computes all three.
     """
-    module, a_TD = gated_modules(subject.model)[layer], traced.x[layer]
+    module, a_TD = gated_modules(loaded.model)[layer], traced.x[layer]
     b_TD = a_TD.roll(1, dims=0)
     held = Patch(
         positions=range(len(a_TD)), idx_PCK=traced.idx[layer], score_PCK=traced.score[layer]
     )
-    with patched_gates(subject.model, {layer: held}):
+    with patched_gates(loaded.model, {layer: held}):
         mixed_TD, of_a_TD, of_b_TD = (module(x_TD) for x_TD in (2 * a_TD - b_TD, a_TD, b_TD))
     distance_T = torch.linalg.vector_norm(mixed_TD - (2 * of_a_TD - of_b_TD), dim=1)
     scale = torch.linalg.vector_norm(mixed_TD, dim=1).square().mean().sqrt()
     return float(distance_T.max() / scale)
 
 
-def cluster_rows(subject: Subject) -> list[Row]:
+def cluster_rows(loaded: LoadedRun) -> list[Row]:
     """C7: purities of gates and controls with intervals, verdicts, and CKA to the embeddings."""
-    subject = replace(subject, heldout=_thinned(subject, CLUSTER_TOKENS))
-    tokens = _token_rows(subject)
-    seen, blank = see(subject, tokens), see(untrained(subject), tokens)
+    loaded = replace(loaded, heldout=_thinned(loaded, CLUSTER_TOKENS))
+    tokens = _token_rows(loaded)
+    seen, blank = see(loaded, tokens), see(untrained(loaded), tokens)
     labels = {
-        CLUSTER_LABEL: as_labels(classes_of(subject, tokens)),
+        CLUSTER_LABEL: as_labels(classes_of(loaded, tokens)),
         "next_token": tokens.target_P,
     }
     settings = Settings(seed=SEED)
-    purities = purity_rows(seen, blank, labels, input_embedding(subject), settings)
+    purities = purity_rows(seen, blank, labels, input_embedding(loaded), settings)
     verdicts = [
         row(f"{found['label']} verdict", None, layer=found["layer"], note=found["verdict"])
         for found in verdict_rows(purities)
     ]
-    return [*_purity_rows(purities), *verdicts, *_cka_rows(subject, seen, blank)]
+    return [*_purity_rows(purities), *verdicts, *_cka_rows(loaded, seen, blank)]
 
 
 def shows_clusters(rows: Sequence[Row]) -> bool:
@@ -146,11 +146,9 @@ def _purity_rows(purities: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
             yield row(name, found["gates_above"], **place, **ends)
 
 
-def _cka_rows(subject: Subject, seen: Seen, blank: Seen) -> Iterator[Row]:
+def _cka_rows(loaded: LoadedRun, seen: Seen, blank: Seen) -> Iterator[Row]:
     """Of whole layers; ``note`` is the 95th percentile of shuffled rows."""
-    found = cka_of_both(
-        subject, seen.patterns, blank.patterns, num_shuffles=NUM_SHUFFLES, seed=SEED
-    )
+    found = cka_of_both(loaded, seen.patterns, blank.patterns, num_shuffles=NUM_SHUFFLES, seed=SEED)
     for each in found:
         if each["channel"] is None:
             place = {"layer": each["layer"], "n": each["num_tokens"]}
@@ -160,12 +158,12 @@ def _cka_rows(subject: Subject, seen: Seen, blank: Seen) -> Iterator[Row]:
             yield row(f"{name}: shuffled 95th", each["shuffled_hi"], **place)
 
 
-def fact_effects(subject: Subject) -> list[dict[str, Any]]:
+def fact_effects(loaded: LoadedRun) -> list[dict[str, Any]]:
     """Rows of isoflop.interpret.effects.EFFECTS for each single layer and control."""
-    assert subject.data is not None
-    pairs = make_pairs(make_prompts(planted(subject.data), subject.tokenizer), seed=SEED)
-    layers = {str(layer): [layer] for layer in range(subject.spec.n_layers)}
-    return effects(interventions(subject, pairs, layers=layers, seed=SEED), seed=SEED)
+    assert loaded.data is not None
+    pairs = make_pairs(make_prompts(planted(loaded.data), loaded.tokenizer), seed=SEED)
+    layers = {str(layer): [layer] for layer in range(loaded.spec.n_layers)}
+    return effects(interventions(loaded, pairs, layers=layers, seed=SEED), seed=SEED)
 
 
 def effect_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
@@ -224,9 +222,9 @@ def usage_rows(logged: Sequence[dict[str, Any]]) -> Iterator[Row]:
                 yield row(f"{name}, {place}", value, layer=layer, n=num, note=f"step {step}")
 
 
-def _thinned(subject: Subject, most_tokens: int) -> HeldoutWindows:
-    assert subject.heldout is not None
-    return subject.heldout.thinned(most_tokens)
+def _thinned(loaded: LoadedRun, most_tokens: int) -> HeldoutWindows:
+    assert loaded.heldout is not None
+    return loaded.heldout.thinned(most_tokens)
 
 
 def _inputs(heldout: HeldoutWindows) -> torch.Tensor:
@@ -235,16 +233,16 @@ def _inputs(heldout: HeldoutWindows) -> torch.Tensor:
     return torch.from_numpy(shift_right(whole, heldout.begin_id).astype(np.int64))
 
 
-def _token_rows(subject: Subject) -> TokenRows:
+def _token_rows(loaded: LoadedRun) -> TokenRows:
     """The held-out tokens but the first of each window, whose input is no text."""
-    assert subject.heldout is not None
-    target_WT = subject.heldout.tokens
-    input_WT = shift_right(target_WT, subject.heldout.begin_id)
+    assert loaded.heldout is not None
+    target_WT = loaded.heldout.tokens
+    input_WT = shift_right(target_WT, loaded.heldout.begin_id)
     is_text_WT = target_WT != PAD_ID
     is_text_WT[:, 0] = False
     window_P, position_P = np.nonzero(is_text_WT)
     return TokenRows(
-        document_P=subject.heldout.document_index[window_P],
+        document_P=loaded.heldout.document_index[window_P],
         window_P=window_P,
         position_P=position_P,
         input_P=input_WT[is_text_WT].astype(np.int64),

@@ -79,17 +79,17 @@ def record(
     from isoflop.interpret.load import open_run
     from isoflop.interpret.recorder import record as write_recording
 
-    subject = open_run(folder, run)
+    loaded = open_run(folder, run)
     with Bar(console(stderr=True)) as bar:
         found = write_recording(
-            subject,
-            out or subject.out,
+            loaded,
+            out or loaded.out,
             layers=None if layers is None else _numbers("--layers", layers),
             max_tokens=max_tokens,
             num_top=top,
             on_progress=lambda done, total: bar.show_amount("recording", done, total, " tokens"),
         )
-    click.echo(f"recorded {found.num_tokens:,} tokens, loss {found.loss:.4f}: {out or subject.out}")
+    click.echo(f"recorded {found.num_tokens:,} tokens, loss {found.loss:.4f}: {out or loaded.out}")
 
 
 @interpret.command(short_help="Check that layers are linear; what experts add to a logit.")
@@ -119,9 +119,9 @@ def linear(
     from isoflop.interpret.attribution import attribute_logit
     from isoflop.interpret.load import open_run
 
-    subject = open_run(folder, run)
+    loaded = open_run(folder, run)
     found = attribute_logit(
-        subject, out or subject.out, window=window, position=position, token=token
+        loaded, out or loaded.out, window=window, position=position, token=token
     )
     screen = console()
     screen.print(linearity_table(found.checks))
@@ -161,13 +161,13 @@ def geometry(
     from isoflop.interpret.geometry.purity_tests import Settings
     from isoflop.interpret.load import open_run
 
-    subject = open_run(folder, run)
+    loaded = open_run(folder, run)
     options = Options(max_tokens=sample, method=embedding, settings=Settings(seed=seed))
     with Bar(console(stderr=True)) as bar:
         found = analyse(
-            subject,
-            recording or subject.out,
-            out or subject.out,
+            loaded,
+            recording or loaded.out,
+            out or loaded.out,
             options,
             on_progress=lambda what: bar.show(what, 0, None, ""),
         )
@@ -215,9 +215,9 @@ def intervene(
     from isoflop.interpret.load import untrained as before_training
 
     trained = open_run(folder, run)
-    subject = before_training(trained) if untrained else trained
-    out = (out or subject.out) / ("untrained" if untrained else "")
-    found = write_recall(subject, facts_of(facts, subject, min_count=min_count), out, seed=seed)
+    loaded = before_training(trained) if untrained else trained
+    out = (out or loaded.out) / ("untrained" if untrained else "")
+    found = write_recall(loaded, facts_of(facts, loaded, min_count=min_count), out, seed=seed)
     console().print(effects_table(found.rows))
     click.echo(effects_note(found.rows))
     _echo(found.files)
@@ -234,8 +234,8 @@ def usage(folder: Path, run: str, out: Path | None, recording: Path | None) -> N
     from isoflop.interpret.load import open_run
     from isoflop.interpret.usage import write_usage
 
-    subject = open_run(folder, run)
-    found = write_usage(subject, recording or subject.out, out or subject.out)
+    loaded = open_run(folder, run)
+    found = write_usage(loaded, recording or loaded.out, out or loaded.out)
     console().print(usage_table(found.rows))
     click.echo(USAGE_NOTE)
     _echo(found.files)
@@ -256,9 +256,9 @@ def page(folder: Path, run: str, out: Path | None, recording: Path | None, docum
     from isoflop.interpret.load import open_run
     from isoflop.interpret.page import PAGE_FILE, Limits, write_page
 
-    subject = open_run(folder, run)
-    path = (out or subject.out) / PAGE_FILE
-    write_page(subject, recording or subject.out, path, Limits(documents=documents))
+    loaded = open_run(folder, run)
+    path = (out or loaded.out) / PAGE_FILE
+    write_page(loaded, recording or loaded.out, path, Limits(documents=documents))
     _echo([path])
 
 

@@ -27,7 +27,7 @@ from isoflop.interpret.effects import EFFECTS, INTERVENTION, INTERVENTIONS, effe
 from isoflop.interpret.facts import Fact, Pair, Prompt, make_pairs, make_prompts
 from isoflop.interpret.figures import save_effects
 from isoflop.interpret.gates import Gates, Patch, check_patchable, patched_gates, recorded_gates
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.tables import write_table
 
 RANDOM_NOUN, OTHER_POSITION = "random noun", "other position"
@@ -48,16 +48,16 @@ def layer_sets(num_layers: int) -> dict[str, range]:
 
 
 def interventions(
-    subject: Subject,
+    loaded: LoadedRun,
     pairs: Sequence[Pair],
     *,
     layers: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Rows of :data:`isoflop.interpret.effects.INTERVENTIONS`: each pair, layers and control.
+    """Return rows of isoflop.interpret.effects.INTERVENTIONS: each pair, layers and control.
 
     Args:
-        subject: a model of the family sgatlin or peer.
+        loaded: a model of the family sgatlin or peer.
         pairs: from :func:`make_pairs`.
         layers: sets to patch, by name; None: :func:`layer_sets`.
         seed: of the random gates.
@@ -65,12 +65,12 @@ def interventions(
     Raises:
         UserError: the model's choices cannot be patched.
     """
-    check_patchable(subject.model)
-    layers = layer_sets(subject.spec.n_layers) if layers is None else layers
+    check_patchable(loaded.model)
+    layers = layer_sets(loaded.spec.n_layers) if layers is None else layers
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for start in range(0, len(pairs), BATCH_PAIRS):
-        batch = _Batch(subject, pairs[start : start + BATCH_PAIRS], generator)
+        batch = _Batch(loaded, pairs[start : start + BATCH_PAIRS], generator)
         rows += [row for name, chosen in layers.items() for row in batch.rows(name, chosen)]
     return rows
 
@@ -93,10 +93,12 @@ class _Change:
 class _Batch:
     """Some pairs: their prompts run once each, then with every change of gates."""
 
-    def __init__(self, subject: Subject, pairs: Sequence[Pair], generator: torch.Generator) -> None:
-        self._model, self._pairs = subject.model, pairs
+    def __init__(
+        self, loaded: LoadedRun, pairs: Sequence[Pair], generator: torch.Generator
+    ) -> None:
+        self._model, self._pairs = loaded.model, pairs
         self._num_tokens = max(pair.read for pair in pairs) + 1
-        routing = get_routing(subject.spec.family, subject.spec.config)
+        routing = get_routing(loaded.spec.family, loaded.spec.config)
         assert routing is not None
         self._num_experts = routing.num_experts
         self._raw_scores = routing.raw_scores
@@ -110,7 +112,7 @@ class _Batch:
         self._changes = dict(self._make_changes())
 
     def rows(self, name: str, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Of one set of layers, all controls."""
+        """Yield the rows of one set of layers, under all controls."""
         for control, change in self._changes.items():
             patches = {
                 layer: Patch(
@@ -145,7 +147,7 @@ class _Batch:
 
     @torch.no_grad()
     def _logits(self, tokens_BT: Tensor) -> Tensor:
-        """At the position that is read, [B, V]."""
+        """Return the logits [B, V] at the position that is read."""
         logits_BTV = self._model(tokens_BT)
         read_B = torch.tensor([pair.read for pair in self._pairs])
         result: Tensor = logits_BTV[torch.arange(len(read_B)), read_B]
@@ -156,7 +158,7 @@ class _Batch:
             return self._difference(self._logits(tokens_BT)), gates
 
     def _difference(self, logits_BV: Tensor) -> Tensor:
-        """Logit of the clean answer minus that of the counterfactual one, float64 [B]."""
+        """Return the clean answer's logit minus the counterfactual one's, float64 [B]."""
         row_B = torch.arange(len(self._pairs))
         clean_B = torch.tensor([pair.clean_answer for pair in self._pairs])
         cf_B = torch.tensor([pair.cf_answer for pair in self._pairs])
@@ -220,11 +222,11 @@ class Recall:
     files: Sequence[Path]
 
 
-def write_recall(subject: Subject, facts: Sequence[Fact], out: Path, *, seed: int) -> Recall:
+def write_recall(loaded: LoadedRun, facts: Sequence[Fact], out: Path, *, seed: int) -> Recall:
     """Patch the gates of every noun into other nouns' prompts; writes what it does to ``out``.
 
     Args:
-        subject: a model of the family sgatlin or peer.
+        loaded: a model of the family sgatlin or peer.
         facts: what it may have learned.
         out: folder for interventions.parquet, effects.parquet and the figure.
         seed: of the pairs, the random gates and the draws of nouns.
@@ -232,8 +234,8 @@ def write_recall(subject: Subject, facts: Sequence[Fact], out: Path, *, seed: in
     Raises:
         UserError: the model's choices cannot be patched; no two facts make a pair.
     """
-    prompts = make_prompts(facts, subject.tokenizer)
-    rows = interventions(subject, make_pairs(prompts, seed=seed), seed=seed)
+    prompts = make_prompts(facts, loaded.tokenizer)
+    rows = interventions(loaded, make_pairs(prompts, seed=seed), seed=seed)
     found = effects(rows, seed=seed)
     tables = {INTERVENTIONS: rows, EFFECTS: found}
     for schema, written in tables.items():

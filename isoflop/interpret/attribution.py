@@ -21,7 +21,7 @@ from isoflop.data.windows import shift_right
 from isoflop.errors import UserError
 from isoflop.interpret.gates import recorded_gates
 from isoflop.interpret.linear import LINEARITY, Linearity, contributions, layers_of, linearity
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.model.norm import inverse_rms
 from isoflop.model.transformer import Transformer
 from isoflop.tables import Schema, write_table
@@ -72,7 +72,7 @@ class Attribution:
 
 @torch.no_grad()
 def trace(model: Transformer, inputs_BT: Tensor) -> Trace:
-    """Run a model and keeps what it adds to the residual stream.
+    """Run a model and keep what it adds to the residual stream.
 
     Raises:
         UserError: its experts are no single neurons.
@@ -113,7 +113,7 @@ def _watched(stack: ExitStack, module: Any) -> _Seen:
 
 
 def direct(model: Transformer, traced: Trace, position: int, token: int) -> Attribution:
-    """What each part of a token's residual writes to a logit there, by no later layer's help.
+    """Return what each part of a token's residual adds to a logit there, past all later layers.
 
     The output norm divides by the root mean square of the actual residual, taken as a constant, so
     the parts add up to the logit.
@@ -143,7 +143,7 @@ def by_gradient(
     token: int,
     source: int | None = None,
 ) -> Attribution:
-    """What each part adds to a token's residual, times the gradient of a logit with respect to it.
+    """Return what each part adds to a token's residual, times the gradient of a logit by it.
 
     So it counts, to first order, what later layers and tokens make of it; the choices of later
     routers are held, their scores are not. The parts add up to no logit: the output norm takes away
@@ -171,7 +171,7 @@ def by_gradient(
 def _experts_along(
     model: Transformer, traced: Trace, position: int, towards: Sequence[Tensor]
 ) -> Tensor:
-    """The component [L, C, K] of each chosen expert's contribution along its layer's direction."""
+    """Return the component [L, C, K] of each chosen expert's contribution along a direction."""
     one = slice(position, position + 1)
     rows = zip(layers_of(model), traced.x, traced.idx, traced.score, towards, strict=True)
     return torch.stack(
@@ -184,7 +184,7 @@ def _experts_along(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gradients:
-    """Of one logit, with respect to what is added to the residual stream: each [T, D]."""
+    """The gradients of one logit by what is added to the residual stream: each [T, D]."""
 
     embedding_TD: Tensor
     attention: list[Tensor]
@@ -192,7 +192,7 @@ class Gradients:
 
 
 def gradients(model: Transformer, inputs_BT: Tensor, position: int, token: int) -> Gradients:
-    """Exact gradients of the logit of ``token`` at a position of the flattened batch."""
+    """Return exact gradients of the logit of ``token`` at a position of the flattened batch."""
     leaves: list[Tensor] = []
 
     def with_leaf(x: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def gradients(model: Transformer, inputs_BT: Tensor, position: int, token: int) 
 def attribution_rows(
     model: Transformer, traced: Trace, inputs_BT: Tensor, position: int, token: int
 ) -> list[dict[str, Any]]:
-    """Rows of :data:`ATTRIBUTION`: the embedding, each layer's attention and each chosen expert.
+    """Return rows of :data:`ATTRIBUTION`: the embedding, each attention and each chosen expert.
 
     ``rank`` counts the experts of a channel from the best scored, 0.
     """
@@ -266,12 +266,12 @@ class LogitAttribution:
 
 
 def attribute_logit(
-    subject: Subject, out: Path, *, window: int, position: int | None, token: int | None
+    loaded: LoadedRun, out: Path, *, window: int, position: int | None, token: int | None
 ) -> LogitAttribution:
     """Write linearity.parquet of a window and attribution.parquet of one logit to ``out``.
 
     Args:
-        subject: a model of the family sgatlin or peer.
+        loaded: a model of the family sgatlin or peer.
         out: folder for the tables.
         window: which of the held-out windows.
         position: whose logit; None: that of the window's last token.
@@ -280,36 +280,36 @@ def attribute_logit(
     Raises:
         UserError: another family; there is no such window, position or token.
     """
-    assert subject.heldout is not None
-    _check("--window", window, len(subject.heldout.tokens))
-    targets_T = subject.heldout.tokens[window]
+    assert loaded.heldout is not None
+    _check("--window", window, len(loaded.heldout.tokens))
+    targets_T = loaded.heldout.tokens[window]
     length = int((targets_T != PAD_ID).sum())
     position = length - 1 if position is None else position
     _check("--position", position, length)
     token = int(targets_T[position]) if token is None else token
-    _check("--token", token, subject.spec.vocab_size)
-    inputs = shift_right(targets_T[None, :length], subject.heldout.begin_id)
+    _check("--token", token, loaded.spec.vocab_size)
+    inputs = shift_right(targets_T[None, :length], loaded.heldout.begin_id)
     inputs_BT = torch.from_numpy(inputs.astype(np.int64))
-    traced = trace(subject.model, inputs_BT)
-    checks = linearity(subject.model, traced.x, traced.y, traced.idx, traced.score)
-    rows = attribution_rows(subject.model, traced, inputs_BT, position, token)
+    traced = trace(loaded.model, inputs_BT)
+    checks = linearity(loaded.model, traced.x, traced.y, traced.idx, traced.score)
+    rows = attribution_rows(loaded.model, traced, inputs_BT, position, token)
     paths = (out / f"{LINEARITY.table}.parquet", out / f"{ATTRIBUTION.table}.parquet")
     write_table(paths[0], [asdict(check) for check in checks], LINEARITY)
     write_table(paths[1], rows, ATTRIBUTION)
     return LogitAttribution(
         checks=checks,
         position=position,
-        before=_text(subject, targets_T[:position]),
+        before=_text(loaded, targets_T[:position]),
         token=token,
-        text=_text(subject, [token]),
+        text=_text(loaded, [token]),
         logit=float(traced.logits_TV[position, token]),
         rows=rows,
         files=paths,
     )
 
 
-def _text(subject: Subject, tokens: Any) -> str:
-    return subject.tokenizer.decode(np.asarray(tokens, dtype=np.int64))
+def _text(loaded: LoadedRun, tokens: Any) -> str:
+    return loaded.tokenizer.decode(np.asarray(tokens, dtype=np.int64))
 
 
 def _check(name: str, value: int, count: int) -> None:

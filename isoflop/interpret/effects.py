@@ -1,4 +1,4 @@
-"""What interventions did, over pairs: normalised indirect effect, rank flips, with intervals.
+"""The effects of interventions, over pairs: normalised indirect effect and rank flips.
 
 Pairs share nouns, so they are no independent draws. Intervals are percentiles of a bootstrap over
 nouns: each draw takes nouns with replacement, and a pair counts as often as its clean noun times as
@@ -111,7 +111,7 @@ def effects(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Rows of :data:`EFFECTS`, one for each set of layers and control, in the order of the rows.
+    """Return rows of :data:`EFFECTS`: each set of layers and control, in the order of the rows.
 
     ``n_excluded`` of the ``n_pairs`` have no normalised effect; the other measures are means over
     all pairs. ``gap`` is by how much the normalised effect of the intervention is above that of
@@ -165,7 +165,7 @@ def mean_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """Return mean of a column over the pairs that have it, and its bootstrap interval over nouns.
+    """Return the mean of a column over the pairs that have it, and its interval over nouns.
 
     Args:
         rows: of :data:`INTERVENTIONS`, one for each ordered pair of nouns.
@@ -190,7 +190,7 @@ def mean_interval(
 
 
 def _weighted(taken_RN: Floats, value_NN: Floats) -> Floats:
-    """Sum over pairs of their values, each as often as both nouns were taken."""
+    """Return the sum over pairs of their values, each as often as both nouns were taken."""
     result: Floats = ((taken_RN @ value_NN) * taken_RN).sum(axis=1)
     return result
 

@@ -21,7 +21,7 @@ from isoflop.files import read_json
 if TYPE_CHECKING:
     from isoflop.data.tokenizers import Tokenizer
     from isoflop.data.windows import TokenData
-    from isoflop.interpret.load import Subject
+    from isoflop.interpret.load import LoadedRun
 
 
 TEMPLATE = "The {noun} was {adjective}"
@@ -55,30 +55,30 @@ class Fact:
     """Sentences that say so; None: not counted."""
 
 
-def facts_of(which: str, subject: Subject, *, min_count: int = MIN_COUNT) -> tuple[Fact, ...]:
+def facts_of(which: str, loaded: LoadedRun, *, min_count: int = MIN_COUNT) -> tuple[Fact, ...]:
     """Return facts that a run may have learned.
 
     Args:
         which: ``planted`` in its synthetic text, ``mined`` from its training text, or those of the
             ``paper``.
-        subject: the run, with its data.
+        loaded: the run, with its data.
         min_count: sentences that state a mined fact, at least.
 
     Raises:
         UserError: there is no such choice; its text has no such facts.
     """
-    assert subject.data is not None
+    assert loaded.data is not None
     if which == "planted":
-        return planted(subject.data)
+        return planted(loaded.data)
     if which == "mined":
-        return mined(texts_of(subject.data, subject.tokenizer), min_count=min_count)
+        return mined(texts_of(loaded.data, loaded.tokenizer), min_count=min_count)
     if which == "paper":
         return paper_pairs()
     raise UserError("--facts", which, "one of planted, mined, paper", "choose one of them")
 
 
 def paper_pairs() -> tuple[Fact, ...]:
-    """The eight facts of the paper's TinyStories model (arXiv 2606.07414, section on circuits)."""
+    """Return the eight facts of the paper's TinyStories model (arXiv 2606.07414, "circuits")."""
     return tuple(Fact(noun=noun, adjective=adjective) for noun, adjective in _PAPER.items())
 
 
@@ -154,7 +154,7 @@ def _matches(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, str]]:
 
 
 def _without_conflict(counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
-    """Most facts first, then most sentences: each pair is worth more than all counts together."""
+    """Choose most facts, then most sentences: a pair is worth more than all counts together."""
     from scipy.optimize import linear_sum_assignment
 
     nouns = sorted({noun for noun, _ in counts})
@@ -246,7 +246,7 @@ def _make_prompt(fact: Fact, tokenizer: Tokenizer, template: str) -> Prompt | No
 def make_pairs(
     prompts: Sequence[Prompt], *, max_pairs: int = MAX_PAIRS, seed: int = 0
 ) -> list[Pair]:
-    """Ordered pairs of nouns with as many tokens and different adjectives, drawn if too many.
+    """Return ordered pairs of nouns of equal length and other adjectives, drawn if too many.
 
     Raises:
         UserError: there is none.
@@ -282,6 +282,6 @@ def _answer(prompt: Prompt) -> tuple[int, ...]:
 
 
 def _num_shared(a: Prompt, b: Prompt) -> int:
-    """Return tokens that the adjectives have in common at their beginning."""
+    """Return how many tokens the adjectives have in common at their beginning."""
     same = [x == y for x, y in zip(_answer(a), _answer(b), strict=False)]
     return same.index(False) if False in same else len(same)

@@ -113,7 +113,7 @@ def _layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
 
 
 def cka_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """CKA to the input embeddings by layer, all channels of a layer, with what chance gives."""
+    """Return CKA to the input embeddings by layer, all channels of it, with what chance gives."""
     with style():
         figure, axes = _axes(1, 1, _HEIGHT + 0.3)
         for index, model in enumerate(("trained", "untrained")):
@@ -140,7 +140,7 @@ def cka_figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def points_figure(points: Sequence[dict[str, Any]], method: str) -> Figure:
-    """The two-dimensional embedding of each layer, coloured by the commonest word classes."""
+    """Return each layer's two-dimensional embedding, coloured by the commonest word classes."""
     layers = sorted({row["layer"] for row in points if row["layer"] is not None})
     classes = [name for name, _ in Counter(r["word_class"] for r in points).most_common()]
     columns = min(4, len(layers))

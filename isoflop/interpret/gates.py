@@ -1,4 +1,4 @@
-"""Sees which experts a model chooses, and makes it choose others.
+"""The choices of experts in a model's forward passes: recorded, or replaced by others.
 
 Letters: T tokens (those of a batch flattened), C channels, K experts chosen per channel, P
 patched tokens.
@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isoflop.errors import UserError
-
-if TYPE_CHECKING:
-    from isoflop.interpret.load import Subject
+from isoflop.interpret.load import gated_modules
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,16 +29,6 @@ class Gates:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GateShape:
-    """How many layers, channels and experts the gates of a model have."""
-
-    num_layers: int
-    num_channels: int
-    num_experts: int
-    """That a channel chooses from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Patch:
     """Choices that take the place of a layer's own at some tokens."""
 
@@ -48,24 +36,6 @@ class Patch:
     """Of the tokens, in the flattened batch: row * tokens per row + position."""
     idx_PCK: Tensor
     score_PCK: Tensor
-
-
-def gated_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that choose experts, one per layer, in order; empty for a dense model."""
-    return [module for module in model.modules() if hasattr(module, "gates")]
-
-
-def shape_of(subject: Subject) -> GateShape:
-    """Layers, channels and experts of a subject."""
-    from isoflop.train.usage import routed_layers
-
-    layers = routed_layers(subject.model, subject.spec)
-    assert layers is not None
-    return GateShape(
-        num_layers=len(layers.modules),
-        num_channels=layers.num_channels,
-        num_experts=layers.num_experts,
-    )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class Interval:
 def interval_of(
     value: float | None, draws_B: NDArray[np.float64], confidence: float = CONFIDENCE
 ) -> Interval:
-    """An estimate between the percentiles of its draws; those that are NaN had nothing to count."""
+    """Return an estimate between the percentiles of its draws; NaN ones had nothing to count."""
     known = draws_B[~np.isnan(draws_B)]
     if value is None or not known.size:
         return Interval(value=value)

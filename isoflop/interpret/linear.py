@@ -60,7 +60,7 @@ def is_linear(layer: TinyExperts) -> bool:
 
 
 def _activation(layer: TinyExperts) -> tuple[str, str]:
-    """Its name, and whether it follows the gate or comes before it."""
+    """Return the activation's name, and whether it follows the gate or comes before it."""
     if isinstance(layer, PEER):
         return "gelu_tanh", "act_then_gate"
     return layer.activation, layer.gate_order
@@ -82,7 +82,7 @@ def check_linear(layer: TinyExperts) -> None:
 
 
 def effective_matrix(layer: TinyExperts, idx_TCK: Tensor, score_TCK: Tensor) -> Tensor:
-    """The matrix [T, D, D] with y = matrix @ x while the gates are held (paper, section 4.4).
+    """Return the matrix [T, D, D] with y = matrix @ x while gates are held (paper, section 4.4).
 
     Sum over channels and neighbours of weight * w_out w_in^T. Takes D * D numbers per token.
 
@@ -97,7 +97,7 @@ def effective_matrix(layer: TinyExperts, idx_TCK: Tensor, score_TCK: Tensor) -> 
 
 
 def contributions(layer: TinyExperts, x_TD: Tensor, idx_TCK: Tensor, score_TCK: Tensor) -> Tensor:
-    """What each chosen expert adds to the layer's output, [T, C, K, D]; for any activation."""
+    """Return what each chosen expert adds to the output, [T, C, K, D]; for any activation."""
     in_TCKD, out_TCKD = (rows_of(table, idx_TCK) for table in (layer.w_in, layer.w_out))
     hidden_TCK = torch.einsum("td,tckd->tck", x_TD, in_TCKD)
     z_TCK = gate(hidden_TCK, weights_of(layer, score_TCK), *_activation(layer))
@@ -105,7 +105,7 @@ def contributions(layer: TinyExperts, x_TD: Tensor, idx_TCK: Tensor, score_TCK: 
 
 
 def weights_of(layer: TinyExperts, score_TCK: Tensor) -> Tensor:
-    """Return what the scores weigh: themselves, or their softmax over the experts of a channel."""
+    """Return the experts' weights: the scores, or their softmax over those of a channel."""
     raw = isinstance(layer, SparselyGatedLinear) and layer.gate == "raw"
     return score_TCK if raw else softmax_of_sorted(score_TCK)
 

@@ -1,4 +1,4 @@
-"""Opens a trained run to look into it: its model, tokenizer and held-out text, checked."""
+"""A trained run, opened to look into it: its model, tokenizer and held-out text, checked."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from isoflop.errors import UserError, shown
 from isoflop.families import get_routing
 from isoflop.files import read_json, sha256_file
-from isoflop.interpret.gates import gated_modules
-from isoflop.interpret.recording import FOLDER_NAME
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.model.transformer import Transformer, build_model
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from isoflop.data.tokenizers import Tokenizer
     from isoflop.data.windows import HeldoutWindows, TokenData
 
+_FOLDER_NAME = "interpret"
 _STATE_FILE = "state.json"
 _SHOWN_RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class LoadedRun:
     """A model to look into, with all that belongs to it."""
 
     spec: RunSpec
@@ -47,14 +48,46 @@ class Subject:
     data: TokenData | None = None
     """The prepared data, for training text and names of documents."""
 
+    @classmethod
+    def from_model(
+        cls,
+        spec: RunSpec,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        heldout: HeldoutWindows | None = None,
+        folder: Path | None = None,
+        data: TokenData | None = None,
+    ) -> LoadedRun:
+        """Return a model in memory as one, put into evaluation and without gradients."""
+        return cls(
+            spec=spec,
+            run_id=run_id(spec),
+            model=_frozen(model),
+            tokenizer=tokenizer,
+            heldout=heldout,
+            folder=folder,
+            data=data,
+        )
+
     @property
     def out(self) -> Path:
-        """Where its tables and figures go unless told otherwise."""
+        """The folder of its tables and figures unless another is given."""
         assert self.folder is not None
-        return self.folder / FOLDER_NAME
+        return self.folder / _FOLDER_NAME
 
 
-def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> Subject:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateShape:
+    """How many layers, channels and experts the gates of a model have."""
+
+    num_layers: int
+    num_channels: int
+    num_experts: int
+    """That a channel chooses from."""
+
+
+def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> LoadedRun:
     """Return the model of a finished run whose weights were kept, with its data.
 
     Args:
@@ -76,7 +109,7 @@ def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> S
         model.document_end = data.end_of_text_id
     from isoflop.data.tokenizers import open_tokenizer
 
-    return Subject(
+    return LoadedRun(
         spec=planned.spec,
         run_id=planned.run_id,
         model=model,
@@ -87,32 +120,29 @@ def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> S
     )
 
 
-def made_subject(
-    spec: RunSpec,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    *,
-    heldout: HeldoutWindows | None = None,
-    folder: Path | None = None,
-    data: TokenData | None = None,
-) -> Subject:
-    """A subject from a model in memory, which is put into evaluation and loses its gradients."""
-    return Subject(
-        spec=spec,
-        run_id=run_id(spec),
-        model=_frozen(model),
-        tokenizer=tokenizer,
-        heldout=heldout,
-        folder=folder,
-        data=data,
+def untrained(loaded: LoadedRun) -> LoadedRun:
+    """Return the run as it was before its first step: the control for what training brought."""
+    model = _frozen(build_model(loaded.spec))
+    model.document_end = loaded.model.document_end
+    return replace(loaded, model=model)
+
+
+def gated_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that choose experts, one per layer, in order; empty for a dense model."""
+    return [module for module in model.modules() if hasattr(module, "gates")]
+
+
+def shape_of(loaded: LoadedRun) -> GateShape:
+    """Return how many layers, channels and experts a loaded run has."""
+    from isoflop.train.usage import routed_layers
+
+    layers = routed_layers(loaded.model, loaded.spec)
+    assert layers is not None
+    return GateShape(
+        num_layers=len(layers.modules),
+        num_channels=layers.num_channels,
+        num_experts=layers.num_experts,
     )
-
-
-def untrained(subject: Subject) -> Subject:
-    """The same as it was before its first step: the control for whatever training brought."""
-    model = _frozen(build_model(subject.spec))
-    model.document_end = subject.model.document_end
-    return replace(subject, model=model)
 
 
 def _empty_model(spec: RunSpec) -> Transformer:
@@ -154,7 +184,7 @@ def _no_weights(folder: RunFolder, plan: Plan, study_folder: Path) -> UserError:
 
 
 def _with_weights(plan: Plan, study_folder: Path) -> Sequence[str]:
-    """Run of families that choose experts whose weights are there."""
+    """Return the runs of families that choose experts whose weights are there."""
     return [
         shown_id(run.run_id)
         for run in plan.unique_runs

@@ -1,4 +1,4 @@
-"""Writes down what a model chooses and predicts on held-out text, while it is evaluated.
+"""Record what a model chooses and predicts on held-out text, while it is evaluated.
 
 The evaluation itself runs (isoflop.train.evaluate), watched: its windows, order and loss. One
 forward pass of at most TOKENS_AT_A_TIME tokens is in memory at a time, however long the text. Both
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.errors import UserError
 from isoflop.files import fsync_path
-from isoflop.interpret.gates import Gates, gated_modules, recorded_gates
+from isoflop.interpret.gates import Gates, recorded_gates
+from isoflop.interpret.load import gated_modules
 from isoflop.interpret.recording import (
     GATES,
     GATES_FILE,
@@ -44,14 +45,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from isoflop.data.windows import HeldoutWindows
-    from isoflop.interpret.load import Subject
+    from isoflop.interpret.load import LoadedRun
 
 TOKENS_AT_A_TIME = 8192
 _CHUNK_BYTES = 2**24
 
 
 def record(
-    subject: Subject,
+    loaded: LoadedRun,
     out: Path,
     *,
     layers: Sequence[int] | None = None,
@@ -59,15 +60,15 @@ def record(
     num_top: int = 5,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Write gates.parquet and tokens.parquet of a subject's held-out text.
+    """Write gates.parquet and tokens.parquet of a run's held-out text.
 
     Args:
-        subject: a model with its held-out text.
+        loaded: a model with its held-out text.
         out: folder for the two files; made if missing, files of those names are replaced.
         layers: whose gates are written; None: all.
         max_tokens: stop after so many tokens; None: at the end.
         num_top: predictions to keep for each token.
-        on_progress: told of the tokens written and of all there will be.
+        on_progress: called with the tokens written so far and all there will be.
 
     Returns:
         The evaluation of what was recorded: of all held-out tokens, the very one that
@@ -77,20 +78,20 @@ def record(
     Raises:
         UserError: there is no such layer, or a number is not allowed.
     """
-    assert subject.heldout is not None
-    heldout = subject.heldout if max_tokens is None else _first(subject.heldout, max_tokens)
-    meta = _describe(subject, heldout, layers, num_top)
+    assert loaded.heldout is not None
+    heldout = loaded.heldout if max_tokens is None else _first(loaded.heldout, max_tokens)
+    meta = _describe(loaded, heldout, layers, num_top)
     with ExitStack() as stack:
         writers = stack.enter_context(_writers(out, meta))
-        gates = stack.enter_context(recorded_gates(subject.model))
-        watched = _Watched(subject.model, heldout, meta, gates, writers, on_progress)
+        gates = stack.enter_context(recorded_gates(loaded.model))
+        watched = _Watched(loaded.model, heldout, meta, gates, writers, on_progress)
         stack.callback(watched.close)
         return evaluate(
             watched,
             heldout,
-            batch_size=subject.spec.batch_size,
+            batch_size=loaded.spec.batch_size,
             precision="fp32",
-            micro_batch=windows_at_a_time(subject.spec.batch_size, subject.spec.seq_len),
+            micro_batch=windows_at_a_time(loaded.spec.batch_size, loaded.spec.seq_len),
         )
 
 
@@ -100,26 +101,26 @@ def windows_at_a_time(batch_size: int, seq_len: int) -> int:
 
 
 def _describe(
-    subject: Subject, heldout: HeldoutWindows, layers: Sequence[int] | None, num_top: int
+    loaded: LoadedRun, heldout: HeldoutWindows, layers: Sequence[int] | None, num_top: int
 ) -> Recording:
     from isoflop.train.usage import routed_layers
 
-    num_layers = len(gated_modules(subject.model))
+    num_layers = len(gated_modules(loaded.model))
     wanted = tuple(range(num_layers)) if layers is None else tuple(sorted(set(layers)))
     if not wanted or not set(wanted) <= set(range(num_layers)):
         raise UserError("--layers", list(wanted), f"within 0 to {num_layers - 1}", "correct it")
-    if not 1 <= num_top <= subject.spec.vocab_size:
-        allowed = f"from 1 to the vocabulary of {subject.spec.vocab_size}"
+    if not 1 <= num_top <= loaded.spec.vocab_size:
+        allowed = f"from 1 to the vocabulary of {loaded.spec.vocab_size}"
         raise UserError("--top", num_top, allowed, "correct it")
-    routed = routed_layers(subject.model, subject.spec)
-    assert subject.heldout is not None
+    routed = routed_layers(loaded.model, loaded.spec)
+    assert loaded.heldout is not None
     num_tokens = _num_tokens(heldout)
     return Recording(
         version=VERSION,
-        run_id=subject.run_id,
+        run_id=loaded.run_id,
         layers=wanted,
         num_tokens=num_tokens,
-        complete=num_tokens == _num_tokens(subject.heldout),
+        complete=num_tokens == _num_tokens(loaded.heldout),
         num_top=num_top,
         num_experts=None if routed is None else routed.num_experts,
         shared=routed is not None and routed.shared,
@@ -155,7 +156,7 @@ class _Writers:
 
 @contextmanager
 def _writers(out: Path, meta: Recording) -> Iterator[_Writers]:
-    """Writers of the two files, which get their names if nothing goes wrong inside."""
+    """Yield writers of the two files, which get their names if nothing goes wrong inside."""
     import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
@@ -232,7 +233,7 @@ class _Watched(nn.Module):
         return loss_BT
 
     def _places(self, kept_N: NDArray[np.int64], seq_len: int) -> list[NDArray[Any]]:
-        """Document, window and position of the recorded tokens."""
+        """Return document, window and position of the recorded tokens."""
         window_N = self._num_windows + kept_N // seq_len
         position_N = (kept_N % seq_len).astype(np.int32)
         return [self._heldout.document_index[window_N], window_N, position_N]
@@ -298,7 +299,7 @@ def _lists(values_RK: Tensor) -> pa.ListArray:
 def _top_predictions(
     normed_ND: Tensor, embedding_VD: Tensor, num_top: int
 ) -> tuple[Tensor, Tensor]:
-    """The most probable tokens and their probabilities, [N, num_top] each, of equals the lowest."""
+    """Return the likeliest tokens and their probabilities, [N, num_top]; of equals the lowest."""
     size = max(1, _CHUNK_BYTES // (4 * len(embedding_VD)))
     tokens, probs = [], []
     for chunk_RD in normed_ND.split(size):

@@ -23,13 +23,11 @@ from isoflop.spec import shown_id
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from isoflop.interpret.load import Subject
+    from isoflop.interpret.load import LoadedRun
 
 VERSION = 1
 GATES_FILE = "gates.parquet"
 TOKENS_FILE = "tokens.parquet"
-FOLDER_NAME = "interpret"
-"""Of what is found in a run, inside its folder."""
 
 META_KEY = b"isoflop_recording"
 """Metadata of both files: JSON, the same in both; see isoflop.interpret.recording.Recording."""
@@ -89,7 +87,7 @@ class Recording:
 
 
 def read_recording(folder: Path) -> Recording:
-    """What a recording holds, once both its files are found to be whole and of one recording.
+    """Return what a recording holds, once both its files prove whole and of one recording.
 
     Raises:
         UserError: a file is missing or damaged, of another version, or of another recording.
@@ -115,18 +113,18 @@ def _metadata(path: Path) -> bytes:
     return found
 
 
-def recording_of(subject: Subject, folder: Path) -> Recording:
-    """Return what a folder's recording holds, which must be of this subject.
+def recording_of(loaded: LoadedRun, folder: Path) -> Recording:
+    """Return what a folder's recording holds, which must be of this loaded.
 
     Raises:
         UserError: it is damaged, missing or of another run.
     """
     meta = read_recording(folder)
-    if meta.run_id != subject.run_id:
+    if meta.run_id != loaded.run_id:
         raise UserError(
             "recording",
             f"{folder}, of run {shown_id(meta.run_id)}",
-            f"of run {shown_id(subject.run_id)}",
+            f"of run {shown_id(loaded.run_id)}",
             "run `isoflop interpret record` for this run",
         )
     return meta
@@ -153,7 +151,7 @@ class RecordedTokens:
         return np.searchsorted(self.window_T, window_R) + position_R
 
     def window_rows(self, row: int) -> tuple[int, int]:
-        """Return range of the rows in the window of a row."""
+        """Return the range of the rows in the window of a row."""
         window = self.window_T[row]
         first, end = np.searchsorted(self.window_T, [window, window + 1])
         return int(first), int(end)

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.interpret.figures import OVER_TRAINING, save_figure, usage_figure
-from isoflop.interpret.gates import GateShape, shape_of
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import GateShape, LoadedRun, shape_of
 from isoflop.interpret.recording import read_gates, read_tokens, recording_of
 from isoflop.launch.metrics import USAGE as LOGGED_USAGE
 from isoflop.launch.metrics import USAGE_FILE
@@ -52,7 +51,7 @@ class Usage:
 
 
 def count_choices(recording: Path, shape: GateShape) -> NDArray[np.int64]:
-    """How often each expert was chosen in a recording [L, C, E], read one row group at a time."""
+    """Return how often each expert was chosen in a recording [L, C, E], a row group at a time."""
     counts = np.zeros((shape.num_layers, shape.num_channels, shape.num_experts), dtype=np.int64)
     flat = counts.reshape(-1)
     for piece in read_gates(recording, read_tokens(recording)):
@@ -86,16 +85,16 @@ def usage_rows(
     return rows
 
 
-def write_usage(subject: Subject, recording: Path, out: Path) -> Usage:
+def write_usage(loaded: LoadedRun, recording: Path, out: Path) -> Usage:
     """Count the choices of a recording; write expert_usage.parquet and a figure to ``out``.
 
     Raises:
         UserError: there is no whole recording of this run.
     """
-    meta = recording_of(subject, recording)
-    counts_LCE = count_choices(recording, shape_of(subject))
+    meta = recording_of(loaded, recording)
+    counts_LCE = count_choices(recording, shape_of(loaded))
     rows = usage_rows(counts_LCE, meta.layers, num_tokens=meta.num_tokens, shared=meta.shared)
-    logged = None if subject.folder is None else training_usage(subject.folder)
+    logged = None if loaded.folder is None else training_usage(loaded.folder)
     training = None if logged is None else {n: over_training(logged, n) for n in OVER_TRAINING}
     write_table(out / TABLE_FILE, rows, USAGE)
     figure = save_figure(usage_figure(counts_LCE, meta.layers, training), out, "usage")

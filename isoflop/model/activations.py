@@ -44,7 +44,7 @@ class _SigmoidForm(torch.autograd.Function):
 
 
 def clamped_glu(z: Tensor) -> Tensor:
-    """Gate * sigmoid(1.702 gate) * (linear + 1), with gate and linear the halves of the last axis.
+    """Return gate * sigmoid(1.702 gate) * (linear + 1): gate and linear halve the last axis.
 
     The gate is cut above 7, the linear half to [-7, 7] (reference implementation, `glu`).
 

@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.query_key_scale = nn.Parameter(torch.empty(2, self.head_width))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Kernels: std 1/sqrt(D); scales 1."""
+        """Return std 1/sqrt(D) for kernels, 1 for scales."""
         kernel = trunc_normal(self.output.shape[0] ** -0.5)
         return {
             "query_key": kernel,
@@ -107,7 +107,7 @@ def tables(seq_len: int, head_width: int, device: torch.device) -> tuple[Tensor,
 def _row_tables(
     seq_len: int, head_width: int, num_heads: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The tables repeated for all heads of a row, [T, W]: whole rows multiply without strides."""
+    """Return the tables for all heads of a row, [T, W]: whole rows multiply without strides."""
     cos_Th, sin_Th = tables(seq_len, head_width, device)
     return cos_Th.repeat(1, num_heads), sin_Th.repeat(1, num_heads)
 
@@ -119,7 +119,7 @@ def swap_halves(x: Tensor, head_width: int) -> Tensor:
 
 
 def normalise_and_rotate(x_BTW: Tensor, scale_Gh: Tensor) -> Tensor:
-    """RMSNorm of each head vector, times its group's scale, rotated by its position's angles.
+    """Return each head vector's RMSNorm, times its group's scale, rotated by its position.
 
     Args:
         x_BTW: float32, contiguous; a row holds the groups one after the other, each with its heads

@@ -106,7 +106,7 @@ def measure_run(
         implementation: of the isoflop_kernels operators.
 
     Raises:
-        UncountedOperatorError: an operator ran whose FLOPs nobody counts.
+        UncountedOperatorError: an operator ran whose FLOPs are not counted.
         UserError: the family or its configuration is not valid.
     """
     # Elsewhere only shapes count.
@@ -218,7 +218,7 @@ def _first_rung(family: str, size: int = 1) -> dict[str, int | str]:
 
 
 def check_specs(specs: Iterable[RunSpec]) -> list[FlopCheck]:
-    """The gate over every distinct small run behind some runs; see :func:`structural_spec`."""
+    """Check every distinct small run behind some runs; see :func:`structural_spec`."""
     distinct: dict[str, RunSpec] = {}
     for spec in specs:
         same_but = dataclasses.replace(
@@ -265,7 +265,7 @@ def _made_spec(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints each problem of a family, one per line; 1 if there is any."""
+    """Print each problem of a family, one per line; return 1 if there is any."""
     name, *configs = arguments
     try:
         checks = check_family(name, [json.loads(config) for config in configs])

@@ -28,34 +28,34 @@ CUT_STD = math.sqrt(
 
 
 def stream(seed: int, name: str) -> torch.Generator:
-    """The random stream of one parameter (CPU), keyed by the run's seed and the full name."""
+    """Return the random stream of one parameter (CPU), keyed by the run's seed and its name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     # Generators take a signed 64-bit seed.
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def constant(value: float) -> Initialiser:
-    """Return every entry is ``value``: 0 for biases, 1 for scales."""
+    """Return an initialiser of one value: 0 for biases, 1 for scales."""
     return lambda shape, generator: torch.full(shape, value)
 
 
 def normal(std: float) -> Initialiser:
-    """Normal with standard deviation ``std``."""
+    """Return a normal with standard deviation ``std``."""
     return lambda shape, generator: torch.randn(shape, generator=generator) * std
 
 
 def trunc_normal(std: float) -> Initialiser:
-    """Normal cut at two sigma and rescaled so that the final standard deviation is ``std``."""
+    """Return a normal cut at two sigma, rescaled so that its final deviation is ``std``."""
     return lambda shape, generator: _cut_normal(shape, generator) * (std / CUT_STD)
 
 
 def trunc_normal_uncorrected(std: float) -> Initialiser:
-    """Normal cut at two sigma, not rescaled: its real deviation is ``std`` * CUT_STD (0.8796)."""
+    """Return a normal cut at two sigma, not rescaled: deviation ``std`` * CUT_STD (0.8796)."""
     return lambda shape, generator: _cut_normal(shape, generator) * std
 
 
 def _cut_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Unit normal cut at +-2: the inverse distribution function of a uniform draw."""
+    """Return a unit normal cut at +-2: the inverse distribution function of a uniform draw."""
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
     values = torch.erfinv((2.0 * uniform - 1.0) * _KEPT) * math.sqrt(2.0)
     return values.clamp_(-CUT, CUT).float()

@@ -25,24 +25,24 @@ CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
 
 
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the targets that are not padding (a scalar, float32)."""
+    """Return the mean cross-entropy in nats over targets that are not padding (scalar, float32)."""
     return _cross_entropy(logits_BTV, targets_BT, "mean")
 
 
 def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""
+    """Return the cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""
     return _cross_entropy(logits_BTV, targets_BT, "none").view_as(targets_BT)
 
 
 def unembed(x_BTD: Tensor, embedding_VD: Tensor) -> Tensor:
-    """Return logits of the tied embedding, [..., V]."""
+    """Return the logits of the tied embedding, [..., V]."""
     # The copy makes the embedding's gradient a product of the fast kind: at width 8 on the CPU, an
     # eighth of the time of the one that follows from a transposed view.
     return x_BTD @ embedding_VD.T.contiguous()
 
 
 def unembedded_loss(x_BTD: Tensor, embedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
-    """Sum of the cross-entropy in nats over the targets that are not padding (a scalar, float32).
+    """Return the summed cross-entropy in nats over targets that are not padding (scalar, float32).
 
     Logits that would exceed MAX_LOGIT_BYTES never exist whole: chunk by chunk of tokens, their
     gradients are formed in the forward pass, so that nothing is computed twice.
@@ -56,7 +56,7 @@ def unembedded_loss(x_BTD: Tensor, embedding_VD: Tensor, targets_BT: Tensor) -> 
 
 
 def unembedded_token_losses(x_BTD: Tensor, embedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
-    """As :func:`token_losses` of the logits; in chunks, which save memory without gradients."""
+    """Return :func:`token_losses` of the logits; in chunks, which save memory without gradients."""
     if not _in_chunks(targets_BT, embedding_VD):
         return token_losses(unembed(x_BTD, embedding_VD), targets_BT)
     x_TD, target_T = x_BTD.flatten(0, 1), targets_BT.flatten()
@@ -77,7 +77,7 @@ def _in_chunks(targets_BT: Tensor, embedding_VD: Tensor) -> bool:
 
 
 def _logit_bytes(embedding_VD: Tensor) -> int:
-    """Of one token."""
+    """Return the bytes of one token's logits."""
     return embedding_VD.shape[0] * embedding_VD.element_size()
 
 
@@ -127,7 +127,7 @@ class _ChunkedSum(torch.autograd.Function):
 
 
 def _losses_and_gradient(logit_RV: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Return loss of each token, and the gradient of their sum in the memory of the logits."""
+    """Return the loss of each token; put the gradient of their sum in the logits' memory."""
     target_R1 = target_R[:, None]
     kept_R1 = (target_R1 != PAD_ID).to(logit_RV.dtype)
     peak_R1 = logit_RV.amax(1, keepdim=True)

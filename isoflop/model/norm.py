@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.empty(width))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Scales start at 1."""
+        """Return 1 for the scales."""
         return {"scale": constant(1.0)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def inverse_rms(x: Tensor) -> Tensor:
 
 
 def unnormalise_gradient(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient of x from that of ``normed`` = x * ``inverse``; ``inverse`` from inverse_rms."""
+    """Return the gradient of x from that of ``normed`` = x * ``inverse`` (from inverse_rms)."""
     dot = (grad * normed).mean(-1, keepdim=True)
     return grad.addcmul(normed, dot, value=-1.0).mul_(inverse)
 

@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         self.document_end: int | None = None
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Return the embedding is a plain normal, std 1/sqrt(D)."""
+        """Return a plain normal, std 1/sqrt(D), for the embedding."""
         return {"embedding": normal(self.embedding.shape[1] ** -0.5)}
 
     def forward(

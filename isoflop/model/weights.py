@@ -19,7 +19,7 @@ def stored_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Of :func:`stored_weights` those that are not trained."""
+    """Return those of :func:`stored_weights` that are not trained."""
     return {
         name: value
         for name, value in stored_weights(model).items()
@@ -39,7 +39,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """Of every name in the model's state, the first name of the same tensor."""
+    """Return, for every name in the model's state, the first name of the same tensor."""
     first: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     return {name: first.setdefault(id(value), name) for name, value in state.items()}

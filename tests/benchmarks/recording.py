@@ -22,7 +22,7 @@ import numpy as np
 
 from isoflop.data.tokenizers.encoders import ByteTokenizer
 from isoflop.families import get_spec
-from isoflop.interpret.load import Subject, made_subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.interpret.recorder import record, windows_at_a_time
 from isoflop.model.transformer import build_model
 from isoflop.recipe import get_recipe
@@ -48,7 +48,7 @@ class Heldout:
         self.num_bytes = self.tokens.size
 
 
-def subject_of(family: str, case: str, num_tokens: int) -> Subject:
+def run_of(family: str, case: str, num_tokens: int) -> LoadedRun:
     recipe = get_recipe("micro-v1")
     size, vocab_size = CASES[case]
     shape = recipe.shape(size)
@@ -69,7 +69,7 @@ def subject_of(family: str, case: str, num_tokens: int) -> Subject:
         precision="fp32",
     )
     heldout = Heldout(num_tokens // SEQ_LEN, vocab_size)
-    return made_subject(spec, build_model(spec), ByteTokenizer(), heldout=heldout)
+    return LoadedRun.from_model(spec, build_model(spec), ByteTokenizer(), heldout=heldout)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -79,14 +79,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(family: str, case: str, num_tokens: int, repeats: int) -> None:
-    subject = subject_of(family, case, num_tokens)
-    spec = subject.spec
+    loaded = run_of(family, case, num_tokens)
+    spec = loaded.spec
 
     def plain() -> object:
         micro_batch = windows_at_a_time(spec.batch_size, spec.seq_len)
         return evaluate(
-            subject.model,
-            subject.heldout,
+            loaded.model,
+            loaded.heldout,
             batch_size=spec.batch_size,
             precision="fp32",
             micro_batch=micro_batch,
@@ -94,8 +94,8 @@ def measure(family: str, case: str, num_tokens: int, repeats: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        assert record(subject, out) == plain()
-        pairs = [(seconds(plain), seconds(lambda: record(subject, out))) for _ in range(repeats)]
+        assert record(loaded, out) == plain()
+        pairs = [(seconds(plain), seconds(lambda: record(loaded, out))) for _ in range(repeats)]
         num_bytes = sum(path.stat().st_size for path in out.iterdir())
     plain_s, record_s = (statistics.median(each) for each in zip(*pairs, strict=True))
     ratios = [recorded / evaluated for evaluated, recorded in pairs]

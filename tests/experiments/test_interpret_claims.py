@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from experiments.made_scripts import EXPERIMENTS, script
-from interpret.made_subjects import run_study, untrained_subject, write_texts
-from isoflop.interpret.load import Subject
+from interpret.made_models import run_study, untrained_run, write_texts
+from isoflop.interpret.load import LoadedRun
 from isoflop.plan.artefact import read_plan
 from isoflop.study.file import load_study
 from isoflop.tables import read_table
@@ -145,20 +145,20 @@ def test_clusters_must_beat_every_control_in_one_layer() -> None:
 
 
 def test_superposition_fails_where_a_layer_is_not_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    linear = measures.linearity_rows(thinnable(untrained_subject()))
+    linear = measures.linearity_rows(thinnable(untrained_run()))
     assert max(found["value"] for found in linear) < 1e-5
     assert {found["layer"] for found in linear} == {0, 1}
-    bent = measures.linearity_rows(thinnable(untrained_subject(activation="relu")))
+    bent = measures.linearity_rows(thinnable(untrained_run(activation="relu")))
     errors = {found["quantity"]: found["value"] for found in bent if found["layer"] == 0}
     assert errors["matrix error"] is None
     assert errors["superposition error"] > 0.01
 
 
-def thinnable(subject: Subject) -> Subject:
+def thinnable(loaded: LoadedRun) -> LoadedRun:
     """With held-out text that is taken as it is."""
-    heldout: Any = subject.heldout
+    heldout: Any = loaded.heldout
     heldout.thinned = lambda most_tokens: heldout
-    return subject
+    return loaded
 
 
 def test_usage_is_of_all_channels_and_at_least_what_was_seen() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from interpret.made_facts import trained_subject
-from interpret.made_subjects import run_study, write_texts
-from isoflop.interpret.load import Subject
+from interpret.made_facts import trained_run
+from interpret.made_models import run_study, write_texts
+from isoflop.interpret.load import LoadedRun
 
 
 @pytest.fixture(scope="session")
@@ -23,11 +23,11 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def facts_subject(_shared: Path) -> Subject:
+def facts_run(_shared: Path) -> LoadedRun:
     """A model of two layers that knows the facts planted in its corpus."""
     folder = _shared / "facts"
     folder.mkdir(exist_ok=True)
-    return trained_subject(folder)
+    return trained_run(folder)
 
 
 @pytest.fixture(scope="session")
@@ -63,5 +63,5 @@ def study_data(study: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The trained model takes half a minute: what needs it belongs to `make test-slow`."""
     for item in items:
-        if "facts_subject" in getattr(item, "fixturenames", ()):
+        if "facts_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)

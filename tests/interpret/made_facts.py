@@ -14,7 +14,7 @@ from isoflop.data.sources import PrepareOptions
 from isoflop.data.synthetic import TINY_FACTS, TINY_NOUNS
 from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import TokenData, open_data
-from isoflop.interpret.load import Subject, made_subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.model import build_model
 from isoflop.placement import Placement
 from isoflop.spec import RunSpec
@@ -87,7 +87,7 @@ def made_spec(data: TokenData, *, steps: int = 500) -> RunSpec:
     )
 
 
-def trained_subject(folder: Path) -> Subject:
+def trained_run(folder: Path) -> LoadedRun:
     """Trained in ``folder`` by whoever comes first; the others wait and load it."""
     from safetensors.torch import load_file, save_file
 
@@ -105,7 +105,7 @@ def trained_subject(folder: Path) -> Subject:
     model = build_model(spec)
     model.load_state_dict(load_file(weights_file))
     torch.set_num_threads(1)
-    return made_subject(
+    return LoadedRun.from_model(
         spec,
         model,
         open_tokenizer(data.tokenizer_spec(), data.folder),

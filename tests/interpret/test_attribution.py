@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interpret.made_subjects import inputs_BT, untrained_subject
+from interpret.made_models import inputs_BT, untrained_run
 from isoflop.interpret.attribution import by_gradient, direct, gradients, trace
 from isoflop.interpret.gates import Patch, patched_gates
 from isoflop.model.transformer import Transformer
@@ -15,7 +15,7 @@ FAMILIES = ("sgatlin", "peer")
 
 
 def model_of(family: str) -> Transformer:
-    model = untrained_subject(family).model
+    model = untrained_run(family).model
     # At the start all scales are 1, which would hide a forgotten one.
     model.output_norm.scale.copy_(torch.linspace(0.5, 2.0, 16))
     return model

@@ -7,13 +7,13 @@ import pytest
 from scipy.sparse import csr_array
 
 from interpret.test_gate_matrix import made_tokens
-from isoflop.interpret.gates import GateShape
 from isoflop.interpret.geometry.cka import (
     cka_rows,
     cka_with_chance,
     first_occurrences,
 )
 from isoflop.interpret.geometry.patterns import Matrix, Patterns
+from isoflop.interpret.load import GateShape
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 6)) + 3.0

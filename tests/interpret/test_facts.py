@@ -14,7 +14,7 @@ from isoflop.data.tokenizers import open_tokenizer
 from isoflop.data.windows import open_data
 from isoflop.errors import UserError
 from isoflop.interpret.facts import mined, paper_pairs, planted, texts_of
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun
 
 
 def texts(counts: dict[tuple[str, str], int]) -> list[str]:
@@ -112,10 +112,10 @@ def test_planted_facts_are_those_of_the_text(tmp_path: Path) -> None:
     assert set(stated) == {f.noun for f in facts}
 
 
-def test_other_text_has_no_planted_facts_but_they_can_be_mined(facts_subject: Subject) -> None:
-    assert facts_subject.data is not None
+def test_other_text_has_no_planted_facts_but_they_can_be_mined(facts_run: LoadedRun) -> None:
+    assert facts_run.data is not None
     with pytest.raises(UserError, match="one with planted facts"):
-        planted(facts_subject.data)
-    facts = mined(texts_of(facts_subject.data, facts_subject.tokenizer))
+        planted(facts_run.data)
+    facts = mined(texts_of(facts_run.data, facts_run.tokenizer))
     assert len(facts) >= 2
     assert len({f.adjective for f in facts}) == len(facts)

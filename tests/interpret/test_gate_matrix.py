@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from interpret.made_subjects import untrained_subject
+from interpret.made_models import untrained_run
 from isoflop.errors import UserError
-from isoflop.interpret.gates import GateShape, shape_of
 from isoflop.interpret.geometry.coactivation import (
     coactivation_rows,
     lifts,
@@ -26,6 +25,7 @@ from isoflop.interpret.geometry.patterns import (
     sample_tokens,
     see,
 )
+from isoflop.interpret.load import GateShape, shape_of
 from isoflop.interpret.recorder import record
 from isoflop.interpret.recording import read_predictions, read_tokens, recording_of
 
@@ -54,14 +54,14 @@ def test_columns_are_channel_by_channel_and_a_zero_score_is_a_choice() -> None:
 
 @pytest.mark.parametrize("family", ["sgatlin", "peer", "moe"])
 def test_a_recording_gives_the_gates_of_the_model(tmp_path: Path, family: str) -> None:
-    subject = untrained_subject(family)
-    record(subject, tmp_path)
+    loaded = untrained_run(family)
+    record(loaded, tmp_path)
     tokens = sample_tokens(tmp_path, max_tokens=10**6, seed=0)
     # In another order than that of the recording.
     tokens = tokens.take(np.random.default_rng(1).permutation(len(tokens)))
-    recorded = read_patterns(tmp_path, tokens, shape_of(subject))
-    seen = see(subject, tokens)
-    assert len(recorded.layers) == len(subject.model.blocks)
+    recorded = read_patterns(tmp_path, tokens, shape_of(loaded))
+    seen = see(loaded, tokens)
+    assert len(recorded.layers) == len(loaded.model.blocks)
     assert recorded.all_layers().nnz == sum(layer.nnz for layer in recorded.layers) > 0
     for ours, theirs in zip(recorded.layers, seen.patterns.layers, strict=True):
         assert np.array_equal(as_chosen(ours).toarray(), as_chosen(theirs).toarray())
@@ -69,14 +69,14 @@ def test_a_recording_gives_the_gates_of_the_model(tmp_path: Path, family: str) -
 
 
 def test_the_residual_is_what_the_feedforward_norm_reads() -> None:
-    subject = untrained_subject()
-    assert subject.heldout is not None
+    loaded = untrained_run()
+    assert loaded.heldout is not None
     place = {"window_P": [3, 0, 3], "position_P": [4, 2, 1]}
-    seen = see(subject, made_tokens(3, **place))
+    seen = see(loaded, made_tokens(3, **place))
     read = []
-    block = subject.model.blocks[1]
+    block = loaded.model.blocks[1]
     handle = block.feedforward.register_forward_pre_hook(lambda module, x: read.append(x[0]))
-    see(subject, made_tokens(1, window_P=[3], position_P=[4]))
+    see(loaded, made_tokens(1, window_P=[3], position_P=[4]))
     handle.remove()
     import torch
 
@@ -85,8 +85,8 @@ def test_the_residual_is_what_the_feedforward_norm_reads() -> None:
 
 
 def test_the_sample_is_of_whole_documents_without_begin_tokens(tmp_path: Path) -> None:
-    subject = untrained_subject()
-    record(subject, tmp_path)
+    loaded = untrained_run()
+    record(loaded, tmp_path)
     whole = sample_tokens(tmp_path, max_tokens=10**6, seed=0)
     assert whole.position_P.min() == 1
     assert not (whole.input_P == 1).any()
@@ -100,23 +100,23 @@ def test_the_sample_is_of_whole_documents_without_begin_tokens(tmp_path: Path) -
 def test_predictions_are_those_of_the_model(tmp_path: Path) -> None:
     import torch
 
-    subject = untrained_subject()
-    record(subject, tmp_path)
+    loaded = untrained_run()
+    record(loaded, tmp_path)
     tokens = sample_tokens(tmp_path, max_tokens=10**6, seed=0).take(np.array([7, 2]))
-    assert subject.heldout is not None
+    assert loaded.heldout is not None
     rows = read_tokens(tmp_path).rows(tokens.window_P, tokens.position_P)
     for predicted, window, position in zip(
         read_predictions(tmp_path, rows), tokens.window_P, tokens.position_P, strict=True
     ):
-        targets = subject.heldout.tokens[window].astype(np.int64)
+        targets = loaded.heldout.tokens[window].astype(np.int64)
         inputs = torch.from_numpy(np.concatenate([[1], targets[:-1]]))
-        assert predicted[0][0] == int(subject.model(inputs[None])[0, position].argmax())
+        assert predicted[0][0] == int(loaded.model(inputs[None])[0, position].argmax())
 
 
 def test_a_recording_of_another_run_is_refused_in_a_line(tmp_path: Path) -> None:
-    record(untrained_subject("peer"), tmp_path)
+    record(untrained_run("peer"), tmp_path)
     with pytest.raises(UserError, match=r"recording = .*must be of run .*record") as caught:
-        recording_of(untrained_subject(), tmp_path)
+        recording_of(untrained_run(), tmp_path)
     assert "\n" not in str(caught.value)
 
 

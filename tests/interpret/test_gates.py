@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interpret.made_subjects import inputs_BT, untrained_subject
+from interpret.made_models import inputs_BT, untrained_run
 from isoflop.errors import UserError
-from isoflop.interpret.gates import Patch, gated_modules, patched_gates, recorded_gates
+from isoflop.interpret.gates import Patch, patched_gates, recorded_gates
+from isoflop.interpret.load import gated_modules
 
 FAMILIES = ("sgatlin", "peer", "moe")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_choices_of_the_newest_pass_are_kept(family: str) -> None:
-    model = untrained_subject(family).model
+    model = untrained_run(family).model
     with recorded_gates(model) as gates:
         model(inputs_BT(1, 5))
         model(inputs_BT())
@@ -27,7 +28,7 @@ def test_the_choices_of_the_newest_pass_are_kept(family: str) -> None:
 
 
 def test_recorded_choices_are_those_of_the_layers_router() -> None:
-    model = untrained_subject().model
+    model = untrained_run().model
     layer = gated_modules(model)[0]
     seen = []
     handle = layer.router.register_forward_hook(lambda _, given, out: seen.append(out))
@@ -39,7 +40,7 @@ def test_recorded_choices_are_those_of_the_layers_router() -> None:
 
 
 def test_hooks_are_put_back_even_after_an_error() -> None:
-    model = untrained_subject().model
+    model = untrained_run().model
 
     def mine(idx: torch.Tensor, score: torch.Tensor) -> None:
         pass
@@ -57,7 +58,7 @@ def test_hooks_are_put_back_even_after_an_error() -> None:
 
 @pytest.mark.parametrize("family", ["sgatlin", "peer"])
 def test_a_models_own_gates_change_nothing(family: str) -> None:
-    model = untrained_subject(family).model
+    model = untrained_run(family).model
     with recorded_gates(model) as gates:
         before = model(inputs_BT())
     own = {
@@ -73,7 +74,7 @@ def test_a_models_own_gates_change_nothing(family: str) -> None:
 
 
 def test_a_patch_acts_at_its_positions_and_layers_only() -> None:
-    model = untrained_subject().model
+    model = untrained_run().model
     with recorded_gates(model) as before:
         logits_BTV = model(inputs_BT())
     patch = Patch(
@@ -95,7 +96,7 @@ def test_a_patch_acts_at_its_positions_and_layers_only() -> None:
 
 
 def test_a_patch_in_an_early_layer_reaches_later_tokens_and_no_earlier_ones() -> None:
-    model = untrained_subject().model
+    model = untrained_run().model
     with recorded_gates(model) as gates:
         before_BTV = model(inputs_BT(1, 8))
     patch = Patch(positions=[4], idx_PCK=gates.idx[0][[4]], score_PCK=gates.score[0][[4]] * 5)
@@ -106,7 +107,7 @@ def test_a_patch_in_an_early_layer_reaches_later_tokens_and_no_earlier_ones() ->
 
 
 def test_moe_can_be_seen_but_not_patched() -> None:
-    model = untrained_subject("moe").model
+    model = untrained_run("moe").model
     with pytest.raises(UserError, match="with a router module") as caught, patched_gates(model, {}):
         pass
     assert "\n" not in str(caught.value)

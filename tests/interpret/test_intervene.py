@@ -32,7 +32,7 @@ from isoflop.interpret.effects import (
 from isoflop.interpret.facts import Fact, Pair, make_pairs, make_prompts
 from isoflop.interpret.figures import save_effects
 from isoflop.interpret.gates import Patch, patched_gates, recorded_gates
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.tables import read_table, write_table
 
 
@@ -41,13 +41,13 @@ def facts(*pairs: tuple[str, str]) -> list[Fact]:
 
 
 @pytest.fixture(scope="module")
-def pairs(facts_subject: Subject) -> list[Pair]:
-    return make_pairs(make_prompts(facts(*FACTS), facts_subject.tokenizer), max_pairs=40)
+def pairs(facts_run: LoadedRun) -> list[Pair]:
+    return make_pairs(make_prompts(facts(*FACTS), facts_run.tokenizer), max_pairs=40)
 
 
 @pytest.fixture(scope="module")
-def rows(facts_subject: Subject, pairs: list[Pair]) -> list[dict[str, Any]]:
-    return interventions(facts_subject, pairs)
+def rows(facts_run: LoadedRun, pairs: list[Pair]) -> list[dict[str, Any]]:
+    return interventions(facts_run, pairs)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_sets_of_layers() -> None:
     }  # fmt: skip
 
 
-def test_a_layers_own_gates_change_nothing_to_the_last_bit(facts_subject: Subject) -> None:
-    model = facts_subject.model
-    tokens_BT = torch.from_numpy(facts_subject.tokenizer.encode("The oak was")[None].astype(int))
+def test_a_layers_own_gates_change_nothing_to_the_last_bit(facts_run: LoadedRun) -> None:
+    model = facts_run.model
+    tokens_BT = torch.from_numpy(facts_run.tokenizer.encode("The oak was")[None].astype(int))
     with recorded_gates(model) as gates:
         before = model(tokens_BT)
     patches = {
@@ -187,13 +187,13 @@ def test_a_layers_own_gates_change_nothing_to_the_last_bit(facts_subject: Subjec
 
 
 def test_patching_a_noun_with_itself_has_no_effect(
-    facts_subject: Subject, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+    facts_run: LoadedRun, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         activation_patching._Batch, "_make_changes",
         lambda batch: iter([("self", batch._change([0], batch._clean))]),
     )  # fmt: skip
-    found = interventions(facts_subject, pairs[:1], layers={"all": [0, 1]})
+    found = interventions(facts_run, pairs[:1], layers={"all": [0, 1]})
     assert [row["effect"] for row in found] == [0.0]
 
 
@@ -209,11 +209,11 @@ def test_gates_of_the_last_layer_reach_no_later_token(
 
 
 def test_batches_do_not_matter(
-    facts_subject: Subject, pairs: list[Pair], rows: list[dict[str, Any]],
+    facts_run: LoadedRun, pairs: list[Pair], rows: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(activation_patching, "BATCH_PAIRS", 7)
-    again = interventions(facts_subject, pairs)
+    again = interventions(facts_run, pairs)
     key = ("clean_noun", "cf_noun", "layers", "control")
     fixed = {INTERVENTION, OTHER_POSITION, ABLATION}
     wanted = {tuple(r[k] for k in key): r["d_int"] for r in rows if r["control"] in fixed}

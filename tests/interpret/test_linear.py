@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpret.made_subjects import ROUTERS, inputs_BT, untrained_subject
+from interpret.made_models import ROUTERS, inputs_BT, untrained_run
 from isoflop.errors import UserError
 from isoflop.interpret.attribution import Trace, trace
 from isoflop.interpret.gates import Patch, patched_gates
@@ -42,7 +42,7 @@ def relative(found_TD: Tensor, wanted_TD: Tensor) -> float:
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_a_layer_is_its_matrix_and_the_sum_of_its_experts(changes: dict[str, object]) -> None:
-    model = untrained_subject(**changes).model
+    model = untrained_run(**changes).model
     seen = traced(model)
     for layer, (x_TD, y_TD, idx, score) in zip(
         layers_of(model), zip(seen.x, seen.y, seen.idx, seen.score, strict=True), strict=True
@@ -58,7 +58,7 @@ def test_a_layer_is_its_matrix_and_the_sum_of_its_experts(changes: dict[str, obj
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_superposition_holds_while_the_gates_are_held(router: str) -> None:
-    model = untrained_subject(router=router).model
+    model = untrained_run(router=router).model
     seen, layer = traced(model), layers_of(model)[0]
     generator = torch.Generator().manual_seed(1)
     a_TD, b_TD = (torch.randn(seen.x[0].shape, generator=generator) for _ in range(2))
@@ -72,7 +72,7 @@ def test_superposition_holds_while_the_gates_are_held(router: str) -> None:
 
 
 def test_the_matrix_of_one_expert_by_hand() -> None:
-    model = untrained_subject(num_channels=1, num_neighbours=1, router="dense").model
+    model = untrained_run(num_channels=1, num_neighbours=1, router="dense").model
     layer = layers_of(model)[0]
     idx_TCK, score_TCK = torch.tensor([[[7]]], dtype=torch.int32), torch.tensor([[[-2.0]]])
     wanted_DD = -2.0 * torch.outer(layer.w_out[0, 7], layer.w_in[0, 7])
@@ -80,7 +80,7 @@ def test_the_matrix_of_one_expert_by_hand() -> None:
 
 
 def test_an_expert_chosen_by_several_channels_counts_as_often() -> None:
-    model = untrained_subject(tables="shared").model
+    model = untrained_run(tables="shared").model
     seen, layer = traced(model), layers_of(model)[0]
     # All channels choose what the first one chose.
     idx, score = (v[0][:, :1].expand(-1, 3, -1).contiguous() for v in (seen.idx, seen.score))
@@ -94,21 +94,21 @@ def test_an_expert_chosen_by_several_channels_counts_as_often() -> None:
 
 
 def test_a_softmax_of_the_scores_weighs_as_a_softmax() -> None:
-    for subject in (untrained_subject(gate="softmax"), untrained_subject("peer")):
+    for loaded in (untrained_run(gate="softmax"), untrained_run("peer")):
         score_TCK = torch.tensor([[[2.0, 1.0, -1.0]]])
         wanted = torch.softmax(score_TCK, dim=-1)
-        assert torch.allclose(weights_of(layers_of(subject.model)[0], score_TCK), wanted)
+        assert torch.allclose(weights_of(layers_of(loaded.model)[0], score_TCK), wanted)
 
 
 @pytest.mark.parametrize("order", ["gate_then_act", "act_then_gate"])
 @pytest.mark.parametrize("activation", ["relu", "gelu_tanh", "silu"])
 def test_with_an_activation_only_the_sum_is_exact(activation: str, order: str) -> None:
-    model = untrained_subject(activation=activation, gate_order=order).model
+    model = untrained_run(activation=activation, gate_order=order).model
     assert_only_the_sum_is_exact(model, activation)
 
 
 def test_peer_is_not_linear_but_its_experts_add_up() -> None:
-    assert_only_the_sum_is_exact(untrained_subject("peer").model, "gelu_tanh")
+    assert_only_the_sum_is_exact(untrained_run("peer").model, "gelu_tanh")
 
 
 def assert_only_the_sum_is_exact(model: Transformer, activation: str) -> None:
@@ -123,4 +123,4 @@ def assert_only_the_sum_is_exact(model: Transformer, activation: str) -> None:
 
 def test_moe_has_no_single_neurons() -> None:
     with pytest.raises(UserError, match="sgatlin or peer"):
-        traced(untrained_subject("moe").model)
+        traced(untrained_run("moe").model)

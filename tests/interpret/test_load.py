@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from interpret.made_subjects import run_study, untrained_subject, write_texts
+from interpret.made_models import run_study, untrained_run, write_texts
 from isoflop.data.prepare import prepare
 from isoflop.data.sources import PrepareOptions
 from isoflop.errors import UserError
 from isoflop.families import PATHS_VARIABLE
-from isoflop.interpret.gates import GateShape, shape_of
-from isoflop.interpret.load import open_run, untrained
+from isoflop.interpret.load import GateShape, open_run, shape_of, untrained
 from isoflop.interpret.usage import training_usage
 from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.artefact import read_plan
@@ -44,38 +43,38 @@ def refusal(study: Path, run: str) -> str:
 
 @pytest.mark.parametrize("family", ["sgatlin", "peer", "moe"])
 def test_the_opened_model_has_the_loss_of_the_result(study: Path, family: str) -> None:
-    subject = open_run(study, id_of(study, family)[:8])
+    loaded = open_run(study, id_of(study, family)[:8])
     found = evaluate(
-        subject.model, subject.heldout, batch_size=subject.spec.batch_size, precision="fp32"
+        loaded.model, loaded.heldout, batch_size=loaded.spec.batch_size, precision="fp32"
     )
-    assert found.loss == RunFolder(study, subject.run_id).result()["loss"]
+    assert found.loss == RunFolder(study, loaded.run_id).result()["loss"]
 
 
 def test_a_subject_computes_without_gradients_in_float32(study: Path) -> None:
-    subject = open_run(study, id_of(study, "sgatlin"))
-    assert not subject.model.training
-    assert {(p.dtype, p.device.type, p.requires_grad) for p in subject.model.parameters()} == {
+    loaded = open_run(study, id_of(study, "sgatlin"))
+    assert not loaded.model.training
+    assert {(p.dtype, p.device.type, p.requires_grad) for p in loaded.model.parameters()} == {
         (torch.float32, "cpu", False)
     }
     text = "abc fgh"
-    assert subject.tokenizer.decode(subject.tokenizer.encode(text)) == text
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
 
 
 def test_the_mask_of_documents_comes_with_the_run(tmp_path: Path) -> None:
     source = write_texts(tmp_path / "texts")
     run_study(tmp_path / "study", source, archs=("sgatlin",), document_mask=True)
-    subject = open_run(tmp_path / "study", id_of(tmp_path / "study", "sgatlin"))
-    assert subject.model.document_end == subject.data.end_of_text_id
-    assert untrained(subject).model.document_end == subject.data.end_of_text_id
+    loaded = open_run(tmp_path / "study", id_of(tmp_path / "study", "sgatlin"))
+    assert loaded.model.document_end == loaded.data.end_of_text_id
+    assert untrained(loaded).model.document_end == loaded.data.end_of_text_id
 
 
 def test_untrained_is_the_same_run_before_its_first_step() -> None:
-    subject = untrained_subject()
-    fresh = {name: value.clone() for name, value in subject.model.state_dict().items()}
-    for parameter in subject.model.parameters():
+    loaded = untrained_run()
+    fresh = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    for parameter in loaded.model.parameters():
         parameter.add_(1.0)
-    control = untrained(subject)
-    assert control.spec == subject.spec
+    control = untrained(loaded)
+    assert control.spec == loaded.spec
     for name, value in control.model.state_dict().items():
         assert torch.equal(value, fresh[name]), name
     assert not any(p.requires_grad for p in control.model.parameters())
@@ -146,12 +145,12 @@ def test_a_routed_family_from_outside_is_logged_and_read_like_a_built_in_one(
     family = write_routed_family(tmp_path / "lanes")
     source = write_texts(tmp_path / "texts")
     run_study(tmp_path / "study", source, archs=("lanes",), family_paths=(str(family),))
-    subject = open_run(tmp_path / "study", id_of(tmp_path / "study", "lanes"))
-    assert shape_of(subject) == GateShape(num_layers=2, num_channels=2, num_experts=16)
-    assert subject.folder is not None
-    usage = training_usage(subject.folder)
+    loaded = open_run(tmp_path / "study", id_of(tmp_path / "study", "lanes"))
+    assert shape_of(loaded) == GateShape(num_layers=2, num_channels=2, num_experts=16)
+    assert loaded.folder is not None
+    usage = training_usage(loaded.folder)
     assert usage is not None
     assert {(row["channel"], row["num_experts"]) for row in usage} == {(0, 16), (1, 16), (None, 32)}
-    weights = next((subject.folder).rglob("*.safetensors"))
+    weights = next((loaded.folder).rglob("*.safetensors"))
     weights.rename(weights.with_suffix(".away"))
-    assert "with its weights kept" in refusal(tmp_path / "study", subject.run_id)
+    assert "with its weights kept" in refusal(tmp_path / "study", loaded.run_id)

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from interpret.made_subjects import SEQ_LEN, untrained_subject
+from interpret.made_models import SEQ_LEN, untrained_run
 from isoflop.errors import UserError
 from isoflop.interpret.attribution import trace
-from isoflop.interpret.gates import GateShape
 from isoflop.interpret.linear import layers_of
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import GateShape, LoadedRun
 from isoflop.interpret.page import Limits, page_html, write_page
 from isoflop.interpret.page.measures import (
     ExpertKeys,
@@ -50,21 +49,21 @@ def heldout() -> MadeHeldout:
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    return untrained_subject(heldout=heldout())
+def loaded() -> LoadedRun:
+    return untrained_run(heldout=heldout())
 
 
 @pytest.fixture(scope="module")
-def recording(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recording(loaded: LoadedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recording")
-    record(subject, folder)
+    record(loaded, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def page(subject: Subject, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(loaded: LoadedRun, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    write_page(subject, recording, path, LIMITS)
+    write_page(loaded, recording, path, LIMITS)
     return path
 
 
@@ -80,11 +79,11 @@ def data(page: Path) -> dict[str, Any]:
     return data_of(page.read_text(encoding="utf-8"))
 
 
-def test_shares_and_signs_are_those_of_a_plain_loop(subject: Subject) -> None:
+def test_shares_and_signs_are_those_of_a_plain_loop(loaded: LoadedRun) -> None:
     input_T = np.array([1, *b"The lake was"], dtype=np.int32)
-    found = strongest_experts(subject.model, input_T, [1], 10**6)[0]
-    traced = trace(subject.model, torch.from_numpy(input_T.astype(np.int64))[None])
-    layer = layers_of(subject.model)[1]
+    found = strongest_experts(loaded.model, input_T, [1], 10**6)[0]
+    traced = trace(loaded.model, torch.from_numpy(input_T.astype(np.int64))[None])
+    layer = layers_of(loaded.model)[1]
     length: dict[tuple[int, int], float] = {}
     token = 7
     for channel, (experts, scores) in enumerate(
@@ -155,7 +154,7 @@ def test_contexts_are_the_highest_scores_however_the_recording_is_cut(
 
 
 def test_neighbours_are_the_nearest_of_a_plain_loop(
-    data: dict[str, Any], recording: Path, subject: Subject
+    data: dict[str, Any], recording: Path, loaded: LoadedRun
 ) -> None:
     tokens = read_tokens(recording)
     gates = np.zeros((len(tokens), 2 * 3 * 36))
@@ -218,21 +217,21 @@ def test_uses_are_counted_over_the_whole_recording(data: dict[str, Any], recordi
 
 
 def test_limits_bound_the_page_and_the_page_says_so(
-    subject: Subject, recording: Path, data: dict[str, Any]
+    loaded: LoadedRun, recording: Path, data: dict[str, Any]
 ) -> None:
     assert len(data["documents"]) == 3
     assert all(one["end"] - one["first"] <= 40 for one in data["documents"])
     assert sum(expert["detail"] is not None for expert in data["experts"]) == 60
     assert len(data["experts"]) > 60
-    html = page_html(subject, recording, LIMITS)
+    html = page_html(loaded, recording, LIMITS)
     assert f"The beginnings of 3 of 4 recorded documents: {len(data['tokens'])} of" in html
     assert "60, those with the largest shares, are described" in html
-    assert html == page_html(subject, recording, LIMITS)
+    assert html == page_html(loaded, recording, LIMITS)
 
 
-def test_layers_that_were_not_recorded_are_not_shown(subject: Subject, tmp_path: Path) -> None:
-    record(subject, tmp_path, layers=[1])
-    html = page_html(subject, tmp_path, LIMITS)
+def test_layers_that_were_not_recorded_are_not_shown(loaded: LoadedRun, tmp_path: Path) -> None:
+    record(loaded, tmp_path, layers=[1])
+    html = page_html(loaded, tmp_path, LIMITS)
     found = data_of(html)
     assert found["layers"] == [1]
     assert {expert["layer"] for expert in found["experts"]} == {1}
@@ -241,23 +240,23 @@ def test_layers_that_were_not_recorded_are_not_shown(subject: Subject, tmp_path:
 
 
 def test_channels_that_share_a_table_share_its_experts(tmp_path: Path) -> None:
-    subject = untrained_subject("peer", heldout=heldout())
-    record(subject, tmp_path)
-    found = data_of(page_html(subject, tmp_path, LIMITS))
+    loaded = untrained_run("peer", heldout=heldout())
+    record(loaded, tmp_path)
+    found = data_of(page_html(loaded, tmp_path, LIMITS))
     assert found["shared"] is True
     assert {expert["table"] for expert in found["experts"]} == {0}
 
 
 def test_a_mixture_has_no_page(tmp_path: Path) -> None:
-    subject = untrained_subject("moe", heldout=heldout())
-    record(subject, tmp_path)
+    loaded = untrained_run("moe", heldout=heldout())
+    record(loaded, tmp_path)
     with pytest.raises(UserError, match="sgatlin or peer") as error:
-        page_html(subject, tmp_path, LIMITS)
+        page_html(loaded, tmp_path, LIMITS)
     assert "\n" not in str(error.value)
 
 
 def test_another_runs_recording_is_refused(recording: Path) -> None:
-    other = untrained_subject(heldout=heldout(), num_experts=49)
+    other = untrained_run(heldout=heldout(), num_experts=49)
     with pytest.raises(UserError, match="recording = ") as error:
         page_html(other, recording, LIMITS)
     assert "\n" not in str(error.value)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from interpret.made_subjects import untrained_subject
+from interpret.made_models import untrained_run
 from interpret.test_gate_matrix import made_tokens
 from isoflop.data.synthetic import TINY_ADJECTIVES, TINY_NOUNS
 from isoflop.errors import UserError
-from isoflop.interpret.gates import GateShape
 from isoflop.interpret.geometry.analyse import Options, analyse
 from isoflop.interpret.geometry.patterns import (
     Patterns,
@@ -35,7 +34,7 @@ from isoflop.interpret.geometry.purity_tests import (
     purity_rows,
     verdict_rows,
 )
-from isoflop.interpret.load import Subject, untrained
+from isoflop.interpret.load import GateShape, LoadedRun, untrained
 from isoflop.interpret.recorder import record
 from isoflop.tables import read_table
 
@@ -264,10 +263,10 @@ SMALL = Options(
 
 
 def test_a_trained_model_has_clusters_beyond_its_tokens(
-    tmp_path: Path, facts_subject: Subject
+    tmp_path: Path, facts_run: LoadedRun
 ) -> None:
-    record(facts_subject, tmp_path, max_tokens=4000)
-    found = analyse(facts_subject, tmp_path, tmp_path, SMALL, planted=PLANTED)
+    record(facts_run, tmp_path, max_tokens=4000)
+    found = analyse(facts_run, tmp_path, tmp_path, SMALL, planted=PLANTED)
     verdicts = {(row["layer"], row["label"]): row["verdict"] for row in found.verdicts}
     assert set(verdicts) == {
         (layer, label) for layer in (0, 1, None) for label in ("word_class", "next_token")
@@ -281,26 +280,26 @@ def test_a_trained_model_has_clusters_beyond_its_tokens(
     assert read_table(tmp_path / "verdicts.parquet", VERDICTS) == list(found.verdicts)
 
 
-def test_untrained_models_have_no_clusters_beyond_their_tokens(facts_subject: Subject) -> None:
+def test_untrained_models_have_no_clusters_beyond_their_tokens(facts_run: LoadedRun) -> None:
     """Of another seed than the control, which is no copy of it."""
-    assert facts_subject.heldout is not None
+    assert facts_run.heldout is not None
     window = np.repeat(np.arange(20), 63)
     position = np.tile(np.arange(1, 64), 20)
-    text = facts_subject.heldout.tokens[:20]
+    text = facts_run.heldout.tokens[:20]
     tokens = TokenRows(
-        document_P=facts_subject.heldout.document_index[window],
+        document_P=facts_run.heldout.document_index[window],
         window_P=window,
         position_P=position,
         input_P=text[window, position - 1].astype(np.int64),
         target_P=text[window, position].astype(np.int64),
     )
     tokens = tokens.take(tokens.target_P != 0)
-    other = replace(facts_subject, spec=replace(facts_subject.spec, seed=3))
+    other = replace(facts_run, spec=replace(facts_run.spec, seed=3))
     rows = purity_rows(
         see(untrained(other), tokens),
-        see(untrained(facts_subject), tokens),
+        see(untrained(facts_run), tokens),
         {"next_token": tokens.target_P},
-        input_embedding(facts_subject),
+        input_embedding(facts_run),
         SMALL.settings,
     )
     assert BEYOND not in {row["verdict"] for row in verdict_rows(rows)}
@@ -310,14 +309,14 @@ def test_untrained_models_have_no_clusters_beyond_their_tokens(facts_subject: Su
 
 
 def test_too_little_text_is_refused_in_a_line(tmp_path: Path) -> None:
-    subject = untrained_subject()
-    record(subject, tmp_path)
+    loaded = untrained_run()
+    record(loaded, tmp_path)
     with pytest.raises(UserError, match=r"documents of the sample = \d: must be at least 5"):
-        analyse(subject, tmp_path, tmp_path, SMALL)
+        analyse(loaded, tmp_path, tmp_path, SMALL)
 
 
 def test_a_recording_of_some_layers_is_refused_in_a_line(tmp_path: Path) -> None:
-    subject = untrained_subject()
-    record(subject, tmp_path, layers=[1])
+    loaded = untrained_run()
+    record(loaded, tmp_path, layers=[1])
     with pytest.raises(UserError, match=r"must be of all layers; record again"):
-        analyse(subject, tmp_path, tmp_path, SMALL)
+        analyse(loaded, tmp_path, tmp_path, SMALL)

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from interpret.made_subjects import BATCH_SIZE, SEQ_LEN, made_heldout, untrained_subject
+from interpret.made_models import BATCH_SIZE, SEQ_LEN, made_heldout, untrained_run
 from isoflop.errors import UserError
 from isoflop.interpret import recorder as module
 from isoflop.interpret.gates import recorded_gates
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.interpret.recorder import record
 from isoflop.interpret.recording import read_recording
 from isoflop.train.evaluate import evaluate
@@ -29,31 +29,31 @@ def tables(folder: Path) -> tuple[Any, Any]:
     return pq.read_table(folder / "gates.parquet"), pq.read_table(folder / "tokens.parquet")
 
 
-def evaluated(subject: Subject) -> Any:
-    return evaluate(subject.model, subject.heldout, batch_size=BATCH_SIZE, precision="fp32")
+def evaluated(loaded: LoadedRun) -> Any:
+    return evaluate(loaded.model, loaded.heldout, batch_size=BATCH_SIZE, precision="fp32")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recording_is_the_evaluation(family: str, tmp_path: Path) -> None:
-    subject = untrained_subject(family)
-    assert record(subject, tmp_path) == evaluated(subject)
+    loaded = untrained_run(family)
+    assert record(loaded, tmp_path) == evaluated(loaded)
     tokens = tables(tmp_path)[1]
     loss_T = tokens["loss"].to_numpy()
-    assert loss_T.astype(np.float64).mean() == pytest.approx(evaluated(subject).loss, rel=1e-12)
+    assert loss_T.astype(np.float64).mean() == pytest.approx(evaluated(loaded).loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tables_hold_what_the_model_did(family: str, tmp_path: Path) -> None:
     """Row by row, against passes over single windows."""
-    subject = untrained_subject(family)
-    record(subject, tmp_path, num_top=3)
+    loaded = untrained_run(family)
+    record(loaded, tmp_path, num_top=3)
     gates, tokens = (table.to_pylist() for table in tables(tmp_path))
-    held = subject.heldout
+    held = loaded.heldout
     gate_rows, token_rows = iter(sorted(gates, key=place)), iter(tokens)
     for window, targets_T in enumerate(held.tokens.astype(np.int64)):
         inputs_T = np.concatenate([[held.begin_id], targets_T[:-1]])
-        with recorded_gates(subject.model) as seen:
-            logits_TV = subject.model(torch.from_numpy(inputs_T)[None])[0]
+        with recorded_gates(loaded.model) as seen:
+            logits_TV = loaded.model(torch.from_numpy(inputs_T)[None])[0]
         for position in range(int((targets_T != 0).sum())):
             where = (int(held.document_index[window]), window, position)
             row = next(token_rows)
@@ -83,7 +83,7 @@ def place(row: dict[str, Any]) -> tuple[int, ...]:
 
 
 def test_types_are_wide_enough_and_each_layer_of_a_batch_is_a_row_group(tmp_path: Path) -> None:
-    record(untrained_subject(), tmp_path)
+    record(untrained_run(), tmp_path)
     with pq.ParquetFile(tmp_path / "gates.parquet") as file:
         types = {field.name: str(field.type) for field in file.schema_arrow}
         layers = [
@@ -99,9 +99,9 @@ def test_types_are_wide_enough_and_each_layer_of_a_batch_is_a_row_group(tmp_path
 
 @pytest.mark.parametrize("num", [1, 7, 16, 17, 40, 60, 10**9])
 def test_no_more_tokens_than_asked_for(num: int, tmp_path: Path) -> None:
-    subject = untrained_subject()
-    record(subject, tmp_path / "all")
-    found = record(subject, tmp_path / "some", max_tokens=num)
+    loaded = untrained_run()
+    record(loaded, tmp_path / "all")
+    found = record(loaded, tmp_path / "some", max_tokens=num)
     whole, some = tables(tmp_path / "all")[1], tables(tmp_path / "some")[1]
     wanted = min(num, len(whole))
     assert len(some) == found.num_tokens == wanted
@@ -112,9 +112,9 @@ def test_no_more_tokens_than_asked_for(num: int, tmp_path: Path) -> None:
 
 
 def test_only_the_layers_asked_for(tmp_path: Path) -> None:
-    subject = untrained_subject()
-    record(subject, tmp_path / "all")
-    record(subject, tmp_path / "one", layers=[1, 1])
+    loaded = untrained_run()
+    record(loaded, tmp_path / "all")
+    record(loaded, tmp_path / "one", layers=[1, 1])
     whole, one = tables(tmp_path / "all")[0], tables(tmp_path / "one")[0]
     mask = np.array(whole["layer"]) == 1
     assert one.equals(whole.filter(mask))
@@ -136,13 +136,13 @@ def test_what_cannot_be_recorded_is_refused(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        record(untrained_subject(), tmp_path / "out", **options)
+        record(untrained_run(), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_recording_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
-    subject = untrained_subject()
-    record(subject, tmp_path)
+    loaded = untrained_run()
+    record(loaded, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def break_off(done: int, total: int) -> None:
@@ -150,16 +150,16 @@ def test_a_recording_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        record(subject, tmp_path, num_top=2, on_progress=break_off)
+        record(loaded, tmp_path, num_top=2, on_progress=break_off)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     # The model is as it was.
-    assert not any(m._forward_hooks for m in subject.model.modules())
-    assert record(subject, tmp_path) == evaluated(subject)
+    assert not any(m._forward_hooks for m in loaded.model.modules())
+    assert record(loaded, tmp_path) == evaluated(loaded)
 
 
 def test_files_of_two_recordings_are_no_recording(tmp_path: Path) -> None:
     for name, num in (("a", 9), ("b", 10)):
-        record(untrained_subject(), tmp_path / name, max_tokens=num)
+        record(untrained_run(), tmp_path / name, max_tokens=num)
     shutil.copy(tmp_path / "b" / "tokens.parquet", tmp_path / "a")
     with pytest.raises(UserError, match="one recording's two files"):
         read_recording(tmp_path / "a")
@@ -168,7 +168,7 @@ def test_files_of_two_recordings_are_no_recording(tmp_path: Path) -> None:
 def test_a_cut_off_or_missing_file_is_no_recording(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="isoflop interpret record"):
         read_recording(tmp_path)
-    record(untrained_subject(), tmp_path)
+    record(untrained_run(), tmp_path)
     path = tmp_path / "gates.parquet"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="whole recorded file"):
@@ -176,19 +176,19 @@ def test_a_cut_off_or_missing_file_is_no_recording(tmp_path: Path) -> None:
 
 
 def test_what_is_recorded_of_the_model_is_said(tmp_path: Path) -> None:
-    subject = untrained_subject(tables="shared")
-    record(subject, tmp_path, num_top=2)
+    loaded = untrained_run(tables="shared")
+    record(loaded, tmp_path, num_top=2)
     found = read_recording(tmp_path)
-    assert (found.run_id, found.layers, found.num_top) == (subject.run_id, (0, 1), 2)
+    assert (found.run_id, found.layers, found.num_top) == (loaded.run_id, (0, 1), 2)
     assert (found.num_experts, found.shared, found.complete) == (36, True, True)
 
 
 def test_passes_over_long_windows_are_small(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    subject = untrained_subject()
+    loaded = untrained_run()
     monkeypatch.setattr(module, "TOKENS_AT_A_TIME", 2 * SEQ_LEN)
-    record(subject, tmp_path)
+    record(loaded, tmp_path)
     with pq.ParquetFile(tmp_path / "tokens.parquet") as file:
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     # Batches of 4, 4 and 1 windows.
@@ -199,10 +199,10 @@ def test_passes_over_long_windows_are_small(
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """What the process holds after each pass, against what it has written until then."""
-    subject = untrained_subject(heldout=made_heldout(5000))
-    subject = replace(subject, spec=replace(subject.spec, batch_size=64))
+    loaded = untrained_run(heldout=made_heldout(5000))
+    loaded = replace(loaded, spec=replace(loaded.spec, batch_size=64))
     held: list[int] = []
-    record(subject, tmp_path, on_progress=lambda done, total: held.append(resident_bytes()))
+    record(loaded, tmp_path, on_progress=lambda done, total: held.append(resident_bytes()))
     num_rows, num_passes = len(tables(tmp_path)[0]), len(held)
     assert num_passes == 79
     # Four indices and four scores, without the place.

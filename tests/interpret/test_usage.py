@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interpret.made_subjects import untrained_subject
+from interpret.made_models import untrained_run
 from isoflop.errors import UserError
-from isoflop.interpret.gates import shape_of
-from isoflop.interpret.load import Subject, made_subject, open_run
+from isoflop.interpret.load import LoadedRun, open_run, shape_of
 from isoflop.interpret.recorder import record
 from isoflop.interpret.usage import (
     USAGE,
@@ -27,15 +26,15 @@ from isoflop.train.ranks import SINGLE
 from isoflop.train.usage import UsageRecorder, routed_layers, usage_figures
 
 
-def recorded_by_training(subject: Subject) -> np.ndarray:
+def recorded_by_training(loaded: LoadedRun) -> np.ndarray:
     """What train.usage counts in an evaluation."""
-    layers = routed_layers(subject.model, subject.spec)
+    layers = routed_layers(loaded.model, loaded.spec)
     assert layers is not None
     recorder = UsageRecorder(layers)
     with recorder.recording():
         evaluate(
-            subject.model,
-            subject.heldout,  # type: ignore[arg-type]
+            loaded.model,
+            loaded.heldout,  # type: ignore[arg-type]
             batch_size=4,
             precision="fp32",
             on_forward=lambda targets: recorder.count_only(targets != 0),
@@ -45,10 +44,10 @@ def recorded_by_training(subject: Subject) -> np.ndarray:
 
 @pytest.mark.parametrize("family", ["sgatlin", "peer", "moe"])
 def test_a_recording_is_counted_as_training_counts(tmp_path: Path, family: str) -> None:
-    subject = untrained_subject(family)
-    record(subject, tmp_path)
-    counts = count_choices(tmp_path, shape_of(subject))
-    assert np.array_equal(counts, recorded_by_training(subject))
+    loaded = untrained_run(family)
+    record(loaded, tmp_path)
+    counts = count_choices(tmp_path, shape_of(loaded))
+    assert np.array_equal(counts, recorded_by_training(loaded))
     assert counts.sum() > 0
 
 
@@ -67,18 +66,18 @@ def test_figures_by_hand() -> None:
 
 def test_sequences_are_added_before_figures_are_taken(tmp_path: Path) -> None:
     """The mean over sequences would call experts unused that others of them use."""
-    subject = untrained_subject()
-    record(subject, tmp_path)
-    counts = count_choices(tmp_path, shape_of(subject))
+    loaded = untrained_run()
+    record(loaded, tmp_path)
+    counts = count_choices(tmp_path, shape_of(loaded))
     whole = usage_figures(counts[0, 0])
-    assert subject.heldout is not None
+    assert loaded.heldout is not None
     single = []
-    for window in range(len(subject.heldout.tokens)):
-        part = made_subject(
-            subject.spec,
-            subject.model,
-            subject.tokenizer,
-            heldout=_one_window(subject.heldout, window),
+    for window in range(len(loaded.heldout.tokens)):
+        part = LoadedRun.from_model(
+            loaded.spec,
+            loaded.model,
+            loaded.tokenizer,
+            heldout=_one_window(loaded.heldout, window),
         )
         record(part, tmp_path / "part")
         single.append(count_choices(tmp_path / "part", shape_of(part))[0, 0])
@@ -98,9 +97,9 @@ def _one_window(heldout: object, window: int) -> object:
 
 
 def test_only_recorded_layers_have_rows(tmp_path: Path) -> None:
-    subject = untrained_subject()
-    record(subject, tmp_path, layers=[1])
-    found = write_usage(subject, tmp_path, tmp_path / "out")
+    loaded = untrained_run()
+    record(loaded, tmp_path, layers=[1])
+    found = write_usage(loaded, tmp_path, tmp_path / "out")
     assert {row["layer"] for row in found.rows} == {1}
     assert all(path.stat().st_size > 0 for path in found.files)
 
@@ -110,12 +109,12 @@ def test_a_run_s_last_held_out_usage_is_that_of_its_recording(
 ) -> None:
     """What the study logged as it ended, its weights say again."""
     run = next(r for r in read_plan(study).unique_runs if r.spec.family == "sgatlin")
-    subject = open_run(study, run.run_id)
-    record(subject, tmp_path)
-    write_usage(subject, tmp_path, tmp_path)
+    loaded = open_run(study, run.run_id)
+    record(loaded, tmp_path)
+    write_usage(loaded, tmp_path, tmp_path)
     rows = read_table(tmp_path / "expert_usage.parquet", USAGE)
-    assert subject.folder is not None
-    training = training_usage(subject.folder)
+    assert loaded.folder is not None
+    training = training_usage(loaded.folder)
     assert training is not None
     logged = {(r["layer"], r["channel"]): r for r in training if r["split"] == "heldout"}
     assert len(logged) == len(rows) > 0
@@ -149,5 +148,5 @@ def test_one_channel_is_its_layer_and_several_are_taken_together() -> None:
 
 def test_usage_without_a_recording_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="isoflop interpret record") as caught:
-        write_usage(untrained_subject(), tmp_path, tmp_path)
+        write_usage(untrained_run(), tmp_path, tmp_path)
     assert "\n" not in str(caught.value)

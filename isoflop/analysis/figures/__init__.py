@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis.compare.one_size import is_one_size
+from isoflop.analysis.figures.comparison import draw_multipliers, draw_seed_means
 from isoflop.analysis.figures.laws import (
     draw_frontier,
     draw_optimum_size,
     draw_optimum_tokens,
     draw_sensitivity,
 )
-from isoflop.analysis.figures.multipliers import draw_multipliers
 from isoflop.analysis.figures.profiles import draw_profiles, draw_residuals
 from isoflop.analysis.figures.resources import draw_resources, draw_sparsity
-from isoflop.analysis.figures.seed_means import draw_seed_means
 from isoflop.analysis.result import Fits
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from isoflop.files import write_text_atomic
 from isoflop.study import Hypothesis
 from isoflop.tables import HYPOTHESES, SEED_MEANS, write_table
 
-# What can be said of a study without optima.
+# The checks that make sense for a study without optima.
 _CHECKS_OF_ONE_SIZE = ("seed_noise", "achieved_budget")
 
 

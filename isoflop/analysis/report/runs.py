@@ -203,5 +203,5 @@ def _against(pair: PairedLoss | None, reference: str, fits: Fits) -> dict[str, A
         "n_shared": len(pair.seeds),
         "order_claimed": order(pair.bounds, 1.0),
         "confidence": fits.options.confidence,
-        "note": "; ".join(said for said in (pair.problem, pair.note) if said) or None,
+        "note": "; ".join(words for words in (pair.problem, pair.note) if words) or None,
     }

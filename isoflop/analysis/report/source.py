@@ -157,7 +157,7 @@ def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entr
 
 
 def _rates(study: Mapping[str, Any]) -> str:
-    """Those that the study sets; a recipe has one for all families."""
+    """Return the rates that the study sets; a recipe has one for all families."""
     rates = study.get("learning_rates") or {}
     given = ", ".join(f"{arch} {rate:g}" for arch, rate in rates.items())
     return given or ("the recipe's for all" if study else UNKNOWN)

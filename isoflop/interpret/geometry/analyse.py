@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import UserError
-from isoflop.interpret.gates import shape_of
 from isoflop.interpret.geometry.cka import CKA, cka_rows
 from isoflop.interpret.geometry.coactivation import COACTIVATION, coactivation_rows
 from isoflop.interpret.geometry.embedding import POINTS, choose_method, point_rows
@@ -34,7 +33,7 @@ from isoflop.interpret.geometry.purity_tests import (
     verdict_rows,
 )
 from isoflop.interpret.geometry.word_class import classes_of
-from isoflop.interpret.load import Subject, untrained
+from isoflop.interpret.load import LoadedRun, shape_of, untrained
 from isoflop.interpret.recording import read_predictions, read_tokens, recording_of
 from isoflop.tables import Schema, write_table
 
@@ -75,7 +74,7 @@ class Geometry:
 
 
 def analyse(
-    subject: Subject,
+    loaded: LoadedRun,
     recording: Path,
     out: Path,
     options: Options,
@@ -86,29 +85,29 @@ def analyse(
     """Write the tables and figures of a recording's geometry to ``out``.
 
     Args:
-        subject: the recorded run.
+        loaded: the recorded run.
         recording: folder of its recording.
         out: folder for what is written.
         options: how much to look at.
         planted: classes of words; None: those of the data's planted facts, English without any.
-        on_progress: told what is begun.
+        on_progress: called with what begins.
 
     Raises:
         UserError: no whole recording of this run, or of too few documents or not of all layers.
     """
     method = choose_method(options.method)
     on_progress("reading the recording")
-    tokens = _sample(subject, recording, options)
-    patterns = read_patterns(recording, tokens, shape_of(subject))
-    labels, classes = _labels(subject, tokens, planted)
+    tokens = _sample(loaded, recording, options)
+    patterns = read_patterns(recording, tokens, shape_of(loaded))
+    labels, classes = _labels(loaded, tokens, planted)
     on_progress("comparing with the untrained model")
-    seen = Seen(patterns=patterns, residual=see(subject, tokens).residual)
-    blank = see(untrained(subject), tokens)
+    seen = Seen(patterns=patterns, residual=see(loaded, tokens).residual)
+    blank = see(untrained(loaded), tokens)
     on_progress("measuring purities")
-    purities = purity_rows(seen, blank, labels, input_embedding(subject), options.settings)
+    purities = purity_rows(seen, blank, labels, input_embedding(loaded), options.settings)
     verdicts = verdict_rows(purities)
     cka = cka_of_both(
-        subject,
+        loaded,
         patterns,
         blank.patterns,
         num_shuffles=options.num_shuffles,
@@ -119,7 +118,7 @@ def analyse(
         ("purity", PURITY, purities),
         ("verdicts", VERDICTS, verdicts),
         ("cka", CKA, cka),
-        ("neighbours", NEIGHBOURS, _neighbours(subject, recording, patterns, options)),
+        ("neighbours", NEIGHBOURS, _neighbours(loaded, recording, patterns, options)),
         ("coactivation", COACTIVATION, _pairs(patterns, options)),
         ("points", POINTS, point_rows(patterns, classes, method, seed=options.settings.seed)),
     ]
@@ -138,9 +137,9 @@ def analyse(
     )
 
 
-def _sample(subject: Subject, recording: Path, options: Options) -> TokenRows:
-    meta = recording_of(subject, recording)
-    if len(meta.layers) != len(subject.model.blocks):
+def _sample(loaded: LoadedRun, recording: Path, options: Options) -> TokenRows:
+    meta = recording_of(loaded, recording)
+    if len(meta.layers) != len(loaded.model.blocks):
         raise UserError(
             "recording", str(recording), "of all layers", "record again without --layers"
         )
@@ -157,10 +156,10 @@ def _sample(subject: Subject, recording: Path, options: Options) -> TokenRows:
 
 
 def _labels(
-    subject: Subject, tokens: TokenRows, planted: Mapping[str, str] | None
+    loaded: LoadedRun, tokens: TokenRows, planted: Mapping[str, str] | None
 ) -> tuple[dict[str, Ints], list[str]]:
     """Return what neighbours may share, and the word class of each token by name."""
-    classes = classes_of(subject, tokens, planted)
+    classes = classes_of(loaded, tokens, planted)
     labels = {
         "input_token": tokens.input_P,
         "word_class": as_labels(classes),
@@ -169,18 +168,18 @@ def _labels(
     return labels, classes
 
 
-def _text(subject: Subject, tokens: Sequence[int]) -> str:
-    return subject.tokenizer.decode(np.array(tokens, dtype=np.int64))
+def _text(loaded: LoadedRun, tokens: Sequence[int]) -> str:
+    return loaded.tokenizer.decode(np.array(tokens, dtype=np.int64))
 
 
 def cka_of_both(
-    subject: Subject, trained: Patterns, blank: Patterns, *, num_shuffles: int, seed: int
+    loaded: LoadedRun, trained: Patterns, blank: Patterns, *, num_shuffles: int, seed: int
 ) -> list[dict[str, Any]]:
     """Return rows of the trained and of the untrained model, each with its own input embeddings."""
     rows = []
     for model, patterns, of in (
-        ("trained", trained, subject),
-        ("untrained", blank, untrained(subject)),
+        ("trained", trained, loaded),
+        ("untrained", blank, untrained(loaded)),
     ):
         rows += cka_rows(
             patterns,
@@ -197,9 +196,9 @@ def _pairs(patterns: Patterns, options: Options) -> list[dict[str, Any]]:
 
 
 def _neighbours(
-    subject: Subject, recording: Path, patterns: Patterns, options: Options
+    loaded: LoadedRun, recording: Path, patterns: Patterns, options: Options
 ) -> list[dict[str, Any]]:
-    """Of some tokens drawn at random, in each layer and in all together."""
+    """Return the neighbours of some tokens drawn at random, in each layer and in all together."""
     rng = np.random.default_rng(options.settings.seed)
     num = min(options.num_queries, len(patterns.tokens))
     queries = np.sort(rng.choice(len(patterns.tokens), num, replace=False)).tolist()
@@ -211,7 +210,7 @@ def _neighbours(
             patterns.all_layers() if layer is None else patterns.layers[layer],
             patterns.tokens,
             queries,
-            lambda tokens: _text(subject, tokens),
+            lambda tokens: _text(loaded, tokens),
             predicted,
             layer=layer,
             num_neighbours=options.num_listed,

@@ -93,7 +93,7 @@ def _cross(x_PD: Matrix, y_PM: Matrix) -> float:
 
 
 def _centred_squares(product: csr_array, mean_x: Floats, mean_y: Floats, num_rows: int) -> float:
-    """Of a sparse product, without the dense outer product of the means."""
+    """Return the same of a sparse product, without the dense outer product of the means."""
     squares = float((product.data**2).sum())
     between = float(mean_x @ (product @ mean_y))
     means = float(mean_x @ mean_x) * float(mean_y @ mean_y)

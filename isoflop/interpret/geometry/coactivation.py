@@ -30,7 +30,7 @@ COACTIVATION = Schema(
 
 
 def pair_counts(gates_PE: csr_array) -> csr_array:
-    """In how many tokens experts i and j were both chosen [E, E]; nothing where i = j."""
+    """Return in how many tokens experts i and j were both chosen [E, E]; nothing where i = j."""
     chosen_PE = as_chosen(gates_PE)
     count_EE = csr_array(chosen_PE.T @ chosen_PE)
     count_EE = csr_array(count_EE - diags_array(count_EE.diagonal()))
@@ -44,7 +44,7 @@ def row_shares(count_EE: csr_array) -> csr_array:
 
 
 def lifts(count_EE: csr_array) -> csr_array:
-    """Counts over what is expected if the company of an expert depended on frequencies alone.
+    """Return counts over what is expected if frequencies alone decided an expert's company.
 
     Expected are r_i r_j / sum(r) with r the row sums (the configuration model). The product of two
     frequencies would be no baseline: a token has exactly K experts of a channel, each once, so that
@@ -68,7 +68,7 @@ def _over_rows(total_E: Floats) -> Any:
 def coactivation_rows(
     patterns: Patterns, *, num_pairs: int, min_count: int
 ) -> list[dict[str, Any]]:
-    """Of each channel the ``num_pairs`` pairs with the highest lift among those that met often.
+    """Return, of each channel, the ``num_pairs`` pairs of highest lift among those that met often.
 
     Each pair once, ``expert`` < ``other_expert``; ``share`` is of the company of ``expert``.
     """

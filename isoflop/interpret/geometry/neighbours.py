@@ -55,7 +55,7 @@ def neighbour_rows(
     layer: int | None,
     num_neighbours: int,
 ) -> list[dict[str, Any]]:
-    """Rows of each query: itself with rank 0, then its nearest neighbours by the cosine of gates.
+    """Return rows of each query: itself with rank 0, then its nearest by the cosine of gates.
 
     Args:
         matrix_PM: gates.
@@ -76,7 +76,7 @@ def neighbour_rows(
 
 
 def _cosines(matrix: Matrix, queries: Sequence[int], k: int) -> list[list[tuple[int, float]]]:
-    """(row, cosine) of the nearest others of each query; equal ones in the order of the text."""
+    """Return (row, cosine) of the nearest others of each query; equal ones in text order."""
     unit = unit_rows(matrix)
     found = []
     for query in queries:
@@ -102,7 +102,7 @@ def _shown(tokens: TokenRows, row: int, text: Text, predicted: int) -> dict[str,
 
 
 def excerpt(tokens: TokenRows, row: int, around: int = AROUND) -> tuple[Ints, Ints]:
-    """Up to ``around`` tokens before a row's and after it, of the same window."""
+    """Return up to ``around`` tokens before a row's and after it, of the same window."""
     window = tokens.window_P[row]
     near = np.arange(max(0, row - around), min(len(tokens), row + around))
     near = near[tokens.window_P[near] == window]
@@ -119,7 +119,7 @@ def unit_rows(matrix_PM: Matrix) -> Matrix:
 
 
 def cosine_blocks(matrix_PM: Matrix) -> Iterator[tuple[slice, Floats]]:
-    """Of blocks of rows, in order: their cosine with every row [Q, P]."""
+    """Yield blocks of rows, in order, and their cosine with every row [Q, P]."""
     unit_PM = unit_rows(matrix_PM)
     num_rows = unit_PM.shape[0]
     for first in range(0, num_rows, BLOCK_ROWS):
@@ -134,7 +134,7 @@ def cosine_blocks(matrix_PM: Matrix) -> Iterator[tuple[slice, Floats]]:
 def nearest(
     matrix_PM: Matrix, pools: Mapping[str, Allowed], *, num_neighbours: int, seed: int
 ) -> dict[str, Ints]:
-    """By pool: indices of each row's nearest rows among those allowed, in any order [P, K].
+    """Return by pool: indices of each row's nearest rows among those allowed, unordered [P, K].
 
     -1 where fewer are allowed. Among equal cosines the choice is random, so that rows with the same
     gates, or with none in common, do not favour the beginning of the text.

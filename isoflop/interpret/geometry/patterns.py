@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from isoflop.arrays import Floats
 from isoflop.data.windows import Tokens, shift_right
-from isoflop.interpret.gates import GateShape, recorded_gates, shape_of
-from isoflop.interpret.load import Subject
+from isoflop.interpret.gates import recorded_gates
+from isoflop.interpret.load import GateShape, LoadedRun, shape_of
 from isoflop.interpret.recording import GateRows, RecordedTokens, read_gates, read_tokens
 
 Ints = NDArray[np.int64]
@@ -50,7 +50,7 @@ class TokenRows:
         return len(self.document_P)
 
     def take(self, rows: NDArray[Any]) -> TokenRows:
-        """Those of an index or a mask."""
+        """Return those of an index or a mask."""
         return TokenRows(
             **{name: getattr(self, name)[rows] for name in TokenRows.__dataclass_fields__}
         )
@@ -71,11 +71,11 @@ class Patterns:
         return self.layers[layer][:, first : first + self.shape.num_experts]
 
     def all_layers(self) -> csr_array:
-        """Those of all layers side by side [P, L * C * E]."""
+        """Return the gates of all layers side by side [P, L * C * E]."""
         return csr_array(hstack(self.layers, format="csr"))
 
     def take(self, rows: NDArray[Any]) -> Patterns:
-        """Those of an index or a mask."""
+        """Return those of an index or a mask."""
         layers = tuple(matrix[rows] for matrix in self.layers)
         return replace(self, tokens=self.tokens.take(rows), layers=layers)
 
@@ -181,20 +181,20 @@ class Seen:
     """Of each layer [P, D]: the residual stream that its feed-forward reads, before the norm."""
 
 
-def see(subject: Subject, tokens: TokenRows) -> Seen:
+def see(loaded: LoadedRun, tokens: TokenRows) -> Seen:
     """Run the model on the held-out windows that a sample of tokens is of."""
-    assert subject.heldout is not None
-    shape = shape_of(subject)
+    assert loaded.heldout is not None
+    shape = shape_of(loaded)
     gates: list[list[csr_array]] = [[] for _ in range(shape.num_layers)]
-    residual: list[list[NDArray[np.float32]]] = [[] for _ in subject.model.blocks]
+    residual: list[list[NDArray[np.float32]]] = [[] for _ in loaded.model.blocks]
     order = []
     windows = np.unique(tokens.window_P)
     for first in range(0, len(windows), WINDOWS_AT_ONCE):
         batch = windows[first : first + WINDOWS_AT_ONCE]
-        mine, row = _rows_of(tokens, batch, subject.heldout.tokens.shape[1])
+        mine, row = _rows_of(tokens, batch, loaded.heldout.tokens.shape[1])
         order.append(mine)
-        window_WT = subject.heldout.tokens[batch]
-        idx, score, x = _forward(subject, window_WT, subject.heldout.begin_id)
+        window_WT = loaded.heldout.tokens[batch]
+        idx, score, x = _forward(loaded, window_WT, loaded.heldout.begin_id)
         for layer in range(shape.num_layers):
             of_layer = gate_matrix(
                 idx[layer][row].numpy(), score[layer][row].float().numpy(), shape.num_experts
@@ -219,11 +219,11 @@ def _rows_of(tokens: TokenRows, windows: Ints, seq_len: int) -> tuple[Ints, Tens
 
 @torch.no_grad()
 def _forward(
-    subject: Subject, window_WT: Tokens, begin_id: int
+    loaded: LoadedRun, window_WT: Tokens, begin_id: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     inputs_WT = torch.from_numpy(shift_right(window_WT, begin_id).astype(np.int64))
-    with recorded_gates(subject.model) as gates, _residuals(subject.model) as residual:
-        subject.model(inputs_WT)
+    with recorded_gates(loaded.model) as gates, _residuals(loaded.model) as residual:
+        loaded.model(inputs_WT)
     return gates.idx, gates.score, residual
 
 
@@ -245,7 +245,7 @@ def _residuals(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def one_hot(token_P: Ints) -> csr_array:
-    """The token itself as a vector [P, different tokens]: neighbours are drawn among its equals."""
+    """Return the token as a vector [P, different tokens]: its neighbours are its equals, drawn."""
     column_P = np.unique(token_P, return_inverse=True)[1]
     starts = np.arange(len(token_P) + 1)
     size = (len(token_P), int(column_P.max()) + 1)
@@ -257,9 +257,9 @@ def shuffled_rows(matrix: csr_array, seed: int) -> csr_array:
     return matrix[np.random.default_rng(seed).permutation(matrix.shape[0])]
 
 
-def input_embedding(subject: Subject) -> NDArray[np.float32]:
-    """Return [V, D]."""
-    return subject.model.embedding.detach().float().numpy()
+def input_embedding(loaded: LoadedRun) -> NDArray[np.float32]:
+    """Return the input embedding [V, D]."""
+    return loaded.model.embedding.detach().float().numpy()
 
 
 def layer_spaces(seen: Seen, blank: Seen, layer: int | None, seed: int) -> dict[str, Matrix]:

@@ -43,7 +43,7 @@ def pool_of(tokens: TokenRows, pool: str) -> Allowed:
 def neighbours_by_pool(
     matrix_PM: Matrix, tokens: TokenRows, *, num_neighbours: int, seed: int
 ) -> dict[str, Ints]:
-    """By pool: each pattern's nearest neighbours [P, K]; -1 where the pool has fewer."""
+    """Return by pool: each pattern's nearest neighbours [P, K]; -1 where there are fewer."""
     pools = {pool: pool_of(tokens, pool) for pool in POOLS}
     return nearest(matrix_PM, pools, num_neighbours=num_neighbours, seed=seed)
 
@@ -123,7 +123,7 @@ class Bootstrap:
         ).astype(np.float64)
 
     def purity(self, found_PK: Ints, label_P: Ints) -> Estimate:
-        """Return share of the neighbours (-1: none) that have the label of the token that asks."""
+        """Return the share of the neighbours (-1: none) that have the label of their token."""
         is_PK = found_PK >= 0
         count_P = is_PK.sum(axis=1)
         row, _ = np.nonzero(is_PK)
@@ -137,7 +137,7 @@ class Bootstrap:
         return _estimate(same_DD.sum(), all_DD.sum(), draws_B, int((count_P > 0).sum()))
 
     def mean(self, share_P: Floats) -> Estimate:
-        """Of a figure of single tokens; NaN: none."""
+        """Return the mean of a figure of single tokens; NaN: none."""
         known = ~np.isnan(share_P)
         group = self._group_P[known]
         sum_D = np.bincount(group, share_P[known], minlength=self.num_documents)
@@ -162,7 +162,7 @@ def _estimate(total: float, count: float, draws_B: Floats, num_tokens: int) -> E
 
 
 def _ratio(sum_B: Floats, count_B: Floats) -> Floats:
-    """NaN where a draw has nothing to count."""
+    """Return the ratio; NaN where a draw has nothing to count."""
     ratio_B = np.full(len(sum_B), np.nan)
     np.divide(sum_B, count_B, out=ratio_B, where=count_B > 0)
     return ratio_B

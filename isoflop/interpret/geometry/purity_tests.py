@@ -127,7 +127,7 @@ def _asked(labels: Mapping[str, Ints]) -> Iterator[tuple[str, str]]:
 def _neighbours(
     spaces: Mapping[str, Matrix], tokens: TokenRows, settings: Settings
 ) -> dict[str, dict[str, Ints]]:
-    """By space and pool."""
+    """Return the neighbours by space and pool."""
     return {
         space: neighbours_by_pool(
             matrix, tokens, num_neighbours=settings.num_neighbours, seed=settings.seed
@@ -168,7 +168,7 @@ def verdict_rows(purities: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _verdict(above: Mapping[tuple[str, str], float | None]) -> tuple[str, str]:
-    """From the lower ends of gates minus control, by pool and control."""
+    """Return a verdict from the lower ends of gates minus control, by pool and control."""
     missed = {
         pool: [space for space in spaces if not _is_above(above[pool, space])]
         for pool, spaces in _CONTROLS.items()

@@ -20,7 +20,7 @@ from isoflop.interpret.facts import PLANTED_FILE
 from isoflop.interpret.geometry.patterns import TokenRows
 
 if TYPE_CHECKING:
-    from isoflop.interpret.load import Subject
+    from isoflop.interpret.load import LoadedRun
 
 _LISTS = {
     "determiner": "a an the this that these those some any no every each all both my your his her"
@@ -48,30 +48,30 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def classes_of(
-    subject: Subject, tokens: TokenRows, planted: Mapping[str, str] | None = None
+    loaded: LoadedRun, tokens: TokenRows, planted: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Return :func:`word_classes` of a subject's text.
+    """Return :func:`word_classes` of a run's text.
 
     Args:
-        subject: whose tokenizer and data they are.
+        loaded: whose tokenizer and data they are.
         tokens: whole windows in order.
         planted: class of words; None: those of the data's planted facts, English without any.
     """
 
     def decode(token: int) -> str:
-        return subject.tokenizer.decode(np.array([token], dtype=np.int64))
+        return loaded.tokenizer.decode(np.array([token], dtype=np.int64))
 
-    return word_classes(tokens, decode, planted or _planted_in(subject))
+    return word_classes(tokens, decode, planted or _planted_in(loaded))
 
 
-def _planted_in(subject: Subject) -> Mapping[str, str] | None:
-    if subject.data is None or not (subject.data.folder / PLANTED_FILE).exists():
+def _planted_in(loaded: LoadedRun) -> Mapping[str, str] | None:
+    if loaded.data is None or not (loaded.data.folder / PLANTED_FILE).exists():
         return None
-    return planted_classes(read_json(subject.data.folder / PLANTED_FILE, "planted facts"))
+    return planted_classes(read_json(loaded.data.folder / PLANTED_FILE, "planted facts"))
 
 
 def planted_classes(facts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Classes of the words of the synthetic corpus's planted facts: facts.json of prepared data."""
+    """Return the classes of words in planted facts, which facts.json of prepared data has."""
     classes = {"the": "frame", "was": "frame"}
     for fact in facts:
         classes |= {fact["noun"]: "noun", fact["adjective"]: "adjective"}
@@ -81,7 +81,7 @@ def planted_classes(facts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def word_classes(
     tokens: TokenRows, decode: Callable[[int], str], planted: Mapping[str, str] | None
 ) -> list[str]:
-    """The class of each token's word, which may have several tokens: the one its last letter is in.
+    """Return the class of each token's word: of several, the word that its last letter is in.
 
     Words that ``planted`` does not name are ``background`` there. Tokens without letters are
     ``digit``, ``space`` or ``punctuation``.
@@ -103,7 +103,7 @@ def word_classes(
 
 
 def _labels(texts: list[str], planted: Mapping[str, str] | None) -> list[str]:
-    """Of the tokens of a window."""
+    """Return the classes of the tokens of a window."""
     whole = "".join(texts)
     class_at: dict[int, str] = {}
     for found in _WORD.finditer(whole):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.files import write_text_atomic
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.interpret.page.content import Content, gather
 from isoflop.interpret.page.describe import Limits
 from isoflop.pages import render_page
@@ -30,11 +30,13 @@ _USAGE_HEADS = (
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(subject: Subject, recording: Path, path: Path, limits: Limits | None = None) -> None:
+def write_page(
+    loaded: LoadedRun, recording: Path, path: Path, limits: Limits | None = None
+) -> None:
     """Write the page of a recording to ``path``, atomically.
 
     Args:
-        subject: the model that was recorded.
+        loaded: the model that was recorded.
         recording: folder with gates.parquet and tokens.parquet.
         path: the HTML file.
         limits: how much the page holds; None: the defaults.
@@ -43,15 +45,15 @@ def write_page(subject: Subject, recording: Path, path: Path, limits: Limits | N
         UserError: the family's experts are no single neurons; the recording is damaged or is that
             of another run.
     """
-    write_text_atomic(path, page_html(subject, recording, limits or Limits()))
+    write_text_atomic(path, page_html(loaded, recording, limits or Limits()))
 
 
-def page_html(subject: Subject, recording: Path, limits: Limits) -> str:
+def page_html(loaded: LoadedRun, recording: Path, limits: Limits) -> str:
     """Return the page; see :func:`write_page`."""
-    content = gather(subject, recording, limits)
-    spec = subject.spec
+    content = gather(loaded, recording, limits)
+    spec = loaded.spec
     return render(
-        title=f"Experts of run {shown_id(subject.run_id)}",
+        title=f"Experts of run {shown_id(loaded.run_id)}",
         subtitle=f"{spec.family}, {spec.n_layers} layers of width {spec.d_model}, "
         f"trained on {spec.n_tokens:,} tokens.",
         notes=_notes(content, limits),

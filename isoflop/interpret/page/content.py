@@ -1,4 +1,4 @@
-"""Gathers what a page shows, within its limits, as plain values.
+"""What a page shows, within its limits, as plain values.
 
 Letters: L layers, C channels, E experts a channel chooses from, T tokens, S strongest experts.
 """
@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.interpret.gates import shape_of
 from isoflop.interpret.linear import layers_of
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun, shape_of
 from isoflop.interpret.page.describe import Describer, Limits, StrongRows, document_names
 from isoflop.interpret.page.measures import (
     ExpertKeys,
@@ -61,20 +60,20 @@ class _Shown:
     end: int
 
 
-def gather(subject: Subject, recording: Path, limits: Limits) -> Content:
+def gather(loaded: LoadedRun, recording: Path, limits: Limits) -> Content:
     """Return what a page shows of a recording.
 
     Raises:
         UserError: the family's experts are no single neurons; the recording is damaged or is that
             of another run.
     """
-    layers_of(subject.model)
-    meta = recording_of(subject, recording)
-    keys = ExpertKeys(shape=shape_of(subject), shared=meta.shared)
+    layers_of(loaded.model)
+    meta = recording_of(loaded, recording)
+    keys = ExpertKeys(shape=shape_of(loaded), shared=meta.shared)
     tokens = read_tokens(recording)
     shown = _shown_documents(tokens, limits)
     strongest = [
-        strongest_experts(subject.model, tokens.input_T[first:end], meta.layers, limits.strongest)
+        strongest_experts(loaded.model, tokens.input_T[first:end], meta.layers, limits.strongest)
         for first, end in _windows(tokens, shown)
     ]
     weight = _weights(strongest, keys)
@@ -83,13 +82,13 @@ def gather(subject: Subject, recording: Path, limits: Limits) -> Content:
         read_gates(recording, tokens), keys, np.array(described), EXTRA_CONTEXTS * limits.contexts
     )
     neighbours = _neighbours(recording, tokens, shown, keys, limits)
-    describer = Describer(subject, tokens, keys)
+    describer = Describer(loaded, tokens, keys)
     counts_LCE = count_choices(recording, keys.shape)
     experts = describer.experts(sorted(weight), described, contexts, counts_LCE, limits)
     rows = _token_rows(recording, shown, _by_token(strongest, keys, sorted(weight)), neighbours)
     return Content(
         data={
-            "documents": _documents(subject, shown),
+            "documents": _documents(loaded, shown),
             "tokens": [describer.token(*row) for row in rows],
             "experts": experts,
             "layers": list(meta.layers),
@@ -118,7 +117,7 @@ def _shown_documents(tokens: RecordedTokens, limits: Limits) -> list[_Shown]:
 
 
 def _windows(tokens: RecordedTokens, shown: Sequence[_Shown]) -> Iterator[tuple[int, int]]:
-    """Ranges of the shown tokens of each window, in order."""
+    """Yield ranges of the shown tokens of each window, in order."""
     for one in shown:
         first = one.first
         while first < one.end:
@@ -128,7 +127,7 @@ def _windows(tokens: RecordedTokens, shown: Sequence[_Shown]) -> Iterator[tuple[
 
 
 def _weights(strongest: Sequence[Sequence[Strongest]], keys: ExpertKeys) -> dict[int, float]:
-    """Of each expert that is anywhere among the strongest, the sum of its shares."""
+    """Return the sum of its shares for each expert that is anywhere among the strongest."""
     weight: dict[int, float] = {}
     for layers in strongest:
         for found in layers:
@@ -141,7 +140,7 @@ def _weights(strongest: Sequence[Sequence[Strongest]], keys: ExpertKeys) -> dict
 def _by_token(
     strongest: Sequence[Sequence[Strongest]], keys: ExpertKeys, shown_keys: Sequence[int]
 ) -> Iterator[list[StrongRows]]:
-    """Of each shown token, the rows of each layer."""
+    """Yield, for each shown token, the rows of each layer."""
     place = {key: index for index, key in enumerate(shown_keys)}
     for layers in strongest:
         by_layer = [_rows(one, keys, place) for one in layers]
@@ -149,7 +148,7 @@ def _by_token(
 
 
 def _rows(found: Strongest, keys: ExpertKeys, place: Mapping[int, int]) -> list[StrongRows]:
-    """Of each token, the rows of a layer."""
+    """Return the rows of a layer for each token."""
     key_TS = keys.of(found.layer, found.channel_TS, found.expert_TS)
     columns = (found.channel_TS, key_TS, found.share_TS, found.is_negative_TS)
     return [
@@ -197,9 +196,9 @@ def _token_rows(
     )
 
 
-def _documents(subject: Subject, shown: Sequence[_Shown]) -> list[dict[str, Any]]:
+def _documents(loaded: LoadedRun, shown: Sequence[_Shown]) -> list[dict[str, Any]]:
     """Name and range of the page's tokens of each document."""
-    names = document_names(subject, shown[-1].document + 1)
+    names = document_names(loaded, shown[-1].document + 1)
     found, first = [], 0
     for one in shown:
         end = first + one.end - one.first

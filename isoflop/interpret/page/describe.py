@@ -18,7 +18,7 @@ from torch import Tensor
 from isoflop.data.tokenizers import PAD_ID, Tokenizer
 from isoflop.interpret.geometry.patterns import Ints
 from isoflop.interpret.linear import layers_of
-from isoflop.interpret.load import Subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.interpret.page.measures import ExpertKeys, Found, direct_writes
 from isoflop.interpret.recording import RecordedTokens
 
@@ -70,14 +70,14 @@ class Pool:
 class Describer:
     """Makes the tokens and experts of a page; their texts go to ``labels`` and ``excerpts``."""
 
-    def __init__(self, subject: Subject, tokens: RecordedTokens, keys: ExpertKeys) -> None:
+    def __init__(self, loaded: LoadedRun, tokens: RecordedTokens, keys: ExpertKeys) -> None:
         self.labels = Pool()
         self.excerpts = Pool()
-        self._subject = subject
+        self._loaded = loaded
         self._tokens = tokens
         self._keys = keys
-        self._text = TokenText(subject.tokenizer)
-        self._document_names = document_names(subject, int(tokens.document_T.max()) + 1)
+        self._text = TokenText(loaded.tokenizer)
+        self._document_names = document_names(loaded, int(tokens.document_T.max()) + 1)
 
     def token(
         self,
@@ -110,10 +110,10 @@ class Describer:
         counts_LCE: Ints,
         limits: Limits,
     ) -> list[dict[str, Any]]:
-        """The experts of keys ``shown``; of those ``described`` what they write and where."""
-        scale_D = self._subject.model.output_norm.scale
+        """Return the experts of keys ``shown``; of the ``described`` what they write and where."""
+        scale_D = self._loaded.model.output_norm.scale
         writes = direct_writes(
-            self._w_out(described), scale_D, self._subject.model.embedding, limits.writes
+            self._w_out(described), scale_D, self._loaded.model.embedding, limits.writes
         )
         details = {
             key: {
@@ -138,8 +138,8 @@ class Describer:
         }
 
     def _w_out(self, described: Sequence[int]) -> Tensor:
-        """Return [N, D]."""
-        layers = layers_of(self._subject.model)
+        """Return the output weights of experts [N, D]."""
+        layers = layers_of(self._loaded.model)
         names = map(self._keys.name, described)
         return torch.stack([layers[layer].w_out[table, expert] for layer, table, expert in names])
 
@@ -166,11 +166,11 @@ class Describer:
         return self.labels.place(self._text.label(token))
 
 
-def document_names(subject: Subject, num: int) -> list[str]:
-    """What the source calls the first held-out documents; their numbers where nobody says."""
-    if subject.data is None:
+def document_names(loaded: LoadedRun, num: int) -> list[str]:
+    """Return the source's names of the first held-out documents; without one, their numbers."""
+    if loaded.data is None:
         return [f"document {number}" for number in range(num)]
-    return subject.data.document_names("heldout", 0, num)
+    return loaded.data.document_names("heldout", 0, num)
 
 
 class TokenText:
@@ -181,7 +181,7 @@ class TokenText:
         self._labels: dict[int, str] = {}
 
     def label(self, token: int) -> str:
-        """The text of one token; its number in angle brackets where it is no text by itself."""
+        """Return the text of one token; its number in angle brackets where it has none alone."""
         if token not in self._labels:
             self._labels[token] = self._decode(token)
         return self._labels[token]
@@ -197,7 +197,7 @@ class TokenText:
         return text if is_text else f"⟨{token}⟩"
 
     def label_of_input(self, token: int, position: int) -> str:
-        """As :meth:`label`; only position 0 has the begin token, which may end texts too."""
+        """Return :meth:`label`; only position 0 has the begin token, which may end texts too."""
         spec = self._tokenizer.spec
         begins = position == 0 and token == spec.begin_id
         return "⟨begin⟩" if begins else self.label(token)

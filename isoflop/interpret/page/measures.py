@@ -25,10 +25,10 @@ from torch import Tensor
 
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.interpret.attribution import trace
-from isoflop.interpret.gates import GateShape
 from isoflop.interpret.geometry.neighbours import BLOCK_ROWS, unit_rows
 from isoflop.interpret.geometry.patterns import Ints, read_patterns, sample_tokens, token_rows
 from isoflop.interpret.linear import TinyExperts, contributions, layers_of, rows_of
+from isoflop.interpret.load import GateShape
 from isoflop.interpret.recording import GateRows, RecordedTokens
 from isoflop.model.transformer import Transformer
 
@@ -59,7 +59,7 @@ class Strongest:
 def strongest_experts(
     model: Transformer, input_T: NDArray[np.int32], layers: Sequence[int], num: int
 ) -> list[Strongest]:
-    """Of some layers, after one pass over a window from its begin token on.
+    """Return those of some layers, after one pass over a window from its begin token on.
 
     Raises:
         UserError: the model's experts are no single neurons.
@@ -128,7 +128,9 @@ class ExpertKeys:
 def find_contexts(
     pieces: Iterable[GateRows], keys: ExpertKeys, wanted: Ints, num_contexts: int
 ) -> dict[int, list[int]]:
-    """The ``num_contexts`` tokens at which each wanted expert had its highest scores, those first.
+    """Return the tokens at which each wanted expert had its highest scores, best first.
+
+    At most ``num_contexts`` each.
 
     Of equal scores the earlier token comes first. Channels that share a table count together.
     """
@@ -153,7 +155,7 @@ def _wanted(key_RK: Ints, piece: GateRows, wanted: Ints) -> Candidates:
 
 
 def _highest(before: Candidates, found: Candidates, num: int) -> Candidates:
-    """The ``num`` candidates of each key with the highest scores, sorted by key and score."""
+    """Return the ``num`` candidates of each key with the highest scores, by key and score."""
     key_S = np.concatenate([before[0], found[0]])
     score_S = np.concatenate([before[1], found[1]])
     row_S = np.concatenate([before[2], found[2]])
@@ -184,7 +186,7 @@ def find_neighbours(
     num_neighbours: int,
     max_tokens: int,
 ) -> Neighbours:
-    """Looks for the nearest neighbours of tokens among a sample of whole documents.
+    """Find the nearest neighbours of tokens among a sample of whole documents.
 
     A token is not its own neighbour. Nearness is the cosine of the scores of all layers' experts.
     """
@@ -231,7 +233,7 @@ class Writes:
 def direct_writes(
     w_out_ND: Tensor, scale_D: Tensor, embedding_VD: Tensor, num_tokens: int
 ) -> list[Writes]:
-    """Of each expert, the ``num_tokens`` tokens that it raises and lowers most; never the pad."""
+    """Return the ``num_tokens`` tokens that each expert raises and lowers most; never the pad."""
     size = max(1, _CHUNK_NUMBERS // len(embedding_VD))
     return [
         writes

@@ -1,4 +1,4 @@
-"""Loss against compute per family, with an arrow from each optimum to the reference's frontier."""
+"""The families against each other: multipliers at their optima, losses where each has one size."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis.compare.multipliers import Comparison
+from isoflop.analysis.compare.one_size import SeedMean, seed_means
 from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum
+from isoflop.analysis.points import Point
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
+from isoflop.numbers import format_flops
 from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TITLE = "Compute multipliers: loss at each family's optimum"
+
+_MULTIPLIERS_TITLE = "Compute multipliers: loss at each family's optimum"
+_SEED_MEANS_TITLE = "Loss of each family at its one size"
+_ROW_INCHES = 0.19
 
 
 def draw_multipliers(fits: Fits) -> Figure:
@@ -26,7 +32,8 @@ def draw_multipliers(fits: Fits) -> Figure:
     archs = sorted({c.arch for c in arrows})
     if not archs:
         return plot_style.sentence_figure(
-            _TITLE, f"No family has an estimated multiplier over another. {excluded_note(fits)}"
+            _MULTIPLIERS_TITLE,
+            f"No family has an estimated multiplier over another. {excluded_note(fits)}",
         )
     reference = arrows[0].reference
     notes = [
@@ -37,7 +44,7 @@ def draw_multipliers(fits: Fits) -> Figure:
     ]
     figure, grid = frame.panels(
         len(archs),
-        title=_TITLE,
+        title=_MULTIPLIERS_TITLE,
         label="Loss (nats per token)",
         archs=fits.archs,
         notes=notes,
@@ -145,3 +152,67 @@ def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> 
         fontweight="normal" if comparison.order_claimed == "none" else "bold",
         color=mark.colour,
     )
+
+
+def draw_seed_means(fits: Fits) -> Figure:
+    """Draw the runs of every family that has one size at a budget, and their means as bars."""
+    means = seed_means(fits.selection)
+    if not means:
+        return plot_style.sentence_figure(
+            _SEED_MEANS_TITLE, f"No family has exactly one size at a budget. {excluded_note(fits)}"
+        )
+    groups = [fits.groups[mean.arch, mean.budget_flops] for mean in means]
+    seeds = sorted({p.seed for points in groups for p in points if p.seed is not None})
+    names = ", ".join(f"{seed} {_mark_name(i)}" for i, seed in enumerate(seeds))
+    notes = [
+        "Bar: geometric mean over the seeds. Runs of one seed read the same text, so families are "
+        f"compared seed by seed{f' ({names})' if names else ''}.",
+        excluded_note(fits),
+    ]
+    figure, axes = _axes([_label(mean, fits) for mean in means], notes)
+    for place, (mean, points) in enumerate(zip(means, groups, strict=True)):
+        axes.plot([mean.loss] * 2, [place - 0.35, place + 0.35], color="#606060", lw=1.4)
+        for point in points:
+            _draw_run(axes, place, point, seeds)
+    return figure
+
+
+def _axes(labels: Sequence[str], notes: Sequence[str]) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width = plot_style.PAGE_WIDTH
+    left = 0.25 + 0.068 * max(map(len, labels))
+    bottom = 0.45 + plot_style.note_height(notes, width)
+    rows = _ROW_INCHES * (len(labels) + 0.2)
+    height = bottom + rows + 0.35
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - 0.2) / width, rows / height)
+    )
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    plot_style.set_ticks(axes.yaxis, list(range(len(labels))), lambda place: labels[int(place)])
+    axes.set_xlabel("Loss (nats per token)")
+    figure.text(0.08 / width, 1 - 0.2 / height, _SEED_MEANS_TITLE, fontweight="bold", va="center")
+    plot_style.note(figure, notes)
+    return figure, axes
+
+
+def _label(mean: SeedMean, fits: Fits) -> str:
+    budget = f", {format_flops(mean.budget_flops)}" if len(fits.budgets) > 1 else ""
+    # A dollar would start math.
+    return f"{mean.arch}{budget}".replace("$", r"\$")
+
+
+def _draw_run(axes: Axes, place: int, point: Point, seeds: Sequence[int]) -> None:
+    mark = plot_style.family_mark(0 if point.seed is None else seeds.index(point.seed))
+    (line,) = axes.plot(
+        [point.loss], [place], color=mark.colour, marker=mark.marker, markersize=4, ls="none"
+    )
+    frame.set_tips(line, [frame.run_text(point)])
+
+
+def _mark_name(index: int) -> str:
+    names = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "down triangle"}
+    return names.get(plot_style.family_mark(index).marker, "other")

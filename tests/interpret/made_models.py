@@ -13,7 +13,7 @@ from isoflop.data.prepare import prepare
 from isoflop.data.sources import PrepareOptions
 from isoflop.data.tokenizers.encoders import ByteTokenizer
 from isoflop.data.windows import open_data
-from isoflop.interpret.load import Subject, made_subject
+from isoflop.interpret.load import LoadedRun
 from isoflop.launch.execute import execute
 from isoflop.launch.local import open_session
 from isoflop.model.transformer import build_model
@@ -40,9 +40,9 @@ MOE = {"num_experts": 4, "num_active": 2, "hidden_width": 8}
 CONFIGS = {"sgatlin": SGATLIN, "peer": PEER, "moe": MOE}
 
 
-def untrained_subject(
+def untrained_run(
     family: str = "sgatlin", *, heldout: MadeHeldout | None = None, **changes: Any
-) -> Subject:
+) -> LoadedRun:
     """A fresh model of two layers and width 16; ``changes`` are of its configuration."""
     spec = made_spec(
         family,
@@ -54,7 +54,7 @@ def untrained_subject(
         batch_size=BATCH_SIZE,
     )
     heldout = made_heldout(9) if heldout is None else heldout
-    return made_subject(spec, build_model(spec), ByteTokenizer(), heldout=heldout)  # type: ignore[arg-type]
+    return LoadedRun.from_model(spec, build_model(spec), ByteTokenizer(), heldout=heldout)  # type: ignore[arg-type]
 
 
 def made_heldout(num_windows: int) -> MadeHeldout:
