@@ -161,16 +161,16 @@ class Watcher:
             self._estimator.plan(work.run.arch, -work.flops_before)
 
     def _end(self, run: PlannedRun, event: Event) -> None:
-        assert event.ending is not None
+        assert event.result is not None
         work = self._at_work.pop(run.run_id)
         seconds = time.monotonic() - work.start_s
         self._estimator.finish(run.arch, run.flops - work.flops_before, seconds)
         self._num_ended += 1
-        outcome = event.ending.status
-        if event.ending.loss is not None:
-            outcome += f"  loss {event.ending.loss:.4f}"
-        if event.ending.reason is not None:
-            outcome += f"  ({event.ending.reason})"
+        outcome = event.result.status
+        if event.result.loss is not None:
+            outcome += f"  loss {event.result.loss:.4f}"
+        if event.result.reason is not None:
+            outcome += f"  ({event.result.reason})"
         arch = run.arch.ljust(self._arch_width)
         self._console.print(
             f"[{self._num_ended:>{len(str(self._num_jobs))}}/{self._num_jobs}] "

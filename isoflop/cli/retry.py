@@ -49,18 +49,18 @@ def retry(folder: Path, kind: str, cluster: str | None, yes: bool) -> None:
     from isoflop.launch.slurm.retry import entries_text, failed_runs, plan_retry
     from isoflop.launch.slurm.scheduler import SchedulerError
     from isoflop.launch.slurm.submit import submit, submit_lock
-    from isoflop.launch.status import study_truth
+    from isoflop.launch.status import study_status
     from isoflop.plan.artefact import read_plan
 
-    truth = study_truth(folder, read_plan(folder))
-    if truth.unreachable is not None:
-        raise SchedulerError("squeue", truth.unreachable)
-    failed = Counter(str(state.kind) for state in failed_runs(truth))
+    status = study_status(folder, read_plan(folder))
+    if status.unreachable is not None:
+        raise SchedulerError("squeue", status.unreachable)
+    failed = Counter(str(state.kind) for state in failed_runs(status))
     if not failed or (kind != "all" and kind not in failed):
         click.echo(_nothing(kind, failed))
         return
     profile, options = _as_last_submitted(folder, cluster)
-    planned = plan_retry(folder, truth, kind, max(1, profile.gpus_per_node))
+    planned = plan_retry(folder, status, kind, max(1, profile.gpus_per_node))
     for line in planned.lines:
         click.echo(line)
     if planned.excluded_nodes:

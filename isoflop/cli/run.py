@@ -66,9 +66,9 @@ def run_folder(folder: Path, workers: int | None, device: str | None, **options:
     except KeyboardInterrupt:
         out.print(f"interrupted; `isoflop run {folder}` goes on from here", soft_wrap=True)
         return INTERRUPTED
-    for run_id, ending in summary.failed.items():
+    for run_id, result in summary.failed.items():
         out.print(
-            f"{ending.status}: {shown_id(run_id)}: {ending.reason}", markup=False, soft_wrap=True
+            f"{result.status}: {shown_id(run_id)}: {result.reason}", markup=False, soft_wrap=True
         )
     if not summary.failed:
         return 0

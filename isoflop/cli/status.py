@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
 
-    from isoflop.launch.status import RunState, Truth
+    from isoflop.launch.status import RunState, StudyStatus
     from isoflop.plan.planner import Plan
 
 
@@ -48,54 +48,54 @@ def status(folder: Path, watch: bool, every: float, as_json: bool) -> None:
     answer, what the files know is shown, and the exit code is 3. Failed runs come with their kind
     (see `isoflop retry`) and the last lines of their output.
     """
-    from isoflop.launch.status import study_truth
+    from isoflop.launch.status import study_status
     from isoflop.plan.artefact import read_plan
 
     plan = read_plan(folder)
     if as_json:
-        truth = study_truth(folder, plan)
-        click.echo(json.dumps(status_json(truth), indent=1))
+        status = study_status(folder, plan)
+        click.echo(json.dumps(status_json(status), indent=1))
     elif watch:
-        truth = _watch(folder, plan, every, console())
+        status = _watch(folder, plan, every, console())
     else:
-        truth = study_truth(folder, plan)
-        _print(folder, truth, console())
-    sys.exit(0 if truth.unreachable is None else SCHEDULER_UNREACHABLE)
+        status = study_status(folder, plan)
+        _print(folder, status, console())
+    sys.exit(0 if status.unreachable is None else SCHEDULER_UNREACHABLE)
 
 
-def _print(folder: Path, truth: Truth, out: Console) -> None:
+def _print(folder: Path, status: StudyStatus, out: Console) -> None:
     from isoflop.launch.status import results_without_folder
 
-    kept = results_without_folder(folder, list(truth.states))
-    out.print(status_table(truth.states, kept))
-    lines = status_lines(truth)
+    kept = results_without_folder(folder, list(status.states))
+    out.print(status_table(status.states, kept))
+    lines = status_lines(status)
     if kept:
         lines.append(
             f"kept: runs.parquet holds the results of {len(kept)} runs that have no folder here; "
             "`isoflop fit` uses them, `isoflop run` would train them anew"
         )
-    elif (hint := next_line(truth.states, folder)) is not None:
+    elif (hint := next_line(status.states, folder)) is not None:
         lines.append(hint)
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
 
 
-def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> Truth:
+def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> StudyStatus:
     """Show the state again and again; the last one when nothing runs or waits any more."""
     from rich.live import Live
 
-    from isoflop.launch.status import LIVE, study_truth
+    from isoflop.launch.status import LIVE, study_status
 
-    truth = study_truth(folder, plan)
-    with Live(status_view(truth, folder), console=out, auto_refresh=False) as live:
-        while any(state.state in LIVE for state in truth.states):
+    status = study_status(folder, plan)
+    with Live(status_view(status, folder), console=out, auto_refresh=False) as live:
+        while any(state.state in LIVE for state in status.states):
             try:
                 time.sleep(every_s)
             except KeyboardInterrupt:
                 break
-            truth = study_truth(folder, plan)
-            live.update(status_view(truth, folder), refresh=True)
-    return truth
+            status = study_status(folder, plan)
+            live.update(status_view(status, folder), refresh=True)
+    return status
 
 
 _ALWAYS_SHOWN = ("done", "running", "diverged", "failed", "missing")
@@ -126,13 +126,13 @@ def status_table(states: Sequence[RunState], kept: Collection[str] = ()) -> Tabl
     return table
 
 
-def status_lines(truth: Truth) -> list[str]:
+def status_lines(status: StudyStatus) -> list[str]:
     """Each run that is neither done nor simply not begun, with its reason; of many the first."""
     lines = []
-    if truth.unreachable is not None:
-        lines.append(f"the scheduler does not answer: {truth.unreachable}")
+    if status.unreachable is not None:
+        lines.append(f"the scheduler does not answer: {status.unreachable}")
         lines.append("this is what the files know; jobs in the queue are not in it")
-    unique = {state.run.run_id: state for state in truth.states}.values()
+    unique = {state.run.run_id: state for state in status.states}.values()
     said: set[tuple[str, ...]] = set()
     for name in _LINE_ORDER:
         found = [s for s in unique if s.state == name and (s.reason or name != "missing")]
@@ -169,23 +169,23 @@ def next_line(states: Sequence[RunState], folder: Path) -> str | None:
     )
 
 
-def status_view(truth: Truth, folder: Path) -> Group:
+def status_view(status: StudyStatus, folder: Path) -> Group:
     """Return the whole of it, for a live display."""
     from rich.console import Group
     from rich.text import Text
 
-    lines = [*status_lines(truth), next_line(truth.states, folder) or ""]
+    lines = [*status_lines(status), next_line(status.states, folder) or ""]
     texts = (Text(line, overflow="fold") for line in lines if line)
-    return Group(status_table(truth.states), *texts)
+    return Group(status_table(status.states), *texts)
 
 
-def status_json(truth: Truth) -> dict[str, Any]:
+def status_json(status: StudyStatus) -> dict[str, Any]:
     """Return the whole of it as plain JSON values; what is not known is null."""
-    unique = {state.run.run_id: state for state in truth.states}
+    unique = {state.run.run_id: state for state in status.states}
     return {
         "counts": dict(Counter(state.state for state in unique.values())),
-        "scheduler_unreachable": truth.unreachable,
-        "scheduler_calls": truth.queue.answer.calls,
+        "scheduler_unreachable": status.unreachable,
+        "scheduler_calls": status.queue.answer.calls,
         "runs": [_run_json(state) for state in unique.values()],
     }
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from isoflop import __version__
 from isoflop.errors import UserError, failure_reason
 from isoflop.files import write_text_atomic
-from isoflop.launch.job import Ending, Job
+from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
 from isoflop.launch.run_folder import Attempt, RunFolder
 from isoflop.launch.sinks import About, open_sinks
@@ -44,7 +44,7 @@ def execute(
     on_step: Callable[[StepMetrics, int], None] = lambda metrics, steps: None,
     should_stop: Callable[[], str | None] = lambda: None,
     ranks: Ranks | None = None,
-) -> Ending:
+) -> JobResult:
     """Train one run unless it is complete or held, and records what came of it.
 
     Args:
@@ -68,28 +68,28 @@ def execute(
         return _follow(job, data, folder, ranks, should_stop)
     attempt = None
     try:
-        ending, attempt = _begin(job, folder)
+        result, attempt = _begin(job, folder)
     finally:
         ranks.broadcast(float(attempt is not None))
     if attempt is None:
-        return ending
+        return result
     return RunningAttempt(job, folder, attempt, on_step, should_stop).run(data, ranks)
 
 
-def _begin(job: Job, folder: RunFolder) -> tuple[Ending, Attempt | None]:
+def _begin(job: Job, folder: RunFolder) -> tuple[JobResult, Attempt | None]:
     """Return the claim on a run, or None and how it stands."""
     finished = folder.result()
     if finished is not None:
-        return Ending.of(finished), None
+        return JobResult.of(finished), None
     attempt = folder.claim(_provenance(job))
     if attempt is None:
-        return Ending(status="held"), None
+        return JobResult(status="held"), None
     # The run may have been finished between the first look and the claim.
     finished = folder.result()
     if finished is None:
-        return Ending(status="held"), attempt
+        return JobResult(status="held"), attempt
     folder.end_attempt(attempt, "already complete")
-    return Ending.of(finished), None
+    return JobResult.of(finished), None
 
 
 def _follow(
@@ -98,13 +98,13 @@ def _follow(
     folder: RunFolder,
     ranks: Ranks,
     should_stop: Callable[[], str | None],
-) -> Ending:
+) -> JobResult:
     """Return what a rank that is not main does; the main rank alone records how it went."""
     from isoflop.train.checkpoint import CheckpointStore
     from isoflop.train.loop import train_run
 
     if not ranks.broadcast(0.0):
-        return Ending(status="held")
+        return JobResult(status="held")
     outcome = train_run(
         checked_spec(folder, data),
         data,
@@ -114,7 +114,7 @@ def _follow(
         keep_weights=job.keep_weights != "none",
         should_stop=should_stop,
     )
-    return Ending.of(dataclasses.asdict(outcome))
+    return JobResult.of(dataclasses.asdict(outcome))
 
 
 def _provenance(job: Job) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class RunningAttempt:
         self._first_step: int | None = None
         self._last: StepMetrics | None = None
 
-    def run(self, data: TokenData, ranks: Ranks) -> Ending:
+    def run(self, data: TokenData, ranks: Ranks) -> JobResult:
         """Train and records; whatever goes wrong is recorded and never raised."""
         try:
             return self._record(self._train(data, ranks))
@@ -175,7 +175,7 @@ class RunningAttempt:
                 path = self._folder.traceback_file(self._attempt)
                 write_text_atomic(path, traceback.format_exc())
                 self._end(f"failed: {reason}")
-            return Ending(status="failed", reason=reason)
+            return JobResult(status="failed", reason=reason)
 
     def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
         self._spec = spec = checked_spec(self._folder, data)
@@ -239,7 +239,7 @@ class RunningAttempt:
 
         return describe(error, self._spec, self._job.placement, ranks.size)
 
-    def _record(self, outcome: RunOutcome) -> Ending:
+    def _record(self, outcome: RunOutcome) -> JobResult:
         if outcome.status == "stopped":
             return self._record_stop(outcome)
         wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
@@ -249,20 +249,20 @@ class RunningAttempt:
         if not self._folder.write_result(self._attempt, values):
             self._end("superseded", outcome.wall_s)
             finished = self._folder.result()
-            return Ending(status="held") if finished is None else Ending.of(finished)
+            return JobResult(status="held") if finished is None else JobResult.of(finished)
         self._end(outcome.status, outcome.wall_s)
         if outcome.status == "done" and self._job.keep_weights != "none":
             keep_final_weights(self._folder)
         else:
             remove_checkpoints(self._folder)
-        return Ending.of(values)
+        return JobResult.of(values)
 
-    def _record_stop(self, outcome: RunOutcome) -> Ending:
+    def _record_stop(self, outcome: RunOutcome) -> JobResult:
         if not self._folder.is_newest(self._attempt):
             self._end("superseded", outcome.wall_s)
-            return Ending(status="held")
+            return JobResult(status="held")
         self._end(f"interrupted: {outcome.status_reason}", outcome.wall_s)
-        return Ending(status="interrupted", reason=outcome.status_reason)
+        return JobResult(status="interrupted", reason=outcome.status_reason)
 
     def _end(self, reason: str, wall_s: float | None = None) -> None:
         steps = None

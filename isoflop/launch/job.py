@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ending:
+class JobResult:
     """How a job ended: done, diverged, failed, held (another process has the run), interrupted."""
 
     status: str
@@ -54,9 +54,9 @@ class Ending:
     wall_s: float | None = None
 
     @staticmethod
-    def of(result: Mapping[str, Any]) -> Ending:
+    def of(result: Mapping[str, Any]) -> JobResult:
         """Return how a run ended by its result, or by what training returned."""
-        return Ending(
+        return JobResult(
             status="interrupted" if result["status"] == "stopped" else result["status"],
             reason=result["status_reason"],
             loss=result["loss"],
@@ -64,7 +64,7 @@ class Ending:
         )
 
 
-def laid_out(
+def resolve_placement(
     placement: Placement, given: Collection[str], planned: PlacementEstimate | None
 ) -> Placement:
     """Return the placement of one run, with what the plan chose for it.
@@ -99,7 +99,7 @@ def num_gpus(placement: Placement) -> int:
     return torch.cuda.device_count()
 
 
-def on_own_device(placement: Placement, worker: int, num_devices: int) -> Placement:
+def assign_device(placement: Placement, worker: int, num_devices: int) -> Placement:
     """The placement of a worker's runs, each worker on a GPU of its own as long as there are some.
 
     Runs of several ranks choose their devices themselves.

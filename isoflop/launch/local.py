@@ -12,7 +12,7 @@ from isoflop.data.prepare import prepared_for_plan
 from isoflop.errors import UserError
 from isoflop.families import family_digest
 from isoflop.files import write_many
-from isoflop.launch.job import Ending, Job, laid_out, num_gpus
+from isoflop.launch.job import Job, JobResult, num_gpus, resolve_placement
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.sinks import check_names
 from isoflop.launch.weights import prune_weights
@@ -28,13 +28,13 @@ from isoflop.plan.planner import Plan
 class RunSummary:
     """What one `isoflop run` did."""
 
-    endings: dict[str, Ending] = field(default_factory=dict)
+    results: dict[str, JobResult] = field(default_factory=dict)
     """How each run of this invocation ended, by run id."""
 
     @property
-    def failed(self) -> dict[str, Ending]:
+    def failed(self) -> dict[str, JobResult]:
         """Runs that ended otherwise than done."""
-        return {rid: e for rid, e in self.endings.items() if e.status != "done"}
+        return {rid: e for rid, e in self.results.items() if e.status != "done"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +95,7 @@ def open_session(
             run_id=planned.run_id,
             data_folder=str(data_folder),
             keep_weights=plan.study.keep_weights,
-            placement=laid_out(placement, given, planned_placements.get(planned.run_id)),
+            placement=resolve_placement(placement, given, planned_placements.get(planned.run_id)),
             convention=plan.study.convention,
             sinks=sinks,
         )
@@ -140,21 +140,21 @@ def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSumma
     # Closed here, so that an interrupt stops the workers wherever it strikes.
     with closing(run_jobs(session.jobs, session.num_workers)) as events:
         for event in events:
-            if event.ending is not None:
-                summary.endings[event.job.run_id] = event.ending
-                if event.ending.status == "failed":
-                    _record_death(event.job, event.ending)
+            if event.result is not None:
+                summary.results[event.job.run_id] = event.result
+                if event.result.status == "failed":
+                    _record_death(event.job, event.result)
                 elif session.plan.study.keep_weights == "best":
                     prune_weights(session.folder, session.plan)
             on_event(event)
     return summary
 
 
-def _record_death(job: Job, ending: Ending) -> None:
+def _record_death(job: Job, result: JobResult) -> None:
     """Close the record of an attempt whose worker died before it could do so itself."""
     folder = RunFolder(Path(job.study_folder), job.run_id)
     attempts = folder.attempts()
     # Where the disk is full, there is no record; the reason is shown all the same.
     with suppress(OSError):
         if attempts and not attempts[-1].ended:
-            folder.end_attempt(attempts[-1], f"failed: {ending.reason}")
+            folder.end_attempt(attempts[-1], f"failed: {result.reason}")

@@ -13,9 +13,9 @@ codes are those of isoflop.launch.single: 0 done, 1 failed or diverged, 75 stopp
 continued; torchrun makes 1 of every code but 0.
 
 A rank writes to standard output, one JSON object a line: `{"rank", "pid"}` at the start,
-`{"step", "steps", "loss"}` a few times a second from the main rank, `{"rank", "ending"}` in the
+`{"step", "steps", "loss"}` a few times a second from the main rank, `{"rank", "result"}` in the
 end. With --launched (:func:`run_ranks`) the process also ends when its standard input does, so that
-no rank outlives the one that started it, and its exit code is 0 once it wrote its ending.
+no rank outlives the one that started it, and its exit code is 0 once it wrote its result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from isoflop.errors import failure_reason
 from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
-from isoflop.launch.job import Ending, Job
+from isoflop.launch.job import Job, JobResult
 
 if TYPE_CHECKING:
     from isoflop.train.ranks import Ranks
@@ -65,7 +65,7 @@ def run_ranks(
     *,
     on_step: Callable[[int, int, float], None],
     should_stop: Callable[[], str | None],
-) -> Ending:
+) -> JobResult:
     """Train one run in ``num_ranks`` new processes and returns how it ended.
 
     torchrun finds a free port. The ranks lead sessions of their own, so no signal of a terminal
@@ -85,11 +85,11 @@ def run_ranks(
         with _torchrun(job, num_ranks, folder) as process:
             messages = _follow(process, on_step, should_stop)
         stderr = (folder / "stderr").read_text("utf-8")
-        ending = _ending(messages, process.returncode, stderr)
-        if ending.status == "failed":
+        result = _result(messages, process.returncode, stderr)
+        if result.status == "failed":
             # The tracebacks of all ranks.
             sys.stderr.write(stderr)
-        return ending
+        return result
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _follow(
             on_step(message["step"], message["steps"], message["loss"])
         else:
             messages.append(message)
-        if "ending" in message:
+        if "result" in message:
             deadline_s = min(deadline_s, time.monotonic() + END_GRACE_S)
     return messages
 
@@ -184,23 +184,23 @@ def _signal_ranks(messages: list[Mapping[str, Any]], stop: str, signalled: set[i
             continue
 
 
-def _ending(messages: list[Mapping[str, Any]], code: int, stderr: str) -> Ending:
-    """Return the main rank's ending, and why the others failed where they did."""
-    endings = {m["rank"]: Ending(**m["ending"]) for m in messages if "ending" in m}
-    main = endings.get(0)
+def _result(messages: list[Mapping[str, Any]], code: int, stderr: str) -> JobResult:
+    """Return the main rank's result, and why the others failed where they did."""
+    results = {m["rank"]: JobResult(**m["result"]) for m in messages if "result" in m}
+    main = results.get(0)
     if main is not None and main.status != "failed":
         return main
-    reasons = {rank: ending.reason for rank, ending in sorted(endings.items())}
+    reasons = {rank: result.reason for rank, result in sorted(results.items())}
     found = _ROOT_CAUSE.search(stderr)
     if found is not None and int(found[1]) not in reasons:
         reasons = {int(found[1]): f"died (exit code {found[2]})", **reasons}
     if not reasons:
         last_words = stderr[-_LAST_CHARACTERS:].strip()
-        return Ending(status="failed", reason=f"torchrun ended with code {code}: {last_words}")
+        return JobResult(status="failed", reason=f"torchrun ended with code {code}: {last_words}")
     if len(set(reasons.values())) == 1 and len(reasons) > 1:
-        return Ending(status="failed", reason=next(iter(reasons.values())))
+        return JobResult(status="failed", reason=next(iter(reasons.values())))
     told = "; ".join(f"rank {rank}: {reason}" for rank, reason in reasons.items())
-    return Ending(status="failed", reason=told)
+    return JobResult(status="failed", reason=told)
 
 
 def main() -> int:
@@ -211,8 +211,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.launched:
         threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    ending = _run(arguments.job, StopFlag())
-    return 0 if arguments.launched else EXIT_CODES.get(ending.status, 1)
+    result = _run(arguments.job, StopFlag())
+    return 0 if arguments.launched else EXIT_CODES.get(result.status, 1)
 
 
 def _end_with_standard_input() -> None:
@@ -221,23 +221,23 @@ def _end_with_standard_input() -> None:
     os._exit(1)
 
 
-def _run(path: Path, should_stop: Callable[[], str | None]) -> Ending:
+def _run(path: Path, should_stop: Callable[[], str | None]) -> JobResult:
     from isoflop.train.parallel import ranks_from_environment
 
     job = Job.from_json(read_json(path, "job"))
     with ranks_from_environment(job.placement) as ranks:
         _tell(rank=ranks.rank, pid=os.getpid())
         try:
-            ending = _execute(job, ranks, should_stop)
+            result = _execute(job, ranks, should_stop)
         except Exception as error:
-            failed = Ending(status="failed", reason=failure_reason(error))
-            _tell(rank=ranks.rank, ending=dataclasses.asdict(failed))
+            failed = JobResult(status="failed", reason=failure_reason(error))
+            _tell(rank=ranks.rank, result=dataclasses.asdict(failed))
             raise
-        _tell(rank=ranks.rank, ending=dataclasses.asdict(ending))
-    return ending
+        _tell(rank=ranks.rank, result=dataclasses.asdict(result))
+    return result
 
 
-def _execute(job: Job, ranks: Ranks, should_stop: Callable[[], str | None]) -> Ending:
+def _execute(job: Job, ranks: Ranks, should_stop: Callable[[], str | None]) -> JobResult:
     from isoflop.data.windows import open_data
 
     data = open_data(Path(job.data_folder))

@@ -19,7 +19,7 @@ from isoflop.errors import UserError
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.command_options import placement_options
 from isoflop.launch.execute import execute
-from isoflop.launch.job import Ending
+from isoflop.launch.job import JobResult
 from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.edit import find_run
 
@@ -53,17 +53,17 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
     from isoflop.launch.weights import prune_weights
 
     session = open_session(folder, options=options, run=run)
-    ending = None
+    result = None
     for job in session.jobs:
-        ending = execute(job, open_data(Path(job.data_folder)), should_stop=should_stop)
+        result = execute(job, open_data(Path(job.data_folder)), should_stop=should_stop)
     prune_weights(folder, session.plan)
-    if ending is None:
+    if result is None:
         run_id = find_run(session.plan, run)[0].run_id
-        result = RunFolder(folder, run_id).result()
-        assert result is not None
-        ending = Ending(status=result["status"], reason=result["status_reason"])
-    click.echo(ending.status if ending.reason is None else f"{ending.status}: {ending.reason}")
-    return _CODES.get(ending.status, FAILED)
+        finished = RunFolder(folder, run_id).result()
+        assert finished is not None
+        result = JobResult(status=finished["status"], reason=finished["status_reason"])
+    click.echo(result.status if result.reason is None else f"{result.status}: {result.reason}")
+    return _CODES.get(result.status, FAILED)
 
 
 if __name__ == "__main__":

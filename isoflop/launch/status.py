@@ -24,7 +24,7 @@ from isoflop.launch.run_folder import Attempt, RunFolder
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.cancel import cancelled_jobs
 from isoflop.launch.slurm.logs import last_words, tail
-from isoflop.launch.slurm.queue import Queue, SentTask, look, remember
+from isoflop.launch.slurm.queue import Queue, SentTask, add_accounting, query_queue
 from isoflop.launch.slurm.records import read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.plan.estimate import load_estimates
@@ -161,7 +161,7 @@ def study_states(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Truth:
+class StudyStatus:
     """All runs of a plan and where they stand."""
 
     states: tuple[RunState, ...]
@@ -174,7 +174,7 @@ class Truth:
         return self.queue.answer.unreachable
 
 
-def study_truth(study_folder: Path, plan: Plan) -> Truth:
+def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
     """Return where every run of a plan stands, by its files and one look at the scheduler.
 
     A second command asks accounting, where there is any, about jobs that the queue has forgotten.
@@ -183,14 +183,14 @@ def study_truth(study_folder: Path, plan: Plan) -> Truth:
         UserError: a file of a run's folder or a submission's record is damaged.
     """
     finished = _finished(study_folder, plan)
-    queue = look(study_folder, finished)
+    queue = query_queue(study_folder, finished)
     # After the queue: a run that ends between the two looks would seem to be nowhere.
     by_files = study_states(study_folder, plan, finished)
-    queue = remember(queue, _forgotten(by_files, queue))
+    queue = add_accounting(queue, _forgotten(by_files, queue))
     merge = _Merge(study_folder, queue)
     merged = {state.run.run_id: state for state in map(merge.state, by_files)}
     states = (dataclasses.replace(merged[s.run.run_id], run=s.run) for s in by_files)
-    return Truth(states=tuple(states), queue=queue)
+    return StudyStatus(states=tuple(states), queue=queue)
 
 
 def live_runs(study_folder: Path, plan: Plan) -> set[str]:
@@ -201,7 +201,7 @@ def live_runs(study_folder: Path, plan: Plan) -> set[str]:
         UserError: a damaged record.
     """
     finished = _finished(study_folder, plan)
-    queue = look(study_folder, finished)
+    queue = query_queue(study_folder, finished)
     if queue.answer.unreachable is not None:
         raise SchedulerError("squeue", queue.answer.unreachable)
     live = {run_id for run_id in queue.tasks if queue.live(run_id) is not None}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from isoflop.errors import failure_reason
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
-from isoflop.launch.job import Ending, Job, num_gpus, on_own_device
+from isoflop.launch.job import Job, JobResult, assign_device, num_gpus
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
@@ -46,7 +46,7 @@ class Event:
     step: int = 0
     steps: int = 0
     loss: float | None = None
-    ending: Ending | None = None
+    result: JobResult | None = None
 
 
 @dataclass(slots=True)
@@ -83,11 +83,11 @@ def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
                     worker.pipe.send(worker.job)
                     yield Event(kind="start", job=worker.job)
             for index, event in _receive(workers):
-                if event.ending is not None and event.ending.status == "held":
+                if event.result is not None and event.result.status == "held":
                     held.append(event.job)
                     event = Event(kind="wait", job=event.job)
                 yield event
-                if event.ending is not None and event.ending.status == "interrupted":
+                if event.result is not None and event.result.status == "interrupted":
                     # It was asked to stop and takes no other job, but may not be gone yet.
                     workers[index].process.join()
                 if not workers[index].process.is_alive():
@@ -108,15 +108,15 @@ def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
             worker.job = None
             code = worker.process.exitcode
             reason = f"the worker process died (exit code {code})"
-            ending = Ending(status="failed", reason=reason)
-            yield index, Event(kind="end", job=job, ending=ending)
+            result = JobResult(status="failed", reason=reason)
+            yield index, Event(kind="end", job=job, result=result)
             continue
         if message[0] == "step":
             _, step, steps, loss = message
             yield index, Event(kind="step", job=job, step=step, steps=steps, loss=loss)
         else:
             worker.job = None
-            yield index, Event(kind="end", job=job, ending=message[1])
+            yield index, Event(kind="end", job=job, result=message[1])
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _die_with_parent() -> None:
 
 def _run(
     job: Job, number: int, data: dict[str, TokenData], jobs: Connection, should_stop: StopFlag
-) -> Ending:
+) -> JobResult:
     def tell(step: int, steps: int, loss: float) -> None:
         jobs.send(("step", step, steps, loss))
 
@@ -211,13 +211,13 @@ def _run(
             ranks = job.placement.num_ranks
             return run_ranks(job, ranks, on_step=tell, should_stop=should_stop)
         opened = _opened(job.data_folder, data)
-        placement = on_own_device(job.placement, number, num_gpus(job.placement))
+        placement = assign_device(job.placement, number, num_gpus(job.placement))
         job = dataclasses.replace(job, placement=placement)
         return execute(job, opened, on_step=Reporter(tell), should_stop=should_stop)
     except Exception as error:
         # What fails outside the run itself (data, damaged records, a full disk) fails this job
         # only; the worker lives on.
-        return Ending(status="failed", reason=failure_reason(error))
+        return JobResult(status="failed", reason=failure_reason(error))
 
 
 def _opened(folder: str, data: dict[str, TokenData]) -> TokenData:

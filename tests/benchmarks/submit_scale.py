@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from isoflop.data.prepare import prepare
 from isoflop.launch.run_folder import RunFolder
-from isoflop.launch.status import study_truth
+from isoflop.launch.status import study_status
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import Plan, make_plan
 from made_studies import micro
@@ -152,13 +152,13 @@ class Study:
         before, seconds = self._counted.calls(), []
         while True:
             begin = time.perf_counter()
-            truth = study_truth(self.folder, self.plan)
+            status = study_status(self.folder, self.plan)
             seconds.append(time.perf_counter() - begin)
-            if not any(state.state in _LIVE for state in truth.states):
+            if not any(state.state in _LIVE for state in status.states):
                 return seconds, _outside_tasks(self._counted.calls() - before)
             time.sleep(POLL_S)
 
-    def endings(self) -> Counter[str]:
+    def results(self) -> Counter[str]:
         """How the runs ended, and in how many attempts."""
         folders = [RunFolder(self.folder, run.run_id) for run in self.plan.unique_runs]
         found: Counter[str] = Counter()
@@ -189,7 +189,7 @@ def whole_way(study: Study, runs_per_task: int, counted: Counted) -> None:
     print(study.submit(runs_per_task, "--yes").row("submit again, all done"))
     print(f"{'a look in the same process':30s} {sorted(looks)[len(looks) // 2]:8.2f}", end="")
     print(f"            {shown(calls)} in {len(looks)} looks; slowest {max(looks):.2f} s")
-    print(f"{'all done':30s} {whole_s:8.2f}            {shown(study.endings())}")
+    print(f"{'all done':30s} {whole_s:8.2f}            {shown(study.results())}")
     print(f"calls in all: {shown(counted.calls())}")
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from isoflop.cli.progress import Estimator, Watcher
-from isoflop.launch.job import Ending, Job
+from isoflop.launch.job import Job, JobResult
 from isoflop.launch.local import Session
 from isoflop.launch.workers import Event
 from isoflop.plan.planner import make_plan
@@ -106,7 +106,7 @@ def test_what_a_checkpoint_holds_is_neither_done_again_nor_credited_twice(
         # The second run's arch has no speed of its own yet, but has spent 10 s; two workers.
         assert watcher._eta_s() == pytest.approx((left_s + other_flops * 20.0 / done) / 2)
         clock.now_s += 10.0
-        watcher.on_event(Event(kind="end", job=first, ending=Ending(status="done", loss=2.0)))
+        watcher.on_event(Event(kind="end", job=first, result=JobResult(status="done", loss=2.0)))
         arch = runs[first.run_id].arch
         assert watcher._estimator.todo_flops[arch] == pytest.approx(0.0, abs=1.0)
         before = flops * (steps // 2) / steps
@@ -130,11 +130,11 @@ def test_every_ending_is_a_line_with_its_reason(terminal: bool) -> None:
             watcher.on_event(Event(kind="start", job=job))
         watcher.on_event(Event(kind="step", job=first, step=3, steps=40, loss=5.0))
         watcher.on_event(Event(kind="wait", job=second))
-        watcher.on_event(Event(kind="end", job=first, ending=Ending(status="done", loss=2.5)))
+        watcher.on_event(Event(kind="end", job=first, result=JobResult(status="done", loss=2.5)))
         watcher.on_event(Event(kind="start", job=second))
         reason = "[non-finite] loss"
         watcher.on_event(
-            Event(kind="end", job=second, ending=Ending(status="diverged", reason=reason))
+            Event(kind="end", job=second, result=JobResult(status="diverged", reason=reason))
         )
     text = screen.getvalue()
     assert f"[1/2] {first.run_id[:12]}" in text

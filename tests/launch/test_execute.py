@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from isoflop.launch import execute as executing
 from isoflop.launch.execute import execute
-from isoflop.launch.job import Ending, Job
+from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import newest_by_step
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights, prune_weights, remove_checkpoints
@@ -43,7 +43,7 @@ def job_in(folder: Path, spec: RunSpec | None = None, **others: Any) -> tuple[Jo
     return Job(**{**values, "placement": EVERY_STEP, **others}), run_folder
 
 
-def go(job: Job, *, stop_after: int | None = None, **others: Any) -> Ending:
+def go(job: Job, *, stop_after: int | None = None, **others: Any) -> JobResult:
     """Executes a job; it is asked to stop once this many steps are completed."""
     completed = 0
 
@@ -79,7 +79,7 @@ def test_a_job_survives_json() -> None:
 
 def test_an_interrupted_run_goes_on_and_every_attempt_has_its_record(tmp_path: Path) -> None:
     job, folder = job_in(tmp_path)
-    assert go(job, stop_after=4) == Ending(status="interrupted", reason="SIGUSR2")
+    assert go(job, stop_after=4) == JobResult(status="interrupted", reason="SIGUSR2")
     assert folder.result() is None
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["3", "4"]
     ending = go(job)
@@ -117,7 +117,7 @@ def test_lost_work_counts_as_time_spent(tmp_path: Path) -> None:
             raise RuntimeError("the machine is on fire")
 
     ending = go(job, on_step=fail)
-    assert ending == Ending(status="failed", reason="RuntimeError: the machine is on fire")
+    assert ending == JobResult(status="failed", reason="RuntimeError: the machine is on fire")
     spent = record(folder, 1)
     assert (spent["step_range"], spent["exit_reason"]) == ([0, 6], f"failed: {ending.reason}")
     assert "on fire" in (folder.path / "error-0001.txt").read_text()
@@ -154,7 +154,7 @@ def test_a_result_that_came_first_wins(tmp_path: Path) -> None:
             values = {"status": "done", "status_reason": None, "loss": 1.0, "wall_s": 2.0}
             assert folder.write_result(folder.attempts()[0], values)
 
-    assert go(job, on_step=on_step) == Ending(status="done", loss=1.0, wall_s=2.0)
+    assert go(job, on_step=on_step) == JobResult(status="done", loss=1.0, wall_s=2.0)
     assert record(folder, 1)["exit_reason"] == "superseded"
 
 
@@ -200,7 +200,9 @@ def test_nothing_can_be_written_and_the_reason_is_told_all_the_same(
     for name in ("write_result", "end_attempt"):
         monkeypatch.setattr(RunFolder, name, full)
     monkeypatch.setattr(executing, "write_text_atomic", full)
-    assert go(job) == Ending(status="failed", reason="OSError: [Errno 28] No space left on device")
+    assert go(job) == JobResult(
+        status="failed", reason="OSError: [Errno 28] No space left on device"
+    )
 
 
 def test_a_heartbeat_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

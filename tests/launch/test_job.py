@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from isoflop.launch.job import laid_out, on_own_device
+from isoflop.launch.job import assign_device, resolve_placement
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import PlacementEstimate
 
@@ -24,7 +24,7 @@ GPU = Placement(device="cuda", compile=True)
 
 
 def test_a_gpu_run_takes_the_layout_of_its_plan():
-    found = laid_out(GPU, {"device", "compile"}, PLANNED)
+    found = resolve_placement(GPU, {"device", "compile"}, PLANNED)
     assert found == Placement(
         device="cuda",
         compile=True,
@@ -36,12 +36,14 @@ def test_a_gpu_run_takes_the_layout_of_its_plan():
 
 
 def test_a_batch_that_fits_whole_is_not_cut():
-    assert laid_out(GPU, (), dataclasses.replace(PLANNED, grad_accum=1)).micro_batch is None
+    assert (
+        resolve_placement(GPU, (), dataclasses.replace(PLANNED, grad_accum=1)).micro_batch is None
+    )
 
 
 @pytest.mark.parametrize("name", ["parallel", "ranks", "micro_batch", "checkpoint_activations"])
 def test_what_somebody_said_about_the_layout_replaces_all_of_the_plans(name):
-    assert laid_out(GPU, {name}, PLANNED) == GPU
+    assert resolve_placement(GPU, {name}, PLANNED) == GPU
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_what_somebody_said_about_the_layout_replaces_all_of_the_plans(name):
     ],
 )
 def test_without_a_gpu_or_a_plan_that_fits_nothing_changes(placement, planned):
-    assert laid_out(placement, (), planned) == placement
+    assert resolve_placement(placement, (), planned) == placement
 
 
 @pytest.mark.parametrize(
@@ -68,4 +70,4 @@ def test_without_a_gpu_or_a_plan_that_fits_nothing_changes(placement, planned):
     ],
 )
 def test_each_worker_has_a_device_of_its_own(placement, worker, num_devices, device):
-    assert on_own_device(placement, worker, num_devices).device == device
+    assert assign_device(placement, worker, num_devices).device == device

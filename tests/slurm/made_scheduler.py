@@ -19,7 +19,7 @@ from isoflop.launch.slurm.records import (
     comment_of,
     write_submission,
 )
-from isoflop.launch.status import RunState, Truth, study_truth
+from isoflop.launch.status import RunState, StudyStatus, study_status
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from made_studies import micro
@@ -209,9 +209,9 @@ class Sent:
     def comment(self, name: str = "s1") -> str:
         return comment_of(name, 0)
 
-    def truth(self) -> Truth:
-        return study_truth(self.folder, self.plan)
+    def status(self) -> StudyStatus:
+        return study_status(self.folder, self.plan)
 
     def state(self, index: int = 0) -> RunState:
-        by_id = {state.run.run_id: state for state in self.truth().states}
+        by_id = {state.run.run_id: state for state in self.status().states}
         return by_id[self.ids[index]]

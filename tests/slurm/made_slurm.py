@@ -14,8 +14,8 @@ from command import isoflop
 from isoflop.data.prepare import prepare
 from isoflop.data.windows import open_data
 from isoflop.launch.run_folder import RunFolder
-from isoflop.launch.slurm.records import SentArray, element_id, read_submissions
-from isoflop.launch.status import RunState, study_truth
+from isoflop.launch.slurm.records import SentArray, read_submissions, slurm_task_id
+from isoflop.launch.status import RunState, study_status
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.plan.runs import PlannedRun
@@ -79,13 +79,13 @@ class ClusterStudy:
         run_id = self.runs[index].run_id
         for array in reversed(self.arrays()):
             for task, run_ids in enumerate(array.tasks):
-                if run_id in run_ids and (job := element_id(array, task)):
+                if run_id in run_ids and (job := slurm_task_id(array, task)):
                     return job
         raise AssertionError("it was not sent")
 
     def state(self, index: int = 0) -> RunState:
         """Where a run stands, as `isoflop status` has it."""
-        return study_truth(self.folder, self.plan).states[index]
+        return study_status(self.folder, self.plan).states[index]
 
     def wait_for_state(self, *states: str, seconds: float = 60.0) -> RunState:
         return wait_until(

@@ -10,7 +10,7 @@ import pytest
 from command import isoflop, start
 from isoflop.cli.status import status_json
 from isoflop.launch.run_folder import RunFolder
-from isoflop.launch.status import study_truth
+from isoflop.launch.status import study_status
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
 from made_studies import micro
@@ -19,7 +19,7 @@ from slurm.made_slurm import LONG, SHORT, ClusterStudy, cluster_study
 
 
 def states(study: ClusterStudy) -> dict[str, dict[str, Any]]:
-    values = status_json(study_truth(study.folder, study.plan))
+    values = status_json(study_status(study.folder, study.plan))
     assert values["scheduler_calls"] <= 1
     return {run["run_id"]: run for run in values["runs"]}
 

@@ -52,12 +52,8 @@ def test_what_a_record_keeps_is_the_profile() -> None:
     ("changes", "wanted"),
     [
         ({"partitoin": "gpu"}, "cluster.partitoin = 'gpu': must be a known key (name, hardware,"),
-        ({"hardware": None}, "cluster.hardware = None: must be valid"),
-        ({"throttle": "8"}, "cluster.throttle = '8'"),
         ({"throttle": 0}, "cluster.throttle = 0"),
-        ({"time_margin": 0.5}, "cluster.time_margin = 0.5"),
         ({"memory_gb_per_device": float("inf")}, "cluster.memory_gb_per_device = inf"),
-        ({"modules": "cuda"}, "cluster.modules = 'cuda'"),
         (
             {"sbatch": {"time": 5}},
             "cluster.sbatch.time = 5: must be an option that no other key sets",

@@ -211,6 +211,6 @@ def test_without_a_smaller_layout_it_says_so(told: Scheduler, sent: Sent) -> Non
     last = dataclasses.asdict(Placement(micro_batch=1, checkpoint_activations=True))
     sent.attempt(0, OOM, job="12_0", placement=last)
     told.queue(line("12_0", "FAILED", status=256))
-    planned = plan_retry(sent.folder, sent.truth(), "oom", 1)
+    planned = plan_retry(sent.folder, sent.status(), "oom", 1)
     assert "nothing that needs clearly less" in planned.lines[0]
     assert "placement" not in planned.options[sent.ids[0]]

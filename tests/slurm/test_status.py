@@ -26,7 +26,7 @@ def invoke(command: object, *arguments: object) -> Result:
 def test_without_submissions_no_scheduler_is_asked(told: Scheduler, sent: Sent) -> None:
     sent.result(0)
     sent.attempt(1, OOM)
-    states = [state.state for state in sent.truth().states]
+    states = [state.state for state in sent.status().states]
     assert states == ["done", "failed", "missing", "missing"]
     assert sent.state(1).kind == "oom"
     assert told.calls == []
@@ -37,9 +37,9 @@ def test_one_call_however_many_runs_and_submissions(told: Scheduler, sent: Sent)
     sent.submission("12", tasks=[[0], [1]])
     sent.submission("13", tasks=[[2], [3]], name="s2")
     told.queue(*(line(f"{job}_{i}", "PENDING") for job in (12, 13) for i in (0, 1)))
-    truth = sent.truth()
-    assert {state.state for state in truth.states} == {"waiting"}
-    assert truth.queue.answer.calls == 1
+    status = sent.status()
+    assert {state.state for state in status.states} == {"waiting"}
+    assert status.queue.answer.calls == 1
     assert len(told.calls) == 1
 
 
@@ -49,7 +49,7 @@ def test_jobs_of_finished_runs_are_not_asked_for(told: Scheduler, sent: Sent) ->
     sent.result(0)
     sent.result(1, "diverged")
     told.queue(line("13", "PENDING"))
-    assert [state.state for state in sent.truth().states] == [
+    assert [state.state for state in sent.status().states] == [
         "done",
         "diverged",
         "waiting",
@@ -255,7 +255,7 @@ def test_a_job_that_dies_before_its_run_begins_is_told_by_its_own_output(
     sent.log("13_0", "CUDA unknown error\n", name="s2")
     assert sent.state().kind == "node"
     # The node of the job, and not that of the attempt before it.
-    assert plan_retry(sent.folder, sent.truth(), "node", 1).excluded_nodes == ("n1",)
+    assert plan_retry(sent.folder, sent.status(), "node", 1).excluded_nodes == ("n1",)
 
 
 def test_cancelled_jobs_are_missing_even_when_the_queue_forgot(told: Scheduler, sent: Sent) -> None:
@@ -292,12 +292,12 @@ def test_accounting_says_what_became_of_a_forgotten_job(told: Scheduler, sent: S
     told.says("sacct", "12_0|OUT_OF_MEMORY|0:125|n2\n12_1|COMPLETED|0:0|n2")
     sent.submission(tasks=[[0], [1]])
     told.says("squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
-    truth = sent.truth()
+    status = sent.status()
     assert sent.state(0).kind == "oom"
     found = sent.state(1)
     assert found.state == "lost"
     assert found.reason == "job 12_1 ended COMPLETED on n2 without a result"
-    assert truth.queue.answer.calls == 2
+    assert status.queue.answer.calls == 2
 
 
 def test_accounting_that_fails_leaves_the_verdict_to_the_files(told: Scheduler, sent: Sent) -> None:
@@ -305,9 +305,9 @@ def test_accounting_that_fails_leaves_the_verdict_to_the_files(told: Scheduler, 
     told.says("sacct", error="Problem talking to the database", code=1)
     sent.submission()
     told.queue()
-    truth = sent.truth()
+    status = sent.status()
     assert sent.state().state == "lost"
-    assert truth.unreachable is None
+    assert status.unreachable is None
 
 
 def test_a_controller_that_is_down_leaves_what_the_files_know(told: Scheduler, sent: Sent) -> None:
@@ -317,7 +317,7 @@ def test_a_controller_that_is_down_leaves_what_the_files_know(told: Scheduler, s
     sent.heartbeat(1, step=7)
     sent.attempt(2, "failed: ValueError: x", job="12_2")
     told.says("squeue", error=DOWN, code=1)
-    assert [s.state for s in sent.truth().states] == ["done", "running", "failed", "unknown"]
+    assert [s.state for s in sent.status().states] == ["done", "running", "failed", "unknown"]
     done = invoke(status, sent.folder)
     assert done.exit_code == 3
     assert DOWN in done.output

@@ -60,7 +60,7 @@ def test_the_table_of_runs_knows_no_scheduler_s_words(told: Scheduler, sent: Sen
     sent.submission()
     told.queue(line("12_1", "PENDING", restarts=1), line("12_2", "PENDING"))
     sent.attempt(3, None, job="12_3")
-    statuses = {state.state: runs_row(state)["status"] for state in sent.truth().states}
+    statuses = {state.state: runs_row(state)["status"] for state in sent.status().states}
     assert statuses == {"lost": "missing", "requeued": "missing", "waiting": "missing"}
     assert set(statuses) <= set(STATES)
 

@@ -9,7 +9,7 @@ import pytest
 
 from isoflop.files import write_json_atomic
 from isoflop.launch import execute as executing
-from isoflop.launch.job import Ending, Job
+from isoflop.launch.job import Job, JobResult
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import task
 from isoflop.launch.slurm.records import jobs_file, write_options
@@ -18,10 +18,10 @@ RUNS = ("a" * 64, "b" * 64)
 
 
 class Told:
-    """Endings to come, and what the task did."""
+    """Results to come, and what the task did."""
 
     def __init__(self) -> None:
-        self.endings: dict[str, list[Ending]] = {run_id: [] for run_id in RUNS}
+        self.results: dict[str, list[JobResult]] = {run_id: [] for run_id in RUNS}
         self.executed: list[str] = []
         self.requeued: list[str] = []
         self.signal = "SIGUSR2"
@@ -38,17 +38,17 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
     }
     write_json_atomic(jobs_file(tmp_path, "s"), jobs)
 
-    def execute(job: Job, data: object, **others: object) -> Ending:
+    def execute(job: Job, data: object, **others: object) -> JobResult:
         told.executed.append(job.run_id)
         if told.stop_after == len(told.executed):
             told.stop = told.signal
-        ending = told.endings[job.run_id].pop(0)
-        if ending.status == "failed":
+        result = told.results[job.run_id].pop(0)
+        if result.status == "failed":
             folder = RunFolder(tmp_path, job.run_id)
             attempt = folder.claim({})
             assert attempt is not None
-            folder.end_attempt(attempt, f"failed: {ending.reason}")
-        return ending
+            folder.end_attempt(attempt, f"failed: {result.reason}")
+        return result
 
     monkeypatch.setattr(executing, "execute", execute)
     monkeypatch.setattr("isoflop.data.windows.open_data", lambda folder: None)
@@ -68,12 +68,12 @@ def run(folder: Path) -> str:
     return task.run_task(str(folder), "s", ",".join(RUNS), "3")
 
 
-def ending(status: str) -> Ending:
-    return Ending(status=status, reason=None if status == "done" else "because")
+def result(status: str) -> JobResult:
+    return JobResult(status=status, reason=None if status == "done" else "because")
 
 
 def test_all_done(told: Told, tmp_path: Path) -> None:
-    told.endings = {run_id: [ending("done")] for run_id in RUNS}
+    told.results = {run_id: [result("done")] for run_id in RUNS}
     assert run(tmp_path) == "complete"
     assert told.executed == list(RUNS)
     assert told.requeued == []
@@ -83,7 +83,7 @@ def test_all_done(told: Told, tmp_path: Path) -> None:
 def test_a_signal_ends_it_and_only_usr2_puts_it_back(
     signal: str, requeued: list[str], told: Told, tmp_path: Path
 ) -> None:
-    told.endings[RUNS[0]] = [ending("interrupted")]
+    told.results[RUNS[0]] = [result("interrupted")]
     told.stop_after, told.signal = 1, signal
     assert run(tmp_path) == ("to be continued" if requeued else "stopped by SIGTERM")
     # The second run was not begun.
@@ -92,27 +92,27 @@ def test_a_signal_ends_it_and_only_usr2_puts_it_back(
 
 
 def test_usr2_after_the_last_run_is_nothing(told: Told, tmp_path: Path) -> None:
-    told.endings = {run_id: [ending("done")] for run_id in RUNS}
+    told.results = {run_id: [result("done")] for run_id in RUNS}
     told.stop_after = 2
     assert run(tmp_path) == "complete"
     assert told.requeued == []
 
 
 def test_a_held_run_is_waited_for(told: Told, tmp_path: Path) -> None:
-    told.endings = {RUNS[0]: [ending("held")] * 3 + [ending("done")], RUNS[1]: [ending("done")]}
+    told.results = {RUNS[0]: [result("held")] * 3 + [result("done")], RUNS[1]: [result("done")]}
     assert run(tmp_path) == "complete"
     assert told.executed == [RUNS[0]] * 4 + [RUNS[1]]
 
 
 def test_time_is_up_while_it_waits(told: Told, tmp_path: Path) -> None:
-    told.endings[RUNS[0]] = [ending("held")] * 2
+    told.results[RUNS[0]] = [result("held")] * 2
     told.stop_after = 2
     run(tmp_path)
     assert told.requeued == ["7_3"]
 
 
 def test_failures_are_tried_again_until_the_run_is_parked(told: Told, tmp_path: Path) -> None:
-    told.endings = {RUNS[0]: [ending("failed")] * 4, RUNS[1]: [ending("done")] * 4}
+    told.results = {RUNS[0]: [result("failed")] * 4, RUNS[1]: [result("done")] * 4}
     assert run(tmp_path) == "to be continued"
     assert run(tmp_path) == "to be continued"
     # The other run of the task is trained all the same.
@@ -126,7 +126,7 @@ def test_failures_are_tried_again_until_the_run_is_parked(told: Told, tmp_path: 
 
 
 def test_a_diverged_run_is_not_tried_again(told: Told, tmp_path: Path) -> None:
-    told.endings = {RUNS[0]: [ending("diverged")], RUNS[1]: [ending("done")]}
+    told.results = {RUNS[0]: [result("diverged")], RUNS[1]: [result("done")]}
     with pytest.raises(SystemExit) as ended:
         run(tmp_path)
     assert ended.value.code == task.SOME_RUNS_FAILED
@@ -142,7 +142,7 @@ def test_the_scheduler_refuses_to_put_it_back(
         raise SchedulerError("scontrol requeue", "Requested operation is presently disabled")
 
     monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", refuse)
-    told.endings[RUNS[0]] = [ending("interrupted")]
+    told.results[RUNS[0]] = [result("interrupted")]
     told.stop_after = 1
     with pytest.raises(SystemExit) as ended:
         run(tmp_path)
@@ -154,18 +154,20 @@ def test_on_this_machine_nothing_is_put_back(
     told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    told.endings[RUNS[0]] = [ending("interrupted")]
+    told.results[RUNS[0]] = [result("interrupted")]
     told.stop_after = 1
     assert run(tmp_path) == "stopped by SIGUSR2"
     assert told.requeued == []
 
 
-def test_which_element_this_is() -> None:
+def test_which_task_of_slurm_this_is() -> None:
     alone = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "9"}
-    assert task.element(alone) == task.Element(job_id="9", is_main=True)
+    assert task.SlurmTaskId.from_environment(alone) == task.SlurmTaskId(job_id="9", is_main=True)
     second = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_PROCID": "1"}
-    assert task.element(alone | second) == task.Element(job_id="7_0", is_main=False)
-    assert task.element({"SLURM_JOB_ID": "9"}) is None
+    assert task.SlurmTaskId.from_environment(alone | second) == task.SlurmTaskId(
+        job_id="7_0", is_main=False
+    )
+    assert task.SlurmTaskId.from_environment({"SLURM_JOB_ID": "9"}) is None
 
 
 @pytest.mark.parametrize(
@@ -178,4 +180,4 @@ def test_which_element_this_is() -> None:
 )
 def test_where_ranks_meet(hosts: list[str], known: bool, wanted: str) -> None:
     environ = {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"} if known else {}
-    assert task.meeting_point(environ, hosts) == wanted
+    assert task.master_address(environ, hosts) == wanted

@@ -12,7 +12,7 @@ from pathlib import Path
 from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import scheduler
-from isoflop.launch.slurm.queue import Queue, SentTask, look
+from isoflop.launch.slurm.queue import Queue, SentTask, query_queue
 from isoflop.launch.slurm.records import LAUNCH_FOLDER
 from isoflop.plan.planner import Plan
 
@@ -51,7 +51,7 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
     """
     runs = {r.run_id for r in plan.runs if wanted is None or r.run_id in wanted}
     finished = {run_id for run_id in runs if RunFolder(study_folder, run_id).result() is not None}
-    queue = look(study_folder, finished)
+    queue = query_queue(study_folder, finished)
     if queue.answer.unreachable is not None:
         raise scheduler.SchedulerError("squeue", queue.answer.unreachable)
     tasks = _live_tasks(queue, runs - finished)

@@ -7,14 +7,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt, MinLen
 
 from isoflop.errors import UserError
 from isoflop.plan.estimate import Hardware, load_hardware
 from isoflop.resources import builtin_names, read_profile
+from isoflop.validate import validated
 
 LOCAL = "local"
 _HARDWARE_PREFIX = "hardware_"
+_DO = "correct the profile"
 # Options of sbatch that isoflop or submitit sets itself.
 _OWN_OPTIONS = frozenset(
     (
@@ -25,50 +29,57 @@ _OWN_OPTIONS = frozenset(
 )
 
 
+_Text = Annotated[str, MinLen(1)]
+_Positive = Annotated[int, Ge(1)]
+_Amount = Annotated[float, Gt(0)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterProfile:
     """One kind of node of a cluster, and how a study uses it. A device is a GPU, or a CPU core."""
 
-    name: str
-    hardware: str
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
+
+    name: _Text
+    hardware: _Text
     """A hardware profile (slurm/hardware_NAME.toml), which times and memory are estimated for."""
     description: str = ""
-    partition: str | None = None
+    partition: _Text | None = None
     """None: the cluster's default; likewise account and qos."""
-    account: str | None = None
-    qos: str | None = None
-    gpus_per_node: int = 0
+    account: _Text | None = None
+    qos: _Text | None = None
+    gpus_per_node: Annotated[int, Ge(0)] = 0
     """Most GPUs that one node gives; 0: the CPU."""
-    gpu_type: str | None = None
+    gpu_type: _Text | None = None
     """As the cluster's gres names it (`--gres=gpu:TYPE:N`); None: any (`--gpus-per-node=N`)."""
-    ranks_per_node: int | None = None
+    ranks_per_node: _Positive | None = None
     """Most processes of a run on one node; None: as many as GPUs, on the CPU all."""
-    cpus_per_device: int = 1
-    memory_gb_per_device: float | None = None
+    cpus_per_device: _Positive = 1
+    memory_gb_per_device: _Amount | None = None
     """Host memory; None: on CPUs the estimate with a margin, with GPUs the cluster's default."""
-    time_limit_min: int = 1440
+    time_limit_min: _Positive = 1440
     """Longest that one job may run. Longer runs save, requeue themselves and go on."""
-    time_floor_min: int = 20
+    time_floor_min: _Positive = 20
     """Shortest limit that is asked for."""
-    time_margin: float = 2.0
+    time_margin: Annotated[float, Ge(1)] = 2.0
     """Factor on the estimated time."""
-    signal_s: int = 120
+    signal_s: _Positive = 120
     """Seconds before the limit at which a run saves and requeues itself."""
-    throttle: int = 64
+    throttle: _Positive = 64
     """Most tasks of an array at a time."""
-    max_submit: int | None = None
+    max_submit: _Positive | None = None
     """Most tasks that may wait or run at a time, where the cluster has a limit; None: its own."""
-    runs_per_task: int = 1
+    runs_per_task: _Positive = 1
     """Runs of one device that share a task, one after the other."""
-    max_failures: int = 3
+    max_failures: _Positive = 3
     """Failed attempts after which a run is parked."""
-    price_per_hour: float | None = None
+    price_per_hour: _Amount | None = None
     """Of one device; None: the hardware profile's."""
-    modules: tuple[str, ...] = ()
+    modules: tuple[_Text, ...] = ()
     """`module load` them before a task starts."""
-    venv: str | None = None
+    venv: _Text | None = None
     """Folder of a virtual environment on the nodes; None: the Python that submits."""
-    setup: tuple[str, ...] = ()
+    setup: tuple[_Text, ...] = ()
     """Further lines of shell before a task starts."""
     sbatch: Mapping[str, str | int | bool] = field(default_factory=dict)
     """Further options of sbatch by their long names, without dashes; true for one without value."""
@@ -139,29 +150,8 @@ def profile_from_mapping(values: Mapping[str, Any]) -> ClusterProfile:
     Raises:
         UserError: an unknown or missing key, a wrong type or an impossible value.
     """
-    # Imported here: pydantic takes its time, and not every command reads a profile.
-    from pydantic import ValidationError
-
-    from isoflop.launch.slurm.profile_file import ProfileFile
-
-    try:
-        read = ProfileFile.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in ("str", "int", "bool"))
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(ProfileFile.model_fields)
-            raise _mistake(key, first["input"], f"a known key ({known})") from None
-        if first["type"] == "missing":
-            raise _mistake(key, None, "given") from None
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise _mistake(key, first["input"], f"valid ({message})") from None
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in read.model_dump(exclude_unset=True).items()
-    }
-    return ClusterProfile(**given)
+    return validated(ClusterProfile, values, what="cluster", do=_DO, do_missing=_DO)
 
 
 def _mistake(key: str, value: object, allowed: str) -> UserError:
-    return UserError(f"cluster.{key}", value, allowed, "correct the profile")
+    return UserError(f"cluster.{key}", value, allowed, _DO)

@@ -14,8 +14,8 @@ from isoflop.launch.slurm.records import (
     Submission,
     array_folder,
     comment_of,
-    element_id,
     read_submissions,
+    slurm_task_id,
 )
 from isoflop.launch.slurm.scheduler import Answer, JobState
 
@@ -84,7 +84,7 @@ class Queue:
         return None
 
 
-def look(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
+def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
     """Read the records of all submissions and asks squeue once, if a job may be of interest.
 
     Args:
@@ -106,7 +106,7 @@ def look(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
     return Queue(tasks=by_run, answer=answer)
 
 
-def remember(queue: Queue, job_ids: Sequence[str]) -> Queue:
+def add_accounting(queue: Queue, job_ids: Sequence[str]) -> Queue:
     """The same with what accounting, if the cluster has it, says of jobs that squeue has not."""
     try:
         if not job_ids or not scheduler.has_accounting():
@@ -134,7 +134,7 @@ def sent_tasks(study_folder: Path) -> list[SentTask]:
             array=number,
             index=index,
             run_ids=run_ids,
-            job_id=element_id(array, index),
+            job_id=slurm_task_id(array, index),
             rejected=array.rejected,
         )
         for submission in read_submissions(study_folder)

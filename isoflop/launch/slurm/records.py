@@ -81,7 +81,7 @@ def comment_of(submission_id: str, array: int) -> str:
     return f"isoflop:{submission_id}:{array}"
 
 
-def element_id(array: SentArray, index: int) -> str | None:
+def slurm_task_id(array: SentArray, index: int) -> str | None:
     """The scheduler's name of a task: `123_4`, or `123` where it is alone; None: not known."""
     if array.job_id is None:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import records
-from isoflop.launch.status import RunState, Truth
+from isoflop.launch.status import RunState, StudyStatus
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import ModelShape, estimate_memory, format_bytes, model_shape
 from isoflop.spec import shown_id
@@ -35,22 +35,22 @@ class Retry:
         return list(self.options)
 
 
-def failed_runs(truth: Truth) -> list[RunState]:
+def failed_runs(status: StudyStatus) -> list[RunState]:
     """Return all runs that failed or are lost, each once."""
-    unique = {state.run.run_id: state for state in truth.states}.values()
+    unique = {state.run.run_id: state for state in status.states}.values()
     return [state for state in unique if state.kind is not None]
 
 
-def plan_retry(study_folder: Path, truth: Truth, kind: str, max_devices: int) -> Retry:
+def plan_retry(study_folder: Path, status: StudyStatus, kind: str, max_devices: int) -> Retry:
     """Decide what is tried next for all failed or lost runs of a kind.
 
     Args:
         study_folder: the study's folder.
-        truth: where its runs stand.
+        status: where its runs stand.
         kind: one of failures.KINDS, or `all`.
         max_devices: that one run may have.
     """
-    chosen = [s for s in failed_runs(truth) if kind in ("all", s.kind)]
+    chosen = [s for s in failed_runs(status) if kind in ("all", s.kind)]
     recorded = records.read_options(study_folder)
     nodes = sorted({node for s in chosen if (node := _bad_node(s)) is not None})
     options, lines = {}, []

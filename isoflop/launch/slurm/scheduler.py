@@ -174,13 +174,13 @@ def _has_accounting(slurm_conf: str) -> bool:
     return config().get("AccountingStorageType", "").endswith("slurmdbd")
 
 
-def requeue(element_id: str) -> None:
+def requeue(slurm_task_id: str) -> None:
     """Put a running job or array element back into the queue.
 
     Raises:
         SchedulerError: the scheduler refused.
     """
-    call(["scontrol", "requeue", element_id])
+    call(["scontrol", "requeue", slurm_task_id])
 
 
 def cancel(ids: Iterable[str]) -> None:

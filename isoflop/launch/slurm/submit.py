@@ -9,7 +9,6 @@ for a job.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import secrets
 import time
@@ -19,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
-from isoflop.launch.job import Job, laid_out, num_gpus
+from isoflop.launch.job import Job, num_gpus, resolve_placement
 from isoflop.launch.local import open_session
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors, records, scheduler
@@ -225,33 +226,27 @@ def send(prepared: Prepared) -> SubmitReport:
 
 @contextmanager
 def submit_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of a study's submissions; waits for another one for up to LOCK_WAIT_S.
+    """Hold the lock of a study's submissions; wait for another one for up to LOCK_WAIT_S.
+
+    The system releases it when this process ends, however it ends.
 
     Raises:
         UserError: another process holds it longer.
     """
     path = folder / records.LAUNCH_FOLDER / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        _lock(file.fileno(), path, time.monotonic() + LOCK_WAIT_S)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} of {os.uname().nodename}\n")
-        file.flush()
+    # No other kind of lock where the file system has none: a process that was killed would keep it.
+    lock = FileLock(path, LOCK_WAIT_S, poll_interval=_LOCK_POLL_S, fallback_to_soft=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        holder = path.read_text(encoding="utf-8").strip() or "another process"
+        raise UserError(
+            "submit lock", str(path), f"free ({holder} is submitting)", "try again later"
+        ) from None
+    with held:
+        path.write_text(f"process {os.getpid()} of {os.uname().nodename}\n", encoding="utf-8")
         yield
-
-
-def _lock(descriptor: int, path: Path, deadline_s: float) -> None:
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline_s:
-                holder = path.read_text(encoding="utf-8").strip() or "another process"
-                raise UserError(
-                    "submit lock", str(path), f"free ({holder} is submitting)", "try again later"
-                ) from None
-            time.sleep(_LOCK_POLL_S)
 
 
 def _send_all(prepared: Prepared, plans: Sequence[ArrayPlan]) -> tuple[SentArray, ...]:
@@ -401,7 +396,9 @@ def _placed(job: Job, tables: Sequence[Mapping[str, Any]], estimate: PlanEstimat
     """Return the job on the profile's hardware, whatever hardware the plan was estimated for."""
     given = {k: v for table in tables for k, v in table.items() if v is not None}
     planned = estimate.runs[job.run_id].placement
-    return dataclasses.replace(job, placement=laid_out(placement_from(given), given, planned))
+    return dataclasses.replace(
+        job, placement=resolve_placement(placement_from(given), given, planned)
+    )
 
 
 def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) -> RunToSend:

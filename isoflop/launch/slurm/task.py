@@ -1,15 +1,15 @@
-"""What a job on the cluster runs: its share of a submission, a function of strings.
+"""What a job on the cluster runs: one task of a submission, a function of strings.
 
 Each run is executed as anywhere (isoflop.launch.execute): "already complete?", the claim, its own
 checkpoints, the result once. This module adds what a scheduler needs:
 
 * USR2 (the time limit is near, or a preemption that gives notice): the run saves at its next step,
-  and the task puts itself back into the queue, as often as it takes.
+  and the task requeues itself, as often as it takes.
 * TERM (a preemption without notice, `scontrol requeue`, scancel): the run saves and the task ends;
-  SLURM puts back what it preempted.
+  SLURM requeues what it preempted.
 * A run that another process holds, such as an orphan on a node that SLURM has lost: the task waits
   for its result, or for its heartbeat to stop.
-* A failure: the task puts itself back until the run has failed max_failures times; then the run is
+* A failure: the task requeues itself until the run has failed max_failures times; then the run is
   parked, with the reason in its last attempt's record.
 """
 
@@ -29,7 +29,7 @@ from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.slurm.records import jobs_file, read_options
 
 if TYPE_CHECKING:
-    from isoflop.launch.job import Ending, Job
+    from isoflop.launch.job import Job, JobResult
     from isoflop.train.ranks import Ranks
 
 HELD_POLL_S = 2.0
@@ -38,7 +38,7 @@ _TIME_IS_UP = "SIGUSR2"
 
 
 def run_task(study_folder: str, submission_id: str, run_ids: str, max_failures: str) -> str:
-    """Train the runs of one task, and puts the task back into the queue if one is left to go on.
+    """Train the runs of one task. Requeue the task if a run is unfinished.
 
     Args:
         study_folder: the study's folder.
@@ -46,38 +46,40 @@ def run_task(study_folder: str, submission_id: str, run_ids: str, max_failures: 
         run_ids: comma between ids; they are trained one after the other.
         max_failures: failed attempts after which a run is parked.
 
-    Returns a word for the log; nobody reads it back. The process ends with code 1 if a run failed
-    or diverged, 75 if one is left and the task could not put itself back.
+    Returns a word for the log, which nothing reads back. The process ends with code 1 if a run
+    failed or diverged, 75 if one is unfinished and the task could not requeue itself.
     """
     # Before anything slow: submitit's own handler would end the process on USR2.
     should_stop = StopFlag()
-    share = Share(Path(study_folder), submission_id, int(max_failures), should_stop)
+    task = ArrayTask(Path(study_folder), submission_id, int(max_failures), should_stop)
     for run_id in run_ids.split(","):
-        share.train(run_id)
-    return share.end()
+        task.train(run_id)
+    return task.end()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Element:
-    """This process's place in the scheduler's books; see :func:`element`."""
+class SlurmTaskId:
+    """The job or task of an array that this process belongs to."""
 
     job_id: str
+    """123, or 123_4 for a task of an array."""
     is_main: bool
+    """Whether this process is the job's first."""
+
+    @staticmethod
+    def from_environment(environ: Mapping[str, str]) -> SlurmTaskId | None:
+        """Return the id that SLURM gave in the environment; None: SLURM did not start this."""
+        if environ.get("SUBMITIT_EXECUTOR") != "slurm":
+            return None
+        array = environ.get("SLURM_ARRAY_JOB_ID")
+        job_id = environ["SLURM_JOB_ID"]
+        if array is not None:
+            job_id = f"{array}_{environ['SLURM_ARRAY_TASK_ID']}"
+        return SlurmTaskId(job_id=job_id, is_main=environ.get("SLURM_PROCID", "0") == "0")
 
 
-def element(environ: Mapping[str, str]) -> Element | None:
-    """The job or array element that this process belongs to; None: no scheduler started it."""
-    if environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return None
-    array = environ.get("SLURM_ARRAY_JOB_ID")
-    job_id = environ["SLURM_JOB_ID"]
-    if array is not None:
-        job_id = f"{array}_{environ['SLURM_ARRAY_TASK_ID']}"
-    return Element(job_id=job_id, is_main=environ.get("SLURM_PROCID", "0") == "0")
-
-
-def meeting_point(environ: Mapping[str, str], hosts: Sequence[str]) -> str:
-    """Where the ranks meet: on the first node, by its name or, where that is none, its address."""
+def master_address(environ: Mapping[str, str], hosts: Sequence[str]) -> str:
+    """Return where the ranks meet: the first node's name or, where none resolves, its address."""
     try:
         socket.getaddrinfo(hosts[0], None)
     except OSError:
@@ -86,8 +88,8 @@ def meeting_point(environ: Mapping[str, str], hosts: Sequence[str]) -> str:
     return hosts[0]
 
 
-class Share:
-    """The runs of one task, and what is to become of the task."""
+class ArrayTask:
+    """One task of a submission: trains its runs, and requeues itself where that is due."""
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Share:
         self._jobs = read_json(jobs_file(study_folder, submission_id), "jobs of a submission")
         self._max_failures = max_failures
         self._should_stop = should_stop
-        self._place = element(os.environ)
+        self._slurm_id = SlurmTaskId.from_environment(os.environ)
         self._unfinished = False
         self._failed = False
         self._try_again = False
@@ -114,29 +116,29 @@ class Share:
             self._unfinished = True
             return
         job = Job.from_json(self._jobs[run_id])
-        ending = self._execute(job)
-        self._prune |= job.keep_weights == "best" and ending.status == "done"
-        reason = "" if ending.reason is None else f": {ending.reason}"
-        print(f"isoflop: run {run_id} {ending.status}{reason}", flush=True)
-        if ending.status in ("interrupted", "held"):
+        result = self._execute(job)
+        self._prune |= job.keep_weights == "best" and result.status == "done"
+        reason = "" if result.reason is None else f": {result.reason}"
+        print(f"isoflop: run {run_id} {result.status}{reason}", flush=True)
+        if result.status in ("interrupted", "held"):
             self._unfinished = True
-        elif ending.status == "failed":
+        elif result.status == "failed":
             self._failed = True
             self._try_again |= not self._is_parked(run_id)
-        elif ending.status == "diverged":
+        elif result.status == "diverged":
             self._failed = True
 
     def end(self) -> str:
-        """Put the task back into the queue where that is due; a word for the log."""
+        """Requeue the task where that is due; return a word for the log."""
         if self._prune:
             self._prune_weights()
         stop = self._should_stop()
         goes_on = (self._unfinished and stop == _TIME_IS_UP) or (self._try_again and stop is None)
-        if self._place is not None and not self._place.is_main:
+        if self._slurm_id is not None and not self._slurm_id.is_main:
             # The main rank alone decides, and is not to be ended by the code of another.
             return "ended"
-        if self._place is not None and goes_on:
-            _requeue(self._place.job_id)
+        if self._slurm_id is not None and goes_on:
+            _requeue(self._slurm_id.job_id)
             return "to be continued"
         if self._unfinished:
             return f"stopped by {stop}"
@@ -144,10 +146,10 @@ class Share:
             sys.exit(SOME_RUNS_FAILED)
         return "complete"
 
-    def _execute(self, job: Job) -> Ending:
+    def _execute(self, job: Job) -> JobResult:
         if job.placement.num_ranks == 1:
             return self._until_decided(job, None)
-        if self._place is None:
+        if self._slurm_id is None:
             from isoflop.launch.ranks import run_ranks
 
             return run_ranks(
@@ -160,26 +162,27 @@ class Share:
 
         from isoflop.train.parallel import ranks_from_environment
 
-        os.environ.setdefault("MASTER_ADDR", meeting_point(os.environ, JobEnvironment().hostnames))
+        hosts = JobEnvironment().hostnames
+        os.environ.setdefault("MASTER_ADDR", master_address(os.environ, hosts))
         with ranks_from_environment(job.placement) as ranks:
             return self._until_decided(job, ranks)
 
-    def _until_decided(self, job: Job, ranks: Ranks | None) -> Ending:
-        """Execute a run; waits as long as another process holds it."""
+    def _until_decided(self, job: Job, ranks: Ranks | None) -> JobResult:
+        """Execute a run; wait as long as another process holds it."""
         from isoflop.data.windows import open_data
         from isoflop.launch.execute import execute
 
         data = open_data(Path(job.data_folder))
         while True:
-            ending = execute(job, data, should_stop=self._should_stop, ranks=ranks)
-            waits = ending.status == "held" and self._should_stop() is None
-            # Ranks that are not main are told "held" of a run that is complete, too.
+            result = execute(job, data, should_stop=self._should_stop, ranks=ranks)
+            waits = result.status == "held" and self._should_stop() is None
+            # Ranks that are not main get "held" of a run that is complete, too.
             if not (waits if ranks is None else bool(ranks.broadcast(float(waits)))):
-                return ending
+                return result
             time.sleep(HELD_POLL_S)
 
     def _prune_weights(self) -> None:
-        """Once per task: it reads the plan and the results of all runs."""
+        """Remove weights that do not stay; once per task, since it reads the results of all runs."""
         from isoflop.launch.weights import prune_weights
         from isoflop.plan.artefact import read_plan
 

@@ -20,7 +20,7 @@ import torch
 from isoflop.data.windows import open_data
 from isoflop.launch import ranks as launching
 from isoflop.launch.execute import execute
-from isoflop.launch.job import Ending, Job
+from isoflop.launch.job import Job, JobResult
 from isoflop.launch.local import open_session
 from isoflop.launch.ranks import run_ranks
 from isoflop.launch.run_folder import ProcessIdentity
@@ -87,7 +87,7 @@ def test_one_rank_is_stopped_and_one_process_goes_on(
         seen.append(step)
 
     ending = run_ranks(job, 2, on_step=on_step, should_stop=lambda: "SIGUSR2" if seen else None)
-    assert ending == Ending(status="interrupted", reason="another rank was asked to stop")
+    assert ending == JobResult(status="interrupted", reason="another rank was asked to stop")
     (first,) = attempts(job)
     assert first["exit_reason"] == "interrupted: another rank was asked to stop"
     # The main rank saved what both had completed.
@@ -197,18 +197,18 @@ def identity(pid: int) -> ProcessIdentity:
     ("messages", "stderr", "reason"),
     [
         (
-            [{"rank": 0, "ending": {"status": "failed", "reason": "a"}}],
+            [{"rank": 0, "result": {"status": "failed", "reason": "a"}}],
             "Root Cause (first observed failure):\n[0]:\n  rank      : 3 (local_rank: 1)\n"
             "  exitcode  : -11 (pid: 5)\n",
             "rank 3: died (exit code -11); rank 0: a",
         ),
         (
-            [{"rank": r, "ending": {"status": "failed", "reason": "no data"}} for r in (1, 0)],
+            [{"rank": r, "result": {"status": "failed", "reason": "no data"}} for r in (1, 0)],
             "",
             "no data",
         ),
         (
-            [{"rank": 1, "ending": {"status": "failed", "reason": "b"}}],
+            [{"rank": 1, "result": {"status": "failed", "reason": "b"}}],
             "rank : 1\n exitcode : 1\n",
             "rank 1: b",
         ),
@@ -216,7 +216,7 @@ def identity(pid: int) -> ProcessIdentity:
     ],
 )
 def test_why_ranks_failed(messages: list[dict[str, Any]], stderr: str, reason: str) -> None:
-    ending = launching._ending(messages, 1, stderr)
+    ending = launching._result(messages, 1, stderr)
     assert ending.status == "failed"
     assert ending.reason is not None
     assert ending.reason.endswith(reason)
