@@ -162,12 +162,11 @@ def test_on_this_machine_nothing_is_put_back(
 
 def test_which_task_of_slurm_this_is() -> None:
     alone = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "9"}
-    assert task.SlurmTaskId.from_environment(alone) == task.SlurmTaskId(job_id="9", is_main=True)
     second = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_PROCID": "1"}
-    assert task.SlurmTaskId.from_environment(alone | second) == task.SlurmTaskId(
-        job_id="7_0", is_main=False
-    )
-    assert task.SlurmTaskId.from_environment({"SLURM_JOB_ID": "9"}) is None
+    found = task.SlurmTaskId.from_environment
+    assert found(alone) == task.SlurmTaskId(job_id="9", is_main=True)
+    assert found(alone | second) == task.SlurmTaskId(job_id="7_0", is_main=False)
+    assert found({"SLURM_JOB_ID": "9"}) is None
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ class ArrayTask:
             time.sleep(HELD_POLL_S)
 
     def _prune_weights(self) -> None:
-        """Remove weights that do not stay; once per task, since it reads the results of all runs."""
+        """Remove weights that do not stay. Once per task: it reads the results of all runs."""
         from isoflop.launch.weights import prune_weights
         from isoflop.plan.artefact import read_plan
 
