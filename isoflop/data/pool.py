@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from isoflop.errors import UserError
@@ -18,11 +22,14 @@ State = TypeVar("State")
 TASKS_PER_WORKER = 2
 """Tasks taken ahead of the next result, for each process: what bounds memory."""
 
+_work: Callable[[Any], Any]
+"""In a worker: the function, with its state."""
+
 
 def ordered_map(
     function: Callable[[State, Task], Result], state: State, tasks: Iterable[Task], workers: int
 ) -> Generator[Result, None, None]:
-    """``function(state, task)`` of each task, in order; an error is raised in its task's turn.
+    """Yield ``function(state, task)`` of each task, in order; raise an error in its task's turn.
 
     Processes end when the iterator is closed, and by themselves when this process is killed.
 
@@ -35,108 +42,48 @@ def ordered_map(
     Raises:
         UserError: a process died.
     """
-    if workers == 1:
-        return (function(state, task) for task in tasks)
-    return _in_processes(function, state, tasks, workers)
-
-
-def _in_processes(
-    function: Callable[[State, Task], Result], state: State, tasks: Iterable[Task], workers: int
-) -> Generator[Result, None, None]:
-    started = [_start(function, state) for _ in range(workers)]
-    try:
-        yield from _dispatch([connection for _, connection in started], iter(tasks))
-    finally:
-        for process, _ in started:
-            process.terminate()
-        for process, connection in started:
-            process.join()
-            connection.close()
-
-
-def _dispatch(idle: list[Connection], tasks: Iterator[Any]) -> Iterator[Any]:
-    ahead = TASKS_PER_WORKER * len(idle)
-    busy: dict[Any, int] = {}
-    done: dict[int, Any] = {}
-    num_sent = num_yielded = 0
-    more = True
-    while True:
-        while more and idle and num_sent - num_yielded < ahead:
-            try:
-                task = next(tasks)
-            except StopIteration:
-                more = False
-                break
-            connection = idle.pop()
-            _send(connection, task)
-            busy[connection] = num_sent
-            num_sent += 1
-        if num_yielded in done:
-            num_yielded += 1
-            yield _unwrap(done.pop(num_yielded - 1))
-        elif busy:
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)
-                done[busy.pop(ready)] = _receive(ready)
-                idle.append(ready)
-        else:
-            return
-
-
-def _start(function: Callable[..., Any], state: Any) -> tuple[BaseProcess, Connection]:
-    # A fresh process inherits no other connection, so that each sees the end of its own.
+    if workers <= 1:
+        for task in tasks:
+            yield function(state, task)
+        return
+    # Fresh processes inherit nothing: this one alone has the end that keeps them alive.
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, function, state), daemon=True)
-    process.start()
-    theirs.close()
-    return process, ours
+    lease, keep_alive = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _begin, (function, state, lease))
+    ahead: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            ahead.append(pool.submit(_call, task))
+            if len(ahead) == TASKS_PER_WORKER * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "data process",
+            "ended",
+            "alive until its work is done (was it out of memory?)",
+            "run the command again, with fewer --workers",
+        ) from None
+    finally:
+        keep_alive.close()
+        pool.shutdown(cancel_futures=True)
+        lease.close()
 
 
-def _work(connection: Connection, function: Callable[..., Any], state: Any) -> None:
+def _begin(function: Callable[[State, Task], Result], state: State, lease: Connection) -> None:
+    """Set up a worker process, which ends as soon as ``lease`` does."""
     # An interrupt reaches the whole group; the parent ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        try:
-            task = connection.recv()
-        # An OSError where this process's last answer was not read.
-        except (EOFError, OSError):
-            return
-        try:
-            answer = (True, function(state, task))
-        except Exception as error:
-            answer = (False, error)
-        try:
-            connection.send(answer)
-        except OSError:
-            return
+
+    def watch() -> None:
+        wait([lease])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    global _work
+    _work = lambda task: function(state, task)  # noqa: E731
 
 
-def _send(connection: Connection, task: Any) -> None:
-    try:
-        connection.send(task)
-    except OSError:
-        raise _died() from None
-
-
-def _receive(connection: Connection) -> tuple[bool, Any]:
-    try:
-        return connection.recv()
-    except (EOFError, OSError):
-        raise _died() from None
-
-
-def _died() -> UserError:
-    return UserError(
-        "data process",
-        "ended",
-        "alive until its work is done (was it out of memory?)",
-        "run the command again, with fewer --workers",
-    )
-
-
-def _unwrap(answer: tuple[bool, Any]) -> Any:
-    succeeded, value = answer
-    if not succeeded:
-        raise value
-    return value
+def _call(task: Any) -> Any:
+    return _work(task)
