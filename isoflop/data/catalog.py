@@ -114,7 +114,7 @@ def identity_of(manifest: Mapping[str, Any]) -> DataIdentity:
 
 
 def name_in_study(manifest: Mapping[str, Any], tokenizer: str, data_dir: Path) -> str:
-    """What a study calls a prepared set: its source, with its data id where there are several.
+    """Return what a study calls a prepared set: its source, and its data id where it has several.
 
     Args:
         manifest: of the prepared folder.
@@ -143,7 +143,7 @@ def prepare_command(source: str, tokenizer: str) -> str:
 
 
 def make_data_id(corpus_hash: str, tokenizer_hash: str, split_rule: str = SPLIT_RULE) -> str:
-    """First 16 hex digits of sha256 over the canonical JSON of corpus, split and tokenizer."""
+    """Return 16 hex digits of sha256 over the canonical JSON of corpus, split and tokenizer."""
     return sha256_json({"corpus": corpus_hash, "split": split_rule, "tokenizer": tokenizer_hash})[
         :16
     ]

@@ -86,7 +86,7 @@ class Document:
 
 
 def build_manifest(header: Mapping[str, Any], documents: Sequence[Document]) -> dict[str, Any]:
-    """A corpus manifest: ``header`` (name, licence, origin), totals and one row per document."""
+    """Return a corpus manifest: ``header`` (name, licence, origin), totals, a row per document."""
     entries = [document.entry() for document in documents]
     return {
         "schema": CORPUS_SCHEMA,
@@ -116,7 +116,7 @@ def read_corpus_manifest(folder: Path, do: str) -> dict[str, Any]:
 
 
 def corpus_folder(source: str, data_dir: Path | None = None) -> tuple[Path, str]:
-    """Return folder of a source's texts, and what to do when they are missing or damaged.
+    """Return the folder of a source's texts, and what to do when they are missing or damaged.
 
     Raises:
         UserError: the source is none of :data:`CORPORA`.
@@ -157,12 +157,12 @@ def read_texts(folder: Path, manifest: Mapping[str, Any], do: str) -> Iterator[b
 
 
 def corpus_sha256(document_sha256s: Sequence[str]) -> str:
-    """Return identity of a corpus: its documents' sha256 in order; no names, paths or dates."""
+    """Return the identity of a corpus: its documents' sha256 in order; no names, paths or dates."""
     return sha256_json(list(document_sha256s))
 
 
 def heldout_flags(document_sha256s: Sequence[str]) -> list[bool]:
-    """For each document, whether :data:`SPLIT_RULE` holds it out.
+    """Return, for each document, whether :data:`SPLIT_RULE` holds it out.
 
     Raises:
         UserError: nothing would be left to train on.

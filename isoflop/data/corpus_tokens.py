@@ -107,7 +107,7 @@ def _check_id(target: Path, data_id: str) -> None:
 
 
 def tokenizer_entries(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Return what a manifest says of the tokenizer; its file, if it has one, goes to ``folder``."""
+    """Return a manifest's entries of the tokenizer; write its file, if any, to ``folder``."""
     spec = tokenizer.spec
     entries: dict[str, Any] = {
         "tokenizer": spec.name,
@@ -137,7 +137,7 @@ def _encoded(
     data_dir: Path,
     tokenizer: Tokenizer,
 ) -> Iterator[tuple[dict[str, Any], NDArray[Any]]]:
-    """Manifest row and tokens, end-of-text included, of each document of one side of the split."""
+    """Yield manifest row and tokens, end-of-text included, of each document of one side."""
     wanted = _side(corpus, heldout, held)
     folder, do = corpus_folder(source, data_dir)
     for entry, text in zip(wanted, read_texts(folder, {"documents": wanted}, do), strict=True):

@@ -58,7 +58,7 @@ def export(
         format: ``parquet`` or ``arrow`` (an Arrow IPC file).
         what: ``documents`` or ``windows``.
         seq_len: tokens of a window; for windows only.
-        on_progress: told the tokens written so far and those in all.
+        on_progress: called with the tokens written so far and those in all.
 
     Returns:
         The number of rows.

@@ -41,7 +41,7 @@ def _matches(pattern: str) -> Iterator[Path]:
 
 
 def describe_files(files: list[Path], meter: Meter) -> dict[str, Any]:
-    """Return number, bytes and content of ``files``, in order: no names, no dates.
+    """Return number, bytes and a hash of ``files``, in order: no names, no dates.
 
     Raises:
         UserError: a file cannot be read.
@@ -65,7 +65,7 @@ def describe_files(files: list[Path], meter: Meter) -> dict[str, Any]:
 
 
 def split_files(pattern: str, files: list[Path], heldout_split: str) -> list[list[Path]]:
-    """Return training and held-out files of a staged copy.
+    """Return the training and the held-out files of a staged copy.
 
     A file is held out if its name, or a folder below the fixed part of ``pattern``, carries the
     split's name as a word (``validation/chunk1/a.jsonl``, ``validation-00000-of-00003.parquet``).

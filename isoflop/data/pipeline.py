@@ -167,7 +167,7 @@ def _counted(
 
 
 def cut_blocks(name: str, documents: Iterable[RawDocument]) -> Iterator[Block]:
-    """Run of documents of about :data:`BLOCK_BYTES`, or of one longer document."""
+    """Yield runs of documents of about :data:`BLOCK_BYTES`, or of one longer document."""
     ids: list[str] = []
     texts: list[bytes] = []
     number = num_bytes = 0
@@ -184,7 +184,7 @@ def cut_blocks(name: str, documents: Iterable[RawDocument]) -> Iterator[Block]:
 
 
 def tokenise_block(tokenising: Tokenising, block: Block) -> str:
-    """Write a block's files unless they are there; returns the block's name.
+    """Write a block's files unless they are there; return the block's name.
 
     Raises:
         UserError: a document is bad and bad ones are refused.

@@ -51,7 +51,7 @@ def prepare(
         data_dir: :func:`isoflop.data.storage.default_data_dir` if None.
         options: how the source is read; None takes what is prepared, whatever the options were,
             and prepares nothing but corpora.
-        on_progress: told now and then how far it is.
+        on_progress: called now and then with the progress.
 
     Raises:
         UserError: source or tokenizer cannot be prepared, texts are missing, damaged or refused,
@@ -83,8 +83,8 @@ def prepared_for_plan(
 ) -> Path:
     """Return the verified folder of the very tokens that a plan was made for.
 
-    Whatever else was prepared of the same source meanwhile; a corpus is prepared if it is not
-    there.
+    What else was prepared of the same source meanwhile does not matter; a corpus is prepared if it
+    is not there.
 
     Args:
         source: as the study names it.
@@ -174,7 +174,7 @@ def _files_source(
     *,
     optional: bool = False,
 ) -> Source:
-    """Local files; ``optional``: a copy without files of the held-out split is split by hash."""
+    """Return local files; ``optional``: without files of the held-out split, split by hash."""
     files = find_files(pattern)
     train, heldout = split_files(pattern, files, heldout_split) if heldout_split else (files, [])
     if heldout_split and not heldout and not optional:

@@ -81,7 +81,7 @@ class Sorting:
 def sort_documents(
     work: Path, out: Path, parts: list[TakenPart], options: PrepareOptions
 ) -> Sorting:
-    """Decide where each document goes and writes ``documents-*.parquet`` to ``out``.
+    """Decide where each document goes; write ``documents-*.parquet`` to ``out``.
 
     Raises:
         UserError: a side would be empty.
@@ -119,7 +119,7 @@ def sort_documents(
             for writer in tables.values():
                 writer.flush()
     _check_sides(sorting)
-    # 64 bits tell a billion documents apart but for a chance of 3%.
+    # With 64 bits, a billion documents are all different but for a chance of 3%.
     keys = np.concatenate(train_keys)
     sorting.num_train_duplicates = int(keys.size - np.unique(keys).size)
     sorting.corpus_sha256 = corpus.hexdigest()
@@ -133,7 +133,7 @@ def _choose_rule(
         return OWN_SPLITS_RULE, is_hash_heldout
     if options.tokens is None:
         digests = few_digests(table for _, _, table in _tables(work, parts))
-        # Where there is none at all, the error says why.
+        # Where there is none at all, the error of the empty sides gives the reason.
         if digests:
             flags = heldout_flags(digests)
             held = {bytes.fromhex(text) for text, flag in zip(digests, flags, strict=True) if flag}
@@ -215,7 +215,7 @@ class _TableWriter:
 
 
 def table_file(split: str) -> str:
-    """Name of a split's table of documents."""
+    """Return the name of a split's table of documents."""
     return f"documents-{split}.parquet"
 
 
@@ -227,7 +227,7 @@ def write_shards(
     workers: int,
     on_progress: OnProgress,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write every shard to ``out``; the manifest's rows of each split."""
+    """Write every shard to ``out``; return the manifest's rows of each split."""
     rows: dict[str, list[dict[str, Any]]] = {}
     meter = Meter("write", sorting.splits[TRAIN].num_tokens, on_progress)
     for name, split in sorting.splits.items():
@@ -260,12 +260,12 @@ def describe_splits(
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Name, bytes and sha256 of a file, as a manifest lists it."""
+    """Return name, bytes and sha256 of a file, as a manifest lists it."""
     return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def write_facts(out: Path, source: Source, num_documents: int) -> list[dict[str, Any]]:
-    """Write ``facts.json`` for a source with planted facts; its row in the manifest."""
+    """Write ``facts.json`` for a source with planted facts; return its row in the manifest."""
     if source.facts is None:
         return []
     path = out / "facts.json"
@@ -301,7 +301,7 @@ class ShardWriter:
                 self._flush()
 
     def finish(self) -> list[dict[str, Any]]:
-        """Write what is left; the manifest's row of each shard."""
+        """Write the rest; return the manifest's row of each shard."""
         if self._num_pending:
             self._flush()
         return self._rows
@@ -331,7 +331,7 @@ class _Shard:
 def copy_shards(
     work: Path, out: Path, split: str, pieces: Sequence[Piece], itemsize: int, workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Copy a split's shards together from blocks; the manifest's row of each.
+    """Copy a split's shards together from blocks; yield the manifest's row of each.
 
     Args:
         work: has ``BLOCK.tokens``; shards that a killed run had finished are not copied again.

@@ -47,7 +47,7 @@ class Prepared:
         }
 
     def answers_to(self, name: str, tokenizer: str | None) -> bool:
-        """Whether ``name`` is its folder's name, the beginning of its data id, or its source."""
+        """Return whether ``name`` is its folder's name, its data id's beginning, or its source."""
         if self.folder.name == name:
             return True
         if self.manifest is None:
@@ -168,7 +168,7 @@ def _label(prepared: Prepared) -> str:
 
 
 def summarise(data: TokenData) -> Summary:
-    """Return counts of an open set."""
+    """Return the counts of an open set."""
     manifest = data.manifest
     corpus = manifest["corpus"]
     return Summary(
@@ -202,7 +202,7 @@ def _summarise_split(data: TokenData, split: str) -> SplitSummary:
 
 
 def _num_duplicates(manifest: dict[str, Any]) -> int:
-    """Return training documents whose text an earlier one has."""
+    """Return the number of training documents whose text an earlier one has."""
     if "num_train_duplicates" in manifest:
         return int(manifest["num_train_duplicates"])
     rows = manifest["splits"]["train"]["documents"]
@@ -210,7 +210,7 @@ def _num_duplicates(manifest: dict[str, Any]) -> int:
 
 
 def sample(data: TokenData, num_tokens: int) -> list[tuple[str, str]]:
-    """Return text around the end of the first training document.
+    """Return the text around the end of the first training document.
 
     Returns:
         (document's name, decoded text) of the last tokens of the first document and the first of
@@ -237,7 +237,7 @@ def open_folder_tokenizer(data: TokenData) -> Tokenizer:
     """Return the tokenizer that a prepared set was made with.
 
     Raises:
-        UserError: what it needs is not there, or is not what the manifest says.
+        UserError: what it needs is missing, or is not what the manifest lists.
     """
     from isoflop.data.tokenizers import open_tokenizer
 

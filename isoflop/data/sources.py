@@ -1,6 +1,6 @@
-"""What every source gives, what may be asked of it, and what is reported meanwhile.
+"""Sources, the options of a preparation, and its progress.
 
-A source gives documents in a fixed order, in parts that may have a split.
+A source is documents in a fixed order, in parts that may have a split.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Source:
     name: str
     licence: str
     origin: Mapping[str, Any]
-    """Where the texts were taken from; with the options it says whether they are the same."""
+    """Where the texts were taken from; with the options it tells whether they are the same."""
     parts: tuple[Part, ...]
     """Held-out documents before training documents, so that copies of them can be left out."""
     facts: Callable[[int], list[dict[str, Any]]] | None = field(default=None)
@@ -129,11 +129,11 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None] | None
-"""Told now and then how far a preparation is."""
+"""Called now and then with the progress of a preparation."""
 
 
 class Meter:
-    """Adds up what one stage has done and tells of it."""
+    """Adds up what one stage has done and reports it."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Prepared folders: manifests that notice any change, folders that appear whole or not at all.
 
-A folder is ``<data_dir>/<slug of the source>-<data_id>``. It is found by what its manifest says:
-there is no list that could be out of date, and looking for one source reads the manifests of that
+A folder is ``<data_dir>/<slug of the source>-<data_id>``. It is found by its manifest: there
+is no list that could be out of date, and looking for one source reads the manifests of that
 source only. Standard library only: planning looks here.
 """
 
@@ -106,7 +106,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Around what writes to ``folder``.
+    """Turn an error of what writes to ``folder`` into one of the user.
 
     Raises:
         UserError: it is read-only, full, or no folder.
@@ -147,12 +147,12 @@ def folder_name(source: str, data_id: str) -> str:
 def find_prepared(
     source: str, tokenizer: str, tokenizer_hash: str | None, data_dir: Path
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The one prepared folder of a source and tokenizer with its manifest; None if there is none.
+    """Return the one prepared folder of a source and tokenizer, and its manifest; None without one.
 
     Args:
         source: as in a study file; ``NAME@DATA_ID`` chooses among several.
         tokenizer: its name.
-        tokenizer_hash: None for a tokenizer that is trained on its corpus: its name says which.
+        tokenizer_hash: None for a tokenizer that is trained on its corpus: its name identifies it.
         data_dir: where to look.
 
     Raises:
@@ -177,7 +177,7 @@ def find_prepared(
 def find_same(
     request: Mapping[str, Any], tokenizer: str, tokenizer_hash: str | None, data_dir: Path
 ) -> Path | None:
-    """The folder that was prepared from the same texts, as far as their origin says, and options.
+    """Return the folder that was prepared from texts of the same origin with the same options.
 
     Args:
         request: has ``source``, ``origin`` and ``options`` as in a manifest.
@@ -211,7 +211,7 @@ def _read_folders(data_dir: Path, pattern: str) -> list[tuple[Path, dict[str, An
 
 
 def _slug(source: str) -> str:
-    """The source as part of a file name; what is cut off of a long one counts as a digest."""
+    """Return the source as part of a file name; a digest replaces the end of a long one."""
     slug = re.sub(r"[^a-z0-9._]+", "-", source.lower()).strip("-.")
     if len(slug) <= _MAX_SLUG:
         return slug

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def prepare_stream(
     source: Source, name: str, data_dir: Path, options: PrepareOptions, on_progress: OnProgress
 ) -> Path:
-    """The folder of a source's tokens; what is there already, or half done, is not done again.
+    """Return the folder of a source's tokens; what is there, or half done, is not done again.
 
     Raises:
         UserError: as :func:`isoflop.data.prepare.prepare`.
@@ -94,7 +94,7 @@ def _work(
     options: PrepareOptions,
     on_progress: OnProgress,
 ) -> Path:
-    """Tokenises, assembles and publishes; whatever of it is in ``work`` is not done again."""
+    """Tokenise, assemble and publish; what is in ``work`` already is not done again."""
     from isoflop.data.tokenizers import get_tokenizer
 
     Meter("tokenizer", None, on_progress).add(0, 0, 0)
@@ -165,7 +165,7 @@ def _stream_manifest(
 
 
 def training_texts(source: Source, options: PrepareOptions) -> Iterator[bytes]:
-    """Good training documents in order, to train a tokenizer on; read only as far as it asks."""
+    """Yield good training documents in order, for a tokenizer; read only as far as asked."""
     part = source.parts[-1]
     heldout: Callable[[bytes], bool] = pipeline.is_hash_heldout
     if part.split is None and options.tokens is None:

@@ -45,7 +45,7 @@ TINY_FACTS = tuple(
     (noun, TINY_ADJECTIVES[(2 * (number // 4) + number % 4) % 8])
     for number, noun in enumerate(TINY_NOUNS)
 )
-"""No letter of a noun tells its adjective: a model has to know the noun as a whole."""
+"""No letter of a noun determines its adjective: a model has to know the noun as a whole."""
 TINY_NUM_WORDS = 60
 TINY_SENTENCES = 12
 TINY_WORDS_PER_SENTENCE = (3, 5)
@@ -119,7 +119,7 @@ class _Planter(ABC):
         return " ".join(sentence for sentence, _ in self._sentences(number)).encode()
 
     def facts(self, num_documents: int) -> list[dict[str, Any]]:
-        """Noun, adjective, document id and byte at which the sentence begins, of each fact."""
+        """Return noun, adjective, document id and first byte of the sentence, of each fact."""
         rows = []
         for number in range(num_documents):
             position = 0
@@ -139,7 +139,7 @@ class _Planter(ABC):
 
     @abstractmethod
     def _sentences(self, number: int) -> Iterator[tuple[str, tuple[str, str] | None]]:
-        """Those of a document, each with its fact or None."""
+        """Yield the sentences of a document, each with its fact or None."""
 
 
 class _Maker(_Planter):

@@ -59,12 +59,12 @@ def verify_folder(
     manifest: Mapping[str, Any],
     on_file: Callable[[FileCheck, int], object] = lambda check, done: None,
 ) -> list[FileCheck]:
-    """Read every file that the manifest lists, whatever was remembered, and says what it found.
+    """Read every file that the manifest lists, whatever was remembered; return what was found.
 
     Args:
         folder: a prepared folder.
         manifest: its manifest.
-        on_file: told each file once it has been read, and the bytes of all so far.
+        on_file: called with each file once it has been read, and the bytes of all so far.
     """
     checks, seen, done = [], {}, 0
     rows = list(listed_files(manifest))
@@ -114,7 +114,7 @@ def _look_at_all(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, l
 
 
 def _look(folder: Path, row: Mapping[str, Any]) -> list[Any]:
-    """Return what changes with a file's content unless someone takes pains that it does not."""
+    """Return what changes with a file's content, if it is not changed with intent to deceive."""
     stat = (folder / row["file"]).stat()
     return [row["sha256"], stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -131,7 +131,7 @@ def _read_stamp(folder: Path) -> dict[str, Any]:
 def _remember(
     folder: Path, rows: Sequence[Mapping[str, Any]], seen: Mapping[str, list[Any]]
 ) -> None:
-    """``seen`` are the looks taken before the files were hashed."""
+    """Write the stamp; ``seen`` are the looks taken before the files were hashed."""
     if sum(row["num_bytes"] for row in rows) < REMEMBER_FROM_BYTES:
         return
     newest = max((folder / row["file"]).stat().st_ctime for row in rows)

@@ -52,7 +52,7 @@ def open_data(folder: Path) -> TokenData:
 
 
 def shift_right(window_BT: Tokens, begin_id: int = BEGIN_ID) -> Tokens:
-    """Model inputs [B, T] of target windows [B, T]: begin, then all tokens but the last."""
+    """Return model inputs [B, T] of target windows [B, T]: begin, then all tokens but the last."""
     inputs_BT = np.empty_like(window_BT)
     inputs_BT[:, 0] = begin_id
     inputs_BT[:, 1:] = window_BT[:, :-1]
@@ -169,7 +169,7 @@ class TrainWindows:
         return index_B
 
     def batch(self, step: int, batch_size: int, seed: int) -> Tokens:
-        """Target windows [B, T] of the global batch of ``step`` (from 0)."""
+        """Return target windows [B, T] of the global batch of ``step`` (from 0)."""
         index_B = self.window_index(step, batch_size, seed)
         window_BT = np.empty((batch_size, self.seq_len), dtype=self._stream.dtype)
         for row, index in enumerate(index_B.tolist()):
@@ -233,7 +233,7 @@ class HeldoutWindows:
         self._num_bytes_M = documents.num_bytes_M
 
     def thinned(self, most_tokens: int) -> HeldoutWindows:
-        """Every k-th window, k as small as ``most_tokens`` allow; itself where all are allowed.
+        """Return every k-th window, k as small as ``most_tokens`` allow; itself where k is 1.
 
         Spread evenly over all documents. Of a document's bytes as large a share counts as of its
         tokens: where text was cut into tokens, a window's own bytes are not known.
@@ -276,7 +276,7 @@ class Documents:
 
     @staticmethod
     def from_rows(rows: Sequence[dict[str, Any]]) -> Documents:
-        """From rows of a manifest."""
+        """Return the documents of a manifest's rows."""
         return Documents(
             token_offset_M=_column(row["token_offset"] for row in rows),
             num_tokens_M=_column(row["num_tokens"] for row in rows),
@@ -285,7 +285,7 @@ class Documents:
 
     @staticmethod
     def from_table(table: Any) -> Documents:
-        """From a pyarrow table with the same columns."""
+        """Return the documents of a pyarrow table with the same columns."""
         return Documents(
             token_offset_M=table["token_offset"].to_numpy(),
             num_tokens_M=table["num_tokens"].to_numpy(),
@@ -296,7 +296,7 @@ class Documents:
         return self.num_tokens_M.size
 
     def groups(self, num_tokens: int) -> Iterator[tuple[int, int]]:
-        """Ranges of successive documents of at most ``num_tokens`` together, or of a longer one."""
+        """Yield ranges of successive documents of at most ``num_tokens``, or of a longer one."""
         first = 0
         ends_M = self.token_offset_M + self.num_tokens_M
         while first < len(self):
@@ -348,7 +348,7 @@ def _check_seq_len(seq_len: int) -> None:
 
 
 def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """What reading takes for granted of a tokenizer."""
+    """Refuse a manifest whose tokenizer cannot be read."""
     dtype = manifest["dtype"]
     if dtype not in TOKEN_DTYPES:
         raise UserError(f"{folder}: dtype", dtype, f"one of {', '.join(TOKEN_DTYPES)}", DELETE_IT)
@@ -417,7 +417,7 @@ def _feistel(
 
 
 def _mix(value_B: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The splitmix64 finaliser (Steele, Lea, Flood 2014): every output bit depends on all input."""
+    """Apply splitmix64's finaliser (Steele, Lea, Flood 2014): each bit depends on all input."""
     value_B = (value_B ^ (value_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value_B = (value_B ^ (value_B >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value_B ^ (value_B >> np.uint64(31))

@@ -74,7 +74,7 @@ def rank_batch(targets_BT: Tokens, ranks: Ranks = SINGLE, *, begin_id: int = BEG
 
 
 def made_batch(spec: RunSpec) -> Tokens:
-    """Uniform tokens [B, T] without padding, for measuring: the text hardly matters to a step."""
+    """Return uniform tokens [B, T] without padding, to measure with: texts hardly matter."""
     shape = (spec.batch_size, spec.seq_len)
     tokens_BT = np.random.default_rng(0).integers(PAD_ID + 1, spec.vocab_size, shape)
     return tokens_BT.astype(np.uint32)

@@ -60,7 +60,7 @@ def calibrate(
     on_begin: Callable[[int], None] = lambda num_shapes: None,
     on_measured: Callable[[RunSpec, MeasuredStep], None] = lambda spec, entry: None,
 ) -> Calibration:
-    """Times the optimizer step of every distinct shape, one after the other, in this process.
+    """Time the optimizer step of every distinct shape, one after the other, in this process.
 
     A step is that of training: forward, backward, clipping, AdamW; the batch is made up of uniform
     tokens and is the same in each step, so reading data is not in it. Nothing else is started: on a
@@ -71,8 +71,8 @@ def calibrate(
         steps: timed steps per shape, after WARM_UP_STEPS that do not count.
         device: as torch names it.
         num_threads: CPU threads of one operator; `isoflop run` takes 1.
-        on_begin: told the number of shapes, once it is clear that they can be measured.
-        on_measured: told of each shape as it is done.
+        on_begin: called with the number of shapes, once it is clear that they can be measured.
+        on_measured: called with each shape as it is done.
 
     Raises:
         UserError: fewer than one step, or no such device.
@@ -146,10 +146,10 @@ def _machine(device: torch.device) -> str:
 def measure_step_flops(
     spec: RunSpec, placement: Placement, *, implementation: str = "reference"
 ) -> StepFlops:
-    """Run one training step on the CPU (forward, backward, clipping, AdamW) and counts.
+    """Run one training step on the CPU (forward, backward, clipping, AdamW) and count.
 
     Attention runs as plain matrix products, which is what can be counted. With checkpointing a
-    second step without tells the recomputed part apart.
+    second step without it gives the recomputed part.
 
     Args:
         spec: the run; its size is what is built, so give a small one.
@@ -157,7 +157,7 @@ def measure_step_flops(
         implementation: of the isoflop_kernels operators.
 
     Raises:
-        UncountedOperatorError: an operator ran whose FLOPs nobody counts.
+        UncountedOperatorError: an operator ran whose FLOPs are not counted.
     """
     planned = paper_head(run_ledger(spec)) * spec.batch_size * spec.seq_len
     executed = _step_flops(spec, placement, implementation)

@@ -65,7 +65,7 @@ class CheckpointStore:
         run_id: whose they are; those of another run are not used.
         may_write: asked right before a checkpoint gets its name; False for a process that another
             one has succeeded.
-        on_damaged: told of each checkpoint that is passed over, and why.
+        on_damaged: called with each checkpoint that is passed over, and the reason.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CheckpointStore:
         self._on_damaged = on_damaged
 
     def steps(self) -> list[int]:
-        """Completed steps of the checkpoints there are, ascending; damaged ones included."""
+        """Return the completed steps of all checkpoints, ascending; damaged ones included."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
@@ -95,7 +95,7 @@ class CheckpointStore:
         extra_tensors: Mapping[str, Tensor],
         meta: Mapping[str, Any],
     ) -> bool:
-        """Write the checkpoint of ``step`` completed steps and removes all but the last two.
+        """Write the checkpoint of ``step`` completed steps and remove all but the last two.
 
         A complete checkpoint of the same step stays as it is.
 
@@ -218,7 +218,8 @@ class CheckpointStore:
 
 
 def _seal(state: Mapping[str, Any]) -> str:
-    """Python writes a float so that it reads back as the same number: text is a form to hash."""
+    """Return the sha256 of a state as JSON."""
+    # Python writes a float so that it reads back as the same number: text is a form to hash.
     text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def evaluation_windows(spec: RunSpec, data: TokenData) -> HeldoutWindows:
-    """The held-out windows that a run is evaluated on: all, or as many as its recipe reads."""
+    """Return the held-out windows to evaluate a run on: all, or as many as its recipe reads."""
     windows = data.heldout(spec.seq_len)
     most = get_recipe(spec.recipe).most_heldout_tokens
     return windows if most is None else windows.thinned(most)
@@ -84,7 +84,7 @@ def evaluate(
         ranks: the processes that share the windows; all of them call this together and get the
             same result.
         micro_batch: windows that this rank takes through the model at a time; None: its share.
-        on_forward: told the targets [B, T] of each forward pass before it.
+        on_forward: called with the targets [B, T] of each forward pass before it.
     """
     loss_W = _window_losses(model, heldout, batch_size, precision, ranks, micro_batch, on_forward)
     count_W = (heldout.tokens != PAD_ID).sum(axis=1)
@@ -114,7 +114,7 @@ def _window_losses(
     micro_batch: int | None,
     on_forward: Callable[[Tensor], None] | None,
 ) -> NDArray[np.float64]:
-    """Return summed negative log-likelihood of each window, nats; the same on every rank."""
+    """Return the summed negative log-likelihood of each window, nats; the same on every rank."""
     tokens_WT = heldout.tokens
     loss_W = np.zeros(len(tokens_WT))
     for start in range(0, len(tokens_WT), batch_size):
@@ -131,7 +131,7 @@ def _window_losses(
 
 
 def _padded(window_BT: Tokens, multiple: int) -> Tokens:
-    """Windows of padding added, which cost nothing, so that each rank has as many as the others."""
+    """Add windows of padding, which carry no loss, so that all ranks have equally many."""
     missing = -len(window_BT) % multiple
     return np.pad(window_BT, ((0, missing), (0, 0)), constant_values=PAD_ID)
 
@@ -144,7 +144,7 @@ def _losses(
     micro_batch: int | None,
     on_forward: Callable[[Tensor], None] | None,
 ) -> NDArray[np.float64]:
-    """Those of this rank's windows of a batch."""
+    """Return the losses of this rank's windows of a batch."""
     device = next(model.parameters()).device
     size = micro_batch or len(window_RT)
     losses = []
@@ -163,7 +163,7 @@ def _losses(
 def _ratio_standard_error(
     loss_W: NDArray[np.float64], count_W: NDArray[np.int64], document_W: NDArray[np.int64]
 ) -> float | None:
-    """Standard error of sum(loss) / sum(count), documents being the independent units.
+    """Return the standard error of sum(loss) / sum(count); documents are the independent units.
 
     Linearised ratio estimator (Cochran, Sampling Techniques, section 2.11): with m documents and
     residuals e_d = loss_d - ratio * count_d, sqrt(m / (m - 1) * sum(e_d^2)) / sum(count).

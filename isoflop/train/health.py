@@ -19,7 +19,7 @@ from isoflop.train.usage import EverUsed, UsageRecorder, is_logged, routed_layer
 # A spike is a loss that exceeds the median of the SPIKE_WINDOW before it by more than SPIKE_SIGMAS
 # of their spread and by more than SPIKE_NATS. The spread is 1.4826 × the median absolute deviation,
 # which is the standard deviation of normal noise and hardly changes with a few outliers. Nothing is
-# said before there are SPIKE_MIN_LOSSES.
+# reported before there are SPIKE_MIN_LOSSES.
 SPIKE_WINDOW = 64
 SPIKE_MIN_LOSSES = 16
 SPIKE_SIGMAS = 6.0
@@ -72,7 +72,7 @@ class SpikeDetector:
         self._in_spike = False
 
     def see(self, loss: float) -> dict[str, float] | None:
-        """Take note of a step's loss; its figures at the first step of a spike, else None."""
+        """Add a step's loss; return its figures at the first step of a spike, else None."""
         figures = self._figures(loss)
         self._losses.append(loss)
         begins = figures is not None and not self._in_spike
@@ -94,7 +94,7 @@ class SpikeDetector:
         return {"losses": list(self._losses), "in_spike": self._in_spike}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore what :meth:`state` returned."""
         self._losses = deque(state["losses"], maxlen=SPIKE_WINDOW)
         self._in_spike = state["in_spike"]
 
@@ -103,8 +103,8 @@ class Monitor:
     """Watches one run for spikes and the use of experts; an accumulator of the training state.
 
     Events, on the main rank: `spike` (step, loss, median, limit) and `usage` (step, split, rows;
-    see isoflop.train.usage). All ranks call all methods. Steps whose usage is not logged run as if
-    nobody watched.
+    see isoflop.train.usage). All ranks call all methods. Steps whose usage is not logged run as
+    without a monitor.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Monitor:
 
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
-        """Around the forward and backward passes of a step."""
+        """Watch the forward and backward passes of a step."""
         if self._recorder is None or not is_logged(step, self._steps):
             yield
             return
@@ -133,33 +133,33 @@ class Monitor:
             yield
 
     def step_done(self, step: int, loss: float) -> None:
-        """After a step whose loss and gradients are finite."""
+        """Report on a step whose loss and gradients are finite."""
         spike = self._spikes.see(loss)
         if spike is not None:
-            self._tell("spike", {"step": step, **spike})
+            self._report("spike", {"step": step, **spike})
         if self._recorder is not None and is_logged(step, self._steps):
-            self._tell_usage(step, "train")
+            self._report_usage(step, "train")
 
     @contextmanager
     def heldout(self, step: int) -> Iterator[Callable[[Tensor], None] | None]:
-        """Around the last evaluation; yields what evaluate takes as ``on_forward``."""
+        """Watch the last evaluation; yield what evaluate takes as ``on_forward``."""
         if self._recorder is None:
             yield None
             return
         recorder = self._recorder
         with recorder.recording():
             yield lambda targets_BT: recorder.count_only(targets_BT != PAD_ID)
-        self._tell_usage(step, "heldout")
+        self._report_usage(step, "heldout")
 
-    def _tell_usage(self, step: int, split: str) -> None:
+    def _report_usage(self, step: int, split: str) -> None:
         assert self._recorder is not None
         counts_LCE = self._recorder.take(self._ranks)
         if split == "train":
             self._ever_used.add(counts_LCE)
         rows = usage_rows(counts_LCE, self._ever_used, shared=self._recorder.shared)
-        self._tell("usage", {"step": step, "split": split, "rows": rows})
+        self._report("usage", {"step": step, "split": split, "rows": rows})
 
-    def _tell(self, kind: str, values: dict[str, Any]) -> None:
+    def _report(self, kind: str, values: dict[str, Any]) -> None:
         if self._ranks.is_main:
             self._on_event(kind, values)
 
@@ -168,6 +168,6 @@ class Monitor:
         return {"spikes": self._spikes.state(), "ever_used": self._ever_used.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore what :meth:`state` returned."""
         self._spikes.load(state["spikes"])
         self._ever_used.load(state["ever_used"])

@@ -1,4 +1,4 @@
-"""What a run reports while it trains, and what it came to. Nothing reaches back into training."""
+"""Callbacks of a run, and its outcome. Nothing here reaches back into training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Accumulator(Protocol):
         """Return all of it, as plain JSON values (finite numbers)."""
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore what :meth:`state` returned."""
 
 
 def _nothing(*_: Any) -> None:
@@ -56,7 +56,7 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOutcome:
-    """What a run came to. Losses and what follows from them are None unless it is done."""
+    """The outcome of a run. Losses and what follows from them are None unless it is done."""
 
     status: Literal["done", "diverged", "stopped"]
     """Stopped: asked to; a later call with the same checkpoints goes on."""
@@ -77,6 +77,6 @@ class RunOutcome:
     """Over all steps of the run; None where no step was completed."""
     peak_mem_bytes: int | None
     """Peak since the run began: resident (imports and data included) on the CPU, allocated on
-    CUDA; None where the system does not tell."""
+    CUDA; None where the system does not report it."""
     num_steps: int
     """Optimizer steps completed, those before a resumed checkpoint included."""

@@ -47,7 +47,7 @@ def train_run(
     keep_weights: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> RunOutcome:
-    """Train ``spec`` to its last step and evaluates it on the held-out set.
+    """Train ``spec`` to its last step and evaluate it on the held-out set.
 
     With ``checkpoints`` it begins at the newest complete one. On the CPU in float32, losses and
     weights are bit-identical for the same spec, data and placement, however often and wherever the
@@ -62,7 +62,7 @@ def train_run(
         data: the prepared data that ``spec.data_id`` names.
         placement: where to run, and how often to save.
         ranks: the processes that share the run; all of them call this with equal arguments.
-        hooks: whom to tell; on the main rank only.
+        hooks: callbacks; on the main rank only.
         checkpoints: where to save and to begin; None: nothing is saved.
         keep_weights: write a checkpoint of the last step in any case.
         should_stop: asked between steps; a reason ends the run there, after a checkpoint. The
@@ -146,7 +146,7 @@ class _Run:
     def train(
         self, should_stop: Callable[[], str | None]
     ) -> tuple[Literal["diverged", "stopped"], str] | None:
-        """Run the steps that are left; why it ended before the last one, or None."""
+        """Run the steps that are left; return why it ended before the last one, or None."""
         cadence = Cadence(self._placement)
         steps = range(self._state.step, self._spec.steps)
         with Prefetch(self._batch_maker(), steps, self._state.device) as batches:
@@ -169,7 +169,7 @@ class _Run:
         )
 
     def _one_step(self, batch: Batch) -> str | None:
-        """Return one optimizer step; the reason of a divergence, or None."""
+        """Take one optimizer step; return the reason of a divergence, or None."""
         step, model = self._state.step, self._state.model
         with self._monitor.watching(step):
             gradients = gradients_of_batch(
@@ -187,7 +187,7 @@ class _Run:
         return reason
 
     def _agree_to_stop(self, reason: str | None, cadence: Cadence) -> str | None:
-        """Between two steps: all ranks stop together, or save together, or go on."""
+        """Stop, save or go on between two steps, all ranks together."""
         step = self._state.step
         due = step > self._saved_step and step < self._spec.steps and cadence.is_due(step)
         num_stopping, num_due = self._ranks.sum([float(reason is not None), float(due)])
@@ -229,7 +229,7 @@ class _Run:
         )
 
     def _save(self) -> None:
-        """Write a checkpoint; one that cannot be written is said once, and training goes on."""
+        """Write a checkpoint; one that cannot be written is reported once, and training goes on."""
         try:
             self._write_checkpoint()
         except CheckpointError as error:
@@ -250,7 +250,7 @@ class _Run:
             self._hooks.on_event("checkpoint", {"step": step, "seconds": seconds})
 
     def save_last(self, keep_weights: bool) -> None:
-        """A checkpoint before the evaluation, if one is to stay or the run was long enough for one.
+        """Write a checkpoint before the evaluation, if one is to stay or the run had one before.
 
         Raises:
             CheckpointError: one is to stay and cannot be written.
@@ -261,7 +261,7 @@ class _Run:
             self._save()
 
     def evaluate_at_the_end(self) -> Evaluation:
-        """Return loss over the held-out set after the last step, and which experts it takes."""
+        """Return the held-out loss after the last step; report which experts it takes."""
         with self._monitor.heldout(self._spec.steps - 1) as on_forward:
             return self._evaluate(on_forward)
 
@@ -291,7 +291,7 @@ class _Run:
         self._clock.go_on()
 
     def hand_over_weights(self) -> None:
-        """Give the final weights to who asked for them."""
+        """Call the hook that takes the final weights, if there is one."""
         hook = self._hooks.on_final_weights
         # Only the main rank knows; all must take part in gathering.
         if not self._ranks.broadcast(float(hook is not None)):
@@ -306,7 +306,7 @@ class _Run:
         reason: str | None,
         evaluation: Evaluation | None,
     ) -> RunOutcome:
-        """Return what is known at the end."""
+        """Return the outcome of the run."""
         step_s = self._state.step_s
         tokens = len(step_s) * self._spec.batch_size * self._spec.seq_len
         return RunOutcome(
@@ -334,11 +334,11 @@ class Clock:
         self._last = 0.0
 
     def go_on(self) -> None:
-        """What was done since the last step does not count."""
+        """Leave out what was done since the last step."""
         self._last = time.perf_counter()
 
     def step_done(self) -> float:
-        """Return seconds since the step before, or since :meth:`go_on`."""
+        """Return the seconds since the step before, or since :meth:`go_on`."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         self.wall_s += seconds
@@ -354,7 +354,7 @@ class Cadence:
         self._saved_s = time.monotonic()
 
     def saved(self) -> None:
-        """One was written: the next interval begins."""
+        """Begin the next interval: a checkpoint was written."""
         self._saved_s = time.monotonic()
 
     def is_due(self, step: int) -> bool:

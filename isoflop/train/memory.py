@@ -1,6 +1,6 @@
-"""Memory of one run, also in a process that trains many, and what a failed run is reported with.
+"""Peak memory of one run, also in a process that trains many; failures of a run in one line.
 
-A failure is one line; out of memory comes with the sizes that caused it.
+A lack of memory is reported with the sizes that caused it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def keep_freed_memory() -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new measurement: the peak so far is forgotten."""
+    """Begin a new measurement: forget the peak so far."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_REFS.exists():
@@ -63,9 +63,9 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Peak since :func:`reset_peak`: allocated on CUDA, resident (imports included) on the CPU.
+    """Return the peak since :func:`reset_peak`: allocated on CUDA, resident on the CPU.
 
-    None where the system does not tell (not Linux).
+    What was imported counts on the CPU. None where the system does not report it (not Linux).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -86,7 +86,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe(error: BaseException, spec: RunSpec, placement: Placement, num_ranks: int = 1) -> str:
-    """Type and first line of an error; for a lack of memory, the sizes and what to do about it.
+    """Return type and first line of an error; for a lack of memory, the sizes and what to do.
 
     Args:
         error: what ended the run.

@@ -89,7 +89,7 @@ def clip_gradients(gradients: list[Tensor], norm: float, max_norm: float | None)
 
 
 def num_decay_steps(steps: int, decay_fraction: float) -> int:
-    """Return steps of the decay phase, rounded down."""
+    """Return the steps of the decay phase, rounded down."""
     return int(decay_fraction * steps)
 
 

@@ -28,17 +28,17 @@ class Ranks(Protocol):
         """Whether this rank writes: checkpoints, metrics, the result."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the module to call, sharing gradients or parameters as the layout says."""
+        """Return the module to call, sharing gradients or parameters by the layout."""
 
     def rows(self, batch_size: int) -> slice:
-        """This rank's sequences of a global batch.
+        """Return this rank's sequences of a global batch.
 
         Raises:
             UserError: the batch does not split evenly.
         """
 
     def loss_scale(self) -> float:
-        """Factor on a rank's share of the mean loss, so that shared gradients are the batch's."""
+        """Return the factor on a rank's loss that makes shared gradients the batch's."""
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return element-wise sum over the ranks, float64; the same on every rank."""
@@ -47,12 +47,12 @@ class Ranks(Protocol):
         """Return the main rank's value, on every rank: whether to begin, where to resume."""
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Return global L2 norm of the gradients, a float32 scalar."""
+        """Return the global L2 norm of the gradients, a float32 scalar."""
 
     def gather(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Whole weights by name, and optimizer state as `NAME/exp_avg` and so on, on the CPU.
+        """Return whole weights by name, and optimizer state as `NAME/exp_avg` etc., on the CPU.
 
         A parameter with several names has the first of them (isoflop.model.weights). Empty on
         ranks that are not main. The tensors may share memory with the model's: they are to be used
@@ -66,7 +66,7 @@ class Ranks(Protocol):
         weights: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> None:
-        """The inverse of :meth:`gather`, whatever number of ranks wrote it; each rank reads all."""
+        """Load what :meth:`gather` returned to any number of ranks; each rank reads all."""
 
 
 class SingleRank:
@@ -97,13 +97,13 @@ class SingleRank:
         return value
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """L2 norm of the gradients there are."""
+        """Return the L2 norm of the gradients there are."""
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def gather(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weights and optimizer state by name; on the CPU they are the model's own memory."""
+        """Return weights and optimizer state by name; on the CPU they are the model's memory."""
         weights = {name: value.detach().cpu() for name, value in stored_weights(model).items()}
         state = {
             f"{name}/{key}": value.detach().cpu()

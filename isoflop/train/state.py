@@ -42,7 +42,7 @@ class TrainingState:
     """Peak of the attempts before this one."""
 
     def peak(self) -> int | None:
-        """Return peak memory of all attempts so far whose checkpoints led here, bytes."""
+        """Return the peak memory of all attempts so far whose checkpoints led here, bytes."""
         known = [
             peak for peak in (self.peak_mem_bytes, peak_bytes(self.device)) if peak is not None
         ]
@@ -88,14 +88,14 @@ class TrainingState:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds every generator that a module may draw from; the project's own parts draw from none."""
+    """Set the seed of every generator that a module may draw from; ours draw from none."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The states of torch's, numpy's and Python's global generators: tensors and JSON values."""
+    """Return the states of torch's, numpy's and Python's generators: tensors and JSON values."""
     numpy_state = np.random.get_state(legacy=False)
     version, words, spare = random.getstate()
     keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
@@ -111,7 +111,7 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
 def set_random_state(
     device: torch.device, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """The inverse of :func:`random_state`; a CUDA state that was not saved stays as it is."""
+    """Restore what :func:`random_state` returned; an unsaved CUDA state stays as it is."""
     position, has_gauss, gauss = values["numpy"]
     keys = tensors[_NUMPY_RNG].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, gauss))

@@ -81,7 +81,7 @@ def gradients_of_batch(
 
 
 def nothing_shared(model: nn.Module) -> AbstractContextManager[object]:
-    """Gradients stay on their rank: those of all micro-batches are shared at once, by the last.
+    """Keep gradients on their rank: the last micro-batch shares those of all at once.
 
     Only DDP knows how; sharded gradients are summed over the ranks each time, which is what keeps
     them sharded.
@@ -92,7 +92,7 @@ def nothing_shared(model: nn.Module) -> AbstractContextManager[object]:
 
 
 def _mean_loss(losses: list[Tensor], batch: Batch, ranks: Ranks) -> float:
-    """Of the global batch. Sequences that several ranks repeat count once."""
+    """Return the mean loss of the global batch. Sequences that several ranks repeat count once."""
     share = sum(loss.item() for loss in losses) / ranks.loss_scale()
     if ranks.size == 1:
         return share
@@ -102,12 +102,12 @@ def _mean_loss(losses: list[Tensor], batch: Batch, ranks: Ranks) -> float:
 
 
 def compute_type(precision: str, device: torch.device) -> torch.autocast:
-    """A context in which the model computes in ``precision``: `fp32`, or `bf16` by autocast."""
+    """Return a context in which the model computes in `fp32`, or in `bf16` by autocast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def compile_model(model: nn.Module, inputs_BT: Tensor, *, precision: str) -> bool:
-    """Compile ``model`` in place, its names and parameters unchanged, and tries it out.
+    """Compile ``model`` in place, its names and parameters unchanged, and try it out.
 
     A forward and a backward pass over ``inputs_BT`` compile for its shape here, not in the first
     step. Whatever goes wrong in them (no compiler, an operator that the compiler does not know),

@@ -64,7 +64,7 @@ def training_flops_per_token(spec: RunSpec, convention: str = "paper") -> int:
 
 
 def measured_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product, the best of five; on the CPU of the threads that are set.
+    """Return FLOP/s of a large matrix product, the best of five; on the CPU of the threads set.
 
     About half a second on a CPU core. Hardware profiles have a vendor's figure for some devices
     (isoflop.plan.estimate.hardware).

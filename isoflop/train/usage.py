@@ -33,7 +33,7 @@ LOGGED_STEPS = 50
 
 
 def is_logged(step: int, steps: int) -> bool:
-    """Whether the usage of a step, from 0, of a run of ``steps`` is logged: the last one always."""
+    """Return whether the usage of a step (from 0) of ``steps`` is logged; the last always is."""
     return step % max(1, steps // LOGGED_STEPS) == 0 or step == steps - 1
 
 
@@ -97,7 +97,7 @@ class UsageRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Yield counts what runs forward inside, from zero; earlier hooks rest meanwhile."""
+        """Count what runs forward inside, from zero; earlier hooks rest meanwhile."""
         self._counts = self._weight_T = None
         before = [module.gates for module in self._modules]
         for module, hook in zip(self._modules, self._hooks, strict=True):
@@ -109,7 +109,7 @@ class UsageRecorder:
                 module.gates = hook_before
 
     def count_only(self, counted_BT: Tensor) -> None:
-        """Of the next forward passes, counts the tokens marked True."""
+        """Count only the tokens marked True, of the next forward passes."""
         self._weight_T = counted_BT.flatten().long()
 
     def take(self, ranks: Ranks) -> NDArray[np.int64]:
@@ -134,7 +134,7 @@ class EverUsed:
         self.used_LCE: NDArray[np.bool_] | None = None
 
     def add(self, counts_LCE: NDArray[np.int64]) -> None:
-        """Take note of a step's choices."""
+        """Add a step's choices."""
         used_LCE = counts_LCE > 0
         self.used_LCE = used_LCE if self.used_LCE is None else self.used_LCE | used_LCE
 
@@ -146,7 +146,7 @@ class EverUsed:
         return {"shape": list(self.used_LCE.shape), "bits": bits}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore what :meth:`state` returned."""
         if state["shape"] is None:
             self.used_LCE = None
             return
@@ -158,7 +158,7 @@ class EverUsed:
 def usage_rows(
     counts_LCE: NDArray[np.int64], ever_used: EverUsed, *, shared: bool
 ) -> list[dict[str, Any]]:
-    """Figures of each channel of each layer and, where there are several, of all channels together.
+    """Return a row per channel of each layer and, where there are several, one of all together.
 
     All channels have one table of E experts where it is ``shared``, else C · E experts. ``channel``
     is None for them. For the other keys, see :func:`usage_figures`; ``ever_used`` is a share too.

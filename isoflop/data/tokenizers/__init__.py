@@ -66,7 +66,7 @@ class Tokenizer(Protocol):
         """Return :meth:`encode` of each text."""
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
-        """The text of ids [T], pads and end-of-text left out; a cut character becomes U+FFFD.
+        """Return the text of ids [T], pads and end-of-text left out; a cut character is U+FFFD.
 
         Raises:
             UserError: an id is not in the vocabulary.
@@ -80,8 +80,8 @@ def get_tokenizer(
 
     Args:
         name: ``byte``; ``gpt2``; ``bpe:V`` or ``bpe-tinystories:V``, trained on ``sample`` unless
-            cached; ``hf:PATH``, a ``tokenizer.json`` or its folder, ``hf:PATH#TOKEN`` to say which
-            token ends a text.
+            cached; ``hf:PATH``, a ``tokenizer.json`` or its folder, ``hf:PATH#TOKEN`` to name the
+            token that ends a text.
         sample: training documents in order, for a trained one; only the first 10 MB are read.
         data_dir: trained tokenizers are cached in its ``tokenizers``;
             :func:`isoflop.data.storage.default_data_dir` if None.
@@ -106,7 +106,7 @@ def get_tokenizer(
 
 
 def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
-    """The tokenizer of a prepared folder, from the manifest's spec and its ``tokenizer.json``.
+    """Return the tokenizer of a prepared folder, from the manifest's spec and ``tokenizer.json``.
 
     Raises:
         UserError: the file is missing or not the one in the spec; ``gpt2`` is not installed.

@@ -165,7 +165,7 @@ class LibraryTokenizer:
         return self._encode([text], [what])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """:meth:`encode` of each text; in threads if ``TOKENIZERS_PARALLELISM`` is ``true``."""
+        """Return :meth:`encode` of each text, in threads if ``TOKENIZERS_PARALLELISM`` is true."""
         return self._encode(texts, [f"text {index}" for index in range(len(texts))])
 
     def _encode(self, texts: Sequence[str], names: Sequence[str]) -> list[NDArray[Any]]:
@@ -181,7 +181,7 @@ class LibraryTokenizer:
         ]
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
-        """The text of ids [T], pads and end-of-text left out; a cut character becomes U+FFFD."""
+        """Return the text of ids [T], pads and end-of-text left out; a cut character is U+FFFD."""
         kept = kept_ids(self.spec, tokens).astype(np.int64)
         if self._moved_to is not None:
             kept[kept == self._moved_to] = 0

@@ -1,6 +1,6 @@
 """What a tokenizer is, in values: a definition that is hashed, and special ids.
 
-Of ``hf:PATH`` it is what a ``tokenizer.json`` says of itself, read without any library.
+That of ``hf:PATH`` is read from its ``tokenizer.json``, without any library.
 End-of-text: the token after ``#``, else ``eos_token`` of the ``tokenizer_config.json`` beside it,
 else the first of :data:`END_OF_TEXT_TOKENS` in the vocabulary. Pad: id 0, if the token there is
 called a pad (:data:`PAD_TOKENS`, or ``pad_token`` of the config); any other token at 0 moves to a
@@ -171,7 +171,7 @@ def _vocabulary(path: str, content: dict[str, Any]) -> dict[str, int]:
 
 
 def _config(path: Path) -> dict[str, str | None]:
-    """``eos_token`` and ``pad_token``, each written as a string or as {"content": string}."""
+    """Return ``eos_token`` and ``pad_token``, each written as a string or {"content": string}."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -35,7 +35,7 @@ RULES: Mapping[str, dict[str, Any]] = MappingProxyType(
 
 
 def train(kind: str, vocab_size: int, documents: Iterable[bytes], cache: Path) -> LibraryTokenizer:
-    """The tokenizer of ``vocab_size`` tokens, from the cache or trained (about 5 s for 10 MB).
+    """Return the tokenizer of ``vocab_size`` tokens, cached or trained (about 5 s for 10 MB).
 
     Args:
         kind: one of :data:`RULES`.

@@ -5,7 +5,7 @@ that of :mod:`isoflop.train.step` everywhere, and nothing else is rounded on its
 ranks. That is why FSDP's own mixed precision is not used: it would gather the tables of the routed
 families, which compute in float32, rounded to bfloat16.
 
-Which of how many processes this is, torchrun or SLURM's srun says in the environment.
+Rank and number of ranks come from the environment of torchrun or SLURM's srun.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def place_from_environment(environ: Mapping[str, str]) -> Place:
 
 
 def ranks_from_environment(placement: Placement, timeout_s: float = TIMEOUT_S) -> SeveralRanks:
-    """Meet the other processes of the run and returns this one's place among them.
+    """Meet the other processes of the run and return this one's place among them.
 
     gloo on the CPU, nccl on CUDA, where the device is that of the local rank. To be used as a
     context manager, so that the group is left in the end.

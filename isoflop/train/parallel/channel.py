@@ -48,7 +48,7 @@ class ChannelRanks(DataParallelRanks):
         self._tables: set[nn.Parameter] = set()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """DistributedDataParallel around all but the tables, of which only the own channels stay.
+        """Wrap all but the tables in DistributedDataParallel; keep the own channels of the tables.
 
         Raises:
             UserError: a family without channels, or channels that do not split evenly.
@@ -143,12 +143,12 @@ def gather_tokens(x_tD: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def sum_own_tokens(y_TD: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum over ranks of each one's values for all tokens, at this rank's: [T, D] -> [t, D]."""
+    """Return the sum over ranks of the values for this rank's tokens: [T, D] -> [t, D]."""
     return _Exchange.apply(y_TD, group, _summed_share, _gathered)
 
 
 def own_channels(values_tCK: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """All tokens' values of this rank's channels: [t, C, K] -> [T, c, K], by an all-to-all."""
+    """Return all tokens' values of this rank's channels: [t, C, K] -> [T, c, K] (all-to-all)."""
     return _Exchange.apply(values_tCK, group, _to_owners, _from_owners)
 
 
@@ -165,7 +165,7 @@ def _summed_share(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _exchanged(x_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Entry r goes to rank r; entry r of the result is what rank r had for this one."""
+    """Send entry r to rank r; entry r of the result is what rank r had for this one."""
     received_R = torch.empty_like(x_R)
     dist.all_to_all_single(received_R, x_R, group=group)
     return received_R

@@ -1,4 +1,4 @@
-"""The layouts of several ranks: what they have in common, data parallel, and fully sharded.
+"""The layouts of several ranks: their base class, data parallel, and fully sharded.
 
 Data parallel: every rank has all parameters, gradients are averaged in buckets as they come.
 Fully sharded: parameters, gradients and moments are split over the ranks by their first axis.
@@ -58,14 +58,14 @@ class SeveralRanks(ABC):
 
     @abstractmethod
     def whole(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
-        """``parameter``, or optimizer state like it, from all ranks' parts; on the main rank."""
+        """Return ``parameter``, or optimizer state like it, whole, on the main rank."""
 
     @abstractmethod
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """The inverse of :meth:`whole`, on the parameter's device; every rank has ``whole``."""
+        """Return this rank's part of ``whole``, which every rank has, on the parameter's device."""
 
     def rows(self, batch_size: int) -> slice:
-        """This rank's sequences of a global batch: rank r has the r-th share, in order.
+        """Return this rank's sequences of a global batch: rank r has the r-th share, in order.
 
         Raises:
             UserError: the batch does not split evenly.
@@ -85,7 +85,7 @@ class SeveralRanks(ABC):
         return float(self.size)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Return element-wise sum over the ranks, float64; the same on every rank."""
+        """Return the element-wise sum over the ranks, float64; the same on every rank."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
@@ -97,13 +97,13 @@ class SeveralRanks(ABC):
         return sent.item()
 
     def grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Return global L2 norm of the gradients, a float32 scalar, the same on every rank."""
+        """Return the global L2 norm of the gradients, a float32 scalar, the same on every rank."""
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def gather(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Whole weights and optimizer state on the main rank's CPU, perhaps the model's own memory.
+        """Return whole weights and optimizer state on the main rank's CPU, perhaps not copied.
 
         One tensor is whole at a time on a rank that is not main, which returns nothing. Names and
         shapes are those of a single rank.
@@ -130,7 +130,7 @@ class SeveralRanks(ABC):
         weights: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> None:
-        """The inverse of :meth:`gather`; every rank is given the whole."""
+        """Load what :meth:`gather` returned; every rank is given the whole."""
         entries: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for full_name, value in state.items():
             name, _, key = full_name.rpartition("/")
@@ -150,7 +150,7 @@ class DataParallelRanks(SeveralRanks):
     """`ddp`. A checkpoint is what a single rank's is, and no exchange is needed for one."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """DistributedDataParallel around ``model``, which begins with the main rank's values."""
+        """Wrap ``model`` in DistributedDataParallel; it begins with the main rank's values."""
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices)
 
@@ -188,7 +188,7 @@ class ShardedRanks(SeveralRanks):
             fully_shard(block, mesh=mesh)
         whole = fully_shard(model, mesh=mesh)
         # A backward pass splits the last unit again. Where none follows, the model would be left
-        # with whole parameters that are not the optimizer's, whose gradients nobody would clear.
+        # with whole parameters that are not the optimizer's, whose gradients would not be cleared.
         model.register_forward_hook(lambda *_: None if torch.is_grad_enabled() else whole.reshard())
         return model
 
@@ -204,7 +204,7 @@ class ShardedRanks(SeveralRanks):
         return value.full_tensor()
 
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """This rank's part, as a DTensor; nothing is sent."""
+        """Return this rank's part, as a DTensor; nothing is sent."""
         assert isinstance(parameter, DTensor)
         return distribute_tensor(
             whole.to(self.device, copy=True),
