@@ -248,7 +248,7 @@ def _akima_minima(sizes: Floats, log_loss_BK: Floats) -> Minima:
 def _through_three(
     grid: Floats, curve_BG: Floats, middle: npt.NDArray[np.intp]
 ) -> tuple[Floats, Floats, Floats]:
-    """Vertex, value there and quadratic coefficient of the parabola through three neighbours."""
+    """Return vertex, value and quadratic coefficient of parabolas through three neighbours."""
     row = np.arange(len(curve_BG))
     left, right = grid[middle] - grid[middle - 1], grid[middle + 1] - grid[middle]
     fall = (curve_BG[row, middle] - curve_BG[row, middle - 1]) / left
@@ -261,7 +261,7 @@ def _through_three(
 
 
 def _solve(z: Floats, loss_BN: Floats, weight_BN: Floats) -> Floats:
-    """Weighted least squares of B sets on 1, z, z²: coefficients [B, 3], NaN where singular."""
+    """Return weighted least-squares coefficients [B, 3] on 1, z, z²; NaN where singular."""
     powers = np.vander(z, 5, increasing=True)
     moment = weight_BN @ powers
     right = (weight_BN * loss_BN) @ powers[:, :3]

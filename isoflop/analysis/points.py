@@ -1,4 +1,4 @@
-"""Select the points that may enter a fit, and say why every other row may not."""
+"""The points that may enter a fit, why every other row may not, and profiles of points by size."""
 
 from __future__ import annotations
 
@@ -124,6 +124,35 @@ def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Profile:
+    """The points of one family at one budget along one axis, in ascending x."""
+
+    points: tuple[Point, ...]
+    """Those whose x is known; of equal x in their order in the group (size, then seed)."""
+    x: Floats
+    log_x: Floats
+    loss: Floats
+
+    @property
+    def num_sizes(self) -> int:
+        """Distinct sizes, as far as the logarithm tells them apart."""
+        return len(np.unique(self.log_x))
+
+
+def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
+    """Return the profile of a group; points whose x is unknown are left out."""
+    known = [(x, point) for point in points if (x := point.on(axis)) is not None]
+    known.sort(key=lambda pair: pair[0])
+    xs = np.array([x for x, _ in known], dtype=np.float64)
+    return Profile(
+        points=tuple(point for _, point in known),
+        x=xs,
+        log_x=np.log(xs),
+        loss=np.array([point.loss for _, point in known], dtype=np.float64),
+    )
+
+
 def _identity(point: Point) -> tuple[object, ...]:
     run: tuple[object, ...] = (point.run_id,)
     if point.run_id is None:
@@ -193,7 +222,7 @@ def _given(row: Mapping[str, Any], name: str) -> str:
 
 
 def _is_given(value: Any) -> bool:
-    """Whether an excluded_reason excludes: also True, but neither False nor a data frame's NaN."""
+    """Return whether an excluded_reason excludes; False and a data frame's NaN do not."""
     return value is not None and value is not False and value != "" and value == value
 
 
@@ -220,7 +249,7 @@ def _sorted_points(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def _point_order(point: Point) -> tuple[float, float, float, float, str]:
-    """By size, then seed: what pairs the cells of two families of one design."""
+    """Return the order by size, then seed, which pairs the cells of two families of one design."""
     seed = -1.0 if point.seed is None else float(point.seed)
     return point.n_params, point.n_tokens, seed, point.loss, point.run_id or ""
 
@@ -232,33 +261,4 @@ def _excluded_order(row: Excluded) -> tuple[str, float, float, str, str]:
         row.n_params or 0.0,
         row.run_id or "",
         row.reason,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Profile:
-    """The points of one family at one budget along one axis, in ascending x."""
-
-    points: tuple[Point, ...]
-    """Those whose x is known; of equal x in their order in the group (size, then seed)."""
-    x: Floats
-    log_x: Floats
-    loss: Floats
-
-    @property
-    def num_sizes(self) -> int:
-        """Distinct sizes, as far as the logarithm tells them apart."""
-        return len(np.unique(self.log_x))
-
-
-def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
-    """Return the profile of a group; points whose x is unknown are left out."""
-    known = [(x, point) for point in points if (x := point.on(axis)) is not None]
-    known.sort(key=lambda pair: pair[0])
-    xs = np.array([x for x, _ in known], dtype=np.float64)
-    return Profile(
-        points=tuple(point for _, point in known),
-        x=xs,
-        log_x=np.log(xs),
-        loss=np.array([point.loss for _, point in known], dtype=np.float64),
     )

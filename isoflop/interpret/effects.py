@@ -183,10 +183,11 @@ def mean_interval(
     draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=n_boot)
     taken_RN = draws.astype(np.float64)
     weight_R = _weighted(taken_RN, has_NN.astype(np.float64))
-    # A draw of few nouns may hold no pair.
-    kept_R = weight_R > 0
     sum_R = _weighted(taken_RN, np.where(has_NN, value_NN, 0.0))
-    return interval_of(mean, sum_R[kept_R] / weight_R[kept_R], confidence)
+    # A draw of few nouns may hold no pair.
+    lost_R = np.full_like(sum_R, np.nan)
+    mean_R = np.divide(sum_R, weight_R, out=lost_R, where=weight_R > 0)
+    return interval_of(mean, mean_R, confidence)
 
 
 def _weighted(taken_RN: Floats, value_NN: Floats) -> Floats:

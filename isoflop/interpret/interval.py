@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from isoflop.arrays import Floats, percentiles
 
 CONFIDENCE = 0.95
 
@@ -19,13 +18,11 @@ class Interval:
     hi: float | None = None
 
 
-def interval_of(
-    value: float | None, draws_B: NDArray[np.float64], confidence: float = CONFIDENCE
-) -> Interval:
-    """Return an estimate between the percentiles of its draws; NaN ones had nothing to count."""
-    known = draws_B[~np.isnan(draws_B)]
-    if value is None or not known.size:
-        return Interval(value=value)
-    tail = (1 - confidence) / 2
-    lo, hi = np.quantile(known, [tail, 1 - tail])
-    return Interval(value=value, lo=float(lo), hi=float(hi))
+def interval_of(value: float | None, draws_B: Floats, confidence: float = CONFIDENCE) -> Interval:
+    """Return an estimate with the percentiles of its draws, NaN in those that had nothing to count.
+
+    Without an estimate, or with more than half of the draws lost, there is no interval.
+    """
+    ends = None if value is None else percentiles(draws_B, confidence)
+    lo, hi = ends or (None, None)
+    return Interval(value=value, lo=lo, hi=hi)

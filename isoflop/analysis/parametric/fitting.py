@@ -1,9 +1,9 @@
-"""From the points of one arch to a `ParametricFit`: refusals, solution, bootstrap."""
+"""From the points of one arch to a `ParametricFit`: refusals, solution, draws, rows of a table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,102 +46,6 @@ class Data:
     budgets: tuple[float, ...]
     cells: tuple[object, ...]
     """The cell of each point; repeats of a cell share it."""
-
-
-def fit_law(
-    data: Data,
-    form: Form,
-    method: Criterion,
-    resampling: Resampling,
-    *,
-    derive: Callable[[Mapping[str, Floats]], dict[str, Floats]] | None = None,
-    derived: tuple[str, ...] = (),
-    refuse: Callable[[Data], tuple[Status, str] | None] | None = None,
-) -> ParametricFit:
-    """Fit a form to data; never raises for data that do not allow it.
-
-    ``derive`` maps the form's parameters, one array per name, to the ``derived`` ones. ``refuse``
-    says why data with enough points do not allow the form.
-    """
-    names = form.parameters + derived
-    known = _known(data, form, method, names, resampling.confidence)
-    refusal = _refusal(data, form, refuse)
-    if refusal is not None:
-        return ParametricFit(**known, status=refusal[0], reason=refusal[1])
-    problem = make_problem(form, method, data.inputs, data.losses)
-    solution = solve(problem)
-    known.update(solution.verdict)
-    if solution.status not in WITH_VALUES:
-        return ParametricFit(**known)
-    known.update(
-        values={
-            name: float(value[0])
-            for name, value in natural_values(problem, solution.theta[None], derive).items()
-        },
-        objective=problem.objective(solution.value),
-        rmse=log_rmse(problem, solution.theta),
-    )
-    if resampling.n_boot:
-        kind = kind_for_law(data.cells, resampling.kind)
-        drawn = draw_losses(
-            problem.target,
-            predict(problem, solution.theta[None])[0][0],
-            data.cells,
-            kind,
-            resampling,
-            num_coefficients=len(solution.theta),
-            arch=data.arch,
-        )
-        theta = refit_each(problem, solution.theta, *drawn)
-        known.update(
-            draws=natural_values(problem, theta, derive),
-            bootstrap_kind=kind,
-            n_boot=resampling.n_boot,
-        )
-    return ParametricFit(**known)
-
-
-def natural_values(
-    problem: Problem,
-    theta_BP: Floats,
-    derive: Callable[[Mapping[str, Floats]], dict[str, Floats]] | None = None,
-) -> dict[str, Floats]:
-    """Return the form's parameters and the derived ones of each vector."""
-    natural = problem.natural(theta_BP)
-    return natural if derive is None else {**natural, **derive(natural)}
-
-
-def _known(
-    data: Data, form: Form, method: Criterion, names: tuple[str, ...], confidence: float
-) -> dict[str, Any]:
-    """Return what a fit says of its data, whether or not it succeeds."""
-    return {
-        "arch": data.arch,
-        "form": form.name,
-        "method": method,
-        "parameters": names,
-        "n_points": len(data.losses),
-        "confidence": confidence,
-        "budget_lo": min(data.budgets, default=None),
-        "budget_hi": max(data.budgets, default=None),
-        "settings": SETTINGS[method],
-    }
-
-
-def _refusal(
-    data: Data, form: Form, refuse: Callable[[Data], tuple[Status, str] | None] | None
-) -> tuple[Status, str] | None:
-    """Return why no fit is tried. One point more than parameters leaves one residual."""
-    needed = len(form.parameters) + 1
-    distinct = len(set(data.cells))
-    if distinct < needed:
-        return "too_few", f"{distinct} distinct points; {form.name} needs {needed}"
-    own = refuse(data) if refuse is not None else None
-    if own is not None:
-        return own
-    if is_on_a_line([array for term in data.inputs for array in term]):
-        return "degenerate", "all points lie on a line: one budget, one size or one ratio"
-    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,3 +130,112 @@ class ParametricFit:
             settings=self.settings,
             status=self.status,
         )
+
+
+def fit_law(
+    data: Data,
+    form: Form,
+    method: Criterion,
+    resampling: Resampling,
+    *,
+    derive: Callable[[Mapping[str, Floats]], dict[str, Floats]] | None = None,
+    derived: tuple[str, ...] = (),
+    refuse: Callable[[Data], tuple[Status, str] | None] | None = None,
+) -> ParametricFit:
+    """Fit a form to data; never raises for data that do not allow it.
+
+    ``derive`` maps the form's parameters, one array per name, to the ``derived`` ones. ``refuse``
+    says why data with enough points do not allow the form.
+    """
+    known = context_of(
+        form,
+        arch=data.arch,
+        method=method,
+        budgets=data.budgets,
+        confidence=resampling.confidence,
+        settings=SETTINGS[method],
+    )
+    known.update(parameters=form.parameters + derived)
+    refusal = _refusal(data, form, refuse)
+    if refusal is not None:
+        return ParametricFit(**known, status=refusal[0], reason=refusal[1])
+    problem = make_problem(form, method, data.inputs, data.losses)
+    solution = solve(problem)
+    known.update(solution.verdict)
+    if solution.status not in WITH_VALUES:
+        return ParametricFit(**known)
+    known.update(
+        values={
+            name: float(value[0])
+            for name, value in natural_values(problem, solution.theta[None], derive).items()
+        },
+        objective=problem.objective(solution.value),
+        rmse=log_rmse(problem, solution.theta),
+    )
+    if resampling.n_boot:
+        kind = kind_for_law(data.cells, resampling.kind)
+        drawn = draw_losses(
+            problem.target,
+            predict(problem, solution.theta[None])[0][0],
+            data.cells,
+            kind,
+            resampling,
+            num_coefficients=len(solution.theta),
+            arch=data.arch,
+        )
+        theta = refit_each(problem, solution.theta, *drawn)
+        known.update(
+            draws=natural_values(problem, theta, derive),
+            bootstrap_kind=kind,
+            n_boot=resampling.n_boot,
+        )
+    return ParametricFit(**known)
+
+
+def context_of(
+    form: Form,
+    *,
+    arch: str,
+    method: str,
+    budgets: Sequence[float],
+    confidence: float,
+    settings: str,
+) -> dict[str, Any]:
+    """Return the fields of a ParametricFit that tell what is fitted, whatever comes of it."""
+    return {
+        "arch": arch,
+        "form": form.name,
+        "method": method,
+        "parameters": form.parameters,
+        "n_points": len(budgets),
+        "confidence": confidence,
+        "budget_lo": min(budgets, default=None),
+        "budget_hi": max(budgets, default=None),
+        "settings": settings,
+    }
+
+
+def natural_values(
+    problem: Problem,
+    theta_BP: Floats,
+    derive: Callable[[Mapping[str, Floats]], dict[str, Floats]] | None = None,
+) -> dict[str, Floats]:
+    """Return the form's parameters and the derived ones of each vector."""
+    natural = problem.natural(theta_BP)
+    return natural if derive is None else {**natural, **derive(natural)}
+
+
+def _refusal(
+    data: Data, form: Form, refuse: Callable[[Data], tuple[Status, str] | None] | None
+) -> tuple[Status, str] | None:
+    """Return why no fit is tried. One point more than parameters leaves one residual."""
+    needed = len(form.parameters) + 1
+    distinct = len(set(data.cells))
+    if distinct < needed:
+        return "too_few", f"{distinct} distinct points; {form.name} needs {needed}"
+    own = refuse(data) if refuse is not None else None
+    if own is not None:
+        return own
+    if is_on_a_line([array for term in data.inputs for array in term]):
+        return "degenerate", "all points lie on a line: one budget, one size or one ratio"
+    return None

@@ -1,8 +1,19 @@
-"""The loss surface L(N, D) = E + A / N^α + B / D^β and its compute-optimal line.
+"""The three laws: what each says, what it gives where it is fitted, and how points are put to it.
 
-Hoffmann et al. 2022, section 3.3 (approach 3): N parameters, D training tokens, loss in nats per
-token. At fixed compute C = k · N · D the best N is G · (C / k)^a with a = β / (α + β) and
-G = (α A / (β B))^(1 / (α + β)); D takes the rest, with exponent b = α / (α + β) = 1 − a.
+- *Surface* (chinchilla): L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, section 3.3,
+  approach 3), N parameters, D training tokens, loss in nats per token. At fixed compute
+  C = k · N · D the best N is G · (C / k)^a with a = β / (α + β) and
+  G = (α A / (β B))^(1 / (α + β)); D takes the rest, with exponent b = α / (α + β) = 1 − a.
+- *Frontier*: L*(C) = L_inf + A · C^−α through the optima. Unlike a power law of L* it has a floor,
+  and so an opinion about larger budgets; three optima fix its three parameters and say nothing of
+  their error. Least squares on the loss of the interior optima; intervals refit the bootstrap
+  draws of those optima.
+- *Joint*: L = E + A · N_active^−α · (N / N_active)^−γ + B · D^−β for families with experts, N being
+  all parameters. γ says what parameters that a token does not use are worth: 0 nothing, α as much
+  as used ones (then the law is Chinchilla's in N), negative a harm. It is the interaction of size
+  and sparsity alone; the law of Abnar et al. 2025 (arXiv 2501.12370) has further terms of
+  sparsity, whose ten coefficients a study of a few dozen runs cannot tell apart. Parameters
+  besides the experts count as active, so N / N_active is not the number of experts.
 """
 
 from __future__ import annotations
@@ -15,7 +26,13 @@ import numpy as np
 
 from isoflop.analysis.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.parametric.fitting import Data, ParametricFit, fit_law, natural_values
+from isoflop.analysis.parametric.fitting import (
+    Data,
+    ParametricFit,
+    context_of,
+    fit_law,
+    natural_values,
+)
 from isoflop.analysis.parametric.solve import WITH_VALUES, Status, log_rmse, refit_each, solve
 from isoflop.analysis.parametric.terms import Criterion, Form, Problem, make_problem
 from isoflop.analysis.points import Point
@@ -182,7 +199,15 @@ def fit_frontier(
         and optimum.loss_opt is not None
         and optimum.loss_opt > 0
     )
-    known = _known(arch, method, [budget for budget, _ in points], confidence)
+    known = context_of(
+        FRONTIER,
+        arch=arch,
+        method=method,
+        budgets=[budget for budget, _ in points],
+        confidence=confidence,
+        settings="sum of squares of L* residuals",
+    )
+    known.update(axis="loss")
     if len(points) < MIN_OPTIMA:
         reason = f"{len(points)} interior optima; a frontier needs {MIN_OPTIMA}"
         return ParametricFit(**known, status="too_few", reason=reason)
@@ -224,21 +249,6 @@ def _bootstrap(
         "draws": natural_values(problem, theta),
         "bootstrap_kind": draws.kind,
         "n_boot": draws.n_boot,
-    }
-
-
-def _known(arch: str, method: str, budgets: list[float], confidence: float) -> dict[str, Any]:
-    return {
-        "arch": arch,
-        "form": FRONTIER.name,
-        "method": method,
-        "axis": "loss",
-        "parameters": FRONTIER.parameters,
-        "n_points": len(budgets),
-        "confidence": confidence,
-        "budget_lo": min(budgets, default=None),
-        "budget_hi": max(budgets, default=None),
-        "settings": "sum of squares of L* residuals",
     }
 
 

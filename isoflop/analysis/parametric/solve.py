@@ -1,4 +1,7 @@
-"""The best parameter vector of a problem from many starts, and the verdict on it."""
+"""The best parameter vector of a problem from many starts, the verdict on it, and its refits.
+
+Starts are a grid over exponents and shares of the constant, and variable projection.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,31 @@ import numpy as np
 from isoflop.analysis.parametric.descent import minimise
 from isoflop.analysis.parametric.terms import NO_FLOOR, Form, Problem, predict
 from isoflop.arrays import Floats
+
+Status = Literal[
+    "ok",
+    "single_start",
+    "at_bound",
+    "too_few",
+    "degenerate",
+    "sparsity_not_varied",
+    "ill_conditioned",
+    "not_converged",
+]
+"""The verdict on a fit. The first three come with values, the others with null:
+
+- ``ok``;
+- ``single_start``: only one start reached the best objective, which may be no global optimum;
+- ``at_bound``: the constant went to zero or an exponent is not positive: these data do not support
+  the form, and the values describe them only where they were measured;
+- ``too_few``: fewer distinct points than the form needs;
+- ``degenerate``: the inputs of all points lie on one line (one budget, one size or one ratio);
+- ``sparsity_not_varied``: the share of active parameters does not vary beside the other inputs;
+- ``ill_conditioned``: another set of parameters fits as well to rounding;
+- ``not_converged``: no start settled.
+"""
+
+WITH_VALUES: tuple[Status, ...] = ("ok", "single_start", "at_bound")
 
 _NUM_PROJECTED = {"huber": 1, "vpnls": 10}
 
@@ -29,6 +57,22 @@ _MAX_CONDITION = 1e4
 
 # A term below this share of the loss goes to zero.
 _ZERO_SHARE = 1e-4
+
+# Values of each exponent on the grid, by the number of exponents.
+_GRID_EXPONENTS = {1: (0.1, 0.3, 0.6, 1.0), 2: (0.1, 0.3, 0.6, 1.0), 3: (0.1, 0.4, 1.0)}
+# Shares of the constant term in the loss at the centre of the data.
+_GRID_SHARES = (0.3, 0.6, 0.9)
+
+# The projection tries so many values of each exponent, by the number of exponents.
+_PROJECTED_EXPONENTS = {1: 64, 2: 16, 3: 8}
+_PROJECTED_RANGE = (0.03, 2.0)
+# A coefficient that the projection puts at zero starts at this share of the loss.
+_LEAST_SHARE = 1e-4
+# Inputs over hundreds of decades would overflow.
+_MAX_EXPONENT = 50.0
+
+# Draws refitted together: bounds memory at about 100 MB for 1,000 points.
+_BATCH_ELEMENTS = 500_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +121,24 @@ def solve(problem: Problem) -> Solution:
         status=status,
         reason=reason,
     )
+
+
+def refit_each(problem: Problem, theta_P: Floats, targets_Bn: Floats, weights_Bn: Floats) -> Floats:
+    """Return one parameter vector per row of targets or weights; NaN where it did not settle."""
+    n_boot = max(len(targets_Bn), len(weights_Bn))
+    size = max(1, _BATCH_ELEMENTS // problem.num_points)
+    parts = []
+    for first in range(0, n_boot, size):
+        rows = slice(first, min(first + size, n_boot))
+        start = np.tile(theta_P, (rows.stop - rows.start, 1))
+        found = minimise(
+            problem,
+            start,
+            targets_Bn[rows] if len(targets_Bn) > 1 else targets_Bn,
+            weights_Bn[rows] if len(weights_Bn) > 1 else weights_Bn,
+        )
+        parts.append(np.where(found.converged[:, None], found.theta, np.nan))
+    return np.concatenate(parts)
 
 
 def _verdict(
@@ -128,7 +190,7 @@ def conditioning(problem: Problem, theta_P: Floats) -> float:
 
 
 def is_on_a_line(inputs: Sequence[Floats]) -> bool:
-    """Whether the logarithms of all points lie on a line, a plane of lower dimension or a point."""
+    """Return whether the logarithms of all points lie on a line, a lower plane or a point."""
     logs = np.log(np.column_stack(inputs))
     centred = logs - logs.mean(axis=0)
     singular = np.linalg.svd(centred, compute_uv=False)
@@ -141,20 +203,6 @@ def log_rmse(problem: Problem, theta_P: Floats) -> float:
     target = problem.target if problem.is_log else np.log(problem.target)
     fitted = prediction if problem.is_log else np.log(prediction)
     return float(np.sqrt(np.mean((target - fitted) ** 2)))
-
-
-# Values of each exponent on the grid, by the number of exponents.
-_GRID_EXPONENTS = {1: (0.1, 0.3, 0.6, 1.0), 2: (0.1, 0.3, 0.6, 1.0), 3: (0.1, 0.4, 1.0)}
-# Shares of the constant term in the loss at the centre of the data.
-_GRID_SHARES = (0.3, 0.6, 0.9)
-
-# The projection tries so many values of each exponent, by the number of exponents.
-_PROJECTED_EXPONENTS = {1: 64, 2: 16, 3: 8}
-_PROJECTED_RANGE = (0.03, 2.0)
-# A coefficient that the projection puts at zero starts at this share of the loss.
-_LEAST_SHARE = 1e-4
-# Inputs over hundreds of decades would overflow.
-_MAX_EXPONENT = 50.0
 
 
 def grid_starts(problem: Problem) -> Floats:
@@ -249,52 +297,3 @@ def _powers(problem: Problem, exponents_E: Floats) -> Floats:
             for part, column in zip(problem.form.slices, problem.columns, strict=True)
         ]
     )
-
-
-Status = Literal[
-    "ok",
-    "single_start",
-    "at_bound",
-    "too_few",
-    "degenerate",
-    "sparsity_not_varied",
-    "ill_conditioned",
-    "not_converged",
-]
-"""The verdict on a fit. The first three come with values, the others with null:
-
-- ``ok``;
-- ``single_start``: only one start reached the best objective, which may be no global optimum;
-- ``at_bound``: the constant went to zero or an exponent is not positive: these data do not support
-  the form, and the values describe them only where they were measured;
-- ``too_few``: fewer distinct points than the form needs;
-- ``degenerate``: the inputs of all points lie on one line (one budget, one size or one ratio);
-- ``sparsity_not_varied``: the share of active parameters does not vary beside the other inputs;
-- ``ill_conditioned``: another set of parameters fits as well to rounding;
-- ``not_converged``: no start settled.
-"""
-
-
-WITH_VALUES: tuple[Status, ...] = ("ok", "single_start", "at_bound")
-
-
-# Draws refitted together: bounds memory at about 100 MB for 1,000 points.
-_BATCH_ELEMENTS = 500_000
-
-
-def refit_each(problem: Problem, theta_P: Floats, targets_Bn: Floats, weights_Bn: Floats) -> Floats:
-    """Return one parameter vector per row of targets or weights; NaN where it did not settle."""
-    n_boot = max(len(targets_Bn), len(weights_Bn))
-    size = max(1, _BATCH_ELEMENTS // problem.num_points)
-    parts = []
-    for first in range(0, n_boot, size):
-        rows = slice(first, min(first + size, n_boot))
-        start = np.tile(theta_P, (rows.stop - rows.start, 1))
-        found = minimise(
-            problem,
-            start,
-            targets_Bn[rows] if len(targets_Bn) > 1 else targets_Bn,
-            weights_Bn[rows] if len(weights_Bn) > 1 else weights_Bn,
-        )
-        parts.append(np.where(found.converged[:, None], found.theta, np.nan))
-    return np.concatenate(parts)
