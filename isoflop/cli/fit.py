@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,28 @@ if TYPE_CHECKING:
     from isoflop.analysis.result import Fits
 
 
-METHODS = ("parabola", "parabola_window", "akima", "parabola_robust")
 AXES = ("n_params", "n_tokens", "n_active")
 BOOTSTRAPS = ("auto", "residual", "parametric", "case")
+
+
+class MethodChoice(click.Choice[str]):
+    """One of METHODS of the analysis, looked up when used: `isoflop --help` loads no numpy."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names of the methods."""
+        from isoflop.analysis.optima_methods import METHODS
+
+        return tuple(METHODS)
+
 
 FIT_OPTIONS = (
     click.option(
         "--method",
-        type=click.Choice(METHODS),
+        type=MethodChoice(),
         default="parabola",
         show_default=True,
         help="How optima are found for laws, comparisons and plots; the tables have all.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_a_table_alone_is_fitted_without_torch(table: Path, tmp_path: Path) -> N
 
 
 def test_the_options_are_the_librarys() -> None:
-    assert tuple(METHODS) == fit.METHODS
+    assert fit.MethodChoice().choices == tuple(METHODS)
+    assert f"[{'|'.join(METHODS)}]" in re.sub(r"\s", "", invoke("--help").stdout)
     assert fit.AXES == AXES
 
 
