@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from isoflop.errors import UserError
 from isoflop.files import sha256_json
+from isoflop.validate import CLOSED, validated
 
 SHOWN_DIGITS = 12
 
@@ -32,6 +32,8 @@ LATER_SPEC_FIELDS: Mapping[str, bool] = {"document_mask": False}
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
     """The identity of one training run."""
+
+    __pydantic_config__: ClassVar = CLOSED
 
     family: str
     config: Mapping[str, int | str]
@@ -81,20 +83,8 @@ class RunSpec:
         Raises:
             UserError: a field is missing, unknown or of the wrong type.
         """
-        if not isinstance(values, dict):
-            raise UserError("spec", values, "a JSON object", "restore the file")
-        types = {f.name: f.type for f in dataclasses.fields(RunSpec)}
-        for name in types:
-            if name not in values and name not in LATER_SPEC_FIELDS:
-                raise UserError(f"spec.{name}", None, "given", "restore the file")
-        for name, value in values.items():
-            if name not in types:
-                known = ", ".join(types)
-                raise UserError(f"spec.{name}", value, f"one of {known}", "restore the file")
-            expected = {"int": int, "str": str, "bool": bool}.get(str(types[name]), dict)
-            if type(value) is not expected:
-                raise UserError(f"spec.{name}", value, expected.__name__, "restore the file")
-        return RunSpec(**values)
+        do = "restore the file"
+        return validated(RunSpec, values, what="spec", do=do, do_missing=do, do_unknown=do)
 
 
 def run_id(spec: RunSpec) -> str:

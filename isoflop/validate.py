@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model")
+
+CLOSED = {"extra": "forbid"}
+"""The ``__pydantic_config__`` of a class whose table in a file may have no further keys."""
 
 WANTED = {
     "list_type": "a list in square brackets",
@@ -36,6 +40,23 @@ WANTED = {
 """What pydantic's kinds of mistakes ask for, in the words of TOML."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadBy:
+    """Annotates a field whose values in a file are first read by a function.
+
+    As `pydantic.BeforeValidator`, which is slow to import. A UserError of the function comes
+    through as it is.
+    """
+
+    function: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Return pydantic's schema of the field: the function, then the field's own type."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self.function, handler(source))
+
+
 def validated(
     kind: type[Model],
     values: Any,
@@ -43,12 +64,13 @@ def validated(
     what: str = "",
     do: str = "correct it",
     do_missing: str = "add it",
+    do_unknown: str = "remove it",
 ) -> Model:
     """Return ``values``, as a TOML or JSON file has them, as an instance of ``kind``.
 
     Types are strict: text is no number and 1.5 no whole number; a whole number is a float where one
     is asked for, and a list a tuple. Keys that ``kind`` lacks are refused where its class sets
-    ``__pydantic_config__ = {"extra": "forbid"}``.
+    ``__pydantic_config__`` to :data:`CLOSED`.
 
     Args:
         kind: a dataclass, or any type that pydantic knows.
@@ -56,6 +78,7 @@ def validated(
         what: put before the names of fields in messages (``hardware`` for ``hardware.name``).
         do: what to do about a wrong value.
         do_missing: what to do about a missing one.
+        do_unknown: what to do about a key that is none and resembles none.
 
     Raises:
         UserError: the first mistake, with the dotted name of its field.
@@ -67,7 +90,11 @@ def validated(
         # JSON is where strict pydantic takes a list for a tuple and a table for a dataclass.
         return adapter.validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise _user_error(adapter, error.errors()[0], what, do, do_missing) from None
+        mistake = _most_telling(error.errors())
+        cause = mistake.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise _user_error(adapter, mistake, what, do, do_missing, do_unknown) from None
 
 
 @functools.cache
@@ -77,12 +104,24 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
+def _most_telling(mistakes: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Return the first mistake; of those of a union's alternatives, the one that went deepest."""
+    first = mistakes[0]["loc"]
+    shared = next((i for i, part in enumerate(first) if _is_type_name(part)), len(first))
+    if shared == len(first):
+        return mistakes[0]
+    alternatives = [each for each in mistakes if each["loc"][:shared] == first[:shared]]
+    return max(alternatives, key=lambda each: len(each["loc"]))
+
+
 def _user_error(
-    adapter: TypeAdapter[Any], mistake: ErrorDetails, what: str, do: str, do_missing: str
+    adapter: TypeAdapter[Any],
+    mistake: ErrorDetails,
+    what: str,
+    do: str,
+    do_missing: str,
+    do_unknown: str,
 ) -> UserError:
-    cause = mistake.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return cause
     keys = [part for part in mistake["loc"] if not _is_type_name(part)]
     name = ".".join(map(str, (what, *keys) if what else keys)) or "file"
     kind, given = mistake["type"], mistake["input"]
@@ -93,7 +132,7 @@ def _user_error(
             name,
             given,
             f"a known key ({', '.join(known)})",
-            f"write {near[0]}" if near else "remove it",
+            f"write {near[0]}" if near else do_unknown,
         )
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return UserError(name, None, "given", do_missing)

@@ -37,15 +37,8 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
     [
         (_with("study", colour="red"), "study.colour = 'red': must be a known key"),
         (MINIMAL | {"training": {}}, "training = {}: must be a known key"),
-        (_with("data", sourse="x"), "data.sourse = 'x': must be a known key"),
         (_with("study", budgets=[]), "budgets = \\[\\]"),
         (_with("study", budgets=[-1e17]), "budgets = -1e\\+17: must be a positive whole number"),
-        (_with("study", budgets=[float("nan")]), "budgets = nan"),
-        (_with("study", budgets=[float("inf")]), "budgets = inf"),
-        (_with("study", budgets=[0]), "budgets = 0"),
-        (_with("study", budgets=[1.5]), "budgets = 1.5"),
-        (_with("study", budgets=["many"]), "budgets = many"),
-        (_with("study", budgets=[True]), "budgets"),
         (_with("study", budgets=[1e18, 1e17]), "budgets = 1e18, 1e17: must be ascending"),
         (_with("study", budgets=[1e17, 1e17]), "budgets = 1e17, 1e17: must be ascending"),
         (_with("study", epochs=[1]), "budgets = \\['1e17'\\]: must be left out where epochs"),
@@ -55,12 +48,10 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         ),
         (_with("study", learning_rates={"mlp": 0}), "learning_rates.mlp = 0.0: must be a number"),
         (_with("study", learning_rates={"mlp": float("nan")}), "learning_rates.mlp = nan"),
-        (_with("study", learning_rates={"mlp": "1e-3"}), "study.learning_rates.mlp = '1e-3'"),
         (_with("study", recipe="micro-v2@lr=0.006"), "recipe = 'micro-v2@lr=0.006': must be paper"),
         (_with("study", archs=[]), "archs = \\[\\]"),
         (_with("study", archs=["rnn"]), "archs = 'rnn': must be one of mlp, moe"),
         (_with("study", archs=["mlp", "mlp"]), "archs = 'mlp': must be named once"),
-        (_with("study", archs="mlp"), "study.archs"),
         (_with("study", convention="kaplan"), "convention = 'kaplan'"),
         (
             _with("study", recipe="big-v9"),
@@ -72,19 +63,15 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         ),
         (_with("study", match_reference="rnn"), "match_reference = 'rnn': must be one of mlp"),
         (_with("study", tolerance=0), "tolerance = 0.0: must be a number above 0"),
-        (_with("study", tolerance=float("nan")), "tolerance = nan"),
         (
             _with("study", tolerance=0.9),
             "tolerance = 0.9: must be a number above 0 and at most 0.5",
         ),
-        (_with("study", tolerance="1 %"), "study.tolerance = '1 %'"),
         (_with("study", sizes="all"), "sizes = 'all': must be rungs such as"),
         (_with("study", sizes="auto", num_sizes=2), "num_sizes = 2: must be 3 or more"),
         (_with("study", num_sizes=5), 'num_sizes = 5: must be left out unless sizes = "auto"'),
         (_with("data", max_epochs=0), "data.max_epochs = 0.0: must be a number above 0"),
-        (_with("data", max_epochs=float("inf")), "data.max_epochs = inf"),
         (_with("families", paths=["nowhere"]), "families.paths = 'nowhere'"),
-        (_with("families", folders=["x"]), "families.folders = \\['x'\\]: must be a known key"),
         (
             MINIMAL | {"hypothesis": [{"id": "H", "claim": "c", "decide": " "}]},
             "hypothesis.decide = ' ': must be given",
@@ -96,20 +83,16 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         (_with("study", keep_weights="some"), "keep_weights = 'some'"),
         (_with("study", seeds=[-1]), "seeds = -1: must be 0 or more"),
         (_with("study", seeds=[1, 1]), "seeds = \\[1, 1\\]: must be distinct"),
-        (_with("study", seeds=[0.5]), "study.seeds.0 = 0.5"),
         (_with("study", sizes=[0]), "sizes = 0: must be 1 or more"),
-        (_with("study", sizes=[]), "sizes = \\[\\]"),
         (_with("study", sizes={"1e18": [1]}), "sizes = '1e18': must be a budget \\(1e17\\)"),
         (_with("study", sizes={"1e17": {"peer": [1]}}), "sizes = 'peer': must be one of mlp"),
         (_with("study", sizes={"1e17": {}}), "sizes at 1e17 = None: must be given for mlp"),
         (_with("study", name="../up"), "name = '../up'"),
-        (_with("study", name=""), "name = ''"),
         (_with("data", seq_len=0), "data.seq_len = 0: must be 1 or more"),
         (_with("data", batch_size="16"), "data.batch_size = '16'"),
-        (_with("placement", cluster="mars"), "placement.cluster = 'mars'"),
+        (_with("placement", cluster="mars"), "placement.cluster = 'mars': .*isoflop submit"),
         (MINIMAL | {"variant": [{"arch": "mlp", "family": "mlp"}]}, "a label of its own"),
         (MINIMAL | {"variant": [{"arch": "x", "family": "rnn"}]}, "family of variant x = 'rnn'"),
-        (MINIMAL | {"variant": [{"family": "mlp"}]}, "variant.0.arch = None: must be given"),
     ],
 )
 def test_a_mistake_is_one_clear_line(values: dict[str, Any], message: str) -> None:
@@ -188,7 +171,9 @@ def test_a_float_means_the_decimal_that_was_typed(digit: int, exponent: int) -> 
     assert parse_flops(format_flops(digit * 10**exponent)) == digit * 10**exponent
 
 
-@pytest.mark.parametrize("typed", ["", "1e41", "-1", "1e17 FLOPs", None, [1], "nan", "1e-3"])
+@pytest.mark.parametrize(
+    "typed", ["", "1e41", -1, 0, "1e17 FLOPs", None, True, [1], float("nan"), 1.5]
+)
 def test_nonsense_flops_are_refused(typed: object) -> None:
     with pytest.raises(UserError, match="must be a positive whole number of FLOPs"):
         parse_flops(typed)

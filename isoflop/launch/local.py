@@ -70,7 +70,7 @@ def open_session(
     """
     plan = read_plan(folder)
     _check_families(plan)
-    given = {
+    given: dict[str, Any] = {
         name: value
         for table in (plan.study.placement, options or {})
         for name, value in table.items()

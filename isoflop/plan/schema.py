@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from isoflop.files import dump_json
 from isoflop.plan.artefact import PLAN_SCHEMA_VERSION
-from isoflop.study.file import FrozenStudy
+from isoflop.study import Study
 
 SCHEMA_FILE = Path(__file__).with_name("plan.schema.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -84,12 +84,6 @@ class _Run(_Closed):
     spec: _Spec
 
 
-class _Study(FrozenStudy):
-    """The resolved study."""
-
-    budgets: list[_Count]  # type: ignore[assignment]  # a person may type 1e17; here it is exact
-
-
 class _Expected(_Closed):
     """Where the prior expects an optimum: an estimate, frozen when it was made."""
 
@@ -102,7 +96,7 @@ class PlanFile(_Closed):
     """A plan: the resolved study and its runs in the order budget, arch, size, seed."""
 
     schema_version: Literal[2] = Field(description="raised when the meaning of a field changes")
-    study: _Study
+    study: Study
     num_train_tokens: _Count | None = Field(description="of the training data; null: not known")
     family_digests: dict[str, _Digest] = Field(
         description="sha256 over the source of each family from outside the package"
@@ -120,7 +114,7 @@ def plan_schema() -> dict[str, Any]:
     """Return the JSON schema of plan.json (draft 2020-12); every field is always written."""
     schema = _closed(PlanFile.model_json_schema())
     # Placement alone is frozen only as far as the study gives it.
-    schema["$defs"]["PlacementSection"]["required"] = ["cluster"]
+    schema["$defs"]["PlacementTable"]["required"] = ["cluster"]
     # Later fields are left out of plans that do without them.
     for name, left_out in (
         ("Spec", ("document_mask",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -10,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
+from typing_extensions import TypedDict
 
 from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
@@ -18,27 +22,98 @@ from isoflop.families import add_family_folder, family_names, is_family
 from isoflop.numbers import format_flops
 from isoflop.placement import placement_from
 from isoflop.recipe import RECIPES, name_at_rate
+from isoflop.validate import CLOSED, ReadBy
 
 PAPER_ARCHS = ("mlp", "swiglu", "moe", "peer", "sgatlin")
+MATCHES = ("ladder", "flops_per_token", "active_params")
+KEEP_WEIGHTS = ("none", "best", "all")
+SIZES_DEFAULT = "default"
+SIZES_AUTO = "auto"
 
-SizeTable = Mapping[int, Mapping[str, tuple[int, ...]]]
-SeedTable = Mapping[int, Mapping[str, Mapping[int, tuple[int, ...]]]]
+# A minimum needs a rung on either side.
+MIN_NUM_SIZES = 3
+
+
+def parse_flops(value: object, field_name: str = "budgets") -> int:
+    """Return an exact whole number of FLOPs from 1e17, "6e17" or 600000000000000000.
+
+    Raises:
+        UserError: not a positive, finite, whole number.
+    """
+    allowed = "a positive whole number of FLOPs such as 1e17"
+    typed = shown(str(value))
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise UserError(field_name, value, allowed, "correct it")
+    try:
+        # repr of a float is the shortest decimal that a person would type for it.
+        number = Decimal(value.strip() if isinstance(value, str) else repr(value))
+    except InvalidOperation:
+        raise UserError(field_name, typed, allowed, "correct it") from None
+    # The upper bound keeps the exact integer small enough to compute with.
+    if not number.is_finite() or not 0 < number < Decimal("1e40") or number != int(number):
+        raise UserError(field_name, typed, allowed, "correct it")
+    return int(number)
+
+
+def _parse_size(text: str) -> int:
+    """Return a size from the key of a table, in its one spelling."""
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise UserError("more_seeds", text, "a size such as 4", "correct the study")
+    return int(text)
+
+
+def _check_is_local(cluster: Any) -> Any:
+    if cluster != "local":
+        do = "leave it out and name the cluster with `isoflop submit --cluster`"
+        raise UserError("placement.cluster", cluster, "'local'", do)
+    return cluster
+
+
+SizesBudget = Annotated[int, ReadBy(function=functools.partial(parse_flops, field_name="sizes"))]
+SizeTable = Mapping[SizesBudget, Mapping[str, tuple[int, ...]]]
+"""Rungs by budget and arch."""
+SeedTable = Mapping[
+    Annotated[int, ReadBy(function=functools.partial(parse_flops, field_name="more_seeds"))],
+    Mapping[str, Mapping[Annotated[int, ReadBy(function=_parse_size)], tuple[int, ...]]],
+]
 """Seeds by budget, arch and size."""
+
+
+class PlacementTable(TypedDict, total=False):
+    """Where to run, as far as it is not left to the command line; see isoflop.placement."""
+
+    __pydantic_config__ = CLOSED  # type: ignore[misc]  # for pydantic, no key
+
+    cluster: Annotated[Literal["local"], ReadBy(function=_check_is_local)]
+    device: Literal["cpu", "cuda"]
+    workers: int
+    parallel: Literal["single", "ddp", "fsdp", "channel"]
+    ranks: int
+    micro_batch: int
+    checkpoint_activations: bool
+    compile: bool
+    checkpoint_every: int | float
+    evaluate_every: int
+    sinks: list[Literal["tensorboard", "wandb"]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
     """An ablation: a family with some fields set otherwise, under a label of its own."""
 
+    __pydantic_config__: ClassVar = CLOSED
+
     arch: str
     family: str
-    overrides: Mapping[str, int | str]
+    overrides: Mapping[str, int | str] = field(default_factory=dict)
     """Fields of the family's configuration, or d_model, n_layers, n_heads of the model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:
     """A claim and the rule that decides it, frozen with the plan."""
+
+    __pydantic_config__: ClassVar = CLOSED
 
     id: str
     claim: str
@@ -47,10 +122,12 @@ class Hypothesis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """Everything that determines a plan."""
+    """The resolved study: everything that determines a plan."""
+
+    __pydantic_config__: ClassVar = CLOSED
 
     name: str
-    budgets: tuple[int, ...] = ()
+    budgets: tuple[Annotated[int, Ge(1), ReadBy(function=parse_flops)], ...] = ()
     """Training FLOPs per run, ascending."""
     epochs: tuple[float, ...] = ()
     """In place of budgets: passes over the training data per run, ascending. A run's budget is
@@ -94,9 +171,8 @@ class Study:
     """Whether a token attends to its own document only."""
     family_paths: tuple[str, ...] = ()
     """Folders of families defined outside the package; never part of a run's identity."""
-    placement: Mapping[str, Any] = field(default_factory=lambda: {"cluster": "local"})
-    """Where to run, as far as it is not left to the command line; never part of a run's identity.
-    See isoflop.placement.placement_from."""
+    placement: PlacementTable = field(default_factory=lambda: PlacementTable(cluster="local"))
+    """Never part of a run's identity."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -226,27 +302,6 @@ def paper_study(budgets: tuple[int, ...]) -> Study:
     )
 
 
-def parse_flops(value: object, field_name: str = "budgets") -> int:
-    """Return an exact whole number of FLOPs from 1e17, "6e17" or 600000000000000000.
-
-    Raises:
-        UserError: not a positive, finite, whole number.
-    """
-    allowed = "a positive whole number of FLOPs such as 1e17"
-    typed = shown(str(value))
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise UserError(field_name, value, allowed, "correct it")
-    try:
-        # repr of a float is the shortest decimal that a person would type for it.
-        number = Decimal(value.strip() if isinstance(value, str) else repr(value))
-    except InvalidOperation:
-        raise UserError(field_name, typed, allowed, "correct it") from None
-    # The upper bound keeps the exact integer small enough to compute with.
-    if not number.is_finite() or not 0 < number < Decimal("1e40") or number != int(number):
-        raise UserError(field_name, typed, allowed, "correct it")
-    return int(number)
-
-
 def _with_text_keys(value: Any) -> Any:
     """Return a table as JSON has it."""
     if isinstance(value, Mapping):
@@ -266,15 +321,6 @@ def _check_budgets(budgets: Sequence[int]) -> None:
         if after <= before:
             given = shown(", ".join(map(format_flops, budgets)))
             raise UserError("budgets", given, "ascending, each once", "sort them")
-
-
-MATCHES = ("ladder", "flops_per_token", "active_params")
-KEEP_WEIGHTS = ("none", "best", "all")
-SIZES_DEFAULT = "default"
-SIZES_AUTO = "auto"
-
-# A minimum needs a rung on either side.
-MIN_NUM_SIZES = 3
 
 
 def check_word(name: str, value: str, allowed: Sequence[str]) -> None:
