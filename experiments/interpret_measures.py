@@ -22,7 +22,12 @@ from isoflop.interpret.effects import INTERVENTION, effects
 from isoflop.interpret.facts import make_pairs, make_prompts, planted
 from isoflop.interpret.gates import Patch, patched_gates
 from isoflop.interpret.geometry.analyse import cka_of_both
-from isoflop.interpret.geometry.patterns import Seen, TokenRows, input_embedding, see
+from isoflop.interpret.geometry.patterns import (
+    Activations,
+    TokenRows,
+    activations_of,
+    input_embedding,
+)
 from isoflop.interpret.geometry.purity import as_labels
 from isoflop.interpret.geometry.purity_tests import Settings, purity_rows, verdict_rows
 from isoflop.interpret.geometry.word_class import classes_of
@@ -96,7 +101,7 @@ def cluster_rows(loaded: LoadedRun) -> list[Row]:
     """C7: purities of gates and controls with intervals, verdicts, and CKA to the embeddings."""
     loaded = replace(loaded, heldout=_thinned(loaded, CLUSTER_TOKENS))
     tokens = _token_rows(loaded)
-    seen, blank = see(loaded, tokens), see(untrained(loaded), tokens)
+    seen, blank = activations_of(loaded, tokens), activations_of(untrained(loaded), tokens)
     labels = {
         CLUSTER_LABEL: as_labels(classes_of(loaded, tokens)),
         "next_token": tokens.target_P,
@@ -146,7 +151,7 @@ def _purity_rows(purities: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
             yield row(name, found["gates_above"], **place, **ends)
 
 
-def _cka_rows(loaded: LoadedRun, seen: Seen, blank: Seen) -> Iterator[Row]:
+def _cka_rows(loaded: LoadedRun, seen: Activations, blank: Activations) -> Iterator[Row]:
     """Of whole layers; ``note`` is the 95th percentile of shuffled rows."""
     found = cka_of_both(loaded, seen.patterns, blank.patterns, num_shuffles=NUM_SHUFFLES, seed=SEED)
     for each in found:

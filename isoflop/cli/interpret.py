@@ -209,7 +209,7 @@ def intervene(
     How much of the answer follows them, by layer and cumulatively, against controls, with intervals
     over nouns.
     """
-    from isoflop.interpret.activation_patching import write_recall
+    from isoflop.interpret.activation_patching import write_patching
     from isoflop.interpret.facts import facts_of
     from isoflop.interpret.load import open_run
     from isoflop.interpret.load import untrained as before_training
@@ -217,7 +217,7 @@ def intervene(
     trained = open_run(folder, run)
     loaded = before_training(trained) if untrained else trained
     out = (out or loaded.out) / ("untrained" if untrained else "")
-    found = write_recall(loaded, facts_of(facts, loaded, min_count=min_count), out, seed=seed)
+    found = write_patching(loaded, facts_of(facts, loaded, min_count=min_count), out, seed=seed)
     console().print(effects_table(found.rows))
     click.echo(effects_note(found.rows))
     _echo(found.files)

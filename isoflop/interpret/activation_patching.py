@@ -214,7 +214,7 @@ def _names(pair: Pair) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recall:
+class Patching:
     """What was found and where it was written."""
 
     rows: Sequence[dict[str, Any]]
@@ -222,7 +222,7 @@ class Recall:
     files: Sequence[Path]
 
 
-def write_recall(loaded: LoadedRun, facts: Sequence[Fact], out: Path, *, seed: int) -> Recall:
+def write_patching(loaded: LoadedRun, facts: Sequence[Fact], out: Path, *, seed: int) -> Patching:
     """Patch the gates of every noun into other nouns' prompts; writes what it does to ``out``.
 
     Args:
@@ -241,4 +241,4 @@ def write_recall(loaded: LoadedRun, facts: Sequence[Fact], out: Path, *, seed: i
     for schema, written in tables.items():
         write_table(out / f"{schema.table}.parquet", written, schema)
     paths = [out / f"{schema.table}.parquet" for schema in tables]
-    return Recall(rows=found, files=[*paths, *save_effects(found, out)])
+    return Patching(rows=found, files=[*paths, *save_effects(found, out)])

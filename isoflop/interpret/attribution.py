@@ -79,9 +79,9 @@ def trace(model: Transformer, inputs_BT: Tensor) -> Trace:
     """
     layers_of(model)
     with ExitStack() as stack:
-        attention = [_watched(stack, block.attention) for block in model.blocks]
-        layers = [_watched(stack, block.feedforward) for block in model.blocks]
-        norm = _watched(stack, model.output_norm)
+        attention = [_captured(stack, block.attention) for block in model.blocks]
+        layers = [_captured(stack, block.feedforward) for block in model.blocks]
+        norm = _captured(stack, model.output_norm)
         gates = stack.enter_context(recorded_gates(model))
         logits_BTV = model(inputs_BT)
     return Trace(
@@ -96,7 +96,7 @@ def trace(model: Transformer, inputs_BT: Tensor) -> Trace:
     )
 
 
-class _Seen:
+class _Captured:
     """First input and output of a module's newest forward."""
 
     input: Tensor
@@ -106,8 +106,8 @@ class _Seen:
         self.input, self.output = inputs[0], output
 
 
-def _watched(stack: ExitStack, module: Any) -> _Seen:
-    seen = _Seen()
+def _captured(stack: ExitStack, module: Any) -> _Captured:
+    seen = _Captured()
     stack.callback(module.register_forward_hook(seen).remove)
     return seen
 

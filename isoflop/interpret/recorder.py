@@ -1,6 +1,6 @@
 """Record what a model chooses and predicts on held-out text, while it is evaluated.
 
-The evaluation itself runs (isoflop.train.evaluate), watched: its windows, order and loss. One
+The evaluation itself runs (isoflop.train.evaluate), recorded: its windows, order and loss. One
 forward pass of at most TOKENS_AT_A_TIME tokens is in memory at a time, however long the text. Both
 files get their names when they are whole.
 
@@ -84,10 +84,10 @@ def record(
     with ExitStack() as stack:
         writers = stack.enter_context(_writers(out, meta))
         gates = stack.enter_context(recorded_gates(loaded.model))
-        watched = _Watched(loaded.model, heldout, meta, gates, writers, on_progress)
-        stack.callback(watched.close)
+        model = _RecordedModel(loaded.model, heldout, meta, gates, writers, on_progress)
+        stack.callback(model.close)
         return evaluate(
-            watched,
+            model,
             heldout,
             batch_size=loaded.spec.batch_size,
             precision="fp32",
@@ -188,7 +188,7 @@ def _writers(out: Path, meta: Recording) -> Iterator[_Writers]:
             path.unlink(missing_ok=True)
 
 
-class _Watched(nn.Module):
+class _RecordedModel(nn.Module):
     """The model, of which every forward pass is written down."""
 
     def __init__(

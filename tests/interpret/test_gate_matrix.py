@@ -19,11 +19,11 @@ from isoflop.interpret.geometry.coactivation import (
 from isoflop.interpret.geometry.patterns import (
     Patterns,
     TokenRows,
+    activations_of,
     as_chosen,
     gate_matrix,
     read_patterns,
     sample_tokens,
-    see,
 )
 from isoflop.interpret.load import GateShape, shape_of
 from isoflop.interpret.recorder import record
@@ -60,7 +60,7 @@ def test_a_recording_gives_the_gates_of_the_model(tmp_path: Path, family: str) -
     # In another order than that of the recording.
     tokens = tokens.take(np.random.default_rng(1).permutation(len(tokens)))
     recorded = read_patterns(tmp_path, tokens, shape_of(loaded))
-    seen = see(loaded, tokens)
+    seen = activations_of(loaded, tokens)
     assert len(recorded.layers) == len(loaded.model.blocks)
     assert recorded.all_layers().nnz == sum(layer.nnz for layer in recorded.layers) > 0
     for ours, theirs in zip(recorded.layers, seen.patterns.layers, strict=True):
@@ -72,11 +72,11 @@ def test_the_residual_is_what_the_feedforward_norm_reads() -> None:
     loaded = untrained_run()
     assert loaded.heldout is not None
     place = {"window_P": [3, 0, 3], "position_P": [4, 2, 1]}
-    seen = see(loaded, made_tokens(3, **place))
+    seen = activations_of(loaded, made_tokens(3, **place))
     read = []
     block = loaded.model.blocks[1]
     handle = block.feedforward.register_forward_pre_hook(lambda module, x: read.append(x[0]))
-    see(loaded, made_tokens(1, window_P=[3], position_P=[4]))
+    activations_of(loaded, made_tokens(1, window_P=[3], position_P=[4]))
     handle.remove()
     import torch
 

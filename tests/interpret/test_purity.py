@@ -15,12 +15,12 @@ from isoflop.data.synthetic import TINY_ADJECTIVES, TINY_NOUNS
 from isoflop.errors import UserError
 from isoflop.interpret.geometry.analyse import Options, analyse
 from isoflop.interpret.geometry.patterns import (
+    Activations,
     Patterns,
-    Seen,
     TokenRows,
+    activations_of,
     input_embedding,
     one_hot,
-    see,
     shuffled_rows,
 )
 from isoflop.interpret.geometry.purity import POOLS, Bootstrap, chance, neighbours_by_pool
@@ -191,10 +191,10 @@ def test_differences_are_paired() -> None:
     assert nothing.minus(boot.mean(share)).lo is None
 
 
-def seen_as(gates: csr_array, tokens: TokenRows) -> Seen:
+def seen_as(gates: csr_array, tokens: TokenRows) -> Activations:
     shape = GateShape(num_layers=1, num_channels=1, num_experts=gates.shape[1])
     patterns = Patterns(tokens=tokens, layers=(gates,), shape=shape)
-    return Seen(patterns=patterns, residual=(gates.toarray().astype(np.float32),))
+    return Activations(patterns=patterns, residual=(gates.toarray().astype(np.float32),))
 
 
 def judged(gates: csr_array, tokens: TokenRows, label: np.ndarray, embedding: np.ndarray) -> str:
@@ -296,8 +296,8 @@ def test_untrained_models_have_no_clusters_beyond_their_tokens(facts_run: Loaded
     tokens = tokens.take(tokens.target_P != 0)
     other = replace(facts_run, spec=replace(facts_run.spec, seed=3))
     rows = purity_rows(
-        see(untrained(other), tokens),
-        see(untrained(facts_run), tokens),
+        activations_of(untrained(other), tokens),
+        activations_of(untrained(facts_run), tokens),
         {"next_token": tokens.target_P},
         input_embedding(facts_run),
         SMALL.settings,

@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isoflop.analysis.compare.differences import exponent_differences
 from isoflop.analysis.compare.one_size import is_one_size
 from isoflop.analysis.hypotheses import Verdict, judge
-from isoflop.analysis.report.comparison import comparison_section, findings
-from isoflop.analysis.report.document import Block, Document, Items, Section, label_column, table
+from isoflop.analysis.report.comparison import comparison_section, findings, findings_section
+from isoflop.analysis.report.document import Document, Section
 from isoflop.analysis.report.figures import write_figures
 from isoflop.analysis.report.optima import laws_section, optima_section
 from isoflop.analysis.report.renderers import html_page, latex_tables, markdown_page
@@ -27,7 +27,7 @@ from isoflop.analysis.report.runs import (
     shape_sentence,
     sizes_section,
 )
-from isoflop.analysis.report.source import Source, checklist_section
+from isoflop.analysis.report.source import Source, checklist_section, source_section
 from isoflop.analysis.report.validity import hypotheses_section, validity_section
 from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
@@ -116,7 +116,7 @@ def make_document(fits: Fits, source: Source) -> Document:
         *answers,
         runs_section(fits),
         checklist_section(fits, source),
-        _source_section(source, fits),
+        source_section(source, fits),
     )
     num_points = sum(len(group) for group in fits.groups.values())
     return Document(
@@ -130,7 +130,7 @@ def make_document(fits: Fits, source: Source) -> Document:
 def _sections_of_optima(fits: Fits, stated: Section) -> tuple[Section, ...]:
     differences = exponent_differences(fits)
     return (
-        _findings_section(findings(fits.compare, differences), fits),
+        findings_section(findings(fits.compare, differences), fits),
         stated,
         comparison_section(fits.compare, differences),
         optima_section(fits),
@@ -143,7 +143,7 @@ def _sections_of_one_size(fits: Fits, reference: str, stated: Section) -> tuple[
     pairs = compare_shapes(fits, reference)
     checks = fits.validity.findings if fits.validity is not None else ()
     return (
-        _findings_section([shape_sentence(pair, fits.options.confidence) for pair in pairs], fits),
+        findings_section([shape_sentence(pair, fits.options.confidence) for pair in pairs], fits),
         stated,
         sizes_section(fits, pairs, reference),
         validity_section([check for check in checks if check.check in _CHECKS_OF_ONE_SIZE]),
@@ -153,33 +153,3 @@ def _sections_of_one_size(fits: Fits, reference: str, stated: Section) -> tuple[
 def _verdicts(fits: Fits, source: Source) -> tuple[Verdict, ...]:
     stated: Sequence[dict[str, Any]] = (source.study or {}).get("hypotheses", ())
     return judge([Hypothesis(**hypothesis) for hypothesis in stated], fits)
-
-
-def _findings_section(sentences: Sequence[str], fits: Fits) -> Section:
-    blocks: list[Block] = [Items(items=tuple(sentences))] if sentences else []
-    if not sentences:
-        blocks.append("There is one family or none, so nothing to compare.")
-    if fits.validity is not None and fits.validity.moved:
-        blocks.append(
-            f"Fitted another way (other methods, FLOP conventions, runs), "
-            f"{len(fits.validity.moved)} of {len(fits.validity.varied)} answers move: see Validity."
-        )
-    return Section(key="findings", title="Findings", blocks=tuple(blocks))
-
-
-def _source_section(source: Source, fits: Fits) -> Section:
-    entries = {
-        "Input": source.table,
-        "sha256 of the input": source.sha256,
-        "sha256 of plan.json": source.plan_sha256,
-        "Commit of isoflop": source.git_sha or "not known",
-        **source.versions,
-        "Options": ", ".join(
-            f"{name} {value}" for name, value in asdict(fits.options).items() if value is not None
-        ),
-    }
-    columns = [label_column("what", "What"), label_column("value", "Value")]
-    rows = [{"what": what, "value": value} for what, value in entries.items() if value is not None]
-    return Section(
-        key="source", title="Source", blocks=(table("Where this comes from", columns, rows),)
-    )

@@ -24,6 +24,7 @@ from isoflop.analysis.report.document import (
     text_column,
 )
 from isoflop.analysis.resources import RESOURCES
+from isoflop.analysis.result import Fits
 from isoflop.numbers import format_flops
 
 _NO_ORDER = "no order is claimed"
@@ -187,6 +188,19 @@ def exponent_sentence(row: ExponentDifference) -> str:
         return f"{start} is not shown to differ from {row.reference}'s ({interval})."
     word = "higher" if row.order_claimed == "higher" else "lower"
     return f"{start} is {word} than {row.reference}'s by {abs(row.difference):.4f} ({interval})."
+
+
+def findings_section(sentences: Sequence[str], fits: Fits) -> Section:
+    """Return the findings, with a warning where other choices move any of the answers."""
+    blocks: list[Block] = [Items(items=tuple(sentences))] if sentences else []
+    if not sentences:
+        blocks.append("There is one family or none, so nothing to compare.")
+    if fits.validity is not None and fits.validity.moved:
+        blocks.append(
+            f"Fitted another way (other methods, FLOP conventions, runs), "
+            f"{len(fits.validity.moved)} of {len(fits.validity.varied)} answers move: see Validity."
+        )
+    return Section(key="findings", title="Findings", blocks=tuple(blocks))
 
 
 def findings(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -236,4 +236,23 @@ def _intervals(fits: Fits) -> str:
     return (
         f"{100 * fits.options.confidence:g} % percentiles, bootstrap: {', '.join(sorted(kinds))}, "
         f"{fits.options.n_boot} draws, seed {fits.options.seed}"
+    )
+
+
+def source_section(source: Source, fits: Fits) -> Section:
+    """Return where the numbers come from: digests, versions and options."""
+    entries = {
+        "Input": source.table,
+        "sha256 of the input": source.sha256,
+        "sha256 of plan.json": source.plan_sha256,
+        "Commit of isoflop": source.git_sha or "not known",
+        **source.versions,
+        "Options": ", ".join(
+            f"{name} {value}" for name, value in asdict(fits.options).items() if value is not None
+        ),
+    }
+    columns = [label_column("what", "What"), label_column("value", "Value")]
+    rows = [{"what": what, "value": value} for what, value in entries.items() if value is not None]
+    return Section(
+        key="source", title="Source", blocks=(table("Where this comes from", columns, rows),)
     )

@@ -15,14 +15,14 @@ from isoflop.interpret.geometry.coactivation import COACTIVATION, coactivation_r
 from isoflop.interpret.geometry.embedding import POINTS, choose_method, point_rows
 from isoflop.interpret.geometry.neighbours import NEIGHBOURS, neighbour_rows
 from isoflop.interpret.geometry.patterns import (
+    Activations,
     Ints,
     Patterns,
-    Seen,
     TokenRows,
+    activations_of,
     input_embedding,
     read_patterns,
     sample_tokens,
-    see,
 )
 from isoflop.interpret.geometry.purity import as_labels
 from isoflop.interpret.geometry.purity_tests import (
@@ -101,8 +101,8 @@ def analyse(
     patterns = read_patterns(recording, tokens, shape_of(loaded))
     labels, classes = _labels(loaded, tokens, planted)
     on_progress("comparing with the untrained model")
-    seen = Seen(patterns=patterns, residual=see(loaded, tokens).residual)
-    blank = see(untrained(loaded), tokens)
+    seen = Activations(patterns=patterns, residual=activations_of(loaded, tokens).residual)
+    blank = activations_of(untrained(loaded), tokens)
     on_progress("measuring purities")
     purities = purity_rows(seen, blank, labels, input_embedding(loaded), options.settings)
     verdicts = verdict_rows(purities)

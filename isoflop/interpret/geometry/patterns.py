@@ -173,7 +173,7 @@ def _assemble(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Seen:
+class Activations:
     """What a model does on a sample of tokens."""
 
     patterns: Patterns
@@ -181,7 +181,7 @@ class Seen:
     """Of each layer [P, D]: the residual stream that its feed-forward reads, before the norm."""
 
 
-def see(loaded: LoadedRun, tokens: TokenRows) -> Seen:
+def activations_of(loaded: LoadedRun, tokens: TokenRows) -> Activations:
     """Run the model on the held-out windows that a sample of tokens is of."""
     assert loaded.heldout is not None
     shape = shape_of(loaded)
@@ -204,7 +204,7 @@ def see(loaded: LoadedRun, tokens: TokenRows) -> Seen:
             residual[layer].append(x_TD[row].numpy())
     back = np.argsort(np.concatenate(order), kind="stable")
     layers = tuple(csr_array(vstack(part, format="csr"))[back] for part in gates)
-    return Seen(
+    return Activations(
         patterns=Patterns(tokens=tokens, layers=layers, shape=shape),
         residual=tuple(np.concatenate(part)[back] for part in residual),
     )
@@ -262,7 +262,9 @@ def input_embedding(loaded: LoadedRun) -> NDArray[np.float32]:
     return loaded.model.embedding.detach().float().numpy()
 
 
-def layer_spaces(seen: Seen, blank: Seen, layer: int | None, seed: int) -> dict[str, Matrix]:
+def layer_spaces(
+    seen: Activations, blank: Activations, layer: int | None, seed: int
+) -> dict[str, Matrix]:
     """Return gates of a layer (None: all) and the controls that have one each."""
     gates = seen.patterns.all_layers() if layer is None else seen.patterns.layers[layer]
     before = blank.patterns.all_layers() if layer is None else blank.patterns.layers[layer]

@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.interpret.geometry.patterns import Ints, Matrix, Seen, TokenRows, layer_spaces, one_hot
+from isoflop.interpret.geometry.patterns import (
+    Activations,
+    Ints,
+    Matrix,
+    TokenRows,
+    layer_spaces,
+    one_hot,
+)
 from isoflop.interpret.geometry.purity import POOLS, Bootstrap, Estimate, chance, neighbours_by_pool
 from isoflop.tables import Schema
 
@@ -77,8 +84,8 @@ class Settings:
 
 
 def purity_rows(
-    seen: Seen,
-    blank: Seen,
+    seen: Activations,
+    blank: Activations,
     labels: Mapping[str, Ints],
     embedding_VD: NDArray[np.floating[Any]],
     settings: Settings,

@@ -1,9 +1,12 @@
-"""`isoflop interpret page`: a recording as one HTML page to read a model's experts in."""
+"""`isoflop interpret page`: a recording as one HTML page to read a model's experts in.
+
+The file needs nothing else: no network, no other file.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +52,19 @@ def write_page(
 
 
 def page_html(loaded: LoadedRun, recording: Path, limits: Limits) -> str:
-    """Return the page; see :func:`write_page`."""
+    """Return the page, all texts escaped; see :func:`write_page`."""
     content = gather(loaded, recording, limits)
     spec = loaded.spec
-    return render(
+    return render_page(
+        _TEMPLATES,
+        "page",
         title=f"Experts of run {shown_id(loaded.run_id)}",
         subtitle=f"{spec.family}, {spec.n_layers} layers of width {spec.d_model}, "
         f"trained on {spec.n_tokens:,} tokens.",
         notes=_notes(content, limits),
         usage_heads=_USAGE_HEADS,
         usage=[_usage_row(row) for row in content.usage],
-        data=content.data,
+        data=_json(content.data),
     )
 
 
@@ -103,28 +108,6 @@ def _usage_row(row: dict[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def render(
-    *,
-    title: str,
-    subtitle: str,
-    notes: Sequence[str],
-    usage_heads: Sequence[str],
-    usage: Sequence[Sequence[str]],
-    data: Mapping[str, Any],
-) -> str:
-    """Return the page; all texts are escaped here, those in ``data`` too."""
-    return render_page(
-        _TEMPLATES,
-        "page",
-        title=title,
-        subtitle=subtitle,
-        notes=notes,
-        usage_heads=usage_heads,
-        usage=usage,
-        data=_json(data),
-    )
 
 
 def _json(data: Mapping[str, Any]) -> str:
