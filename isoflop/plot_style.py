@@ -275,14 +275,30 @@ def family_colours() -> tuple[str, ...]:
     return _COLOURS
 
 
-def sentence_figure(title: str, sentence: str) -> Figure:
-    """Return a figure that holds a title and a sentence, for when there is nothing to draw."""
+def new_figure(width: float, height: float, *, strip: float | None = None) -> Figure:
+    """Return an empty figure that belongs to no window.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        strip: inches at the lower edge that the constrained layout leaves free; None: no layout.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    text = "\n".join(wrapped([sentence], PAGE_WIDTH))
-    figure = Figure(figsize=(PAGE_WIDTH, 1.0))
+    layout = None
+    if strip is not None:
+        layout = ConstrainedLayoutEngine(rect=(0, strip / height, 1, 1 - strip / height))
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
+    return figure
+
+
+def sentence_figure(title: str, sentence: str) -> Figure:
+    """Return a figure that holds a title and a sentence, for when there is nothing to draw."""
+    text = "\n".join(wrapped([sentence], PAGE_WIDTH))
+    figure = new_figure(PAGE_WIDTH, 1.0)
     figure.text(0.02, 0.75, title, fontweight="bold", va="center")
     figure.text(0.02, 0.35, text, va="center", parse_math=False)
     return figure

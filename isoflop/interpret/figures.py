@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop import plot_style
-from isoflop.plot_style import PAGE_WIDTH, family_colours, family_mark, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,23 +46,19 @@ _SPREAD = 0.6
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> tuple[Path, ...]:
     """Write STEM.png and STEM.svg."""
-    with style():
-        return save(figure, folder, stem)
+    with plot_style.style():
+        return plot_style.save(figure, folder, stem)
 
 
 def _axes(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(PAGE_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plot_style.new_figure(plot_style.PAGE_WIDTH, height, strip=0.0)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def purity_figure(purities: Sequence[dict[str, Any]]) -> Figure:
     """Return purity by layer, of gates and controls, with intervals over documents."""
     labels = [label for label in _LABEL_TITLES if any(row["label"] == label for row in purities)]
-    with style():
+    with plot_style.style():
         figure, axes = _axes(len(labels), len(_POOL_TITLES), _HEIGHT * len(labels) + 0.4)
         for i, label in enumerate(labels):
             for j, (pool, title) in enumerate(_POOL_TITLES.items()):
@@ -80,7 +75,7 @@ def purity_figure(purities: Sequence[dict[str, Any]]) -> Figure:
 
 def _purity_panel(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     for index, space in enumerate(_SPACES):
-        mark = family_mark(index)
+        mark = plot_style.family_mark(index)
         found = [row for row in rows if row["space"] == space and row["purity"] is not None]
         points = sorted((r for r in found if r["layer"] is not None), key=lambda r: r["layer"])
         if not points:
@@ -114,10 +109,10 @@ def _layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
 
 def cka_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Return CKA to the input embeddings by layer, all channels of it, with what chance gives."""
-    with style():
+    with plot_style.style():
         figure, axes = _axes(1, 1, _HEIGHT + 0.3)
         for index, model in enumerate(("trained", "untrained")):
-            mark = family_mark(index)
+            mark = plot_style.family_mark(index)
             mine = [r for r in rows if r["model"] == model and r["channel"] is None]
             # Of one channel, that channel is the layer.
             mine = mine or [r for r in rows if r["model"] == model]
@@ -145,8 +140,8 @@ def points_figure(points: Sequence[dict[str, Any]], method: str) -> Figure:
     classes = [name for name, _ in Counter(r["word_class"] for r in points).most_common()]
     columns = min(4, len(layers))
     num_rows = -(-len(layers) // columns)
-    with style():
-        figure, axes = _axes(num_rows, columns, PAGE_WIDTH / columns * num_rows + 0.5)
+    with plot_style.style():
+        figure, axes = _axes(num_rows, columns, plot_style.PAGE_WIDTH / columns * num_rows + 0.5)
         for ax, layer in zip(axes.flat, layers, strict=False):
             _scatter(ax, [row for row in points if row["layer"] == layer], classes)
             ax.set_title(f"layer {layer} ({method})")
@@ -160,13 +155,13 @@ def points_figure(points: Sequence[dict[str, Any]], method: str) -> Figure:
 
 
 def _scatter(axes: Axes, points: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
-    shown = len(family_colours())
+    shown = len(plot_style.family_colours())
     for index, name in enumerate([*classes[:shown], "other classes"]):
         names = classes[shown:] if index == shown else [name]
         mine = [row for row in points if row["word_class"] in names]
         if not mine:
             continue
-        mark = family_mark(index)
+        mark = plot_style.family_mark(index)
         axes.scatter(
             [row["x"] for row in mine],
             [row["y"] for row in mine],
@@ -194,7 +189,7 @@ def usage_figure(
         training: by the names of :data:`OVER_TRAINING`, the (step, figure) of each layer; None: no
             such panels.
     """
-    with style():
+    with plot_style.style():
         figure, axes = _axes(1, 1 if training is None else 3, _HEIGHT + 0.4)
         for layer in layers:
             _ranked(axes[0, 0], counts_LCE[layer].ravel(), layer)
@@ -209,7 +204,7 @@ def usage_figure(
 
 
 def _ranked(axes: Axes, counts_E: NDArray[np.int64], layer: int) -> None:
-    mark = family_mark(layer)
+    mark = plot_style.family_mark(layer)
     share = np.sort(counts_E)[::-1] / max(counts_E.mean(), 1e-300)
     place = (np.arange(len(share)) + 0.5) / len(share)
     axes.plot(place, share, color=mark.colour, ls=mark.line, lw=1.0, label=f"layer {layer}")
@@ -217,7 +212,7 @@ def _ranked(axes: Axes, counts_E: NDArray[np.int64], layer: int) -> None:
 
 def _over_steps(axes: Axes, by_layer: Mapping[int, Sequence[tuple[int, float]]]) -> None:
     for layer, points in by_layer.items():
-        mark = family_mark(layer)
+        mark = plot_style.family_mark(layer)
         axes.plot(*zip(*points, strict=True), color=mark.colour, ls=mark.line, lw=1.0)
     axes.set_xlabel("step")
     axes.set_ylim(0, 1.03)
@@ -225,9 +220,7 @@ def _over_steps(axes: Axes, by_layer: Mapping[int, Sequence[tuple[int, float]]])
 
 def draw_effects(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw each control's effect with its interval; rows of isoflop.interpret.effects.EFFECTS."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(plot_style.PAGE_WIDTH, _EFFECTS_HEIGHT), layout="constrained")
+    figure = plot_style.new_figure(plot_style.PAGE_WIDTH, _EFFECTS_HEIGHT, strip=0.0)
     panels = figure.subplots(1, len(_EFFECT_PANELS), sharex=True)
     for axes, (name, label) in zip(panels, _EFFECT_PANELS.items(), strict=True):
         _effect_panel(axes, rows, name)

@@ -178,16 +178,12 @@ def draw_seed_means(fits: Fits) -> Figure:
 
 
 def _axes(labels: Sequence[str], notes: Sequence[str]) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     width = plot_style.PAGE_WIDTH
     left = 0.25 + 0.068 * max(map(len, labels))
     bottom = 0.45 + plot_style.note_height(notes, width)
     rows = _ROW_INCHES * (len(labels) + 0.2)
     height = bottom + rows + 0.35
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = plot_style.new_figure(width, height)
     axes = figure.add_axes(
         (left / width, bottom / height, (width - left - 0.2) / width, rows / height)
     )

@@ -34,17 +34,13 @@ def compute_axes(
 
     The right margin has room for the family labels, the height for all of them and the notes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     longest = max(len(arch) for arch in archs)
     left, right = 0.62, 0.42 + 0.075 * longest
     plot_width = max(1.7, plot_style.COLUMN_WIDTH - left - right)
     bottom = 0.42 + plot_style.note_height(notes, left + plot_width + right)
     plot_height, top = max(2.2, 0.17 * len(archs)), 0.28
     width, height = left + plot_width + right, bottom + plot_height + top
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = plot_style.new_figure(width, height)
     axes = figure.add_axes(
         (left / width, bottom / height, plot_width / width, plot_height / height)
     )
@@ -78,10 +74,6 @@ def panels(
 
     The leftmost axes are labelled.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     # Four are a square rather than a row of three and one.
     columns = 2 if num == 4 else min(num, _PANELS_A_ROW)
     rows = -(-num // columns)
@@ -90,11 +82,7 @@ def panels(
     note = plot_style.note_height(notes, width)
     strip = note + 0.06 + 0.16 * legend_rows
     height = panel_height * rows + plot_style.title_height(title, width) + strip
-    figure = Figure(
-        figsize=(width, height),
-        layout=ConstrainedLayoutEngine(rect=(0, strip / height, 1, 1 - strip / height)),
-    )
-    FigureCanvasAgg(figure)
+    figure = plot_style.new_figure(width, height, strip=strip)
     grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).flatten().tolist()
     for axes in grid[num:]:
         axes.remove()

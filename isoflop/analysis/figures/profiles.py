@@ -74,22 +74,12 @@ def _notes(fits: Fits) -> list[str]:
 
 def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Axes], Axes]:
     """Return the figure, one axes per arch, and one more without axes for the legend."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     places = len(archs) + 1
     columns = min(places, 3)
     rows = math.ceil(places / columns)
     width = plot_style.PAGE_WIDTH * columns / 3
     height = 2.0 * rows + 0.15 + plot_style.title_height(_PROFILES_TITLE, width)
-    # The notes at the lower edge need a strip of their own.
-    strip = plot_style.note_height(notes, width) / height
-    figure = Figure(
-        figsize=(width, height),
-        layout=ConstrainedLayoutEngine(rect=(0, strip, 1, 1 - strip)),
-    )
-    FigureCanvasAgg(figure)
+    figure = plot_style.new_figure(width, height, strip=plot_style.note_height(notes, width))
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
     for axes in grid[len(archs) :]:
         axes.set_axis_off()

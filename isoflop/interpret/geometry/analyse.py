@@ -119,7 +119,11 @@ def analyse(
         ("verdicts", VERDICTS, verdicts),
         ("cka", CKA, cka),
         ("neighbours", NEIGHBOURS, _neighbours(loaded, recording, patterns, options)),
-        ("coactivation", COACTIVATION, _pairs(patterns, options)),
+        (
+            "coactivation",
+            COACTIVATION,
+            coactivation_rows(patterns, num_pairs=options.num_listed, min_count=options.min_count),
+        ),
         ("points", POINTS, point_rows(patterns, classes, method, seed=options.settings.seed)),
     ]
     for name, schema, rows in tables:
@@ -191,10 +195,6 @@ def cka_of_both(
     return rows
 
 
-def _pairs(patterns: Patterns, options: Options) -> list[dict[str, Any]]:
-    return coactivation_rows(patterns, num_pairs=options.num_listed, min_count=options.min_count)
-
-
 def _neighbours(
     loaded: LoadedRun, recording: Path, patterns: Patterns, options: Options
 ) -> list[dict[str, Any]]:
@@ -207,7 +207,7 @@ def _neighbours(
     rows = []
     for layer in (*range(patterns.shape.num_layers), None):
         rows += neighbour_rows(
-            patterns.all_layers() if layer is None else patterns.layers[layer],
+            patterns.of(layer),
             patterns.tokens,
             queries,
             lambda tokens: _text(loaded, tokens),

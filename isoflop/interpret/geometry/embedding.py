@@ -72,8 +72,7 @@ def point_rows(
     tokens = patterns.tokens
     rows = []
     for layer in (*range(patterns.shape.num_layers), None):
-        matrix = patterns.all_layers() if layer is None else patterns.layers[layer]
-        for row, (x, y) in enumerate(embed(matrix, method, seed=seed).tolist()):
+        for row, (x, y) in enumerate(embed(patterns.of(layer), method, seed=seed).tolist()):
             place = {
                 "document": int(tokens.document_P[row]),
                 "window": int(tokens.window_P[row]),

@@ -70,9 +70,11 @@ class Patterns:
         first = channel * self.shape.num_experts
         return self.layers[layer][:, first : first + self.shape.num_experts]
 
-    def all_layers(self) -> csr_array:
-        """Return the gates of all layers side by side [P, L * C * E]."""
-        return csr_array(hstack(self.layers, format="csr"))
+    def of(self, layer: int | None) -> csr_array:
+        """Return the gates of a layer; None: of all layers side by side [P, L * C * E]."""
+        if layer is None:
+            return csr_array(hstack(self.layers, format="csr"))
+        return self.layers[layer]
 
     def take(self, rows: NDArray[Any]) -> Patterns:
         """Return those of an index or a mask."""
@@ -266,12 +268,11 @@ def layer_spaces(
     seen: Activations, blank: Activations, layer: int | None, seed: int
 ) -> dict[str, Matrix]:
     """Return gates of a layer (None: all) and the controls that have one each."""
-    gates = seen.patterns.all_layers() if layer is None else seen.patterns.layers[layer]
-    before = blank.patterns.all_layers() if layer is None else blank.patterns.layers[layer]
+    gates = seen.patterns.of(layer)
     spaces: dict[str, Matrix] = {
         "gates": gates,
         "shuffled": shuffled_rows(gates, seed),
-        "untrained": before,
+        "untrained": blank.patterns.of(layer),
     }
     if layer is None:
         return spaces

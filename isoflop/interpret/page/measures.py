@@ -192,8 +192,8 @@ def find_neighbours(
     """
     sample = sample_tokens(recording, max_tokens=max_tokens, seed=0)
     sample_P = tokens.rows(sample.window_P, sample.position_P)
-    gates_QM = unit_rows(read_patterns(recording, token_rows(tokens, row_Q), shape).all_layers())
-    gates_PM = unit_rows(read_patterns(recording, sample, shape).all_layers())
+    gates_QM = unit_rows(read_patterns(recording, token_rows(tokens, row_Q), shape).of(None))
+    gates_PM = unit_rows(read_patterns(recording, sample, shape).of(None))
     found: list[list[Found]] = [[], []]
     for first in range(0, len(row_Q), BLOCK_ROWS):
         block_Q = row_Q[first : first + BLOCK_ROWS]
