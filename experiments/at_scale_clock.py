@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pace import CellKey, Pace, cells, centre, markdown_table, paces
+from pace import CellKey, SecondsPerFlop, cells, centre, markdown_table, paces
 
 from isoflop.numbers import format_flops
 from isoflop.plan.estimate import Hardware, PlanEstimate
@@ -21,7 +21,7 @@ SUBJECT = "sgatlin"
 Change = Literal["as estimated", "head in bf16", "head in bf16, gathers free"]
 CHANGES: tuple[Change, ...] = ("as estimated", "head in bf16", "head in bf16, gathers free")
 
-DevicePaces = Mapping[str, Mapping[Change, Mapping[CellKey, Pace]]]
+DevicePaces = Mapping[str, Mapping[Change, Mapping[CellKey, SecondsPerFlop]]]
 """By device and by what is changed of its estimate."""
 
 
@@ -209,11 +209,13 @@ def answer(of: DevicePaces, measured: Measured, budget: int) -> str:
     return f"{start} {spans}. Measured on the CPU: {_shown(found)}. {said}"
 
 
-def _needed(found: Mapping[CellKey, Pace], arch: str, budget: int) -> float:
+def _needed(found: Mapping[CellKey, SecondsPerFlop], arch: str, budget: int) -> float:
     return found[arch, budget].relative(found[REFERENCE, budget])
 
 
-def _cell(found: Mapping[CellKey, Pace], arch: str, budget: int, measured: Measured) -> str:
+def _cell(
+    found: Mapping[CellKey, SecondsPerFlop], arch: str, budget: int, measured: Measured
+) -> str:
     needed = _needed(found, arch, budget)
     multiplier = measured.multipliers.get(arch)
     verdict = "" if multiplier is None else f": {multiplier.verdict(needed)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from at_scale_clock import REFERENCE, SUBJECT, DevicePaces, Measured
-from pace import CellKey, Pace
+from pace import CellKey, SecondsPerFlop
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
@@ -57,7 +57,10 @@ def _draw_band(axes: Axes, measured: Measured) -> None:
 
 
 def _draw_device(
-    axes: Axes, archs: Sequence[str], budgets: Sequence[int], found: Mapping[CellKey, Pace]
+    axes: Axes,
+    archs: Sequence[str],
+    budgets: Sequence[int],
+    found: Mapping[CellKey, SecondsPerFlop],
 ) -> None:
     axes.set(xscale="log", yscale="log")
     for index, arch in enumerate(archs):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pace import CellKey, Pace, cells, centre, markdown_table
+from pace import CellKey, SecondsPerFlop, cells, centre, markdown_table
 
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
@@ -28,8 +28,7 @@ from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import Calibration, load_calibration
-from isoflop.plan.estimate.hardware import MeasuredStep
-from isoflop.plan.estimate.memory import shape_key
+from isoflop.plan.estimate.hardware import MeasuredStep, shape_key
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import OPTIMA, RUNS, read_table
@@ -55,9 +54,11 @@ class Clock:
     """False: at the centre of the grid."""
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> SecondsPerFlop:
         """The same in seconds per FLOP."""
-        return Pace(s_per_flop=1 / self.flops_per_s, low=1 / self.fastest, high=1 / self.slowest)
+        return SecondsPerFlop(
+            s_per_flop=1 / self.flops_per_s, low=1 / self.fastest, high=1 / self.slowest
+        )
 
 
 def interior_optima(folder: Path) -> Optima:

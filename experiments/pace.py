@@ -16,7 +16,7 @@ CellKey = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
+class SecondsPerFlop:
     """Device-seconds per training FLOP of one family at one budget, and how far they vary."""
 
     s_per_flop: float
@@ -26,7 +26,7 @@ class Pace:
     high: float
     """Of the slowest."""
 
-    def relative(self, reference: Pace) -> float:
+    def relative(self, reference: SecondsPerFlop) -> float:
         """Return seconds per FLOP over the reference's: the multiplier that breaks even by clock.
 
         A family that reaches the reference's loss with m times fewer FLOPs, each of which takes r
@@ -34,7 +34,7 @@ class Pace:
         """
         return self.s_per_flop / reference.s_per_flop
 
-    def over(self, reference: Pace) -> str:
+    def over(self, reference: SecondsPerFlop) -> str:
         """Say it: the multiplier, and in brackets those of the fastest and of the slowest."""
         low, high = self.low / reference.s_per_flop, self.high / reference.s_per_flop
         return f"{self.relative(reference):.2f} ({low:.2f} to {high:.2f})"
@@ -53,7 +53,7 @@ def centre(values: Sequence[float]) -> float:
     return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
-def paces(plan: Plan, seconds: Mapping[str, float]) -> dict[CellKey, Pace]:
+def paces(plan: Plan, seconds: Mapping[str, float]) -> dict[CellKey, SecondsPerFlop]:
     """Return the pace of each family and budget at the centre of its grid.
 
     Args:
@@ -64,7 +64,9 @@ def paces(plan: Plan, seconds: Mapping[str, float]) -> dict[CellKey, Pace]:
     for key, runs in cells(plan).items():
         if all(run.run_id in seconds for run in runs):
             per_flop = [seconds[run.run_id] / run.flops for run in runs]
-            found[key] = Pace(s_per_flop=centre(per_flop), low=min(per_flop), high=max(per_flop))
+            found[key] = SecondsPerFlop(
+                s_per_flop=centre(per_flop), low=min(per_flop), high=max(per_flop)
+            )
     return found
 
 

@@ -1,4 +1,4 @@
-"""One function finds the built-in files, from a wheel and from a repository checkout alike."""
+"""Finds the built-in files, from a wheel and from a repository checkout alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLACES: dict[str, tuple[Path, ...]] = {
 
 
 def builtin(kind: str, name: str) -> Path:
-    """Path of the built-in file or folder ``name`` of a ``kind``: experiments, slurm or corpora.
+    """Return the path of the built-in ``name`` of a ``kind``: experiments, slurm or corpora.
 
     Raises:
         UserError: there is no such built-in; the message lists those there are.
@@ -48,7 +48,7 @@ def builtin_names(kind: str) -> list[str]:
 def read_profile(
     what: str, name_or_path: str | Path, names: Sequence[str], prefix: str = ""
 ) -> dict[str, Any]:
-    """The values of a built-in profile in slurm/ by its name, or of any .toml file by its path.
+    """Return the values of a profile: a built-in one in slurm/ by name, or any .toml file.
 
     Args:
         what: its role, for the error.

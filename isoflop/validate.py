@@ -144,8 +144,10 @@ def _user_error(
 
 def _is_type_name(part: int | str) -> bool:
     """Return whether a part of a location names an alternative of a union, not a key."""
-    names = ("list[", "dict[", "tuple[", "constrained-", "function-", "float", "int", "str", "bool")
-    return str(part).startswith(names)
+    is_plain = part in ("float", "int", "str", "bool")
+    return is_plain or str(part).startswith(
+        ("list[", "dict[", "tuple[", "constrained-", "function-")
+    )
 
 
 def _known_keys(schema: Mapping[str, Any], place: Sequence[int | str]) -> list[str]:

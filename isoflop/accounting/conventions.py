@@ -20,17 +20,17 @@ SOFTMAX_FLOPS = 3
 
 
 def paper(ledger: Ledger) -> int:
-    """The sgatlin paper's: matrix products, full attention, head not counted, 3 × forward."""
+    """Count as the sgatlin paper: products, full attention, no head; 3 × forward."""
     return TRAINING_PASSES * ledger.flops("attn_proj", "attn_scores", "experts", "router")
 
 
 def paper_head(ledger: Ledger) -> int:
-    """As `paper`, with the un-embedding counted: every matrix product of the model."""
+    """Count as `paper`, and the un-embedding too: every matrix product of the model."""
     return paper(ledger) + TRAINING_PASSES * ledger.flops("head")
 
 
 def causal(ledger: Ledger) -> int:
-    """As `paper+head`, counting only the scores that a causal mask keeps: T(T+1)/2 of T².
+    """Count as `paper+head`, of the scores only those a causal mask keeps: T(T+1)/2 of T².
 
     Position t attends to t + 1 positions, so a sequence has T(T+1)/2 pairs, the diagonal included.
     """
@@ -42,7 +42,7 @@ def causal(ledger: Ledger) -> int:
 
 
 def chinchilla(ledger: Ledger) -> int:
-    """Hoffmann et al. 2022, appendix F: also the embedding as a product, and the softmax.
+    """Count as Hoffmann et al. 2022, appendix F: the embedding as a product, and the softmax.
 
     The embedding lookup counts as the product of a one-hot row (2·V·D, as the head), the softmax of
     attention as 3 FLOPs per head and score; full attention.
@@ -53,7 +53,7 @@ def chinchilla(ledger: Ledger) -> int:
 
 
 def six_n(ledger: Ledger) -> int:
-    """6 FLOPs per parameter held outside the embedding (Kaplan et al. 2020); no attention scores.
+    """Count 6 FLOPs per parameter outside the embedding (Kaplan et al. 2020), no scores.
 
     Experts that a token did not choose count as well, so this is no measure of compute for sparse
     families.
@@ -62,7 +62,7 @@ def six_n(ledger: Ledger) -> int:
 
 
 def six_n_total(ledger: Ledger) -> int:
-    """6 FLOPs per parameter held, the tied embedding once; see `six_n` for sparse families."""
+    """Count 6 FLOPs per parameter held, the tied embedding once; see `six_n`."""
     return FLOPS_PER_PARAMETER * ledger.num_params
 
 

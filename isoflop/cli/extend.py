@@ -26,7 +26,7 @@ def extend(
     changed. A new budget takes the sizes that the study names for all budgets, or the recipe's.
     """
     from isoflop.plan.edit import extend_folder
-    from isoflop.plan.estimate import estimate_again
+    from isoflop.plan.estimate import refresh_estimates
 
     plan, difference = extend_folder(
         folder,
@@ -41,5 +41,5 @@ def extend(
     if difference.is_empty:
         click.echo(f"unchanged: {folder}/plan.json")
         return
-    estimate_again(plan, folder)
+    refresh_estimates(plan, folder)
     click.echo(f"written to {folder}/plan.json and plan.parquet; change the study file likewise")

@@ -38,7 +38,7 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool) -> None:
     from isoflop.analysis.refine import propose, propose_seeds
     from isoflop.launch.status import collect
     from isoflop.plan.artefact import read_plan, replace_plan
-    from isoflop.plan.estimate import estimate_again
+    from isoflop.plan.estimate import refresh_estimates
 
     plan = read_plan(folder)
     fits = fit_optima(
@@ -52,7 +52,7 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool) -> None:
         return
     if is_applied:
         replace_plan(proposal.plan, folder)
-        estimate_again(proposal.plan, folder)
+        refresh_estimates(proposal.plan, folder)
         click.echo(f"written to {folder}/plan.json and plan.parquet; run `isoflop run {folder}`")
     else:
         click.echo("the plan is unchanged; add --apply to grow it")

@@ -2,9 +2,8 @@
 
 A folder NAME holds `spec.py` (shapes, ledger, ladder; imports no torch) and `module.py` (torch).
 What starts with an underscore is shared by several families. Families from outside the package are
-found through entry points and folders (`_registry.py`), told of their mistakes in one line
-(`_external.py`) and gated before they are planned (`_gating.py`). README.md teaches how to write
-one.
+found through entry points and folders (`_registry.py`); their mistakes become one line, and their
+FLOPs are gated before they are planned (`_external.py`). README.md teaches how to write one.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _SPEC_NAMES = ("Config", "free_dimension", "ledger", "ladder")
 
 
 class FamilySpec(Protocol):
-    """What a family's `spec.py` defines at module level; without torch."""
+    """The names that a family's `spec.py` defines at module level; it imports no torch."""
 
     Config: Any
     """Frozen dataclass of the family's own shape; its __post_init__ refuses impossible ones."""
@@ -79,7 +78,7 @@ def family_names() -> tuple[str, ...]:
 
 
 def is_family(name: str) -> bool:
-    """Whether there is a family of that name; cheaper than looking through `family_names()`."""
+    """Return whether there is a family of that name; cheaper than `family_names()`."""
     return find_family(name) is not None
 
 

@@ -33,10 +33,10 @@ COMPONENTS = ("experts", "router")
 
 
 class ExternalSpec:
-    """Stands before an external `spec.py` and has the names of a FamilySpec.
+    """A FamilySpec around an external `spec.py` that checks what its functions do.
 
-    Whatever its functions raise, and whatever they return that nobody can use, becomes a
-    UserError that names the file, the line and the reason.
+    Whatever they raise, and whatever they return that cannot be used, becomes a UserError that
+    names the file, the line and the reason.
     """
 
     def __init__(self, name: str, module: ModuleType) -> None:
@@ -146,7 +146,7 @@ def ensure_gated(name: str, *configs: Mapping[str, Any]) -> None:
 
 
 def _as_typed(source: FamilySource) -> str:
-    """What `isoflop flops` takes: the folder of a family that a study names, else the name."""
+    """Return the folder of a family that a study names, else its name, as `isoflop flops` takes."""
     if source.folder is None:
         return source.name
     typed = from_here(source.folder)

@@ -76,7 +76,7 @@ def _in_folders() -> dict[str, FamilySource]:
 
 
 def find_family(name: str) -> FamilySource | None:
-    """The family called ``name``, or None. Folders of a study come before installed packages."""
+    """Return the family called ``name``, or None; folders of a study come before packages."""
     if not name.isidentifier():
         # Labels of variants, such as sgatlin/gelu: not worth a look at what is installed.
         return None

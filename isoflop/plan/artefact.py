@@ -145,7 +145,7 @@ def read_plan(folder: Path) -> Plan:
 
 
 def read_plan_file(path: Path) -> Plan:
-    """As :func:`read_plan`, for the path of a plan.json wherever it lies."""
+    """Return the plan of a plan.json, wherever it lies, checked as by :func:`read_plan`."""
     values = read_json(path, "plan")
     _check_top(values, path)
     # pydantic is slow to import and only needed where a file is read.
@@ -240,7 +240,7 @@ class _RunReader:
         return run
 
     def _describe(self, spec: RunSpec, entry: dict[str, Any]) -> PlannedRun:
-        """What follows from a spec: worked out once for all seeds, since only the id knows them."""
+        """Return what follows from a spec, once for all seeds, which only the id depends on."""
         place = (entry["arch"], entry["size"], entry["budget_flops"])
         key = (place, _SEEDLESS(spec), tuple(spec.config.items()))
         if key not in self._described:
@@ -275,7 +275,7 @@ def _corrupt(path: Path, allowed: str) -> UserError:
 def check_runs_are_the_study(
     study: Study, runs: Sequence[PlannedRun], num_train_tokens: int | None, path: Path
 ) -> None:
-    """Every run the study asks for is there, in order, once, and nothing else.
+    """Check that every run the study asks for is there, in order, once, and nothing else.
 
     Raises:
         UserError: a run is missing, out of place or another than the study asks for.

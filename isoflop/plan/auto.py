@@ -42,7 +42,7 @@ class ExpectedOptimum:
 
 
 def prior_params(ledger: Ledger) -> float:
-    """Active parameters outside embedding, norms and biases: half the FLOPs of their products."""
+    """Return active parameters outside embedding, norms and biases, by their products' FLOPs."""
     return ledger.flops("attn_proj", "experts", "router") / 2
 
 
@@ -58,7 +58,7 @@ class Grid:
         self._top = self._recipe.max_size or _TOP
 
     def expected(self) -> ExpectedOptimum:
-        """Where tokens per parameter cross the prior's: fewer tokens than that above, more below.
+        """Return where tokens per parameter cross the prior's: fewer of them above, more below.
 
         Raises:
             UserError: the ladder has an impossible shape, or a variant sets all that grows.
@@ -158,7 +158,7 @@ def _rungs_around(expected: float, sizes: Iterable[int]) -> tuple[int, int]:
 
 
 def expected_optima(study: Study, models: Models) -> tuple[ExpectedOptimum, ...]:
-    """Where the optima of an `auto` study are expected, in the order: budget, arch; else none.
+    """Return where the optima of an `auto` study are expected, by budget and arch; else none.
 
     Raises:
         UserError: the ladder has an impossible shape.
@@ -173,7 +173,7 @@ def expected_optima(study: Study, models: Models) -> tuple[ExpectedOptimum, ...]
 
 
 def edge_warning(expected: ExpectedOptimum, sizes: Sequence[int]) -> str | None:
-    """Return a word to the reviewer where the expected optimum is near an edge of its grid."""
+    """Return a warning to the reviewer where the expected optimum is near an edge of its grid."""
     below, above = _rungs_around(expected.size, sizes)
     if min(below, above) >= RUNGS_TO_EDGE:
         return None

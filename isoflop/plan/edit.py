@@ -22,7 +22,7 @@ _SHOWN_MATCHES = 3
 
 
 def find_run(plan: Plan, prefix: str) -> tuple[PlannedRun, ...]:
-    """The run whose id starts with ``prefix``: an entry for each place that it has in the plan.
+    """Return the run whose id starts with ``prefix``, once for each place it has in the plan.
 
     Raises:
         UserError: no run's id starts so, or several do.
@@ -71,7 +71,7 @@ def filter_runs(
 def sort_runs(
     runs: Sequence[PlannedRun], column: str, *, descending: bool = False
 ) -> tuple[PlannedRun, ...]:
-    """Run sorted by a column of plan.parquet; equal ones keep their order, nulls come last.
+    """Return runs sorted by a column of plan.parquet; equal ones keep their order, nulls last.
 
     Raises:
         UserError: there is no such column.
@@ -211,7 +211,7 @@ def extend_folder(
     sizes: Sequence[int] = (),
     at: Sequence[int] = (),
 ) -> tuple[Plan, PlanDiff]:
-    """Grow the plan of a study folder and writes it; results and run folders are left alone.
+    """Grow the plan of a study folder and write it; results and run folders are left alone.
 
     The old plan is not kept: every run of it is in the new one, unchanged.
 
@@ -237,7 +237,7 @@ def extend_plan(
     sizes: Sequence[int] = (),
     at: Sequence[int] = (),
 ) -> Plan:
-    """The plan with more budgets, seeds and sizes, as if its study had asked for them all along.
+    """Return the plan with more budgets, seeds and sizes, as if always asked for.
 
     What is asked for and there already is no mistake, so a command can be repeated. A new budget
     takes the rungs that the study names for all budgets, or the recipe's; where the study has a

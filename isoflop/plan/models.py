@@ -168,7 +168,7 @@ class _Search:
                 )
 
     def _largest_that_fits(self, name: str) -> int:
-        """The largest accepted value that costs no more than the target; 0 if there is none."""
+        """Return the largest accepted value that costs no more than the target; 0 if none does."""
         low, high = 0, 1
         while high < _LARGEST and self._fits(**{name: self._accepted(name, high)}):
             low, high = high, 2 * high
@@ -179,12 +179,12 @@ class _Search:
         return self._accepted(name, low) if low else 0
 
     def _accepted(self, name: str, value: int) -> int:
-        """The first value from here on that the family accepts; the value if none is near."""
+        """Return the first value from here on that the family accepts; itself if none is near."""
         near = range(value, value + _MAX_REFUSED)
         return next((v for v in near if self._at(**{name: v}) is not None), value)
 
     def _by_two(self, outer: str, inner: str) -> Iterator[Match]:
-        """For each value of the outer field, the two values of the inner one around the target.
+        """Yield for each value of the outer field the inner one's two around the target.
 
         As the outer value grows, the inner one that still fits can only fall: one walk down.
         """
@@ -256,7 +256,7 @@ class Models:
         return self._on_ladder[key]
 
     def before_matching(self, arch: str, size: int, seq_len: int) -> Model:
-        """What stands for the arch where its matched shape is not needed: its reference, if any.
+        """Return what stands for an arch where no matched shape is needed: its reference, if any.
 
         Raises:
             UserError: an impossible shape.
@@ -282,7 +282,7 @@ class Models:
         return _FALLBACK_REFERENCE
 
     def match_residual(self, ledger: Ledger, size: int, seq_len: int) -> float | None:
-        """Signed relative difference of a model to the reference of its rung.
+        """Return the signed relative difference of a model to the reference of its rung.
 
         Returns None where the study compares the recipe's own ladder.
         """

@@ -62,7 +62,7 @@ class _Planner:
 
 
 def make_plan(study: Study) -> Plan:
-    """Plans every run of a study.
+    """Plan every run of a study.
 
     Raises:
         UserError: a run would be impossible (shape, match, steps, data), with the knob to turn.
@@ -92,7 +92,7 @@ def make_plan(study: Study) -> Plan:
 
 
 def _gate(runs: list[PlannedRun]) -> dict[str, str]:
-    """Check the families from outside the package; returns the digests of their sources."""
+    """Check the families from outside the package, and return the digests of their sources."""
     configs: dict[str, list[Mapping[str, int | str]]] = {}
     for run in runs:
         of_family = configs.setdefault(run.spec.family, [])
@@ -225,7 +225,7 @@ def _check_epochs(study: Study, run: PlannedRun, data: DataIdentity) -> None:
 
 
 def _too_few_steps(planner: _Planner, run: PlannedRun, sizes: Sequence[int]) -> UserError:
-    """Return names the run, and the smallest budget at which all these sizes have enough steps."""
+    """Return the error with the smallest budget at which all these sizes have enough steps."""
     recipe = planner.recipe
     batch = f"batch_size {run.spec.batch_size} × seq_len {run.spec.seq_len}"
     if planner.study.epochs:

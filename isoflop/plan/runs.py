@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -41,6 +41,8 @@ class PlannedRun:
     flops_per_token: dict[str, int]
     """Forward FLOPs per token by component."""
     warnings: tuple[str, ...]
+    ledger: Ledger = field(repr=False, compare=False)
+    """Of the model; it follows from `spec`."""
 
     @property
     def residual(self) -> float:
@@ -111,7 +113,7 @@ def run_ledger(spec: RunSpec) -> Ledger:
 
 
 def ledger_of(family: str, config: Any, shape: Shape, vocab_size: int, seq_len: int) -> Ledger:
-    """The ledger of a whole model whose layers are a family's; ``config`` is that family's own."""
+    """Return the ledger of a model whose layers are a family's, with that family's ``config``."""
     return model_ledger(
         get_spec(family).ledger(config, shape.d_model, seq_len),
         d_model=shape.d_model,
@@ -178,4 +180,5 @@ def describe_run(
         epochs=epochs,
         flops_per_token={name: ledger.flops(name) for name in COUNTED},
         warnings=tuple(warnings),
+        ledger=ledger,
     )

@@ -19,8 +19,7 @@ from isoflop.errors import UserError
 from isoflop.model import build_model
 from isoflop.model.flop_counter import StrictFlopCounter
 from isoflop.placement import Placement
-from isoflop.plan.estimate.hardware import Calibration, MeasuredStep, shape_fields
-from isoflop.plan.estimate.memory import shape_key
+from isoflop.plan.estimate.hardware import Calibration, MeasuredStep, StepShape, shape_key
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
@@ -90,7 +89,7 @@ def calibrate(
         entries.append(entry)
         on_measured(spec, entry)
     return Calibration(
-        kind=torch_device.type,
+        kind="cuda" if torch_device.type == "cuda" else "cpu",
         machine=_machine(torch_device),
         torch=torch.__version__,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -117,7 +116,7 @@ def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> Measured
         seconds.append(time.perf_counter() - begin)
     timed = seconds[WARM_UP_STEPS:]
     return MeasuredStep(
-        shape=shape_fields(spec),
+        shape=StepShape.of(spec),
         step_s=statistics.median(timed),
         step_s_min=min(timed),
         step_s_max=max(timed),

@@ -118,8 +118,10 @@ def test_the_answer_follows_the_interval(low: float, high: float, said: str) -> 
     of = {
         device: {
             change: {
-                ("sgatlin", LARGEST): pace.Pace(s_per_flop=needed, low=needed, high=needed),
-                ("swiglu", LARGEST): pace.Pace(s_per_flop=1.0, low=1.0, high=1.0),
+                ("sgatlin", LARGEST): pace.SecondsPerFlop(
+                    s_per_flop=needed, low=needed, high=needed
+                ),
+                ("swiglu", LARGEST): pace.SecondsPerFlop(s_per_flop=1.0, low=1.0, high=1.0),
             }
             for change in clock_parts.CHANGES
         }

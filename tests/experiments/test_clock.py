@@ -11,7 +11,7 @@ from experiments.made_scripts import script
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import Calibration
-from isoflop.plan.estimate.hardware import MeasuredStep, shape_fields, write_calibration
+from isoflop.plan.estimate.hardware import MeasuredStep, StepShape, write_calibration
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Study
 from isoflop.tables import OPTIMA, RUNS, write_table
@@ -39,7 +39,7 @@ def calibration(plan: Plan) -> Calibration:
         step_s = run.flops / run.spec.steps / rate
         entries.append(
             MeasuredStep(
-                shape=shape_fields(run.spec),
+                shape=StepShape.of(run.spec),
                 step_s=step_s,
                 step_s_min=step_s / 1.25,
                 step_s_max=step_s * 2,

@@ -12,7 +12,7 @@ from isoflop.cli.calibrate import calibrate as command
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import estimate_plan, load_calibration, load_hardware
-from isoflop.plan.estimate.memory import shape_key
+from isoflop.plan.estimate.hardware import shape_key
 from isoflop.plan.planner import make_plan
 from isoflop.train.calibrate import calibrate, distinct_shapes, measure_step
 from made_shapes import rung_spec
@@ -29,7 +29,7 @@ def test_shapes_are_measured_once_in_order() -> None:
     seen = []
     measured = calibrate(specs, steps=2, on_measured=lambda spec, entry: seen.append(spec))
     assert seen == specs[:2]
-    assert [e.key for e in measured.entries] == [shape_key(s) for s in specs[:2]]
+    assert [e.shape.key for e in measured.entries] == [shape_key(s) for s in specs[:2]]
     assert (measured.kind, measured.num_threads, measured.torch) == ("cpu", 1, torch.__version__)
     assert measured.machine
     for entry in measured.entries:

@@ -33,7 +33,7 @@ class DenseRouter(nn.Module):
         self.w2 = nn.Parameter(torch.empty(width, math.prod(self.keys.shape)))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Standard deviations 1/sqrt(fan-in)."""
+        """Return draws with standard deviations 1/sqrt(fan-in)."""
         return {name: trunc_normal(getattr(self, name).shape[0] ** -0.5) for name in ("w1", "w2")}
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ class KeyValueRouter(nn.Module):
         self.scale = (width * (2 if product else 1)) ** -0.5
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Queries std 1/sqrt(D); keys cut at two sigma of a unit normal without rescaling."""
+        """Return queries of std 1/sqrt(D), keys of a unit normal cut at two sigma, not rescaled."""
         return {
             "queries": trunc_normal(self.queries.shape[0] ** -0.5),
             "keys": trunc_normal_uncorrected(1.0),
@@ -106,7 +106,7 @@ def build_router(config: RoutedConfig, router: str, d_model: int) -> DenseRouter
 
 
 def softmax_of_sorted(score_TCK: Tensor) -> Tensor:
-    """Softmax over the K experts of a channel, whose first score is the largest.
+    """Return the softmax over the K experts of a channel, whose first score is the largest.
 
     torch's own softmax takes four times as long over an axis this short (CPU, K = 4).
     """

@@ -89,12 +89,12 @@ def parameter_counts(ledger: Ledger) -> tuple[Count, Count]:
 
 
 def glu_flops_per_token(d_model: int, hidden_width: int) -> int:
-    """One gated layer, D × 2F and F × D: 6·D·F FLOPs (reference implementation, FLOP table)."""
+    """Return the FLOPs of a gated layer, D × 2F and F × D: 6·D·F (reference, FLOP table)."""
     return 6 * d_model * hidden_width
 
 
 def glu_num_params(d_model: int, hidden_width: int) -> int:
-    """Its parameters: the two matrices and their biases [2F] and [D]."""
+    """Return the parameters of a gated layer: two matrices and their biases [2F] and [D]."""
     return 3 * d_model * hidden_width + 2 * hidden_width + d_model
 
 
@@ -170,7 +170,7 @@ def check_routing(family: str, router: str, config: RoutedConfig) -> None:
 
 
 def routed_ledger(config: RoutedConfig, router: str, d_model: int) -> tuple[Component, ...]:
-    """Router and chosen single-neuron experts of one layer."""
+    """Return the router and the chosen single-neuron experts of one layer."""
     return (
         router_component(config, router, d_model),
         expert_component(config, d_model),
@@ -194,7 +194,7 @@ def router_component(config: RoutedConfig, router: str, d_model: int) -> Compone
 
 
 def expert_component(config: RoutedConfig, d_model: int) -> Component:
-    """FLOPs per token and parameters of single-neuron experts: 4·K·C·D (paper, FLOP table)."""
+    """Return FLOPs per token, 4·K·C·D, and parameters of single-neuron experts (paper, table)."""
     chosen_params = 2 * config.num_channels * config.num_neighbours * d_model
     return Component(
         name="experts",

@@ -24,7 +24,7 @@ class MLP(nn.Module):
         self.w2 = nn.Parameter(torch.empty(hidden_width, d_model))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Standard deviations 1/sqrt(fan-in)."""
+        """Return draws with standard deviations 1/sqrt(fan-in)."""
         return {name: trunc_normal(getattr(self, name).shape[0] ** -0.5) for name in ("w1", "w2")}
 
     def forward(self, x_TD: Tensor) -> Tensor:

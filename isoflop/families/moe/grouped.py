@@ -107,7 +107,7 @@ def _groups(group_R: Tensor, num_groups: int) -> list[tuple[int, slice]]:
 def grouped_mm_flops(
     a_shape: tuple[int, ...], b_shape: tuple[int, ...], *args: object, **kwargs: object
 ) -> int:
-    """Multiplications and additions of a grouped product of rows, or of columns by groups."""
+    """Return multiplications and additions of a grouped product of rows, or columns by groups."""
     rows, inner = a_shape
     return 2 * rows * inner * b_shape[-1]
 

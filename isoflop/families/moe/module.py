@@ -41,7 +41,7 @@ class MixtureOfExperts(nn.Module):
         self.bias2 = nn.Parameter(torch.empty(num_experts, d_model))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Standard deviations 1/sqrt(fan-in); biases 0."""
+        """Return draws with standard deviations 1/sqrt(fan-in); biases are 0."""
         return {
             "gate": trunc_normal(self.gate.shape[0] ** -0.5),
             "w1": trunc_normal(self.w1.shape[1] ** -0.5),

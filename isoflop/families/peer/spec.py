@@ -42,7 +42,7 @@ class Config:
 
 
 def ledger(config: Config, d_model: int, seq_len: int) -> tuple[Component, ...]:
-    """Router and chosen experts of one layer."""
+    """Return the router and the chosen experts of one layer."""
     return routed_ledger(config, ROUTER, d_model)
 
 

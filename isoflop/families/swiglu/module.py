@@ -29,7 +29,7 @@ class GatedLinearUnit(nn.Module):
         self.bias2 = nn.Parameter(torch.empty(d_model))
 
     def initialisers(self) -> Mapping[str, Initialiser]:
-        """Standard deviations 1/sqrt(fan-in); biases 0."""
+        """Return draws with standard deviations 1/sqrt(fan-in); biases are 0."""
         return {
             "w1": trunc_normal(self.w1.shape[0] ** -0.5),
             "bias1": constant(0.0),

@@ -7,11 +7,11 @@ times that `isoflop calibrate` measured; each estimate lists its assumptions. Im
 from isoflop.plan.estimate.estimates import (
     PlanEstimate,
     RunEstimate,
-    estimate_again,
     estimate_for,
     estimate_plan,
     estimate_run,
     load_estimates,
+    refresh_estimates,
     write_with_estimates,
 )
 from isoflop.plan.estimate.hardware import (
@@ -27,7 +27,6 @@ __all__ = [
     "Hardware",
     "PlanEstimate",
     "RunEstimate",
-    "estimate_again",
     "estimate_for",
     "estimate_plan",
     "estimate_run",
@@ -35,5 +34,6 @@ __all__ = [
     "load_calibration",
     "load_estimates",
     "load_hardware",
+    "refresh_estimates",
     "write_with_estimates",
 ]

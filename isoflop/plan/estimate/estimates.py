@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isoflop.accounting import Ledger
 from isoflop.errors import UserError, shown
 from isoflop.files import dump_json, read_json, write_text_atomic
 from isoflop.numbers import format_flops
@@ -25,16 +26,17 @@ from isoflop.plan.estimate.hardware import (
     check_same_kind,
     load_calibration,
     load_hardware,
+    shape_key,
 )
 from isoflop.plan.estimate.memory import (
     MEMORY_ASSUMPTIONS,
     PLACEMENT_ASSUMPTIONS,
     MemoryEstimate,
+    ModelShape,
     PlacementEstimate,
     choose_placement,
     model_shape,
     placement_memory,
-    shape_key,
 )
 from isoflop.plan.estimate.time import estimate_step
 from isoflop.plan.planner import Plan
@@ -96,7 +98,7 @@ class PlanEstimate:
 def estimate_run(
     spec: RunSpec, hardware: Hardware, calibration: Calibration | None = None
 ) -> RunEstimate:
-    """Time and memory of one run on a device.
+    """Return time and memory of one run on a device.
 
     Raises:
         UserError: the calibration is of another kind of device.
@@ -111,7 +113,7 @@ def estimate_plan(
     max_gpu_hours: float | None = None,
     calibration: Calibration | None = None,
 ) -> PlanEstimate:
-    """Time, memory and cost of all runs of a plan.
+    """Return time, memory and cost of all runs of a plan.
 
     Args:
         plan: the plan.
@@ -128,7 +130,7 @@ def estimate_plan(
         if value is not None and not 0 < value < float("inf"):
             raise UserError(name, value, "a positive number", "correct it")
     estimator = _Estimator(hardware, calibration)
-    runs = {run.run_id: estimator.run(run.spec) for run in plan.unique_runs}
+    runs = {run.run_id: estimator.run(run.spec, run.ledger) for run in plan.unique_runs}
     by_budget = _hours_by_budget(plan, runs)
     total = sum(by_budget.values())
     if max_gpu_hours is not None and total > max_gpu_hours:
@@ -162,27 +164,28 @@ class _Estimator:
         if calibration is not None:
             check_same_kind(calibration, hardware.kind)
             self._measured = calibration.by_shape()
-            said = f"step times of {len(self._measured)} shapes, {calibration.describe()}"
-            self.assumptions = (f"calibrated: {said}, each alone", *self.assumptions)
+            measured = f"step times of {len(self._measured)} shapes, {calibration.describe()}"
+            self.assumptions = (f"calibrated: {measured}, each alone", *self.assumptions)
 
-    def run(self, spec: RunSpec) -> RunEstimate:
+    def run(self, spec: RunSpec, ledger: Ledger | None = None) -> RunEstimate:
+        """Return the estimate of a run; ``ledger`` where it is known already."""
         key = shape_key(spec)
         if key not in self._by_shape:
-            self._by_shape[key] = self._shape(spec, self._measured.get(key))
+            shape = model_shape(spec, ledger)
+            self._by_shape[key] = self._shape(shape, self._measured.get(key))
         estimate = self._by_shape[key]
         if estimate.step_s is None:
             return estimate
         device_s = estimate.step_s * spec.steps * estimate.placement.num_devices
         return dataclasses.replace(estimate, gpu_hours=device_s / 3600)
 
-    def _shape(self, spec: RunSpec, measured: MeasuredStep | None) -> RunEstimate:
-        shape = model_shape(spec)
+    def _shape(self, shape: ModelShape, measured: MeasuredStep | None) -> RunEstimate:
         placed = choose_placement(shape, self._hardware)
         if measured is not None:
             # It was measured on one device with the whole batch, so there it fits.
             placed = dataclasses.replace(
                 placed,
-                micro_batch=spec.batch_size,
+                micro_batch=shape.batch_size,
                 grad_accum=1,
                 num_devices=1,
                 parallel="single",
@@ -218,7 +221,7 @@ def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, f
 
 
 def _over_the_cap(by_budget: Mapping[int, float], total: float, cap: float) -> UserError:
-    """Return names the fewest largest budgets whose removal brings the plan under the cap."""
+    """Return the error that names the fewest largest budgets to drop for the cap."""
     dropped: list[int] = []
     left = total
     for budget in sorted(by_budget, reverse=True):
@@ -377,7 +380,7 @@ def estimate_for(
     max_gpu_hours: float | None = None,
     calibration: Path | None = None,
 ) -> PlanEstimate:
-    """Estimates a plan as the command line does; see the options of `isoflop plan`.
+    """Estimate a plan as the command line does; see the options of `isoflop plan`.
 
     Args:
         planned: the plan.
@@ -396,8 +399,8 @@ def estimate_for(
     return estimate_plan(planned, profile, price, max_gpu_hours, measured)
 
 
-def estimate_again(plan: Plan, folder: Path) -> None:
-    """Estimates a grown plan for the hardware it was estimated for before, if it was."""
+def refresh_estimates(plan: Plan, folder: Path) -> None:
+    """Estimate a grown plan for the hardware it was estimated for before, if it was."""
     stored = load_estimates(folder)
     if stored is not None:
         store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)

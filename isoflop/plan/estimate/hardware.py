@@ -11,56 +11,82 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
 from isoflop.resources import builtin_names, read_profile
 from isoflop.spec import RunSpec
+from isoflop.validate import validated
 
 PRECISIONS = ("bf16", "fp32")
-KINDS = ("cpu", "cuda")
+
+CALIBRATION_FILE = "calibration.json"
+CALIBRATION_SCHEMA_VERSION = 1
 
 _PREFIX = "hardware_"
-_TEXT = ("name", "description", "kind", "source")
-_SHARES = ("matmul_efficiency", "memory_efficiency")
-_COUNTS = ("memory_bytes", "l2_bytes", "devices_per_node", "process_bytes")
-_MAY_BE_ZERO = ("process_bytes",)
-_OPTIONAL = ("price_per_hour",)
+
+Kind = Literal["cpu", "cuda"]
+"""Of a device, as torch names it; a device of a CPU is one core."""
+
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+Share = Annotated[float, Gt(0), Le(1)]
+Count = Annotated[int, Gt(0)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """One device and its links. Rates are per second, sizes in bytes."""
+    """One device and its links. Rates are per second, sizes in bytes.
+
+    Raises:
+        UserError: an empty text, or not exactly the precisions there are.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     name: str
     description: str
-    kind: str
-    """`cpu` (a device is one core) or `cuda`, as torch names it."""
+    kind: Kind
     source: str
     """Where each number is from, and which are assumed."""
-    matmul_flops_per_s: Mapping[str, float]
+    matmul_flops_per_s: Mapping[str, Positive]
     """Peak of dense matrix products by precision: bf16, fp32."""
-    matmul_efficiency: float
+    matmul_efficiency: Share
     """Share of the peak that training reaches."""
-    memory_bytes: int
-    memory_bytes_per_s: float
-    memory_efficiency: float
+    memory_bytes: Count
+    memory_bytes_per_s: Positive
+    memory_efficiency: Share
     """Share of the memory bandwidth that streams reach."""
-    l2_bytes: int
+    l2_bytes: Count
     """Size of the last cache that all of the device shares."""
-    l2_bytes_per_s: float
-    interconnect_bytes_per_s: float
+    l2_bytes_per_s: Positive
+    interconnect_bytes_per_s: Positive
     """Between the devices of a node, one way."""
-    network_bytes_per_s: float
+    network_bytes_per_s: Positive
     """Between nodes, per device, one way."""
-    devices_per_node: int
-    process_bytes: int
+    devices_per_node: Count
+    process_bytes: Annotated[int, Ge(0)]
     """What a process holds before it has a model, where that is in the peaks that are reported."""
-    operator_overhead_s: float
+    operator_overhead_s: Positive
     """Host seconds that one operator costs whatever its size."""
-    price_per_hour: float | None = None
+    price_per_hour: Positive | None = None
     """Of one device; None: not known."""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "description", "source"):
+            if not getattr(self, name).strip():
+                raise UserError(
+                    f"hardware.{name}", getattr(self, name), "a text", "correct the profile"
+                )
+        if sorted(self.matmul_flops_per_s) != sorted(PRECISIONS):
+            raise UserError(
+                "hardware.matmul_flops_per_s",
+                dict(self.matmul_flops_per_s),
+                f"a table with exactly {' and '.join(PRECISIONS)}",
+                "correct the profile",
+            )
 
     def matmul_rate(self, precision: str) -> float:
         """Return FLOP/s that matrix products of a precision are assumed to reach."""
@@ -94,92 +120,73 @@ def hardware_from_mapping(values: Mapping[str, Any]) -> Hardware:
     Raises:
         UserError: an unknown or missing key, a wrong type or an impossible value.
     """
-    fields = [f.name for f in dataclasses.fields(Hardware)]
-    for key, value in values.items():
-        if key not in fields:
-            raise _mistake(key, value, f"a known key ({', '.join(fields)})")
-    for key in fields:
-        if key in values:
-            _check_field(key, values[key])
-        elif key not in _OPTIONAL:
-            raise _mistake(key, None, "given")
-    return Hardware(**values)
+    return validated(
+        Hardware,
+        values,
+        what="hardware",
+        do="correct the profile",
+        do_missing="correct the profile",
+    )
 
 
-def _check_field(key: str, value: Any) -> None:
-    if key in _TEXT:
-        if type(value) is not str or not value.strip():
-            raise _mistake(key, value, "a text")
-        if key == "kind" and value not in KINDS:
-            raise _mistake(key, value, " or ".join(KINDS))
-    elif key == "matmul_flops_per_s":
-        if not isinstance(value, Mapping) or sorted(value) != sorted(PRECISIONS):
-            raise _mistake(key, value, f"a table with exactly {' and '.join(PRECISIONS)}")
-        for precision, rate in value.items():
-            _check_number(f"{key}.{precision}", rate)
-    else:
-        _check_number(key, value)
-        if key in _COUNTS and type(value) is not int:
-            raise _mistake(key, value, "a whole number")
-        if key in _SHARES and value > 1:
-            raise _mistake(key, value, "a share, at most 1")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepShape:
+    """What the time of a step depends on: all of a run's spec but steps, seed, data and recipe."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    family: str
+    config: Mapping[str, int | str]
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    vocab_size: Count
+    seq_len: Count
+    batch_size: Count
+    precision: str
+
+    @staticmethod
+    def of(spec: RunSpec) -> StepShape:
+        """Return the shape of a run's step."""
+        values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(StepShape)}
+        return StepShape(**(values | {"config": dict(spec.config)}))
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal shapes."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return tuple((values | {"config": tuple(sorted(self.config.items()))}).values())
 
 
-def _check_number(key: str, value: Any) -> None:
-    is_number = type(value) in (int, float) and math.isfinite(value)
-    if not is_number or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
-        raise _mistake(key, value, "a positive number")
-
-
-def _mistake(key: str, value: Any, allowed: str) -> UserError:
-    return UserError(f"hardware.{key}", value, allowed, "correct the profile")
-
-
-CALIBRATION_SCHEMA_VERSION = 1
-CALIBRATION_FILE = "calibration.json"
-
-_SHAPE_TYPES = {
-    "family": str,
-    "config": dict,
-    "d_model": int,
-    "n_layers": int,
-    "n_heads": int,
-    "vocab_size": int,
-    "seq_len": int,
-    "batch_size": int,
-    "precision": str,
-}
+def shape_key(spec: RunSpec) -> Hashable:
+    """Return what is equal for runs whose steps take the same time."""
+    return StepShape.of(spec).key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredStep:
     """One shape's optimizer step on one device."""
 
-    shape: Mapping[str, Any]
-    """The fields of a RunSpec that its step time depends on."""
-    step_s: float
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    shape: StepShape
+    step_s: Positive
     """Median, seconds."""
-    step_s_min: float
-    step_s_max: float
+    step_s_min: Positive
+    step_s_max: Positive
     num_steps: int
     """Timed steps, after the warm-up."""
     peak_mem_bytes: int | None
     """Of the process on the CPU, allocated on a GPU; None where the system does not tell."""
-
-    @property
-    def key(self) -> Hashable:
-        """Equal to shape_key of the runs that it is a measurement of."""
-        values = [self.shape[name] for name in _SHAPE_TYPES]
-        values[1] = tuple(sorted(self.shape["config"].items()))
-        return tuple(values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
     """Step times measured on one machine."""
 
-    kind: str
-    """cpu or cuda."""
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    kind: Kind
     machine: str
     """Processor or GPU, in the system's words."""
     torch: str
@@ -191,18 +198,11 @@ class Calibration:
 
     def by_shape(self) -> dict[Hashable, MeasuredStep]:
         """Return entries by shape_key."""
-        return {entry.key: entry for entry in self.entries}
+        return {entry.shape.key: entry for entry in self.entries}
 
     def describe(self) -> str:
-        """In a phrase: where and when."""
+        """Return where and when, in a phrase."""
         return f"measured on {self.machine} ({self.kind}), torch {self.torch}, {self.date}"
-
-
-def shape_fields(spec: RunSpec) -> dict[str, Any]:
-    """Return what a calibration entry stores of a run's spec."""
-    values = {name: getattr(spec, name) for name in _SHAPE_TYPES}
-    values["config"] = dict(spec.config)
-    return values
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -223,44 +223,12 @@ def load_calibration(path: Path) -> Calibration:
         do = "run `isoflop calibrate FOLDER`, which writes one"
         raise UserError("calibration", str(path), "an existing file", do)
     values = read_json(path, "calibration")
+    do = "run `isoflop calibrate` again"
     if not isinstance(values, dict) or values.get("schema_version") != CALIBRATION_SCHEMA_VERSION:
-        raise _damaged(path, f"of schema version {CALIBRATION_SCHEMA_VERSION}")
-    _check_keys(path, values, {"schema_version", *_names(Calibration)}, "the file")
-    if values["kind"] not in ("cpu", "cuda") or not isinstance(values["entries"], list):
-        raise _damaged(path, "with a kind (cpu or cuda) and a list of entries")
-    entries = tuple(
-        _entry(path, entry, f"entries[{index}]") for index, entry in enumerate(values["entries"])
-    )
-    rest = {name: values[name] for name in _names(Calibration) if name != "entries"}
-    return Calibration(**rest, entries=entries)
-
-
-def _entry(path: Path, values: Any, where: str) -> MeasuredStep:
-    _check_keys(path, values, set(_names(MeasuredStep)), where)
-    _check_keys(path, values["shape"], set(_SHAPE_TYPES), f"{where}.shape")
-    for name, expected in _SHAPE_TYPES.items():
-        if type(values["shape"][name]) is not expected:
-            raise _damaged(path, f"with a {expected.__name__} in {where}.shape.{name}")
-    for name in ("step_s", "step_s_min", "step_s_max"):
-        seconds = values[name]
-        if type(seconds) not in (int, float) or not math.isfinite(seconds) or seconds <= 0:
-            raise _damaged(path, f"with a positive number in {where}.{name}")
-    return MeasuredStep(**values)
-
-
-def _names(kind: type[Any]) -> list[str]:
-    return [f.name for f in dataclasses.fields(kind)]
-
-
-def _check_keys(path: Path, values: Any, expected: set[str], where: str) -> None:
-    if not isinstance(values, dict) or set(values) != expected:
-        raise _damaged(path, f"with exactly {', '.join(sorted(expected))} in {where}")
-
-
-def _damaged(path: Path, allowed: str) -> UserError:
-    return UserError(
-        "calibration", str(path), f"a calibration {allowed}", "run `isoflop calibrate` again"
-    )
+        allowed = f"a calibration of schema version {CALIBRATION_SCHEMA_VERSION}"
+        raise UserError("calibration", str(path), allowed, do)
+    rest = {key: value for key, value in values.items() if key != "schema_version"}
+    return validated(Calibration, rest, what="calibration", do=do, do_missing=do)
 
 
 def check_same_kind(calibration: Calibration, kind: str) -> None:

@@ -7,11 +7,11 @@ Letters: D width, V vocabulary, C channels, K experts chosen per channel, N keys
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from isoflop.accounting import Component
+from isoflop.accounting import Component, Ledger
 from isoflop.errors import UserError
 from isoflop.families import Routing, get_routing
 from isoflop.plan.estimate.hardware import Hardware
@@ -80,13 +80,17 @@ class ModelShape:
         return next(c for c in self.components if c.name == name)
 
 
-def model_shape(spec: RunSpec) -> ModelShape:
+def model_shape(spec: RunSpec, ledger: Ledger | None = None) -> ModelShape:
     """Return the shape of the model that a run trains.
+
+    Args:
+        spec: the run.
+        ledger: the run's, where the caller has it already.
 
     Raises:
         UserError: the family is unknown or its configuration impossible.
     """
-    ledger = run_ledger(spec)
+    ledger = run_ledger(spec) if ledger is None else ledger
     return ModelShape(
         d_model=spec.d_model,
         n_layers=spec.n_layers,
@@ -115,7 +119,7 @@ def saved_bytes_per_token(shape: ModelShape) -> int:
 
 
 def _feed_forward_bytes(shape: ModelShape, copies: int) -> int:
-    """Two values for each row or column of the matrices that a token passes (mlp, swiglu, moe).
+    """Count two values for each row or column of the matrices that a token passes.
 
     moe also keeps its sorted input, its unweighted output and its choices; routing to tables of
     single-neuron experts keeps queries, similarities and choices, and no hidden values.
@@ -128,21 +132,6 @@ def _feed_forward_bytes(shape: ModelShape, copies: int) -> int:
     experts = shape.component("experts").num_active_params // shape.n_layers
     groups = num_chosen * GROUP_ROW_BYTES + 4 * shape.num_groups
     return compute * (2 * experts // width + 2 * num_chosen * width) + groups
-
-
-def shape_key(spec: RunSpec) -> Hashable:
-    """Equal for runs whose steps take the same time: all but steps, seed, data and recipe."""
-    return (
-        spec.family,
-        tuple(sorted(spec.config.items())),
-        spec.d_model,
-        spec.n_layers,
-        spec.n_heads,
-        spec.vocab_size,
-        spec.seq_len,
-        spec.batch_size,
-        spec.precision,
-    )
 
 
 # AdamW's two moments.
@@ -190,7 +179,7 @@ class MemoryEstimate:
     accumulated) and its end (one layer's activations left); less than the sum of the parts."""
 
     def parts(self) -> Mapping[str, int]:
-        """By part, without the peak."""
+        """Return bytes by part, without the peak."""
         names = (*self.__slots__,)
         return {name: getattr(self, name) for name in names if name != "peak_bytes"}
 
@@ -236,7 +225,7 @@ def estimate_memory(
 
 
 def logit_bytes(num_tokens: int, vocab_size: int, d_model: int) -> int:
-    """Bytes alive at the loss: whole logits and what is made of them, or a chunk and gradients.
+    """Return bytes alive at the loss: whole logits and their kin, or a chunk and gradients.
 
     The gradients of the embedding and of its input are formed with the loss and scaled afterwards.
     """
@@ -257,7 +246,7 @@ def _peak(parts: Mapping[str, int], layer: int, accumulates: bool) -> int:
 
 
 def _weight_copies(shape: ModelShape, sharded: bool) -> int:
-    """Autocast keeps its casts of all weights (not the embedding's) through the forward pass."""
+    """Return bytes of the casts of weights (no embedding) that autocast keeps in a forward pass."""
     if shape.precision == "fp32":
         return 0
     layers = min(LAYERS_GATHERED, shape.n_layers) if sharded else shape.n_layers
@@ -337,7 +326,7 @@ def choose_placement(
 def _candidates(
     shape: ModelShape, hardware: Hardware, num_devices: int | None
 ) -> Iterator[PlacementEstimate]:
-    """From the cheapest to the most cautious."""
+    """Yield placements from the cheapest to the most cautious."""
     if hardware.kind == "cpu":
         yield _candidate(shape, hardware, 1, "single", False, shape.batch_size)
         return
@@ -367,7 +356,7 @@ def _device_counts(shape: ModelShape, hardware: Hardware, asked: int | None) -> 
 
 
 def _divisors(number: int) -> list[int]:
-    """Descending."""
+    """Return all divisors, descending."""
     return [d for d in range(number, 0, -1) if number % d == 0]
 
 

@@ -146,7 +146,7 @@ def _passes(placement: PlacementEstimate) -> int:
 def _dense_part(
     name: str, shape: ModelShape, hardware: Hardware, placement: PlacementEstimate
 ) -> float:
-    """Matrix products: arithmetic, against the traffic of the weights and their gradients.
+    """Return seconds of matrix products: arithmetic, against the traffic of weights and gradients.
 
     The traffic of their inputs and outputs is in `elementwise`.
     """
@@ -161,7 +161,7 @@ def _dense_part(
 
 
 def _head_part(shape: ModelShape, hardware: Hardware, placement: PlacementEstimate) -> float:
-    """In float32, and never recomputed."""
+    """Return seconds of the head, which is in float32 and never recomputed."""
     component = shape.component("head")
     return roofline_s(
         component.flops_per_token * _tokens(shape, placement) * TRAINING_PASSES,
@@ -172,7 +172,7 @@ def _head_part(shape: ModelShape, hardware: Hardware, placement: PlacementEstima
 
 
 def _gather_part(shape: ModelShape, hardware: Hardware, placement: PlacementEstimate) -> float:
-    """Gathered rows, and the dense float32 gradient of the tables, written once per micro-batch."""
+    """Return seconds of gathered rows and of the tables' dense gradient, once per micro-batch."""
     gather, component = gather_of(hardware), shape.component("experts")
     rows = gather.forward_rows * (_passes(placement) - 2) + gather.backward_rows
     bytes_per_token = shape.n_layers * gathered_bytes(
@@ -197,7 +197,7 @@ def gather_bytes_per_s(shape: ModelShape, hardware: Hardware) -> float:
 
 
 def _elementwise_s(shape: ModelShape, hardware: Hardware, placement: PlacementEstimate) -> float:
-    """Traffic of norms, rotation, activations, residuals, and of the router's similarities."""
+    """Return seconds of traffic: norms, rotation, activations, residuals, similarities."""
     per_token = PASSES_PER_SAVED_BYTE * saved_bytes_per_token(shape)
     per_token += SCORE_PASSES * PARAM_BYTES * shape.num_scores
     recomputed = _passes(placement) / TRAINING_PASSES
@@ -206,7 +206,7 @@ def _elementwise_s(shape: ModelShape, hardware: Hardware, placement: PlacementEs
 
 
 def _communication_s(shape: ModelShape, hardware: Hardware, placement: PlacementEstimate) -> float:
-    """Ring all-reduce of float32 gradients; sharded: two gathers and a scatter per micro-batch."""
+    """Return seconds of a ring all-reduce; sharded: of two gathers and a scatter a micro-batch."""
     devices = placement.num_devices
     if devices == 1:
         return 0.0
@@ -219,7 +219,7 @@ def _communication_s(shape: ModelShape, hardware: Hardware, placement: Placement
 def _overhead_s(
     shape: ModelShape, hardware: Hardware, placement: PlacementEstimate, device_s: float
 ) -> float:
-    """What the host spends on operators; on a GPU only what the device's work does not hide."""
+    """Return the host's seconds of operators; on a GPU what the device's work does not hide."""
     per_layer = OPERATORS_PER_LAYER + shape.num_groups * OPERATORS_PER_GROUP
     operators = OPERATORS_PER_STEP + shape.n_layers * per_layer
     host_s = operators * placement.grad_accum * hardware.operator_overhead_s
