@@ -1,4 +1,4 @@
-"""Commands of the documents that the fast tests do not run, each with its reason.
+"""Commands of the documents that are slow to run or not run, each with its reason.
 
 A command's name is its text in the document without the comment.
 """
@@ -9,45 +9,40 @@ SLOW: dict[str, str] = {
     "README.md": "trains, fits and opens what the first hour needs",
     "experiments/README.md": "trains a study of the reader's own text",
     "isoflop/analysis/README.md": "fits, reports and simulates studies",
+    "isoflop/data/README.md": "prepares a set of each kind of source",
     "isoflop/families/README.md": "trains a family of the reader's own",
     "isoflop/interpret/README.md": "reads a run of 100,000 tokens in every way",
     "isoflop/launch/README.md": "trains eight runs, in processes that are sent off",
     "kernels/README.md": "compiles, checks and times kernels",
     "notebooks/README.md": "executes a notebook",
+    "results/paper/README.md": "plans, estimates and lists jobs of 10,000 runs",
     "slurm/README.md": "trains eight runs, on a real cluster",
 }
 """Documents whose commands take minutes in all; `make test-slow` runs them."""
 
 NEEDS_SLURM = {"slurm/README.md"}
 
-_RESULTS = "test_results.py::test_committed_tables_and_figures_follow_from_the_committed_runs"
-_OWN_TEXT = "docs/test_commands.py::test_the_code_of_a_document_runs[experiments/README.md]"
-_READ = "docs/test_commands.py::test_the_code_of_a_document_runs[isoflop/interpret/README.md]"
-
-ELSEWHERE: dict[str, dict[str, str]] = {
-    "README.md": {
-        "isoflop run results/my-study": _OWN_TEXT,
-        "isoflop fit results/my-study": _OWN_TEXT,
-        "isoflop report results/my-study": _OWN_TEXT,
-        "isoflop report results/cpu_reference": _RESULTS,
-        "isoflop interpret record results/facts_tiny d71a": _READ,
-        "isoflop interpret page results/facts_tiny d71a": _READ,
-    },
-    "results/README.md": {"isoflop report results/cpu_reference": _RESULTS},
-    "results/cpu_reference/README.md": {
-        "isoflop fit results/cpu_reference && isoflop report results/cpu_reference": _RESULTS,
-    },
-}
-"""By document, commands that cost much, and the test that runs them: FILE::FUNCTION in tests/."""
-
+_RESULTS = "test_results.py makes these tables and figures again from the committed runs"
+_SLOW = "runs with the document that it is taken from"
 _HOURS = "trains for hours; test_results.py makes its tables again from the committed runs"
 
 _MINUTES = "trains for minutes; test_install.py ends the same study, a run of each family"
 
 NOT_RUN: dict[str, dict[str, str]] = {
-    "README.md": {"make study": _MINUTES, "isoflop run results/quickstart": _MINUTES},
+    "README.md": {
+        "make study": _MINUTES,
+        "isoflop run results/quickstart": _MINUTES,
+        "isoflop run results/my-study": _SLOW,
+        "isoflop fit results/my-study": _SLOW,
+        "isoflop report results/my-study": _SLOW,
+        "isoflop report results/cpu_reference": _RESULTS,
+        "isoflop interpret record results/facts_tiny d71a": _SLOW,
+        "isoflop interpret page results/facts_tiny d71a": _SLOW,
+    },
+    "results/README.md": {"isoflop report results/cpu_reference": _RESULTS},
     "CONTRIBUTING.md": {"make test": "runs these tests"},
     "results/cpu_reference/README.md": {
+        "isoflop fit results/cpu_reference && isoflop report results/cpu_reference": _RESULTS,
         "isoflop data prepare files:../shared/data/english_novels.parquet": (
             "its text is too large to lie in the repository"
         ),
@@ -64,9 +59,4 @@ NOT_RUN: dict[str, dict[str, str]] = {
         ),
     },
 }
-"""By document, commands that no test can run, and why."""
-
-
-def left_out(document: str) -> set[str]:
-    """Names of the commands of a document that are not run."""
-    return ELSEWHERE.get(document, {}).keys() | NOT_RUN.get(document, {}).keys()
+"""By document, commands that are not run, and why."""

@@ -1,15 +1,16 @@
-"""What the documents say is so: their tables name every column, paths exist."""
+"""What the documents say is so: tables name every column, and paths, verbs and options exist."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
-from pathlib import Path
 
-import pytest
+import click
 
-from docs.documents import DOCUMENTS, REPOSITORY, shown
+from docs.documents import DOCUMENTS, REPOSITORY
 from docs.shell import blocks
+from isoflop.cli import main
 from isoflop.study.file import study_from_toml
 from isoflop.tables import (
     COMPARE,
@@ -30,20 +31,37 @@ def test_the_example_study_is_a_study() -> None:
     assert study.name == "my-study"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
-def test_relative_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-        assert (document.parent / target).exists(), target
+def test_relative_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), (document, target)
 
 
 FOLDERS = "isoflop|kernels|experiments|slurm|notebooks|tests"
 NAMED_FILE = re.compile(rf"`((?:{FOLDERS})/[a-z0-9_./-]+)`")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
-def test_files_and_folders_named_in_sentences_exist(document: Path) -> None:
-    for name in NAMED_FILE.findall(document.read_text()):
-        assert any((folder / name).exists() for folder in (REPOSITORY, document.parent)), name
+def test_files_and_folders_named_in_sentences_exist() -> None:
+    for document in DOCUMENTS:
+        for name in NAMED_FILE.findall(document.read_text()):
+            there = (REPOSITORY / name, document.parent / name)
+            assert any(path.exists() for path in there), (document, name)
+
+
+def test_verbs_and_options_named_in_sentences_exist() -> None:
+    context = click.Context(main)
+    for document in DOCUMENTS:
+        prose = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for code in re.findall(r"`(isoflop [^`]+)`", prose):
+            verb: click.Command | None = main
+            words = code.split()[1:]
+            for word in itertools.takewhile(lambda word: word.isalpha() and word.islower(), words):
+                if isinstance(verb, click.Group):
+                    verb = verb.get_command(context, word)
+            assert verb is not None, (document, code)
+            options = {name for parameter in verb.params for name in parameter.opts}
+            used = {word.partition("=")[0].strip("[]()") for word in words if word[:2] == "--"}
+            assert used <= options | {"--help", "--version"}, (document, code)
 
 
 def test_every_column_of_every_table_is_documented() -> None:
