@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -139,13 +139,13 @@ def read_source_manifest(source: str, data_dir: Path | None = None) -> dict[str,
     return read_corpus_manifest(*corpus_folder(source, data_dir))
 
 
-def read_texts(folder: Path, manifest: Mapping[str, Any], do: str) -> Iterator[bytes]:
-    """Yield each document's bytes in the manifest's order, checked against its sha256.
+def read_texts(folder: Path, entries: Iterable[Mapping[str, Any]], do: str) -> Iterator[bytes]:
+    """Yield the bytes of a manifest's documents, each checked against its sha256.
 
     Raises:
         UserError: a file is missing or differs from the manifest; ``do`` says what helps.
     """
-    for entry in manifest["documents"]:
+    for entry in entries:
         path = folder / entry["file"]
         try:
             text = path.read_bytes()
@@ -231,7 +231,7 @@ def fetch(name: str = "sotu", data_dir: Path | None = None) -> Path:
         with writing_to(data_dir):
             publish_folder(folder, lambda temporary: write_corpus(temporary, manifest, documents))
     _, do = corpus_folder(name, data_dir)
-    for _ in read_texts(folder, read_source_manifest(name, data_dir), do):
+    for _ in read_texts(folder, read_source_manifest(name, data_dir)["documents"], do):
         pass
     return folder
 

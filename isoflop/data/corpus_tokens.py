@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isoflop.data.catalog import make_data_id
 from isoflop.data.corpus import (
@@ -15,7 +14,7 @@ from isoflop.data.corpus import (
     corpus_folder,
     corpus_sha256,
     heldout_flags,
-    read_source_manifest,
+    read_corpus_manifest,
     read_texts,
 )
 from isoflop.data.pipeline import decode_text
@@ -49,50 +48,43 @@ def prepare_corpus(
         if option != "on_bad_document":
             flag = f"--{option.replace('_', '-')}"
             raise UserError(flag, value, f"left out for {source}", "remove it")
-    corpus = read_source_manifest(source, data_dir)
+    from isoflop.data.tokenizers import get_tokenizer
+
+    folder, do = corpus_folder(source, data_dir)
+    corpus = read_corpus_manifest(folder, do)
     hashes = [entry["sha256"] for entry in corpus["documents"]]
-    heldout = heldout_flags(hashes)
+    sides: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELDOUT: []}
+    for entry, is_heldout in zip(corpus["documents"], heldout_flags(hashes), strict=True):
+        sides[HELDOUT if is_heldout else TRAIN].append(entry)
     Meter("tokenizer", None, on_progress).add(0, 0, 0)
-    tokenizer = _corpus_tokenizer(source, name, corpus, heldout, data_dir)
+    sample = read_texts(folder, sides[TRAIN], do)
+    tokenizer = get_tokenizer(name, sample=sample, data_dir=data_dir)
     data_id = make_data_id(corpus_sha256(hashes), tokenizer.spec.hash)
     target = data_dir / folder_name(source, data_id)
     if not target.exists():
         meter = Meter("read", None, on_progress)
 
-        def fill(folder: Path) -> None:
+        def fill(out: Path) -> None:
             splits = {
                 split: _write_split(
-                    folder,
-                    split,
-                    _encoded(source, corpus, heldout, held, data_dir, tokenizer),
-                    meter,
+                    out, split, entries, read_texts(folder, entries, do), tokenizer, meter
                 )
-                for split, held in ((TRAIN, False), (HELDOUT, True))
+                for split, entries in sides.items()
             }
             manifest = {
                 "schema": TOKENS_SCHEMA,
                 "data_id": data_id,
                 "source": source,
                 "corpus": {k: corpus[k] for k in ("name", "licence", "origin", "corpus_sha256")},
-                **tokenizer_entries(tokenizer, folder),
+                **tokenizer_entries(tokenizer, out),
                 "split_rule": SPLIT_RULE,
                 "splits": splits,
             }
-            write_manifest(folder, manifest)
+            write_manifest(out, manifest)
 
         publish_folder(target, fill)
     _check_id(target, data_id)
     return target
-
-
-def _corpus_tokenizer(
-    source: str, name: str, corpus: dict[str, Any], heldout: list[bool], data_dir: Path
-) -> Tokenizer:
-    from isoflop.data.tokenizers import get_tokenizer
-
-    folder, do = corpus_folder(source, data_dir)
-    wanted = {"documents": _side(corpus, heldout, False)}
-    return get_tokenizer(name, sample=read_texts(folder, wanted, do), data_dir=data_dir)
 
 
 def _check_id(target: Path, data_id: str) -> None:
@@ -125,36 +117,20 @@ def tokenizer_entries(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     return entries
 
 
-def _side(corpus: dict[str, Any], heldout: list[bool], held: bool) -> list[dict[str, Any]]:
-    return [entry for entry, flag in zip(corpus["documents"], heldout, strict=True) if flag is held]
-
-
-def _encoded(
-    source: str,
-    corpus: dict[str, Any],
-    heldout: list[bool],
-    held: bool,
-    data_dir: Path,
-    tokenizer: Tokenizer,
-) -> Iterator[tuple[dict[str, Any], NDArray[Any]]]:
-    """Yield manifest row and tokens, end-of-text included, of each document of one side."""
-    wanted = _side(corpus, heldout, held)
-    folder, do = corpus_folder(source, data_dir)
-    for entry, text in zip(wanted, read_texts(folder, {"documents": wanted}, do), strict=True):
-        what = f"document {entry['id']}"
-        tokens = tokenizer.encode(decode_text(text, what), what=what)
-        yield entry, np.append(tokens, tokenizer.dtype.type(tokenizer.spec.end_of_text_id))
-
-
 def _write_split(
-    folder: Path,
+    out: Path,
     name: str,
-    documents: Iterator[tuple[dict[str, Any], NDArray[Any]]],
+    entries: list[dict[str, Any]],
+    texts: Iterator[bytes],
+    tokenizer: Tokenizer,
     meter: Meter,
 ) -> dict[str, Any]:
+    end_of_text = tokenizer.dtype.type(tokenizer.spec.end_of_text_id)
     rows: list[dict[str, Any]] = []
-    shards = ShardWriter(folder, name)
-    for entry, tokens in documents:
+    shards = ShardWriter(out, name)
+    for entry, text in zip(entries, texts, strict=True):
+        what = f"document {entry['id']}"
+        tokens = np.append(tokenizer.encode(decode_text(text, what), what=what), end_of_text)
         rows.append(
             {
                 "id": entry["id"],

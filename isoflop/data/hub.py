@@ -5,6 +5,7 @@ Documents are streamed in their own order through ``datasets``.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import socket
@@ -36,14 +37,14 @@ class HubDataset:
     """Where it is published, as a plain name."""
     config: str | None = None
     train_split: str = "train"
-    heldout_split: str | None
+    heldout_split: str | None = None
     """None: documents are held out by their hash."""
     column: str = "text"
     licence: str
-    num_train_documents: int | None
+    num_train_documents: int | None = None
     row_tokens: int | None = None
     """Tokens of a document where a published study cut or padded each to a row of so many."""
-    about: str
+    about: str = ""
     """One line for `isoflop data list`."""
 
     @property
@@ -76,7 +77,6 @@ DATASETS: Mapping[str, HubDataset] = MappingProxyType(
                 hub_name="DKYoon/SlimPajama-6B",
                 heldout_split="validation",
                 licence=_SLIMPAJAMA_LICENCE,
-                num_train_documents=None,
                 about="a random 1% of SlimPajama-627B",
             ),
             HubDataset(
@@ -93,9 +93,7 @@ DATASETS: Mapping[str, HubDataset] = MappingProxyType(
                 name="fineweb-edu",
                 hub_name="HuggingFaceFW/fineweb-edu",
                 config="sample-10BT",
-                heldout_split=None,
                 licence="ODC-By-1.0; Common Crawl terms of use",
-                num_train_documents=None,
                 about="educational web pages; the sample of 10 billion tokens",
             ),
         )
@@ -103,39 +101,35 @@ DATASETS: Mapping[str, HubDataset] = MappingProxyType(
 )
 
 
-def hub_source(
-    name: str,
-    *,
-    hub_name: str,
-    config: str | None,
-    split: str,
-    heldout_split: str | None,
-    column: str,
-    licence: str,
-) -> Source:
+def hub_source(dataset: HubDataset) -> Source:
     """Return a data set of the hub, of the Hugging Face cache, or in a local folder.
 
     Only as much is downloaded as is read, and never through a shuffle buffer, which loses
     documents on resume.
     """
-    wanted = [(TRAIN, split)]
-    if heldout_split is not None:
-        wanted.insert(0, (HELDOUT, heldout_split))
-    parts = tuple(
-        Part(
-            split=None if heldout_split is None else side,
-            read=lambda split=split: _read(hub_name, config, split, column),  # type: ignore[misc]
-        )
-        for side, split in wanted
+    wanted = [(TRAIN, dataset.train_split)]
+    if dataset.heldout_split is not None:
+        wanted.insert(0, (HELDOUT, dataset.heldout_split))
+    return Source(
+        name=dataset.name,
+        licence=dataset.licence,
+        origin={
+            "hub_name": dataset.hub_name,
+            "config": dataset.config,
+            "split": dataset.train_split,
+            "heldout_split": dataset.heldout_split,
+            "column": dataset.column,
+        },
+        parts=tuple(
+            Part(
+                split=None if dataset.heldout_split is None else side,
+                read=functools.partial(
+                    _read, dataset.hub_name, dataset.config, split, dataset.column
+                ),
+            )
+            for side, split in wanted
+        ),
     )
-    origin = {
-        "hub_name": hub_name,
-        "config": config,
-        "split": split,
-        "heldout_split": heldout_split,
-        "column": column,
-    }
-    return Source(name=name, licence=licence, origin=origin, parts=parts)
 
 
 def _read(hub_name: str, config: str | None, split: str, column: str) -> Iterator[RawDocument]:

@@ -8,6 +8,8 @@ blocks (:mod:`isoflop.data.pipeline`), in several processes, and can be killed a
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 from isoflop.data.catalog import check_source, known_spec, not_prepared
@@ -117,50 +119,33 @@ def open_source(name: str, options: PrepareOptions, on_progress: OnProgress = No
     """
     check_source(name)
     meter = Meter("hash", None, on_progress)
-    if name in DATASETS:
-        return _open_dataset(DATASETS[name], options, meter)
     kind, _, rest = name.partition(":")
-    if kind == "hf":
+    if name in DATASETS:
+        dataset = DATASETS[name]
+    elif kind == "hf":
         _refuse(name, options, "from_glob")
-        return hub_source(
-            name,
-            hub_name=rest,
-            config=options.config,
-            split=options.split or TRAIN,
-            heldout_split=options.heldout_split,
-            column=options.column or DEFAULT_COLUMN,
-            licence=UNKNOWN_LICENCE,
-        )
-    if kind == "files":
+        dataset = HubDataset(name=name, hub_name=rest, licence=UNKNOWN_LICENCE)
+    elif kind == "files":
         _refuse(name, options, "from_glob", "config", "split")
         column = options.column or DEFAULT_COLUMN
         return _files_source(name, rest, options.heldout_split, column, UNKNOWN_LICENCE, meter)
-    _refuse(name, options, "from_glob", "config", "split", "heldout_split", "column")
-    return synthetic_source(name, endless=options.tokens is not None)
-
-
-def _open_dataset(dataset: HubDataset, options: PrepareOptions, meter: Meter) -> Source:
+    else:
+        _refuse(name, options, "from_glob", "config", "split", "heldout_split", "column")
+        return synthetic_source(name, endless=options.tokens is not None)
     column = options.column or dataset.column
     heldout_split = options.heldout_split or dataset.heldout_split
     if options.from_glob is not None:
-        _refuse(dataset.name, options, "config", "split")
-        return _files_source(
-            dataset.name,
-            options.from_glob,
-            heldout_split,
-            column,
-            dataset.licence,
-            meter,
-            optional=True,
-        )
+        _refuse(name, options, "config", "split")
+        pattern, licence = options.from_glob, dataset.licence
+        return _files_source(name, pattern, heldout_split, column, licence, meter, optional=True)
     return hub_source(
-        dataset.name,
-        hub_name=dataset.hub_name,
-        config=options.config or dataset.config,
-        split=options.split or dataset.train_split,
-        heldout_split=heldout_split,
-        column=column,
-        licence=dataset.licence,
+        dataclasses.replace(
+            dataset,
+            config=options.config or dataset.config,
+            train_split=options.split or dataset.train_split,
+            heldout_split=heldout_split,
+            column=column,
+        )
     )
 
 
@@ -194,7 +179,7 @@ def _files_source(
         parts=tuple(
             Part(
                 split=side if heldout else None,
-                read=lambda chosen=chosen: read_documents(chosen, column),  # type: ignore[misc]
+                read=functools.partial(read_documents, chosen, column),
             )
             for side, chosen in sides.items()
         ),

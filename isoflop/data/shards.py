@@ -6,6 +6,7 @@ A shard is a part of the token stream of a split, cut wherever a document ends u
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -132,24 +133,30 @@ def _choose_rule(
     if all(part.split is not None for part in parts):
         return OWN_SPLITS_RULE, is_hash_heldout
     if options.tokens is None:
-        digests = few_digests(table for _, _, table in _tables(work, parts))
+        digests = few_digests(_kept_digests(work, parts))
         # Where there is none at all, the error of the empty sides gives the reason.
         if digests:
-            flags = heldout_flags(digests)
-            held = {bytes.fromhex(text) for text, flag in zip(digests, flags, strict=True) if flag}
-            return SPLIT_RULE, held.__contains__
+            return SPLIT_RULE, heldout_digests(digests).__contains__
     return HASH_RULE, is_hash_heldout
 
 
-def few_digests(tables: Iterable[DocumentTable]) -> list[str] | None:
-    """Return sha256 of every kept document; None if there are more than :data:`FEW_DOCUMENTS`."""
-    digests: list[str] = []
-    for table in tables:
-        kept = zip(table.digests, table.status, strict=True)
-        digests.extend(digest.hex() for digest, status in kept if status == KEPT)
-        if len(digests) > FEW_DOCUMENTS:
-            return None
-    return digests
+def few_digests(digests: Iterable[bytes]) -> list[bytes] | None:
+    """Return the sha256 of documents; None if there are more than :data:`FEW_DOCUMENTS`."""
+    few = list(itertools.islice(digests, FEW_DOCUMENTS + 1))
+    return few if len(few) <= FEW_DOCUMENTS else None
+
+
+def heldout_digests(digests: Sequence[bytes]) -> set[bytes]:
+    """Return the documents, by their sha256, that the rule for corpora holds out."""
+    flags = heldout_flags([digest.hex() for digest in digests])
+    return {digest for digest, flag in zip(digests, flags, strict=True) if flag}
+
+
+def _kept_digests(work: Path, parts: list[TakenPart]) -> Iterator[bytes]:
+    for _, _, table in _tables(work, parts):
+        for digest, status in zip(table.digests, table.status, strict=True):
+            if status == KEPT:
+                yield digest
 
 
 def _tables(work: Path, parts: list[TakenPart]) -> Iterator[tuple[TakenPart, str, DocumentTable]]:
@@ -206,12 +213,10 @@ class _TableWriter:
         import pyarrow as pa
 
         if self._rows:
-            columns = [pa.array(column, kind) for column, kind in self._typed_columns()]
-            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+            columns = zip(zip(*self._rows, strict=True), self._schema.types, strict=True)
+            arrays = [pa.array(column, kind) for column, kind in columns]
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
             self._rows = []
-
-    def _typed_columns(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        return zip(zip(*self._rows, strict=True), self._schema.types, strict=True)
 
 
 def table_file(split: str) -> str:

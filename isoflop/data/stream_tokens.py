@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.data import pipeline
 from isoflop.data.catalog import known_spec, make_data_id
-from isoflop.data.corpus import heldout_flags
 from isoflop.data.corpus_tokens import tokenizer_entries
 from isoflop.data.shards import (
-    FEW_DOCUMENTS,
     Sorting,
     describe_splits,
+    few_digests,
+    heldout_digests,
     sort_documents,
     write_facts,
     write_shards,
@@ -167,25 +167,14 @@ def _stream_manifest(
 def training_texts(source: Source, options: PrepareOptions) -> Iterator[bytes]:
     """Yield good training documents in order, for a tokenizer; read only as far as asked."""
     part = source.parts[-1]
-    heldout: Callable[[bytes], bool] = pipeline.is_hash_heldout
+    is_heldout: Callable[[bytes], bool] = pipeline.is_hash_heldout
     if part.split is None and options.tokens is None:
-        digests = _few_digests(source)
+        digests = few_digests(hashlib.sha256(text).digest() for text in _good_texts(source))
         if digests is not None:
-            flags = heldout_flags([digest.hex() for digest in digests])
-            held = {digest for digest, flag in zip(digests, flags, strict=True) if flag}
-            heldout = held.__contains__
+            is_heldout = heldout_digests(digests).__contains__
     for text in _good_texts(source):
-        if part.split == TRAIN or not heldout(hashlib.sha256(text).digest()):
+        if part.split == TRAIN or not is_heldout(hashlib.sha256(text).digest()):
             yield text
-
-
-def _few_digests(source: Source) -> list[bytes] | None:
-    digests = []
-    for text in _good_texts(source):
-        digests.append(hashlib.sha256(text).digest())
-        if len(digests) > FEW_DOCUMENTS:
-            return None
-    return digests
 
 
 def _good_texts(source: Source) -> Iterator[bytes]:

@@ -134,7 +134,7 @@ def gated_modules(model: nn.Module) -> list[nn.Module]:
 
 def shape_of(loaded: LoadedRun) -> GateShape:
     """Return how many layers, channels and experts a loaded run has."""
-    from isoflop.train.usage import routed_layers
+    from isoflop.train.routing import routed_layers
 
     layers = routed_layers(loaded.model, loaded.spec)
     assert layers is not None

@@ -103,7 +103,7 @@ def windows_at_a_time(batch_size: int, seq_len: int) -> int:
 def _describe(
     loaded: LoadedRun, heldout: HeldoutWindows, layers: Sequence[int] | None, num_top: int
 ) -> Recording:
-    from isoflop.train.usage import routed_layers
+    from isoflop.train.routing import routed_layers
 
     num_layers = len(gated_modules(loaded.model))
     wanted = tuple(range(num_layers)) if layers is None else tuple(sorted(set(layers)))

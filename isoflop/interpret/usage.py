@@ -1,7 +1,7 @@
 """Which experts a recording uses over all of its text, and what the run logged while it trained.
 
 Choices of all sequences are added up before any figure is taken, for each layer and channel by
-itself (isoflop.train.usage says why; the reference's figures are means over single sequences).
+itself (isoflop.train.routing says why; the reference's figures are means over single sequences).
 
 Letters: L layers, C channels, E experts a channel chooses from, K chosen, R rows of a piece of
 the recording.
@@ -23,7 +23,7 @@ from isoflop.interpret.recording import read_gates, read_tokens, recording_of
 from isoflop.launch.metrics import USAGE as LOGGED_USAGE
 from isoflop.launch.metrics import USAGE_FILE
 from isoflop.tables import Schema, read_table, write_table
-from isoflop.train.usage import usage_figures
+from isoflop.train.routing import usage_figures
 
 USAGE = Schema(
     table="interpret_usage",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.spec import RunSpec
 from isoflop.train.ranks import SINGLE, Ranks
-from isoflop.train.usage import EverUsed, UsageRecorder, is_logged, routed_layers, usage_rows
+from isoflop.train.routing import EverUsed, UsageRecorder, is_logged, routed_layers, usage_rows
 
 # A spike is a loss that exceeds the median of the SPIKE_WINDOW before it by more than SPIKE_SIGMAS
 # of their spread and by more than SPIKE_NATS. The spread is 1.4826 × the median absolute deviation,
@@ -103,7 +103,7 @@ class Monitor:
     """Watches one run for spikes and the use of experts; an accumulator of the training state.
 
     Events, on the main rank: `spike` (step, loss, median, limit) and `usage` (step, split, rows;
-    see isoflop.train.usage). All ranks call all methods. Steps whose usage is not logged run as
+    see isoflop.train.routing). All ranks call all methods. Steps whose usage is not logged run as
     without a monitor.
     """
 

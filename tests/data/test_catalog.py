@@ -43,7 +43,7 @@ def test_embedded_identity_is_pinned() -> None:
 def test_planned_tokens_are_counted_from_the_texts() -> None:
     manifest = read_source_manifest("sotu-embedded")
     folder, do = corpus_folder("sotu-embedded")
-    sizes = [len(text) for text in read_texts(folder, manifest, do)]
+    sizes = [len(text) for text in read_texts(folder, manifest["documents"], do)]
     held = heldout_flags([entry["sha256"] for entry in manifest["documents"]])
     train = [size + 1 for size, flag in zip(sizes, held, strict=True) if not flag]
     assert identify("sotu-embedded", "byte").num_train_tokens == sum(train)

@@ -262,7 +262,7 @@ def test_a_corpus_with_a_trained_tokenizer(tmp_path: Path) -> None:
         np.fromfile(folder / "heldout-00000.bin", "<u2")
     )
     manifest = read_source_manifest("sotu-embedded")
-    texts = list(read_texts(corpus_folder("sotu-embedded")[0], manifest, ""))
+    texts = list(read_texts(corpus_folder("sotu-embedded")[0], manifest["documents"], ""))
     held = heldout_flags([hashlib.sha256(text).hexdigest() for text in texts])
     assert text.encode() == b"".join(t for t, flag in zip(texts, held, strict=True) if flag)
 

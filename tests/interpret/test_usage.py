@@ -23,11 +23,11 @@ from isoflop.plan.artefact import read_plan
 from isoflop.tables import read_table
 from isoflop.train.evaluate import evaluate
 from isoflop.train.ranks import SINGLE
-from isoflop.train.usage import UsageRecorder, routed_layers, usage_figures
+from isoflop.train.routing import UsageRecorder, routed_layers, usage_figures
 
 
 def recorded_by_training(loaded: LoadedRun) -> np.ndarray:
-    """What train.usage counts in an evaluation."""
+    """What train.routing counts in an evaluation."""
     layers = routed_layers(loaded.model, loaded.spec)
     assert layers is not None
     recorder = UsageRecorder(layers)

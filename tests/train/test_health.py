@@ -16,8 +16,8 @@ from isoflop.train import health
 from isoflop.train.evaluate import evaluate
 from isoflop.train.health import Monitor, SpikeDetector
 from isoflop.train.ranks import SingleRank
+from isoflop.train.routing import is_logged
 from isoflop.train.step import gradients_of_batch
-from isoflop.train.usage import is_logged
 from made_data import MadeData
 from made_shapes import rung_spec
 

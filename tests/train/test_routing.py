@@ -16,8 +16,7 @@ import made_training
 from isoflop.model import Transformer, build_model
 from isoflop.spec import RunSpec
 from isoflop.train.ranks import SINGLE, SingleRank
-from isoflop.train.step import gradients_of_batch
-from isoflop.train.usage import (
+from isoflop.train.routing import (
     LOGGED_STEPS,
     EverUsed,
     UsageRecorder,
@@ -26,6 +25,7 @@ from isoflop.train.usage import (
     usage_figures,
     usage_rows,
 )
+from isoflop.train.step import gradients_of_batch
 
 ROUTED = {"num_channels": 2, "num_neighbours": 2, "num_experts": 16, "router_width": 6}
 CONFIGS: dict[str, dict[str, Any]] = {
