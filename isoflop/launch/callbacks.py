@@ -20,7 +20,7 @@ STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopFlag:
-    """The first stop signal that this process received. Made in the main thread."""
+    """The first stop signal that this process received; must be made in the main thread."""
 
     def __init__(self, numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
         self.reason: str | None = None
@@ -28,7 +28,7 @@ class StopFlag:
             signal.signal(number, self._set)
 
     def __call__(self) -> str | None:
-        """Return the signal's name, or None while there was none."""
+        """Return the signal's name; None: none came."""
         return self.reason
 
     def _set(self, number: int, frame: FrameType | None) -> None:
@@ -36,24 +36,24 @@ class StopFlag:
             self.reason = signal.Signals(number).name
 
 
-# Who watches redraws a few times a second; more messages would only cost time.
+# A display redraws a few times a second; more messages would only cost time.
 REPORT_EVERY_S = 0.25
 
 
 class Reporter:
-    """Tells of the first step and then of one every REPORT_EVERY_S seconds.
+    """Reports the first step, and then one every REPORT_EVERY_S seconds.
 
     Args:
-        tell: told of the completed steps, the run's number of steps and the loss.
+        report: called with the completed steps, the run's number of steps and the loss.
     """
 
-    def __init__(self, tell: Callable[[int, int, float], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[int, int, float], None]) -> None:
+        self._report = report
         self._last_s = float("-inf")
 
     def __call__(self, metrics: StepMetrics, steps: int) -> None:
-        """Take note of a step."""
+        """Report a step if it is time to."""
         now = time.monotonic()
         if now - self._last_s >= REPORT_EVERY_S:
             self._last_s = now
-            self._tell(metrics.step + 1, steps, metrics.loss)
+            self._report(metrics.step + 1, steps, metrics.loss)

@@ -1,4 +1,4 @@
-"""Options of the command line that say where and how runs execute; imports nothing heavy."""
+"""Options of the command line for where and how runs execute; imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -45,13 +45,13 @@ def execute(
     should_stop: Callable[[], str | None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> JobResult:
-    """Train one run unless it is complete or held, and records what came of it.
+    """Train one run unless it is complete or held, and record how it ended.
 
     Args:
         job: which run, and where.
         data: the opened training data.
-        on_step: told of every step's metrics and the run's number of steps.
-        should_stop: asked between steps; a reason (a signal's name) ends the attempt there, after
+        on_step: called with every step's metrics and the run's number of steps.
+        should_stop: called between steps; a reason (a signal's name) ends the attempt there, after
             a checkpoint.
         ranks: the processes that train the run together; None: this one alone. All of them call
             this; the main rank claims, beats and writes, the others only train.
@@ -84,7 +84,7 @@ def _begin(job: Job, folder: RunFolder) -> tuple[JobResult, Attempt | None]:
     attempt = folder.claim(_provenance(job))
     if attempt is None:
         return JobResult(status="held"), None
-    # The run may have been finished between the first look and the claim.
+    # The run may have been finished before the claim.
     finished = folder.result()
     if finished is None:
         return JobResult(status="held"), attempt
@@ -99,7 +99,7 @@ def _follow(
     ranks: Ranks,
     should_stop: Callable[[], str | None],
 ) -> JobResult:
-    """Return what a rank that is not main does; the main rank alone records how it went."""
+    """Train with the main rank, which alone records how the run ended."""
     from isoflop.train.checkpoint import CheckpointStore
     from isoflop.train.loop import train_run
 
@@ -132,7 +132,7 @@ def _provenance(job: Job) -> dict[str, Any]:
 
 
 def _slurm_details(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return which job runs this, where, and for which time; nothing outside SLURM."""
+    """Return the SLURM job of this process, its node and restarts; nothing outside SLURM."""
     names = {
         "job_id": "SLURM_JOB_ID",
         "array_job_id": "SLURM_ARRAY_JOB_ID",
@@ -145,7 +145,7 @@ def _slurm_details(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 class RunningAttempt:
-    """One attempt at a run by the process that claimed it."""
+    """One attempt at a run by the process that claimed it: trains, and records how it ended."""
 
     def __init__(
         self,
@@ -165,12 +165,12 @@ class RunningAttempt:
         self._last: StepMetrics | None = None
 
     def run(self, data: TokenData, ranks: Ranks) -> JobResult:
-        """Train and records; whatever goes wrong is recorded and never raised."""
+        """Train and record. What goes wrong is recorded and never raised."""
         try:
             return self._record(self._train(data, ranks))
         except Exception as error:
             reason = self._describe(error, ranks)
-            # A full disk takes no record either; the reason still reaches who started the run.
+            # A full disk takes no record either; the reason is still returned.
             with contextlib.suppress(OSError):
                 path = self._folder.traceback_file(self._attempt)
                 write_text_atomic(path, traceback.format_exc())
@@ -244,7 +244,7 @@ class RunningAttempt:
             return self._record_stop(outcome)
         wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
         values = dataclasses.asdict(outcome) | {"wall_s": wall_s}
-        # Before the result, after which nobody comes back; what a kill leaves is written again.
+        # Before the result, after which no attempt follows; what a kill leaves is written again.
         write_tables(self._folder.path)
         if not self._folder.write_result(self._attempt, values):
             self._end("superseded", outcome.wall_s)
@@ -304,10 +304,10 @@ class Heartbeat:
 
 
 def checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
-    """Return the run's identity; its data must be these.
+    """Return the run's identity, checked against the data.
 
     Raises:
-        UserError: they are others.
+        UserError: the run is of other data.
     """
     spec = folder.read_spec()
     have = data.identity.data_id
@@ -317,7 +317,7 @@ def checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
 
 
 def _rate(job: Job, spec: RunSpec, ranks: Ranks) -> Callable[[int, float], Achieved | None]:
-    """Return what a number of tokens in a number of seconds comes to on these devices."""
+    """Return a function of tokens and seconds that gives the rates achieved on these devices."""
     from isoflop.train.throughput import achieved, training_flops_per_token
 
     flops_per_token = training_flops_per_token(spec, job.convention)

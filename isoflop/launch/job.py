@@ -26,7 +26,7 @@ class Job:
     run_id: str
     data_folder: str
     keep_weights: str = "none"
-    """none, best or all: the study's word."""
+    """none, best or all, as in the study."""
     placement: Placement = field(default_factory=Placement)
     convention: str = "paper"
     """The study's FLOP convention, in which rates are logged."""
@@ -91,7 +91,7 @@ def resolve_placement(
 
 
 def num_gpus(placement: Placement) -> int:
-    """Return GPUs that torch sees, for a placement that uses them; 0 for any other."""
+    """Return the number of GPUs that torch sees; 0 for a placement that uses none."""
     if not placement.device.startswith("cuda"):
         return 0
     import torch
@@ -100,7 +100,7 @@ def num_gpus(placement: Placement) -> int:
 
 
 def assign_device(placement: Placement, worker: int, num_devices: int) -> Placement:
-    """The placement of a worker's runs, each worker on a GPU of its own as long as there are some.
+    """Return the placement of a worker's runs: the workers take the GPUs in turn.
 
     Runs of several ranks choose their devices themselves.
     """

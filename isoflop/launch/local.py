@@ -1,4 +1,4 @@
-"""Running a plan on this machine: every run that has no result yet, each exactly once."""
+"""`isoflop run`: trains on this machine every run that has no result yet, each exactly once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from isoflop.plan.planner import Plan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
-    """What one `isoflop run` did."""
+    """Results of one `isoflop run`."""
 
     results: dict[str, JobResult] = field(default_factory=dict)
     """How each run of this invocation ended, by run id."""
@@ -122,7 +122,7 @@ def _num_workers(given: int | None, placement: Placement) -> int:
 
 
 def _check_families(plan: Plan) -> None:
-    """A family from outside the package must still be the one that was planned."""
+    """Refuse a family from outside the package that is not the one that was planned."""
     for family, planned in plan.family_digests.items():
         found = family_digest(family)
         if found != planned:
@@ -135,7 +135,7 @@ def _check_families(plan: Plan) -> None:
 
 
 def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:
-    """Train the session's jobs; ``on_event`` is told of every start, step and end."""
+    """Train the session's jobs; call ``on_event`` with every start, step and end."""
     summary = RunSummary()
     # Closed here, so that an interrupt stops the workers wherever it strikes.
     with closing(run_jobs(session.jobs, session.num_workers)) as events:

@@ -69,7 +69,7 @@ class MetricsLog:
     """Appends rows to metrics.jsonl and hands them to the sinks.
 
     A line that a crash or a full disk cut off is closed before the next. What cannot be written is
-    said once and lost; the run goes on.
+    lost, with one warning; the run goes on.
 
     Args:
         path: metrics.jsonl of the run.
@@ -77,7 +77,7 @@ class MetricsLog:
         steps: optimizer steps of the run.
         rate: what a number of tokens in a number of seconds came to, see
             :func:`isoflop.train.throughput.achieved`; None: rates are not logged.
-        sinks: who else is told.
+        sinks: where rows go, too.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MetricsLog:
             sink.close()
 
     def _rates(self, metrics: StepMetrics) -> dict[str, float | None]:
-        """Since the row before; the first row of an attempt has nothing to compare with."""
+        """Return rates since the row before; none for the first row of an attempt."""
         if self._rate is None:
             return {}
         done = None
@@ -167,7 +167,7 @@ def write_tables(run_folder: Path) -> None:
     """Write metrics.parquet and, where experts were chosen, usage.parquet from metrics.jsonl.
 
     Atomic, and may be repeated. Steps that several attempts did count once, as the newest attempt
-    did them. A table that cannot be written is said in the log; the lines are still there.
+    did them. A table that cannot be written costs a warning; the lines are still there.
     """
     try:
         rows = list(read_rows(run_folder / LINES_FILE))
@@ -194,7 +194,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def newest_by_step(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The row of each logged step, ascending; of one done more than once, the newest attempt's.
+    """Return the row of each logged step, ascending; of a repeated step the newest attempt's.
 
     Steps that an attempt did after its last checkpoint are done again by the next one.
     """

@@ -52,7 +52,7 @@ POLL_S = 0.2
 # gone may not notice by itself; and for torchrun to end after its ranks.
 END_GRACE_S = 20.0
 EXIT_CODES = {"done": 0, "interrupted": 75, "held": 75}
-# In torchrun's last words: the rank that failed before the others did, and how.
+# At the end of torchrun's output: the rank that failed before the others did, and how.
 _ROOT_CAUSE = re.compile(
     r"Root Cause.*?^\s*rank\s*:\s*(\d+).*?^\s*exitcode\s*:\s*(-?\d+)", re.DOTALL | re.MULTILINE
 )
@@ -66,7 +66,7 @@ def run_ranks(
     on_step: Callable[[int, int, float], None],
     should_stop: Callable[[], str | None],
 ) -> JobResult:
-    """Train one run in ``num_ranks`` new processes and returns how it ended.
+    """Train one run in ``num_ranks`` new processes; return how it ended.
 
     torchrun finds a free port. The ranks lead sessions of their own, so no signal of a terminal
     reaches them; they end with this process, however it ends, and when one of them dies.
@@ -74,9 +74,9 @@ def run_ranks(
     Args:
         job: which run, and where; its placement names the layout.
         num_ranks: processes, one per GPU on CUDA.
-        on_step: told of completed steps, the run's number of steps and the loss, a few times a
-            second.
-        should_stop: asked a few times a second. A reason ends the run at its next step boundary;
+        on_step: called a few times a second with the completed steps, the run's number of steps
+            and the loss.
+        should_stop: called a few times a second. A reason ends the run at its next step boundary;
             the name of a signal is passed on as it is, anything else as SIGTERM.
     """
     with tempfile.TemporaryDirectory(prefix="isoflop-ranks-") as name:
@@ -114,7 +114,7 @@ def _torchrun(job: Job, num_ranks: int, folder: Path) -> Iterator[subprocess.Pop
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """The ranks end with their standard input, and torchrun with them."""
+    """Close the standard input: the ranks end with it, and torchrun with them."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -174,7 +174,7 @@ def _message(line: str) -> Mapping[str, Any]:
 
 
 def _signal_ranks(messages: list[Mapping[str, Any]], stop: str, signalled: set[int]) -> None:
-    """Signals each rank once: those that begin later too."""
+    """Signal each rank once, those that begin later included."""
     number = signal.Signals.__members__.get(stop, signal.SIGTERM)
     for pid in {m["pid"] for m in messages if "pid" in m} - signalled:
         signalled.add(pid)
@@ -195,16 +195,16 @@ def _result(messages: list[Mapping[str, Any]], code: int, stderr: str) -> JobRes
     if found is not None and int(found[1]) not in reasons:
         reasons = {int(found[1]): f"died (exit code {found[2]})", **reasons}
     if not reasons:
-        last_words = stderr[-_LAST_CHARACTERS:].strip()
-        return JobResult(status="failed", reason=f"torchrun ended with code {code}: {last_words}")
+        last_lines = stderr[-_LAST_CHARACTERS:].strip()
+        return JobResult(status="failed", reason=f"torchrun ended with code {code}: {last_lines}")
     if len(set(reasons.values())) == 1 and len(reasons) > 1:
         return JobResult(status="failed", reason=next(iter(reasons.values())))
-    told = "; ".join(f"rank {rank}: {reason}" for rank, reason in reasons.items())
-    return JobResult(status="failed", reason=told)
+    reason = "; ".join(f"rank {rank}: {why}" for rank, why in reasons.items())
+    return JobResult(status="failed", reason=reason)
 
 
 def main() -> int:
-    """Train the job's run with the other ranks; the exit code."""
+    """Train the job's run with the other ranks; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m isoflop.launch.ranks")
     parser.add_argument("job", type=Path)
     parser.add_argument("--launched", action="store_true")

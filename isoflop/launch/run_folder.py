@@ -37,7 +37,7 @@ RESULT_SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One attempt at a run, as its file tells."""
+    """One attempt at a run, as its file has it."""
 
     number: int
     holder: ProcessIdentity
@@ -69,7 +69,7 @@ class Attempt:
 
     @property
     def restarts(self) -> int:
-        """How often that job had been put back into the queue before."""
+        """How often that job had been requeued before."""
         return int(self._job.get("restart_count", 0))
 
     @property
@@ -263,7 +263,7 @@ class RunFolder:
     def previous_wall_s(self, attempt: Attempt) -> float:
         """Return training seconds that earlier attempts spent, work that was lost included.
 
-        Of an attempt that was killed, only what its metrics tell: up to its last row.
+        Of an attempt that was killed, only the seconds up to its last row of metrics.
         """
         spent: dict[int, float] = {}
         for row in self.metrics():
@@ -322,7 +322,7 @@ def _boot_id() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None if it is gone, a zombie or unknowable."""
+    """Return when a process started, in ticks since boot; None: gone, a zombie or unknowable."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -333,11 +333,11 @@ def _start_ticks(pid: int) -> int | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessIdentity:
-    """A process, told apart from any other that may get its number later."""
+    """A process, distinct from any other that may get its number later."""
 
     host: str
     boot_id: str
-    """Empty where the system tells none."""
+    """Empty where the system has none."""
     pid: int
     start_ticks: int | None
 

@@ -33,7 +33,7 @@ _CODES = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}
 @placement_options
 def main(folder: Path, run: str, **options: Any) -> None:
     """Train one RUN of the plan in FOLDER."""
-    # Before anything slow: a signal that comes early must not end the process unheard.
+    # Before anything slow: a signal that comes early must not be lost.
     should_stop = StopFlag()
     try:
         sys.exit(train_one(folder, run, options, should_stop))
@@ -43,7 +43,7 @@ def main(folder: Path, run: str, **options: Any) -> None:
 
 
 def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: StopFlag) -> int:
-    """Train a run and says in one line how it ended; the exit code.
+    """Train a run, print in one line how it ended, and return the exit code.
 
     Raises:
         UserError: no such run, a damaged plan or data set, an option's value that is not allowed.

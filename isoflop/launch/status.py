@@ -1,9 +1,9 @@
 """Where every run of a plan stands: by its files, then the scheduler's queue, then accounting.
 
-The files win: a result is a result, whatever the scheduler says. The queue wins over accounting,
+The files win: a result is a result, whatever the scheduler answers. The queue wins over accounting,
 which lags behind it: a job that the queue has waiting or running is not over, even where accounting
-says NODE_FAIL or PREEMPTED of it. A job that is nowhere and left no result is lost, after a grace
-time in which its files may still appear.
+has it as NODE_FAIL or PREEMPTED. A job that neither has and that left no result is lost, after a
+grace time in which its files may still appear.
 
 :func:`collect` writes runs.parquet, by the files alone.
 """
@@ -23,7 +23,7 @@ from isoflop.launch.metrics import LINES_FILE
 from isoflop.launch.run_folder import Attempt, RunFolder
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.cancel import cancelled_jobs
-from isoflop.launch.slurm.logs import last_words, tail
+from isoflop.launch.slurm.logs import last_lines, tail
 from isoflop.launch.slurm.queue import Queue, SentTask, add_accounting, query_queue
 from isoflop.launch.slurm.records import read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
@@ -43,11 +43,11 @@ STATES = (
     "unknown",
     "missing",
 )
-"""Files alone tell done, running, diverged, failed and missing; the others need a scheduler.
+"""The files suffice for done, running, diverged, failed and missing; the others need a scheduler.
 unknown: sent to a scheduler that does not answer now."""
 
 LIVE = ("running", "requeued", "waiting", "unknown")
-"""States that change without anybody doing anything."""
+"""States that change by themselves."""
 
 # As long as a run trains or is going to, runs.parquet calls it missing.
 _UNFINISHED = (*LIVE, "lost")
@@ -75,7 +75,7 @@ class RunState:
     reason: str | None
     num_attempts: int
     step: int | None
-    """Last step heard of, while running."""
+    """Last step reported, while running."""
     result: dict[str, Any] | None
     attempt: Attempt | None = None
     """The newest."""
@@ -130,7 +130,7 @@ def run_state(folder: Path, run: PlannedRun, result: dict[str, Any] | None = Non
 
 
 def steps_per_s(lines_file: Path, attempt: int) -> float | None:
-    """Steps in a second of training, over the last metrics of an attempt; None: fewer than two."""
+    """Return steps per second of training, over an attempt's last metrics; None: fewer than two."""
     rows = [row for row in _rows(tail(lines_file)) if row.get("attempt") == attempt]
     rows = [row for row in rows if "event" not in row][-_RATE_ROWS:]
     if len(rows) < 2 or rows[-1]["wall_s"] <= rows[0]["wall_s"]:
@@ -170,12 +170,12 @@ class StudyStatus:
 
     @property
     def unreachable(self) -> str | None:
-        """The scheduler's words, where it did not answer: then this is what the files know."""
+        """Why the scheduler did not answer; then the states are by the files. None: it answered."""
         return self.queue.answer.unreachable
 
 
 def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
-    """Return where every run of a plan stands, by its files and one look at the scheduler.
+    """Return where every run of a plan stands, by its files and one query of the scheduler.
 
     A second command asks accounting, where there is any, about jobs that the queue has forgotten.
 
@@ -184,7 +184,7 @@ def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
     """
     finished = _finished(study_folder, plan)
     queue = query_queue(study_folder, finished)
-    # After the queue: a run that ends between the two looks would seem to be nowhere.
+    # After the queue: a run that ends between the two would seem to be lost.
     by_files = study_states(study_folder, plan, finished)
     queue = add_accounting(queue, _forgotten(by_files, queue))
     merge = _Merge(study_folder, queue)
@@ -197,7 +197,7 @@ def live_runs(study_folder: Path, plan: Plan) -> set[str]:
     """Return ids of the runs that a process is training or a job in the queue is going to train.
 
     Raises:
-        SchedulerError: something was sent and the scheduler does not answer: nobody knows.
+        SchedulerError: something was sent, and the scheduler does not answer.
         UserError: a damaged record.
     """
     finished = _finished(study_folder, plan)
@@ -229,17 +229,17 @@ def _forgotten(states: Sequence[RunState], queue: Queue) -> list[str]:
 
 
 def _with_kind(study_folder: Path, state: RunState, outputs: Sequence[Path] = ()) -> RunState:
-    """Return a failed run with its kind and its last words."""
+    """Return a failed run with its kind and its last lines of output."""
     if state.state != "failed" or state.attempt is None:
         return state
     folder = RunFolder(study_folder, state.run.run_id)
-    words = last_words(folder, state.attempt, outputs)
+    lines = last_lines(folder, state.attempt, outputs)
     kind = failures.kind_of_attempt(state.attempt)
-    return dataclasses.replace(state, kind=kind, log_lines=tuple(words[-NUM_LOG_LINES:]))
+    return dataclasses.replace(state, kind=kind, log_lines=tuple(lines[-NUM_LOG_LINES:]))
 
 
 class _Merge:
-    """Joins what the files know of a run with what the scheduler knows of its jobs."""
+    """Joins what the files have of a run with what the scheduler has of its jobs."""
 
     def __init__(self, study_folder: Path, queue: Queue) -> None:
         self._folder = study_folder
@@ -263,7 +263,7 @@ class _Merge:
         return self._not_live(state, tasks[-1])
 
     def _live(self, state: RunState, task: SentTask, job: JobState) -> RunState:
-        """Return a job of it waits or runs."""
+        """Return the state of a run whose job waits or runs."""
         state = dataclasses.replace(state, job=job)
         same_job = state.attempt is not None and state.attempt.job_id == job.job_id
         if state.state == "running":
@@ -280,7 +280,7 @@ class _Merge:
         return _become(state, name, _where(task, job))
 
     def _failed(self, state: RunState, task: SentTask) -> RunState:
-        """Its newest attempt recorded an error."""
+        """Return the state of a run whose newest attempt recorded an error."""
         state = _with_kind(self._folder, state, task.logs(self._folder))
         folder = RunFolder(self._folder, state.run.run_id)
         failed = failures.num_failures(folder, self._options)
@@ -289,7 +289,7 @@ class _Merge:
         return _become(state, "failed", f"parked after {failed} failures; {state.reason}")
 
     def _not_live(self, state: RunState, task: SentTask) -> RunState:
-        """Return no result, no process, no job in the queue."""
+        """Return the state of a run without result, process and job in the queue."""
         job = self._queue.job(task)
         if task.rejected is not None:
             return _become(state, "missing", f"rejected: {task.rejected}")
@@ -309,7 +309,7 @@ class _Merge:
         return self._lost(state, task, f"{task.name} is gone and left no result")
 
     def _local_gone(self, state: RunState, task: SentTask) -> RunState:
-        """Return the process of its task is not there any more."""
+        """Return the state of a run whose local process is gone."""
         attempt = _attempt_of(state, task)
         if attempt is None:
             return _become(state, "missing", f"{task.name} ended before this run began")
@@ -318,33 +318,33 @@ class _Merge:
         return self._lost(state, task, f"{task.name} is gone and left no result")
 
     def _ended(self, state: RunState, task: SentTask, job: JobState) -> RunState:
-        """Its job is over and left neither a result nor an error's record."""
+        """Return the state of a run whose job ended without a result or an error's record."""
         state = dataclasses.replace(state, job=job)
         if job.state == "CANCELLED":
             return _become(state, "missing", f"{job.name} was cancelled")
-        words = self._words(state, task)
-        kind = failures.kind_of_job(job, words)
+        lines = self._last_lines(state, task)
+        kind = failures.kind_of_job(job, lines)
         reason = failures.describe_job(job)
         if kind == "lost":
             return self._lost(state, task, f"{reason} without a result")
         return dataclasses.replace(
             _become(state, "failed", reason),
             kind=kind,
-            log_lines=tuple(words[-NUM_LOG_LINES:]),
+            log_lines=tuple(lines[-NUM_LOG_LINES:]),
         )
 
     def _lost(self, state: RunState, task: SentTask, reason: str) -> RunState:
-        words = self._words(state, task)
+        lines = self._last_lines(state, task)
         last = state.attempt.exit_reason if state.attempt is not None else None
         return dataclasses.replace(
             _become(state, "lost", reason if last is None else f"{reason} ({last})"),
             kind="lost",
-            log_lines=tuple(words[-NUM_LOG_LINES:]),
+            log_lines=tuple(lines[-NUM_LOG_LINES:]),
         )
 
-    def _words(self, state: RunState, task: SentTask) -> list[str]:
+    def _last_lines(self, state: RunState, task: SentTask) -> list[str]:
         folder = RunFolder(self._folder, state.run.run_id)
-        return last_words(folder, _attempt_of(state, task), task.logs(self._folder))
+        return last_lines(folder, _attempt_of(state, task), task.logs(self._folder))
 
     def _last_sign_s(self, state: RunState, task: SentTask) -> float:
         signs = [task.submission.created_at]
@@ -366,7 +366,7 @@ def _become(state: RunState, name: str, reason: str | None) -> RunState:
 
 
 def _where(task: SentTask, job: JobState) -> str:
-    """Return what is said of a run that does not train although its job is at work."""
+    """Return the reason of a run that does not train although its job is at work."""
     where = f"{job.name} {job.state}" + (f" on {job.node}" if job.node else "")
     shares = len(task.run_ids)
     return f"{where}, one of its {shares} runs" if shares > 1 else f"{where}, starting up"
@@ -399,7 +399,7 @@ _KEPT = (*_MEASURED, "n_attempts", "status", "status_reason", "excluded_reason")
 
 
 def runs_row(state: RunState) -> dict[str, Any]:
-    """The columns of runs.parquet; what is not measured is null. A run at work is `missing`."""
+    """Return the row of runs.parquet; what is not measured is null. A run at work is `missing`."""
     result = state.result or {}
     return {
         **state.run.row(),
@@ -412,7 +412,7 @@ def runs_row(state: RunState) -> dict[str, Any]:
 
 
 def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[dict[str, Any]]:
-    """Write runs.parquet from the run folders and returns its rows.
+    """Write runs.parquet from the run folders and return its rows.
 
     A run without a folder keeps the result that the study's runs.parquet already has: the tables
     of a study travel without its run folders.
@@ -436,7 +436,7 @@ def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[di
 
 
 def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, dict[str, Any]]:
-    """Return what runs.parquet says of finished runs that have no folder here, by run id.
+    """Return what runs.parquet holds of finished runs that have no folder here, by run id.
 
     Raises:
         UserError: there are runs without a folder, and the table is damaged.

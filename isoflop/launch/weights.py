@@ -1,6 +1,6 @@
 """Which final weights a study keeps: none, the best of each arch and budget, or all.
 
-A run's checkpoints are its own business until it has a result; then nobody resumes it, and they are
+A run's checkpoints are needed until it has a result; then it is not resumed, and they are
 removed or reduced to ckpt/STEP/weights.safetensors (with state.json, which seals its sha256) of the
 last step. Everything here may be cut off anywhere, repeated, and done by several processes at once.
 """
@@ -18,7 +18,7 @@ _KEPT_FILES = ("weights.safetensors", "state.json")
 
 
 def final_weights(folder: RunFolder) -> Path | None:
-    """The file of a finished run's weights; None where there is no result or it was not kept."""
+    """Return the file of a finished run's weights; None: no result, or it was not kept."""
     result = folder.result()
     if result is None or result["status"] != "done":
         return None
@@ -48,7 +48,7 @@ def keep_final_weights(folder: RunFolder) -> None:
 
 
 def prune_weights(folder: Path, plan: Plan) -> None:
-    """Leave of the finished runs the weights that the study keeps.
+    """Remove the weights of finished runs that the study does not keep.
 
     Whatever is removed here, a better run is finished, and results do not change: so the best one
     of all is never removed, in whatever order runs end.
@@ -77,7 +77,7 @@ def prune_weights(folder: Path, plan: Plan) -> None:
 
 
 def _kept(plan: Plan, losses: dict[str, float]) -> set[str]:
-    """Run whose weights stay, by the loss of those that are done."""
+    """Return the runs whose weights stay, by the loss of those that are done."""
     if plan.study.keep_weights == "none":
         return set()
     if plan.study.keep_weights == "all":
@@ -85,7 +85,7 @@ def _kept(plan: Plan, losses: dict[str, float]) -> set[str]:
     best: dict[tuple[str, int], str] = {}
     for run in plan.runs:
         place, rid = (run.arch, run.budget_flops), run.run_id
-        # Of equal losses the first in the plan's order is the best, for everyone who asks.
+        # Of equal losses the first in the plan's order is the best, for every process.
         if rid in losses and (place not in best or losses[rid] < losses[best[place]]):
             best[place] = rid
     return set(best.values())

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
 
 
-# A run held by another process is looked at again this often.
+# A run held by another process is tried again this often.
 HELD_POLL_S = 1.0
 # Time for workers to reach the next step boundary and to save when interrupted, before they are
 # killed. That loses no more than the work since the last checkpoint.
@@ -57,14 +57,14 @@ class _Worker:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
-    """Run every job once, in order, and yields what happens.
+    """Run every job once, in order, and yield what happens.
 
     A job whose run another live process holds is tried again until that process has finished or
     died. Closing the iterator (or an exception in the consumer) stops the workers.
@@ -141,7 +141,7 @@ def _start_worker(index: int) -> _Worker:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Yield workers inherit one thread per math library; it must be set before they load it."""
+    """Let workers inherit one thread per math library, which must be set before they load it."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -171,14 +171,14 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 def work(jobs: Connection, number: int) -> None:
-    """Receive jobs until None comes; sends ("step", …) and ("end", …) messages back.
+    """Receive jobs until None comes; send ("step", …) and ("end", …) messages in return.
 
     Args:
-        jobs: the parent's end of talk.
-        number: of this worker, from 0; on a machine with several GPUs it takes the one of its own.
+        jobs: the pipe to the parent.
+        number: of this worker, from 0; on a machine with several GPUs each worker has its own.
 
-    SIGINT is the parent's business (a terminal sends it to the whole group); SIGTERM and SIGUSR2
-    ask the run to stop at its next step; when the parent dies, the worker does too.
+    SIGINT is left to the parent (a terminal sends it to the whole group); SIGTERM and SIGUSR2 ask
+    the run to stop at its next step; when the parent dies, the worker does too.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     should_stop = StopFlag((signal.SIGTERM, signal.SIGUSR2))
@@ -201,7 +201,7 @@ def _die_with_parent() -> None:
 def _run(
     job: Job, number: int, data: dict[str, TokenData], jobs: Connection, should_stop: StopFlag
 ) -> JobResult:
-    def tell(step: int, steps: int, loss: float) -> None:
+    def report(step: int, steps: int, loss: float) -> None:
         jobs.send(("step", step, steps, loss))
 
     try:
@@ -209,11 +209,11 @@ def _run(
             from isoflop.launch.ranks import run_ranks
 
             ranks = job.placement.num_ranks
-            return run_ranks(job, ranks, on_step=tell, should_stop=should_stop)
+            return run_ranks(job, ranks, on_step=report, should_stop=should_stop)
         opened = _opened(job.data_folder, data)
         placement = assign_device(job.placement, number, num_gpus(job.placement))
         job = dataclasses.replace(job, placement=placement)
-        return execute(job, opened, on_step=Reporter(tell), should_stop=should_stop)
+        return execute(job, opened, on_step=Reporter(report), should_stop=should_stop)
     except Exception as error:
         # What fails outside the run itself (data, damaged records, a full disk) fails this job
         # only; the worker lives on.
@@ -221,7 +221,7 @@ def _run(
 
 
 def _opened(folder: str, data: dict[str, TokenData]) -> TokenData:
-    """Return the data of a folder; the shards are verified once per worker, not once per run."""
+    """Return the data of a folder, whose shards are verified once per worker, not once per run."""
     from isoflop.data.windows import open_data
 
     if folder not in data:

@@ -3,7 +3,7 @@
 A sink is named in a study's [placement] table or by `isoflop run --sink`. Its library is imported,
 and talks to whatever it talks to, in a thread of the sink's own. A run puts rows into a bounded
 queue: when it is full, rows are dropped and counted; when the library is missing or fails, the sink
-says so once and takes nothing more.
+warns once and takes nothing more.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Backend(Protocol):
     """What a module of this package opens; lives in the sink's thread."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Finite numbers by name, at a step; steps come in order."""
+        """Write finite numbers by name, at a step; steps come in order."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Flush pending rows."""
 
 
 class Sink:
@@ -69,11 +69,11 @@ class Sink:
         self._thread.start()
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
-        """Pass a step's metrics on; never waits."""
+        """Queue a step's metrics; never wait."""
         self._put(step, {f"train/{key}": v for key, v in values.items() if key != "step"})
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Pass the numbers of an event on, if it has a step; never waits."""
+        """Queue the numbers of an event, if it has a step; never wait."""
         if "step" not in values:
             return
         numbers = {f"{kind}/{key}": v for key, v in values.items() if key not in ("step", "rows")}
@@ -96,7 +96,7 @@ class Sink:
             self.num_dropped += 1
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait a while for the rest; what is not gone by then is given up."""
+        """Flush pending rows; give up those that are left after the timeout."""
         deadline_s = time.monotonic() + timeout_s
         with contextlib.suppress(queue.Full):
             self._rows.put(None, timeout=timeout_s)
@@ -120,7 +120,7 @@ class Sink:
             self._drain()
 
     def _drain(self) -> None:
-        """Make room, so that closing does not wait for a dead sink."""
+        """Empty the queue, so that closing does not wait for a dead sink."""
         while True:
             try:
                 self._rows.get_nowait()
@@ -129,16 +129,16 @@ class Sink:
 
 
 def _whole_layers(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of the rows of expert usage, those of all channels together; one channel has its own only."""
+    """Return the rows of expert usage that are of all channels together, or else all rows."""
     whole = [row for row in rows if row["channel"] is None]
     return whole or list(rows)
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse what is not a sink.
+    """Refuse names that are not sinks.
 
     Raises:
-        UserError: names the first such word.
+        UserError: one is not.
     """
     for name in names:
         if name not in NAMES:

@@ -10,7 +10,7 @@ from isoflop.launch.sinks import About
 
 
 def open_backend(about: About) -> Events:
-    """Event files of one attempt.
+    """Return a writer of event files for one attempt.
 
     Raises:
         ImportError: the package tensorboard is not installed (`pip install isoflop[tensorboard]`).
@@ -34,6 +34,6 @@ class Events:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush pending rows."""
         if self._writer is not None:
             self._writer.close()

@@ -1,6 +1,6 @@
 """Weights & Biases: one of its runs for each of ours, continued when ours is.
 
-Project, mode and login are the library's own business (WANDB_PROJECT, WANDB_MODE, WANDB_API_KEY);
+Project, mode and login are the library's own settings (WANDB_PROJECT, WANDB_MODE, WANDB_API_KEY);
 the project is the study's name where the environment names none.
 """
 
@@ -16,7 +16,7 @@ from isoflop.spec import shown_id
 
 
 def open_backend(about: About) -> Wandb:
-    """Begin or continues the run.
+    """Begin or continue the run.
 
     Raises:
         ImportError: the package wandb is not installed (`pip install isoflop[wandb]`).
@@ -47,5 +47,5 @@ class Wandb:
         self._run.log({**values, "step": step})
 
     def close(self) -> None:
-        """Wait for the upload; the sink's thread does, not the run."""
+        """Wait for the upload, in the sink's thread."""
         self._run.finish()

@@ -28,7 +28,7 @@ _BYTES_PER_MB = 1024**2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunToSend:
-    """What grouping has to know of a run."""
+    """What grouping needs of a run."""
 
     run_id: str
     seconds: float | None
@@ -73,7 +73,7 @@ class ArrayPlan:
 def plan_arrays(
     runs: Iterable[RunToSend], profile: ClusterProfile, max_array_size: int
 ) -> list[ArrayPlan]:
-    """Return groups runs into arrays; the longest tasks first.
+    """Group runs into arrays, the longest tasks first.
 
     Args:
         runs: what is to be sent.
@@ -96,7 +96,7 @@ def plan_arrays(
 
 
 def _tasks(runs: Iterable[RunToSend], profile: ClusterProfile) -> Iterator[list[RunToSend]]:
-    """Run that share a task need the same and take about as long."""
+    """Group runs that need the same and take about as long into tasks."""
     ordered = sorted(runs, key=lambda run: (_needs(run, profile), -(run.seconds or math.inf)))
     for (num_ranks, *_), group in itertools.groupby(ordered, lambda run: _needs(run, profile)):
         # Several ranks meet once, for one run.
@@ -121,7 +121,7 @@ def _resources(task: Sequence[RunToSend], profile: ClusterProfile) -> Resources:
 
 
 def _nodes(num_ranks: int, profile: ClusterProfile) -> tuple[int, int]:
-    """As few nodes as hold the ranks, and the ranks on each."""
+    """Return the fewest nodes that hold the ranks, and the ranks on each."""
     most = profile.ranks_per_node or profile.gpus_per_node or num_ranks
     num_nodes = math.ceil(num_ranks / most)
     if num_ranks % num_nodes:
@@ -132,7 +132,7 @@ def _nodes(num_ranks: int, profile: ClusterProfile) -> tuple[int, int]:
 
 
 def time_limit_min(seconds: Sequence[float | None], profile: ClusterProfile) -> int:
-    """Return minutes to ask for, for runs that take these seconds one after the other."""
+    """Return the minutes to request for runs that take these seconds one after the other."""
     known = [s for s in seconds if s is not None]
     if len(known) < len(seconds):
         return profile.time_limit_min
@@ -144,7 +144,7 @@ def time_limit_min(seconds: Sequence[float | None], profile: ClusterProfile) -> 
 
 
 def memory_mb(run: RunToSend, profile: ClusterProfile) -> int | None:
-    """Return host memory per rank to ask for; None: leave it to the cluster."""
+    """Return the host memory per rank to request; None: leave it to the cluster."""
     if profile.memory_gb_per_device is not None:
         return math.ceil(1024 * profile.memory_gb_per_device)
     if profile.gpus_per_node:
@@ -156,7 +156,7 @@ def memory_mb(run: RunToSend, profile: ClusterProfile) -> int | None:
 
 
 def share_evenly(runs: Iterable[RunToSend], num_tasks: int) -> list[tuple[str, ...]]:
-    """Run as tasks that end at about the same time: the longest first, to whom has least."""
+    """Return tasks that end at about the same time: the longest run first, to the least loaded."""
     shares: list[list[str]] = [[] for _ in range(num_tasks)]
     loads = [0.0] * num_tasks
     for run in sorted(runs, key=lambda run: -(run.seconds or math.inf)):

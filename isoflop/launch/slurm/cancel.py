@@ -1,4 +1,4 @@
-"""Ends runs at work and takes those that wait out of the queue."""
+"""`isoflop cancel`: ends runs at work and removes those that wait from the queue."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
 
 
 def cancel(study_folder: Path, cancellation: Cancellation) -> None:
-    """Ask for it and does not wait: each run saves at its next step, if it is given the time.
+    """End tasks and processes without waiting: each run saves at its next step, if there is time.
 
     Raises:
         SchedulerError: the scheduler refused.
@@ -79,7 +79,7 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> None:
     ids = [str(task.job_id) for task in cancellation.tasks]
     path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
     if ids:
-        # The scheduler forgets within minutes that it was asked to.
+        # The scheduler forgets a cancelled job within minutes.
         write_json_atomic(path, sorted({*cancelled_jobs(study_folder), *ids}))
     scheduler.cancel(str(task.job_id) for task in cancellation.tasks if not task.is_local)
     processes = [int(str(task.job_id)) for task in cancellation.tasks if task.is_local]
@@ -111,7 +111,7 @@ def _starter(pid: int) -> int | None:
 
 
 def _live_tasks(queue: Queue, runs: Collection[str]) -> list[SentTask]:
-    """Every live task of the runs, once: a run may be in several jobs where somebody meddled."""
+    """Return every live task of the runs once; by hand, a run may have got several jobs."""
     tasks = {}
     for run_id in runs:
         for task in queue.tasks.get(run_id, ()):

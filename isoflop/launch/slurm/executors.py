@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from submitit.core.core import Executor
 
 
-# submitit ends a local task then; nobody means it to.
+# submitit ends a local task then, which is never meant to happen.
 _NO_LIMIT_MIN = 60 * 24 * 365
 
 
-# sbatch hands on the whole environment. What an outer job or a launcher set in it would bind a task
-# to that job's cores, devices, ranks or pickles.
+# sbatch passes on the whole environment. What an outer job or a launcher set in it would bind a
+# task to that job's cores, devices, ranks or pickles.
 _INHERITED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
 _INHERITED = frozenset(
     ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -40,7 +40,7 @@ _KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER"))
 
 
 class Rejected(Exception):
-    """The scheduler refused an array; the message is what it said."""
+    """The scheduler refused an array; the message is the scheduler's."""
 
 
 def sbatch_parameters(
@@ -51,7 +51,7 @@ def sbatch_parameters(
     comment: str,
     variables: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return what submitit's SlurmExecutor is told of an array."""
+    """Return the parameters of an array for submitit's SlurmExecutor."""
     resources = plan.resources
     further: dict[str, Any] = {"requeue": True, **profile.sbatch}
     parameters: dict[str, Any] = {
@@ -107,7 +107,7 @@ def send_to_slurm(
     parameters: Mapping[str, Any],
     arguments: Sequence[Sequence[str]],
 ) -> str:
-    """Send an array, or a single job where there is one task; returns the job's id.
+    """Send an array, or a single job where there is one task; return the job's id.
 
     Args:
         profile: where to.
@@ -128,7 +128,7 @@ def send_to_slurm(
     executor = SlurmExecutor(folder, python=python_command(profile))
     executor.update_parameters(**parameters)
     try:
-        # submitit prints what sbatch says; it is told by who catches Rejected.
+        # submitit prints the output of sbatch, which Rejected carries.
         with scrubbed_environment(), contextlib.redirect_stderr(io.StringIO()):
             jobs = executor.map_array(run_task, *zip(*arguments, strict=True))
     except (FailedJobError, FailedSubmissionError, OSError) as error:
@@ -140,7 +140,7 @@ def send_to_slurm(
 def send_to_this_machine(
     folder: Path, variables: Mapping[str, str], arguments: Sequence[str], gpus: Sequence[int]
 ) -> str:
-    """Start one task as a process of this machine that outlives this one; returns its id."""
+    """Start one task as a process of this machine that outlives this one; return its id."""
     from submitit.local.local import LocalExecutor, LocalJob
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,31 +152,31 @@ def send_to_this_machine(
         job = executor.submit(run_task, *arguments)
     assert isinstance(job, LocalJob)
     assert job._process is not None
-    # Nobody waits for it; it is only collected, should this process outlive it.
+    # Only to collect the process, should this one outlive it.
     threading.Thread(target=job._process.wait, daemon=True).start()
     return str(job.job_id)
 
 
 @contextmanager
 def _detached() -> Iterator[None]:
-    """Standard streams lead nowhere meanwhile, so that what is started holds no pipe open."""
+    """Redirect the standard streams to the null device, so that a process holds no pipe open."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(stream) for stream in range(3)]
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     try:
         for stream in range(3):
-            os.dup2(nowhere, stream)
+            os.dup2(null, stream)
         yield
     finally:
         for stream, before in enumerate(saved):
             os.dup2(before, stream)
             os.close(before)
-        os.close(nowhere)
+        os.close(null)
 
 
 def _remove_orphans(folder: Path) -> None:
-    """What submitit wrote for jobs that never came to be."""
+    """Remove what submitit wrote for jobs that were refused."""
     for pattern in ("*.pkl", ".submission_file_*"):
         for path in folder.glob(pattern):
             path.unlink()
@@ -198,7 +198,7 @@ def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def scrubbed_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
-    """This process with a scrubbed environment, and ``more`` variables, for as long as it lasts."""
+    """Scrub this process's environment and add ``more`` variables, within the context."""
     before = dict(os.environ)
     try:
         _replace_environment({**scrubbed(before), **(more or {})})
@@ -213,7 +213,7 @@ def _replace_environment(environ: Mapping[str, str]) -> None:
 
 
 def setup_lines(profile: ClusterProfile, variables: Mapping[str, str]) -> list[str]:
-    """Shell before a task: modules, the variables, then the profile's own lines."""
+    """Return the shell before a task: modules, the variables, then the profile's own lines."""
     return [
         *(f"module load {shlex.quote(module)}" for module in profile.modules),
         *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),

@@ -20,7 +20,7 @@ KINDS = {
 """What `isoflop retry --failed` takes, and what it means. A diverged run is none of them: it has a
 result, and would diverge again."""
 
-# Only these may be told of by any line of the output; other errors are the code's.
+# Only these are recognised in any line of the output; other errors are the code's.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|out-of-memory|oom[-_ ]kill|exceeded memory limit|CUBLAS_STATUS_ALLOC_FAILED"
     r"|can't allocate memory|cannot allocate memory|MemoryError",
@@ -50,24 +50,24 @@ def kind_of_attempt(attempt: Attempt) -> str:
     return _kind_of_text(attempt.exit_reason)
 
 
-def kind_of_job(job: JobState, last_words: Sequence[str]) -> str:
+def kind_of_job(job: JobState, last_lines: Sequence[str]) -> str:
     """Return the kind of a death without a record.
 
     Args:
-        job: how the scheduler says that its job ended.
-        last_words: the end of what it wrote. A job killed for its memory is FAILED where no cgroup
-            watches over it, and only its output tells.
+        job: how its job ended, by the scheduler.
+        last_lines: the end of what it wrote. A job killed for its memory is FAILED where no cgroup
+            watches over it, and only its output shows why.
     """
     known = _BY_JOB_STATE.get(job.state)
     if known is not None:
         return known
     if job.state == "COMPLETED":
         return "lost"
-    return _kind_of_text("\n".join(last_words))
+    return _kind_of_text("\n".join(last_lines))
 
 
 def describe_job(job: JobState) -> str:
-    """Return how a job ended, in the scheduler's words."""
+    """Return how a job ended, in the scheduler's terms."""
     parts = [f"{job.name} ended {job.state}"]
     if job.node is not None:
         parts.append(f"on {job.node}")
@@ -78,7 +78,7 @@ def describe_job(job: JobState) -> str:
 
 
 def num_failures(folder: RunFolder, options: Mapping[str, Mapping[str, Any]]) -> int:
-    """Failed attempts of a run that count towards parking; preemptions and time limits never do.
+    """Return the failed attempts that count towards parking; preemptions and time limits do not.
 
     Args:
         folder: the run's.

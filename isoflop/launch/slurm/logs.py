@@ -20,7 +20,7 @@ TAIL_BYTES = 16_384
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptLog:
-    """One attempt, and the files that tell of it."""
+    """One attempt and its files."""
 
     attempt: Attempt
     traceback: Path | None
@@ -90,27 +90,27 @@ def choose(logs: Sequence[AttemptLog], number: int | None) -> AttemptLog:
     return logs[numbers.index(number)]
 
 
-def last_words(folder: RunFolder, attempt: Attempt | None, outputs: Sequence[Path]) -> list[str]:
-    """Return lines that say how an attempt ended: of its traceback, or else of its job's output."""
+def last_lines(folder: RunFolder, attempt: Attempt | None, outputs: Sequence[Path]) -> list[str]:
+    """Return the last lines of an attempt: of its traceback, or else of its job's output."""
     if attempt is not None:
-        lines = _told(tail(folder.traceback_file(attempt)))
+        lines = _non_empty(tail(folder.traceback_file(attempt)))
         if lines:
             return lines
     # Errors before what was printed.
     errors = [path for path in outputs if path.suffix == ".err"]
     for path in [*errors, *(path for path in outputs if path not in errors)]:
-        lines = _told(tail(path))
+        lines = _non_empty(tail(path))
         if lines:
             return lines
     return []
 
 
 def follow(paths: Sequence[Path], is_over: Callable[[], bool]) -> Iterator[str]:
-    """Yield new text of files as it comes, until ``is_over`` says so; a file may appear late."""
+    """Yield new text of files as it comes, until ``is_over`` is true; a file may appear late."""
     offsets = {path: path.stat().st_size if path.exists() else 0 for path in paths}
     over = False
     while not over:
-        # Asked before the files are read, so that the last words are not missed.
+        # Called before the files are read, so that the last lines are not missed.
         over = is_over()
         for path in paths:
             if path.exists():
@@ -124,7 +124,7 @@ def follow(paths: Sequence[Path], is_over: Callable[[], bool]) -> Iterator[str]:
             time.sleep(_POLL_S)
 
 
-def _told(lines: Sequence[str]) -> list[str]:
+def _non_empty(lines: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 

@@ -1,4 +1,4 @@
-"""Where each run was sent, and what the scheduler says of those jobs: one look for all of them."""
+"""The tasks that each run was sent as, and the state of their jobs, by one query for all."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class SentTask:
 
     @property
     def name(self) -> str:
-        """What people are told: `job 123_4`, or `process 123`."""
+        """As shown to people: `job 123_4`, or `process 123`."""
         return f"{'process' if self.is_local else 'job'} {self.job_id}"
 
     def is_before(self, attempt: Attempt) -> bool:
-        """Whether an attempt came after the task was sent, so that nothing newer is known."""
+        """Return whether an attempt came after the task was sent: nothing newer is known."""
         if self.job_id is not None and attempt.job_id == self.job_id:
             return True
         return attempt.start_s >= self.submission.created_at
@@ -64,19 +64,19 @@ class SentTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Queue:
-    """What was sent, and what is known of it."""
+    """The tasks of all runs, and what the scheduler answered about them."""
 
     tasks: Mapping[str, Sequence[SentTask]] = field(default_factory=dict)
     """Of each run, oldest first; tasks that were found in the queue by their comment have a job id
-    although nobody wrote it down."""
+    although their record has none."""
     answer: Answer = field(default_factory=Answer)
 
     def job(self, task: SentTask) -> JobState | None:
-        """Return what is known of a task's job; None: it is not in the queue, or nobody knows."""
+        """Return the state of a task's job; None: it is not in the queue, or not known."""
         return None if task.job_id is None else self.answer.jobs.get(task.job_id)
 
     def live(self, run_id: str) -> tuple[SentTask, JobState] | None:
-        """Return the newest task of a run that waits or runs; None: no such."""
+        """Return the newest task of a run that waits or runs; None: there is none."""
         for task in reversed(self.tasks.get(run_id, ())):
             job = self.job(task)
             if job is not None and not job.is_final:
@@ -85,7 +85,7 @@ class Queue:
 
 
 def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
-    """Read the records of all submissions and asks squeue once, if a job may be of interest.
+    """Read the records of all submissions; query squeue once, if a job may be of interest.
 
     Args:
         study_folder: the study's folder.
@@ -107,17 +107,17 @@ def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
 
 
 def add_accounting(queue: Queue, job_ids: Sequence[str]) -> Queue:
-    """The same with what accounting, if the cluster has it, says of jobs that squeue has not."""
+    """Return the queue with the jobs that only accounting, if the cluster has it, knows."""
     try:
         if not job_ids or not scheduler.has_accounting():
             return queue
     except scheduler.SchedulerError:
         return queue
-    told = scheduler.history(job_ids)
+    history = scheduler.history(job_ids)
     answer = dataclasses.replace(
         queue.answer,
-        jobs={**told.jobs, **queue.answer.jobs},
-        calls=queue.answer.calls + told.calls,
+        jobs={**history.jobs, **queue.answer.jobs},
+        calls=queue.answer.calls + history.calls,
     )
     return dataclasses.replace(queue, answer=answer)
 
@@ -151,7 +151,7 @@ def _ask(tasks: Sequence[SentTask]) -> Answer:
 
 
 def _identified(tasks: Iterable[SentTask], answer: Answer) -> Iterator[SentTask]:
-    """With the job ids of cut-off submissions, where the queue has their jobs."""
+    """Yield the tasks, those of cut-off submissions with the job ids that the queue has."""
     found = {
         (job.comment, job_id.partition("_")[2] or "0"): job_id
         for job_id, job in answer.jobs.items()

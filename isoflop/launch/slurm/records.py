@@ -1,4 +1,4 @@
-"""What was sent to the cluster, as the study's folder tells it: nothing here asks a scheduler.
+"""What was sent to the cluster, as the study's folder has it; nothing here asks a scheduler.
 
     .launch/SUBMISSION_ID/submission.json  written before anything is sent, and again after every
                                            answer of the scheduler
@@ -40,7 +40,7 @@ class SentArray:
     tasks: tuple[tuple[str, ...], ...]
     """Run ids by array index; a task trains its runs one after the other."""
     rejected: str | None
-    """The scheduler's words, where it refused; None: it did not."""
+    """The scheduler's message, where it refused; None: it did not."""
     is_array: bool
 
 
@@ -72,7 +72,7 @@ def array_folder(study_folder: Path, submission_id: str, array: int) -> Path:
 
 
 def jobs_file(study_folder: Path, submission_id: str) -> Path:
-    """Return what tasks are to know of their runs: isoflop.launch.job.Job by run id."""
+    """Return the file of what tasks need of their runs: isoflop.launch.job.Job by run id."""
     return submission_folder(study_folder, submission_id) / JOBS_FILE
 
 
@@ -82,7 +82,7 @@ def comment_of(submission_id: str, array: int) -> str:
 
 
 def slurm_task_id(array: SentArray, index: int) -> str | None:
-    """The scheduler's name of a task: `123_4`, or `123` where it is alone; None: not known."""
+    """Return the scheduler's id of a task: `123_4`, or `123` where it is alone; None: not known."""
     if array.job_id is None:
         return None
     return f"{array.job_id}_{index}" if array.is_array else array.job_id
@@ -96,7 +96,7 @@ def write_submission(study_folder: Path, submission: Submission) -> None:
 
 
 def read_submissions(study_folder: Path) -> list[Submission]:
-    """All submissions, oldest first; folders without a record (nothing was sent) are passed over.
+    """Return all submissions, oldest first; folders without a record (nothing sent) are skipped.
 
     Raises:
         UserError: a record is damaged or of another version.

@@ -1,4 +1,4 @@
-"""What to do differently about runs that failed: less memory, other nodes, a clean count."""
+"""`isoflop retry`: what is changed for runs that failed: less memory, other nodes, a new count."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def plan_retry(study_folder: Path, status: StudyStatus, kind: str, max_devices: 
     for state in chosen:
         run_id = state.run.run_id
         before = recorded.get(run_id, {})
-        said, own = _decide(study_folder, state, max_devices)
+        line, own = _decide(study_folder, state, max_devices)
         excluded = sorted({*before.get("exclude_nodes", ()), *nodes})
         options[run_id] = {**before, **own, "exclude_nodes": excluded}
-        lines.append(f"{shown_id(run_id)} {state.kind}: {said}")
+        lines.append(f"{shown_id(run_id)} {state.kind}: {line}")
     return Retry(options=options, lines=tuple(lines), excluded_nodes=tuple(nodes))
 
 
@@ -104,12 +104,12 @@ def _decide(study_folder: Path, state: RunState, max_devices: int) -> tuple[str,
     if found is None:
         return "again, as it was: the memory plan has nothing that needs clearly less", own
     entries, peak = found
-    said = f"{entries_text(entries)}; estimated peak {format_bytes(peak)} per device"
-    return said, own | {"placement": entries}
+    line = f"{entries_text(entries)}; estimated peak {format_bytes(peak)} per device"
+    return line, own | {"placement": entries}
 
 
 def _placement(state: RunState) -> Placement:
-    """How the newest attempt was laid out; an attempt of an earlier version does not tell."""
+    """Return the newest attempt's placement; attempts of an earlier version do not record it."""
     if state.attempt is None:
         return Placement()
     return Placement(**state.attempt.details.get("placement", {}))
@@ -119,14 +119,14 @@ def _bad_node(state: RunState) -> str | None:
     if state.kind != "node":
         return None
     attempt, job = state.attempt, state.job
-    # Not that of an attempt before the job that the scheduler tells of.
+    # Not that of an attempt before the job that the scheduler knows.
     if attempt is not None and attempt.node and (job is None or job.job_id == attempt.job_id):
         return attempt.node
     return state.job.node if state.job is not None else None
 
 
 def _layouts(shape: ModelShape, now: Placement, max_devices: int) -> Iterator[Placement]:
-    """From the cheapest to the most cautious."""
+    """Yield layouts from the cheapest to the most cautious."""
     for num_devices in _device_counts(shape, now.num_ranks, max_devices):
         # More devices make room only where the model is split among them.
         parallel = now.parallel if num_devices == now.num_ranks else "fsdp"

@@ -1,8 +1,8 @@
-"""SLURM's own commands, asked and parsed. The only module that starts them, sbatch apart.
+"""SLURM's own commands and their output. The only module that starts them, sbatch apart.
 
-Whatever goes wrong is told in the scheduler's own words. squeue is asked once for all jobs,
-finished ones included: it needs no accounting database, forgets a job MinJobAge seconds (300, as
-SLURM comes) after its end, and tells a requeued job's new state where sacct still has the old one.
+Errors carry the scheduler's own message. squeue is asked once for all jobs, finished ones included:
+it needs no accounting database, forgets a job MinJobAge seconds (300 by default) after its end, and
+has a requeued job's new state where sacct still has the old one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RUNNING = frozenset(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OU
 _SQUEUE_FIELDS = ("JobArrayID", "State", "RestartCnt", "exit_code", "NodeList", "Reason", "Comment")
 _SACCT_FIELDS = ("JobID", "State", "ExitCode", "NodeList")
 
-# squeue says so where it is asked for one job that it has forgotten, or never had.
+# The error of squeue for one job that it has forgotten, or never had.
 _UNKNOWN_JOB = "Invalid job id specified"
 
 _ASK_SINFO = "try again once `sinfo` answers"
@@ -48,11 +48,11 @@ _NO_SLURM = "go where SLURM's commands are, or load their module; `--cluster loc
 
 
 class SchedulerError(UserError):
-    """A command of the scheduler that failed; ``words`` is what it said, ``do`` what helps."""
+    """A command of the scheduler that failed; ``words`` is its message, ``do`` what helps."""
 
     def __init__(self, command: str, words: str, do: str = _ASK_SINFO) -> None:
-        said = words if words.startswith(command.partition(" ")[0]) else f"{command}: {words}"
-        super().__init__("scheduler", shown(said), "one that answers without an error", do)
+        message = words if words.startswith(command.partition(" ")[0]) else f"{command}: {words}"
+        super().__init__("scheduler", shown(message), "one that answers without an error", do)
         self.command = command
         self.words = words
 
@@ -62,17 +62,17 @@ class SchedulerError(UserError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobState:
-    """What the scheduler says of a job or an element of an array."""
+    """State of a job or a task of an array, by the scheduler."""
 
     job_id: str
-    """123, or 123_4 for an element."""
+    """123, or 123_4 for a task of an array."""
     state: str
-    """SLURM's word, in capitals."""
+    """SLURM's name of it, in capitals."""
     reason: str | None = None
     """Why it waits, or why it ended."""
     node: str | None = None
     restarts: int = 0
-    """How often it was put back into the queue."""
+    """How often it was requeued."""
     exit_code: str | None = None
     """CODE:SIGNAL once it has ended."""
     comment: str | None = None
@@ -81,12 +81,12 @@ class JobState:
 
     @property
     def name(self) -> str:
-        """What people are told: `job 123_4`, or `process 123`."""
+        """As shown to people: `job 123_4`, or `process 123`."""
         return f"{'process' if self.is_process else 'job'} {self.job_id}"
 
     @property
     def is_final(self) -> bool:
-        """Whether it has ended and will not come back by itself."""
+        """Whether it has ended and will not be requeued."""
         return self.state in _FINAL
 
     @property
@@ -97,12 +97,12 @@ class JobState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What one look at the scheduler gave."""
+    """Answer of the scheduler to one query."""
 
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     """By id; jobs that the scheduler has forgotten are missing."""
     unreachable: str | None = None
-    """Why nobody answered, in the scheduler's words; None: it answered."""
+    """The scheduler's message, where it did not answer; None: it did."""
     calls: int = 0
     """Commands that were started."""
 
@@ -111,9 +111,9 @@ def query(job_ids: Sequence[str], *, all_of_user: bool = False) -> Answer:
     """Return the state of jobs by one squeue call, however many there are.
 
     Args:
-        job_ids: jobs or elements; of an array all elements are told.
-        all_of_user: tell all jobs of this user instead, among which those are whose ids nobody
-            wrote down, by their comments.
+        job_ids: jobs or tasks of arrays; of an array all tasks are returned.
+        all_of_user: query all jobs of this user instead; those whose ids no record has are found
+            by their comments.
     """
     if not job_ids and not all_of_user:
         return Answer()
@@ -134,9 +134,9 @@ def query(job_ids: Sequence[str], *, all_of_user: bool = False) -> Answer:
 
 
 def history(job_ids: Sequence[str]) -> Answer:
-    """What the accounting database remembers of jobs that squeue has forgotten, by one sacct call.
+    """Return what the accounting database has of jobs that squeue has forgotten, by one sacct call.
 
-    Its states lag behind squeue's: ask it for nothing that squeue still tells.
+    Its states lag behind squeue's: query it for nothing that squeue still has.
     """
     if not job_ids:
         return Answer()
@@ -175,7 +175,7 @@ def _has_accounting(slurm_conf: str) -> bool:
 
 
 def requeue(slurm_task_id: str) -> None:
-    """Put a running job or array element back into the queue.
+    """Requeue a running job or task of an array.
 
     Raises:
         SchedulerError: the scheduler refused.
@@ -184,7 +184,7 @@ def requeue(slurm_task_id: str) -> None:
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancel jobs or array elements; those that have ended are passed over.
+    """Cancel jobs or tasks of arrays; those that have ended are skipped.
 
     Raises:
         SchedulerError: the scheduler refused.
@@ -195,7 +195,7 @@ def cancel(ids: Iterable[str]) -> None:
 
 
 def call(arguments: Sequence[str]) -> str:
-    """Run one of SLURM's commands and returns what it printed.
+    """Run one of SLURM's commands and return what it printed.
 
     Raises:
         SchedulerError: it is not there, failed, or gave no answer in TIMEOUT_S.
@@ -216,8 +216,8 @@ def call(arguments: Sequence[str]) -> str:
     except PermissionError as error:
         raise SchedulerError(command, str(error)) from None
     except subprocess.TimeoutExpired as error:
-        said = _words(error.stderr.decode(errors="replace") if error.stderr else "")
-        words = f"no answer in {TIMEOUT_S:g} s" + (f": {said}" if said else "")
+        printed = _words(error.stderr.decode(errors="replace") if error.stderr else "")
+        words = f"no answer in {TIMEOUT_S:g} s" + (f": {printed}" if printed else "")
         raise SchedulerError(command, words) from None
     if done.returncode != 0:
         words = _words(done.stderr) or _words(done.stdout)
@@ -226,7 +226,7 @@ def call(arguments: Sequence[str]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Without what changes how SLURM's commands print or which cluster they ask."""
+    """Return the environment without what changes the output or the cluster of SLURM's commands."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -236,7 +236,7 @@ def _environment() -> dict[str, str]:
 
 
 def _words(text: str) -> str:
-    """Return what a command said, in one line."""
+    """Return the output of a command in one line."""
     return "; ".join(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
@@ -249,7 +249,7 @@ def _bases(job_ids: Iterable[str]) -> list[str]:
 
 
 def _parse(text: str, names: Sequence[str]) -> dict[str, JobState]:
-    """Return the lines of squeue or sacct by job id; of a job that is told twice, the last."""
+    """Return the lines of squeue or sacct by job id; of a job that occurs twice, the last."""
     rows = (line.split("|", len(names) - 1) for line in text.splitlines())
     jobs = (_job(dict(zip(names, row, strict=True))) for row in rows if len(row) == len(names))
     return {job.job_id: job for job in jobs}

@@ -39,7 +39,7 @@ class Snapshot:
     digest: str
 
     def variables(self, python_path: str | None) -> dict[str, str]:
-        """Return environment of a task that runs this code.
+        """Return the environment of a task that runs this code.
 
         Args:
             python_path: the submitter's PYTHONPATH, which comes after the copy.

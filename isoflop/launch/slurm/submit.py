@@ -1,7 +1,7 @@
-"""Sends the runs of a plan that are not done, each exactly once however often this is called.
+"""`isoflop submit`: sends the runs of a plan that are not done, each exactly once.
 
 `prepare` makes a study ready: checked, estimated, placed and grouped into arrays. `send` holds a
-lock in the study's folder, looks again which runs have a result, a live attempt or a job in the
+lock in the study's folder, checks again which runs have a result, a live attempt or a job in the
 queue, writes down what it is about to send, sends it, and writes down every answer. Nothing waits
 for a job.
 """
@@ -85,7 +85,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmitReport:
-    """What one submission came to."""
+    """Outcome of one submission."""
 
     submission_id: str | None
     """None: there was nothing to send."""
@@ -112,13 +112,13 @@ class SubmitReport:
 
     @property
     def rejected(self) -> dict[str, int]:
-        """What the scheduler said, and of how many runs."""
-        said: dict[str, int] = {}
+        """Number of refused runs, by the scheduler's message."""
+        rejected: dict[str, int] = {}
         for array in self.arrays:
             if array.rejected is not None:
                 num_runs = sum(map(len, array.tasks))
-                said[array.rejected] = said.get(array.rejected, 0) + num_runs
-        return said
+                rejected[array.rejected] = rejected.get(array.rejected, 0) + num_runs
+        return rejected
 
     @property
     def _taken(self) -> list[SentArray]:
@@ -132,7 +132,7 @@ def submit(
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
 ) -> SubmitReport:
-    """Prepare and sends; see :func:`prepare` and :func:`send`."""
+    """Prepare and send; see :func:`prepare` and :func:`send`."""
     return send(prepare(folder, profile, options=options, only=only))
 
 
@@ -143,7 +143,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
 ) -> Prepared:
-    """Make a study ready to be sent; asks the cluster for its limits and for what it has already.
+    """Make a study ready to be sent; query the cluster for its limits and for what it has already.
 
     Args:
         folder: the study's folder, with a plan.
@@ -159,12 +159,12 @@ def prepare(
     folder = folder.absolute()
     if not profile.is_local and any(letter in str(folder) for letter in _NOT_IN_PATHS):
         raise UserError("folder", str(folder), "a path without %, \\ and line ends", "rename it")
-    # A folder without a plan is said before a scheduler that is not there.
+    # A missing plan is reported before a missing scheduler.
     read_plan(folder)
     max_array_size = 1 if profile.is_local else _max_array_size()
     typed = {key: value for key, value in (options or {}).items() if value not in (None, ())}
     given = typed if profile.is_local else {**typed, "device": profile.device}
-    # Workers are the cluster's business; what the study says of them is for `isoflop run`.
+    # The study's number of workers is for `isoflop run`; here the cluster decides.
     session = open_session(folder, options={**given, "workers": 1})
     estimate = _estimate(session.plan, folder, profile)
     recorded = records.read_options(folder)
@@ -198,7 +198,7 @@ def prepare(
 
 
 def send(prepared: Prepared) -> SubmitReport:
-    """Send what has no result, no live attempt and no job yet; returns without waiting for jobs.
+    """Send what has no result, no live attempt and no job yet; do not wait for jobs.
 
     Raises:
         UserError: another submission of this study is at work, the scheduler does not answer (then
@@ -337,7 +337,7 @@ def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> lis
 
 
 def parameters_of(prepared: Prepared, plan: ArrayPlan, array: int) -> dict[str, Any]:
-    """Return what submitit is told of an array."""
+    """Return the parameters of an array for submitit."""
     return executors.sbatch_parameters(
         plan,
         prepared.profile,
@@ -363,12 +363,12 @@ def dry_run_texts(prepared: Prepared) -> list[str]:
 
 
 def variables_of(prepared: Prepared) -> dict[str, str]:
-    """Return environment of the tasks, besides what they inherit."""
+    """Return the environment of the tasks, besides what they inherit."""
     return prepared.snapshot.variables(os.environ.get("PYTHONPATH"))
 
 
 def gpus_of(prepared: Prepared, plan: ArrayPlan, number: int) -> list[int]:
-    """Return numbers of the GPUs of a local task."""
+    """Return the numbers of the GPUs of a local task."""
     gpus = _local_gpus(prepared)
     num_ranks = plan.resources.num_ranks
     first = number * num_ranks % len(gpus) if gpus else 0
@@ -377,7 +377,7 @@ def gpus_of(prepared: Prepared, plan: ArrayPlan, number: int) -> list[int]:
 
 def _max_array_size() -> int:
     config = scheduler.config()
-    # One more than the largest index. A cluster without arrays says 0.
+    # One more than the largest index. A cluster without arrays has 0.
     return int(config.get("MaxArraySize", "1001"))
 
 
