@@ -60,7 +60,7 @@ Requested = Literal["auto", "residual", "parametric", "case"]
 
 # Degrees of freedom of repeated cells from which `auto` trusts their noise for optima.
 MIN_SEED_DOF = 4
-# Those that a law needs for noise from repeats when it is asked for.
+# Those that a law needs where `parametric` is requested.
 MIN_SEED_DOF_OF_LAW = 3
 MIN_POINTS_FOR_CASES = 60
 

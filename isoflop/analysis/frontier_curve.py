@@ -19,7 +19,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inverse:
-    """Where each draw's frontier reaches the loss asked for; NaN where it does not."""
+    """Where each draw's frontier reaches a given loss; NaN where it does not."""
 
     log_r: Floats
     """[draws]"""
@@ -53,7 +53,7 @@ class FrontierCurve:
         it is not monotone. A frontier of one optimum is only inverted at that very loss.
         """
         there = np.isfinite(self.log_r) & np.isfinite(self.log_loss)
-        found = _nowhere(len(log_loss))
+        found = _all_nan(len(log_loss))
         # Draws that lack the same optima are inverted together.
         for pattern in np.unique(there, axis=0):
             rows, kept = np.all(there == pattern, axis=1), np.flatnonzero(pattern)
@@ -101,7 +101,7 @@ class FrontierCurve:
         )
 
 
-def _nowhere(num_draws: int) -> Inverse:
+def _all_nan(num_draws: int) -> Inverse:
     return Inverse(
         log_r=np.full(num_draws, np.nan),
         elasticity=np.full(num_draws, np.nan),

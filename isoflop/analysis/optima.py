@@ -2,7 +2,7 @@
 
 One profile is a family's losses at one budget over parameters, tokens or active parameters; the
 methods are those of isoflop.analysis.optima_methods. The loss is in nats per token (or the unit of
-the table) and the budget is the nominal one; ``mean_flops`` tells the FLOPs achieved.
+the table) and the budget is the nominal one; ``mean_flops`` holds the FLOPs achieved.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Optimum:
       measured. ``x_opt`` is then that smallest or largest x, an upper or lower *bound* on the
       optimum, and ``loss_opt`` the mean loss measured there, an upper bound on the optimal loss.
       A bound never enters a power law.
-    - ``not_convex``: no measurable upward bend; both are null.
+    - ``not_convex``: no measurable upward curvature; both are null.
     - ``flat``: the mean losses of the sizes differ by less than rounding; both are null.
     - ``too_few``: fewer than three distinct sizes (four for akima); both are null.
     """
@@ -74,7 +74,7 @@ class Optimum:
     grid_lo: float | None
     grid_hi: float | None
     mean_flops: float | None = None
-    """Mean FLOPs achieved by the points; null where one of them does not tell."""
+    """Mean FLOPs achieved by the points; null where it is unknown for one of them."""
     off_centre: float | None = None
     """ln of x_opt over the geometric middle of the grid; null unless interior."""
     ci_at_edge: Literal["low", "high", "both"] | None = None
@@ -102,13 +102,13 @@ class Parabola:
     centre: float
     half_width: float
     coefficients: tuple[float, float, float]
-    """Constant, slope and bend over z = (ln x − centre) / half_width, nats per token."""
+    """Coefficients of 1, z and z² over z = (ln x − centre) / half_width, nats per token."""
 
     def loss_at(self, x: float) -> float:
         """Return the fitted loss in nats per token at x."""
         z = (float(np.log(x)) - self.centre) / self.half_width
-        constant, slope, bend = self.coefficients
-        return constant + z * (slope + z * bend)
+        constant, slope, quadratic = self.coefficients
+        return constant + z * (slope + z * quadratic)
 
 
 def fit_parabola(points: Sequence[Point], axis: Axis) -> Parabola | None:
@@ -117,13 +117,13 @@ def fit_parabola(points: Sequence[Point], axis: Axis) -> Parabola | None:
     if profile.num_sizes < MIN_DISTINCT_SIZES:
         return None
     fitted = fit_parabolas(profile.log_x, profile.loss[None])
-    constant, slope, bend = (float(c) for c in fitted.scale[0] * fitted.coefficients[0])
+    constant, slope, quadratic = (float(c) for c in fitted.scale[0] * fitted.coefficients[0])
     if not np.isfinite(constant):
         return None
     return Parabola(
         centre=fitted.centre,
         half_width=fitted.half_width,
-        coefficients=(constant, slope, bend),
+        coefficients=(constant, slope, quadratic),
     )
 
 
@@ -186,8 +186,8 @@ def _verdict(
     if profile.num_sizes < used.min_sizes:
         return "too_few", None, None, None
     minima = used.find(profile.log_x, profile.loss[None], None)
-    log_x, loss, bend = (float(v[0]) for v in (minima.log_x, minima.loss, minima.curvature))
-    curvature = bend if np.isfinite(bend) else None
+    log_x, loss, fitted = (float(v[0]) for v in (minima.log_x, minima.loss, minima.curvature))
+    curvature = fitted if np.isfinite(fitted) else None
     status = _STATUS[int(minima.code[0])]
     means = _mean_losses(profile)
     if float(means.max() - means.min()) <= LOSS_RESOLUTION * float(means.max()):

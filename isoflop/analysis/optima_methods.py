@@ -84,7 +84,7 @@ class Parabolas:
     scale: Floats
     """[B]: largest loss of the set; the coefficients are in units of it."""
     coefficients: Floats
-    """[B, 3]: constant, slope, bend; NaN where the points do not determine them."""
+    """[B, 3]: constant, slope, quadratic; NaN where the points do not determine them."""
 
     def at(self, log_x: Floats) -> Floats:
         """Return the fitted losses [B, len(log_x)]."""
@@ -107,22 +107,22 @@ def fit_parabolas(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = Non
 
 def minima_of_parabolas(parabolas: Parabolas, low: float, high: float) -> Minima:
     """Return the vertices; those outside [low, high] (ln x) are edges."""
-    constant, slope, bend = parabolas.coefficients.T
+    constant, slope, quadratic = parabolas.coefficients.T
     with np.errstate(divide="ignore", invalid="ignore"):
-        vertex = -slope / (2 * bend)
-        loss = parabolas.scale * (constant - bend * vertex**2)
+        vertex = -slope / (2 * quadratic)
+        loss = parabolas.scale * (constant - quadratic * vertex**2)
         log_x = parabolas.centre + parabolas.half_width * vertex
     # One rounding outwards is no edge: the vertex of points symmetric about an end lies on it.
     slack = 1e-12 * max(1.0, abs(low), abs(high))
     code = np.where(log_x < low - slack, BELOW, np.where(log_x > high + slack, ABOVE, INTERIOR))
-    code = np.where(bend > LOSS_RESOLUTION, code, NO_MINIMUM)
+    code = np.where(quadratic > LOSS_RESOLUTION, code, NO_MINIMUM)
     code = np.where(np.isfinite(constant), code, TOO_FEW).astype(np.int8)
     inside = code == INTERIOR
     return Minima(
         log_x=np.where(inside, np.clip(log_x, low, high), np.nan),
         loss=np.where(inside, loss, np.nan),
         code=code,
-        curvature=parabolas.scale * bend / parabolas.half_width**2,
+        curvature=parabolas.scale * quadratic / parabolas.half_width**2,
     )
 
 
@@ -233,7 +233,7 @@ def _akima_minima(sizes: Floats, log_loss_BK: Floats) -> Minima:
     lowest = np.argmin(curve, axis=1)
     code = np.where(lowest == 0, BELOW, np.where(lowest == len(grid) - 1, ABOVE, INTERIOR))
     middle = np.clip(lowest, 1, len(grid) - 2)
-    log_x, log_loss, bend = _through_three(grid, curve, middle)
+    log_x, log_loss, quadratic = _through_three(grid, curve, middle)
     inside = code == INTERIOR
     loss = np.where(inside, np.exp(np.where(inside, log_loss, 0.0)), np.nan)
     return Minima(
@@ -241,7 +241,7 @@ def _akima_minima(sizes: Floats, log_loss_BK: Floats) -> Minima:
         loss=loss,
         code=code.astype(np.int8),
         # At a minimum, d²L/d(ln x)² = L · d²(ln L)/d(ln x)².
-        curvature=loss * bend,
+        curvature=loss * quadratic,
     )
 
 
@@ -253,11 +253,11 @@ def _through_three(
     left, right = grid[middle] - grid[middle - 1], grid[middle + 1] - grid[middle]
     fall = (curve_BG[row, middle] - curve_BG[row, middle - 1]) / left
     rise = (curve_BG[row, middle + 1] - curve_BG[row, middle]) / right
-    bend = (rise - fall) / (left + right)
+    quadratic = (rise - fall) / (left + right)
     slope = (fall * right + rise * left) / (left + right)
     with np.errstate(divide="ignore", invalid="ignore"):
-        step = np.where(bend > 0, np.clip(-slope / (2 * bend), -left, right), 0.0)
-    return grid[middle] + step, curve_BG[row, middle] + step * (slope + bend * step), bend
+        step = np.where(quadratic > 0, np.clip(-slope / (2 * quadratic), -left, right), 0.0)
+    return grid[middle] + step, curve_BG[row, middle] + step * (slope + quadratic * step), quadratic
 
 
 def _solve(z: Floats, loss_BN: Floats, weight_BN: Floats) -> Floats:

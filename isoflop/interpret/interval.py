@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """An estimate and its interval; None where there is nothing to tell it from."""
+    """An estimate and its interval; None where no data allow one."""
 
     value: float | None
     lo: float | None = None

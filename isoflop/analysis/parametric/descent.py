@@ -45,7 +45,7 @@ class Descent:
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """All three."""
+        """The fields, in order."""
         return self.theta, self.value, self.converged
 
 
@@ -121,21 +121,21 @@ def _newton_step(
 ) -> tuple[Floats, Floats]:
     """Return the damped step (B, p) and the fall of the value that an undamped one promises (B,).
 
-    Parameters that are held do not move. Directions of negative bend are walked downhill by their
-    absolute bend, so that a start beyond an inflection still descends.
+    Parameters that are held do not move. Directions of negative curvature are walked downhill by
+    its absolute value, so that a start beyond an inflection still descends.
     """
     free = ~held_BP
     gradient_BP = gradient_BP * free
     hessian_BPP = hessian_BPP * (free[:, :, None] & free[:, None, :])
-    bends, directions = np.linalg.eigh(hessian_BPP)
-    largest = np.abs(bends).max(axis=1, keepdims=True)
-    # Losses that no parameter explains leave no bend at all.
-    bends = np.maximum(np.abs(bends), 1e-14 * largest + 1e-30)
+    curvatures, directions = np.linalg.eigh(hessian_BPP)
+    largest = np.abs(curvatures).max(axis=1, keepdims=True)
+    # Losses that no parameter explains leave no curvature at all.
+    curvatures = np.maximum(np.abs(curvatures), 1e-14 * largest + 1e-30)
     along = np.einsum("bpq,bp->bq", directions, gradient_BP)
-    damped = along / (bends + damping_B[:, None] * largest)
+    damped = along / (curvatures + damping_B[:, None] * largest)
     step = -np.einsum("bpq,bq->bp", directions, damped) * free
     length = np.linalg.norm(step, axis=1, keepdims=True)
     # A far start of a fit without logarithms promises more than a float64 holds.
     with np.errstate(over="ignore"):
-        fall = (along**2 / bends).sum(axis=1)
+        fall = (along**2 / curvatures).sum(axis=1)
     return step * np.minimum(1.0, _MAX_STEP / np.maximum(length, 1e-300)), fall

@@ -201,7 +201,7 @@ def context_of(
     confidence: float,
     settings: str,
 ) -> dict[str, Any]:
-    """Return the fields of a ParametricFit that tell what is fitted, whatever comes of it."""
+    """Return the fields of a ParametricFit on what is fitted, with or without success."""
     return {
         "arch": arch,
         "form": form.name,

@@ -160,20 +160,22 @@ def evaluate(
     """
     prediction_Bn, slopes = predict(problem, theta_BP)
     residual_Bn = target_Bn - prediction_Bn
-    value_Bn, pull_Bn, bend_Bn = _criterion(residual_Bn, delta if problem.is_log else np.inf)
-    weighted_pull = weight_Bn * pull_Bn
+    value_Bn, gradient_Bn, second_derivative_Bn = _criterion(
+        residual_Bn, delta if problem.is_log else np.inf
+    )
+    weighted_gradient = weight_Bn * gradient_Bn
     # The second derivative of a log-sum-exp is its weighted spread: −J Jᵀ beside the terms' own.
-    inner_Bn = weight_Bn * bend_Bn + (weighted_pull if problem.is_log else 0.0)
+    inner_Bn = weight_Bn * second_derivative_Bn + (weighted_gradient if problem.is_log else 0.0)
     num_parameters = theta_BP.shape[1]
     gradient = np.empty_like(theta_BP)
     hessian = np.empty((len(theta_BP), num_parameters, num_parameters))
     parts = problem.form.slices
     for k, (rows, column) in enumerate(zip(parts, problem.columns, strict=True)):
-        gradient[:, rows] = -(weighted_pull * slopes[k]) @ column
+        gradient[:, rows] = -(weighted_gradient * slopes[k]) @ column
         for m in range(k, len(parts)):
             weight = inner_Bn * slopes[k] * slopes[m]
             if m == k:
-                weight = weight - weighted_pull * slopes[k]
+                weight = weight - weighted_gradient * slopes[k]
             block = _products(weight, column, problem.columns[m])
             hessian[:, rows, parts[m]] = block
             hessian[:, parts[m], rows] = block.transpose(0, 2, 1)
@@ -184,8 +186,8 @@ def _criterion(residual: Floats, delta: float) -> tuple[Floats, Floats, Floats]:
     """Return Huber's criterion, its derivative and second derivative, in units of 1e-3."""
     clipped = np.clip(residual, -delta, delta)
     unit = HUBER_DELTA**-2
-    bend = np.where(np.abs(residual) <= delta, unit, 0.0)
-    return clipped * (residual - clipped / 2) * unit, clipped * unit, bend
+    second_derivative = np.where(np.abs(residual) <= delta, unit, 0.0)
+    return clipped * (residual - clipped / 2) * unit, clipped * unit, second_derivative
 
 
 def _products(weight_Bn: Floats, left_ni: Floats, right_nj: Floats) -> Floats:
