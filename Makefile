@@ -5,16 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test test-slow lint bench clean system notebooks
+.PHONY: study test test-fast test-slow lint bench clean system notebooks
 
 study: $(VENV)/.installed
 	$(BIN)/isoflop quickstart
 
-test: $(VENV)/.installed-dev lint system
-	$(BIN)/pytest -q -n auto -m "not slow"
+# Side by side: the tests take what the linters leave of the cores.
+test: $(VENV)/.installed-dev
+	$(MAKE) --jobs=2 lint test-fast
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.installed-dev system
-	$(BIN)/pytest -q -n auto -m slow
+	$(BIN)/pytest -q -n auto --dist worksteal -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -22,7 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/vulture
 
-# The distribution's packages that tests need; without root or apt-get (code 3) those tests skip.
+# The distribution's packages that slow tests need; without root or apt-get (code 3) those tests skip.
 system:
 	slurm/dev_cluster/install.sh || [ $$? -eq 3 ]
 	slurm/dev_cluster/apt.sh chromium chromedriver -- chromium chromium-driver || [ $$? -eq 3 ]
@@ -55,9 +59,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[data,gpt2,dev]'
-	touch $@
+	touch $(VENV)/.installed $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

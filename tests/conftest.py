@@ -19,6 +19,17 @@ settings.register_profile("isoflop", deadline=None, derandomize=True)
 settings.load_profile("isoflop")
 
 
+# What takes packages of the distribution is slow, so that `make test` needs none of them.
+_SLOW_FIXTURES = {"browser", "slurm_cluster", "new_cluster"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

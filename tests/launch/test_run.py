@@ -26,7 +26,7 @@ from made_studies import micro
 # What must not depend on how a run was interrupted.
 EXACT = ("loss", "loss_se", "perplexity", "bits_per_byte", "num_steps", "status", "run_id")
 
-STUDY = micro(budgets=(5 * 10**8,), archs=("mlp", "sgatlin"), sizes=(1, 2))
+STUDY = micro(budgets=(2 * 10**8,), archs=("mlp", "sgatlin"), sizes=(1, 2))
 
 
 def planned(folder: Path, study: Study = STUDY) -> Path:

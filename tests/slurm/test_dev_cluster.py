@@ -10,6 +10,8 @@ import pytest
 
 from slurm.made_cluster import DEV_CLUSTER, Cluster, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def processes_of(cluster: Cluster) -> list[str]:
     """Command lines of everything that runs for a cluster."""
@@ -41,7 +43,6 @@ def test_four_nodes_of_two_gpus_run_an_array(slurm_cluster: Cluster) -> None:
     assert {gpu for _, gpu in said} == {"0", "1"}
 
 
-@pytest.mark.slow
 def test_a_job_of_the_high_partition_takes_the_place_of_others(
     new_cluster: Callable[..., Cluster],
 ) -> None:
@@ -72,7 +73,6 @@ def test_settings_reach_the_controller(new_cluster: Callable[..., Cluster]) -> N
     assert "GraceTime=9" in cluster.run("scontrol", "--oneliner", "show", "partition", "main")
 
 
-@pytest.mark.slow
 def test_down_leaves_nothing_behind() -> None:
     cluster = Cluster.up(NODES=2)
     jobs = [cluster.sbatch("sleep 1000", "--nodelist", node) for node in ("n1", "n2")]
