@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from pace import CellKey, SecondsPerFlop, cells, centre, markdown_table, paces
 
+from isoflop.analysis.compare.multipliers import COMPARE
+from isoflop.analysis.validity import VALIDITY
 from isoflop.numbers import format_flops
 from isoflop.plan.estimate import Hardware, PlanEstimate
 from isoflop.plan.estimate.memory import model_shape
 from isoflop.plan.planner import Plan
-from isoflop.tables import COMPARE, VALIDITY, read_table
+from isoflop.tables import read_table
 
 REFERENCE = "swiglu"
 SUBJECT = "sgatlin"

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from isoflop.analysis.hypotheses import HYPOTHESES
 from isoflop.files import write_text_atomic
-from isoflop.tables import HYPOTHESES, read_table
+from isoflop.tables import read_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAGE = RESULTS / "cpu_reference" / "README.md"

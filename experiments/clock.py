@@ -22,6 +22,7 @@ from pace import CellKey, SecondsPerFlop, cells, centre, markdown_table
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.hypotheses import judge
+from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.points import select_points
 from isoflop.analysis.report.comparison import comparison_sentence
 from isoflop.errors import UserError
@@ -31,7 +32,7 @@ from isoflop.plan.estimate import Calibration, load_calibration
 from isoflop.plan.estimate.hardware import MeasuredStep, shape_key
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import OPTIMA, RUNS, read_table
+from isoflop.tables import RUNS, read_table
 
 Optima = Mapping[CellKey, float]
 """Optimal parameters by family and budget, where they lie inside the grid."""

@@ -1,13 +1,17 @@
-"""The tables of a study: one place for column names, types and nulls (results/README.md).
+"""Tables as parquet files: schemas from dataclasses, the tables of plans and of runs.
 
-Schemas are plain tuples here, so that importing this module stays cheap; pyarrow is imported when
-a table is read or written. FLOPs are float64, other counts int64. Missing is null.
+A table is a dataclass, its row (results/README.md tells the columns). Schemas are plain tuples, so
+that importing this module stays cheap; pyarrow is imported when a table is read or written. FLOPs
+are float64, other counts int64. Missing is null.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,7 @@ from isoflop.files import write_bytes_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 3
 VERSION_KEY = b"isoflop_schema_version"
@@ -52,233 +57,126 @@ class Schema:
         return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
-PLAN = Schema(
-    table="plan",
-    columns=(
-        ("run_id", "string"),
-        ("arch", "string"),
-        ("family", "string"),
-        ("size", "int64"),
-        ("budget_flops", "float64"),
-        ("flops", "float64"),
-        ("residual", "float64"),
-        ("match_residual", "float64"),
-        ("n_params", "int64"),
-        ("n_active", "int64"),
-        ("n_nonembed", "int64"),
-        ("n_tokens", "int64"),
-        ("steps", "int64"),
-        ("batch_size", "int64"),
-        ("seq_len", "int64"),
-        ("seed", "int64"),
-        ("d_model", "int64"),
-        ("n_layers", "int64"),
-        ("n_heads", "int64"),
-        ("epochs", "float64"),
-        ("flops_attn_proj", "float64"),
-        ("flops_attn_scores", "float64"),
-        ("flops_experts", "float64"),
-        ("flops_router", "float64"),
-        ("flops_head", "float64"),
-        ("est_step_s", "float64"),
-        ("est_gpu_hours", "float64"),
-        ("est_peak_mem_bytes", "float64"),
-        ("warnings", "list<string>"),
-    ),
-)
+def schema_of(table: str, row: type) -> Schema:
+    """Return the schema of the table whose rows are instances of a dataclass.
 
-RUNS = Schema(
-    table="runs",
-    columns=(
-        *PLAN.columns,
-        ("loss", "float64"),
-        ("loss_se", "float64"),
-        ("perplexity", "float64"),
-        ("bits_per_byte", "float64"),
-        ("wall_s", "float64"),
-        ("step_s_median", "float64"),
-        ("peak_mem_bytes", "int64"),
-        ("tokens_per_s", "float64"),
-        ("n_attempts", "int64"),
-        ("status", "string"),
-        ("status_reason", "string"),
-        ("excluded_reason", "string"),
-    ),
-)
+    Its fields are the columns, in order, but for those with the metadata `NOT_A_COLUMN`. Types come
+    from the annotations; any column may be null.
+    """
+    kinds = typing.get_type_hints(row)
+    return Schema(
+        table=table,
+        columns=tuple(
+            (field.name, _kind(kinds[field.name]))
+            for field in dataclasses.fields(row)
+            if not NOT_A_COLUMN.items() <= field.metadata.items()
+        ),
+    )
 
-OPTIMA = Schema(
-    table="optima",
-    columns=(
-        ("arch", "string"),
-        ("budget_flops", "float64"),
-        ("axis", "string"),
-        ("method", "string"),
-        ("x_opt", "float64"),
-        ("loss_opt", "float64"),
-        ("ci_lo", "float64"),
-        ("ci_hi", "float64"),
-        ("loss_ci_lo", "float64"),
-        ("loss_ci_hi", "float64"),
-        ("curvature", "float64"),
-        ("status", "string"),
-        ("n_points", "int64"),
-        ("grid_lo", "float64"),
-        ("grid_hi", "float64"),
-        ("mean_flops", "float64"),
-        ("off_centre", "float64"),
-        ("ci_at_edge", "string"),
-        ("bootstrap_kind", "string"),
-        ("n_boot", "int64"),
-        ("n_failed", "int64"),
-    ),
-)
 
-FITS = Schema(
-    table="fits",
-    columns=(
-        ("arch", "string"),
-        ("form", "string"),
-        ("axis", "string"),
-        ("method", "string"),
-        ("parameter", "string"),
-        ("value", "float64"),
-        ("ci_lo", "float64"),
-        ("ci_hi", "float64"),
-        ("objective", "float64"),
-        ("n_points", "int64"),
-        ("n_starts", "int64"),
-        ("share_of_starts_at_optimum", "float64"),
-        ("bootstrap_kind", "string"),
-        ("n_boot", "int64"),
-        ("n_failed", "int64"),
-        ("rmse", "float64"),
-        ("heldout_error", "float64"),
-        ("confidence", "float64"),
-        ("budget_lo", "float64"),
-        ("budget_hi", "float64"),
-        ("settings", "string"),
-        ("status", "string"),
-    ),
-)
+NOT_A_COLUMN = {"column": False}
 
-# One arch over a reference at one budget along one resource.
-COMPARE = Schema(
-    table="compare",
-    columns=(
-        ("arch", "string"),
-        ("reference", "string"),
-        ("budget_flops", "float64"),
-        ("resource", "string"),
-        ("multiplier", "float64"),
-        ("ci_lo", "float64"),
-        ("ci_hi", "float64"),
-        ("local_slope", "float64"),
-        ("extrapolated", "bool"),
-        ("status", "string"),
-        ("order_claimed", "string"),
-        ("axis", "string"),
-        ("method", "string"),
-        ("frontier", "string"),
-        ("confidence", "float64"),
-        ("bootstrap_kind", "string"),
-        ("n_boot", "int64"),
-        ("n_failed", "int64"),
-    ),
-)
+_KINDS = {str: "string", float: "float64", int: "int64", bool: "bool"}
 
-# The exponent of one arch minus that of a reference, from the same draws.
-EXPONENTS = Schema(
-    table="exponents",
-    columns=(
-        ("arch", "string"),
-        ("reference", "string"),
-        ("axis", "string"),
-        ("method", "string"),
-        ("difference", "float64"),
-        ("ci_lo", "float64"),
-        ("ci_hi", "float64"),
-        ("order_claimed", "string"),
-        ("confidence", "float64"),
-        ("bootstrap_kind", "string"),
-        ("n_boot", "int64"),
-        ("n_failed", "int64"),
-        ("status", "string"),
-    ),
-)
 
-# Every check of validity in one long table: what was varied, what came out.
-VALIDITY = Schema(
-    table="validity",
-    columns=(
-        ("check", "string"),
-        ("arch", "string"),
-        ("reference", "string"),
-        ("axis", "string"),
-        ("method", "string"),
-        ("budget_flops", "float64"),
-        ("variant", "string"),
-        ("quantity", "string"),
-        ("value", "float64"),
-        ("ci_lo", "float64"),
-        ("ci_hi", "float64"),
-        ("baseline", "float64"),
-        ("n_points", "int64"),
-        ("status", "string"),
-        ("detail", "string"),
-    ),
-)
+def _kind(annotation: Any) -> str:
+    """Return the column type of an annotation, `| None` aside."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        (annotation,) = set(typing.get_args(annotation)) - {type(None)}
+    if typing.get_origin(annotation) is typing.Literal:
+        (annotation,) = {type(value) for value in typing.get_args(annotation)}
+    return "list<string>" if annotation == tuple[str, ...] else _KINDS[annotation]
 
-# The study's hypotheses, frozen with its plan, and the verdict on each.
-HYPOTHESES = Schema(
-    table="hypotheses",
-    columns=(
-        ("id", "string"),
-        ("claim", "string"),
-        ("decide", "string"),
-        ("verdict", "string"),
-        ("detail", "string"),
-    ),
-)
 
-# Of a study whose families have one size each: mean losses, and their ratio to a reference's.
-SEED_MEANS = Schema(
-    table="seed_means",
-    columns=(
-        ("arch", "string"),
-        ("budget_flops", "float64"),
-        ("n_params", "float64"),
-        ("n_tokens", "float64"),
-        ("n_seeds", "int64"),
-        ("loss", "float64"),
-        ("loss_sd", "float64"),
-        ("reference", "string"),
-        ("ratio", "float64"),
-        ("ci_lo", "float64"),
-        ("ci_hi", "float64"),
-        ("n_shared", "int64"),
-        ("order_claimed", "string"),
-        ("confidence", "float64"),
-        ("note", "string"),
-    ),
-)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRow:
+    """One row of plan.parquet; results/README.md says what each column is."""
+
+    run_id: str
+    arch: str
+    family: str
+    size: int
+    budget_flops: float
+    flops: float
+    residual: float
+    match_residual: float | None
+    n_params: int
+    n_active: int
+    n_nonembed: int
+    n_tokens: int
+    steps: int
+    batch_size: int
+    seq_len: int
+    seed: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    epochs: float | None
+    flops_attn_proj: float
+    flops_attn_scores: float
+    flops_experts: float
+    flops_router: float
+    flops_head: float
+    est_step_s: float | None
+    est_gpu_hours: float | None
+    est_peak_mem_bytes: float | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredRow(PlanRow):
+    """What the plan says of a run, and what was measured of it."""
+
+    loss: float | None
+    loss_se: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    wall_s: float | None
+    step_s_median: float | None
+    peak_mem_bytes: int | None
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRow(MeasuredRow):
+    """One row of runs.parquet."""
+
+    n_attempts: int
+    status: str
+    status_reason: str | None
+    excluded_reason: str | None
+
+
+PLAN = schema_of("plan", PlanRow)
+RUNS = schema_of("runs", RunRow)
+MEASURED = schema_of("measured", MeasuredRow).names[len(PLAN.names) :]
+"""The columns of runs.parquet that a run's result file holds."""
+
+
+def _values(row: Mapping[str, Any] | DataclassInstance, schema: Schema) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        return {name: getattr(row, name) for name in schema.names}
+    assert set(row) == set(schema.names), set(row) ^ set(schema.names)
+    return row
 
 
 def _null_if_not_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: Schema) -> None:
+def write_table(
+    path: Path, rows: Sequence[Mapping[str, Any] | DataclassInstance], schema: Schema
+) -> None:
     """Write rows as parquet, atomically; a NaN or infinity becomes null.
 
-    Each row must have exactly the schema's columns.
+    A row is an instance of the schema's dataclass, or a mapping of exactly the schema's columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for row in rows:
-        assert set(row) == set(schema.names), set(row) ^ set(schema.names)
+    values = [_values(row, schema) for row in rows]
     sink = pa.BufferOutputStream()
-    pq.write_table(_arrow_table(rows, schema.arrow()), sink, compression="zstd")
+    pq.write_table(_arrow_table(values, schema.arrow()), sink, compression="zstd")
     write_bytes_atomic(path, sink.getvalue().to_pybytes())
 
 

@@ -11,22 +11,18 @@ from typing import Any
 import pytest
 
 import command
+from isoflop.analysis.compare.differences import EXPONENTS
+from isoflop.analysis.compare.multipliers import COMPARE
+from isoflop.analysis.compare.one_size import SEED_MEANS
+from isoflop.analysis.hypotheses import HYPOTHESES
+from isoflop.analysis.laws import FITS
+from isoflop.analysis.optima import OPTIMA
+from isoflop.analysis.validity import VALIDITY
 from isoflop.plan.artefact import plan_to_json, read_plan
 from isoflop.plan.planner import make_plan
 from isoflop.resources import builtin
 from isoflop.study.file import load_study
-from isoflop.tables import (
-    COMPARE,
-    EXPONENTS,
-    FITS,
-    HYPOTHESES,
-    OPTIMA,
-    RUNS,
-    SEED_MEANS,
-    VALIDITY,
-    Schema,
-    read_table,
-)
+from isoflop.tables import RUNS, Schema, read_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 QUICKSTART = RESULTS / "quickstart"

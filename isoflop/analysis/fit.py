@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.inputs import load_rows
-from isoflop.analysis.laws import fit_laws
-from isoflop.analysis.optima import find_optima, with_intervals
+from isoflop.analysis.laws import FITS, LawRow, fit_laws
+from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, Axis, Selection, select_points
 from isoflop.analysis.result import FitOptions, Fits, pick_reference
-from isoflop.tables import COMPARE, EXPONENTS, FITS, OPTIMA, VALIDITY, Schema, write_table
+from isoflop.tables import Schema, write_table
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "FitOptions",
@@ -129,33 +132,34 @@ def fit_table(
 
 def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
     """Write optima, fits, compare, exponents and validity.parquet; return their paths."""
+    from isoflop.analysis.compare.differences import EXPONENTS
+    from isoflop.analysis.compare.multipliers import COMPARE
+    from isoflop.analysis.validity import VALIDITY
+
+    laws = [row for law in fits.laws for row in law.rows()]
+    laws += [row for law in fits.parametric for row in law.rows()]
+    tables: dict[Schema, Sequence[DataclassInstance]] = {
+        OPTIMA: fits.optima,
+        FITS: [_with_heldout(row, fits) for row in laws],
+        COMPARE: fits.compare,
+        EXPONENTS: fits.exponents,
+        VALIDITY: () if fits.validity is None else fits.validity.findings,
+    }
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
-    for schema, rows in _tables(fits):
+    for schema, rows in tables.items():
         paths.append(out_dir / f"{schema.table}.parquet")
         write_table(paths[-1], rows, schema)
     return tuple(paths)
 
 
-def _tables(fits: Fits) -> list[tuple[Schema, list[dict[str, Any]]]]:
-    laws = [_with_heldout(row, fits) for law in fits.laws for row in law.rows()]
-    laws += [_with_heldout(row, fits) for law in fits.parametric for row in law.rows()]
-    return [
-        (OPTIMA, [asdict(optimum) for optimum in fits.optima]),
-        (FITS, laws),
-        (COMPARE, [comparison.row() for comparison in fits.compare]),
-        (EXPONENTS, [difference.row() for difference in fits.exponents]),
-        (VALIDITY, [] if fits.validity is None else fits.validity.rows()),
-    ]
-
-
-def _with_heldout(row: dict[str, Any], fits: Fits) -> dict[str, Any]:
+def _with_heldout(row: LawRow, fits: Fits) -> LawRow:
     """Fill heldout_error in the rows of the laws that the checks of validity held out."""
     from isoflop.analysis.validity.held_out import SURFACE_METHOD
 
-    if fits.validity is None or row["status"] != "ok":
+    if fits.validity is None or row.status != "ok":
         return row
     checked = {"power_law": fits.options.method, "chinchilla": SURFACE_METHOD}
-    if row["method"] != checked.get(row["form"]):
+    if row.method != checked.get(row.form):
         return row
-    return {**row, "heldout_error": fits.validity.heldout_error(row["arch"], row["axis"])}
+    return replace(row, heldout_error=fits.validity.heldout_error(row.arch, row.axis))

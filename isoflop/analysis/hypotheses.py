@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from isoflop.analysis.result import Fits
 from isoflop.analysis.rules import GRAMMAR, Rule, parse_rule
 from isoflop.numbers import format_flops
 from isoflop.study import Hypothesis
-from isoflop.tables import HYPOTHESES
+from isoflop.tables import schema_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,9 +196,8 @@ class Verdict:
     detail: str
     """The numbers that decided, or why nothing could be decided."""
 
-    def row(self) -> dict[str, Any]:
-        """Return the row of hypotheses.parquet."""
-        return {name: getattr(self, name) for name in HYPOTHESES.names}
+
+HYPOTHESES = schema_of("hypotheses", Verdict)
 
 
 def judge(hypotheses: Iterable[Hypothesis], fits: Fits) -> tuple[Verdict, ...]:

@@ -20,13 +20,46 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, Axis
 from isoflop.arrays import Floats, percentiles
-from isoflop.tables import FITS
+from isoflop.tables import schema_of
 
 LawAxis = Literal["n_params", "n_tokens", "n_active", "loss"]
 LAW_AXES: tuple[LawAxis, ...] = (*AXES, "loss")
 
 Budget = Literal["nominal", "achieved"]
 Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LawRow:
+    """One row of fits.parquet: a parameter of a law."""
+
+    arch: str
+    form: str
+    """power_law, or one of the parametric laws."""
+    axis: str | None
+    method: str
+    parameter: str
+    value: float | None
+    ci_lo: float | None
+    ci_hi: float | None
+    objective: float | None = None
+    n_points: int
+    n_starts: int | None = None
+    share_of_starts_at_optimum: float | None = None
+    bootstrap_kind: str | None
+    n_boot: int | None
+    n_failed: int | None
+    rmse: float | None
+    heldout_error: float | None = None
+    """Relative error at the largest budget, by the law of the others."""
+    confidence: float | None
+    budget_lo: float | None
+    budget_hi: float | None
+    settings: str | None
+    status: str
+
+
+FITS = schema_of("fits", LawRow)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +102,7 @@ class PowerLaw:
             raise ValueError(f"no power law for {self.arch} on {self.axis}")
         return math.exp(self.log_coefficient + self.exponent * math.log(budget_flops))
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[LawRow]:
         """Return the law's two rows of fits.parquet; a law that is missing has null values."""
         coefficient_ci = None
         if self.log_coefficient_ci is not None:
@@ -81,8 +114,8 @@ class PowerLaw:
 
     def _row(
         self, parameter: str, value: float | None, ci: Sequence[float | None] | None
-    ) -> dict[str, Any]:
-        return FITS.row(
+    ) -> LawRow:
+        return LawRow(
             arch=self.arch,
             form="power_law",
             axis=self.axis,

@@ -29,6 +29,7 @@ from isoflop.analysis.optima_methods import (
 )
 from isoflop.analysis.points import AXES, Axis, GroupKey, Point, Profile, profile_of
 from isoflop.arrays import percentiles
+from isoflop.tables import schema_of
 
 Status = Literal["interior", "edge_low", "edge_high", "not_convex", "flat", "too_few"]
 
@@ -93,6 +94,9 @@ class Optimum:
     def is_bound(self) -> bool:
         """Whether ``x_opt`` and ``loss_opt`` are bounds."""
         return self.status in ("edge_low", "edge_high")
+
+
+OPTIMA = schema_of("optima", Optimum)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

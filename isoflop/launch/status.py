@@ -30,7 +30,7 @@ from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import RUNS, read_table, write_table
+from isoflop.tables import MEASURED, RUNS, read_table, write_table
 
 STATES = (
     "done",
@@ -384,18 +384,7 @@ def _why_it_waits(state: RunState, job: JobState) -> str:
     return ", ".join(parts)
 
 
-_MEASURED = (
-    "loss",
-    "loss_se",
-    "perplexity",
-    "bits_per_byte",
-    "wall_s",
-    "step_s_median",
-    "peak_mem_bytes",
-    "tokens_per_s",
-)
-
-_KEPT = (*_MEASURED, "n_attempts", "status", "status_reason", "excluded_reason")
+_KEPT = (*MEASURED, "n_attempts", "status", "status_reason", "excluded_reason")
 
 
 def runs_row(state: RunState) -> dict[str, Any]:
@@ -403,7 +392,7 @@ def runs_row(state: RunState) -> dict[str, Any]:
     result = state.result or {}
     return {
         **state.run.row(),
-        **{name: result.get(name) for name in _MEASURED},
+        **{name: result.get(name) for name in MEASURED},
         "n_attempts": state.num_attempts,
         "status": "missing" if state.state in _UNFINISHED else state.state,
         "status_reason": "running" if state.state == "running" else state.reason,

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.made_runs import parabola, row, spaced, study
+from analysis.made_runs import parabola, row, spaced
 from isoflop.analysis.compare.differences import exponent_differences, pair_orders
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.points import select_points
 from isoflop.analysis.result import default_reference
 from isoflop.errors import UserError
-from isoflop.tables import COMPARE, EXPONENTS
 
 BUDGETS = (1e17, 1e18, 1e19)
 GAIN, EXPONENT = 1.8, 0.05
@@ -266,11 +265,3 @@ def test_an_order_is_claimed_budget_by_budget() -> None:
     orders = pair_orders(fitted(rows, n_boot=200))
     assert all(pair.claimed for pair in orders)
     assert [pair.better for pair in orders] == ["new", "new", "swiglu"]
-
-
-def test_rows_fit_their_tables() -> None:
-    fits = fitted(study(), n_boot=20)
-    for comparison in compare_archs(fits):
-        assert tuple(comparison.row()) == COMPARE.names
-    for difference in exponent_differences(fits):
-        assert tuple(difference.row()) == EXPONENTS.names

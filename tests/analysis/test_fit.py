@@ -24,10 +24,12 @@ from isoflop.analysis import (
     fit_table,
     select_points,
 )
+from isoflop.analysis.laws import FITS
+from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.points import AXES
 from isoflop.analysis.summary import optima_rows_for_display
 from isoflop.errors import UserError
-from isoflop.tables import FITS, OPTIMA, RUNS, read_table, write_table
+from isoflop.tables import RUNS, read_table, write_table
 
 TABLES = [f"{name}.parquet" for name in ("optima", "fits", "compare", "exponents", "validity")]
 PLOTS = [

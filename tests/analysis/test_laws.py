@@ -20,7 +20,6 @@ from isoflop.analysis import (
 from isoflop.analysis.laws import fit_laws
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import Method
-from isoflop.tables import FITS
 
 # Czech, "Problems with Chinchilla Approach 2", tables 1 to 3: noise-free surfaces
 # L = E + A/N^alpha + B/D^beta, on which parabolas give a biased intercept. Per surface:
@@ -226,15 +225,10 @@ def test_too_few_optima_give_rows_with_null_values() -> None:
     fits = fit_rows([first, *rest, row("peer", status="failed", loss=None)])
     rows = [r for law in fits.laws for r in law.rows()]
     assert len(rows) == 2 * 4 * 2
-    assert all(r["value"] is None and r["rmse"] is None for r in rows)
-    counts = {(r["arch"], r["axis"]): r["n_points"] for r in rows}
+    assert {r.parameter for r in rows} == {"exponent", "coefficient"}
+    assert all(r.value is None and r.rmse is None for r in rows)
+    counts = {(r.arch, r.axis): r.n_points for r in rows}
     assert counts["mlp", "n_params"] == 1
     assert counts["peer", "n_params"] == 0
     with pytest.raises(ValueError, match="no power law for peer"):
         fits.law("peer", "loss").at(1e18)
-
-
-def test_the_rows_have_the_columns_of_the_table() -> None:
-    (one, other) = fit_rows(study(["mlp"])).laws[0].rows()
-    assert tuple(one) == FITS.names
-    assert (one["parameter"], other["parameter"]) == ("exponent", "coefficient")

@@ -14,7 +14,6 @@ from isoflop.analysis import Optimum, select_points
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method, window_of
 from isoflop.analysis.points import AXES, Axis
-from isoflop.tables import OPTIMA
 
 
 def only(
@@ -201,7 +200,3 @@ def test_an_axis_without_values_is_too_few_and_the_others_stand() -> None:
     optimum = only(rows, "n_active")
     assert (optimum.status, optimum.n_points, optimum.grid_lo) == ("too_few", 0, None)
     assert only(rows).status == "interior"
-
-
-def test_the_fields_are_the_columns_of_the_table() -> None:
-    assert tuple(Optimum.__dataclass_fields__) == OPTIMA.names

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from analysis.made_runs import curve, parabola, spaced
+from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import AXES
 from isoflop.cli import fit, main
-from isoflop.tables import OPTIMA, read_table
+from isoflop.tables import read_table
 
 COLUMNS = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
 

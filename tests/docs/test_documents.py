@@ -10,19 +10,16 @@ import click
 
 from docs.documents import DOCUMENTS, REPOSITORY
 from docs.shell import blocks
+from isoflop.analysis.compare.differences import EXPONENTS
+from isoflop.analysis.compare.multipliers import COMPARE
+from isoflop.analysis.compare.one_size import SEED_MEANS
+from isoflop.analysis.hypotheses import HYPOTHESES
+from isoflop.analysis.laws import FITS
+from isoflop.analysis.optima import OPTIMA
+from isoflop.analysis.validity import VALIDITY
 from isoflop.cli import main
 from isoflop.study.file import study_from_toml
-from isoflop.tables import (
-    COMPARE,
-    EXPONENTS,
-    FITS,
-    HYPOTHESES,
-    OPTIMA,
-    PLAN,
-    RUNS,
-    SEED_MEANS,
-    VALIDITY,
-)
+from isoflop.tables import PLAN, RUNS
 
 
 def test_the_example_study_is_a_study() -> None:

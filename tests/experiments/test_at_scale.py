@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from experiments.made_scripts import EXPERIMENTS, script
+from isoflop.analysis.compare.multipliers import COMPARE
+from isoflop.analysis.validity import VALIDITY
 from isoflop.plan.artefact import plan_to_json, read_plan
 from isoflop.plan.estimate import PlanEstimate, estimate_plan, load_hardware
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study.file import load_study
-from isoflop.tables import COMPARE, VALIDITY, write_table
+from isoflop.tables import write_table
 
 at_scale, clock_parts, pace = (script(n) for n in ("at_scale", "at_scale_clock", "pace"))
 PAPER = EXPERIMENTS.parent / "results" / "paper"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments.made_scripts import script
-from isoflop.tables import HYPOTHESES, write_table
+from isoflop.analysis.hypotheses import HYPOTHESES
+from isoflop.tables import write_table
 
 claims = script("claims")
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from experiments.made_scripts import script
+from isoflop.analysis.optima import OPTIMA
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import Calibration
 from isoflop.plan.estimate.hardware import MeasuredStep, StepShape, write_calibration
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Study
-from isoflop.tables import OPTIMA, RUNS, write_table
+from isoflop.tables import RUNS, write_table
 
 clock = script("clock")
 BUDGET = 10**10

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 import command
+from isoflop.analysis.laws import FITS
+from isoflop.analysis.optima import OPTIMA
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import make_plan
 from isoflop.study import Study
-from isoflop.tables import FITS, OPTIMA, RUNS, read_table
+from isoflop.tables import RUNS, read_table
 from made_family import write_family
 from made_studies import micro
 

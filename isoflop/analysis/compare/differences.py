@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
-from isoflop.tables import EXPONENTS
+from isoflop.tables import NOT_A_COLUMN, schema_of
 
 ExponentStatus = Literal["estimate", "too_few"]
 
@@ -55,8 +55,8 @@ class ExponentDifference:
     ci_hi: float | None
     order_claimed: Order
     """Whether the whole strict interval lies above 0 (`higher`) or below it (`lower`)."""
-    strict: Interval
-    """The interval with every failed draw counted against a claim; not in the table."""
+    strict: Interval = field(metadata=NOT_A_COLUMN)
+    """The interval with every failed draw counted against a claim."""
     confidence: float
     bootstrap_kind: str | None
     n_boot: int | None
@@ -64,9 +64,8 @@ class ExponentDifference:
     status: ExponentStatus
     """`too_few`: fewer than two budgets at which both have an interior optimum."""
 
-    def row(self) -> dict[str, Any]:
-        """Return the row of exponents.parquet."""
-        return {name: getattr(self, name) for name in EXPONENTS.names}
+
+EXPONENTS = schema_of("exponents", ExponentDifference)
 
 
 def exponent(

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from isoflop.analysis.points import AXES, Axis, profile_of
 from isoflop.analysis.resources import RESOURCES, resource_at
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
-from isoflop.tables import COMPARE
+from isoflop.tables import NOT_A_COLUMN, schema_of
 
 CompareStatus = Literal[
     "estimate",
@@ -81,8 +81,8 @@ class Comparison:
     status: CompareStatus
     order_claimed: Order
     """Whether the whole strict interval lies above 1 (`higher`) or below it (`lower`)."""
-    strict: Interval
-    """The interval with every failed draw counted against a claim; not in the table."""
+    strict: Interval = field(metadata=NOT_A_COLUMN)
+    """The interval with every failed draw counted against a claim."""
     axis: Axis
     method: Method
     frontier: str = "log_log"
@@ -93,10 +93,6 @@ class Comparison:
     n_failed: int | None
     """Draws in which either arm lost its optimum or the frontier was not monotone."""
 
-    def row(self) -> dict[str, Any]:
-        """Return the row of compare.parquet."""
-        return {name: getattr(self, name) for name in COMPARE.names}
-
     @property
     def bounds(self) -> Interval:
         """The interval, (None, None) without one."""
@@ -106,6 +102,9 @@ class Comparison:
     def meaning(self) -> str:
         """The status in words."""
         return MEANINGS[self.status]
+
+
+COMPARE = schema_of("compare", Comparison)
 
 
 def compare_archs(fits: Fits, resources: Sequence[str] | None = None) -> tuple[Comparison, ...]:

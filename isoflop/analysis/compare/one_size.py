@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.compare.claims import Interval
+from isoflop.analysis.compare.claims import Interval, Order
 from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
 from isoflop.analysis.result import Fits
+from isoflop.tables import schema_of
 
 # A mean needs two seeds before it has a spread.
 MIN_SEEDS = 2
@@ -36,11 +37,30 @@ class SeedMean:
     budget_flops: float
     n_params: float
     n_tokens: float
+    n_seeds: int
     loss: float
     """Geometric mean, in the unit of the table."""
     loss_sd: float | None
     """Standard deviation between seeds; None of a single run."""
-    n_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedMeanRow(SeedMean):
+    """One row of seed_means.parquet: a mean, and its ratio to that of the reference."""
+
+    reference: str | None = None
+    """None, as all that follows, in the reference's own rows."""
+    ratio: float | None = None
+    ci_lo: float | None = None
+    ci_hi: float | None = None
+    n_shared: int | None = None
+    """Seeds that both have."""
+    order_claimed: Order | None = None
+    confidence: float | None = None
+    note: str | None = None
+
+
+SEED_MEANS = schema_of("seed_means", SeedMeanRow)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -244,14 +244,14 @@ def exponents(fits: Fits, axis: LawAxis, parameter: str) -> list[Estimate]:
         found += [
             Estimate(
                 arch=arch,
-                method=f"surface, {row['method']}",
-                value=row["value"],
-                ci_lo=row["ci_lo"],
-                ci_hi=row["ci_hi"],
+                method=f"surface, {row.method}",
+                value=row.value,
+                ci_lo=row.ci_lo,
+                ci_hi=row.ci_hi,
             )
             for fit in fits.parametric
             for row in fit.rows()
-            if (row["arch"], row["form"], row["parameter"]) == (arch, "chinchilla", parameter)
+            if (row.arch, row.form, row.parameter) == (arch, "chinchilla", parameter)
         ]
     return found
 

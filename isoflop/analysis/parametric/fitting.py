@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.analysis.bootstrap import Resampling, draw_losses, kind_for_law
+from isoflop.analysis.laws import LawRow
 from isoflop.analysis.parametric.solve import (
     WITH_VALUES,
     Status,
@@ -27,7 +28,6 @@ from isoflop.analysis.parametric.terms import (
     predict,
 )
 from isoflop.arrays import Floats, percentiles
-from isoflop.tables import FITS
 
 SETTINGS: dict[Criterion, str] = {
     "huber": f"sum of Huber({HUBER_DELTA:g}) of ln L residuals",
@@ -100,14 +100,14 @@ class ParametricFit:
             return None
         return int(np.count_nonzero(~np.isfinite(self.draws[parameter])))
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[LawRow]:
         """Return a row of fits.parquet per parameter; values are null where there is no fit."""
         return [self._row(parameter) for parameter in self.parameters]
 
-    def _row(self, parameter: str) -> dict[str, Any]:
+    def _row(self, parameter: str) -> LawRow:
         value = self.values.get(parameter)
         lo, hi = self.interval(parameter) or (None, None)
-        return FITS.row(
+        return LawRow(
             arch=self.arch,
             form=self.form,
             axis=self.axis,

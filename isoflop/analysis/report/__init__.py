@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.analysis.compare.differences import exponent_differences
-from isoflop.analysis.compare.one_size import is_one_size
-from isoflop.analysis.hypotheses import Verdict, judge
+from isoflop.analysis.compare.one_size import SEED_MEANS, is_one_size
+from isoflop.analysis.hypotheses import HYPOTHESES, Verdict, judge
 from isoflop.analysis.report.comparison import comparison_section, findings, findings_section
 from isoflop.analysis.report.document import Document, Section
 from isoflop.analysis.report.figures import write_figures
@@ -33,7 +33,7 @@ from isoflop.analysis.result import Fits
 from isoflop.analysis.summary import excluded_note
 from isoflop.files import write_text_atomic
 from isoflop.study import Hypothesis
-from isoflop.tables import HYPOTHESES, SEED_MEANS, write_table
+from isoflop.tables import write_table
 
 # The checks that make sense for a study without optima.
 _CHECKS_OF_ONE_SIZE = ("seed_noise", "achieved_budget")
@@ -91,13 +91,12 @@ def _write_tables(fits: Fits, source: Source, out_dir: Path) -> tuple[Path, ...]
     """Write the tables that only a report has: verdicts of a study, means of one-size families."""
     paths = []
     if source.study is not None:
-        rows = [verdict.row() for verdict in _verdicts(fits, source)]
         paths.append(out_dir / "hypotheses.parquet")
-        write_table(paths[-1], rows, HYPOTHESES)
+        write_table(paths[-1], _verdicts(fits, source), HYPOTHESES)
     reference = reference_of(fits, source)
     if reference is not None and is_one_size(fits.selection):
         rows = seed_mean_rows(fits, compare_shapes(fits, reference), reference)
-        rows.sort(key=lambda row: (row["arch"], row["budget_flops"]))
+        rows.sort(key=lambda row: (row.arch, row.budget_flops))
         paths.append(out_dir / "seed_means.parquet")
         write_table(paths[-1], rows, SEED_MEANS)
     return tuple(paths)

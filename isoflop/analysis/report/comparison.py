@@ -6,6 +6,7 @@ Each sentence is made from its numbers and is no stronger than they allow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from isoflop.analysis.compare.differences import ExponentDifference
 from isoflop.analysis.compare.multipliers import Comparison
@@ -89,7 +90,7 @@ def _multiplier_table(rows: Sequence[Comparison]) -> Block:
         columns,
         [
             {
-                **row.row(),
+                **asdict(row),
                 "resource": RESOURCES[row.resource].words,
                 "multiplier": bounded(signs.get(row.status, ""), row.multiplier, "{:.3f}".format),
                 "interval": interval(row.ci_lo, row.ci_hi, "{:.3f}".format),
@@ -112,7 +113,7 @@ def _difference_table(rows: Sequence[ExponentDifference]) -> Block:
         f"Exponents minus those of {rows[0].reference}",
         columns,
         [
-            {**row.row(), "interval": interval(row.ci_lo, row.ci_hi, "{:.4f}".format)}
+            {**asdict(row), "interval": interval(row.ci_lo, row.ci_hi, "{:.4f}".format)}
             for row in rows
         ],
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from isoflop.analysis.laws import LawRow
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Axis
 from isoflop.analysis.report.document import (
@@ -159,9 +161,7 @@ def laws_section(fits: Fits) -> Section:
     return Section(key="laws", title="Laws", blocks=tuple(blocks))
 
 
-def _law_table(
-    caption: str, rows: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()
-) -> Block:
+def _law_table(caption: str, rows: Sequence[LawRow], left_out: Sequence[str] = ()) -> Block:
     """Return the parameters with the columns that hold anything and are not left out."""
     form = "{:.5g}".format
     columns = [
@@ -179,10 +179,10 @@ def _law_table(
         number_column("share_of_starts_at_optimum", "Starts at optimum", 2),
         text_column("status", "Status"),
     ]
-    used = [c for c in columns if any(row.get(c.key) is not None for row in rows)]
+    used = [c for c in columns if any(getattr(row, c.key, None) is not None for row in rows)]
     keys = {c.key for c in used} | {"arch", "value", "interval", "status"}
     return table(
         caption,
         [c for c in columns if c.key in keys and c.key not in left_out],
-        [{**row, "interval": interval(row["ci_lo"], row["ci_hi"], form)} for row in rows],
+        [{**asdict(row), "interval": interval(row.ci_lo, row.ci_hi, form)} for row in rows],
     )

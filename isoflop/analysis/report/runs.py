@@ -8,7 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from isoflop.analysis.compare.claims import order
-from isoflop.analysis.compare.one_size import PairedLoss, natural_order, paired_loss, seed_means
+from isoflop.analysis.compare.one_size import (
+    PairedLoss,
+    SeedMeanRow,
+    natural_order,
+    paired_loss,
+    seed_means,
+)
 from isoflop.analysis.points import Excluded, Point
 from isoflop.analysis.report.document import (
     ARCH,
@@ -28,7 +34,6 @@ from isoflop.analysis.report.source import Source
 from isoflop.analysis.result import Fits, default_reference
 from isoflop.analysis.summary import excluded_note, perplexity
 from isoflop.numbers import format_flops
-from isoflop.tables import SEED_MEANS
 
 
 def runs_section(fits: Fits) -> Section:
@@ -153,9 +158,9 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
     ]
     rows = [
         {
-            **row,
-            "perplexity": perplexity(row["loss"]),
-            "interval": interval(row["ci_lo"], row["ci_hi"], "{:.4f}".format),
+            **asdict(row),
+            "perplexity": perplexity(row.loss),
+            "interval": interval(row.ci_lo, row.ci_hi, "{:.4f}".format),
         }
         for row in seed_mean_rows(fits, pairs, reference)
     ]
@@ -179,11 +184,11 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
     )
 
 
-def seed_mean_rows(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> list[dict[str, Any]]:
+def seed_mean_rows(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> list[SeedMeanRow]:
     """Return the rows of seed_means.parquet, in natural order."""
     by_key = {(pair.arch, pair.budget_flops): pair for pair in pairs}
     return [
-        SEED_MEANS.row(
+        SeedMeanRow(
             **asdict(mean),
             **_against(by_key.get((mean.arch, mean.budget_flops)), reference, fits),
         )

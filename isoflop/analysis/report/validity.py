@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from isoflop.analysis.hypotheses import Verdict
@@ -58,7 +59,7 @@ def hypotheses_section(verdicts: Sequence[Verdict], *, has_study: bool) -> Secti
             text_column("verdict", "Verdict"),
             label_column("detail", "Because"),
         ]
-        blocks.append(table("Hypotheses", columns, [verdict.row() for verdict in verdicts]))
+        blocks.append(table("Hypotheses", columns, [asdict(verdict) for verdict in verdicts]))
     elif has_study:
         blocks.append("The study states no hypothesis.")
     else:
@@ -98,7 +99,7 @@ def _table(title: str, findings: Sequence[Finding]) -> Block:
 
 
 def _row(finding: Finding) -> dict[str, Any]:
-    row = finding.row()
+    row = asdict(finding)
     has_interval = finding.ci_lo is not None and finding.ci_hi is not None
     ends = interval(finding.ci_lo, finding.ci_hi, "{:.4g}".format) if has_interval else None
     return {**row, "interval": ends}

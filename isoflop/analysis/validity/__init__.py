@@ -10,7 +10,7 @@ from isoflop.analysis.validity.design import (
     duplicate_findings,
     noise_findings,
 )
-from isoflop.analysis.validity.finding import Finding, Validity
+from isoflop.analysis.validity.finding import VALIDITY, Finding, Validity
 from isoflop.analysis.validity.held_out import held_out_findings
 from isoflop.analysis.validity.variants import (
     Rows,
@@ -19,7 +19,7 @@ from isoflop.analysis.validity.variants import (
     selection_findings,
 )
 
-__all__ = ["Finding", "Validity", "validity"]
+__all__ = ["VALIDITY", "Finding", "Validity", "validity"]
 
 
 def validity(rows: Rows, fits: Fits) -> Validity:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from isoflop.tables import VALIDITY
+from isoflop.tables import schema_of
 
 Check = Literal[
     "selection",
@@ -30,12 +30,9 @@ _VARIANTS: tuple[Check, ...] = ("selection", "method", "convention")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What one variant of one check gave."""
+    """What one variant of one check gave, a row of validity.parquet."""
 
     check: Check
-    quantity: str
-    """What `value` is: exponent, multiplier, log_loss_sd, ..."""
-    status: FindingStatus
     arch: str | None = None
     reference: str | None = None
     axis: str | None = None
@@ -43,17 +40,19 @@ class Finding:
     budget_flops: float | None = None
     variant: str | None = None
     """What was done differently."""
+    quantity: str
+    """What `value` is: exponent, multiplier, log_loss_sd, ..."""
     value: float | None = None
     ci_lo: float | None = None
     ci_hi: float | None = None
     baseline: float | None = None
     """The same quantity in the fit itself."""
     n_points: int | None = None
+    status: FindingStatus
     detail: str | None = None
 
-    def row(self) -> dict[str, Any]:
-        """Return the row of validity.parquet."""
-        return {name: getattr(self, name) for name in VALIDITY.names}
+
+VALIDITY = schema_of("validity", Finding)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +91,3 @@ class Validity:
         ]
         last = max(scored, key=lambda f: f.budget_flops or 0.0, default=None)
         return None if last is None or last.value is None else abs(last.value)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of validity.parquet."""
-        return [finding.row() for finding in self.findings]

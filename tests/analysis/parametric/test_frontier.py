@@ -10,7 +10,6 @@ from isoflop.analysis.bootstrap import draw_optima
 from isoflop.analysis.optima import Optimum, find_optima
 from isoflop.analysis.parametric import FrontierLaw, fit_frontier, frontier_of
 from isoflop.analysis.points import GroupKey, Point, Selection
-from isoflop.tables import FITS
 
 BUDGETS = (1e17, 3e17, 1e18, 3e18, 1e19)
 EXPONENT = BESIROGLU.alpha * BESIROGLU.beta / (BESIROGLU.alpha + BESIROGLU.beta)
@@ -86,12 +85,12 @@ def test_two_optima_get_a_verdict() -> None:
     fit = _fit(_optima(BUDGETS[:2]))
     assert fit.status == "too_few"
     assert fit.reason == "2 interior optima; a frontier needs 3"
-    assert [(row["parameter"], row["value"]) for row in fit.rows()] == [
+    assert [(row.parameter, row.value) for row in fit.rows()] == [
         ("A", None),
         ("alpha", None),
         ("L_inf", None),
     ]
-    assert all(tuple(row) == FITS.names and row["axis"] == "loss" for row in fit.rows())
+    assert all(row.axis == "loss" for row in fit.rows())
     with pytest.raises(ValueError, match="too_few"):
         frontier_of(fit)
 

@@ -61,14 +61,14 @@ def test_noisy_points_give_intervals_over_the_truth() -> None:
         low, high = fit.interval(name)
         assert low < TRUE[name] < high
         assert high - low < 0.1
-    assert [row["parameter"] for row in fit.rows()] == ["A", "alpha", "gamma", "B", "beta", "E"]
+    assert [row.parameter for row in fit.rows()] == ["A", "alpha", "gamma", "B", "beta", "E"]
 
 
 def test_one_sparsity_gets_a_verdict() -> None:
     fit = fit_joint(_points(sparsities=(8.0,)), arch="moe", resampling=NO_BOOT)
     assert fit.status == "sparsity_not_varied"
     assert fit.values == {}
-    assert {row["value"] for row in fit.rows()} == {None}
+    assert {row.value for row in fit.rows()} == {None}
 
 
 def test_sparsity_that_follows_from_size_gets_a_verdict() -> None:
@@ -91,7 +91,7 @@ def test_too_few_and_unknown_points_get_a_verdict() -> None:
     assert fit_joint(_points()[:6], arch="moe").status == "too_few"
     fit = fit_joint(studied(), arch="dense")
     assert (fit.status, fit.n_points) == ("too_few", 0)
-    assert fit.rows()[0]["budget_lo"] is None
+    assert fit.rows()[0].budget_lo is None
 
 
 def test_one_budget_at_one_ratio_of_tokens_is_degenerate() -> None:

@@ -11,7 +11,6 @@ from analysis.parametric.made_laws import point, studied
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.parametric import fit_parametric
 from isoflop.analysis.points import GroupKey, Point, Selection
-from isoflop.tables import FITS
 
 NO_SHRINKING = (Phase.explicit, Phase.generate)
 
@@ -54,9 +53,8 @@ def test_every_arch_gets_every_law_it_can_have() -> None:
     assert fits[2].has_values
     for fit in fits:
         for row in fit.rows():
-            assert tuple(row) == FITS.names
-            assert row["status"] == fit.status
-            assert (row["value"] is None) == (not fit.has_values)
+            assert row.status == fit.status
+            assert (row.value is None) == (not fit.has_values)
 
 
 def test_an_empty_group_or_selection_gives_verdicts() -> None:
@@ -84,7 +82,7 @@ def test_any_table_gives_laws_or_verdicts(rows: list[tuple[float, float, float]]
     for fit in fit_parametric(_selection(points), n_boot=2):
         assert fit.has_values or fit.reason
         for row in fit.rows():
-            value = row["value"]
+            value = row.value
             assert value is None or math.isfinite(value)
 
 
@@ -92,7 +90,7 @@ def test_settings_reach_every_fit() -> None:
     selection = _selection(studied(noise=0.002))
     fits = fit_parametric(selection, n_boot=10, seed=3, bootstrap="case", confidence=0.5)
     assert {fit.bootstrap_kind for fit in fits[:2]} == {"case"}
-    assert all(row["confidence"] == 0.5 for row in fits[0].rows())
+    assert all(row.confidence == 0.5 for row in fits[0].rows())
     assert fit_parametric(selection, n_boot=0)[0].bootstrap_kind is None
 
 

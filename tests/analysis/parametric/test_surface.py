@@ -18,7 +18,6 @@ from isoflop.analysis.parametric import (
     surface_of,
 )
 from isoflop.arrays import percentiles
-from isoflop.tables import FITS
 
 METHODS = ("huber", "vpnls")
 NO_BOOT = Resampling(n_boot=0)
@@ -124,8 +123,8 @@ def test_data_that_cannot_tell_get_a_verdict_and_null_rows(method: str) -> None:
         fit = _fit(points, method, Resampling(n_boot=10))
         assert fit.status == status
         assert fit.reason
-        assert [row["value"] for row in fit.rows()] == [None] * 7
-        assert all(row["ci_lo"] is None and row["status"] == status for row in fit.rows())
+        assert [row.value for row in fit.rows()] == [None] * 7
+        assert all(row.ci_lo is None and row.status == status for row in fit.rows())
         with pytest.raises(ValueError, match=status):
             surface_of(fit)
         assert surface_draws(fit) is None
@@ -160,22 +159,21 @@ def test_losses_that_rise_with_size_have_no_optimum() -> None:
     assert np.isnan(fit.values["a"])
     assert fit.n_failed("a") == 10
     assert fit.interval("a") is None
-    by_parameter = {row["parameter"]: row for row in fit.rows()}
-    assert by_parameter["a"]["value"] is None
-    assert by_parameter["alpha"]["value"] == pytest.approx(-0.3, rel=1e-5)
+    by_parameter = {row.parameter: row for row in fit.rows()}
+    assert by_parameter["a"].value is None
+    assert by_parameter["alpha"].value == pytest.approx(-0.3, rel=1e-5)
 
 
-def test_rows_have_the_tables_columns_and_all_parameters() -> None:
+def test_a_row_for_every_parameter() -> None:
     fit = _fit(studied(noise=0.003), resampling=Resampling(n_boot=40))
     rows = fit.rows()
-    assert all(tuple(row) == FITS.names for row in rows)
-    assert [row["parameter"] for row in rows] == ["A", "alpha", "B", "beta", "E", "a", "b"]
+    assert [row.parameter for row in rows] == ["A", "alpha", "B", "beta", "E", "a", "b"]
     for row in rows:
-        assert row["ci_lo"] < row["value"] < row["ci_hi"]
-        assert (row["form"], row["method"], row["n_points"]) == ("chinchilla", "huber", 28)
-        assert (row["bootstrap_kind"], row["n_boot"], row["n_failed"]) == ("residual", 40, 0)
-        assert (row["budget_lo"], row["budget_hi"], row["confidence"]) == (1e17, 3e18, 0.95)
-        assert row["n_starts"] == 50
+        assert row.ci_lo < row.value < row.ci_hi
+        assert (row.form, row.method, row.n_points) == ("chinchilla", "huber", 28)
+        assert (row.bootstrap_kind, row.n_boot, row.n_failed) == ("residual", 40, 0)
+        assert (row.budget_lo, row.budget_hi, row.confidence) == (1e17, 3e18, 0.95)
+        assert row.n_starts == 50
 
 
 def test_draws_give_intervals_of_anything_derived() -> None:
@@ -192,4 +190,4 @@ def test_no_draws_no_intervals() -> None:
     fit = _fit(studied(noise=0.003))
     assert fit.bootstrap_kind is None
     assert fit.interval("alpha") is None
-    assert fit.rows()[0]["n_failed"] is None
+    assert fit.rows()[0].n_failed is None

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from analysis.made_runs import row
+from isoflop.analysis.compare.one_size import SEED_MEANS
 from isoflop.analysis.fit import FitOptions, fit_rows
+from isoflop.analysis.hypotheses import HYPOTHESES
 from isoflop.analysis.report import make_document, write_report
 from isoflop.analysis.report.document import Document, Items, Table
 from isoflop.analysis.report.source import source_of
-from isoflop.tables import HYPOTHESES, SEED_MEANS, read_table
+from isoflop.tables import read_table
 
 STUDY = {
     "name": "made",
