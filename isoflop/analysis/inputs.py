@@ -13,21 +13,18 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from isoflop.analysis.points import Point
 from isoflop.errors import UserError, shown
 from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
 OPTIONAL = (
-    "seed",
-    "n_active",
-    "n_nonembed",
-    "wall_s",
-    "peak_mem_bytes",
-    "loss_se",
+    *(field.name for field in fields(Point) if field.name not in ("run_id", *REQUIRED)),
     "status",
     "excluded_reason",
 )

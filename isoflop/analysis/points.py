@@ -34,13 +34,13 @@ class Point:
     """Nominal training FLOPs of the budget the run belongs to."""
     n_params: float
     n_tokens: float
-    n_active: float | None
-    """Parameters used per token; None where the table does not say."""
-    loss: float
-    """Nats per token, or the unit of the table; all points of a table share it."""
     flops: float | None = None
     """Training FLOPs achieved, under the table's convention."""
+    loss: float
+    """Nats per token, or the unit of the table; all points of a table share it."""
     seed: int | None = None
+    n_active: float | None
+    """Parameters used per token; None where the table does not say."""
     n_nonembed: float | None = None
     wall_s: float | None = None
     """Training time in seconds."""
