@@ -19,15 +19,15 @@ from pathlib import Path
 
 from at_scale_clock import (
     REFERENCE,
-    DevicePaces,
+    DeviceSeconds,
     Measured,
     answer_section,
     clock_section,
     measured_in,
-    paces_of,
     parts_section,
+    seconds_of_devices,
 )
-from pace import markdown_table
+from seconds_per_flop import markdown_table
 
 from isoflop.analysis.power import DEFAULT_NOISE, PowerReport, estimate_power
 from isoflop.numbers import format_flops
@@ -51,7 +51,7 @@ USUAL = "h100"
 def page(
     plan: Plan,
     estimates: Mapping[str, PlanEstimate],
-    of: DevicePaces,
+    of: DeviceSeconds,
     measured: Measured,
     *,
     price: float,
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan, measured = read_plan(chosen.folder), measured_in(chosen.measured)
     devices = gpus()
     estimates = {device.name: estimate_plan(plan, device) for device in devices}
-    of = paces_of(plan, estimates, devices)
+    of = seconds_of_devices(plan, estimates, devices)
     print(page(plan, estimates, of, measured, price=chosen.price, noise=chosen.noise))
     if not chosen.no_figure:
         from at_scale_figure import write_figure

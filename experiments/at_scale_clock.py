@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pace import CellKey, SecondsPerFlop, cells, centre, markdown_table, paces
+from seconds_per_flop import CellKey, SecondsPerFlop, by_cell, cells, centre, markdown_table
 
 from isoflop.analysis.compare.multipliers import COMPARE
 from isoflop.analysis.validity import VALIDITY
@@ -23,7 +23,7 @@ SUBJECT = "sgatlin"
 Change = Literal["as estimated", "head in bf16", "head in bf16, gathers free"]
 CHANGES: tuple[Change, ...] = ("as estimated", "head in bf16", "head in bf16, gathers free")
 
-DevicePaces = Mapping[str, Mapping[Change, Mapping[CellKey, SecondsPerFlop]]]
+DeviceSeconds = Mapping[str, Mapping[Change, Mapping[CellKey, SecondsPerFlop]]]
 """By device and by what is changed of its estimate."""
 
 
@@ -93,20 +93,20 @@ def device_seconds(
     return found
 
 
-def paces_of(
+def seconds_of_devices(
     plan: Plan, estimates: Mapping[str, PlanEstimate], devices: Sequence[Hardware]
-) -> DevicePaces:
-    """Return the paces on every device, as estimated and with the changes."""
+) -> DeviceSeconds:
+    """Return seconds per FLOP on every device, as estimated and with the changes."""
     return {
         device.name: {
-            change: paces(plan, device_seconds(plan, estimates[device.name], device, change))
+            change: by_cell(plan, device_seconds(plan, estimates[device.name], device, change))
             for change in CHANGES
         }
         for device in devices
     }
 
 
-def clock_section(plan: Plan, of: DevicePaces) -> str:
+def clock_section(plan: Plan, of: DeviceSeconds) -> str:
     """Return the seconds per FLOP of every family over the reference's, by device and budget."""
     others = [arch for arch in plan.study.archs if arch != REFERENCE]
     rows = []
@@ -163,7 +163,7 @@ def _parts_per_flop(plan: Plan, estimate: PlanEstimate, arch: str, budget: int) 
     return {name: centre([parts[name] for parts in per_flop]) for name in per_flop[0]}
 
 
-def answer_section(of: DevicePaces, measured: Measured, budget: int) -> str:
+def answer_section(of: DeviceSeconds, measured: Measured, budget: int) -> str:
     """Return whether the subject still wins by the clock, as far as anything was measured."""
     archs = [arch for arch, at in next(iter(of.values()))["as estimated"] if at == budget]
     rows = [
@@ -192,7 +192,7 @@ def answer_section(of: DevicePaces, measured: Measured, budget: int) -> str:
     )
 
 
-def answer(of: DevicePaces, measured: Measured, budget: int) -> str:
+def answer(of: DeviceSeconds, measured: Measured, budget: int) -> str:
     """Return the answer in a sentence or two."""
     needed = {
         change: [_needed(by[change], SUBJECT, budget) for by in of.values()] for change in CHANGES
@@ -207,8 +207,8 @@ def answer(of: DevicePaces, measured: Measured, budget: int) -> str:
         frozenset({"faster"}): "Yes on every device, if that multiplier holds at scale.",
         frozenset({"slower"}): "No on every device, unless the multiplier grows with scale.",
     }
-    said = words.get(frozenset(verdicts), "Undecided, or different from device to device.")
-    return f"{start} {spans}. Measured on the CPU: {_shown(found)}. {said}"
+    verdict = words.get(frozenset(verdicts), "Undecided, or different from device to device.")
+    return f"{start} {spans}. Measured on the CPU: {_shown(found)}. {verdict}"
 
 
 def _needed(found: Mapping[CellKey, SecondsPerFlop], arch: str, budget: int) -> float:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from at_scale_clock import REFERENCE, SUBJECT, DevicePaces, Measured
-from pace import CellKey, SecondsPerFlop
+from at_scale_clock import REFERENCE, SUBJECT, DeviceSeconds, Measured
+from seconds_per_flop import CellKey, SecondsPerFlop
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 STEM = "seconds_per_flop"
 
 
-def write_figure(plan: Plan, of: DevicePaces, measured: Measured, folder: Path) -> Path:
+def write_figure(plan: Plan, of: DeviceSeconds, measured: Measured, folder: Path) -> Path:
     """Write seconds_per_flop.png into a folder."""
     with plot_style.style():
         (path,) = plot_style.save(draw(plan, of, measured), folder, STEM, ("png",))
     return path
 
 
-def draw(plan: Plan, of: DevicePaces, measured: Measured) -> Figure:
-    """Draw the paces as estimated; a band is the multiplier that was measured."""
+def draw(plan: Plan, of: DeviceSeconds, measured: Measured) -> Figure:
+    """Draw seconds per FLOP as estimated; a band is the multiplier that was measured."""
     archs = sorted(plan.study.archs)
     notes = [
         "Predicted from data sheets; nothing was measured on a GPU. Lines: centres of the grids; "
@@ -65,11 +65,11 @@ def _draw_device(
     axes.set(xscale="log", yscale="log")
     for index, arch in enumerate(archs):
         mark = plot_style.family_mark(index)
-        # Beside one another, so that bars of equal budgets can be told apart.
+        # Beside one another, so that bars of equal budgets can be distinguished.
         shift = 1.06 ** (index - (len(archs) - 1) / 2)
         own = [found[arch, budget] for budget in budgets]
         units = [found[REFERENCE, budget].s_per_flop for budget in budgets]
-        y = [pace.s_per_flop / unit for pace, unit in zip(own, units, strict=True)]
+        y = [one.s_per_flop / unit for one, unit in zip(own, units, strict=True)]
         below = [(p.s_per_flop - p.low) / unit for p, unit in zip(own, units, strict=True)]
         above = [(p.high - p.s_per_flop) / unit for p, unit in zip(own, units, strict=True)]
         axes.errorbar(

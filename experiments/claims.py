@@ -123,7 +123,7 @@ CLAIMS = (
 
 
 def findings(claim: Claim, results: Path) -> list[Finding]:
-    """The verdicts on the rules whose name is the claim's, or begins with it and a dash."""
+    """Return the verdicts on rules whose name is the claim's, or begins with it and a dash."""
     read = _from_models if claim.from_models else _from_fits
     return [
         finding
@@ -148,19 +148,19 @@ def _from_models(study: str, results: Path) -> Iterator[tuple[str, Finding]]:
     for row in pq.read_table(results / study / "claims.parquet").to_pylist():
         if row["quantity"] in ("rule", "measured", "verdict"):
             words.setdefault(row["claim"], {})[row["quantity"]] = row["note"]
-    for name, said in words.items():
-        yield name, Finding(study=study, **said)
+    for name, finding in words.items():
+        yield name, Finding(study=study, **finding)
 
 
 def together(verdicts: Sequence[str]) -> str:
-    """The verdict on a claim: supported where every rule is, not supported where one is not."""
+    """Return the verdict on a claim: supported if every rule is, not supported if one is not."""
     if "not supported" in verdicts:
         return "not supported"
     return "undecided" if "undecided" in verdicts or not verdicts else "supported"
 
 
 def page_block(results: Path) -> str:
-    """The summary and a table for each claim, in Markdown."""
+    """Return the summary and a table for each claim, in Markdown."""
     by_claim = {claim: findings(claim, results) for claim in CLAIMS}
     summary = ["| claim | | verdict | rules supported / not / undecided |", "|---|---|---|---|"]
     sections = []
@@ -193,7 +193,7 @@ def _command(claim: Claim, study: str) -> str:
 
 
 def with_block(page: str, block: str) -> str:
-    """The page with what stands between its two marks replaced."""
+    """Return the page with the text between its two marks replaced."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{block}\n{END}{after}"

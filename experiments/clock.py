@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pace import CellKey, SecondsPerFlop, cells, centre, markdown_table
+from seconds_per_flop import CellKey, SecondsPerFlop, cells, centre, markdown_table
 
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
@@ -29,7 +29,8 @@ from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import Calibration, load_calibration
-from isoflop.plan.estimate.hardware import MeasuredStep, shape_key
+from isoflop.plan.estimate.hardware import MeasuredStep
+from isoflop.plan.estimate.memory import shape_key
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import RUNS, read_table
@@ -55,7 +56,7 @@ class Clock:
     """False: at the centre of the grid."""
 
     @property
-    def pace(self) -> SecondsPerFlop:
+    def seconds_per_flop(self) -> SecondsPerFlop:
         """The same in seconds per FLOP."""
         return SecondsPerFlop(
             s_per_flop=1 / self.flops_per_s, low=1 / self.fastest, high=1 / self.slowest
@@ -141,7 +142,7 @@ def _row(clock: Clock, reference: Clock) -> list[str]:
         "optimum" if clock.at_optimum else "centre",
         f"{1000 * clock.step_s:.2f}",
         f"{clock.flops_per_s / 1e9:.2f}",
-        clock.pace.over(reference.pace),
+        clock.seconds_per_flop.over(reference.seconds_per_flop),
     ]
 
 
@@ -150,7 +151,10 @@ def _sentences(found: Mapping[CellKey, Clock], reference: str) -> list[str]:
     lines = []
     for arch in dict.fromkeys(arch for arch, _ in found):
         own = [clock for clock in found.values() if clock.arch == arch]
-        ratios = [clock.pace.relative(found[reference, clock.budget_flops].pace) for clock in own]
+        ratios = [
+            clock.seconds_per_flop.relative(found[reference, clock.budget_flops].seconds_per_flop)
+            for clock in own
+        ]
         rates = [clock.flops_per_s for clock in own]
         line = f"- {arch}: its rate varies by a factor of {max(rates) / min(rates):.2f} from budget"
         if arch != reference:
@@ -202,8 +206,8 @@ def time_section(fits: Fits, plan: Plan, reference: str) -> str:
         "\n".join(sentences),
     ]
     if verdicts:
-        said = "The study's frozen rules on time, judged with these times:"
-        blocks += [said, "\n".join(verdicts)]
+        start = "The study's frozen rules on time, judged with these times:"
+        blocks += [start, "\n".join(verdicts)]
     return "\n\n".join(blocks)
 
 

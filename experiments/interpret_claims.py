@@ -105,7 +105,7 @@ class Study:
         return [run for run in self.plan.unique_runs if _is_published_design(run)]
 
     def with_weights(self) -> Iterator[tuple[PlannedRun, LoadedRun]]:
-        """The runs whose weights were kept, opened.
+        """Yield the runs whose weights were kept, opened.
 
         Raises:
             UserError: there is none.
@@ -121,12 +121,12 @@ class Study:
             yield run, self.loaded[run.run_id]
 
     def of(self, run: PlannedRun) -> RunFolder:
-        """The folder of a run."""
+        """Return the folder of a run."""
         return RunFolder(self.folder, run.run_id)
 
 
 def _is_published_design(run: PlannedRun) -> bool:
-    """Whether every choice of the layer is sgatlin's own; its counts may be any."""
+    """Return whether every choice of the layer is sgatlin's own; its counts may be any."""
     if run.spec.family != FAMILY:
         return False
     config = config_from_mapping(FAMILY, run.spec.config)
@@ -135,7 +135,7 @@ def _is_published_design(run: PlannedRun) -> bool:
 
 
 def claim_c5(study: Study) -> list[Row]:
-    """Active share of a feed-forward layer's parameters, at the published sizes and here."""
+    """Measure the active share of a layer's parameters, at the published sizes and here."""
     published = {}
     for size in sorted(
         {s for table in PAPER_V1.published_sizes.values() for s in table["default"]}
@@ -161,7 +161,7 @@ def _share_rows(claim: str, shares: tuple[float, float], **place: Any) -> Iterat
 
 
 def claim_c6(study: Study) -> list[Row]:
-    """Layers are linear given their gates."""
+    """Measure whether layers are linear given their gates."""
     rows, worst, num_models = [], dict[str, float](), 0
     for run, loaded in study.with_weights():
         found = linearity_rows(loaded)
@@ -173,7 +173,7 @@ def claim_c6(study: Study) -> list[Row]:
 
 
 def claim_c7(study: Study) -> list[Row]:
-    """Gates form clusters of meaning, beyond token identity."""
+    """Measure whether gates form clusters of meaning, beyond token identity."""
     rows, shown, verdicts = [], [], []
     for run, loaded in study.with_weights():
         found = cluster_rows(loaded)
@@ -185,7 +185,7 @@ def claim_c7(study: Study) -> list[Row]:
 
 
 def claim_c8(study: Study) -> list[Row]:
-    """The gates at a noun are implicated in recalling a fact about it."""
+    """Measure whether the gates at a noun are implicated in recalling a fact about it."""
     rows, by_arch = [], dict[str, list[SeedEffect]]()
     for run, loaded in study.with_weights():
         found = fact_effects(loaded)
@@ -199,7 +199,7 @@ def claim_c8(study: Study) -> list[Row]:
 
 
 def claim_c10(study: Study) -> list[Row]:
-    """Experts stay in use without a balancing loss."""
+    """Measure whether experts stay in use without a balancing loss."""
     rows, least = [], []
     for run in study.runs:
         logged = training_usage(study.of(run).path)
@@ -250,7 +250,7 @@ def _finding_rows(claim: str, rule: str, found: Finding) -> list[Row]:
 
 
 def measure(folder: Path, claims: Sequence[str]) -> list[Row]:
-    """Measures a study, writes its claims.parquet and returns the rows.
+    """Measure a study, write its claims.parquet and return the rows.
 
     Raises:
         UserError: there is no plan or nothing of it to look at, or C8 is asked of a study that is
@@ -266,7 +266,7 @@ def measure(folder: Path, claims: Sequence[str]) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures the studies that are named; 2 for a mistake of the user's."""
+    """Measure the studies that are named; return 2 for a mistake of the user's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument(

@@ -50,13 +50,13 @@ Row = dict[str, Any]
 
 
 def row(quantity: str, value: float | None, **rest: Any) -> Row:
-    """A row of what was measured."""
+    """Return a row of a measurement."""
     empty = dict.fromkeys(("layer", "ci_lo", "ci_hi", "n", "note"))
     return {**empty, "quantity": quantity, "value": value, **rest}
 
 
 def active_shares(family: str, config: Any, d_model: int) -> tuple[float, float]:
-    """Active share of a layer's parameters: all of them with the router, and the experts alone."""
+    """Return a layer's active share of parameters: with the router, and of the experts alone."""
     spec = get_spec(family)
     (experts,) = (part for part in spec.ledger(config, d_model, 1) if part.name == "experts")
     whole = spec.num_active_params(config, d_model) / spec.num_params(config, d_model)
@@ -64,7 +64,7 @@ def active_shares(family: str, config: Any, d_model: int) -> tuple[float, float]
 
 
 def linearity_rows(loaded: LoadedRun) -> list[Row]:
-    """C6: errors of each layer on held-out text."""
+    """Return, for C6, the errors of each layer on held-out text."""
     inputs_BT = _inputs(_thinned(loaded, LINEAR_TOKENS))
     traced = trace(loaded.model, inputs_BT)
     checks = linearity(loaded.model, traced.x, traced.y, traced.idx, traced.score)
@@ -81,7 +81,7 @@ def linearity_rows(loaded: LoadedRun) -> list[Row]:
 
 @torch.no_grad()
 def superposition_error(loaded: LoadedRun, traced: Trace, layer: int) -> float:
-    """How far y(2 a - b) is from 2 y(a) - y(b) under the same gates, as linearity measures it.
+    """Return how far y(2 a - b) is from 2 y(a) - y(b) under the same gates, as linearity does.
 
     a are the layer's inputs, b those of the tokens before; the layer itself computes all three.
     """
@@ -98,7 +98,7 @@ def superposition_error(loaded: LoadedRun, traced: Trace, layer: int) -> float:
 
 
 def cluster_rows(loaded: LoadedRun) -> list[Row]:
-    """C7: purities of gates and controls with intervals, verdicts, and CKA to the embeddings."""
+    """Return, for C7, purities of gates and controls, verdicts, and CKA to the embeddings."""
     loaded = replace(loaded, heldout=_thinned(loaded, CLUSTER_TOKENS))
     tokens = _token_rows(loaded)
     seen, blank = activations_of(loaded, tokens), activations_of(untrained(loaded), tokens)
@@ -116,7 +116,7 @@ def cluster_rows(loaded: LoadedRun) -> list[Row]:
 
 
 def shows_clusters(rows: Sequence[Row]) -> bool:
-    """Whether some layer's gates are purer in word class than every control that C7 names."""
+    """Return whether a layer's gates are purer in word class than all controls that C7 names."""
     low = {(found["layer"], found["quantity"]): found["ci_lo"] for found in rows}
     layers = {found["layer"] for found in rows if found["layer"] is not None}
     wanted = [
@@ -131,7 +131,7 @@ def shows_clusters(rows: Sequence[Row]) -> bool:
 
 
 def is_layer_verdict(found: Row) -> bool:
-    """Whether a row is the library's verdict on the word class of one layer."""
+    """Return whether a row is the library's verdict on the word class of one layer."""
     return found["quantity"] == f"{CLUSTER_LABEL} verdict" and found["layer"] is not None
 
 
@@ -152,7 +152,7 @@ def _purity_rows(purities: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 
 def _cka_rows(loaded: LoadedRun, seen: Activations, blank: Activations) -> Iterator[Row]:
-    """Of whole layers; ``note`` is the 95th percentile of shuffled rows."""
+    """Yield CKA of whole layers; ``note`` is the 95th percentile of shuffled rows."""
     found = cka_of_both(loaded, seen.patterns, blank.patterns, num_shuffles=NUM_SHUFFLES, seed=SEED)
     for each in found:
         if each["channel"] is None:
@@ -164,7 +164,7 @@ def _cka_rows(loaded: LoadedRun, seen: Activations, blank: Activations) -> Itera
 
 
 def fact_effects(loaded: LoadedRun) -> list[dict[str, Any]]:
-    """Rows of isoflop.interpret.effects.EFFECTS for each single layer and control."""
+    """Return rows of isoflop.interpret.effects.EFFECTS for each single layer and control."""
     assert loaded.data is not None
     pairs = make_pairs(make_prompts(planted(loaded.data), loaded.tokenizer), seed=SEED)
     layers = {str(layer): [layer] for layer in range(loaded.spec.n_layers)}
@@ -172,7 +172,7 @@ def fact_effects(loaded: LoadedRun) -> list[dict[str, Any]]:
 
 
 def effect_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """C8: effects of each layer and control with their intervals over nouns."""
+    """Return, for C8, effects of each layer and control with their intervals over nouns."""
     for each in found:
         place = {"layer": int(each["layers"]), "n": each["n_pairs"]}
         for name in ("nie", "gap", "effect", "flip", "answers_cf"):
@@ -183,7 +183,7 @@ def effect_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 
 def seed_effect(found: Sequence[Mapping[str, Any]]) -> SeedEffect:
-    """What a model shows in the layer whose gates at the noun have the highest effect."""
+    """Return the effects in the layer whose gates at the noun have the highest effect."""
     own = [each for each in found if each["control"] == INTERVENTION]
     best = max(own, key=lambda each: each["nie"])
     controls = [
@@ -201,7 +201,7 @@ def seed_effect(found: Sequence[Mapping[str, Any]]) -> SeedEffect:
 
 
 def usage_rows(logged: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    """C10: of each layer, all channels together: the end, and the first, middle and last step."""
+    """Return, for C10, each layer's usage at the end, and at the first, middle and last step."""
     whole = {each["layer"] for each in logged if each["channel"] is None}
     ever = over_training(logged, "ever_used")
     for layer, points in ever.items():
@@ -233,13 +233,13 @@ def _thinned(loaded: LoadedRun, most_tokens: int) -> HeldoutWindows:
 
 
 def _inputs(heldout: HeldoutWindows) -> torch.Tensor:
-    """Whole windows [B, T]: a padded one has tokens that no text has."""
+    """Return whole windows [B, T]: a padded one has tokens that no text has."""
     whole = heldout.tokens[(heldout.tokens != PAD_ID).all(axis=1)]
     return torch.from_numpy(shift_right(whole, heldout.begin_id).astype(np.int64))
 
 
 def _token_rows(loaded: LoadedRun) -> TokenRows:
-    """The held-out tokens but the first of each window, whose input is no text."""
+    """Return the held-out tokens but the first of each window, whose input is no text."""
     assert loaded.heldout is not None
     target_WT = loaded.heldout.tokens
     input_WT = shift_right(target_WT, loaded.heldout.begin_id)

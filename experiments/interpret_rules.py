@@ -67,7 +67,7 @@ class SeedEffect:
 
 
 def judge_active(shares: Mapping[int, float], experts_alone: Mapping[int, float]) -> Finding:
-    """C5, from the active shares at the published sizes."""
+    """Judge C5 from the active shares at the published sizes."""
     below = [size for size, share in shares.items() if share < ACTIVE_SHARE]
     alone = [size for size, share in experts_alone.items() if share < ACTIVE_SHARE]
     measured = (
@@ -80,14 +80,14 @@ def judge_active(shares: Mapping[int, float], experts_alone: Mapping[int, float]
 
 
 def judge_linearity(errors: Mapping[str, float], num_models: int) -> Finding:
-    """C6, from the worst errors by kind."""
+    """Judge C6 from the worst errors by kind."""
     parts = ", ".join(f"{kind} {error:.1e}" for kind, error in errors.items())
     verdict = SUPPORTED if max(errors.values()) < MAX_ERROR else NOT_SUPPORTED
     return Finding(verdict=verdict, measured=f"largest errors of {num_models} models: {parts}")
 
 
 def judge_clusters(shown: Sequence[bool], num_beyond: int, num_layers: int) -> Finding:
-    """C7, from whether each model has a layer that shows it.
+    """Judge C7 from whether each model has a layer that shows it.
 
     Args:
         shown: by model.
@@ -103,7 +103,7 @@ def judge_clusters(shown: Sequence[bool], num_beyond: int, num_layers: int) -> F
 
 
 def judge_usage(least: Sequence[float]) -> Finding:
-    """C10, from each run's least used layer."""
+    """Judge C10 from each run's least used layer."""
     num_collapsed = sum(share < COLLAPSED for share in least)
     num_used = sum(share > USED for share in least)
     if num_used == len(least):
@@ -118,7 +118,7 @@ def judge_usage(least: Sequence[float]) -> Finding:
 
 
 def judge_c8(seeds: Sequence[SeedEffect]) -> Finding:
-    """C8, from the models of one kind."""
+    """Judge C8 from the models of one kind."""
     knowing = [seed for seed in seeds if seed.knows]
     num_showing = sum(seed.shows for seed in seeds)
     pooled = pooled_gaps(knowing)
@@ -141,7 +141,7 @@ def judge_c8(seeds: Sequence[SeedEffect]) -> Finding:
 
 
 def judge_c8_layer(seeds: Sequence[SeedEffect]) -> Finding:
-    """C8-layer, from the models of four layers."""
+    """Judge C8-layer from the models of four layers."""
     num_second = sum(seed.best_layer == 1 for seed in seeds)
     verdict = UNDECIDED
     if sum(seed.knows for seed in seeds) >= MOST_SEEDS:
@@ -154,7 +154,7 @@ def judge_c8_layer(seeds: Sequence[SeedEffect]) -> Finding:
 
 
 def pooled_gaps(seeds: Sequence[SeedEffect]) -> dict[str, tuple[float, float, float]]:
-    """By control: mean over seeds and its 95 % interval by Student's t; none of fewer than two."""
+    """Return by control the mean over seeds and its 95 % interval (Student's); none of one seed."""
     from scipy.stats import t
 
     if len(seeds) < 2:

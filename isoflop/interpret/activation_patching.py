@@ -77,17 +77,17 @@ def interventions(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Change:
-    """What a control puts where: for each patched token its place, and the gates of all layers."""
+    """The gates that a control puts in, of all layers, and the places of the patched tokens."""
 
     pairs: Sequence[int]
     """Pairs of the batch that it exists for."""
     at_P: list[int]
     """Places in the flattened batch."""
     idx: Sequence[Tensor]
-    """By layer, [P, C, K]."""
+    """Experts by layer, [P, C, K]."""
     score: Sequence[Tensor]
     positions: Sequence[str]
-    """By pair of ``pairs``, for people."""
+    """Positions as text, for each pair of ``pairs``."""
 
 
 class _Batch:
@@ -215,10 +215,10 @@ def _names(pair: Pair) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patching:
-    """What was found and where it was written."""
+    """The effects of patching gates, and the files that hold them."""
 
     rows: Sequence[dict[str, Any]]
-    """Of isoflop.interpret.effects.EFFECTS."""
+    """Rows of isoflop.interpret.effects.EFFECTS."""
     files: Sequence[Path]
 
 

@@ -47,11 +47,11 @@ class Trace:
 
     embedding_TD: Tensor
     attention: list[Tensor]
-    """What each layer's attention adds: [T, D]."""
+    """Each layer's attention output: [T, D]."""
     x: list[Tensor]
     """The input of each layer's feed-forward, normalised: [T, D]."""
     y: list[Tensor]
-    """What each layer's feed-forward adds: [T, D]."""
+    """Each layer's feed-forward output: [T, D]."""
     idx: list[Tensor]
     """The experts that each layer chose: [T, C, K]."""
     score: list[Tensor]
@@ -62,7 +62,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attribution:
-    """What the parts of the residual stream at one token add to one logit there."""
+    """The contributions of a token's residual stream, part by part, to one logit there."""
 
     logit: float
     embedding: float
@@ -255,13 +255,13 @@ class LogitAttribution:
     checks: Sequence[Linearity]
     position: int
     before: str
-    """What the model has read up to that position; the begin token has no text."""
+    """The text up to that position; the begin token has none."""
     token: int
     text: str
-    """Of the token."""
+    """The token as text."""
     logit: float
     rows: Sequence[dict[str, Any]]
-    """Of isoflop.interpret.attribution.ATTRIBUTION."""
+    """Rows of :data:`ATTRIBUTION`."""
     files: Sequence[Path]
 
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 TEMPLATE = "The {noun} was {adjective}"
-"""Of the paper, and of the facts planted in made-up text."""
+"""The template of the paper, and of the facts planted in made-up text."""
 MIN_COUNT = 10
-"""Sentences with a fact before it is mined: the paper's."""
+"""Sentences that must state a fact before it is mined: the paper's number."""
 PLANTED_FILE = "facts.json"
-"""In a prepared folder whose source plants facts."""
+"""The file of facts in a prepared folder whose source plants them."""
 _READ_TOKENS = 1_000_000
 
 _PAPER = {
@@ -186,7 +186,7 @@ class Pair:
     clean: Prompt
     cf: Prompt
     third: Prompt | None
-    """Of the control; None: no noun has this layout and another adjective."""
+    """The control's prompt; None: no noun has this layout and another adjective."""
     read: int
     """Position whose prediction is the first token in which the adjectives differ."""
 

@@ -25,7 +25,7 @@ class Gates:
     idx: list[Tensor] = field(default_factory=list)
     """int32, within the table of the channel."""
     score: list[Tensor] = field(default_factory=list)
-    """As the router gave them: before a softmax, if the family has one; of moe: its weights."""
+    """The router's scores: before a softmax, if the family has one; moe's are its weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Patch:
     """Choices that take the place of a layer's own at some tokens."""
 
     positions: Sequence[int]
-    """Of the tokens, in the flattened batch: row * tokens per row + position."""
+    """Places of the tokens in the flattened batch: row * tokens per row + position."""
     idx_PCK: Tensor
     score_PCK: Tensor
 

@@ -127,9 +127,9 @@ class Linearity:
     layer: int
     num_tokens: int
     matrix_error: float | None
-    """Of y and matrix @ x; None: the layer is not linear."""
+    """Distance of y and matrix @ x; None: the layer is not linear."""
     sum_error: float
-    """Of y and the sum of the experts' contributions."""
+    """Distance of y and the sum of the experts' contributions."""
 
 
 def linearity(

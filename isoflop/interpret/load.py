@@ -39,12 +39,12 @@ class LoadedRun:
     run_id: str
     """64 hex digits."""
     model: Transformer
-    """On the CPU, in float32 whatever the run's precision, no parameter with a gradient."""
+    """The model, on the CPU, in float32 whatever the run's precision, without gradients."""
     tokenizer: Tokenizer
     heldout: HeldoutWindows | None
-    """None: made without text."""
+    """The held-out text; None: the model came without."""
     folder: Path | None
-    """The run's; None: the model is no run's."""
+    """The run's folder; None: the model is no run's."""
     data: TokenData | None = None
     """The prepared data, for training text and names of documents."""
 
@@ -84,7 +84,7 @@ class GateShape:
     num_layers: int
     num_channels: int
     num_experts: int
-    """That a channel chooses from."""
+    """Experts that a channel chooses from."""
 
 
 def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> LoadedRun:

@@ -70,7 +70,7 @@ def arrow_schema(columns: tuple[tuple[str, str], ...], meta: Mapping[str, Any]) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """What a folder with a recording holds; in the metadata of both files."""
+    """The description of a recording, which is in the metadata of both its files."""
 
     version: int
     run_id: str
@@ -81,7 +81,7 @@ class Recording:
     num_top: int
     """Predictions kept for each token."""
     num_experts: int | None
-    """That a channel chooses from; None: the family does not say."""
+    """Experts that a channel chooses from; None: the family does not say."""
     shared: bool
     """Whether all channels choose from the same table."""
 

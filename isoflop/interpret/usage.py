@@ -44,7 +44,7 @@ TABLE_FILE = "expert_usage.parquet"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """What was found and where it was written."""
+    """The use of experts in a recording, and the files that hold it."""
 
     rows: Sequence[dict[str, Any]]
     files: Sequence[Path]

@@ -64,7 +64,7 @@ _SMALL_SHAPE = {"d_model": 24, "n_layers": 1, "n_heads": 3, "vocab_size": 61, "s
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredFlops:
-    """What torch counts on one batch of a model."""
+    """The FLOPs that torch counts on one batch of a model."""
 
     forward: int
     """FLOPs of the forward pass, loss included."""
@@ -82,7 +82,7 @@ class FlopCheck:
     """The outcome of one gate."""
 
     spec: RunSpec
-    """What ran."""
+    """The operators that ran."""
     flops_per_token: int
     """Forward FLOPs per token of the ledger."""
     problem: str | None

@@ -18,7 +18,9 @@ from isoflop.plan.planner import Plan, make_plan
 from isoflop.study.file import load_study
 from isoflop.tables import write_table
 
-at_scale, clock_parts, pace = (script(n) for n in ("at_scale", "at_scale_clock", "pace"))
+at_scale, clock_parts, seconds_per_flop = (
+    script(n) for n in ("at_scale", "at_scale_clock", "seconds_per_flop")
+)
 PAPER = EXPERIMENTS.parent / "results" / "paper"
 LARGEST = 6 * 10**18
 
@@ -65,23 +67,25 @@ def test_a_pace_is_that_of_the_middle_sizes_and_knows_its_grid(
     plan: Plan, h100: PlanEstimate
 ) -> None:
     seconds = clock_parts.device_seconds(plan, h100, load_hardware("h100"))
-    runs = pace.cells(plan)["mlp", LARGEST]
+    runs = seconds_per_flop.cells(plan)["mlp", LARGEST]
     assert [run.size for run in runs] == [5, 6, 7, 8]
     per_flop = [seconds[run.run_id] / run.flops for run in runs]
-    found = pace.paces(plan, seconds)["mlp", LARGEST]
+    found = seconds_per_flop.by_cell(plan, seconds)["mlp", LARGEST]
     assert found.s_per_flop == pytest.approx((per_flop[1] + per_flop[2]) / 2, rel=1e-12)
     assert (found.low, found.high) == (min(per_flop), max(per_flop))
     lacking = {name: s for name, s in seconds.items() if name != runs[0].run_id}
-    assert ("mlp", LARGEST) not in pace.paces(plan, lacking)
+    assert ("mlp", LARGEST) not in seconds_per_flop.by_cell(plan, lacking)
 
 
 def test_the_middle_of_a_grid_is_by_place_and_not_by_value() -> None:
-    assert pace.centre([5.0, 1.0, 9.0]) == 1.0
-    assert pace.centre([5.0, 1.0, 3.0, 9.0]) == 2.0
+    assert seconds_per_flop.centre([5.0, 1.0, 9.0]) == 1.0
+    assert seconds_per_flop.centre([5.0, 1.0, 3.0, 9.0]) == 2.0
 
 
 def test_the_parts_add_up_to_the_relative_pace(plan: Plan, h100: PlanEstimate) -> None:
-    of = clock_parts.paces_of(plan, {"h100": h100}, [load_hardware("h100")])["h100"]["as estimated"]
+    of = clock_parts.seconds_of_devices(plan, {"h100": h100}, [load_hardware("h100")])["h100"][
+        "as estimated"
+    ]
     needed = of["sgatlin", LARGEST].relative(of["swiglu", LARGEST])
     last = clock_parts.parts_section(plan, h100).splitlines()[-1]
     assert last.split("|")[-2].strip() == f"{100 * needed:.0f}"
@@ -120,10 +124,12 @@ def test_the_answer_follows_the_interval(low: float, high: float, said: str) -> 
     of = {
         device: {
             change: {
-                ("sgatlin", LARGEST): pace.SecondsPerFlop(
+                ("sgatlin", LARGEST): seconds_per_flop.SecondsPerFlop(
                     s_per_flop=needed, low=needed, high=needed
                 ),
-                ("swiglu", LARGEST): pace.SecondsPerFlop(s_per_flop=1.0, low=1.0, high=1.0),
+                ("swiglu", LARGEST): seconds_per_flop.SecondsPerFlop(
+                    s_per_flop=1.0, low=1.0, high=1.0
+                ),
             }
             for change in clock_parts.CHANGES
         }

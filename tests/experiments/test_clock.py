@@ -62,7 +62,7 @@ def test_at_the_centre_the_rate_is_the_middle_sizes(plan: Plan, calibration: Cal
     found = clock.clocks(plan, calibration, {})
     mlp, sgatlin = found["mlp", BUDGET], found["sgatlin", BUDGET]
     assert mlp.flops_per_s == pytest.approx(MLP_RATE, rel=1e-12)
-    assert sgatlin.pace.relative(mlp.pace) == pytest.approx(2.0, rel=1e-12)
+    assert sgatlin.seconds_per_flop.relative(mlp.seconds_per_flop) == pytest.approx(2.0, rel=1e-12)
     assert (sgatlin.slowest, sgatlin.fastest) == pytest.approx((0.5e10, 1.25e10), rel=1e-12)
     middle = next(run for run in plan.runs if (run.arch, run.size) == ("sgatlin", 2))
     assert sgatlin.step_s == pytest.approx(middle.flops / middle.spec.steps / 1e10, rel=1e-12)

@@ -41,7 +41,7 @@ _CHECKS_OF_ONE_SIZE = ("seed_noise", "achieved_budget")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What `write_report` wrote."""
+    """The document and the files of a report."""
 
     document: Document
     markdown_path: Path

@@ -70,7 +70,7 @@ class Section:
     """A titled part of a report."""
 
     key: str
-    """Its anchor."""
+    """The section's anchor."""
     title: str
     blocks: tuple[Block, ...]
 

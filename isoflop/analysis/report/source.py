@@ -33,7 +33,7 @@ Entry = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where the numbers come from."""
+    """The input of a report: its digest, the study around it, the versions used."""
 
     table: str
     """File name of the table that was fitted; no path, so that a report can move."""

@@ -55,19 +55,19 @@ class Options:
     """Tokens in which a listed pair of experts met, at least."""
     num_shuffles: int = 20
     method: str = "auto"
-    """Of the two-dimensional embedding: auto, umap or pca."""
+    """Method of the two-dimensional embedding: auto, umap or pca."""
     settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """What was found and where it was written."""
+    """The geometry of a recording, and the files that hold it."""
 
     verdicts: Sequence[dict[str, Any]]
     purities: Sequence[dict[str, Any]]
     cka: Sequence[dict[str, Any]]
     method: str
-    """Of the two-dimensional embedding."""
+    """Method of the two-dimensional embedding."""
     num_tokens: int
     num_documents: int
     files: Sequence[Path]

@@ -41,7 +41,7 @@ class Cka:
     value: float | None
     """None where a matrix does not vary."""
     shuffled_mean: float | None
-    """With the rows of one matrix in a random order: not 0, and near 1 where columns are many and
+    """The mean with one matrix's rows in random order: not 0, and near 1 where columns are many and
     rows are few."""
     shuffled_hi: float | None
     """Its 95th percentile."""

@@ -39,7 +39,7 @@ NEIGHBOURS = Schema(
 Text = Callable[[Sequence[int]], str]
 """Successive token ids as text."""
 Allowed = Callable[[slice], NDArray[np.bool_]]
-"""Of a block of rows: which patterns may be their neighbours [Q, P]."""
+"""Says which patterns may be the neighbours of a block of rows [Q, P]."""
 BLOCK_ROWS = 512
 # Cosines that differ by less are equal; which of them come first is drawn.
 _EQUAL = 1e-9

@@ -36,7 +36,7 @@ WINDOWS_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenRows:
-    """Where each pattern stands in the text."""
+    """The places of patterns in the text."""
 
     document_P: Ints
     window_P: Ints
@@ -62,7 +62,7 @@ class Patterns:
 
     tokens: TokenRows
     layers: tuple[csr_array, ...]
-    """Of each layer [P, C * E]: the score where an expert was chosen, nothing elsewhere."""
+    """A matrix [P, C * E] for each layer: the scores where experts were chosen, else nothing."""
     shape: GateShape
 
     def channel(self, layer: int, channel: int) -> csr_array:
@@ -176,15 +176,15 @@ def _assemble(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Activations:
-    """What a model does on a sample of tokens."""
+    """The gates and residual streams of a model on a sample of tokens."""
 
     patterns: Patterns
     residual: tuple[NDArray[np.float32], ...]
-    """Of each layer [P, D]: the residual stream that its feed-forward reads, before the norm."""
+    """The residual stream [P, D] that each layer's feed-forward reads, before the norm."""
 
 
 def activations_of(loaded: LoadedRun, tokens: TokenRows) -> Activations:
-    """Run the model on the held-out windows that a sample of tokens is of."""
+    """Run the model on the held-out windows of a sample of tokens."""
     assert loaded.heldout is not None
     shape = shape_of(loaded)
     gates: list[list[csr_array]] = [[] for _ in range(shape.num_layers)]

@@ -89,7 +89,7 @@ class Estimate:
     """None where no token has a figure."""
     draws_B: Floats
     num_tokens: int
-    """That have a figure."""
+    """Tokens that have a figure."""
 
     @property
     def interval(self) -> Interval:

@@ -41,9 +41,9 @@ class Content:
     """All that a page shows."""
 
     data: dict[str, Any]
-    """What its script reads."""
+    """The JSON that the page's script reads."""
     usage: list[dict[str, Any]]
-    """Rows of isoflop.interpret.usage, of the recorded layers."""
+    """Rows of isoflop.interpret.usage for the recorded layers."""
     num_recorded_documents: int
     num_shown_experts: int
     num_described_experts: int

@@ -35,19 +35,19 @@ class Limits:
     """How much a page holds, so that a browser opens it whatever was recorded."""
 
     documents: int = 8
-    """The first recorded ones."""
+    """Documents shown: the first recorded ones."""
     tokens_per_document: int = 300
-    """From its beginning."""
+    """Tokens from a document's beginning on."""
     strongest: int = 5
     """Experts shown of each token and layer."""
     experts: int = 1500
     """Experts described: those with the largest shares, all shown tokens together."""
     contexts: int = 6
-    """Of each described expert."""
+    """Contexts of each described expert."""
     writes: int = 8
     """Tokens that an expert raises, and as many that it lowers."""
     neighbours: int = 5
-    """Of each token, in each of its two lists."""
+    """Neighbours in each of a token's two lists."""
     neighbour_tokens: int = 10_000
     """Tokens among which neighbours are looked for."""
 

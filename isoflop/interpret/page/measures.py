@@ -44,12 +44,12 @@ _CHUNK_NUMBERS = 2**24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strongest:
-    """Of each token of a layer the experts with the largest contributions, largest first."""
+    """The experts of a layer with the largest contributions at each token, largest first."""
 
     layer: int
     channel_TS: NDArray[np.int64]
     expert_TS: NDArray[np.int64]
-    """In the table of the channel."""
+    """Places in the table of the channel."""
     share_TS: NDArray[np.float32]
     """Length of the contribution over the sum of the lengths of all experts of the layer."""
     is_negative_TS: NDArray[np.bool_]
@@ -168,11 +168,11 @@ def _highest(before: Candidates, found: Candidates, num: int) -> Candidates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbours:
-    """Of each shown token, in order."""
+    """The neighbours of the shown tokens, in their order."""
 
     any_token: list[Found]
     other_token: list[Found]
-    """Those at which another token was read."""
+    """Neighbours at which another token was read."""
     num_searched: int
     """Size of the sample."""
 

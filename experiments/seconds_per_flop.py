@@ -20,11 +20,11 @@ class SecondsPerFlop:
     """Device-seconds per training FLOP of one family at one budget, and how far they vary."""
 
     s_per_flop: float
-    """At the centre of the grid, or at the optimum."""
+    """Seconds at the centre of the grid, or at the optimum."""
     low: float
-    """Of the fastest: size of the grid, or timed step."""
+    """Seconds of the fastest: size of the grid, or timed step."""
     high: float
-    """Of the slowest."""
+    """Seconds of the slowest."""
 
     def relative(self, reference: SecondsPerFlop) -> float:
         """Return seconds per FLOP over the reference's: the multiplier that breaks even by clock.
@@ -35,7 +35,7 @@ class SecondsPerFlop:
         return self.s_per_flop / reference.s_per_flop
 
     def over(self, reference: SecondsPerFlop) -> str:
-        """Say it: the multiplier, and in brackets those of the fastest and of the slowest."""
+        """Return the multiplier as text, in brackets those of the fastest and the slowest."""
         low, high = self.low / reference.s_per_flop, self.high / reference.s_per_flop
         return f"{self.relative(reference):.2f} ({low:.2f} to {high:.2f})"
 
@@ -53,12 +53,12 @@ def centre(values: Sequence[float]) -> float:
     return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
-def paces(plan: Plan, seconds: Mapping[str, float]) -> dict[CellKey, SecondsPerFlop]:
-    """Return the pace of each family and budget at the centre of its grid.
+def by_cell(plan: Plan, seconds: Mapping[str, float]) -> dict[CellKey, SecondsPerFlop]:
+    """Return seconds per FLOP of each family and budget at the centre of its grid.
 
     Args:
         plan: the plan.
-        seconds: device-seconds of whole runs, by run id; a cell that lacks one has no pace.
+        seconds: device-seconds of whole runs, by run id; a cell that lacks one is left out.
     """
     found = {}
     for key, runs in cells(plan).items():
