@@ -29,8 +29,7 @@ from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import Calibration, load_calibration
-from isoflop.plan.estimate.hardware import MeasuredStep
-from isoflop.plan.estimate.memory import shape_key
+from isoflop.plan.estimate.hardware import MeasuredStep, shape_key
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.tables import RUNS, read_table
