@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.analysis.fit import fit_optima, fit_rows, fit_table
-    from isoflop.analysis.inputs import load_rows
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.optima_methods import METHODS
-    from isoflop.analysis.points import select_points
+    from isoflop.analysis.points import load_rows, select_points
     from isoflop.analysis.result import FitOptions, Fits
     from isoflop.analysis.summary import excluded_note
 
@@ -28,7 +27,7 @@ _HOME = {
     "fit_optima": "fit",
     "fit_rows": "fit",
     "fit_table": "fit",
-    "load_rows": "inputs",
+    "load_rows": "points",
     "select_points": "points",
 }
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
-from isoflop.analysis.inputs import load_rows
 from isoflop.analysis.laws import FITS, LawRow, fit_laws
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, Axis, Selection, select_points
+from isoflop.analysis.points import AXES, Axis, Selection, load_rows, select_points
 from isoflop.analysis.result import FitOptions, Fits, pick_reference
 from isoflop.tables import Schema, write_table
 

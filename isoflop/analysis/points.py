@@ -1,16 +1,29 @@
-"""The points that may enter a fit, why every other row may not, and profiles of points by size."""
+"""From any table of runs to points: what may enter a fit, why a row may not, profiles by size.
+
+A table is a study folder's, or any csv or parquet file. Needed columns are ``REQUIRED``; any other
+column of runs.parquet is read where it is there, the rest is ignored. Counts may be fractional and
+of any size: numbers become float64. What no fit could use as it stands (a missing column, text in a
+number) is the user's mistake, in one line; a row that a fit must leave out (no loss, an infinite
+one, 0 FLOPs) is read, and select_points gives the reason.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from isoflop.arrays import Floats
+from isoflop.errors import UserError, shown
+from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table
 
 Axis = Literal["n_params", "n_tokens", "n_active"]
 AXES: tuple[Axis, ...] = ("n_params", "n_tokens", "n_active")
@@ -89,6 +102,59 @@ class Selection:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
+OPTIONAL = (
+    *(field.name for field in fields(Point) if field.name not in ("run_id", *REQUIRED)),
+    "status",
+    "excluded_reason",
+)
+
+_NUMBERS = frozenset(name for name, kind in RUNS.columns if kind in ("int64", "float64"))
+_TEXTS = frozenset(name for name, kind in RUNS.columns if kind == "string")
+_KNOWN = _NUMBERS | _TEXTS
+_MISSING = frozenset({"", "na", "n/a", "null", "none"})
+_FALSE = frozenset({"false", "no", "0", "nan", *_MISSING})
+_WHAT = "runs table"
+_TABLE = "runs.parquet"
+
+
+def table_of(path: Path) -> Path:
+    """Return the table that a study folder or the path of a table names.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / _TABLE).is_file():
+        return path / _TABLE
+    if path.is_dir():
+        allowed, do = f"a folder with plan.json or {_TABLE}", "plan a study into it, or name a file"
+    else:
+        allowed, do = "an existing study folder, csv or parquet file", "check the path"
+    raise UserError(_WHAT, str(path), allowed, do)
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a study folder's runs.parquet or of a csv or parquet file.
+
+    A csv file is UTF-8 (with or without a byte-order mark), comma-separated, with a header; empty
+    cells, ``NA`` and ``null`` are missing values.
+
+    Raises:
+        UserError: no such file, not a table, columns missing or named twice, text in a number.
+    """
+    path = table_of(path)
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1" or path.suffix == ".parquet"
+    names, rows = _read_parquet(path) if is_parquet else _read_csv(path)
+    _check_columns(path, names)
+    converted = [_row(path, names, number, row) for number, row in enumerate(rows, start=1)]
+    if not converted:
+        raise UserError(_WHAT, str(path), "a table with at least one row", "add runs to it")
+    return converted
+
+
 def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
     """Split the rows of runs.parquet, or of a table like it, into points and excluded rows.
 
@@ -151,6 +217,111 @@ def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
         log_x=np.log(xs),
         loss=np.array([point.loss for _, point in known], dtype=np.float64),
     )
+
+
+def _read_parquet(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
+    table = open_parquet(path, _WHAT)
+    if VERSION_KEY in (table.schema.metadata or {}):
+        if "loss" not in table.column_names:
+            raise UserError(_WHAT, str(path), f"a table of runs, not {path.stem}", f"name {_TABLE}")
+        rows = read_table(path, RUNS)
+        return list(RUNS.names), [tuple(row.values()) for row in rows]
+    columns = [column.to_pylist() for column in table.columns]
+    return list(table.column_names), list(zip(*columns, strict=True))
+
+
+def _read_csv(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            _WHAT, str(path), f"a csv file in UTF-8 or a parquet file ({error})", "convert it"
+        ) from None
+    if not lines:
+        raise UserError(_WHAT, str(path), "a table with a header", "write it again")
+    names = [name.strip() for name in lines[0]]
+    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
+        raise UserError(_WHAT, str(path), f"comma-separated (not by {mark!r})", "convert it")
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(names):
+            raise UserError(
+                f"data row {number} of {path}",
+                shown(f"{len(line)} cells"),
+                f"{len(names)} cells, as the header",
+                "correct the table",
+            )
+    return names, lines[1:]
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1 and name in _KNOWN]
+    if twice:
+        raise UserError(
+            f"column {twice[0]} of {path}", shown("twice"), "there once", "rename or drop one"
+        )
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise UserError(
+            f"columns of {path}",
+            ", ".join(names) or "none",
+            f"{', '.join(REQUIRED)}, and any others",
+            f"add {', '.join(missing)}, or rename what holds them (also read: "
+            f"{', '.join(OPTIONAL)})",
+        )
+
+
+def _row(path: Path, names: Sequence[str], number: int, cells: Sequence[Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, cell in zip(names, cells, strict=True):
+        if name == "excluded_reason":
+            row[name] = _reason(cell)
+        elif name in _TEXTS:
+            row[name] = None if _is_missing(cell) else str(cell)
+        elif name in _NUMBERS:
+            row[name] = _number(path, name, number, cell)
+    return row
+
+
+def _number(path: Path, name: str, number: int, cell: Any) -> float | int | None:
+    if _is_missing(cell) and not isinstance(cell, float):
+        return None
+    try:
+        if not isinstance(cell, str | int | float | Decimal) or isinstance(cell, bool):
+            raise ValueError
+        value = float(cell)
+        if name == "seed":
+            return _seed(value)
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"{name} in data row {number} of {path}",
+            cell,
+            "a whole number" if name == "seed" else "a number",
+            "correct it, or leave the cell empty",
+        ) from None
+    return value
+
+
+def _seed(value: float) -> int | None:
+    if math.isnan(value):
+        return None
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
+def _reason(cell: Any) -> str | None:
+    """Return a reason in words; of a column of booleans, a reason where it is true."""
+    if _is_missing(cell) or str(cell).strip().lower() in _FALSE:
+        return None
+    is_true = str(cell).strip().lower() in ("true", "yes", "1", "1.0")
+    return "marked as excluded" if is_true else str(cell)
+
+
+def _is_missing(cell: Any) -> bool:
+    if isinstance(cell, float):
+        return math.isnan(cell)
+    return cell is None or (isinstance(cell, str) and cell.strip().lower() in _MISSING)
 
 
 def _identity(point: Point) -> tuple[object, ...]:

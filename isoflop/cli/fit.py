@@ -173,7 +173,7 @@ def runs_of(source: Path, out: Path | None) -> Runs:
         rows = collect(source, read_plan(source), folder)
         table = folder / "runs.parquet"
         return Runs(table=table, rows=rows, out_folder=folder, written=(table,))
-    from isoflop.analysis.inputs import load_rows, table_of
+    from isoflop.analysis.points import load_rows, table_of
 
     table = table_of(source)
     if out is None and not source.is_dir():
