@@ -32,8 +32,9 @@ from isoflop.interpret.geometry.purity import as_labels
 from isoflop.interpret.geometry.purity_tests import Settings, purity_rows, verdict_rows
 from isoflop.interpret.geometry.word_class import classes_of
 from isoflop.interpret.linear import linearity
-from isoflop.interpret.load import LoadedRun, gated_modules, untrained
+from isoflop.interpret.load import LoadedRun, untrained
 from isoflop.interpret.usage import over_training
+from isoflop.train.routing import gated_modules
 
 SEED = 0
 LINEAR_TOKENS = 2048

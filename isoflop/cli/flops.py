@@ -103,7 +103,7 @@ def _rung(
     """Return a run of one rung of a ladder, as far as its model goes."""
     import dataclasses
 
-    from isoflop.data.catalog import get_tokenizer_spec
+    from isoflop.data.tokenizers.spec import TOKENIZERS
     from isoflop.families import config_from_mapping, get_spec
     from isoflop.recipe import get_recipe
     from isoflop.spec import RunSpec
@@ -118,7 +118,7 @@ def _rung(
     shape = recipe.shape(scale)
     config = dataclasses.asdict(get_spec(family).ladder(recipe, scale)) | _parsed(overrides)
     # The micro recipe's data are bytes, the paper's GPT-2's tokens.
-    tokenizer = get_tokenizer_spec("byte" if recipe.name.startswith("micro") else "gpt2")
+    tokenizer = TOKENIZERS["byte" if recipe.name.startswith("micro") else "gpt2"]
     return RunSpec(
         family=family,
         config=dataclasses.asdict(config_from_mapping(family, config)),

@@ -60,17 +60,6 @@ SOURCE_PATTERNS: Mapping[str, str] = MappingProxyType(
 """Every other source."""
 
 
-def get_tokenizer_spec(name: str) -> TokenizerSpec:
-    """Return the definition of a tokenizer.
-
-    Raises:
-        UserError: there is no such tokenizer.
-    """
-    if name not in TOKENIZERS:
-        raise UserError("tokenizer", name, f"one of {', '.join(TOKENIZERS)}", "choose one of them")
-    return TOKENIZERS[name]
-
-
 def identify(source: str, tokenizer: str, *, data_dir: Path | None = None) -> DataIdentity:
     """Return the identity of a source's tokens; reads at most manifests.
 

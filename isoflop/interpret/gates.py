@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.errors import UserError
-from isoflop.interpret.load import gated_modules
+from isoflop.train.routing import gated_modules
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from isoflop.errors import UserError, shown
 from isoflop.families import get_routing
 from isoflop.files import read_json, sha256_file
@@ -21,6 +19,7 @@ from isoflop.plan.edit import find_run
 from isoflop.plan.planner import Plan
 from isoflop.spec import RunSpec, run_id, shown_id
 from isoflop.train.evaluate import evaluation_windows
+from isoflop.train.routing import gated_modules
 
 if TYPE_CHECKING:
     from isoflop.data.tokenizers import Tokenizer
@@ -127,21 +126,14 @@ def untrained(loaded: LoadedRun) -> LoadedRun:
     return replace(loaded, model=model)
 
 
-def gated_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that choose experts, one per layer, in order; empty for a dense model."""
-    return [module for module in model.modules() if hasattr(module, "gates")]
-
-
 def shape_of(loaded: LoadedRun) -> GateShape:
     """Return how many layers, channels and experts a loaded run has."""
-    from isoflop.train.routing import routed_layers
-
-    layers = routed_layers(loaded.model, loaded.spec)
-    assert layers is not None
+    routing = get_routing(loaded.spec.family, loaded.spec.config)
+    assert routing is not None
     return GateShape(
-        num_layers=len(layers.modules),
-        num_channels=layers.num_channels,
-        num_experts=layers.num_experts,
+        num_layers=len(gated_modules(loaded.model)),
+        num_channels=routing.num_channels,
+        num_experts=routing.num_experts,
     )
 
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.errors import UserError
+from isoflop.families import get_routing
 from isoflop.files import fsync_path
 from isoflop.interpret.gates import Gates, recorded_gates
-from isoflop.interpret.load import gated_modules
 from isoflop.interpret.recording import (
     GATES,
     GATES_FILE,
@@ -39,6 +39,7 @@ from isoflop.interpret.recording import (
     arrow_schema,
 )
 from isoflop.train.evaluate import Evaluation, evaluate
+from isoflop.train.routing import gated_modules
 from isoflop_kernels import stable_topk
 
 if TYPE_CHECKING:
@@ -103,8 +104,6 @@ def windows_at_a_time(batch_size: int, seq_len: int) -> int:
 def _describe(
     loaded: LoadedRun, heldout: HeldoutWindows, layers: Sequence[int] | None, num_top: int
 ) -> Recording:
-    from isoflop.train.routing import routed_layers
-
     num_layers = len(gated_modules(loaded.model))
     wanted = tuple(range(num_layers)) if layers is None else tuple(sorted(set(layers)))
     if not wanted or not set(wanted) <= set(range(num_layers)):
@@ -112,7 +111,7 @@ def _describe(
     if not 1 <= num_top <= loaded.spec.vocab_size:
         allowed = f"from 1 to the vocabulary of {loaded.spec.vocab_size}"
         raise UserError("--top", num_top, allowed, "correct it")
-    routed = routed_layers(loaded.model, loaded.spec)
+    routing = get_routing(loaded.spec.family, loaded.spec.config)
     assert loaded.heldout is not None
     num_tokens = _num_tokens(heldout)
     return Recording(
@@ -122,8 +121,8 @@ def _describe(
         num_tokens=num_tokens,
         complete=num_tokens == _num_tokens(loaded.heldout),
         num_top=num_top,
-        num_experts=None if routed is None else routed.num_experts,
-        shared=routed is not None and routed.shared,
+        num_experts=None if routing is None else routing.num_experts,
+        shared=routing is not None and routing.shared,
     )
 
 

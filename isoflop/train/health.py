@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.spec import RunSpec
 from isoflop.train.ranks import SINGLE, Ranks
-from isoflop.train.routing import EverUsed, UsageRecorder, is_logged, routed_layers, usage_rows
+from isoflop.train.routing import EverUsed, is_logged, usage_recorder, usage_rows
 
 # A spike is a loss that exceeds the median of the SPIKE_WINDOW before it by more than SPIKE_SIGMAS
 # of their spread and by more than SPIKE_NATS. The spread is 1.4826 × the median absolute deviation,
@@ -119,8 +119,7 @@ class Monitor:
         self._on_event = on_event
         self._ranks = ranks
         self._spikes = SpikeDetector()
-        layers = routed_layers(model, spec)
-        self._recorder = UsageRecorder(layers) if layers else None
+        self._recorder = usage_recorder(model, spec)
         self._ever_used = EverUsed()
 
     @contextmanager

@@ -16,7 +16,6 @@ import base64
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from isoflop.families import get_routing
+from isoflop.families import Routing, get_routing
 from isoflop.spec import RunSpec
 from isoflop.train.ranks import Ranks
 
@@ -37,40 +36,24 @@ def is_logged(step: int, steps: int) -> bool:
     return step % max(1, steps // LOGGED_STEPS) == 0 or step == steps - 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoutedLayers:
-    """The layers of a model that choose experts."""
-
-    modules: Sequence[nn.Module]
-    """In order; each has a `gates` hook."""
-    num_channels: int
-    num_experts: int
-    """That a channel chooses from."""
-    shared: bool
-    """Whether all channels choose from the same ones."""
+def gated_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that choose experts, one per layer, in order; empty for a dense model."""
+    return [module for module in model.modules() if hasattr(module, "gates")]
 
 
-def routed_layers(model: nn.Module, spec: RunSpec) -> RoutedLayers | None:
-    """Return the layers with a `gates` hook; None where the family says nothing of its routing."""
-    modules = [module for module in model.modules() if hasattr(module, "gates")]
-    routing = get_routing(spec.family, spec.config)
-    if not modules or routing is None:
-        return None
-    return RoutedLayers(
-        modules=modules,
-        num_channels=routing.num_channels,
-        num_experts=routing.num_experts,
-        shared=routing.shared,
-    )
+def usage_recorder(model: nn.Module, spec: RunSpec) -> UsageRecorder | None:
+    """Return what counts the experts of a model; None where its family states no routing."""
+    modules, routing = gated_modules(model), get_routing(spec.family, spec.config)
+    return None if not modules or routing is None else UsageRecorder(modules, routing)
 
 
 class UsageRecorder:
     """Counts chosen experts through the layers' `gates` hooks, while it is recording."""
 
-    def __init__(self, layers: RoutedLayers) -> None:
-        self.shared = layers.shared
-        self._modules = layers.modules
-        self._shape = (len(layers.modules), layers.num_channels, layers.num_experts)
+    def __init__(self, modules: Sequence[nn.Module], routing: Routing) -> None:
+        self.shared = routing.shared
+        self._modules = modules
+        self._shape = (len(modules), routing.num_channels, routing.num_experts)
         self._weight_T: Tensor | None = None
         self._counts: list[Tensor] | None = None
         # Made once, so that a compiled model meets the same hooks at every logged step.

@@ -8,7 +8,7 @@ import torch
 from interpret.made_models import inputs_BT, untrained_run
 from isoflop.errors import UserError
 from isoflop.interpret.gates import Patch, patched_gates, recorded_gates
-from isoflop.interpret.load import gated_modules
+from isoflop.train.routing import gated_modules
 
 FAMILIES = ("sgatlin", "peer", "moe")
 

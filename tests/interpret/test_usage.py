@@ -23,14 +23,13 @@ from isoflop.plan.artefact import read_plan
 from isoflop.tables import read_table
 from isoflop.train.evaluate import evaluate
 from isoflop.train.ranks import SINGLE
-from isoflop.train.routing import UsageRecorder, routed_layers, usage_figures
+from isoflop.train.routing import usage_figures, usage_recorder
 
 
 def recorded_by_training(loaded: LoadedRun) -> np.ndarray:
     """What train.routing counts in an evaluation."""
-    layers = routed_layers(loaded.model, loaded.spec)
-    assert layers is not None
-    recorder = UsageRecorder(layers)
+    recorder = usage_recorder(loaded.model, loaded.spec)
+    assert recorder is not None
     with recorder.recording():
         evaluate(
             loaded.model,

@@ -21,8 +21,8 @@ from isoflop.train.routing import (
     EverUsed,
     UsageRecorder,
     is_logged,
-    routed_layers,
     usage_figures,
+    usage_recorder,
     usage_rows,
 )
 from isoflop.train.step import gradients_of_batch
@@ -45,9 +45,9 @@ def made_spec(family: str, **config: Any) -> RunSpec:
 
 def recorder_of(spec: RunSpec) -> tuple[Transformer, UsageRecorder]:
     model = build_model(spec)
-    layers = routed_layers(model, spec)
-    assert layers is not None
-    return model, UsageRecorder(layers)
+    recorder = usage_recorder(model, spec)
+    assert recorder is not None
+    return model, recorder
 
 
 def made_batch(seed: int = 0) -> np.ndarray:
@@ -183,7 +183,7 @@ def test_a_compiled_model_is_counted_too() -> None:
 
 def test_dense_families_have_no_usage() -> None:
     spec = dataclasses.replace(made_spec("moe"), family="mlp", config={"hidden_width": 4})
-    assert routed_layers(build_model(spec), spec) is None
+    assert usage_recorder(build_model(spec), spec) is None
 
 
 @pytest.mark.parametrize(
