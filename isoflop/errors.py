@@ -28,7 +28,7 @@ class _Shown(str):
 
 
 def shown(text: str) -> str:
-    """Marks ``text`` to be printed without quotes in a :class:`UserError`."""
+    """Mark ``text`` to be printed without quotes in a :class:`UserError`."""
     return _Shown(text)
 
 

@@ -48,17 +48,17 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """As :func:`write_bytes_atomic`, for UTF-8 text."""
+    """Write UTF-8 text as :func:`write_bytes_atomic` does."""
     write_bytes_atomic(path, text.encode())
 
 
 def dump_json(value: Any) -> str:
-    """Indented JSON with a final newline; NaN and infinities are refused (JSON has none)."""
+    """Return indented JSON with a final newline; NaN and infinities are refused (JSON has none)."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """As :func:`write_bytes_atomic`, for a JSON value."""
+    """Write a JSON value as :func:`write_bytes_atomic` does."""
     write_text_atomic(path, dump_json(value))
 
 
@@ -112,7 +112,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def from_here(path: Path) -> Path:
-    """An absolute path as it is typed in the working folder: relative where it lies below it."""
+    """Return an absolute path as it is typed from here: relative where it lies below."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 

@@ -6,7 +6,7 @@ _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def format_flops(flops: int | float, digits: int = 5) -> str:
-    """FLOPs as people write them, to some significant digits: 1e17, 6e17, 1.5e19, 2.25e10."""
+    """Return FLOPs to some significant digits, as people write them: 1e17, 1.5e19, 2.25e10."""
     mantissa, exponent = f"{float(flops):.{digits - 1}e}".split("e")
     return f"{_strip(mantissa)}e{int(exponent)}"
 

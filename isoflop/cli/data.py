@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isoflop.cli.progress import Bar
-from isoflop.cli.tables import console, new_table
+from isoflop.cli.tables import console, new_table, print_lines
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count
 
@@ -30,6 +30,14 @@ SOME_DAMAGED = 1
 _NAME = click.argument("name", metavar="NAME")
 _TOKENIZER = click.option("--tokenizer", metavar="NAME", help="Which of a source's sets.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+END_OF_DOCUMENT = "⟨end of document⟩"
+
+# Of the names in what `data show` tells first.
+_NAME_WIDTH = 11
+
+# How ids are stored, as a manifest and as a person says it.
+_BITS = {"<u2": "16-bit ids", "<u4": "32-bit ids"}
 
 
 @click.group()
@@ -59,14 +67,14 @@ def list_(as_json: bool) -> None:
     out = console()
     out.print(sources_table(sources))
     if prepared:
-        out.print(f"prepared, in {data_dir}/SOURCE-ID:", markup=False, soft_wrap=True)
+        out.print(f"prepared, in {data_dir}/SOURCE-ID:", soft_wrap=True)
         out.print(prepared_table(prepared))
         for each in prepared:
             if each.problem is not None:
-                out.print(f"damaged: {each.problem}", markup=False, soft_wrap=True)
+                out.print(f"damaged: {each.problem}", soft_wrap=True)
     else:
-        out.print(f"nothing is prepared in {data_dir}", markup=False, soft_wrap=True)
-        out.print("isoflop data prepare SOURCE makes a set", markup=False)
+        out.print(f"nothing is prepared in {data_dir}", soft_wrap=True)
+        out.print("isoflop data prepare SOURCE makes a set")
 
 
 @data.command(short_help="Make token shards of a source.")
@@ -96,13 +104,7 @@ def prepare(
     source: str,
     tokenizer: str,
     tokens: str | None,
-    workers: int,
-    from_glob: str | None,
-    column: str | None,
-    config: str | None,
-    split: str | None,
-    heldout_split: str | None,
-    on_bad_document: str,
+    **chosen: Any,
 ) -> None:
     """Make token shards of SOURCE, once; interrupted, the same command goes on.
 
@@ -121,16 +123,8 @@ def prepare(
         read_manifest,
     )
 
-    options = PrepareOptions(
-        tokens=None if tokens is None else _whole_number("--tokens", tokens),
-        workers=workers,
-        from_glob=from_glob,
-        column=column,
-        config=config,
-        split=split,
-        heldout_split=heldout_split,
-        on_bad_document=on_bad_document,
-    )
+    limit = None if tokens is None else _whole_number("--tokens", tokens)
+    options = PrepareOptions(tokens=limit, **chosen)
     data_dir = default_data_dir()
     with Bar(console(stderr=True)) as bar:
         folder = prepare_data(
@@ -181,8 +175,7 @@ def show(
         return
     text = sample(opened, num_sampled)
     out = console()
-    for line in summary_lines(summary, out.width if out.is_terminal else None):
-        out.print(line, markup=False, soft_wrap=True)
+    print_lines(out, summary_lines(summary, out.width if out.is_terminal else None))
     out.print(splits_table(summary.splits))
     if needs:
         out.print(epochs_table(summary, needs))
@@ -277,16 +270,6 @@ def _whole_number(name: str, text: str) -> int:
     if not number.is_finite() or not 0 < number < Decimal("1e18") or number != int(number):
         raise UserError(name, shown(text), "a positive whole number such as 1e9", "correct it")
     return int(number)
-
-
-END_OF_DOCUMENT = "⟨end of document⟩"
-
-
-# Of the names in what `data show` tells first.
-_NAME_WIDTH = 11
-
-# How ids are stored, as a manifest and as a person says it.
-_BITS = {"<u2": "16-bit ids", "<u4": "32-bit ids"}
 
 
 def sources_table(sources: Iterable[Mapping[str, str | None]]) -> Table:

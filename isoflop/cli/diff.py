@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.cli.tables import console
+from isoflop.cli.tables import console, print_lines
 from isoflop.numbers import format_flops
 from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
     from isoflop.plan.edit import PlanDiff
     from isoflop.plan.runs import PlannedRun
+
+# A longer list says how many more there are; plan.json has them all.
+_MAX_LISTED = 40
 
 
 @click.command()
@@ -31,13 +34,8 @@ def diff(a: Path, b: Path) -> None:
     before, after = load_plan(a), load_plan(b)
     estimates = [load_estimates(path if path.is_dir() else path.parent) for path in (a, b)]
     conventions = (before.study.convention, after.study.convention)
-    out = console()
-    for line in diff_lines(diff_plans(before, after, same_hardware_hours(*estimates)), conventions):
-        out.print(line, markup=False, soft_wrap=True)
-
-
-# A longer list says how many more there are; plan.json has them all.
-_MAX_LISTED = 40
+    difference = diff_plans(before, after, same_hardware_hours(*estimates))
+    print_lines(console(), diff_lines(difference, conventions))
 
 
 def diff_lines(difference: PlanDiff, conventions: tuple[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ import click
 
 from isoflop.cli.diff import diff_lines
 from isoflop.cli.options import FOLDER, numbers_of_flops, whole_numbers
-from isoflop.cli.tables import console
+from isoflop.cli.tables import console, print_lines
 
 
 @click.command()
@@ -35,9 +35,7 @@ def extend(
         sizes=whole_numbers("--sizes", sizes),
         at=numbers_of_flops("--at", at),
     )
-    out = console()
-    for line in diff_lines(difference, (plan.study.convention,) * 2):
-        out.print(line, markup=False, soft_wrap=True)
+    print_lines(console(), diff_lines(difference, (plan.study.convention,) * 2))
     if difference.is_empty:
         click.echo(f"unchanged: {folder}/plan.json")
         return

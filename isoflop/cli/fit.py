@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 AXES = ("n_params", "n_tokens", "n_active")
 BOOTSTRAPS = ("auto", "residual", "parametric", "case")
 
+# Left out of a terminal that is too narrow for all, the first ones first.
+_LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
+_TEXT = ("arch", "law", "status", "claimed")
+
 
 class MethodChoice(click.Choice[str]):
     """One of METHODS of the analysis, looked up when used: `isoflop --help` loads no numpy."""
@@ -106,12 +110,12 @@ def fit(table: Path, out: Path | None, **chosen: Any) -> None:
 def fit_folder(
     source: Path, out_folder: Path | None = None, options: FitOptions | None = None
 ) -> None:
-    """Fit a study folder or a table, plots, and prints the optima and the paths written."""
+    """Fit a study folder or a table, plot it, and print the optima and the paths written."""
     from isoflop.analysis import FitOptions, excluded_note, fit_table
     from isoflop.analysis.summary import excluded_lines
 
     runs = runs_of(source, out_folder)
-    say_fitting(runs)
+    announce_fit(runs)
     made = fit_table(runs.rows, runs.out_folder, options or FitOptions())
     out = console()
     notes = _print_tables(made.fits, out)
@@ -122,7 +126,7 @@ def fit_folder(
 
 
 def _print_tables(fits: Fits, out: Console) -> list[str]:
-    """Prints the tables that the fit has something for; returns what to say below them."""
+    """Print the tables that have rows; return the notes to print below them."""
     from isoflop.analysis.compare.one_size import is_one_size
     from isoflop.analysis.summary import reading_notes
 
@@ -153,14 +157,14 @@ class Runs:
     """The table, where it was collected from a study's runs."""
 
 
-def say_fitting(runs: Runs) -> None:
-    """Tell someone who waits at a terminal what takes the time."""
+def announce_fit(runs: Runs) -> None:
+    """Print at a terminal what takes the time."""
     if sys.stderr.isatty():
         click.echo(f"fitting {len(runs.rows)} rows; this takes up to a minute", err=True)
 
 
 def runs_of(source: Path, out: Path | None) -> Runs:
-    """Collect the runs of a study folder into its table, or reads any other table.
+    """Collect the runs of a study folder into its table, or read any other table.
 
     Raises:
         UserError: there is no such table, or it is not in order, or it has no folder for results.
@@ -179,11 +183,6 @@ def runs_of(source: Path, out: Path | None) -> Runs:
     if out is None and not source.is_dir():
         raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
     return Runs(table=table, rows=load_rows(table), out_folder=out or source, written=())
-
-
-# Left out of a terminal that is too narrow for all, the first ones first.
-_LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
-_TEXT = ("arch", "law", "status", "claimed")
 
 
 def optima_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 SOME_DIFFER = 1
 
+_WHAT_COUNTS = {
+    "paper": "products but the head's, full attention",
+    "paper+head": "every product, full attention",
+    "causal": "paper+head, unmasked scores only",
+    "chinchilla": "paper+head, embedding, softmax",
+    "6n": "6 per non-embedding parameter held",
+    "6n_total": "6 per parameter held",
+}
+
 
 @click.command()
 @click.argument("target", metavar="FAMILY|STUDY")
@@ -156,9 +165,9 @@ def _show(spec: RunSpec, scale: int, convention: str | None, bytes_per_value: in
         raise UserError("--bytes-per-value", bytes_per_value, "1 or more", "correct it")
     ledger = run_ledger(spec)
     out = console()
-    out.print(heading(spec, scale), markup=False, soft_wrap=True)
+    out.print(heading(spec, scale), soft_wrap=True)
     out.print(ledger_table(ledger, bytes_per_value))
-    out.print(parameter_line(ledger), markup=False, soft_wrap=True)
+    out.print(parameter_line(ledger), soft_wrap=True)
     names = tuple(CONVENTIONS) if convention is None else (convention,)
     out.print("training FLOPs per token, and relative to paper+head")
     out.print(convention_table(ledger, names))
@@ -240,7 +249,7 @@ def _component_row(c: Component, total: int, bytes_per_value: int) -> tuple[str,
 
 
 def parameter_line(ledger: Ledger) -> str:
-    """Total, active and non-embedding parameters."""
+    """Return the numbers of total, active and non-embedding parameters in a line."""
     return (
         f"parameters: {ledger.num_params:,} held, {ledger.num_active_params:,} active, "
         f"{ledger.num_nonembed_params:,} without the embedding"
@@ -260,16 +269,6 @@ def convention_table(ledger: Ledger, names: tuple[str, ...]) -> Table:
         flops = CONVENTIONS[name](ledger)
         table.add_row(name, f"{flops:,}", f"{flops / reference:.3f}", _WHAT_COUNTS[name])
     return table
-
-
-_WHAT_COUNTS = {
-    "paper": "products but the head's, full attention",
-    "paper+head": "every product, full attention",
-    "causal": "paper+head, unmasked scores only",
-    "chinchilla": "paper+head, embedding, softmax",
-    "6n": "6 per non-embedding parameter held",
-    "6n_total": "6 per parameter held",
-}
 
 
 def check_line(check: FlopCheck) -> str:

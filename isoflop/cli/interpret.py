@@ -25,6 +25,24 @@ _FROM_0, _FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 
 _Command = Callable[..., Any]
 
+LINEARITY_NOTE = (
+    "Largest errors of a layer's outputs y, relative to their size: against its\n"
+    "matrix W times its inputs x, and against the sum of what its experts add."
+)
+ATTRIBUTION_NOTE = (
+    "direct: what a part adds to the logit past all later layers; in all, the logit.\n"
+    "gradient: what it adds to first order, with what later layers make of it."
+)
+VERDICT_NOTE = (
+    "Do tokens with like gates share the label? Beyond token identity: more than\n"
+    "every control, among other tokens or in other contexts (purity.parquet)."
+)
+USAGE_NOTE = (
+    "used: share of experts that were chosen; dead: number of those that never were.\n"
+    "entropy: of the choices, over that of even use. cv: deviation over mean."
+)
+_SHOWN_BEFORE = 50
+
 
 def _of_run(command: _Command) -> _Command:
     """Return the arguments that every verb has."""
@@ -272,25 +290,6 @@ def _numbers(name: str, text: str) -> list[int]:
 def _echo(paths: Any) -> None:
     for path in paths:
         click.echo(str(path))
-
-
-LINEARITY_NOTE = (
-    "Largest errors of a layer's outputs y, relative to their size: against its\n"
-    "matrix W times its inputs x, and against the sum of what its experts add."
-)
-ATTRIBUTION_NOTE = (
-    "direct: what a part adds to the logit past all later layers; in all, the logit.\n"
-    "gradient: what it adds to first order, with what later layers make of it."
-)
-VERDICT_NOTE = (
-    "Do tokens with like gates share the label? Beyond token identity: more than\n"
-    "every control, among other tokens or in other contexts (purity.parquet)."
-)
-USAGE_NOTE = (
-    "used: share of experts that were chosen; dead: number of those that never were.\n"
-    "entropy: of the choices, over that of even use. cv: deviation over mean."
-)
-_SHOWN_BEFORE = 50
 
 
 def linearity_table(checks: Sequence[Linearity]) -> Table:

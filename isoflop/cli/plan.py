@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import FOLDER, numbers_of_flops
 from isoflop.cli.plan_tables import (
     left_out_lines,
     plan_overview,
@@ -16,7 +16,7 @@ from isoflop.cli.plan_tables import (
     rate_lines,
     total_lines,
 )
-from isoflop.cli.tables import console, new_table
+from isoflop.cli.tables import console, new_table, print_lines
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from isoflop.plan.estimate import PlanEstimate
     from isoflop.plan.planner import Plan
     from isoflop.study import Study
+
+_MISSING = "-"
 
 
 @click.command()
@@ -79,7 +81,11 @@ def plan(
     folder = out or Path("results") / planned.study.name
     # Before anything is written: a plan over the cap leaves nothing behind.
     estimate = estimate_for(planned, folder, hardware, price, max_gpu_hours, calibration)
-    report = _power(planned, noise) if power else None
+    report = None
+    if power:
+        from isoflop.analysis.power import estimate_power
+
+        report = estimate_power(planned, noise=noise)
     is_new = write_with_estimates(planned, estimate, folder)
     show_plan(planned, estimate, folder)
     if report is not None:
@@ -96,14 +102,14 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
     """
     import dataclasses
 
-    from isoflop.study import paper_study, parse_flops
+    from isoflop.study import paper_study
     from isoflop.study.file import load_study
 
-    parsed = None if budgets is None else tuple(parse_flops(b) for b in budgets.split(","))
+    parsed = tuple(numbers_of_flops("budgets", budgets))
     if path is not None:
         study = load_study(path)
-        return study if parsed is None else dataclasses.replace(study, budgets=parsed)
-    if parsed is None:
+        return dataclasses.replace(study, budgets=parsed) if parsed else study
+    if not parsed:
         raise UserError(
             "--budgets", None, "given where there is no study file", "add --budgets 1e17,1e18"
         )
@@ -122,12 +128,11 @@ def show_plan(planned: Plan, estimate: PlanEstimate, folder: Path, *, whole: boo
     out.print(table)
     lines += plan_summary(planned) + rate_lines(planned) + total_lines(estimate)
     lines += _unread_rules(planned) + _unused_variants(planned)
-    for line in lines:
-        out.print(line, markup=False, soft_wrap=True)
+    print_lines(out, lines)
 
 
 def _unread_rules(planned: Plan) -> list[str]:
-    """A line for each hypothesis that no machine can judge: its plan is frozen all the same."""
+    """Return a line for each hypothesis whose rule the report cannot judge."""
     if not planned.study.hypotheses:
         return []
     from isoflop.analysis.rules import parse_rule
@@ -151,22 +156,12 @@ def _unused_variants(planned: Plan) -> list[str]:
     ]
 
 
-def _power(planned: Plan, noise: float) -> PowerReport:
-    from isoflop.analysis.power import estimate_power
-
-    return estimate_power(planned, noise=noise)
-
-
 def _show_power(report: PowerReport) -> None:
 
     out = console()
     out.print(power_table(report))
     out.print(design_table(report))
-    for line in power_lines(report):
-        out.print(line, markup=False, soft_wrap=True)
-
-
-MISSING = "-"
+    print_lines(out, power_lines(report))
 
 
 def power_table(report: PowerReport) -> Table:
@@ -223,8 +218,8 @@ def power_lines(report: PowerReport) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}"
+    return _MISSING if value is None else f"{value:.4f}"
 
 
 def _factor(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}" if value < 100 else "> 100"
+    return _MISSING if value is None else f"{value:.3f}" if value < 100 else "> 100"

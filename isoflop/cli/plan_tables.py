@@ -1,4 +1,4 @@
-"""The table of a plan, its summary by budget and arch, and the lines below them."""
+"""The table of a plan, its overview by budget and arch, and the lines below them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _hours(estimates: Iterable[RunEstimate]) -> str:
 
 
 def plan_overview(plan: Plan, estimate: PlanEstimate) -> Table:
-    """The plan in 80 columns: a row for each budget and arch, with the ranges of its runs."""
+    """Return a row for each budget and arch, with the ranges of its runs, in 80 columns."""
     table = new_table(
         ("budget", ">"),
         ("arch", "<"),

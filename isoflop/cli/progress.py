@@ -38,7 +38,7 @@ class _AtWork:
     last_s: float = 0.0
 
     def see(self, step: int, loss: float | None, now_s: float) -> None:
-        """Take note of a report."""
+        """Record a report."""
         if self.first_step is None:
             self.first_step, self.first_step_s = step, now_s
         self.step, self.loss, self.last_s = step, loss, now_s
@@ -57,7 +57,7 @@ class _AtWork:
         return self.run.flops * step / self.run.spec.steps
 
     def flops_per_s(self) -> float | None:
-        """Since the first report; None before the second."""
+        """Return the rate since the first report; None before the second."""
         seconds = self.last_s - self.first_step_s
         if self.first_step is None or seconds <= 0:
             return None
@@ -157,7 +157,7 @@ class Watcher:
         is_first = work.first_step is None
         work.see(event.step, event.loss, time.monotonic())
         if is_first:
-            # Nobody has to do again what a checkpoint holds.
+            # What the checkpoint holds need not be done again.
             self._estimator.plan(work.run.arch, -work.flops_before)
 
     def _end(self, run: PlannedRun, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The question before something is sent or ended."""
+"""The question before jobs are submitted or ended."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from isoflop.errors import UserError
 
 
 def confirm(question: str, otherwise: str, do: str = "add it") -> None:
-    """Ask a person, and ends the command with ``otherwise`` where the answer is no.
+    """Ask a person to confirm; where the answer is no, print ``otherwise`` and exit.
 
     Raises:
-        UserError: nobody can be asked; ``do`` says what to do instead.
+        UserError: there is no terminal to ask at; ``do`` says what to do instead.
     """
     if not sys.stdin.isatty():
         raise UserError("--yes", None, "given where nobody can be asked", do)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from isoflop.cli.fit import fit_options, runs_of, say_fitting
+from isoflop.cli.fit import announce_fit, fit_options, runs_of
 from isoflop.cli.options import FOLDER
 
 
@@ -26,7 +26,7 @@ def report(source: Path, out: Path | None, **chosen: Any) -> None:
     from isoflop.analysis.report.source import source_of
 
     runs = runs_of(source, out)
-    say_fitting(runs)
+    announce_fit(runs)
     fits = fit_rows(runs.rows, FitOptions(**chosen))
     about = source_of(runs.table, runs.rows, source if source.is_dir() else None)
     made = write_report(fits, about, runs.out_folder)

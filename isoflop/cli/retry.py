@@ -16,6 +16,7 @@ from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.profile import ClusterProfile
+    from isoflop.launch.slurm.retry import Retry
 
 _KINDS = ("oom", "node", "time", "rank", "code", "lost", "all")
 
@@ -46,7 +47,7 @@ def retry(folder: Path, kind: str, cluster: str | None, yes: bool) -> None:
     later submissions, too; the rest is as it was typed at the last `isoflop submit`.
     """
     from isoflop.launch.slurm import records
-    from isoflop.launch.slurm.retry import entries_text, failed_runs, plan_retry
+    from isoflop.launch.slurm.retry import failed_runs, plan_retry
     from isoflop.launch.slurm.scheduler import SchedulerError
     from isoflop.launch.slurm.submit import submit, submit_lock
     from isoflop.launch.status import study_status
@@ -61,18 +62,24 @@ def retry(folder: Path, kind: str, cluster: str | None, yes: bool) -> None:
         return
     profile, options = _as_last_submitted(folder, cluster)
     planned = plan_retry(folder, status, kind, max(1, profile.gpus_per_node))
-    for line in planned.lines:
-        click.echo(line)
-    if planned.excluded_nodes:
-        click.echo(f"without nodes {', '.join(planned.excluded_nodes)}")
-    if options:
-        click.echo(f"with {entries_text(options)}, as last submitted")
+    _show(planned, options)
     if not yes:
         confirm("Send them?", "nothing was sent")
     with submit_lock(folder):
         records.write_options(folder, {**records.read_options(folder), **planned.options})
     report = submit(folder, profile, options=options, only=planned.run_ids)
     sys.exit(show_report(report, folder))
+
+
+def _show(planned: Retry, options: dict[str, Any]) -> None:
+    from isoflop.launch.slurm.retry import entries_text
+
+    for line in planned.lines:
+        click.echo(line)
+    if planned.excluded_nodes:
+        click.echo(f"without nodes {', '.join(planned.excluded_nodes)}")
+    if options:
+        click.echo(f"with {entries_text(options)}, as last submitted")
 
 
 def _nothing(kind: str, failed: Counter[str]) -> str:

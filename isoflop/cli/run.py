@@ -67,13 +67,11 @@ def run_folder(folder: Path, workers: int | None, device: str | None, **options:
         out.print(f"interrupted; `isoflop run {folder}` goes on from here", soft_wrap=True)
         return INTERRUPTED
     for run_id, result in summary.failed.items():
-        out.print(
-            f"{result.status}: {shown_id(run_id)}: {result.reason}", markup=False, soft_wrap=True
-        )
+        out.print(f"{result.status}: {shown_id(run_id)}: {result.reason}", soft_wrap=True)
     if not summary.failed:
         return 0
     again = f"`isoflop logs {folder} RUN` shows more; the same command tries failed runs again"
-    out.print(again, markup=False, soft_wrap=True)
+    out.print(again, soft_wrap=True)
     return SOME_RUNS_FAILED
 
 

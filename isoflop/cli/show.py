@@ -10,7 +10,7 @@ import click
 
 from isoflop.cli.options import FOLDER, numbers_of_flops, whole_numbers, words
 from isoflop.cli.plan_tables import left_out_lines, plan_summary, plan_table, total_lines
-from isoflop.cli.tables import console
+from isoflop.cli.tables import console, print_lines
 from isoflop.errors import UserError
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
@@ -67,12 +67,11 @@ def show(
             lines += total_lines(estimate)
     if explain:
         lines += ["", *explain_lines(plan, estimate)]
-    for line in lines:
-        out.print(line, markup=False, soft_wrap=True)
+    print_lines(out, lines)
 
 
 def _estimate(plan: Plan, folder: Path, hardware: str | None) -> PlanEstimate | None:
-    """For the hardware named, else for that of the estimates beside the plan, if any."""
+    """Return estimates for the hardware named, else for that of the estimates beside the plan."""
     from isoflop.plan.estimate import estimate_for, load_estimates
 
     stored = load_estimates(folder) if hardware is None else None
@@ -91,7 +90,7 @@ def _show_table(
     sort: str | None,
     descending: bool,
 ) -> list[str]:
-    """Prints the table; returns the lines that go below it."""
+    """Print the table; return the lines that go below it."""
     import dataclasses
 
     from isoflop.plan.edit import filter_runs, sort_runs
@@ -113,7 +112,7 @@ def _show_table(
     out.print(table)
     lines = left_out_lines(left_out, folder)
     if len(runs) < len(plan.runs):
-        # What is said of whole grids would be wrong of parts of them.
+        # The lines on whole grids would be wrong of parts of them.
         part = dataclasses.replace(part, left_out=(), expected=())
         lines.append(f"{len(runs)} of {len(plan.runs)} rows")
     return lines + plan_summary(part)
@@ -203,7 +202,7 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
 
 
 def explain_lines(plan: Plan, estimate: PlanEstimate | None) -> list[str]:
-    """How every number of the plan comes about: what is exact, and what each estimate assumes."""
+    """Return what is exact in the plan's numbers, and what each estimate assumes."""
     lines = [
         "exact",
         f"  FLOPs: matrix products under the {plan.study.convention} convention; steps are as many "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isoflop.cli.options import FOLDER
-from isoflop.cli.tables import console, new_table
+from isoflop.cli.tables import console, new_table, print_lines
 from isoflop.launch.status import LIVE, STATES
 from isoflop.numbers import format_flops, format_seconds
 from isoflop.spec import shown_id
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 
 SCHEDULER_UNREACHABLE = 3
+
+_ALWAYS_SHOWN = ("done", "running", "diverged", "failed", "missing")
+
+# Those that need attention last, where the eye is.
+_LINE_ORDER = ("running", "waiting", "requeued", "unknown", "missing", "diverged", "lost", "failed")
+_MAX_LINES = 20
+_KEPT = "kept"
 
 
 @click.command()
@@ -76,8 +83,7 @@ def _print(folder: Path, status: StudyStatus, out: Console) -> None:
         )
     elif (hint := next_line(status.states, folder)) is not None:
         lines.append(hint)
-    for line in lines:
-        out.print(line, markup=False, soft_wrap=True)
+    print_lines(out, lines)
 
 
 def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> StudyStatus:
@@ -96,13 +102,6 @@ def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> StudyStatu
             status = study_status(folder, plan)
             live.update(status_view(status, folder), refresh=True)
     return status
-
-
-_ALWAYS_SHOWN = ("done", "running", "diverged", "failed", "missing")
-# Those that need somebody's attention last, where the eye is.
-_LINE_ORDER = ("running", "waiting", "requeued", "unknown", "missing", "diverged", "lost", "failed")
-_MAX_LINES = 20
-_KEPT = "kept"
 
 
 def status_table(states: Sequence[RunState], kept: Collection[str] = ()) -> Table:
@@ -127,13 +126,13 @@ def status_table(states: Sequence[RunState], kept: Collection[str] = ()) -> Tabl
 
 
 def status_lines(status: StudyStatus) -> list[str]:
-    """Each run that is neither done nor simply not begun, with its reason; of many the first."""
+    """Return lines for the runs that are neither done nor simply not begun, with reasons."""
     lines = []
     if status.unreachable is not None:
         lines.append(f"the scheduler does not answer: {status.unreachable}")
         lines.append("this is what the files know; jobs in the queue are not in it")
     unique = {state.run.run_id: state for state in status.states}.values()
-    said: set[tuple[str, ...]] = set()
+    shown: set[tuple[str, ...]] = set()
     for name in _LINE_ORDER:
         found = [s for s in unique if s.state == name and (s.reason or name != "missing")]
         if name == "missing":
@@ -142,11 +141,11 @@ def status_lines(status: StudyStatus) -> list[str]:
         for state in found[:_MAX_LINES]:
             lines.append(_run_line(state))
             # Runs that fail together mostly say the same.
-            if state.log_lines not in said:
+            if state.log_lines not in shown:
                 lines += (f"          | {line}" for line in state.log_lines)
             elif state.log_lines:
                 lines.append("          | (the same as above)")
-            said.add(state.log_lines)
+            shown.add(state.log_lines)
         if len(found) > _MAX_LINES:
             lines.append(f"{name:9s} … and {len(found) - _MAX_LINES} more; --json tells all")
     return lines
@@ -170,7 +169,7 @@ def next_line(states: Sequence[RunState], folder: Path) -> str | None:
 
 
 def status_view(status: StudyStatus, folder: Path) -> Group:
-    """Return the whole of it, for a live display."""
+    """Return table and lines together, for a live display."""
     from rich.console import Group
     from rich.text import Text
 
@@ -180,7 +179,7 @@ def status_view(status: StudyStatus, folder: Path) -> Group:
 
 
 def status_json(status: StudyStatus) -> dict[str, Any]:
-    """Return the whole of it as plain JSON values; what is not known is null."""
+    """Return every run's state as plain JSON values; what is not known is null."""
     unique = {state.run.run_id: state for state in status.states}
     return {
         "counts": dict(Counter(state.state for state in unique.values())),
@@ -191,7 +190,7 @@ def status_json(status: StudyStatus) -> dict[str, Any]:
 
 
 def _apart(states: Sequence[RunState]) -> tuple[list[RunState], list[str]]:
-    """Those that have a reason of their own, and a line for each reason that several share."""
+    """Return the runs with a reason of their own, and a line for each reason that several share."""
     number = Counter(state.reason for state in states)
     lines = [f"missing   {n} runs: {reason}" for reason, n in number.items() if n > 1]
     return [state for state in states if number[state.reason] == 1], lines

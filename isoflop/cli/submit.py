@@ -11,7 +11,7 @@ import click
 
 from isoflop.cli.options import FOLDER
 from isoflop.cli.prompts import confirm
-from isoflop.cli.tables import console, new_table
+from isoflop.cli.tables import console, new_table, print_lines
 from isoflop.errors import UserError
 from isoflop.launch.command_options import placement_options
 from isoflop.spec import shown_id
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SOME_REJECTED = 1
 NOTHING_SENT = 2
+
+_SHOWN_JOBS = 5
 
 
 @click.command()
@@ -108,21 +110,16 @@ def _show_totals(prepared: Prepared) -> None:
     arrays = arrays_of(prepared)
     if arrays and not prepared.profile.is_local:
         out.print(array_table(arrays, prepared.profile))
-    for line in total_lines(prepared):
-        out.print(line, markup=False, soft_wrap=True)
+    print_lines(out, total_lines(prepared))
 
 
 def show_report(report: SubmitReport, folder: Path) -> int:
-    """Say what became of a submission; returns the exit code."""
+    """Print the outcome of a submission; return the exit code."""
     out = console(stderr=bool(report.rejected))
-    for line in report_lines(report, folder):
-        out.print(line, markup=False, soft_wrap=True)
+    print_lines(out, report_lines(report, folder))
     if not report.rejected:
         return 0
     return SOME_REJECTED if report.job_ids else NOTHING_SENT
-
-
-_SHOWN_JOBS = 5
 
 
 def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
@@ -157,7 +154,7 @@ def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
 
 
 def total_lines(prepared: Prepared) -> Iterator[str]:
-    """Runs, device-hours and cost of what is to be sent, or that there is nothing."""
+    """Yield the runs, device-hours and cost to be submitted, or that there are none."""
     if not prepared.runs:
         yield _nothing_line(prepared.num_done, prepared.num_live)
         yield from _parked_lines(prepared.parked, prepared.folder)
@@ -174,7 +171,7 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
 
 
 def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
-    """Yield what was sent, what was not, and what to do next."""
+    """Yield what was submitted, what was not, and what to do next."""
     if report.submission_id is None:
         yield _nothing_line(report.num_done, report.num_live)
     if report.num_sent:

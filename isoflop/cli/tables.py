@@ -1,8 +1,8 @@
-"""What all tables for the terminal share."""
+"""The console, and what all tables for the terminal share."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +24,14 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
+def print_lines(out: Console, lines: Iterable[str]) -> None:
+    """Print lines of text; a narrow terminal folds them, nothing else does."""
+    for line in lines:
+        out.print(line, soft_wrap=True)
+
+
 def new_table(*columns: tuple[str, str]) -> Table:
-    """Return an empty table in the house's form; each column is a name and ``<`` or ``>``."""
+    """Return an empty table; each column is a name and ``<`` (flush left) or ``>``."""
     from rich import box
     from rich.table import Table
 

@@ -259,7 +259,7 @@ class Study:
         return arch, {}
 
     def recipe_of(self, arch: str) -> str:
-        """The recipe's name with the peak learning rate of an arch in it, where that is another."""
+        """Return the recipe's name, with an arch's own peak learning rate in it if it has one."""
         rate = self.learning_rates.get(arch)
         return self.recipe if rate is None else name_at_rate(self.recipe, rate)
 

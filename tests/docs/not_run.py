@@ -15,7 +15,7 @@ SLOW: dict[str, str] = {
     "isoflop/launch/README.md": "trains eight runs, in processes that are sent off",
     "kernels/README.md": "compiles, checks and times kernels",
     "notebooks/README.md": "executes a notebook",
-    "results/paper/README.md": "plans, estimates and lists jobs of 10,000 runs",
+    "results/paper/README.md": "plans the paper's study and writes its report at scale",
     "slurm/README.md": "trains eight runs, on a real cluster",
 }
 """Documents whose commands take minutes in all; `make test-slow` runs them."""
