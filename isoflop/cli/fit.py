@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from isoflop.analysis.optima_methods import METHODS
 from isoflop.cli.options import FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table
 from isoflop.errors import UserError, shown
@@ -32,24 +32,10 @@ _LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
 _TEXT = ("arch", "law", "status", "claimed")
 
 
-class MethodChoice(click.Choice[str]):
-    """One of METHODS of the analysis, looked up when used: `isoflop --help` loads no numpy."""
-
-    def __init__(self) -> None:
-        self.case_sensitive = True
-
-    @cached_property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The names of the methods."""
-        from isoflop.analysis.optima_methods import METHODS
-
-        return tuple(METHODS)
-
-
 FIT_OPTIONS = (
     click.option(
         "--method",
-        type=MethodChoice(),
+        type=click.Choice(tuple(METHODS)),
         default="parabola",
         show_default=True,
         help="How optima are found for laws, comparisons and plots; the tables have all.",
