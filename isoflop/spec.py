@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
 
 from isoflop.files import sha256_json
-from isoflop.validate import CLOSED, validated
+from isoflop.validate import CLOSED, Count, validated
 
 SHOWN_DIGITS = 12
 
@@ -39,17 +41,18 @@ class RunSpec:
     config: Mapping[str, int | str]
     """The family's resolved configuration: every field, but those of LATER_FIELDS only where they
     differ from what they were before."""
-    d_model: int
-    n_layers: int
-    n_heads: int
-    vocab_size: int
-    seq_len: int
-    batch_size: int
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    vocab_size: Count
+    seq_len: Count
+    """Tokens per sequence."""
+    batch_size: Count
     """Sequences per optimizer step, all devices together."""
-    steps: int
+    steps: Count
     data_id: str
     tokenizer_hash: str
-    seed: int
+    seed: Annotated[int, Ge(0)]
     recipe: str
     """Name of the recipe, which ends in its version."""
     precision: str

@@ -11,7 +11,9 @@ import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+
+from annotated_types import Ge
 
 from isoflop.errors import UserError
 
@@ -55,6 +57,25 @@ class ReadBy:
         from pydantic_core import core_schema
 
         return core_schema.no_info_before_validator_function(self.function, handler(source))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pattern:
+    """Annotates a text that a regular expression has to match.
+
+    As the `pattern` of `pydantic.Field`, which is slow to import.
+    """
+
+    regex: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Return pydantic's schema of the text, with the pattern."""
+        return handler(source) | {"pattern": self.regex}
+
+
+Count = Annotated[int, Ge(1)]
+Digest = Annotated[str, Pattern(regex="^[0-9a-f]{64}$")]
+"""A sha256 in hex digits."""
 
 
 def validated(

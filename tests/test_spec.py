@@ -226,7 +226,8 @@ specs = st.builds(
         if f.name == "config"
         else {
             "bool": st.booleans(),
-            "int": st.integers(0, 2),
+            "Count": st.integers(1, 3),
+            "Annotated[int, Ge(0)]": st.integers(0, 2),
             "str": st.sampled_from(["", "0", "1", "a"]),
         }[str(f.type)]
         for f in dataclasses.fields(RunSpec)

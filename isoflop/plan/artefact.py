@@ -10,11 +10,12 @@ import dataclasses
 import itertools
 import json
 import math
-import re
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from isoflop.errors import UserError, shown
 from isoflop.files import dump_json, read_json, write_text_atomic
@@ -22,10 +23,11 @@ from isoflop.numbers import format_flops
 from isoflop.plan.auto import ExpectedOptimum
 from isoflop.plan.models import Models
 from isoflop.plan.planner import Plan
-from isoflop.plan.runs import PlannedRun, describe_run, run_ledger, steps_of_epochs
-from isoflop.spec import LATER_FIELDS, RunSpec, run_id
-from isoflop.study import SIZES_AUTO, Study, check_more_seeds_at
+from isoflop.plan.runs import COUNTED, PlannedRun, describe_run, run_ledger, steps_of_epochs
+from isoflop.spec import LATER_FIELDS, LATER_SPEC_FIELDS, RunSpec, run_id
+from isoflop.study import SIZES_AUTO, Hypothesis, Study, Variant, check_more_seeds_at
 from isoflop.tables import PLAN, write_table
+from isoflop.validate import CLOSED, Count, Digest, validated
 
 PLAN_FILE = "plan.json"
 PLAN_SCHEMA_VERSION = 2
@@ -36,19 +38,37 @@ Estimates = Mapping[str, Mapping[str, float | None]]
 # Entries of a study that say where its runs and the code of its families are found, not what runs:
 # planning again may change them.
 NOT_WHAT_RUNS = ("placement", "family_paths")
-_KEYS = (
-    "schema_version",
-    "study",
-    "num_train_tokens",
-    "family_digests",
-    "expected",
-    "left_out",
-    "runs",
-)
+_DO = "do not edit a plan by hand: change the study and plan again"
 _ABSENT = object()
 _SEEDLESS = attrgetter(
     *(f.name for f in dataclasses.fields(RunSpec) if f.name not in ("seed", "config"))
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Head:
+    """A plan.json without its runs."""
+
+    __pydantic_config__: ClassVar = CLOSED
+
+    schema_version: Literal[2]
+    """Raised when the meaning of a field changes."""
+    study: Study
+    num_train_tokens: Count | None
+    """Of the training data; null: not known."""
+    family_digests: Mapping[str, Digest]
+    """Sha256 over the source of each family from outside the package."""
+    expected: tuple[ExpectedOptimum, ...]
+    """For `auto` sizes, in the order budget, arch; else empty."""
+    left_out: tuple[str, ...]
+    """Rungs that the recipe's rule offered and the planner dropped, with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanFile(_Head):
+    """A plan: the resolved study and its runs in the order budget, arch, size, seed."""
+
+    runs: tuple[PlannedRun, ...]
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -58,7 +78,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "study": plan.study.to_json(),
         "num_train_tokens": plan.num_train_tokens,
         "family_digests": dict(plan.family_digests),
-        "expected": [optimum.to_json() for optimum in plan.expected],
+        "expected": [dataclasses.asdict(optimum) for optimum in plan.expected],
         "left_out": list(plan.left_out),
         "runs": [run.to_json() for run in plan.runs],
     }
@@ -146,68 +166,54 @@ def read_plan(folder: Path) -> Plan:
 
 def read_plan_file(path: Path) -> Plan:
     """Return the plan of a plan.json, wherever it lies, checked as by :func:`read_plan`."""
-    values = read_json(path, "plan")
-    _check_top(values, path)
-    # pydantic is slow to import and only needed where a file is read.
-    from isoflop.study.file import study_from_json
-
-    study = study_from_json(values["study"])
-    reader = _RunReader(study, values["num_train_tokens"], path)
-    runs = tuple(reader.read(entry, index) for index, entry in enumerate(values["runs"]))
-    check_runs_are_the_study(study, runs, values["num_train_tokens"], path)
+    head, entries = _read_head(read_json(path, "plan"), path)
+    study = head.study
+    reader = _RunReader(study, head.num_train_tokens, path)
+    runs = tuple(reader.read(entry, index) for index, entry in enumerate(entries))
+    check_runs_are_the_study(study, runs, head.num_train_tokens, path)
+    _check_expected(head, path)
+    families = {run.spec.family for run in runs}
+    if not families.issuperset(head.family_digests):
+        raise _corrupt(path, "with families of its runs under family_digests")
     return Plan(
         study=study,
-        num_train_tokens=values["num_train_tokens"],
+        num_train_tokens=head.num_train_tokens,
         runs=runs,
-        left_out=tuple(values["left_out"]),
-        expected=_read_expected(values["expected"], study, path),
-        family_digests=_read_digests(values["family_digests"], runs, path),
+        left_out=head.left_out,
+        expected=head.expected,
+        family_digests=head.family_digests,
     )
 
 
-def _check_top(values: Any, path: Path) -> None:
-    version = values.get("schema_version", 0) if isinstance(values, dict) else 0
+def _read_head(values: Any, path: Path) -> tuple[_Head, list[Any]]:
+    """Return what comes before the runs, checked, and the entries of the runs."""
+    version = values.get("schema_version") if isinstance(values, dict) else None
     # Another version may well have other keys.
-    if version and version != PLAN_SCHEMA_VERSION:
+    if version != PLAN_SCHEMA_VERSION:
         raise _corrupt(path, f"of schema version {PLAN_SCHEMA_VERSION} (it is {version!r})")
-    if not version or sorted(values) != sorted(_KEYS):
-        raise _corrupt(path, f"with exactly the keys {', '.join(_KEYS)}")
-    if not isinstance(values["runs"], list) or not isinstance(values["left_out"], list):
-        raise _corrupt(path, "with lists under runs and left_out")
-    if not all(isinstance(reason, str) for reason in values["left_out"]):
-        raise _corrupt(path, "with text in left_out")
-    tokens = values["num_train_tokens"]
-    if tokens is not None and (type(tokens) is not int or tokens < 1):
-        raise _corrupt(path, "with num_train_tokens null or a positive whole number")
+    rest = {name: value for name, value in values.items() if name != "runs"}
+    head = validated(_Head, rest, what="plan", do=_DO, do_missing=_DO, do_unknown=_DO)
+    if not isinstance(values.get("runs"), list):
+        raise _corrupt(path, "with a list under runs")
+    return head, values["runs"]
 
 
-def _read_expected(entries: Any, study: Study, path: Path) -> tuple[ExpectedOptimum, ...]:
-    """Return the frozen estimates of an `auto` study; a later prior would not give the same."""
+def _check_expected(head: _Head, path: Path) -> None:
+    """Check the frozen estimates of an `auto` study; a later prior would not give the same."""
+    study = head.study
     is_auto = study.sizes == SIZES_AUTO
     places = [(b, a) for b in study.budgets for a in study.archs] if is_auto else []
-    if not isinstance(entries, list) or len(entries) != len(places):
+    if len(head.expected) != len(places):
         raise _corrupt(path, f"with {len(places)} entries under expected")
-    for index, (entry, (budget, arch)) in enumerate(zip(entries, places, strict=True)):
-        size = entry.get("size") if isinstance(entry, dict) else None
-        asked = {"budget_flops": budget, "arch": arch, "size": size}
-        if type(size) is not float or not math.isfinite(size) or entry != asked:
+    for index, (optimum, (budget, arch)) in enumerate(zip(head.expected, places, strict=True)):
+        place = (optimum.budget_flops, optimum.arch)
+        if place != (budget, arch) or not math.isfinite(optimum.size):
             raise refusal(
                 path,
                 f"expected[{index}]",
-                entry,
+                dataclasses.asdict(optimum),
                 f"a size for {arch} at {format_flops(budget)}",
             )
-    return tuple(ExpectedOptimum(**entry) for entry in entries)
-
-
-def _read_digests(values: Any, runs: Sequence[PlannedRun], path: Path) -> dict[str, str]:
-    families = {run.spec.family for run in runs}
-    if not isinstance(values, dict) or not families.issuperset(values):
-        raise _corrupt(path, "with families of its runs under family_digests")
-    for family, digest in values.items():
-        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-            raise refusal(path, f"family_digests.{family}", digest, "64 hex digits")
-    return values
 
 
 class _RunReader:
@@ -361,5 +367,70 @@ def refusal(path: Path, field: str, found: object, allowed: str) -> UserError:
         f"{path}: {field}",
         found,
         allowed,
-        "do not edit a plan by hand: change the study and plan again",
+        _DO,
     )
+
+
+def plan_schema() -> dict[str, Any]:
+    """Return the JSON schema of plan.json (draft 2020-12), for readers in other languages.
+
+    It follows from :class:`PlanFile`; plan.schema.json is what `python -m isoflop.plan.artefact`
+    prints. Every field is always written, but those that later versions added.
+    """
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(PlanFile).json_schema()
+    tables = schema["$defs"]
+    del tables["PlannedRun"]["properties"]["ledger"], tables["Ledger"], tables["Component"]
+    tables["PlannedRun"]["properties"]["flops_per_token"] |= {
+        "additionalProperties": False,
+        "properties": {name: {"type": "integer", "minimum": 0} for name in COUNTED},
+    }
+    optional = {name: set(LATER_SPEC_FIELDS) for name in ("RunSpec", "Study")}
+    optional["Study"] |= {"epochs", "learning_rates", "more_seeds"}
+    # Placement alone is frozen only as far as the study gives it.
+    optional["PlacementTable"] = set(tables["PlacementTable"]["properties"]) - {"cluster"}
+    kinds = (PlanFile, ExpectedOptimum, PlannedRun, RunSpec, Study, Variant, Hypothesis)
+    for table, kind in [(schema, PlanFile), *((tables[k.__name__], k) for k in kinds[1:])]:
+        for name, text in _field_docs(kind).items():
+            if name in table["properties"]:
+                table["properties"][name]["description"] = text
+    schema = _all_required(schema, "", optional)
+    title = f"isoflop plan, version {PLAN_SCHEMA_VERSION}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title} | schema
+
+
+def _all_required(node: Any, name: str, optional: Mapping[str, set[str]]) -> Any:
+    """Return a schema in which all properties are required but some of named tables."""
+    if isinstance(node, list):
+        return [_all_required(inner, "", optional) for inner in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {
+        key: _all_required(inner, key, optional)
+        for key, inner in node.items()
+        if name == "properties" or key not in ("title", "default")
+    }
+    if "properties" in node and name != "properties":
+        left_out = optional.get(name, set())
+        kept["required"] = [key for key in node["properties"] if key not in left_out]
+    return kept
+
+
+def _field_docs(kind: type[Any]) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass and of those it is made from."""
+    import ast
+    import inspect
+
+    docs: dict[str, str] = {}
+    for each in (base for base in kind.__mro__ if dataclasses.is_dataclass(base)):
+        body = ast.parse(inspect.getsource(each)).body[0].body  # type: ignore[attr-defined]
+        for before, after in itertools.pairwise(body):
+            if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
+                text = ast.literal_eval(after.value)
+                docs[ast.unparse(before.target)] = " ".join(text.split())
+    return docs
+
+
+if __name__ == "__main__":
+    sys.stdout.write(dump_json(plan_schema()))

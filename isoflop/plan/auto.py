@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from isoflop.accounting import Ledger
 from isoflop.errors import UserError
@@ -13,6 +13,7 @@ from isoflop.numbers import format_flops
 from isoflop.plan.models import Model, Models
 from isoflop.recipe import get_recipe
 from isoflop.study import SIZES_AUTO, Study
+from isoflop.validate import CLOSED, Count
 
 # The grid reaches this factor in parameters to either side of the expected optimum: wide enough to
 # bracket it, narrow enough that a parabola describes the losses (the published grids reach 3 to 8;
@@ -29,16 +30,14 @@ _TOP = 2**20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpectedOptimum:
-    """Where the prior expects the best model of an arch at a budget."""
+    """Where the prior expects the best model of an arch at a budget: an estimate, frozen."""
 
+    __pydantic_config__: ClassVar = CLOSED
+
+    budget_flops: Count
     arch: str
-    budget_flops: int
     size: float
     """In rungs, interpolated; outside the ladder it is extrapolated."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry of plan.json."""
-        return {"budget_flops": self.budget_flops, "arch": self.arch, "size": self.size}
 
 
 def prior_params(ledger: Ledger) -> float:
@@ -158,13 +157,11 @@ def _rungs_around(expected: float, sizes: Iterable[int]) -> tuple[int, int]:
 
 
 def expected_optima(study: Study, models: Models) -> tuple[ExpectedOptimum, ...]:
-    """Return where the optima of an `auto` study are expected, by budget and arch; else none.
+    """Return where the optima of an `auto` study are expected, by budget and arch.
 
     Raises:
         UserError: the ladder has an impossible shape.
     """
-    if study.sizes != SIZES_AUTO:
-        return ()
     return tuple(
         Grid(study, models, budget, arch).expected()
         for budget in study.budgets

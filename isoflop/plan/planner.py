@@ -86,7 +86,7 @@ def make_plan(study: Study) -> Plan:
         num_train_tokens=data.num_train_tokens,
         runs=tuple(runs),
         left_out=tuple(planner.left_out),
-        expected=expected_optima(study, planner.models),
+        expected=expected_optima(study, planner.models) if study.sizes == SIZES_AUTO else (),
         family_digests=_gate(runs),
     )
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Lt
 
 from isoflop.accounting import Ledger, get_convention, model_ledger
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.recipe import Shape
 from isoflop.spec import RunSpec, run_id
+from isoflop.validate import CLOSED, Count, Digest
 
 COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
 
@@ -20,34 +23,36 @@ WARN_EPOCHS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRun:
-    """A row of the plan."""
+    """One planned run: all but spec and its place in the plan follows from these."""
 
-    run_id: str
-    """64 hex digits."""
-    spec: RunSpec
+    __pydantic_config__: ClassVar = CLOSED
+
+    run_id: Digest
+    """Sha256 of the canonical JSON of spec."""
     arch: str
-    size: int
-    budget_flops: int
-    flops: int
+    """Label that is compared."""
+    size: Count
+    """Rung of the recipe's ladder."""
+    budget_flops: Count
+    """Training FLOPs that the run may spend."""
+    flops: Count
     """Training FLOPs of the whole run under the study's convention."""
-    n_params: int
-    n_active: int
-    n_nonembed: int
-    n_tokens: int
+    residual: Annotated[float, Ge(0), Lt(1)]
+    """Share of the budget left unspent, from 0 (all spent) to 1."""
     match_residual: float | None
-    """Signed relative difference to the reference of what the study matches; None on the ladder."""
+    """Signed relative difference to the reference of what the study matches; null on the ladder."""
+    n_params: Count
+    n_active: Count
+    n_nonembed: Annotated[int, Ge(0)]
+    n_tokens: Count
     epochs: float | None
-    """Passes over the training data; None where the corpus size is not known."""
+    """Passes over the training data; null where the size of the corpus is not known."""
     flops_per_token: dict[str, int]
-    """Forward FLOPs per token by component."""
+    """Forward FLOPs per token by component; exact integers."""
     warnings: tuple[str, ...]
+    spec: RunSpec
     ledger: Ledger = field(repr=False, compare=False)
-    """Of the model; it follows from `spec`."""
-
-    @property
-    def residual(self) -> float:
-        """Share of the budget left unspent, from 0 (all spent) to 1."""
-        return (self.budget_flops - self.flops) / self.budget_flops
+    """Of the model; it follows from `spec` and is not written."""
 
     def row(self) -> dict[str, Any]:
         """Return the columns of plan.parquet."""
@@ -82,20 +87,10 @@ class PlannedRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of plan.json: exact integers; `residual` is for the reviewer's eye."""
-        return {
-            "run_id": self.run_id,
-            "arch": self.arch,
-            "size": self.size,
-            "budget_flops": self.budget_flops,
-            "flops": self.flops,
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(PlannedRun)}
+        del values["ledger"]
+        return values | {
             "residual": round(self.residual, 9),
-            "match_residual": self.match_residual,
-            "n_params": self.n_params,
-            "n_active": self.n_active,
-            "n_nonembed": self.n_nonembed,
-            "n_tokens": self.n_tokens,
-            "epochs": self.epochs,
-            "flops_per_token": self.flops_per_token,
             "warnings": list(self.warnings),
             "spec": self.spec.to_json(),
         }
@@ -165,13 +160,16 @@ def describe_run(
     warnings = []
     if epochs is not None and epochs > WARN_EPOCHS:
         warnings.append(f"reads the corpus {epochs:.2f} times")
+    flops = get_convention(convention)(ledger) * spec.n_tokens
     return PlannedRun(
         run_id=run_id(spec),
         spec=spec,
         arch=arch,
         size=size,
         budget_flops=budget_flops,
-        flops=get_convention(convention)(ledger) * spec.n_tokens,
+        flops=flops,
+        # A run of no step, which is refused later, has no budget where epochs set it.
+        residual=(budget_flops - flops) / budget_flops if budget_flops else 0.0,
         n_params=ledger.num_params,
         n_active=ledger.num_active_params,
         n_nonembed=ledger.num_nonembed_params,

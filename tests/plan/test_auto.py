@@ -140,7 +140,6 @@ def test_the_plan_says_where_it_expects_each_optimum() -> None:
         itertools.product((10**18, 10**19), PAPER_ARCHS)
     )
     assert plan.warnings == ()
-    assert plan.expected[0].to_json().keys() == {"budget_flops", "arch", "size"}
     assert make_plan(paper_study((10**18,))).expected == ()
 
 

@@ -89,7 +89,8 @@ def test_an_edited_plan_is_refused(
 def test_a_budget_of_its_own_is_what_the_run_takes(tmp_path: Path) -> None:
     plan = make_plan(by_epochs())
     first = plan.runs[0]
-    richer = dataclasses.replace(first, budget_flops=first.budget_flops + 1)
+    budget = first.budget_flops + 1
+    richer = dataclasses.replace(first, budget_flops=budget, residual=1 / budget)
     write_plan(dataclasses.replace(plan, runs=(richer, *plan.runs[1:])), tmp_path)
     with pytest.raises(
         UserError, match="runs\\[0\\].budget_flops = .*: must be what the run takes"

@@ -19,7 +19,7 @@ from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
 from isoflop.resources import builtin_names, read_profile
 from isoflop.spec import RunSpec
-from isoflop.validate import validated
+from isoflop.validate import CLOSED, Count, validated
 
 PRECISIONS = ("bf16", "fp32")
 
@@ -33,7 +33,6 @@ Kind = Literal["cpu", "cuda"]
 
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Share = Annotated[float, Gt(0), Le(1)]
-Count = Annotated[int, Gt(0)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +43,7 @@ class Hardware:
         UserError: an empty text, or not exactly the precisions there are.
     """
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = CLOSED
 
     name: str
     description: str
@@ -133,7 +132,7 @@ def hardware_from_mapping(values: Mapping[str, Any]) -> Hardware:
 class StepShape:
     """What the time of a step depends on: all of a run's spec but steps, seed, data and recipe."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = CLOSED
 
     family: str
     config: Mapping[str, int | str]
@@ -167,7 +166,7 @@ def shape_key(spec: RunSpec) -> Hashable:
 class MeasuredStep:
     """One shape's optimizer step on one device."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = CLOSED
 
     shape: StepShape
     step_s: Positive
@@ -184,7 +183,7 @@ class MeasuredStep:
 class Calibration:
     """Step times measured on one machine."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = CLOSED
 
     kind: Kind
     machine: str
