@@ -49,6 +49,7 @@ INTERVENTIONS = Schema(
     ),
 )
 
+_MEASURES = ("nie", "gap", "effect", "flip", "answers_cf")
 EFFECTS = Schema(
     table="effects",
     columns=(
@@ -57,21 +58,7 @@ EFFECTS = Schema(
         ("n_pairs", "int64"),
         ("n_nouns", "int64"),
         ("n_excluded", "int64"),
-        ("nie", "float64"),
-        ("nie_lo", "float64"),
-        ("nie_hi", "float64"),
-        ("gap", "float64"),
-        ("gap_lo", "float64"),
-        ("gap_hi", "float64"),
-        ("effect", "float64"),
-        ("effect_lo", "float64"),
-        ("effect_hi", "float64"),
-        ("flip", "float64"),
-        ("flip_lo", "float64"),
-        ("flip_hi", "float64"),
-        ("answers_cf", "float64"),
-        ("answers_cf_lo", "float64"),
-        ("answers_cf_hi", "float64"),
+        *((f"{name}{end}", "float64") for name in _MEASURES for end in ("", "_lo", "_hi")),
         ("accuracy_clean", "float64"),
         ("accuracy_cf", "float64"),
         ("confidence", "float64"),
@@ -149,7 +136,7 @@ def _aggregate(
         "n_nouns": len({row[noun] for row in rows for noun in ("clean_noun", "cf_noun")}),
         "n_excluded": sum(row["nie"] is None for row in rows),
     }
-    for name in ("nie", "gap", "effect", "flip", "answers_cf"):
+    for name in _MEASURES:
         found = mean_interval(rows, name, n_boot=n_boot, confidence=confidence, seed=seed)
         values |= {name: found.value, f"{name}_lo": found.lo, f"{name}_hi": found.hi}
     for name in ("clean", "cf"):

@@ -17,23 +17,13 @@ from isoflop.families._shared.module import softmax_of_sorted
 from isoflop.families.peer.module import PEER
 from isoflop.families.sgatlin.module import SparselyGatedLinear
 from isoflop.model.transformer import Transformer
-from isoflop.tables import Schema
+from isoflop.tables import schema_of
 from isoflop_kernels.gathered_linear.gates import gate
 
 TinyExperts = SparselyGatedLinear | PEER
 
 # Of matrices or contributions in memory at a time.
 _CHUNK_NUMBERS = 2**24
-
-LINEARITY = Schema(
-    table="linearity",
-    columns=(
-        ("layer", "int64"),
-        ("num_tokens", "int64"),
-        ("matrix_error", "float64"),
-        ("sum_error", "float64"),
-    ),
-)
 
 
 def layers_of(model: Transformer) -> list[TinyExperts]:
@@ -130,6 +120,9 @@ class Linearity:
     """Distance of y and matrix @ x; None: the layer is not linear."""
     sum_error: float
     """Distance of y and the sum of the experts' contributions."""
+
+
+LINEARITY = schema_of("linearity", Linearity)
 
 
 def linearity(

@@ -114,16 +114,9 @@ def _draw_optima(axes: Axes, optima: Sequence[Optimum], mark: Mark) -> None:
         if o.loss_ci_lo is not None and o.loss_ci_hi is not None:
             ends = [o.loss_ci_lo, o.loss_ci_hi]
             axes.plot([o.budget_flops] * 2, ends, color=mark.colour, lw=0.9)
-    (line,) = axes.plot(
-        [o.budget_flops for o in optima],
-        [o.loss_opt or 0.0 for o in optima],
-        color=mark.colour,
-        marker=mark.marker,
-        markersize=4,
-        linestyle=mark.line,
-        linewidth=1.0,
-    )
-    frame.set_tips(line, [frame.optimum_text(o) for o in optima])
+    points = [(o.budget_flops, o.loss_opt or 0.0) for o in optima]
+    tips = [frame.optimum_text(o) for o in optima]
+    frame.draw_marks(axes, points, mark, tips, markersize=4, linestyle=mark.line, linewidth=1.0)
 
 
 def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> None:
@@ -203,10 +196,7 @@ def _label(mean: SeedMean, fits: Fits) -> str:
 
 def _draw_run(axes: Axes, place: int, point: Point, seeds: Sequence[int]) -> None:
     mark = plot_style.family_mark(0 if point.seed is None else seeds.index(point.seed))
-    (line,) = axes.plot(
-        [point.loss], [place], color=mark.colour, marker=mark.marker, markersize=4, ls="none"
-    )
-    frame.set_tips(line, [frame.run_text(point)])
+    frame.draw_marks(axes, [(point.loss, place)], mark, [frame.run_text(point)], markersize=4)
 
 
 def _mark_name(index: int) -> str:

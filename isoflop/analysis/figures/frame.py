@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
 from isoflop.numbers import format_count, format_flops
+from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.points import Point
@@ -132,14 +132,30 @@ def _family_legend(figure: Figure, archs: Sequence[str], bottom: float) -> None:
     )
 
 
-def set_tips(line: Line2D, texts: Sequence[str]) -> None:
-    """Give each marker of a line its hover text."""
-    line.set_label(_BETWEEN_TIPS.join(texts))
+def draw_marks(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    mark: Mark,
+    tips: Sequence[str],
+    **style: Any,
+) -> None:
+    """Draw a marker at each point, with its hover text, and no line between them.
+
+    Args:
+        axes: to draw in.
+        points: (x, y) of each.
+        mark: their colour and marker.
+        tips: hover text of each.
+        style: what matplotlib's plot takes, over the mark's.
+    """
+    look = {"color": mark.colour, "marker": mark.marker, "linestyle": "none", **style}
+    (line,) = axes.plot([x for x, _ in points], [y for _, y in points], **look)
+    line.set_label(_BETWEEN_TIPS.join(tips))
     line.set_gid(_TIP_PREFIX)
 
 
 def collect_tips(figure: Figure) -> dict[str, list[str]]:
-    """Return number the lines that set_tips; return the texts of each by its id in the SVG."""
+    """Number the lines with hover texts; return the texts of each by its id in the SVG."""
     from matplotlib.lines import Line2D
 
     tips: dict[str, list[str]] = {}

@@ -154,19 +154,17 @@ def _draw_ends(
 
 
 def _draw_optimum(axes: Axes, optimum: Optimum, y: float, mark: Mark, side: int) -> None:
-    (line,) = axes.plot(
-        [optimum.budget_flops],
-        [y],
-        color=mark.colour,
-        marker=mark.marker,
+    frame.draw_marks(
+        axes,
+        [(optimum.budget_flops, y)],
+        mark,
+        [frame.optimum_text(optimum)],
         markersize=5,
         markerfacecolor="none" if optimum.is_bound else mark.colour,
         markeredgewidth=1.1,
         # A bound is see-through and on top, so that neither mark hides the other.
         zorder=4 if optimum.is_bound else 3,
-        linestyle="none",
     )
-    frame.set_tips(line, [frame.optimum_text(optimum)])
     if optimum.is_bound:
         axes.annotate(
             "",
@@ -269,15 +267,7 @@ def _draw_exponents(axes: Axes, estimates: Sequence[Estimate], archs: Sequence[s
         if estimate.ci_lo is not None and estimate.ci_hi is not None:
             axes.plot([estimate.ci_lo, estimate.ci_hi], [place] * 2, color=mark.colour, lw=1.1)
             text += f" ({estimate.ci_lo:.4f} to {estimate.ci_hi:.4f})"
-        (line,) = axes.plot(
-            [estimate.value],
-            [place],
-            color=mark.colour,
-            marker=mark.marker,
-            markersize=4,
-            linestyle="none",
-        )
-        frame.set_tips(line, [text])
+        frame.draw_marks(axes, [(estimate.value, place)], mark, [text], markersize=4)
 
 
 def _name_rows(axes: Axes, estimates: Sequence[Estimate]) -> None:

@@ -130,16 +130,9 @@ def _draw_profile(
     if not placed:
         return
     sizes = [x for x, _ in placed]
-    (line,) = axes.plot(
-        sizes,
-        [point.loss for _, point in placed],
-        color=mark.colour,
-        marker=mark.marker,
-        markersize=5.5 * scale,
-        linestyle="none",
-        zorder=4,
-    )
-    frame.set_tips(line, [frame.run_text(point) for _, point in placed])
+    tips = [frame.run_text(point) for _, point in placed]
+    marks = [(x, point.loss) for x, point in placed]
+    frame.draw_marks(axes, marks, mark, tips, markersize=5.5 * scale, zorder=4)
     parabola = fit_parabola(points, axis)
     if parabola is not None:
         curve = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
@@ -177,20 +170,20 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float) -> None:
     if optimum.x_opt is None or optimum.loss_opt is None:
         return
     at = (optimum.x_opt, optimum.loss_opt)
-    common: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "zorder": 3}
-    if optimum.is_point:
-        style: dict[str, Any] = {
-            "marker": "*",
-            "markersize": 14 * scale,
-            "markerfacecolor": "white",
-        }
-        (line,) = axes.plot(*at, markeredgewidth=0.8, **style, **common)
-        frame.set_tips(line, [frame.optimum_text(optimum)])
-        return
     low = optimum.status == "edge_low"
-    style = {"marker": "<" if low else ">", "markersize": 11 * scale, "markerfacecolor": "none"}
-    (line,) = axes.plot(*at, markeredgewidth=1.1, **style, **common)
-    frame.set_tips(line, [frame.optimum_text(optimum)])
+    star = optimum.is_point
+    frame.draw_marks(
+        axes,
+        [at],
+        Mark(colour="black", marker="*" if star else "<" if low else ">", line="none"),
+        [frame.optimum_text(optimum)],
+        markersize=(14 if star else 11) * scale,
+        markerfacecolor="white" if star else "none",
+        markeredgewidth=0.8 if star else 1.1,
+        zorder=3,
+    )
+    if star:
+        return
     axes.annotate(
         "bound",
         at,
@@ -317,15 +310,6 @@ def _draw_residuals(
         if not found:
             continue
         mark = plot_style.family_mark(index)
-        (line,) = axes.plot(
-            [place(point) for point, _ in found],
-            [100 * residual for _, residual in found],
-            color=mark.colour,
-            marker=mark.marker,
-            markersize=4,
-            linestyle="none",
-        )
-        frame.set_tips(
-            line,
-            [f"{frame.run_text(p)}\nresidual {100 * r:+.3f} %" for p, r in found],
-        )
+        marks = [(place(point), 100 * residual) for point, residual in found]
+        tips = [f"{frame.run_text(p)}\nresidual {100 * r:+.3f} %" for p, r in found]
+        frame.draw_marks(axes, marks, mark, tips, markersize=4)

@@ -94,20 +94,10 @@ def _draw_resource(axes: Axes, fits: Fits, resource: Resource) -> None:
 
 
 def _draw_runs(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, label: str) -> None:
-    (line,) = axes.plot(
-        [value for value, _ in placed],
-        [point.loss for _, point in placed],
-        color=mark.colour,
-        marker=mark.marker,
-        markersize=2.5,
-        alpha=0.45,
-        linestyle="none",
-    )
-    frame.set_tips(
-        line,
-        [f"{frame.run_text(point)}\n{label}: {format_count(value)}" for value, point in placed],
-    )
-    steps = hull([(value, point.loss) for value, point in placed])
+    runs = [(value, point.loss) for value, point in placed]
+    tips = [f"{frame.run_text(point)}\n{label}: {format_count(value)}" for value, point in placed]
+    frame.draw_marks(axes, runs, mark, tips, markersize=2.5, alpha=0.45)
+    steps = hull(runs)
     axes.plot(
         [value for value, _ in steps],
         [loss for _, loss in steps],
@@ -133,19 +123,11 @@ def _draw_optima(axes: Axes, fits: Fits, arch: str, resource: Resource, mark: Ma
         if found is None or not np.isfinite(found[0]):
             continue
         value = float(found[0])
-        (line,) = axes.plot(
-            [value],
-            [optimum.loss_opt],
-            color=mark.colour,
-            marker=mark.marker,
-            markersize=5.5,
-            markeredgecolor="black",
-            markeredgewidth=0.5,
-            linestyle="none",
-            zorder=4,
-        )
         text = f"{frame.optimum_text(optimum)}\n{resource.axis_label}: {format_count(value)}"
-        frame.set_tips(line, [text])
+        edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
+        frame.draw_marks(
+            axes, [(value, optimum.loss_opt)], mark, [text], markersize=5.5, zorder=4, **edge
+        )
 
 
 def draw_sparsity(fits: Fits) -> Figure:
@@ -219,18 +201,9 @@ def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark) 
         linewidth=0.9,
     )
     for group, size in ((placed, 3.0), ([best], 6.0)):
-        (line,) = axes.plot(
-            [x for x, _ in group],
-            [math.exp(point.loss) for _, point in group],
-            color=mark.colour,
-            marker=mark.marker,
-            markersize=size,
-            linestyle="none",
-        )
-        frame.set_tips(
-            line,
-            [f"{frame.run_text(p)}\nparameters per FLOP {x:.4g}" for x, p in group],
-        )
+        points = [(x, math.exp(point.loss)) for x, point in group]
+        tips = [f"{frame.run_text(p)}\nparameters per FLOP {x:.4g}" for x, p in group]
+        frame.draw_marks(axes, points, mark, tips, markersize=size)
 
 
 def _mean_by_size(placed: Sequence[tuple[float, Point]]) -> dict[float, float]:

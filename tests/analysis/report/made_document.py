@@ -52,16 +52,11 @@ def made_document() -> Document:
 
 def made_svg() -> tuple[bytes, dict[str, list[str]]]:
     """Return a drawn figure of two markers and some text, and the texts of its markers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     with plot_style.style():
-        figure = Figure(figsize=(3.5, 2.0))
-        FigureCanvasAgg(figure)
+        figure = plot_style.new_figure(3.5, 2.0)
         axes = figure.subplots()
         mark = plot_style.family_mark(0)
-        (line,) = axes.plot([1, 2], [3, 4], color=mark.colour, marker="o")
-        frame.set_tips(line, ["first", "second <b>"])
+        frame.draw_marks(axes, [(1, 3), (2, 4)], mark, ["first", "second <b>"], linestyle="-")
         axes.plot([1, 2], [4, 3], color="black")
         tips = frame.collect_tips(figure)
         buffer = io.BytesIO()
