@@ -378,7 +378,7 @@ def _why_it_waits(state: RunState, job: JobState) -> str:
         parts.append(f"put back {job.restarts} times" if job.restarts > 1 else "put back once")
     if state.attempt is not None and state.attempt.exit_reason:
         parts.append(f"before: {state.attempt.exit_reason}")
-    # Nothing lets go of a job that is held but a person.
+    # A held job waits until a person releases it.
     if job.reason is not None and "held" in job.reason.lower():
         parts.append(f"until `scontrol release {job.job_id}`")
     return ", ".join(parts)

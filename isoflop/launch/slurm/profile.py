@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, MinLen
 from isoflop.errors import UserError
 from isoflop.plan.estimate import Hardware, load_hardware
 from isoflop.resources import builtin_names, read_profile
-from isoflop.validate import validated
+from isoflop.validate import CLOSED, validated
 
 LOCAL = "local"
 _HARDWARE_PREFIX = "hardware_"
@@ -38,7 +38,7 @@ _Amount = Annotated[float, Gt(0)]
 class ClusterProfile:
     """One kind of node of a cluster, and how a study uses it. A device is a GPU, or a CPU core."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar = {**CLOSED, "allow_inf_nan": False}
 
     name: _Text
     hardware: _Text
@@ -150,7 +150,7 @@ def profile_from_mapping(values: Mapping[str, Any]) -> ClusterProfile:
     Raises:
         UserError: an unknown or missing key, a wrong type or an impossible value.
     """
-    return validated(ClusterProfile, values, what="cluster", do=_DO, do_missing=_DO)
+    return validated(ClusterProfile, values, what="cluster", do=_DO, do_missing=_DO, do_unknown=_DO)
 
 
 def _mistake(key: str, value: object, allowed: str) -> UserError:
