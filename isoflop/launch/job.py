@@ -9,10 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.placement import Placement
-from isoflop.plan.estimate.memory import PlacementEstimate
+
+if TYPE_CHECKING:
+    from isoflop.plan.estimate.memory import PlacementEstimate
+
+# Exit codes of processes that train runs.
+DONE, FAILED, TO_BE_CONTINUED = 0, 1, 75
 
 # Entries of a [placement] table that are a layout.
 _LAYOUT = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
@@ -52,6 +57,12 @@ class JobResult:
     reason: str | None = None
     loss: float | None = None
     wall_s: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Of a process that trained this run alone; to be continued: start it again."""
+        codes = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}
+        return codes.get(self.status, FAILED)
 
     @staticmethod
     def of(result: Mapping[str, Any]) -> JobResult:

@@ -41,7 +41,7 @@ from isoflop.errors import failure_reason
 from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
-from isoflop.launch.job import Job, JobResult
+from isoflop.launch.job import DONE, Job, JobResult
 
 if TYPE_CHECKING:
     from isoflop.train.ranks import Ranks
@@ -51,7 +51,6 @@ POLL_S = 0.2
 # Time for the other ranks to end after the first one did, since one that waits for a rank that is
 # gone may not notice by itself; and for torchrun to end after its ranks.
 END_GRACE_S = 20.0
-EXIT_CODES = {"done": 0, "interrupted": 75, "held": 75}
 # At the end of torchrun's output: the rank that failed before the others did, and how.
 _ROOT_CAUSE = re.compile(
     r"Root Cause.*?^\s*rank\s*:\s*(\d+).*?^\s*exitcode\s*:\s*(-?\d+)", re.DOTALL | re.MULTILINE
@@ -212,7 +211,7 @@ def main() -> int:
     if arguments.launched:
         threading.Thread(target=_end_with_standard_input, daemon=True).start()
     result = _run(arguments.job, StopFlag())
-    return 0 if arguments.launched else EXIT_CODES.get(result.status, 1)
+    return DONE if arguments.launched else result.exit_code
 
 
 def _end_with_standard_input() -> None:

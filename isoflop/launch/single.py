@@ -23,8 +23,7 @@ from isoflop.launch.job import JobResult
 from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.edit import find_run
 
-DONE, FAILED, MISTAKE, TO_BE_CONTINUED = 0, 1, 2, 75
-_CODES = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}
+MISTAKE = 2
 
 
 @click.command()
@@ -63,7 +62,7 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
         assert finished is not None
         result = JobResult(status=finished["status"], reason=finished["status_reason"])
     click.echo(result.status if result.reason is None else f"{result.status}: {result.reason}")
-    return _CODES.get(result.status, FAILED)
+    return result.exit_code
 
 
 if __name__ == "__main__":

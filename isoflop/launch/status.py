@@ -22,10 +22,9 @@ from typing import Any
 from isoflop.launch.metrics import LINES_FILE
 from isoflop.launch.run_folder import Attempt, RunFolder
 from isoflop.launch.slurm import failures
-from isoflop.launch.slurm.cancel import cancelled_jobs
 from isoflop.launch.slurm.logs import last_lines, tail
 from isoflop.launch.slurm.queue import Queue, SentTask, add_accounting, query_queue
-from isoflop.launch.slurm.records import read_options
+from isoflop.launch.slurm.records import cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan

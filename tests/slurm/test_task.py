@@ -119,7 +119,7 @@ def test_failures_are_tried_again_until_the_run_is_parked(told: Told, tmp_path: 
     assert told.executed == list(RUNS) * 2
     with pytest.raises(SystemExit) as parked:
         run(tmp_path)
-    assert parked.value.code == task.SOME_RUNS_FAILED
+    assert parked.value.code == task.FAILED
     assert told.requeued == ["7_3"] * 2
     write_options(tmp_path, {RUNS[0]: {"attempts_forgiven": 3}})
     assert run(tmp_path) == "to be continued"
@@ -129,7 +129,7 @@ def test_a_diverged_run_is_not_tried_again(told: Told, tmp_path: Path) -> None:
     told.results = {RUNS[0]: [result("diverged")], RUNS[1]: [result("done")]}
     with pytest.raises(SystemExit) as ended:
         run(tmp_path)
-    assert ended.value.code == task.SOME_RUNS_FAILED
+    assert ended.value.code == task.FAILED
     assert told.requeued == []
 
 

@@ -9,14 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.queue import Queue, SentTask, query_queue
-from isoflop.launch.slurm.records import LAUNCH_FOLDER
+from isoflop.launch.slurm.records import record_cancelled
 from isoflop.plan.planner import Plan
-
-CANCELLED_FILE = "cancelled.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,25 +74,14 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> None:
         SchedulerError: the scheduler refused.
     """
     ids = [str(task.job_id) for task in cancellation.tasks]
-    path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
     if ids:
         # The scheduler forgets a cancelled job within minutes.
-        write_json_atomic(path, sorted({*cancelled_jobs(study_folder), *ids}))
+        record_cancelled(study_folder, ids)
     scheduler.cancel(str(task.job_id) for task in cancellation.tasks if not task.is_local)
     processes = [int(str(task.job_id)) for task in cancellation.tasks if task.is_local]
     for pid in {*processes, *cancellation.holders.values()}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-
-
-def cancelled_jobs(study_folder: Path) -> set[str]:
-    """Return ids of all jobs that :func:`cancel` ended.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
-    return set(read_json(path, "cancelled jobs")) if path.exists() else set()
 
 
 def _starter(pid: int) -> int | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.launch.slurm.arrays import ArrayPlan
 from isoflop.launch.slurm.profile import ClusterProfile
+from isoflop.launch.slurm.scheduler import CLUSTER_VARIABLES, one_line
 from isoflop.launch.slurm.task import run_task
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _INHERITED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PM
 _INHERITED = frozenset(
     ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 )
-# Which cluster is meant.
-_KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER"))
 
 
 class Rejected(Exception):
@@ -133,7 +132,7 @@ def send_to_slurm(
             jobs = executor.map_array(run_task, *zip(*arguments, strict=True))
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         _remove_orphans(folder)
-        raise Rejected(_words(error)) from None
+        raise Rejected(one_line(str(error)) or type(error).__name__) from None
     return jobs[0].job_id.partition("_")[0]
 
 
@@ -182,17 +181,13 @@ def _remove_orphans(folder: Path) -> None:
             path.unlink()
 
 
-def _words(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(dict.fromkeys(lines)) or type(error).__name__
-
-
 def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without the variables of an outer job or launcher."""
     return {
         name: value
         for name, value in environ.items()
-        if name in _KEPT or not (name in _INHERITED or name.startswith(_INHERITED_PREFIXES))
+        if name in CLUSTER_VARIABLES
+        or not (name in _INHERITED or name.startswith(_INHERITED_PREFIXES))
     }
 
 

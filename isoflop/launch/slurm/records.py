@@ -6,6 +6,7 @@
     .launch/SUBMISSION_ID/array-000/       submitit's scripts, pickles and logs of one array
     .launch/code/DIGEST/                   the code that its tasks run
     .launch/options.json                   what `isoflop retry` decided, by run id
+    .launch/cancelled.json                 ids of all jobs that `isoflop cancel` ended
 
 An array whose job id is unknown and that was not rejected either was cut off between the two: its
 jobs may exist. :func:`comment_of` names them, so that the scheduler can be asked.
@@ -14,7 +15,7 @@ jobs may exist. :func:`comment_of` names them, so that the scheduler can be aske
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ LAUNCH_FOLDER = ".launch"
 SUBMISSION_FILE = "submission.json"
 JOBS_FILE = "jobs.json"
 OPTIONS_FILE = "options.json"
+CANCELLED_FILE = "cancelled.json"
 SUBMISSION_SCHEMA_VERSION = 1
 
 Cluster = Literal["slurm", "local"]
@@ -140,3 +142,19 @@ def read_options(study_folder: Path) -> dict[str, dict[str, Any]]:
 def write_options(study_folder: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
     """Replace what :func:`read_options` reads."""
     write_json_atomic(study_folder / LAUNCH_FOLDER / OPTIONS_FILE, dict(options))
+
+
+def cancelled_jobs(study_folder: Path) -> set[str]:
+    """Return ids of all jobs that `isoflop cancel` ended.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
+    return set(read_json(path, "cancelled jobs")) if path.exists() else set()
+
+
+def record_cancelled(study_folder: Path, job_ids: Iterable[str]) -> None:
+    """Add jobs to those that :func:`cancelled_jobs` returns."""
+    path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
+    write_json_atomic(path, sorted({*cancelled_jobs(study_folder), *job_ids}))

@@ -19,6 +19,9 @@ from isoflop.errors import UserError, shown
 # configuration after a minute.
 TIMEOUT_S = 25.0
 
+# Variables that name the cluster.
+CLUSTER_VARIABLES = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER"))
+
 # What a job may end as; in any other state it waits, runs or is about to.
 _FINAL = frozenset(
     (
@@ -216,11 +219,11 @@ def call(arguments: Sequence[str]) -> str:
     except PermissionError as error:
         raise SchedulerError(command, str(error)) from None
     except subprocess.TimeoutExpired as error:
-        printed = _words(error.stderr.decode(errors="replace") if error.stderr else "")
+        printed = one_line(error.stderr.decode(errors="replace") if error.stderr else "")
         words = f"no answer in {TIMEOUT_S:g} s" + (f": {printed}" if printed else "")
         raise SchedulerError(command, words) from None
     if done.returncode != 0:
-        words = _words(done.stderr) or _words(done.stdout)
+        words = one_line(done.stderr) or one_line(done.stdout)
         raise SchedulerError(command, words or f"exit code {done.returncode}")
     return done.stdout
 
@@ -231,12 +234,12 @@ def _environment() -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_"))
-        or name in ("SLURM_CONF", "SLURM_CONF_SERVER")
+        or name in CLUSTER_VARIABLES
     }
 
 
-def _words(text: str) -> str:
-    """Return the output of a command in one line."""
+def one_line(text: str) -> str:
+    """Return the distinct lines of a command's output in one line."""
     return "; ".join(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 

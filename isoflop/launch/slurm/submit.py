@@ -161,12 +161,16 @@ def prepare(
         raise UserError("folder", str(folder), "a path without %, \\ and line ends", "rename it")
     # A missing plan is reported before a missing scheduler.
     read_plan(folder)
-    max_array_size = 1 if profile.is_local else _max_array_size()
+    max_array_size = 1
+    if not profile.is_local:
+        # One more than the largest index. A cluster without arrays has 0.
+        max_array_size = int(scheduler.config().get("MaxArraySize", "1001"))
     typed = {key: value for key, value in (options or {}).items() if value not in (None, ())}
     given = typed if profile.is_local else {**typed, "device": profile.device}
     # The study's number of workers is for `isoflop run`; here the cluster decides.
     session = open_session(folder, options={**given, "workers": 1})
-    estimate = _estimate(session.plan, folder, profile)
+    profile.load_hardware()
+    estimate = estimate_for(session.plan, folder, profile.hardware, profile.price_per_hour)
     recorded = records.read_options(folder)
     live = live_runs(folder, session.plan)
     wanted = [job for job in session.jobs if only is None or job.run_id in only]
@@ -190,9 +194,9 @@ def prepare(
         parked=tuple(parked),
         num_done=session.num_done_before,
         num_live=len(wanted) - len(free),
-        snapshot=snapshot_of(folder, _families(session.plan)),
+        snapshot=snapshot_of(folder, {run.spec.family for run in session.plan.runs}),
         max_array_size=max_array_size,
-        submission_id=_new_id(),
+        submission_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
         options=typed,
     )
 
@@ -258,7 +262,15 @@ def _send_all(prepared: Prepared, plans: Sequence[ArrayPlan]) -> tuple[SentArray
         for run_id in task
     }
     write_json_atomic(records.jobs_file(prepared.folder, prepared.submission_id), jobs)
-    arrays = [_intended(plan, prepared.profile) for plan in plans]
+    arrays = [
+        SentArray(
+            job_id=None,
+            tasks=plan.tasks,
+            rejected=None,
+            is_array=not prepared.profile.is_local and len(plan.tasks) > 1,
+        )
+        for plan in plans
+    ]
     created_at = time.time()
     _record(prepared, created_at, arrays)
     for number, plan in enumerate(plans):
@@ -269,11 +281,6 @@ def _send_all(prepared: Prepared, plans: Sequence[ArrayPlan]) -> tuple[SentArray
             arrays[number] = dataclasses.replace(arrays[number], rejected=str(error))
         _record(prepared, created_at, arrays)
     return tuple(arrays)
-
-
-def _intended(plan: ArrayPlan, profile: ClusterProfile) -> SentArray:
-    is_array = not profile.is_local and len(plan.tasks) > 1
-    return SentArray(job_id=None, tasks=plan.tasks, rejected=None, is_array=is_array)
 
 
 def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) -> None:
@@ -375,17 +382,6 @@ def gpus_of(prepared: Prepared, plan: ArrayPlan, number: int) -> list[int]:
     return gpus[first : first + num_ranks]
 
 
-def _max_array_size() -> int:
-    config = scheduler.config()
-    # One more than the largest index. A cluster without arrays has 0.
-    return int(config.get("MaxArraySize", "1001"))
-
-
-def _estimate(plan: Plan, folder: Path, profile: ClusterProfile) -> PlanEstimate:
-    profile.load_hardware()
-    return estimate_for(plan, folder, profile.hardware, profile.price_per_hour)
-
-
 def _is_parked(
     folder: Path, run_id: str, profile: ClusterProfile, recorded: Mapping[str, Mapping[str, Any]]
 ) -> bool:
@@ -411,14 +407,6 @@ def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) ->
         peak_mem_bytes=run.peak_mem_bytes,
         exclude_nodes=tuple(sorted(excluded)),
     )
-
-
-def _families(plan: Plan) -> set[str]:
-    return {run.spec.family for run in plan.runs}
-
-
-def _new_id() -> str:
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def _num_local_tasks(runs: Sequence[RunToSend], prepared: Prepared) -> int:

@@ -26,14 +26,13 @@ from typing import TYPE_CHECKING
 
 from isoflop.files import read_json
 from isoflop.launch.callbacks import StopFlag
+from isoflop.launch.job import FAILED, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.slurm.records import jobs_file, read_options
 
 if TYPE_CHECKING:
-    from isoflop.launch.job import Job, JobResult
     from isoflop.train.ranks import Ranks
 
 HELD_POLL_S = 2.0
-SOME_RUNS_FAILED, TO_BE_CONTINUED = 1, 75
 _TIME_IS_UP = "SIGUSR2"
 
 
@@ -110,8 +109,6 @@ class ArrayTask:
 
     def train(self, run_id: str) -> None:
         """Train one run, unless the task was asked to stop."""
-        from isoflop.launch.job import Job
-
         if self._should_stop() is not None:
             self._unfinished = True
             return
@@ -143,7 +140,7 @@ class ArrayTask:
         if self._unfinished:
             return f"stopped by {stop}"
         if self._failed:
-            sys.exit(SOME_RUNS_FAILED)
+            sys.exit(FAILED)
         return "complete"
 
     def _execute(self, job: Job) -> JobResult:
