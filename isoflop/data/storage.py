@@ -140,7 +140,7 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def folder_name(source: str, data_id: str) -> str:
-    """Name of the folder in which a source's tokens lie."""
+    """Return the name of the folder in which a source's tokens lie."""
     return f"{_slug(source)}-{data_id}"
 
 

@@ -41,7 +41,7 @@ class Ranks(Protocol):
         """Return the factor on a rank's loss that makes shared gradients the batch's."""
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Return element-wise sum over the ranks, float64; the same on every rank."""
+        """Return the element-wise sum over the ranks, float64; the same on every rank."""
 
     def broadcast(self, value: float) -> float:
         """Return the main rank's value, on every rank: whether to begin, where to resume."""

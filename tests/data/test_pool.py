@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from isoflop.data.pool import ordered_map
+from isoflop.data.pool import TASKS_PER_WORKER, ordered_map
 
 
 def _square(base: int, task: int) -> int:
@@ -27,8 +27,10 @@ def test_results_come_in_order_and_errors_in_their_turn(workers: int) -> None:
 
 
 def test_closed_early_the_processes_end_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
-    with closing(ordered_map(_square, 1, iter(range(20, 1000)), 2)) as results:
+    tasks = iter(range(20, 1000))
+    with closing(ordered_map(_square, 1, tasks, 2)) as results:
         assert next(results) == 401
+        assert next(tasks) == 20 + TASKS_PER_WORKER * 2
     assert multiprocessing.active_children() == []
     assert capfd.readouterr().err == ""
 
