@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from interpret.test_gate_matrix import made_tokens
+from interpret.test_patterns import made_tokens
 from isoflop.interpret.geometry.cka import (
     cka_rows,
     cka_with_chance,

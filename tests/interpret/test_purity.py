@@ -10,7 +10,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from interpret.made_models import untrained_run
-from interpret.test_gate_matrix import made_tokens
+from interpret.test_patterns import made_tokens
 from isoflop.data.synthetic import TINY_ADJECTIVES, TINY_NOUNS
 from isoflop.errors import UserError
 from isoflop.interpret.geometry.analyse import Options, analyse

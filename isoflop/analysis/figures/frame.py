@@ -155,7 +155,7 @@ def draw_marks(
 
 
 def collect_tips(figure: Figure) -> dict[str, list[str]]:
-    """Number the lines with hover texts; return the texts of each by its id in the SVG."""
+    """Return the hover texts of each line by its id in the SVG, which the line gets here."""
     from matplotlib.lines import Line2D
 
     tips: dict[str, list[str]] = {}

@@ -23,7 +23,7 @@ from isoflop.analysis.fit import FitOptions, Fits, fit_optima, fit_rows
 from isoflop.analysis.points import select_points
 from isoflop.analysis.report.figures import inline
 
-# Half a minute of drawing; tests/analysis/test_plots.py draws in the first target.
+# Half a minute of drawing; tests/analysis/test_figures.py draws in the first target.
 pytestmark = pytest.mark.slow
 
 QUICK = FitOptions(n_boot=0)
