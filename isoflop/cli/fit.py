@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from isoflop.analysis.bootstrap import Requested
 from isoflop.analysis.optima_methods import METHODS
+from isoflop.analysis.points import AXES
 from isoflop.cli.options import FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table
 from isoflop.errors import UserError, shown
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from isoflop.analysis.fit import FitOptions
     from isoflop.analysis.result import Fits
 
-
-AXES = ("n_params", "n_tokens", "n_active")
-BOOTSTRAPS = ("auto", "residual", "parametric", "case")
 
 # Left out of a terminal that is too narrow for all, the first ones first.
 _LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
@@ -54,7 +53,7 @@ FIT_OPTIONS = (
     ),
     click.option(
         "--bootstrap",
-        type=click.Choice(BOOTSTRAPS),
+        type=click.Choice(get_args(Requested)),
         default="auto",
         show_default=True,
         help="Kind of the intervals; auto takes what the table can support.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,7 @@ from click.testing import CliRunner, Result
 
 from analysis.made_runs import curve, parabola, spaced
 from isoflop.analysis.optima import OPTIMA
-from isoflop.analysis.optima_methods import METHODS
-from isoflop.analysis.points import AXES
-from isoflop.cli import fit, main
+from isoflop.cli import main
 from isoflop.tables import read_table
 
 COLUMNS = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
@@ -62,12 +59,6 @@ def test_a_table_alone_is_fitted_without_torch(table: Path, tmp_path: Path) -> N
     assert {row["status"] for row in optima if row["axis"] != "n_active"} == {"interior"}
     for name in ("optima", "fits", "compare", "exponents", "validity"):
         assert f"{name}.parquet" in done.stdout
-
-
-def test_the_options_are_the_librarys() -> None:
-    assert fit.MethodChoice().choices == tuple(METHODS)
-    assert f"[{'|'.join(METHODS)}]" in re.sub(r"\s", "", invoke("--help").stdout)
-    assert fit.AXES == AXES
 
 
 def test_a_table_needs_a_folder_for_its_results(table: Path) -> None:
