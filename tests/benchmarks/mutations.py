@@ -28,7 +28,9 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 # An endless loop is noticed, too.
 TIMEOUT = "--timeout=300"
-OPTIONS = ("-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-rfE", TIMEOUT)
+# They open pages in a browser, which a machine may lack.
+NOT_RUN = "--ignore-glob=*/test_page.py"
+OPTIONS = "-x -q -n0 -p no:cacheprovider --no-header --tb=no -rfE".split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +161,18 @@ class Runner:
     def _run(self, places: list[str], marks: str) -> str | None:
         """Return the id of the first test that fails, None where all pass."""
         known = [f"--deselect={test}" for test, passes in self._passes.items() if not passes]
-        command = [sys.executable, "-m", "pytest", *OPTIONS, "-m", marks, *known, *places]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *OPTIONS,
+            TIMEOUT,
+            NOT_RUN,
+            "-m",
+            marks,
+            *known,
+            *places,
+        ]
         paths = os.pathsep.join([str(self._tree), str(self._tree / "kernels")])
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(

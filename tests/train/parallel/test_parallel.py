@@ -25,7 +25,7 @@ from isoflop.spec import RunSpec
 from isoflop.train.ranks import SINGLE
 
 SCRIPT = Path(__file__).parent / "two_ranks.py"
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 BOUND = 1e-5
 
 CONFIGS: dict[str, dict[str, int]] = {
@@ -41,7 +41,7 @@ def made_spec(family: str, **changes: Any) -> RunSpec:
     config = dataclasses.asdict(config_from_mapping(family, CONFIGS[family]))
     shape = {"d_model": 16, "n_layers": 2, "n_heads": 2, "vocab_size": 64, "seq_len": 12}
     return made_training.made_spec(
-        family, **{"config": config, "batch_size": 8, "steps": 50, **shape, **changes}
+        family, **{"config": config, "batch_size": 8, "steps": 30, **shape, **changes}
     )
 
 
@@ -126,10 +126,10 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
         order("mlp-fsdp", "mlp", "fsdp"),
         order("sgatlin-channel", "sgatlin", "channel"),
         # Layouts one after the other, and one process between them.
-        order("part-1", "sgatlin", "ddp", last=13),
-        order("part-2", "sgatlin", "single", resume="part-1", first=13, last=25),
-        order("part-3", "sgatlin", "channel", resume="part-2", first=25, last=38),
-        order("part-4", "sgatlin", "fsdp", resume="part-3", first=38),
+        order("part-1", "sgatlin", "ddp", last=8),
+        order("part-2", "sgatlin", "single", resume="part-1", first=8, last=15),
+        order("part-3", "sgatlin", "channel", resume="part-2", first=15, last=23),
+        order("part-4", "sgatlin", "fsdp", resume="part-3", first=23),
         # The same layout before and after.
         order("again-1", "sgatlin", "channel", last=7),
         order("again-2", "sgatlin", "channel", resume="again-1", first=7),
@@ -166,7 +166,7 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
 
 def check_that_the_bound_is_one(alone: dict[str, Tensor]) -> None:
     """Training moves the loss by far more, and the norm is clipped."""
-    assert len(alone["losses"]) == 50
+    assert len(alone["losses"]) == 30
     assert (alone["losses"][0] - alone["losses"][-1]).abs() > 1000 * BOUND
     assert alone["norms"].min() > script().CLIP_NORM
 
@@ -175,15 +175,15 @@ def check_that_checkpoints_go_on_in_any_layout(
     made: dict[str, dict[str, Tensor]], alone: dict[str, Tensor]
 ) -> None:
     steps = [len(made[f"part-{number}"]["losses"]) for number in (1, 2, 3, 4)]
-    assert steps == [13, 12, 13, 12]
-    assert_close(made["part-4"], end_of(alone, 12))
+    assert steps == [8, 7, 8, 7]
+    assert_close(made["part-4"], end_of(alone, 7))
 
 
 def check_that_a_layout_goes_on_bit_for_bit(
     again: dict[str, Tensor], undisturbed: dict[str, Tensor]
 ) -> None:
-    assert len(again["losses"]) == 43
-    for name, value in end_of(undisturbed, 43).items():
+    assert len(again["losses"]) == 23
+    for name, value in end_of(undisturbed, 23).items():
         assert torch.equal(again[name], value), name
 
 

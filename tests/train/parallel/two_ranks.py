@@ -46,7 +46,7 @@ def train(
     ranks: Ranks,
     *,
     first: int = 0,
-    last: int = 50,
+    last: int = 30,
     micro_batch: int | None = None,
     tie: str | None = None,
     weights: dict[str, Tensor] | None = None,
