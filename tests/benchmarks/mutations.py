@@ -30,7 +30,7 @@ REPOSITORY = HERE.parents[1]
 TIMEOUT = "--timeout=300"
 # They open pages in a browser, which a machine may lack.
 NOT_RUN = "--ignore-glob=*/test_page.py"
-OPTIONS = "-x -q -n0 -p no:cacheprovider --no-header --tb=no -rfE".split()
+OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-rfE"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
