@@ -34,6 +34,7 @@ from isoflop.interpret.geometry.purity_tests import (
     purity_rows,
     verdict_rows,
 )
+from isoflop.interpret.interval import Interval, interval_of
 from isoflop.interpret.load import GateShape, LoadedRun, untrained
 from isoflop.interpret.recorder import record
 from isoflop.tables import read_table
@@ -320,3 +321,11 @@ def test_a_recording_of_some_layers_is_refused_in_a_line(tmp_path: Path) -> None
     record(loaded, tmp_path, layers=[1])
     with pytest.raises(UserError, match=r"must be of all layers; record again"):
         analyse(loaded, tmp_path, tmp_path, SMALL)
+
+
+def test_an_interval_needs_half_of_the_draws() -> None:
+    draws = np.array([1.0, 2.0, 3.0, np.nan])
+    assert interval_of(2.0, draws, 0.5) == Interval(value=2.0, lo=1.5, hi=2.5)
+    draws[:2] = np.nan
+    assert interval_of(2.0, draws) == Interval(value=2.0)
+    assert interval_of(None, np.ones(4)) == Interval(value=None)
