@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.optima_methods import METHODS
     from isoflop.analysis.points import load_rows, select_points
-    from isoflop.analysis.result import FitOptions, Fits
-    from isoflop.analysis.summary import excluded_note
+    from isoflop.analysis.result import FitOptions, Fits, excluded_note
 
 _HOME = {
     "METHODS": "optima_methods",
     "FitOptions": "result",
     "Fits": "result",
     "Optimum": "optima",
-    "excluded_note": "summary",
+    "excluded_note": "result",
     "fit_optima": "fit",
     "fit_rows": "fit",
     "fit_table": "fit",

@@ -155,5 +155,15 @@ class Fits:
         return self.draws.get((axis or self.options.axis, method or self.options.method))
 
 
+def excluded_note(fits: Fits) -> str:
+    """Return a sentence such as "3 runs excluded: 2 diverged, 1 failed."."""
+    counts = fits.selection.excluded_counts()
+    if not counts:
+        return "No runs excluded."
+    total = sum(counts.values())
+    reasons = ", ".join(f"{num} {reason.replace('_', ' ')}" for reason, num in counts.items())
+    return f"{total} run{'s' if total > 1 else ''} excluded: {reasons}."
+
+
 def _group(optimum: Optimum) -> GroupKey:
     return optimum.arch, optimum.budget_flops

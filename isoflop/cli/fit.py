@@ -1,14 +1,20 @@
-"""`isoflop fit`."""
+"""`isoflop fit`: its options, what it reads, and the tables and notes that it shows.
+
+In the tables ``<`` and ``>`` mark bounds, also of an interval that ends at the grid's end; ``-`` is
+a value that does not exist. Columns that do not fit the terminal are left out and named.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from rich.table import Table
 
 from isoflop.analysis.bootstrap import Requested
 from isoflop.analysis.optima_methods import METHODS
@@ -20,16 +26,21 @@ from isoflop.numbers import format_count, format_flops
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
+    from isoflop.analysis.compare.multipliers import Comparison
     from isoflop.analysis.fit import FitOptions
+    from isoflop.analysis.laws import PowerLaw
+    from isoflop.analysis.optima import Optimum
     from isoflop.analysis.result import Fits
 
 
 # Left out of a terminal that is too narrow for all, the first ones first.
 _LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
 _TEXT = ("arch", "law", "status", "claimed")
+_MISSING = "-"
 
+Row = dict[str, str]
+"""Cells by the heading of their column."""
 
 FIT_OPTIONS = (
     click.option(
@@ -97,7 +108,6 @@ def fit_folder(
 ) -> None:
     """Fit a study folder or a table, plot it, and print the optima and the paths written."""
     from isoflop.analysis import FitOptions, excluded_note, fit_table
-    from isoflop.analysis.summary import excluded_lines
 
     runs = runs_of(source, out_folder)
     announce_fit(runs)
@@ -113,7 +123,6 @@ def fit_folder(
 def _print_tables(fits: Fits, out: Console) -> list[str]:
     """Print the tables that have rows; return the notes to print below them."""
     from isoflop.analysis.compare.one_size import is_one_size
-    from isoflop.analysis.summary import reading_notes
 
     if not any(fits.groups.values()):
         return ["Nothing to fit yet: no run has a usable loss."]
@@ -172,20 +181,17 @@ def runs_of(source: Path, out: Path | None) -> Runs:
 
 def optima_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
     """Return the fitted optimum of each arch at each budget, with its intervals."""
-    from isoflop.analysis.summary import optima_rows_for_display
+    return _by_arch(optima_rows(fits), width)
 
-    headings = {
-        "arch": "arch",
-        "budget": "budget",
-        "n_opt": "params N*",
-        "n_ci": "N* interval",
-        "d_opt": "tokens D*",
-        "loss": "loss",
-        "loss_ci": "loss interval",
-        "perplexity": "perplexity",
-        "status": "status",
-    }
-    return _by_arch(headings, optima_rows_for_display(fits), width)
+
+def laws_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return the power laws of each arch, with the intervals of their exponents."""
+    return _by_arch([_law_row(law) for law in _laws(fits)], width)
+
+
+def multipliers_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return the compute multiplier of each arch over the reference, at each budget."""
+    return _by_arch(multiplier_rows(fits), width)
 
 
 def seed_means_table(fits: Fits) -> Table:
@@ -207,41 +213,169 @@ def seed_means_table(fits: Fits) -> Table:
     return table
 
 
-def laws_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
-    """Return the power laws of each arch, with the intervals of their exponents."""
-    from isoflop.analysis.summary import law_rows_for_display
+def optima_rows(fits: Fits) -> list[Row]:
+    """Return one row per arch and budget, by the method of the options.
 
-    headings = {
-        "arch": "arch",
-        "law": "law",
-        "exponent": "exponent",
-        "ci": "interval",
-        "coefficient": "coefficient",
-        "n": "budgets",
-        "rmse": "rmse",
-    }
-    return _by_arch(headings, law_rows_for_display(fits), width)
+    N* comes from the profile over parameters, D* from the one over tokens, loss and perplexity from
+    the one over parameters. The status is that of the parameters, followed by that of the tokens
+    where it differs in kind.
+    """
+    tokens = fits.optima_by_group("n_tokens")
+    return [_optimum_row(o, tokens[key]) for key, o in fits.optima_by_group("n_params").items()]
 
 
-def multipliers_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
-    """Return the compute multiplier of each arch over the reference, at each budget."""
-    from isoflop.analysis.summary import multiplier_rows_for_display
+def multiplier_rows(fits: Fits) -> list[Row]:
+    """Return one row per compute multiplier.
 
-    headings = {
-        "arch": "arch",
-        "budget": "budget",
-        "multiplier": "compute multiplier",
-        "ci": "its interval",
-        "claim": "claimed",
-    }
-    return _by_arch(headings, multiplier_rows_for_display(fits), width)
+    ``claimed`` is better or worse where an order is claimed, - where none is, and why where there
+    is no estimate.
+    """
+    signs = {"lower_bound": "≥ ", "upper_bound": "≤ "}
+    return [
+        {
+            "arch": row.arch,
+            "budget": format_flops(row.budget_flops),
+            "compute multiplier": _MISSING
+            if row.multiplier is None
+            else f"{signs.get(row.status, '')}{row.multiplier:.2f}",
+            "its interval": _MISSING
+            if row.ci_lo is None
+            else f"{row.ci_lo:.2f} to {row.ci_hi:.2f}",
+            "claimed": _claim(row),
+        }
+        for row in fits.compare
+        if row.resource == "flops" and row.arch != row.reference
+    ]
 
 
-def _by_arch(
-    headings: Mapping[str, str], rows: Sequence[Mapping[str, str]], width: int
-) -> tuple[Table, tuple[str, ...]]:
+def reading_notes(fits: Fits) -> list[str]:
+    """Return what the tables for a terminal mean: laws, multipliers, bounds, intervals."""
+    notes = ["Laws: N*, D*, active* and L* = coefficient · C^exponent, C in FLOPs."]
+    if not _laws(fits):
+        notes = ["No laws: they need minima inside their grids at two budgets or more."]
+    compared = [row for row in fits.compare if row.arch != row.reference]
+    if compared:
+        reference = compared[0].reference
+        notes.append(
+            f"Multiplier: compute that {reference} needs for the loss of the arch's optimum, over "
+            "the arch's own; above 1 the arch is better. Claimed where the whole interval is on "
+            f"one side of 1. Extrapolated: beyond the losses measured of {reference}, and the "
+            "interval leaves out the error of that."
+        )
+    num = sum(o.is_bound for o in fits.optima_by_group("n_params").values())
+    if num:
+        what = "1 optimum is a bound" if num == 1 else f"{num} optima are bounds"
+        notes.append(
+            f"{what} (< or >): the minimum lies beyond the sizes that were run; "
+            "`isoflop refine` proposes more of them."
+        )
+    return [*notes, _interval_note(fits)]
+
+
+def excluded_lines(fits: Fits, most: int = 5) -> list[str]:
+    """Return a line per excluded row that is not just missing, and how many more there are."""
+    rows = [row for row in fits.excluded if row.reason != "missing"]
+    lines = []
+    for row in rows[:most]:
+        budget = "no budget" if row.budget_flops is None else format_flops(row.budget_flops)
+        size = "" if row.n_params is None else f", {format_count(row.n_params)} parameters"
+        detail = "" if row.detail is None else f" ({row.detail})"
+        lines.append(
+            f"  {row.arch or 'no arch'} at {budget}{size}: {row.reason.replace('_', ' ')}{detail}"
+        )
+    if len(rows) > most:
+        lines.append(f"  and {len(rows) - most} more, listed by `isoflop report`")
+    return lines
+
+
+def _interval_note(fits: Fits) -> str:
+    """Return a sentence on the intervals: their level, how they were made, and failed draws."""
+    options = fits.options
+    drawn = fits.draws_of("n_params")
+    if drawn is None:
+        return "No intervals (0 bootstrap draws)."
+    optima = fits.optima_by_group("n_params").values()
+    failed = sum(o.n_failed or 0 for o in optima)
+    num = sum(o.n_boot or 0 for o in optima)
+    note = f"Intervals: {options.confidence:.0%}, {drawn.kind} bootstrap, {drawn.n_boot:,} draws"
+    if num and failed:
+        note += f"; {failed / num:.1%} of the draws gave no interior optimum"
+    without = sum(o.is_point and o.ci_lo is None for o in optima)
+    if without:
+        note += (
+            f"; {without} interior optim{'a have' if without > 1 else 'um has'} no interval "
+            "(too few points, or half of the draws failed)"
+        )
+    return note + "."
+
+
+def _by_arch(rows: Sequence[Row], width: int) -> tuple[Table, tuple[str, ...]]:
     if not rows:
         return new_table(), ()
-    cells = [{label: row[key] for key, label in headings.items()} for row in rows]
     archs = [row["arch"] for row in rows]
-    return fitted_table(cells, width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=archs)
+    return fitted_table(rows, width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=archs)
+
+
+def _laws(fits: Fits) -> list[PowerLaw]:
+    """Return the power laws that there are, by the method of the options."""
+    method = fits.options.method
+    return [law for law in fits.laws if law.method == method and law.exponent is not None]
+
+
+def _law_row(law: PowerLaw) -> Row:
+    names = {"n_params": "N*", "n_tokens": "D*", "n_active": "active*", "loss": "L*"}
+    return {
+        "arch": law.arch,
+        "law": names[law.axis],
+        "exponent": f"{law.exponent:.4f}",
+        "interval": _MISSING
+        if law.exponent_ci is None
+        else "{:.4f} to {:.4f}".format(*law.exponent_ci),
+        "coefficient": _MISSING if law.coefficient is None else f"{law.coefficient:.4g}",
+        "budgets": str(law.n_points),
+        "rmse": _MISSING if law.rmse is None else f"{law.rmse:.2g}",
+    }
+
+
+def _optimum_row(params: Optimum, tokens: Optimum) -> Row:
+    loss = params.loss_opt
+    at_most = "< " if params.is_bound else ""
+    # The token optimum of an upper edge in parameters lies at a lower edge: the same finding.
+    same_kind = params.is_bound == tokens.is_bound and (
+        params.is_bound or params.status == tokens.status
+    )
+    return {
+        "arch": params.arch,
+        "budget": format_flops(params.budget_flops),
+        "params N*": _bounded(params),
+        "N* interval": _interval(params),
+        "tokens D*": _bounded(tokens),
+        "loss": _MISSING if loss is None else f"{at_most}{loss:.4f}",
+        "loss interval": _MISSING
+        if params.loss_ci_lo is None
+        else f"{params.loss_ci_lo:.4f} to {params.loss_ci_hi:.4f}",
+        "perplexity": _MISSING if loss is None else f"{at_most}{math.exp(loss):.3f}",
+        "status": params.status if same_kind else f"{params.status} (tokens: {tokens.status})",
+    }
+
+
+def _bounded(optimum: Optimum) -> str:
+    if optimum.x_opt is None:
+        return _MISSING
+    sign = {"edge_low": "< ", "edge_high": "> "}.get(optimum.status, "")
+    return sign + format_count(optimum.x_opt)
+
+
+def _interval(optimum: Optimum) -> str:
+    if optimum.ci_lo is None or optimum.ci_hi is None:
+        return _MISSING
+    low = "<" if optimum.ci_at_edge in ("low", "both") else ""
+    high = ">" if optimum.ci_at_edge in ("high", "both") else ""
+    return f"{low}{format_count(optimum.ci_lo)} to {high}{format_count(optimum.ci_hi)}"
+
+
+def _claim(row: Comparison) -> str:
+    if row.status != "estimate":
+        return row.status.replace("_", " ")
+    words = {"higher": "better", "lower": "worse", "none": _MISSING}[row.order_claimed]
+    return f"{words} (extrapolated)" if row.extrapolated else words

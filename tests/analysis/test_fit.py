@@ -27,7 +27,7 @@ from isoflop.analysis import (
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.points import AXES
-from isoflop.analysis.summary import optima_rows_for_display
+from isoflop.cli.fit import optima_rows
 from isoflop.errors import UserError
 from isoflop.tables import RUNS, read_table, write_table
 
@@ -151,13 +151,13 @@ def test_display_rows_mark_bounds_and_missing_values() -> None:
         *(row("moe", 3e10, n, 3 - 0.1 * i + 0.005 * i * i) for i, n in enumerate([1e4, 2e4, 4e4])),
         row("peer", 3e10, status="missing", loss=None),
     ]
-    shown = optima_rows_for_display(optima_and_laws(rows))
-    assert [(r["arch"], r["n_opt"], r["status"]) for r in shown] == [
+    shown = optima_rows(optima_and_laws(rows))
+    assert [(r["arch"], r["params N*"], r["status"]) for r in shown] == [
         ("mlp", "20.8k", "interior"),
         ("moe", "> 40k", "edge_high"),
         ("peer", "-", "too_few"),
     ]
-    assert [r["d_opt"] for r in shown] == ["241k", "< 125k", "-"]
+    assert [r["tokens D*"] for r in shown] == ["241k", "< 125k", "-"]
     assert [r["loss"] for r in shown] == ["3.8106", "< 2.8200", "-"]
     assert [r["perplexity"] for r in shown] == ["45.175", "< 16.777", "-"]
     assert {r["budget"] for r in shown} == {"3e10"}
@@ -248,7 +248,7 @@ def test_no_rows_crash_the_fit_and_no_bound_enters_a_law(
         if all((o.arch, o.budget_flops) not in bounds or o.is_bound for o in sources):
             assert laws.get((law.method, law.arch, law.axis)) == law.log_coefficient
     assert optima_and_laws(rng.sample(rows, len(rows)), n_boot=0).laws == fits.laws
-    optima_rows_for_display(fits)
+    optima_rows(fits)
 
 
 @settings(max_examples=15, deadline=None)

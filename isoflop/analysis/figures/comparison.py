@@ -11,8 +11,7 @@ from isoflop.analysis.compare.one_size import SeedMean, seed_means
 from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Point
-from isoflop.analysis.result import Fits
-from isoflop.analysis.summary import excluded_note
+from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_flops
 from isoflop.plot_style import Mark
 

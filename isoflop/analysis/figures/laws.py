@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +13,7 @@ from isoflop.analysis.laws import LawAxis, PowerLaw, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Axis
-from isoflop.analysis.result import Fits
-from isoflop.analysis.summary import excluded_note, perplexity
+from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
 
@@ -39,10 +39,10 @@ def draw_frontier(fits: Fits) -> Figure:
         axis="loss",
         title="Perplexity at each family's optimum",
         label="Perplexity, exp(nats per token)",
-        value=lambda o: None if o.loss_opt is None else perplexity(o.loss_opt),
+        value=lambda o: None if o.loss_opt is None else math.exp(o.loss_opt),
         ends=lambda o: (o.loss_ci_lo, o.loss_ci_hi),
-        law_value=lambda law, budget: perplexity(law.at(budget)),
-        end_value=perplexity,
+        law_value=lambda law, budget: math.exp(law.at(budget)),
+        end_value=math.exp,
         form=lambda y: f"{y:.4g}",
         arrow=lambda _: -1,
     )

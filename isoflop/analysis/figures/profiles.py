@@ -10,8 +10,7 @@ from isoflop import plot_style
 from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum, fit_parabola
 from isoflop.analysis.points import Axis, Excluded, Point
-from isoflop.analysis.result import Fits
-from isoflop.analysis.summary import excluded_note
+from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
 

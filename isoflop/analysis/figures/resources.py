@@ -12,8 +12,7 @@ from isoflop import plot_style
 from isoflop.analysis.figures import frame
 from isoflop.analysis.points import Point, profile_of
 from isoflop.analysis.resources import RESOURCES, Resource, resource_at
-from isoflop.analysis.result import Fits
-from isoflop.analysis.summary import excluded_note, perplexity
+from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
 
@@ -182,7 +181,7 @@ def _draw_budget(axes: Axes, fits: Fits, budget: float) -> None:
         if placed:
             _draw_family(axes, placed, plot_style.family_mark(index))
             xs += [x for x, _ in placed]
-            ys += [perplexity(point.loss) for _, point in placed]
+            ys += [math.exp(point.loss) for _, point in placed]
     for axis, values, form in ((axes.xaxis, xs, "{:.3g}"), (axes.yaxis, ys, "{:.4g}")):
         low, high = plot_style.padded(min(values), max(values), 0.08)
         (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low, high)

@@ -29,8 +29,7 @@ from isoflop.analysis.report.runs import (
 )
 from isoflop.analysis.report.source import Source, checklist_section, source_section
 from isoflop.analysis.report.validity import hypotheses_section, validity_section
-from isoflop.analysis.result import Fits
-from isoflop.analysis.summary import excluded_note
+from isoflop.analysis.result import Fits, excluded_note
 from isoflop.files import write_text_atomic
 from isoflop.study import Hypothesis
 from isoflop.tables import write_table

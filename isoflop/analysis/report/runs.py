@@ -31,8 +31,7 @@ from isoflop.analysis.report.document import (
     text_column,
 )
 from isoflop.analysis.report.source import Source
-from isoflop.analysis.result import Fits, default_reference
-from isoflop.analysis.summary import excluded_note, perplexity
+from isoflop.analysis.result import Fits, default_reference, excluded_note
 from isoflop.numbers import format_flops
 
 
@@ -159,7 +158,7 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
     rows = [
         {
             **asdict(row),
-            "perplexity": perplexity(row.loss),
+            "perplexity": math.exp(row.loss),
             "interval": interval(row.ci_lo, row.ci_hi, "{:.4f}".format),
         }
         for row in seed_mean_rows(fits, pairs, reference)

@@ -18,8 +18,7 @@ from typing import Any
 from isoflop import __version__
 from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.report.document import Section, label_column, table
-from isoflop.analysis.result import Fits
-from isoflop.analysis.summary import excluded_note
+from isoflop.analysis.result import Fits, excluded_note
 from isoflop.files import read_json, sha256_file
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe

@@ -16,9 +16,15 @@ from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.compare.one_size import natural_order, seed_means
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
 from isoflop.analysis.points import select_points
-from isoflop.analysis.summary import excluded_lines, multiplier_rows_for_display, reading_notes
 from isoflop.cli import main
-from isoflop.cli.fit import laws_table, multipliers_table, optima_table
+from isoflop.cli.fit import (
+    excluded_lines,
+    laws_table,
+    multiplier_rows,
+    multipliers_table,
+    optima_table,
+    reading_notes,
+)
 
 LEFT_OUT = {
     optima_table: ("loss interval", "perplexity"),
@@ -58,22 +64,22 @@ def test_a_narrow_terminal_gets_fewer_columns_and_none_cut_short(make: Any, fits
 
 
 def test_the_answer_is_among_the_tables(fits: Fits) -> None:
-    rows = multiplier_rows_for_display(fits)
+    rows = multiplier_rows(fits)
     assert [(line["arch"], line["budget"]) for line in rows] == [
         ("sgatlin", "1e17"),
         ("sgatlin", "1e18"),
         ("sgatlin", "1e19"),
     ]
     estimate = compare_archs(fits, resources=("flops",))[0]
-    assert rows[0]["multiplier"] == f"{estimate.multiplier:.2f}"
+    assert rows[0]["compute multiplier"] == f"{estimate.multiplier:.2f}"
     assert any("compute that swiglu needs" in note for note in reading_notes(fits))
 
 
 @pytest.mark.slow
 def test_a_claim_beyond_the_measured_losses_says_so() -> None:
     better = [{**one, "loss": one["loss"] * 0.9} for one in noisy(["sgatlin"])]
-    rows = multiplier_rows_for_display(fit_rows(noisy(["swiglu"]) + better, FitOptions(n_boot=30)))
-    assert rows[-1]["claim"] == "better (extrapolated)"
+    rows = multiplier_rows(fit_rows(noisy(["swiglu"]) + better, FitOptions(n_boot=30)))
+    assert rows[-1]["claimed"] == "better (extrapolated)"
 
 
 def test_a_bound_names_the_command_that_helps() -> None:
