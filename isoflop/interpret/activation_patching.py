@@ -223,7 +223,7 @@ class Patching:
 
 
 def write_patching(loaded: LoadedRun, facts: Sequence[Fact], out: Path, *, seed: int) -> Patching:
-    """Patch the gates of every noun into other nouns' prompts; writes what it does to ``out``.
+    """Patch the gates of every noun into other nouns' prompts; write the effects to ``out``.
 
     Args:
         loaded: a model of the family sgatlin or peer.

@@ -114,7 +114,7 @@ def _metadata(path: Path) -> bytes:
 
 
 def recording_of(loaded: LoadedRun, folder: Path) -> Recording:
-    """Return what a folder's recording holds, which must be of this loaded.
+    """Return what a folder's recording holds, which must be of this run.
 
     Raises:
         UserError: it is damaged, missing or of another run.

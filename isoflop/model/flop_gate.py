@@ -96,7 +96,7 @@ def measure_run(
     device: str = "cpu",
     implementation: str = "reference",
 ) -> MeasuredFlops:
-    """Return FLOPs of one batch of the model that a run trains, strictly counted.
+    """Return the FLOPs of one batch of the model that a run trains, strictly counted.
 
     Args:
         spec: the run; its size is what is built, so give a small one on the CPU.
@@ -229,7 +229,7 @@ def check_specs(specs: Iterable[RunSpec]) -> list[FlopCheck]:
 
 
 def check_family(name: str, configs: Sequence[Mapping[str, int | str]] = ()) -> list[FlopCheck]:
-    """Return the gate over a family: two rungs of its ladder, and the words of some configurations.
+    """Run the gate over a family: two rungs of its ladder, and the words of some configurations.
 
     Raises:
         UserError: there is no such family, or its code or ladder fails.

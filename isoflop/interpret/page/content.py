@@ -197,7 +197,7 @@ def _token_rows(
 
 
 def _documents(loaded: LoadedRun, shown: Sequence[_Shown]) -> list[dict[str, Any]]:
-    """Name and range of the page's tokens of each document."""
+    """Return the name and range of the page's tokens of each document."""
     names = document_names(loaded, shown[-1].document + 1)
     found, first = [], 0
     for one in shown:

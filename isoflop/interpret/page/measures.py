@@ -59,7 +59,7 @@ class Strongest:
 def strongest_experts(
     model: Transformer, input_T: NDArray[np.int32], layers: Sequence[int], num: int
 ) -> list[Strongest]:
-    """Return those of some layers, after one pass over a window from its begin token on.
+    """Return the strongest experts of some layers, from one pass over a window.
 
     Raises:
         UserError: the model's experts are no single neurons.
