@@ -97,7 +97,7 @@ def record(
 
 
 def windows_at_a_time(batch_size: int, seq_len: int) -> int:
-    """Return how many windows a forward pass has: those of a batch, as far as TOKENS_AT_A_TIME allows."""
+    """Return the windows of a forward pass: a batch's, as far as TOKENS_AT_A_TIME allows."""
     return max(1, min(batch_size, TOKENS_AT_A_TIME // seq_len))
 
 

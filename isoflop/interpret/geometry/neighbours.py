@@ -41,8 +41,10 @@ Text = Callable[[Sequence[int]], str]
 Allowed = Callable[[slice], NDArray[np.bool_]]
 """Says which patterns may be the neighbours of a block of rows [Q, P]."""
 BLOCK_ROWS = 512
-# Cosines that differ by less are equal; which of them come first is drawn.
+# Cosines that differ by less are equal: which of them are nearest is drawn, and in a list the
+# earlier row comes first.
 _EQUAL = 1e-9
+_DIGITS = 9
 
 
 def neighbour_rows(
@@ -76,15 +78,31 @@ def neighbour_rows(
 
 
 def _cosines(matrix: Matrix, queries: Sequence[int], k: int) -> list[list[tuple[int, float]]]:
-    """Return (row, cosine) of the nearest others of each query; equal ones in text order."""
+    """Return (row, cosine) of the nearest others of each query."""
     unit = unit_rows(matrix)
     found = []
     for query in queries:
         product = unit[[query]] @ unit.T
-        cosine_P = np.asarray(product if isinstance(product, np.ndarray) else product.toarray())[0]
-        order = np.argsort(-cosine_P.round(9), kind="stable")
-        near = order[order != query][:k]
-        found.append([(int(row), float(cosine_P[row])) for row in near])
+        cosine_QP = np.asarray(product if isinstance(product, np.ndarray) else product.toarray())
+        cosine_QP[0, query] = -np.inf
+        found += in_order(cosine_QP, k)
+    return found
+
+
+def in_order(cosine_QP: Floats, num: int) -> list[list[tuple[int, float]]]:
+    """Return (column, cosine) of the ``num`` nearest of each row, best first; never those of -inf.
+
+    Of equal cosines the first column comes first.
+    """
+    far_QP = -cosine_QP.round(_DIGITS)
+    k = min(num, far_QP.shape[1])
+    last_Q = np.partition(far_QP, k - 1, axis=1)[:, k - 1]
+    found = []
+    for cosine_P, far_P, last in zip(cosine_QP, far_QP, last_Q, strict=True):
+        # Only those no farther than the last one wanted are sorted.
+        near = np.flatnonzero((far_P <= last) & (far_P < np.inf))
+        near = near[np.argsort(far_P[near], kind="stable")][:k]
+        found.append(list(zip(near.tolist(), cosine_P[near].tolist(), strict=True)))
     return found
 
 

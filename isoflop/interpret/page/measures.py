@@ -25,7 +25,7 @@ from torch import Tensor
 
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.interpret.attribution import trace
-from isoflop.interpret.geometry.neighbours import BLOCK_ROWS, unit_rows
+from isoflop.interpret.geometry.neighbours import BLOCK_ROWS, in_order, unit_rows
 from isoflop.interpret.geometry.patterns import Ints, read_patterns, sample_tokens, token_rows
 from isoflop.interpret.linear import TinyExperts, contributions, layers_of, rows_of
 from isoflop.interpret.load import GateShape
@@ -36,8 +36,6 @@ Candidates = tuple[Ints, NDArray[np.float32], Ints]
 """Keys, scores and tokens of choices, each [S]."""
 Found = list[tuple[float, int]]
 """(cosine, token) of neighbours, nearest first."""
-# Cosines that differ by less are equal; the earlier token comes first then.
-_DIGITS = 9
 # Contributions or logits that exist at once, in numbers.
 _CHUNK_NUMBERS = 2**24
 
@@ -200,24 +198,11 @@ def find_neighbours(
         cosine_QP = csr_array(gates_QM[first : first + BLOCK_ROWS] @ gates_PM.T).toarray()
         same_QP = tokens.input_T[block_Q][:, None] == tokens.input_T[sample_P]
         cosine_QP[block_Q[:, None] == sample_P] = -np.inf
-        found[0] += _nearest_tokens(cosine_QP, sample_P, num_neighbours)
-        found[1] += _nearest_tokens(np.where(same_QP, -np.inf, cosine_QP), sample_P, num_neighbours)
+        other_QP = np.where(same_QP, -np.inf, cosine_QP)
+        for pool, nearness_QP in zip(found, (cosine_QP, other_QP), strict=True):
+            near = in_order(nearness_QP, num_neighbours)
+            pool += [[(cosine, int(sample_P[at])) for at, cosine in row] for row in near]
     return Neighbours(any_token=found[0], other_token=found[1], num_searched=len(sample_P))
-
-
-def _nearest_tokens(
-    cosine_QP: NDArray[np.float64], sample_P: NDArray[np.int64], num: int
-) -> list[Found]:
-    far_QP = -cosine_QP.round(_DIGITS)
-    k = min(num, far_QP.shape[1])
-    last_Q = np.partition(far_QP, k - 1, axis=1)[:, k - 1]
-    found: list[Found] = []
-    for cosine_P, far_P, last in zip(cosine_QP, far_QP, last_Q, strict=True):
-        # Only those no farther than the last one wanted are sorted.
-        near = np.flatnonzero((far_P <= last) & (far_P < np.inf))
-        near = near[np.argsort(far_P[near], kind="stable")][:k]
-        found.append(list(zip(cosine_P[near].tolist(), sample_P[near].tolist(), strict=True)))
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
