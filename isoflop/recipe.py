@@ -131,26 +131,26 @@ class Recipe:
         middle = round(centre_size * (budget_flops / centre_budget) ** (1 / 6))
         return tuple(range(max(1, middle - 2), max(1, middle) + 3))
 
-    def shape(self, size: int) -> Shape:
-        """Return width, depth and heads of rung ``size``.
+    def shape(self, rung: int) -> Shape:
+        """Return width, depth and heads of a rung.
 
         Raises:
             UserError: the ladder has no such rung.
         """
-        if size < 1 or (self.max_size is not None and size > self.max_size):
+        if rung < 1 or (self.max_size is not None and rung > self.max_size):
             top = "or more" if self.max_size is None else f"to {self.max_size}"
             raise UserError(
-                "sizes", size, f"a rung of {self.name}'s ladder (1 {top})", "correct the study"
+                "sizes", rung, f"a rung of {self.name}'s ladder (1 {top})", "correct the study"
             )
-        return self.shapes(size)
+        return self.shapes(rung)
 
-    def config(self, family: str, size: int) -> Mapping[str, Any]:
-        """Return the fields of a family's configuration at rung ``size``.
+    def config(self, family: str, rung: int) -> Mapping[str, Any]:
+        """Return the fields of a family's configuration at a rung.
 
         Raises:
             UserError: the ladder has no such rung, or none for the family.
         """
-        configs = self.configs(size, self.shape(size).d_model)
+        configs = self.configs(rung, self.shape(rung).d_model)
         if family not in configs:
             do = "choose another recipe, or add the family to its configs"
             raise UserError("family", family, f"one of {self.name} ({', '.join(configs)})", do)
@@ -168,13 +168,13 @@ class Recipe:
         return self.large_batch if budget_flops >= self.large_budget else self.small_batch
 
 
-def _paper_shape(size: int) -> Shape:
-    return Shape(d_model=128 * size, n_layers=2 * size, n_heads=2 * size)
+def _paper_shape(rung: int) -> Shape:
+    return Shape(d_model=128 * rung, n_layers=2 * rung, n_heads=2 * rung)
 
 
-def _paper_configs(size: int, d_model: int) -> Configs:
+def _paper_configs(rung: int, d_model: int) -> Configs:
     # Official configurations: N = (16 + 12 s)^2 experts, 16 channels, 8 neighbours, d_key 128.
-    num_subkeys = 16 + 12 * size
+    num_subkeys = 16 + 12 * rung
     routed = {"num_channels": 16, "num_neighbours": 8, "router_width": 128}
     return {
         **_dense_configs(d_model, multiple=256),
@@ -196,11 +196,11 @@ def _dense_configs(d_model: int, *, multiple: int) -> Configs:
 _MICRO_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96)
 
 
-def _micro_shape(size: int) -> Shape:
-    return _narrow_shape(_MICRO_WIDTHS[size - 1])
+def _micro_shape(rung: int) -> Shape:
+    return _narrow_shape(_MICRO_WIDTHS[rung - 1])
 
 
-def _micro_configs(size: int, d_model: int) -> Configs:
+def _micro_configs(rung: int, d_model: int) -> Configs:
     router_width = 8 if d_model < 16 else 16 if d_model < 32 else 32
     return _narrow_configs(d_model, router_width, multiple=8)
 
@@ -209,11 +209,11 @@ def _micro_configs(size: int, d_model: int) -> Configs:
 _FINE_WIDTHS = (6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
 
 
-def _fine_shape(size: int) -> Shape:
-    return _narrow_shape(_FINE_WIDTHS[size - 1])
+def _fine_shape(rung: int) -> Shape:
+    return _narrow_shape(_FINE_WIDTHS[rung - 1])
 
 
-def _fine_configs(size: int, d_model: int) -> Configs:
+def _fine_configs(rung: int, d_model: int) -> Configs:
     # Without the jumps of _micro_configs' router widths: they would bend an isoFLOP profile.
     return _narrow_configs(d_model, 2 * round(1.5 * math.sqrt(d_model)), multiple=2)
 
@@ -236,11 +236,11 @@ def _narrow_configs(d_model: int, router_width: int, *, multiple: int) -> Config
     }
 
 
-def _tinystories_shape(size: int) -> Shape:
+def _tinystories_shape(rung: int) -> Shape:
     return Shape(d_model=256, n_layers=4, n_heads=4)
 
 
-def _tinystories_configs(size: int, d_model: int) -> Configs:
+def _tinystories_configs(rung: int, d_model: int) -> Configs:
     # Official configurations: four times the width in every family; N = 1,024 for both routed
     # ones, 8 channels, 8 neighbours, d_key 128.
     dense = {"hidden_width": 1024}

@@ -233,7 +233,7 @@ def test_a_copy_under_another_name_plans_the_same_runs_of_every_family(
 def test_a_copy_under_another_name_trains_and_fits(
     copied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interpret.made_subjects import run_study, write_texts
+    from interpret.made_models import run_study, write_texts
 
     from isoflop.cli import main
 

@@ -77,9 +77,9 @@ class Grid:
                 f"a list of rungs for {self._arch}, which does not grow with size",
                 "name the sizes",
             )
-        size = below + (above - below) * first / (first - second)
+        rung = below + (above - below) * first / (first - second)
         return ExpectedOptimum(
-            arch=self._arch, budget_flops=self._budget_flops, size=round(size, 3)
+            arch=self._arch, budget_flops=self._budget_flops, size=round(rung, 3)
         )
 
     def sizes(self, num_sizes: int | None) -> tuple[int, ...]:
@@ -123,22 +123,22 @@ class Grid:
         below_by, above_by = centre - self._log_params(low), self._log_params(high) - centre
         return low if below_by < above_by else high
 
-    def _model(self, size: int) -> Model:
-        return self._models.before_matching(self._arch, size, self._seq_len)
+    def _model(self, rung: int) -> Model:
+        return self._models.before_matching(self._arch, rung, self._seq_len)
 
-    def _excess(self, size: int) -> float:
+    def _excess(self, rung: int) -> float:
         """Log of the tokens that the budget buys, over those that the prior asks for."""
-        model = self._model(size)
+        model = self._model(rung)
         bought = math.log(self._budget_flops) - math.log(self._models.flops_per_token(model))
         asked = self._recipe.prior.tokens_per_param * prior_params(model.ledger)
         return bought - math.log(asked)
 
-    def _log_params(self, size: float) -> float:
+    def _log_params(self, rung: float) -> float:
         """Log of the parameters at a rung, interpolated and extrapolated linearly in the rung."""
-        below = min(max(1, math.floor(size)), self._top - 1)
+        below = min(max(1, math.floor(rung)), self._top - 1)
         low = math.log(prior_params(self._model(below).ledger))
         high = math.log(prior_params(self._model(below + 1).ledger))
-        return low + (size - below) * (high - low)
+        return low + (rung - below) * (high - low)
 
     def _nearest_rung(self, log_params: float) -> int:
         low, high = 1, 2
@@ -153,7 +153,7 @@ class Grid:
 def _rungs_around(expected: float, sizes: Iterable[int]) -> tuple[int, int]:
     """Return how many rungs are below the expected optimum, and how many above."""
     sizes = tuple(sizes)
-    return sum(size < expected for size in sizes), sum(size > expected for size in sizes)
+    return sum(rung < expected for rung in sizes), sum(rung > expected for rung in sizes)
 
 
 def expected_optima(study: Study, models: Models) -> tuple[ExpectedOptimum, ...]:

@@ -232,44 +232,44 @@ class Models:
         self._on_ladder: dict[tuple[str, int, int], Model] = {}
         self._planned: dict[tuple[str, int, int], Model] = {}
 
-    def model(self, arch: str, size: int, seq_len: int) -> Model:
+    def model(self, arch: str, rung: int, seq_len: int) -> Model:
         """Return the model that the study trains.
 
         Raises:
             UserError: an impossible shape, or none within the tolerance of the reference.
         """
-        key = (arch, size, seq_len)
+        key = (arch, rung, seq_len)
         if key not in self._planned:
             matched = self._study.match != "ladder"
             self._planned[key] = self._match(*key) if matched else self.on_ladder(*key)
         return self._planned[key]
 
-    def on_ladder(self, arch: str, size: int, seq_len: int) -> Model:
+    def on_ladder(self, arch: str, rung: int, seq_len: int) -> Model:
         """Return the model of the recipe's ladder, with the overrides of a variant.
 
         Raises:
             UserError: an impossible shape.
         """
-        key = (arch, size, seq_len)
+        key = (arch, rung, seq_len)
         if key not in self._on_ladder:
-            self._on_ladder[key] = self._resolve(arch, size, seq_len)
+            self._on_ladder[key] = self._resolve(arch, rung, seq_len)
         return self._on_ladder[key]
 
-    def before_matching(self, arch: str, size: int, seq_len: int) -> Model:
+    def before_matching(self, arch: str, rung: int, seq_len: int) -> Model:
         """Return what stands for an arch where no matched shape is needed: its reference, if any.
 
         Raises:
             UserError: an impossible shape.
         """
         if self._study.match == "ladder":
-            return self.on_ladder(arch, size, seq_len)
-        return self.on_ladder(self.reference(size, seq_len), size, seq_len)
+            return self.on_ladder(arch, rung, seq_len)
+        return self.on_ladder(self.reference(rung, seq_len), rung, seq_len)
 
     def flops_per_token(self, model: Model) -> int:
         """Return training FLOPs per token under the study's convention."""
         return self._convention(model.ledger)
 
-    def reference(self, size: int, seq_len: int) -> str:
+    def reference(self, rung: int, seq_len: int) -> str:
         """Return the arch that others are matched to: the named one, the first dense one, or mlp.
 
         An arch is dense if it has no router.
@@ -277,21 +277,21 @@ class Models:
         if self._study.match_reference is not None:
             return self._study.match_reference
         for arch in self._study.archs:
-            if self.on_ladder(arch, size, seq_len).ledger.flops("router") == 0:
+            if self.on_ladder(arch, rung, seq_len).ledger.flops("router") == 0:
                 return arch
         return _FALLBACK_REFERENCE
 
-    def match_residual(self, ledger: Ledger, size: int, seq_len: int) -> float | None:
+    def match_residual(self, ledger: Ledger, rung: int, seq_len: int) -> float | None:
         """Return the signed relative difference of a model to the reference of its rung.
 
         Returns None where the study compares the recipe's own ladder.
         """
         if self._study.match == "ladder":
             return None
-        return relative_difference(self._counted(ledger), self._target(size, seq_len))
+        return relative_difference(self._counted(ledger), self._target(rung, seq_len))
 
-    def _target(self, size: int, seq_len: int) -> int:
-        reference = self.on_ladder(self.reference(size, seq_len), size, seq_len)
+    def _target(self, rung: int, seq_len: int) -> int:
+        reference = self.on_ladder(self.reference(rung, seq_len), rung, seq_len)
         return self._counted(reference.ledger)
 
     def _counted(self, ledger: Ledger) -> int:
@@ -300,9 +300,9 @@ class Models:
             return ledger.num_active_params
         return self._convention(ledger)
 
-    def _match(self, arch: str, size: int, seq_len: int) -> Model:
-        ladder = self.on_ladder(arch, size, seq_len)
-        if arch == self.reference(size, seq_len):
+    def _match(self, arch: str, rung: int, seq_len: int) -> Model:
+        ladder = self.on_ladder(arch, rung, seq_len)
+        if arch == self.reference(rung, seq_len):
             return dataclasses.replace(ladder, match_residual=0.0)
         _, overrides = self._study.family_and_overrides(arch)
 
@@ -311,10 +311,10 @@ class Models:
 
         free_dimension = get_spec(ladder.family).free_dimension
         tolerance = self._study.tolerance
-        target = self._target(size, seq_len)
+        target = self._target(rung, seq_len)
         match = solve(ladder.config, free_dimension, overrides, count, target, tolerance)
         if abs(match.residual) > tolerance:
-            raise self._too_far(arch, size, seq_len, free_dimension, match)
+            raise self._too_far(arch, rung, seq_len, free_dimension, match)
         return dataclasses.replace(
             ladder,
             config=match.config,
@@ -322,10 +322,10 @@ class Models:
             match_residual=match.residual,
         )
 
-    def _resolve(self, arch: str, size: int, seq_len: int) -> Model:
+    def _resolve(self, arch: str, rung: int, seq_len: int) -> Model:
         family, overrides = self._study.family_and_overrides(arch)
-        shape = Shape(**(dataclasses.asdict(self._recipe.shape(size)) | _of_shape(arch, overrides)))
-        ladder = dataclasses.asdict(get_spec(family).ladder(self._recipe, size))
+        shape = Shape(**(dataclasses.asdict(self._recipe.shape(rung)) | _of_shape(arch, overrides)))
+        ladder = dataclasses.asdict(get_spec(family).ladder(self._recipe, rung))
         own = {name: value for name, value in overrides.items() if name not in SHAPE_FIELDS}
         config = config_from_mapping(family, ladder | own)
         return Model(
@@ -340,16 +340,16 @@ class Models:
         return ledger_of(family, config, shape, self._vocab_size, seq_len)
 
     def _too_far(
-        self, arch: str, size: int, seq_len: int, free_dimension: tuple[str, ...], match: Match
+        self, arch: str, rung: int, seq_len: int, free_dimension: tuple[str, ...], match: Match
     ) -> UserError:
         shape = ", ".join(f"{name} {getattr(match.config, name)}" for name in free_dimension)
         return UserError(
             "tolerance",
             self._study.tolerance,
-            f"{abs(match.residual):.4g} or more for {arch} at size {size}, whose closest shape "
+            f"{abs(match.residual):.4g} or more for {arch} at size {rung}, whose closest shape "
             f"({shape or 'nothing is free'}) is {match.residual:+.2%} from the "
-            f"{_WHAT[self._study.match]} of {self.reference(size, seq_len)}",
-            f"raise tolerance, leave {arch} size {size} out, or make {arch} a variant with other "
+            f"{_WHAT[self._study.match]} of {self.reference(rung, seq_len)}",
+            f"raise tolerance, leave {arch} size {rung} out, or make {arch} a variant with other "
             "fields",
         )
 

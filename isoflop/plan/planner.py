@@ -119,20 +119,20 @@ def _plan_cell(planner: _Planner, target: int | float, arch: str) -> list[Planne
     published = study.sizes != SIZES_AUTO and budget in recipe.published_sizes
     may_drop = named is None and not published
     runs: list[PlannedRun] = []
-    for size in sizes:
-        first = _first_seed(planner, target, arch, size)
+    for rung in sizes:
+        first = _first_seed(planner, target, arch, rung)
         if first.spec.steps >= recipe.min_steps:
             _check_epochs(study, first, planner.data)
             runs.append(first)
-            seeds = study.seeds_at(budget, arch, size)
+            seeds = study.seeds_at(budget, arch, rung)
             runs.extend(with_seed(first, seed) for seed in seeds[1:])
-        elif may_drop and size != min(sizes):
+        elif may_drop and rung != min(sizes):
             planner.left_out.append(
-                f"{arch} size {size} at {format_flops(budget)}: {first.spec.steps} steps, "
+                f"{arch} size {rung} at {format_flops(budget)}: {first.spec.steps} steps, "
                 f"{recipe.name} needs {recipe.min_steps}"
             )
         else:
-            raise _too_few_steps(planner, first, named or (size,))
+            raise _too_few_steps(planner, first, named or (rung,))
     check_more_seeds_at(study, budget, arch, list(dict.fromkeys(run.size for run in runs)))
     return runs
 
@@ -145,12 +145,12 @@ def _open_sizes(planner: _Planner, budget: int, arch: str) -> tuple[int, ...]:
     return Grid(study, planner.models, budget, arch).sizes(study.num_sizes)
 
 
-def _first_seed(planner: _Planner, target: int | float, arch: str, size: int) -> PlannedRun:
+def _first_seed(planner: _Planner, target: int | float, arch: str, rung: int) -> PlannedRun:
     """Return the run of a cell at the first seed, with as many whole steps as its target allows."""
     study, data = planner.study, planner.data
     # Without a budget, the batch of small ones.
     batch_size, seq_len = _batch_and_seq_len(planner, 0 if study.epochs else int(target))
-    model = planner.models.model(arch, size, seq_len)
+    model = planner.models.model(arch, rung, seq_len)
     step_flops = planner.models.flops_per_token(model) * batch_size * seq_len
     steps = _num_steps(planner, target, step_flops, batch_size * seq_len)
     spec = RunSpec(
@@ -173,7 +173,7 @@ def _first_seed(planner: _Planner, target: int | float, arch: str, size: int) ->
     return describe_run(
         spec,
         arch=arch,
-        size=size,
+        size=rung,
         budget_flops=steps * step_flops if study.epochs else int(target),
         convention=study.convention,
         num_train_tokens=data.num_train_tokens,
@@ -253,7 +253,7 @@ def _smallest_budget(planner: _Planner, run: PlannedRun, arch: str, sizes: Seque
     # Twice, since a recipe may take larger batches from some budget on.
     for _ in range(2):
         batch_size, seq_len = _batch_and_seq_len(planner, budget)
-        models = [planner.models.model(arch, size, seq_len) for size in sizes]
+        models = [planner.models.model(arch, rung, seq_len) for rung in sizes]
         per_token = max(planner.models.flops_per_token(model) for model in models)
         budget = planner.recipe.min_steps * per_token * batch_size * seq_len
     return budget
