@@ -234,7 +234,6 @@ def test_a_copy_under_another_name_trains_and_fits(
     copied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from interpret.made_models import run_study, write_texts
-
     from isoflop.cli import main
 
     monkeypatch.setenv("ISOFLOP_DATA", str(tmp_path / "data"))
