@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from isoflop.errors import UserError
 
 Parallel = Literal["single", "ddp", "fsdp", "channel"]
-PARALLEL = ("single", "ddp", "fsdp", "channel")
+PARALLEL: tuple[str, ...] = get_args(Parallel)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,7 @@ _FIELDS = {
 
 
 def placement_from(*tables: Mapping[str, Any]) -> Placement:
-    """A placement from a study's table and options given on the command line, the last one winning.
+    """Return the placement of a study's table and the command line's options; the last one wins.
 
     None leaves an entry to the tables before; entries of other parts (cluster, workers) are passed
     over.

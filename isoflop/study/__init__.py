@@ -20,7 +20,7 @@ from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
 from isoflop.families import add_family_folder, family_names, is_family
 from isoflop.numbers import format_flops
-from isoflop.placement import placement_from
+from isoflop.placement import Parallel, placement_from
 from isoflop.recipe import RECIPES, name_at_rate
 from isoflop.validate import CLOSED, ReadBy
 
@@ -87,7 +87,7 @@ class PlacementTable(TypedDict, total=False):
     cluster: Annotated[Literal["local"], ReadBy(function=_check_is_local)]
     device: Literal["cpu", "cuda"]
     workers: int
-    parallel: Literal["single", "ddp", "fsdp", "channel"]
+    parallel: Parallel
     ranks: int
     micro_batch: int
     checkpoint_activations: bool
