@@ -11,6 +11,7 @@ catches nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ TIMEOUT = "--timeout=300"
 # They open pages in a browser, which a machine may lack.
 NOT_RUN = "--ignore-glob=*/test_page.py"
 OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-rfE"]
+
+
+STAGES = ("likely", "all fast", "slow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +74,8 @@ def read_mutations() -> tuple[list[Mutation], dict[str, dict[str, Any]]]:
 
 
 def run(commit: str, log: Path) -> None:
-    """Append the outcome of every mutation that the log lacks."""
+    """Append what the log lacks: the likely tests of every mutation first, then the survivors'."""
     mutations, areas = read_mutations()
-    done = {row["id"] for row in read_log(log)}
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name) / "tree"
         git = ["git", "-C", str(REPOSITORY), "worktree"]
@@ -80,9 +83,10 @@ def run(commit: str, log: Path) -> None:
         try:
             runner = Runner(tree)
             places = {mutation.id: runner.place(mutation) for mutation in mutations}
-            for mutation in mutations:
-                if mutation.id not in done:
-                    row = runner.outcome(mutation, *places[mutation.id], areas[mutation.area])
+            for stage, mutation in itertools.product(STAGES, mutations):
+                rows = [row for row in read_log(log) if row["id"] == mutation.id]
+                if not any(row["caught"] or row["stage"] == stage for row in rows):
+                    row = runner.outcome(stage, mutation, places, areas[mutation.area])
                     with log.open("a") as file:
                         print(json.dumps(row), file=file)
         finally:
@@ -117,34 +121,32 @@ class Runner:
         return found[0]
 
     def outcome(
-        self, mutation: Mutation, path: Path, before: str, after: str, tests: dict[str, Any]
+        self,
+        stage: str,
+        mutation: Mutation,
+        places: Mapping[str, tuple[Path, str, str]],
+        tests: Mapping[str, Sequence[str]],
     ) -> dict[str, Any]:
-        """Return which test catches a mutation, if any."""
-        text, begin_s = path.read_text(), time.time()
-        row: dict[str, Any] = {"id": mutation.id, "area": mutation.area, "caught": None}
+        """Return which test of a stage catches a mutation, if any."""
+        begin_s = time.time()
+        path, before, after = places[mutation.id]
+        text, marks = path.read_text(), "slow" if stage == "slow" else "not slow"
+        self._write(path, text.replace(before, after))
         try:
-            for marks, places in self._stages(tests):
-                self._write(path, text.replace(before, after))
-                test = self._first_failure(places, marks, path, text)
-                if test is not None:
-                    row |= {"caught": "slow" if marks == "slow" else "fast", "test": test}
-                    break
+            test = self._first_failure(self._tests(stage, tests), marks, path, text)
         finally:
             self._write(path, text)
-        print(f"{row}, {time.time() - begin_s:.0f} s", file=sys.stderr, flush=True)
+        row: dict[str, Any] = {"id": mutation.id, "stage": stage}
+        row |= {"caught": None} if test is None else {"caught": marks, "test": test}
+        print(f"{time.time() - begin_s:.0f} s: {row}", file=sys.stderr, flush=True)
         return row
 
-    def _stages(self, tests: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-        """Return marks and places of tests: the likely files first, the slow ones last."""
-        files = [
-            str(path.relative_to(self._tree))
-            for stem in tests["first"]
-            for path in sorted(self._tree.glob(f"tests/**/{stem}.py"))
-        ]
-        folders = [f"tests/{folder}" for folder in tests["folders"]]
-        yield "not slow", files
-        yield "not slow", folders
-        yield "slow", folders
+    def _tests(self, stage: str, tests: Mapping[str, Sequence[str]]) -> list[str]:
+        if stage == "all fast":
+            return [f"tests/{folder}" for folder in tests["folders"]]
+        names = [*tests["first"], *(tests["slow"] if stage == "slow" else ())]
+        found = (sorted(self._tree.glob(f"tests/**/{name}.py")) for name in names)
+        return [str(path.relative_to(self._tree)) for path in itertools.chain(*found)]
 
     def _first_failure(self, places: list[str], marks: str, path: Path, text: str) -> str | None:
         """Return the first test that fails with the mutation and passes without it."""
@@ -161,18 +163,8 @@ class Runner:
     def _run(self, places: list[str], marks: str) -> str | None:
         """Return the id of the first test that fails, None where all pass."""
         known = [f"--deselect={test}" for test, passes in self._passes.items() if not passes]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *OPTIONS,
-            TIMEOUT,
-            NOT_RUN,
-            "-m",
-            marks,
-            *known,
-            *places,
-        ]
+        options = [*OPTIONS, TIMEOUT, NOT_RUN, "-m", marks, *known]
+        command = [sys.executable, "-m", "pytest", *options, *places]
         paths = os.pathsep.join([str(self._tree), str(self._tree / "kernels")])
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
@@ -198,7 +190,8 @@ def print_tables(logs: Sequence[Path]) -> None:
     """
     mutations, areas = read_mutations()
     rows = [{row["id"]: row["caught"] for row in read_log(log)} for log in logs]
-    for title, kinds in (("both targets", ("fast", "slow")), ("`make test` alone", ("fast",))):
+    titles = {"both targets": ("not slow", "slow"), "`make test` alone": ("not slow",)}
+    for title, kinds in titles.items():
         print(f"\n| caught by {title} | places | {' | '.join(log.stem for log in logs)} |")
         print("|---|---|" + "---|" * len(logs))
         for area in [*areas, None]:
