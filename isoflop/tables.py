@@ -1,8 +1,8 @@
 """Tables as parquet files: schemas from dataclasses, the tables of plans and of runs.
 
-A table is a dataclass, its row (results/README.md tells the columns). Schemas are plain tuples, so
-that importing this module stays cheap; pyarrow is imported when a table is read or written. FLOPs
-are float64, other counts int64. Missing is null.
+A table is a dataclass, its row; results/README.md explains the columns. Schemas are plain tuples,
+so that importing this module stays cheap; pyarrow is imported when a table is read or written.
+FLOPs are float64, other counts int64. Missing is null.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def fit_optima(
 
 
 def fit_rows(rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS) -> Fits:
-    """Fit the rows of runs.parquet, or of a table like it; independent of the order of the rows.
+    """Fit the rows of runs.parquet, or of a table like it, in whatever order.
 
     Optima and power laws, the parametric laws, comparisons between archs and checks of validity.
 

@@ -44,7 +44,7 @@ class Case:
     """Empty, or why there is no interval or what to mind about it."""
 
 
-def cases_of(rule: Rule, fits: Fits) -> list[Case]:
+def _cases(rule: Rule, fits: Fits) -> list[Case]:
     """Return what each budget of the rule says, or the one exponent; no budget, no case."""
     if rule.kind == "exponent":
         return [_exponent_case(rule, fits)]
@@ -87,7 +87,7 @@ def _multiplier_case(budget: float, row: Comparison | None) -> Case:
         return _missing(budget)
     note = "" if row.status == "estimate" else row.status.replace("_", " ")
     if row.extrapolated:
-        note = f"{note}, extrapolated".removeprefix(", ")
+        note = _joined(note, "extrapolated")
     return Case(
         place=format_flops(budget),
         value=row.multiplier,
@@ -153,7 +153,7 @@ def _seed_case(rule: Rule, fits: Fits, budget: float) -> Case:
         value=pair.ratio,
         bounds=pair.bounds,
         strict=pair.bounds,
-        note=", ".join(said for said in (pair.problem, seeds, pair.note) if said),
+        note=_joined(pair.problem, seeds, pair.note),
     )
 
 
@@ -171,8 +171,11 @@ def _exp(log_bounds: Interval, sign: int) -> Interval:
 
 
 def _with_failed(note: str, failed: int | None, drawn: int | None) -> str:
-    said = [note] if note else []
-    return ", ".join([*said, f"{failed} of {drawn} draws failed"] if failed else said)
+    return _joined(note, f"{failed} of {drawn} draws failed" if failed else "")
+
+
+def _joined(*notes: str) -> str:
+    return ", ".join(note for note in notes if note)
 
 
 Answer = Literal["supported", "not supported", "undecided"]
@@ -187,7 +190,7 @@ _SIGNS: Mapping[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """One row of hypotheses.parquet."""
+    """The verdict on a hypothesis: a row of hypotheses.parquet."""
 
     id: str
     claim: str
@@ -230,7 +233,7 @@ def _apply(rule: Rule, fits: Fits) -> tuple[Answer, str]:
     for arch in (rule.arch, rule.other):
         if arch is not None and arch not in fits.archs:
             return "undecided", f"the table has no arch {arch}"
-    cases = cases_of(rule, fits)
+    cases = _cases(rule, fits)
     if not cases:
         return "undecided", "the table has no such budget"
     answers = [_answer(rule, case.strict) for case in cases]

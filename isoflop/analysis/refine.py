@@ -37,7 +37,7 @@ NEAR = 4.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refinement:
-    """A proposal."""
+    """Runs that are proposed, as a plan that the study's plan grows into."""
 
     goal: Goal
     reasons: tuple[str, ...]
@@ -97,7 +97,7 @@ def propose(plan: Plan, fits: Fits) -> Refinement:
     Raises:
         UserError: the study cannot be planned here at all, as where its data are not prepared.
     """
-    # What stands against every run is said once.
+    # What stands against every run is one error, not one a rung.
     grow_plan(plan, plan.study)
     growth = _Growth(before=plan, plan=plan, reasons=[], dead_ends=[])
     optima = [
@@ -121,7 +121,7 @@ def propose(plan: Plan, fits: Fits) -> Refinement:
 
 
 def _widen(growth: _Growth, optimum: Optimum) -> None:
-    """Rungs for an optimum that is at an edge, or whose cell was planned with too few sizes."""
+    """Add rungs where an optimum is at an edge, or its cell was planned with too few sizes."""
     cell = (optimum.arch, int(optimum.budget_flops))
     rungs = growth.rungs(cell)
     if not rungs:
@@ -172,7 +172,7 @@ def _add(growth: _Growth, cell: Cell, candidates: Sequence[int], why: str) -> No
 
 
 def _narrow(growth: _Growth, interior: Sequence[Optimum]) -> None:
-    """Sizes and seeds that quarter the variance of the optimum with the widest interval."""
+    """Add sizes and seeds that quarter the variance of the optimum with the widest interval."""
     if not interior:
         return
     widths = {id(o): _width(o) for o in interior}
@@ -222,7 +222,7 @@ def _more_seeds(growth: _Growth, num: int, why: str) -> None:
 
 
 def _width(optimum: Optimum) -> float | None:
-    """Ln of the upper over the lower end of the interval of the optimum."""
+    """Return ln of the upper over the lower end of the interval of an optimum."""
     if optimum.ci_lo is None or optimum.ci_hi is None:
         return None
     return math.log(optimum.ci_hi / optimum.ci_lo)
@@ -256,14 +256,15 @@ def propose_seeds(plan: Plan, fits: Fits, num_seeds: int) -> Refinement:
     study, reasons, dead_ends = plan.study, [], []
     for (arch, budget), optimum in fits.optima_by_group("n_params").items():
         place = f"{arch} at {format_flops(budget)}"
-        size = _nearest_size(plan, (arch, int(budget)), optimum)
-        if size is None:
+        cell = (arch, int(budget))
+        rung = _nearest_rung(plan, cell, optimum)
+        if rung is None:
             dead_ends.append(f"{place}: no minimum ({optimum.status}), so no size to repeat")
-        elif unfinished.intersection(_run_ids(plan, (arch, int(budget)), size)):
-            dead_ends.append(f"{place}: runs of size {size} have no result: run or retry them")
+        elif unfinished.intersection(_run_ids(plan, cell, rung)):
+            dead_ends.append(f"{place}: runs of size {rung} have no result: run or retry them")
         else:
-            study, seeds = _with_seeds(study, (arch, int(budget)), size, num_seeds)
-            reasons.append(f"{place}: add seed {_list(seeds)} to size {size}, {_where(optimum)}")
+            study, seeds = _with_seeds(study, cell, rung, num_seeds)
+            reasons.append(f"{place}: add seed {_list(seeds)} to size {rung}, {_where(optimum)}")
     grown = grow_plan(plan, study) if reasons else plan
     return Refinement(
         goal="seeds" if reasons else "nothing",
@@ -280,31 +281,31 @@ def _where(optimum: Optimum) -> str:
     return "nearest to its optimum" if optimum.is_point else "its only one"
 
 
-def _nearest_size(plan: Plan, cell: Cell, optimum: Optimum) -> int | None:
-    """The planned size nearest to an optimum, or the only one; None where there is neither."""
+def _nearest_rung(plan: Plan, cell: Cell, optimum: Optimum) -> int | None:
+    """Return the planned rung nearest to an optimum, or the only one; None without either."""
     sizes = {run.size: run.n_params for run in plan.runs if (run.arch, run.budget_flops) == cell}
     if len(sizes) == 1:
         return next(iter(sizes))
     x_opt = optimum.x_opt
     if x_opt is None or not (optimum.is_point or optimum.is_bound) or not sizes:
         return None
-    return min(sizes, key=lambda size: (abs(math.log(sizes[size] / x_opt)), size))
+    return min(sizes, key=lambda rung: (abs(math.log(sizes[rung] / x_opt)), rung))
 
 
-def _run_ids(plan: Plan, cell: Cell, size: int) -> set[str]:
+def _run_ids(plan: Plan, cell: Cell, rung: int) -> set[str]:
     return {
-        run.run_id for run in plan.runs if (run.arch, run.budget_flops) == cell and run.size == size
+        run.run_id for run in plan.runs if (run.arch, run.budget_flops) == cell and run.size == rung
     }
 
 
-def _with_seeds(study: Study, cell: Cell, size: int, num: int) -> tuple[Study, tuple[int, ...]]:
-    """Return the study with the next free seeds at one size, and those seeds."""
+def _with_seeds(study: Study, cell: Cell, rung: int, num: int) -> tuple[Study, tuple[int, ...]]:
+    """Return the study with the next free seeds at one rung, and those seeds."""
     arch, budget = cell
-    there = study.seeds_at(budget, arch, size)
+    there = study.seeds_at(budget, arch, rung)
     new = tuple(seed for seed in range(num + len(there)) if seed not in there)[:num]
     table = {b: {a: dict(by) for a, by in archs.items()} for b, archs in study.more_seeds.items()}
     own = table.setdefault(budget, {}).setdefault(arch, {})
-    own[size] = (*own.get(size, ()), *new)
+    own[rung] = (*own.get(rung, ()), *new)
     ordered = {b: {a: table[b][a] for a in study.archs if a in table[b]} for b in sorted(table)}
     return dataclasses.replace(study, more_seeds=ordered), new
 

@@ -64,7 +64,7 @@ _PLACES: dict[str, Where] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """A rule that was understood."""
+    """A rule of a hypothesis, parsed."""
 
     kind: Kind
     arch: str
@@ -96,7 +96,7 @@ def parse_rule(text: str) -> Rule | None:
 
 
 def _rule(kind: Kind, names: tuple[str | None, ...], tail: tuple[str | None, ...]) -> Rule | None:
-    said_side, sign, contains, digits, place = tail
+    side, sign, contains, digits, place = tail
     parts = _parts(kind, names)
     where = _where(kind, place)
     try:
@@ -113,7 +113,7 @@ def _rule(kind: Kind, names: tuple[str | None, ...], tail: tuple[str | None, ...
         other=other,
         along=along,
         comparator=comparator,  # type: ignore[arg-type]
-        side=said_side or ("lower" if comparator in (">", ">=") else "upper"),  # type: ignore[arg-type]
+        side=side or ("lower" if comparator in (">", ">=") else "upper"),  # type: ignore[arg-type]
         number=number,
         where=where,
     )

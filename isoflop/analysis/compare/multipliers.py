@@ -62,7 +62,7 @@ MEANINGS: Mapping[CompareStatus, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """One row of compare.parquet."""
+    """A family over the reference, at a budget along a resource: a row of compare.parquet."""
 
     arch: str
     reference: str
@@ -213,7 +213,7 @@ def _drawn_multipliers(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Flo
 
 
 def _against_single(log_loss: float, log_r: float, node: _Node, *, is_bound: bool) -> _Found:
-    """Against one optimum of the reference: its frontier falls, so the side of it is known."""
+    """Compare with a reference of one optimum: its frontier falls, so the side of it is known."""
     ratio = _exp(node.log_r - log_r)
     if node.is_edge and (is_bound or node.grows_beyond or log_loss < node.log_loss):
         return _Found(status="no_optimum")

@@ -83,9 +83,9 @@ class PairedLoss:
 
 
 def is_one_size(selection: Selection) -> bool:
-    """Whether no family has two sizes at a budget, excluded runs included: nothing has an optimum.
+    """Return whether no family has two sizes at a budget, excluded runs included.
 
-    A table without any run is not of one size.
+    Nothing then has an optimum. A table without any run is not of one size.
     """
     sizes: dict[GroupKey, set[float]] = {
         key: {point.n_params for point in points} for key, points in selection.groups.items()
