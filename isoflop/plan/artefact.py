@@ -25,7 +25,7 @@ from isoflop.plan.models import Models
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import COUNTED, PlannedRun, describe_run, run_ledger, steps_of_epochs
 from isoflop.spec import LATER_FIELDS, LATER_SPEC_FIELDS, RunSpec, run_id
-from isoflop.study import SIZES_AUTO, Hypothesis, Study, Variant, check_more_seeds_at
+from isoflop.study import LATER_ENTRIES, SIZES_AUTO, Hypothesis, Study, Variant, check_more_seeds_at
 from isoflop.tables import PLAN, write_table
 from isoflop.validate import CLOSED, Count, Digest, validated
 
@@ -386,8 +386,7 @@ def plan_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {name: {"type": "integer", "minimum": 0} for name in COUNTED},
     }
-    optional = {name: set(LATER_SPEC_FIELDS) for name in ("RunSpec", "Study")}
-    optional["Study"] |= {"epochs", "learning_rates", "more_seeds"}
+    optional = {"RunSpec": set(LATER_SPEC_FIELDS), "Study": set(LATER_ENTRIES)}
     # Placement alone is frozen only as far as the study gives it.
     optional["PlacementTable"] = set(tables["PlacementTable"]["properties"]) - {"cluster"}
     kinds = (PlanFile, ExpectedOptimum, PlannedRun, RunSpec, Study, Variant, Hypothesis)

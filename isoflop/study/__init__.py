@@ -30,6 +30,9 @@ KEEP_WEIGHTS = ("none", "best", "all")
 SIZES_DEFAULT = "default"
 SIZES_AUTO = "auto"
 
+# Entries that later versions added. Plans that do without are written as they were before.
+LATER_ENTRIES = ("epochs", "more_seeds", "learning_rates", "document_mask")
+
 # A minimum needs a rung on either side.
 MIN_NUM_SIZES = 3
 
@@ -265,25 +268,8 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved study as it is frozen into plan.json; FLOPs as exact integers."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Study)} | {
-            "budgets": list(self.budgets),
-            "epochs": list(self.epochs),
-            "archs": list(self.archs),
-            "seeds": list(self.seeds),
-            "more_seeds": _with_text_keys(self.more_seeds),
-            "learning_rates": dict(self.learning_rates),
-            "variants": [dataclasses.asdict(v) for v in self.variants],
-            "hypotheses": [dataclasses.asdict(h) for h in self.hypotheses],
-            "family_paths": list(self.family_paths),
-            "placement": dict(self.placement),
-        }
-        if isinstance(self.sizes, Mapping | tuple):
-            values["sizes"] = _with_text_keys(self.sizes)
-        # Plans that were written before there were such fields stay as they are.
-        for later in ("epochs", "more_seeds", "learning_rates", "document_mask"):
-            if not values[later]:
-                del values[later]
-        return values
+        values = {f.name: _as_json(getattr(self, f.name)) for f in dataclasses.fields(Study)}
+        return {name: value for name, value in values.items() if value or name not in LATER_ENTRIES}
 
 
 def paper_study(budgets: tuple[int, ...]) -> Study:
@@ -302,11 +288,13 @@ def paper_study(budgets: tuple[int, ...]) -> Study:
     )
 
 
-def _with_text_keys(value: Any) -> Any:
-    """Return a table as JSON has it."""
+def _as_json(value: Any) -> Any:
+    """Return a value of a study as JSON has it."""
+    if isinstance(value, Variant | Hypothesis):
+        return dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
-    return list(value)
+        return {str(key): _as_json(inner) for key, inner in value.items()}
+    return [_as_json(inner) for inner in value] if isinstance(value, tuple | list) else value
 
 
 def _check_name(name: str) -> None:
