@@ -128,6 +128,38 @@ def test_plans_and_specs_never_import_torch() -> None:
         assert not any(fnmatch.fnmatch(module, name) for name in WITHOUT_TORCH), module
 
 
+SMALL_LINES = 100
+
+ONE_IMPORTER = {
+    "isoflop.__main__": "python -m isoflop",
+    "isoflop.cli.*": "a plug-in: a verb",
+    "isoflop.families.*.*": "a plug-in: a family, found by its folder",
+    "isoflop.data.tokenizers.*": "a plug-in: a tokenizer, imported where a study names it",
+    "isoflop.launch.sinks.*": "a plug-in: a sink of metrics, imported where it is asked for",
+    "isoflop_kernels.*.reference": "a plug-in: an implementation, that of plain torch",
+    "isoflop_kernels.*.cpp": "a plug-in: an implementation, compiled where it is asked for",
+}
+"""Modules of few lines that only one other imports, each with the reason why it stands alone."""
+
+
+def test_a_small_module_with_one_importer_has_a_reason() -> None:
+    found = set()
+    for module in sorted(graph().modules):
+        is_ours = module.startswith("isoflop")
+        importers = graph().find_modules_that_directly_import(module)
+        if is_ours and len(importers) == 1 and num_lines(module) <= SMALL_LINES:
+            found.add(module)
+    unnamed = {m for m in found if not any(fnmatch.fnmatch(m, name) for name in ONE_IMPORTER)}
+    assert unnamed == set()
+
+
+def num_lines(module: str) -> int:
+    part = "kernels" if module.startswith("isoflop_kernels") else ""
+    path = REPOSITORY / part / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return len(file.read_text().splitlines())
+
+
 def test_files_and_functions_are_short() -> None:
     long = [path for path in SOURCES if len(path.read_text().splitlines()) > MAX_FILE_LINES]
     assert long == []
