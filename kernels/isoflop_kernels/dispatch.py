@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 IMPLEMENTATIONS = ("reference", "bag", "cpp", "triton")
 DEFAULT = "bag"
-# What tensors of a device take unless told otherwise; all other devices take DEFAULT.
+# The implementation for tensors of a device where none is chosen; other devices take DEFAULT.
 DEVICE_DEFAULTS = {"cuda": "triton"} if importlib.util.find_spec("triton") else {}
 VARIABLE = "ISOFLOP_KERNELS"
 DEBUG_VARIABLE = "ISOFLOP_KERNELS_DEBUG"

@@ -192,7 +192,7 @@ def gathers_whole_rows(arch: str, width: int) -> bool:
 def chunk_size(num_choices: int, num_rows: int) -> int:
     """Return the choices of one program of `expert_kernel`: about four times the mean per row.
 
-    Few rows are split then, and a popular one keeps nobody waiting long. The bounds keep programs
+    Few rows are split then, and a popular one delays no program for long. The bounds keep programs
     worth starting and their number large when the rows are few.
     """
     return min(1024, max(64, power_of_two(4 * num_choices // num_rows or 1)))

@@ -24,7 +24,7 @@ OUTPUTS = ("y", "dx", "dscore", "dw_in", "dw_out")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """Sizes, who chooses whom, and the gate."""
+    """Sizes, how experts are chosen, and the gate."""
 
     T: int = 7
     D: int = 12

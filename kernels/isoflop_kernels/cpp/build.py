@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        # Nobody need have asked for them, and results are right without.
+        # Results are right without it, and it may not have been asked for.
         logger.info("no C++ kernels, using the bag implementation: %s", error)
         return None
 

@@ -9,7 +9,7 @@ Nothing of size T * C * K * D is ever made: a bag sums weighted rows while it re
               5  dw_in  = bag over x: one bag per expert, of the tokens that chose it, weights dh
               6  dw_out = the same bags over dy, weights z
 
-Experts that nobody chose own empty bags, so their gradient is exactly zero. Every sum runs in a
+Experts that no token chose own empty bags, so their gradient is exactly zero. Every sum runs in a
 fixed order, so repeated CPU calls agree bit for bit.
 """
 

@@ -58,7 +58,7 @@ def version(x_TD: Tensor, idx_TCK: Tensor, w_in: Tensor, w_out: Tensor) -> str:
     """Return the version that a call takes, forward and backward.
 
     v2 needs one element type throughout, E the square of at most 128, and K of at most 16; calls
-    without take v1 whatever the environment says. Unless told otherwise, float32 takes v1 too:
+    without take v1 whatever the environment says. By default, float32 takes v1 too:
     tensor cores would round its elements.
 
     Raises:

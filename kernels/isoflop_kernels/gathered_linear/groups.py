@@ -39,7 +39,7 @@ class Chunks:
 def cut(start_R1: Tensor, size: int, most_items: int, *, at_least: int = 1) -> Chunks:
     """Cut each owner's items, at most `most_items` in all, into `at_least` as many chunks (0 or 1).
 
-    An owner of nothing needs a chunk where somebody has to write its zeros.
+    An owner of nothing needs a chunk where its zeros have to be written.
     """
     needed_R = (start_R1.diff() + (size - 1)).div(size, rounding_mode="floor").clamp_(min=at_least)
     first_R1 = torch.zeros_like(start_R1)

@@ -2,7 +2,7 @@
 
 A group is a channel's table and a first sub-key: NK contiguous rows. A pair is a group and a
 token's channel that chose K or fewer experts in it; `groups.py` sorts them. The products multiply
-elements as they come, exactly, and add in float32; what is rounded is said at `group_table_kernel`.
+elements as they come, exactly, and add in float32; see `group_table_kernel` for what is rounded.
 Every sum has a fixed order and nothing is atomic. Offsets are 64 bits wide.
 """
 
