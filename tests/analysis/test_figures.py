@@ -55,7 +55,13 @@ def text_of(figure: Any) -> str:
     return "\n".join(t.get_text() for t in figure.findobj(Text))
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW_CASES = {"only edges", "one budget", "one arch, label with math signs", "no optimum"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW_CASES else []) for c in CASES],
+)
 def test_every_case_gives_something_to_see(case: str, tmp_path: Path) -> None:
     paths = write_plots(fit_rows(CASES[case]), tmp_path)
     one_size = case in ("one point", "all excluded")
