@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.analysis.compare.differences import exponent_differences
 from isoflop.analysis.compare.one_size import SEED_MEANS, is_one_size
 from isoflop.analysis.hypotheses import HYPOTHESES, Verdict, judge
 from isoflop.analysis.report.comparison import comparison_section, findings, findings_section
@@ -126,11 +125,10 @@ def make_document(fits: Fits, source: Source) -> Document:
 
 
 def _sections_of_optima(fits: Fits, stated: Section) -> tuple[Section, ...]:
-    differences = exponent_differences(fits)
     return (
-        findings_section(findings(fits.compare, differences), fits),
+        findings_section(findings(fits.compare, fits.exponents), fits),
         stated,
-        comparison_section(fits.compare, differences),
+        comparison_section(fits.compare, fits.exponents),
         optima_section(fits),
         laws_section(fits),
         validity_section(fits.validity.findings if fits.validity is not None else ()),

@@ -86,8 +86,10 @@ def exponent_finding(
     )
 
 
-def multiplier_findings(fits: Fits, check: Check, variant: str, other: Fits) -> list[Finding]:
-    """Return how every multiplier along FLOPs of another fit compares with that of the fit."""
+def multiplier_findings(
+    fits: Fits, check: Check, variant: str, found: Mapping[GroupKey, Comparison]
+) -> list[Finding]:
+    """Return how every multiplier along FLOPs of a variant compares with that of the fit."""
     base = multipliers(fits)
     return [
         Finding(
@@ -108,13 +110,17 @@ def multiplier_findings(fits: Fits, check: Check, variant: str, other: Fits) -> 
             baseline=base[key].multiplier,
             detail=None if row.status == "estimate" else row.meaning,
         )
-        for key, row in multipliers(other).items()
+        for key, row in found.items()
         if key in base
     ]
 
 
 def ranking_findings(
-    fits: Fits, check: Check, variant: str, other: Fits, claims: Sequence[PairOrder]
+    fits: Fits,
+    check: Check,
+    variant: str,
+    found: Mapping[GroupKey, Comparison],
+    claims: Sequence[PairOrder],
 ) -> list[Finding]:
     """Return, per budget, the order by multiplier and whether it keeps the orders claimed.
 
@@ -122,7 +128,7 @@ def ranking_findings(
     """
     reference = fits.reference
     assert reference is not None
-    found, findings = multipliers(other), []
+    findings = []
     for budget in sorted({budget for _, budget in found}):
         known = {
             arch: row.multiplier
@@ -207,7 +213,7 @@ def _with_without(rows: Rows, fits: Fits) -> list[Finding]:
         value=float(added),
         baseline=float(before),
     )
-    return [count, *exponents, *multiplier_findings(fits, "selection", VARIANT, other)]
+    return [count, *exponents, *multiplier_findings(fits, "selection", VARIANT, multipliers(other))]
 
 
 def _let_in(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,9 +243,10 @@ def method_findings(fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
         if source == law_source(axis)
     ]
     for source, method in pairs:
-        other, variant = fits.under(axis=source, method=method), f"{source}/{method}"
-        findings += multiplier_findings(fits, "method", variant, other)
-        findings += ranking_findings(fits, "method", variant, other, claims)
+        variant = f"{source}/{method}"
+        found = multipliers(fits.under(axis=source, method=method))
+        findings += multiplier_findings(fits, "method", variant, found)
+        findings += ranking_findings(fits, "method", variant, found, claims)
     return findings
 
 
@@ -277,9 +284,10 @@ def convention_findings(rows: Rows, fits: Fits, claims: tuple[PairOrder, ...]) -
         if any(row["flops"] is None for row in priced):
             continue
         repriced = refit_rows(priced, fits)
+        found = multipliers(repriced)
         variant = f"{name} (the table's own)" if _is_own(points, price) else name
-        findings += multiplier_findings(fits, "convention", variant, repriced)
-        findings += ranking_findings(fits, "convention", variant, repriced, claims)
+        findings += multiplier_findings(fits, "convention", variant, found)
+        findings += ranking_findings(fits, "convention", variant, found, claims)
         findings += _exponents(repriced, fits, variant)
         findings.append(_spread(repriced, variant))
     return findings
