@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isoflop.analysis.compare.claims import interval, order, strict_interval
-from isoflop.analysis.frontier_curve import FrontierCurve
+from isoflop.analysis.compare.frontier_curve import FrontierCurve
 
 
 def test_failed_draws_count_against_a_claim() -> None:

@@ -25,7 +25,7 @@ from isoflop.analysis.compare.claims import (
     order,
     strict_interval,
 )
-from isoflop.analysis.frontier_curve import FrontierCurve, Inverse
+from isoflop.analysis.compare.frontier_curve import FrontierCurve, Inverse
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import AXES, Axis, profile_of
