@@ -12,11 +12,199 @@ from hypothesis import strategies as st
 
 from isoflop.errors import UserError
 from isoflop.plan.artefact import read_plan, write_plan
-from isoflop.plan.edit import extend_folder, extend_plan, grow_plan
+from isoflop.plan.edit import (
+    diff_plans,
+    extend_folder,
+    extend_plan,
+    filter_runs,
+    find_run,
+    grow_plan,
+    load_plan,
+    sort_runs,
+)
 from isoflop.plan.planner import Plan, make_plan
-from isoflop.study import Hypothesis, Study, paper_study
+from isoflop.study import Hypothesis, Study, Variant, paper_study
 from isoflop.study.file import study_from_json
 from made_studies import micro
+
+TWO_BUDGETS = make_plan(micro(budgets=(10**10, 2 * 10**10), seeds=(0, 1)))
+
+
+def test_a_run_is_found_by_its_id_and_by_its_shortest_unambiguous_start() -> None:
+    ids = {run.run_id for run in TWO_BUDGETS.runs}
+    for run in TWO_BUDGETS.runs:
+        digits = next(
+            n for n in range(1, 65) if sum(i.startswith(run.run_id[:n]) for i in ids) == 1
+        )
+        for prefix in (run.run_id, run.run_id[:digits], run.run_id[:12].upper()):
+            assert find_run(TWO_BUDGETS, prefix) == (run,)
+
+
+@pytest.mark.parametrize("prefix", ["", "g", "0" * 64, " ", "f" * 65])
+def test_what_no_id_starts_with_is_refused(prefix: str) -> None:
+    with pytest.raises(UserError, match="first digits of a run id"):
+        find_run(TWO_BUDGETS, prefix)
+
+
+def test_an_ambiguous_start_names_a_few_and_counts_the_rest() -> None:
+    runs = tuple(
+        dataclasses.replace(run, run_id=f"ab{index}" + "0" * 61)
+        for index, run in enumerate(TWO_BUDGETS.runs[:6])
+    )
+    with pytest.raises(UserError, match="now ab0000000000, ab1000000000, ab2000000000 and 3 more"):
+        find_run(dataclasses.replace(TWO_BUDGETS, runs=runs), "ab")
+
+
+def test_a_run_of_two_budgets_is_found_once_with_both_places() -> None:
+    shared = make_plan(micro(archs=("mlp",), sizes=(1,), budgets=(10**10, 10**10 + 1)))
+    found = find_run(shared, shared.runs[0].run_id[:12])
+    assert [run.budget_flops for run in found] == [10**10, 10**10 + 1]
+
+
+def test_filters_combine_and_keep_the_order() -> None:
+    found = filter_runs(TWO_BUDGETS, archs=["moe", "mlp"], budgets=[2 * 10**10], sizes=[2])
+    assert [(r.arch, r.size, r.spec.seed) for r in found] == [
+        ("mlp", 2, 0),
+        ("mlp", 2, 1),
+        ("moe", 2, 0),
+        ("moe", 2, 1),
+    ]
+    assert filter_runs(TWO_BUDGETS) == TWO_BUDGETS.runs
+
+
+@pytest.mark.parametrize(
+    ("filters", "named"),
+    [
+        ({"archs": ["rnn"]}, "--arch = rnn: must be one of mlp, swiglu"),
+        ({"budgets": [10**9]}, "--budget = 1e9: must be one of 1e10, 2e10"),
+        ({"budgets": [10**10 + 1]}, "--budget = 1.0000000001e10: must be one of 1e10"),
+        ({"sizes": [3]}, "--size = 3: must be one of 1, 2"),
+    ],
+)
+def test_a_filter_that_nothing_can_pass_is_refused(
+    filters: dict[str, list[object]], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        filter_runs(TWO_BUDGETS, **filters)  # type: ignore[arg-type]
+
+
+def test_values_that_exist_but_not_together_are_refused() -> None:
+    plan = make_plan(micro(sizes={10**10: {"default": (1,), "mlp": (2,)}}))
+    with pytest.raises(UserError, match="these together"):
+        filter_runs(plan, archs=["mlp"], sizes=[1])
+
+
+def test_sorting_is_stable_both_ways() -> None:
+    up = sort_runs(TWO_BUDGETS.runs, "size")
+    down = sort_runs(TWO_BUDGETS.runs, "size", descending=True)
+    assert [run.size for run in up] == [1] * 20 + [2] * 20
+    assert [run.size for run in down] == [2] * 20 + [1] * 20
+    assert up[:20] == down[20:] == tuple(run for run in TWO_BUDGETS.runs if run.size == 1)
+
+
+def _unknown_epochs() -> Plan:
+    first, *rest = TWO_BUDGETS.runs
+    return dataclasses.replace(TWO_BUDGETS, runs=(dataclasses.replace(first, epochs=None), *rest))
+
+
+def test_what_is_not_known_comes_last() -> None:
+    plan = _unknown_epochs()
+    for descending in (False, True):
+        assert sort_runs(plan.runs, "epochs", descending=descending)[-1] == plan.runs[0]
+
+
+def test_an_unknown_column_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="--sort = 'loss': must be one of run_id, arch"):
+        sort_runs(TWO_BUDGETS.runs, "loss")
+
+
+PLAN = make_plan(micro(archs=("mlp", "sgatlin")))
+
+
+def test_a_plan_does_not_differ_from_itself() -> None:
+    difference = diff_plans(PLAN, PLAN)
+    assert difference.is_empty
+    assert difference.same == PLAN.runs
+    assert difference.new_flops == 0
+
+
+def test_seeds_are_added_one_way_and_removed_the_other() -> None:
+    more = make_plan(micro(archs=("mlp", "sgatlin"), seeds=(0, 7)))
+    there = diff_plans(PLAN, more)
+    assert {run.spec.seed for run in there.added} == {7}
+    assert there.same == PLAN.runs
+    assert (there.removed, there.changed) == ((), ())
+    assert there.study == (("seeds", [0], [0, 7]),)
+    assert there.new_flops == sum(run.flops for run in there.added)
+    assert there.flops[1] - there.flops[0] == there.new_flops
+    back = diff_plans(more, PLAN)
+    assert back.removed == there.added
+    assert not back.added
+    assert back.new_flops == 0
+
+
+def test_a_changed_run_names_the_fields_of_its_identity() -> None:
+    other = make_plan(micro(archs=("mlp", "sgatlin"), batch_size=8))
+    difference = diff_plans(PLAN, other)
+    assert len(difference.changed) == len(PLAN.runs)
+    assert (difference.same, difference.added, difference.removed) == ((), (), ())
+    for change in difference.changed:
+        assert change.fields == ("batch_size", "steps")
+        assert change.before.arch == change.after.arch
+
+
+def test_a_changed_configuration_is_named_by_its_dotted_field() -> None:
+    def plan(width: int) -> Plan:
+        variant = Variant(arch="x", family="mlp", overrides={"hidden_width": width})
+        return make_plan(micro(archs=("x",), sizes=(1,), variants=(variant,)))
+
+    change = diff_plans(plan(40), plan(41)).changed[0]
+    assert "config.hidden_width" in change.fields
+
+
+def test_the_same_training_under_another_label_is_nothing_new_to_train() -> None:
+    variant = Variant(arch="plain", family="mlp", overrides={})
+    other = make_plan(micro(archs=("plain", "sgatlin"), variants=(variant,)))
+    difference = diff_plans(PLAN, other)
+    assert {run.arch for run in difference.added} == {"plain"}
+    assert {run.arch for run in difference.removed} == {"mlp"}
+    assert {run.run_id for run in difference.added} <= difference.common_ids
+    assert difference.new_flops == 0
+    assert not difference.is_empty
+
+
+def test_a_changed_hypothesis_is_a_difference_though_no_run_is() -> None:
+    hypothesis = Hypothesis(id="H1", claim="better", decide="multiplier > 1")
+    other = make_plan(micro(archs=("mlp", "sgatlin"), hypotheses=(hypothesis,)))
+    difference = diff_plans(PLAN, other)
+    assert len(difference.same) == len(PLAN.runs)
+    assert [name for name, _, _ in difference.study] == ["hypotheses"]
+    assert not difference.is_empty
+
+
+def test_runs_that_two_budgets_share_cost_once() -> None:
+    # One step costs far more than the difference between these budgets.
+    twice = make_plan(micro(archs=("mlp",), sizes=(1,), budgets=(10**10, 10**10 + 1)))
+    once = make_plan(micro(archs=("mlp",), sizes=(1,), budgets=(10**10,)))
+    difference = diff_plans(once, twice)
+    assert len(difference.added) == 1
+    assert difference.new_flops == 0
+    assert difference.flops[0] == difference.flops[1]
+
+
+def test_missing_estimates_are_missing() -> None:
+    assert diff_plans(PLAN, PLAN).gpu_hours is None
+
+
+def test_a_plan_is_found_in_its_folder_or_by_its_file(tmp_path: Path) -> None:
+    write_plan(PLAN, tmp_path / "a")
+    copy = tmp_path / "old.json"
+    copy.write_bytes((tmp_path / "a" / "plan.json").read_bytes())
+    assert load_plan(tmp_path / "a") == load_plan(copy) == PLAN
+    for nothing in (tmp_path / "b", tmp_path / "none.json"):
+        with pytest.raises(UserError):
+            load_plan(nothing)
+
 
 SMALL = {"archs": ("mlp", "sgatlin")}
 
