@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isoflop.interpret.linear import Linearity
 
 
-# Whole numbers from 0 or from 1 on; click says so to who gives another.
+# Whole numbers from 0 or from 1 on; click refuses others.
 _FROM_0, _FROM_1 = click.IntRange(min=0), click.IntRange(min=1)
 
 _Command = Callable[..., Any]
@@ -45,7 +45,7 @@ _SHOWN_BEFORE = 50
 
 
 def _of_run(command: _Command) -> _Command:
-    """Return the arguments that every verb has."""
+    """Add the arguments that every verb has."""
     for add in (
         click.option(
             "--out",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.cli.options import FOLDER, numbers_of_flops
+from isoflop.cli.options import FOLDER
 from isoflop.cli.plan_tables import (
     left_out_lines,
     plan_overview,
@@ -102,10 +102,10 @@ def read_study(path: Path | None, budgets: str | None) -> Study:
     """
     import dataclasses
 
-    from isoflop.study import paper_study
+    from isoflop.study import paper_study, parse_flops
     from isoflop.study.file import load_study
 
-    parsed = tuple(numbers_of_flops("budgets", budgets))
+    parsed = () if budgets is None else tuple(map(parse_flops, budgets.split(",")))
     if path is not None:
         study = load_study(path)
         return dataclasses.replace(study, budgets=parsed) if parsed else study

@@ -141,7 +141,7 @@ class Watcher:
             self._live.stop()
 
     def on_event(self, event: Event) -> None:
-        """Take note of an event; print a line for each run that ended."""
+        """Record an event; print a line for each run that ended."""
         run = self._runs[event.job.run_id]
         if event.kind == "start":
             self._at_work[run.run_id] = _AtWork(run=run, start_s=time.monotonic())

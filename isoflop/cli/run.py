@@ -39,7 +39,7 @@ def run(folder: Path, workers: int | None, device: str | None, **options: Any) -
 
 
 def run_folder(folder: Path, workers: int | None, device: str | None, **options: Any) -> int:
-    """Run a study's folder with live progress; returns the exit code.
+    """Run a study's folder with live progress; return the exit code.
 
     Args:
         folder: the study's folder.

@@ -87,7 +87,7 @@ def _print(folder: Path, status: StudyStatus, out: Console) -> None:
 
 
 def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> StudyStatus:
-    """Show the state again and again; the last one when nothing runs or waits any more."""
+    """Show the status until nothing runs or waits any more; return the last one."""
     from rich.live import Live
 
     from isoflop.launch.status import LIVE, study_status

@@ -1,4 +1,4 @@
-"""A study: what a person asks for, read from TOML, with everything resolved and checked."""
+"""A study: what a person asks for, with everything resolved and checked."""
 
 from __future__ import annotations
 
@@ -184,21 +184,21 @@ class Study:
         get_convention(self.convention)
         if self.recipe not in RECIPES:
             raise UserError("recipe", self.recipe, " or ".join(RECIPES), "correct the study")
-        check_targets(self)
-        check_learning_rates(self)
-        check_word("match", self.match, MATCHES)
-        check_word("keep_weights", self.keep_weights, KEEP_WEIGHTS)
-        check_list("seeds", self.seeds, at_least=0)
+        _check_targets(self)
+        _check_learning_rates(self)
+        _check_word("match", self.match, MATCHES)
+        _check_word("keep_weights", self.keep_weights, KEEP_WEIGHTS)
+        _check_list("seeds", self.seeds, at_least=0)
         for name in ("seq_len", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name}", value, "1 or more", "correct the study")
-        check_number("tolerance", self.tolerance, above=0, up_to=0.5)
-        check_number("data.max_epochs", self.max_epochs, above=0, up_to=None)
+        _check_number("tolerance", self.tolerance, above=0, up_to=0.5)
+        _check_number("data.max_epochs", self.max_epochs, above=0, up_to=None)
         self._check_archs()
-        check_sizes(self)
-        check_more_seeds(self)
-        check_hypotheses(self)
+        _check_sizes(self)
+        _check_more_seeds(self)
+        _check_hypotheses(self)
         self._check_placement()
 
     def _add_families(self) -> None:
@@ -211,16 +211,16 @@ class Study:
             if is_family(label) or labels.count(label) > 1:
                 raise UserError("variant.arch", label, "a label of its own", "rename the variant")
         for variant in self.variants:
-            check_family(f"family of variant {variant.arch}", variant.family, ())
+            _check_family(f"family of variant {variant.arch}", variant.family, ())
         if not self.archs:
             known = ", ".join((*family_names(), *labels))
             raise UserError("archs", [], f"one or more of {known}", "name some")
         for arch in self.archs:
-            check_family("archs", arch, labels)
+            _check_family("archs", arch, labels)
             if self.archs.count(arch) > 1:
                 raise UserError("archs", arch, "named once", "remove the repetition")
         if self.match_reference is not None:
-            check_family("match_reference", self.match_reference, labels)
+            _check_family("match_reference", self.match_reference, labels)
 
     def _check_placement(self) -> None:
         placement_from(self.placement)
@@ -311,20 +311,20 @@ def _check_budgets(budgets: Sequence[int]) -> None:
             raise UserError("budgets", given, "ascending, each once", "sort them")
 
 
-def check_word(name: str, value: str, allowed: Sequence[str]) -> None:
+def _check_word(name: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse what is not one of the words."""
     if value not in allowed:
         raise UserError(name, value, f"one of {', '.join(allowed)}", "correct the study")
 
 
-def check_family(name: str, value: str, labels: Sequence[str]) -> None:
+def _check_family(name: str, value: str, labels: Sequence[str]) -> None:
     """Refuse what is neither a family nor one of the labels."""
     # The list of all families is slow to make; only the message needs it.
     if value not in labels and not is_family(value):
-        check_word(name, value, (*family_names(), *labels))
+        _check_word(name, value, (*family_names(), *labels))
 
 
-def check_number(name: str, value: float, *, above: float, up_to: float | None) -> None:
+def _check_number(name: str, value: float, *, above: float, up_to: float | None) -> None:
     """Refuse a number outside (above, up_to], NaN and infinities."""
     fits = math.isfinite(value) and value > above and (up_to is None or value <= up_to)
     if not fits:
@@ -332,7 +332,7 @@ def check_number(name: str, value: float, *, above: float, up_to: float | None) 
         raise UserError(name, value, f"a number above {above:g}{top}", "correct the study")
 
 
-def check_list(name: str, values: Sequence[int], at_least: int) -> None:
+def _check_list(name: str, values: Sequence[int], at_least: int) -> None:
     """Refuse an empty list, an entry that is too small, and repetitions."""
     if not values:
         raise UserError(name, [], "one entry or more", "add one")
@@ -343,7 +343,7 @@ def check_list(name: str, values: Sequence[int], at_least: int) -> None:
         raise UserError(name, list(values), "distinct", "remove the repetition")
 
 
-def check_targets(study: Study) -> None:
+def _check_targets(study: Study) -> None:
     """Refuse a study set by neither budgets nor epochs, or by both, and epochs that are none."""
     if not study.epochs:
         if not study.budgets:
@@ -356,7 +356,7 @@ def check_targets(study: Study) -> None:
     if study.more_seeds:
         raise UserError("more_seeds", "given", "left out where epochs are", "use seeds")
     for number in study.epochs:
-        check_number("epochs", number, above=0, up_to=None)
+        _check_number("epochs", number, above=0, up_to=None)
     for before, after in itertools.pairwise(study.epochs):
         if after <= before:
             raise UserError("epochs", list(study.epochs), "ascending, each once", "sort them")
@@ -366,14 +366,14 @@ def check_targets(study: Study) -> None:
         raise UserError("sizes", study.sizes, allowed, "name them")
 
 
-def check_learning_rates(study: Study) -> None:
+def _check_learning_rates(study: Study) -> None:
     """Refuse rates of archs that the study does not have, and rates that are none."""
     for arch, rate in study.learning_rates.items():
-        check_word("learning_rates", arch, study.archs)
-        check_number(f"learning_rates.{arch}", rate, above=0, up_to=None)
+        _check_word("learning_rates", arch, study.archs)
+        _check_number(f"learning_rates.{arch}", rate, above=0, up_to=None)
 
 
-def check_sizes(study: Study) -> None:
+def _check_sizes(study: Study) -> None:
     """Refuse sizes that are no rungs or not given for every budget and arch."""
     if study.num_sizes is not None:
         if study.sizes != SIZES_AUTO:
@@ -390,30 +390,30 @@ def check_sizes(study: Study) -> None:
             raise UserError("sizes", study.sizes, allowed, "correct the study")
         return
     if isinstance(study.sizes, tuple):
-        check_list("sizes", study.sizes, at_least=1)
+        _check_list("sizes", study.sizes, at_least=1)
         return
     for budget, by_arch in study.sizes.items():
         _check_is_budget(study, "sizes", budget)
         for arch, rungs in by_arch.items():
-            check_word("sizes", arch, (*study.archs, SIZES_DEFAULT))
-            check_list(f"sizes.{format_flops(budget)}.{arch}", rungs, at_least=1)
+            _check_word("sizes", arch, (*study.archs, SIZES_DEFAULT))
+            _check_list(f"sizes.{format_flops(budget)}.{arch}", rungs, at_least=1)
     for budget in study.budgets:
         for arch in study.archs:
             study.sizes_at(budget, arch)
 
 
-def check_more_seeds(study: Study) -> None:
+def _check_more_seeds(study: Study) -> None:
     """Refuse more seeds for what the study does not have, and seeds that are none."""
     for budget, by_arch in study.more_seeds.items():
         _check_is_budget(study, "more_seeds", budget)
         for arch, by_size in by_arch.items():
-            check_word("more_seeds", arch, study.archs)
+            _check_word("more_seeds", arch, study.archs)
             sizes = study.sizes_at(budget, arch)
             if sizes is not None:
                 check_more_seeds_at(study, budget, arch, sizes)
             for size, seeds in by_size.items():
                 where = f"more_seeds.{format_flops(budget)}.{arch}.{size}"
-                check_list(where, seeds, at_least=0)
+                _check_list(where, seeds, at_least=0)
 
 
 def check_more_seeds_at(study: Study, budget_flops: int, arch: str, sizes: Sequence[int]) -> None:
@@ -432,7 +432,7 @@ def check_more_seeds_at(study: Study, budget_flops: int, arch: str, sizes: Seque
             )
 
 
-def check_hypotheses(study: Study) -> None:
+def _check_hypotheses(study: Study) -> None:
     """Refuse hypotheses with an empty part or the id of another."""
     ids = [hypothesis.id for hypothesis in study.hypotheses]
     for hypothesis in study.hypotheses:
