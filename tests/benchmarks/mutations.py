@@ -11,6 +11,7 @@ catches nothing.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -19,11 +20,14 @@ import sys
 import tempfile
 import time
 import tomllib
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -33,6 +37,9 @@ TIMEOUT = "--timeout=300"
 NOT_RUN = "--ignore-glob=*/test_page.py"
 OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-rfE"]
 
+
+# Once, for all that is forked: not the package itself.
+SLOW_TO_IMPORT = ("pyarrow.parquet", "scipy.optimize", "torch", "torch.distributed.fsdp")
 
 STAGES = ("likely", "all fast", "slow")
 
@@ -81,6 +88,8 @@ def run(commit: str, log: Path) -> None:
         git = ["git", "-C", str(REPOSITORY), "worktree"]
         subprocess.run([*git, "add", "--detach", str(tree), commit], check=True)
         try:
+            for name in SLOW_TO_IMPORT:
+                importlib.import_module(name)
             runner = Runner(tree)
             places = {mutation.id: runner.place(mutation) for mutation in mutations}
             for stage, mutation in itertools.product(STAGES, mutations):
@@ -163,18 +172,39 @@ class Runner:
     def _run(self, places: list[str], marks: str) -> str | None:
         """Return the id of the first test that fails, None where all pass."""
         known = [f"--deselect={test}" for test, passes in self._passes.items() if not passes]
-        options = [*OPTIONS, TIMEOUT, NOT_RUN, "-m", marks, *known]
-        command = [sys.executable, "-m", "pytest", *options, *places]
-        paths = os.pathsep.join([str(self._tree), str(self._tree / "kernels")])
-        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, cwd=self._tree, env=environment, stdout=subprocess.PIPE, text=True, check=False
-        )
+        options = [*OPTIONS, TIMEOUT, NOT_RUN, "-m", marks, *known, *places]
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()
+            if child == 0:
+                self._be_pytest(options, output.fileno())
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            output.seek(0)
+            lines = output.read().splitlines()
         # 5: no test has these marks.
-        if done.returncode in (0, 5):
+        if code in (0, 5):
             return None
-        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return lines[-1].split(" - ")[0].split(" ", 1)[1] if lines else "pytest itself"
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        if not failed:
+            sys.exit("\n".join([f"pytest ended with code {code}:", *lines[-20:]]))
+        return failed[-1].split(" - ")[0].split(" ", 1)[1]
+
+    def _be_pytest(self, options: Sequence[str], output: int) -> NoReturn:
+        """Run pytest in this process, a fork that has imported what is slow to import."""
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(self._tree)
+        paths = [str(self._tree), str(self._tree / "kernels")]
+        sys.path[:0] = paths
+        os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        code = 1
+        try:
+            code = int(pytest.main([*options]))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
     def _write(self, path: Path, text: str) -> None:
         """Write a source with a time of its own, by which Python knows its compiled form."""
