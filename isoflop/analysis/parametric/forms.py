@@ -97,7 +97,7 @@ def surface_draws(fit: ParametricFit) -> ChinchillaLaw | None:
     """Return one surface per bootstrap draw, as arrays; None for a fit without draws.
 
     Quantities derived from it (N*, D*, L* of any compute) have their intervals by
-    `isoflop.analysis.bootstrap.percentiles`.
+    `isoflop.arrays.percentiles`.
     """
     if fit.form != CHINCHILLA.name or not fit.draws:
         return None
