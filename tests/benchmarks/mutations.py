@@ -216,10 +216,17 @@ class Runner:
 def print_tables(logs: Sequence[Path]) -> None:
     """Print how many are caught by both targets, then by `make test` alone, as Markdown.
 
-    Mutations that a log does not have yet are left out.
+    Mutations that a log has not done with are left out.
     """
     mutations, areas = read_mutations()
-    rows = [{row["id"]: row["caught"] for row in read_log(log)} for log in logs]
+    rows = [
+        {
+            row["id"]: row["caught"]
+            for row in read_log(log)
+            if row["caught"] or row["stage"] == STAGES[-1]
+        }
+        for log in logs
+    ]
     titles = {"both targets": ("not slow", "slow"), "`make test` alone": ("not slow",)}
     for title, kinds in titles.items():
         print(f"\n| caught by {title} | places | {' | '.join(log.stem for log in logs)} |")
