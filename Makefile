@@ -40,6 +40,7 @@ notebooks: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python tests/benchmarks/cli_startup.py
+	$(BIN)/python tests/benchmarks/files_entered.py
 	$(BIN)/python tests/benchmarks/plan_size.py
 	$(BIN)/python -m isoflop_kernels.bench
 	$(BIN)/python tests/benchmarks/estimates_cpu.py

@@ -1,13 +1,15 @@
 """How many functions and files of the package a verb enters: what its reader has to open.
 
-Calls are counted with `sys.setprofile`; the bodies of modules and classes, which run on import,
-are not calls.
+Calls are counted with `sys.setprofile`, each verb in a process of its own; the bodies of modules
+and classes, which run on import, are no calls. `--files` names the files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
+import multiprocessing
 import shutil
 import sys
 import tempfile
@@ -17,12 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import click
+import isoflop
+from isoflop.cli import main as command_line
 
-from isoflop.cli import main as isoflop
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGE = REPOSITORY / "isoflop"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+PACKAGE = Path(isoflop.__file__).parent
 LIMITS = {"plan": 40, "fit": 65}
 
 
@@ -32,15 +33,15 @@ def entered(arguments: Sequence[str]) -> set[tuple[str, int, str]]:
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        # CO_NEWLOCALS and CO_OPTIMIZED are set for functions, not for modules and classes.
-        if event == "call" and code.co_flags & 1 and code.co_filename.startswith(str(PACKAGE)):
+        is_function = event == "call" and code.co_flags & inspect.CO_OPTIMIZED
+        if is_function and Path(code.co_filename).is_relative_to(PACKAGE):
             calls.add((code.co_filename, code.co_firstlineno, code.co_name))
 
     threading.setprofile(note)
     sys.setprofile(note)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(click.exceptions.Exit):
-            isoflop(list(arguments), standalone_mode=False)
+        with contextlib.redirect_stdout(io.StringIO()):
+            command_line(list(arguments), standalone_mode=False)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
@@ -50,18 +51,19 @@ def entered(arguments: Sequence[str]) -> set[tuple[str, int, str]]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        shutil.copytree(REPOSITORY / "results" / "quickstart", folder / "quickstart")
+        shutil.copytree(RESULTS / "quickstart", folder / "quickstart")
         verbs = {
             "plan": ["plan", "--budgets", "1e17,1e18", "--out", str(folder / "paper")],
             "fit": ["fit", str(folder / "quickstart")],
         }
         print(f"{'verb':6s} {'functions':>9s} {'files':>6s} {'limit':>6s}")
-        for verb, arguments in verbs.items():
-            calls = entered(arguments)
-            files = sorted({Path(file).relative_to(PACKAGE).as_posix() for file, _, _ in calls})
-            print(f"{verb:6s} {len(calls):9d} {len(files):6d} {LIMITS[verb]:6d}")
-            if "--files" in sys.argv:
-                print(*(f"    {file}" for file in files), sep="\n")
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            for verb, arguments in verbs.items():
+                calls = pool.apply(entered, (arguments,))
+                files = sorted({Path(file).relative_to(PACKAGE).as_posix() for file, _, _ in calls})
+                print(f"{verb:6s} {len(calls):9d} {len(files):6d} {LIMITS[verb]:6d}")
+                if "--files" in sys.argv:
+                    print(*(f"    {file}" for file in files), sep="\n")
 
 
 if __name__ == "__main__":

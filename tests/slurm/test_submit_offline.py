@@ -448,6 +448,16 @@ def test_one_submission_at_a_time(
     assert submit(folder, CPU).num_sent == 3
 
 
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    lock = tmp_path / ".launch" / submitting.LOCK_FILE
+    lock.parent.mkdir()
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="submit lock.*no link.*remove it"):
+        with submitting.submit_lock(tmp_path):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_killed_submission_lets_go_of_the_lock(tmp_path: Path) -> None:
     text = """
 import sys

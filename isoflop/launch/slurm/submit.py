@@ -235,7 +235,7 @@ def submit_lock(folder: Path) -> Iterator[None]:
     The system releases it when this process ends, however it ends.
 
     Raises:
-        UserError: another process holds it longer.
+        UserError: another process holds it longer, or it is no file that we may lock.
     """
     path = folder / records.LAUNCH_FOLDER / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,6 +248,9 @@ def submit_lock(folder: Path) -> Iterator[None]:
         raise UserError(
             "submit lock", str(path), f"free ({holder} is submitting)", "try again later"
         ) from None
+    except OSError as error:
+        allowed = f"a file of yours, and no link ({error.strerror})"
+        raise UserError("submit lock", str(path), allowed, "remove it") from None
     with held:
         path.write_text(f"process {os.getpid()} of {os.uname().nodename}\n", encoding="utf-8")
         yield
