@@ -452,9 +452,11 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     lock = tmp_path / ".launch" / submitting.LOCK_FILE
     lock.parent.mkdir()
     lock.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="submit lock.*no link.*remove it"):
-        with submitting.submit_lock(tmp_path):
-            pass
+    with (
+        pytest.raises(UserError, match="submit lock.*no link.*remove it"),
+        submitting.submit_lock(tmp_path),
+    ):
+        pass
     assert not (tmp_path / "elsewhere").exists()
 
 
