@@ -7,8 +7,6 @@ import json
 import os
 import re
 import stat
-import subprocess
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -446,41 +444,6 @@ def test_one_submission_at_a_time(
             submit(folder, CPU)
     assert slurm.scripts == []
     assert submit(folder, CPU).num_sent == 3
-
-
-def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
-    lock = tmp_path / ".launch" / submitting.LOCK_FILE
-    lock.parent.mkdir()
-    lock.symlink_to(tmp_path / "elsewhere")
-    with (
-        pytest.raises(UserError, match="submit lock.*no link.*remove it"),
-        submitting.submit_lock(tmp_path),
-    ):
-        pass
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_killed_submission_lets_go_of_the_lock(tmp_path: Path) -> None:
-    text = """
-import sys
-from pathlib import Path
-from isoflop.launch.slurm.submit import submit_lock
-with submit_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", text, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        holder.kill()
-    with submitting.submit_lock(tmp_path):
-        lock = tmp_path / ".launch" / submitting.LOCK_FILE
-        assert lock.read_text() == f"process {os.getpid()} of {os.uname().nodename}\n"
 
 
 def test_local_tasks_need_no_scheduler(study: tuple[Path, Plan]) -> None:
