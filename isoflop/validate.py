@@ -7,10 +7,12 @@ The types of a dataclass's fields are the file's schema; what a type cannot say 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from annotated_types import Ge
@@ -41,13 +43,16 @@ WANTED = {
 }
 """What pydantic's kinds of mistakes ask for, in the words of TOML."""
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadBy:
     """Annotates a field whose values in a file are first read by a function.
 
     As `pydantic.BeforeValidator`, which is slow to import. A UserError of the function comes
-    through as it is.
+    through; where it names only one key on the way to the value, with the whole way.
     """
 
     function: Callable[[Any], Any]
@@ -107,15 +112,42 @@ def validated(
     from pydantic import ValidationError
 
     adapter: TypeAdapter[Model] = _adapter(cast("Hashable", kind))
+    _check_is_json(values, (what,) if what else (), do)
     try:
         # JSON is where strict pydantic takes a list for a tuple and a table for a dataclass.
-        return adapter.validate_json(json.dumps(values, default=str), strict=True)
+        return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        mistake = _most_telling(error.errors())
-        cause = mistake.get("ctx", {}).get("error")
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise _user_error(adapter, mistake, what, do, do_missing, do_unknown) from None
+        mistake = _most_telling(values, error.errors())
+        raise _user_error(adapter, values, mistake, what, do, do_missing, do_unknown) from None
+
+
+def in_file(error: UserError, path: Path, do: str) -> UserError:
+    """Return a mistake in a file that isoflop wrote: it names the file, which is to be made anew.
+
+    Args:
+        error: the mistake.
+        path: of the file.
+        do: how to make it again.
+    """
+    return UserError(f"{path}: {error.field}", error.value, error.allowed, do)
+
+
+def _check_is_json(value: Any, place: tuple[int | str, ...], do: str) -> None:
+    """Refuse what TOML or Python has and JSON lacks: dates, and text that is no Unicode."""
+    name = ".".join(map(str, place)) or "file"
+    if isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(name, value, "text without lone surrogates", do)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_is_json(key, place, do)
+            _check_is_json(inner, (*place, key), do)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check_is_json(inner, (*place, index), do)
+    elif not isinstance(value, int | float | None):
+        allowed = "text in quotes, a number, true or false, a list or a table"
+        raise UserError(name, value, allowed, do)
 
 
 @functools.cache
@@ -125,28 +157,64 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-def _most_telling(mistakes: Sequence[ErrorDetails]) -> ErrorDetails:
-    """Return the first mistake; of those of a union's alternatives, the one that went deepest."""
-    first = mistakes[0]["loc"]
-    shared = next((i for i, part in enumerate(first) if _is_type_name(part)), len(first))
-    if shared == len(first):
-        return mistakes[0]
-    alternatives = [each for each in mistakes if each["loc"][:shared] == first[:shared]]
+def _most_telling(values: Any, mistakes: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Return the first mistake; of those of a union's alternatives, the one that went deepest.
+
+    What a function refuses comes after what the types do.
+    """
+    first = min(mistakes, key=lambda each: _refusal(each) is not None)
+    are_keys = _are_keys(values, first)
+    if all(are_keys):
+        return first
+    shared = first["loc"][: are_keys.index(False)]
+    alternatives = [each for each in mistakes if each["loc"][: len(shared)] == shared]
     return max(alternatives, key=lambda each: len(each["loc"]))
+
+
+def _are_keys(values: Any, mistake: ErrorDetails) -> list[bool]:
+    """Return which parts of a mistake's location are keys and indices of the values.
+
+    The others are names of the alternatives of a union, which a key may be called as well.
+    """
+    are_keys = []
+    for part in mistake["loc"]:
+        if isinstance(values, Mapping):
+            is_key = part in values
+        else:
+            is_key = isinstance(values, list | tuple) and part in range(len(values))
+        if is_key:
+            values = values[part]
+        are_keys.append(is_key)
+    if mistake["type"] in _MISSING:
+        are_keys[-1] = True
+    return are_keys
+
+
+def _refusal(mistake: ErrorDetails) -> UserError | None:
+    """Return what a function or the class itself raised, where that is the mistake."""
+    cause = mistake.get("ctx", {}).get("error")
+    return cause if isinstance(cause, UserError) else None
 
 
 def _user_error(
     adapter: TypeAdapter[Any],
+    values: Any,
     mistake: ErrorDetails,
     what: str,
     do: str,
     do_missing: str,
     do_unknown: str,
 ) -> UserError:
-    keys = [part for part in mistake["loc"] if not _is_type_name(part)]
+    are_keys = _are_keys(values, mistake)
+    keys = list(itertools.compress(mistake["loc"], are_keys))
     name = ".".join(map(str, (what, *keys) if what else keys)) or "file"
+    refusal = _refusal(mistake)
+    if refusal is not None:
+        # A key of a table that is refused is its own value.
+        field = name if all(are_keys) and refusal.field in keys else refusal.field
+        return UserError(field, refusal.value, refusal.allowed, refusal.do)
     kind, given = mistake["type"], mistake["input"]
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if kind in _UNKNOWN:
         known = _known_keys(adapter.json_schema(), keys[:-1])
         near = get_close_matches(str(keys[-1]), known, n=1)
         return UserError(
@@ -155,20 +223,12 @@ def _user_error(
             f"a known key ({', '.join(known)})",
             f"write {near[0]}" if near else do_unknown,
         )
-    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+    if kind in _MISSING:
         return UserError(name, None, "given", do_missing)
     if kind in ("literal_error", "enum"):
         return UserError(name, given, mistake["ctx"]["expected"], do)
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
     return UserError(name, given, WANTED.get(kind, f"valid ({message})"), do)
-
-
-def _is_type_name(part: int | str) -> bool:
-    """Return whether a part of a location names an alternative of a union, not a key."""
-    is_plain = part in ("float", "int", "str", "bool")
-    return is_plain or str(part).startswith(
-        ("list[", "dict[", "tuple[", "constrained-", "function-")
-    )
 
 
 def _known_keys(schema: Mapping[str, Any], place: Sequence[int | str]) -> list[str]:

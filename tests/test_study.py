@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,12 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         (_with("study", colour="red"), "study.colour = 'red': must be a known key"),
         (MINIMAL | {"training": {}}, "training = {}: must be a known key"),
         (_with("study", budgets=[]), "budgets = \\[\\]"),
-        (_with("study", budgets=[-1e17]), "budgets = -1e\\+17: must be a positive whole number"),
+        (_with("study", budgets=[-1e17]), "study.budgets.0 = -1e\\+17: must be a positive"),
+        (_with("study", budgets=[True], colour="red"), "study.colour = 'red'"),
+        (_with("study", name=date(2024, 1, 2)), "study.name = datetime.date.*: must be text in"),
+        (_with("study", int=1), "study.int = 1: must be a known key \\(name, .*; remove it"),
+        (MINIMAL | {"str": 1}, "^str = 1: must be a known key \\(study, .*; remove it"),
+        (_with("study", sizes={"1e17": {"int": ["x"]}}), "study.sizes.1e17.int.0 = 'x'"),
         (_with("study", budgets=[1e18, 1e17]), "budgets = 1e18, 1e17: must be ascending"),
         (_with("study", budgets=[1e17, 1e17]), "budgets = 1e17, 1e17: must be ascending"),
         (_with("study", epochs=[1]), "budgets = \\['1e17'\\]: must be left out where epochs"),

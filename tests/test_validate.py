@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
@@ -13,7 +14,7 @@ from isoflop.validate import CLOSED, ReadBy, validated
 
 def _doubled(value: object) -> object:
     if value == "none":
-        raise UserError("whole.doubled", value, "a number to double", "write one")
+        raise UserError("doubled", value, "a number to double", "write one")
     return 2 * value if isinstance(value, int) else value
 
 
@@ -74,6 +75,19 @@ def test_a_file_becomes_its_dataclass() -> None:
         ({"doubled": "none"}, "whole.doubled = 'none': must be a number to double; write one"),
         ({"share": 2}, "share = 2.0: must be 1 or less; lower it"),
         ([], "whole = []: must be a table"),
+        ({"share": 2, "kind": "ugly"}, "whole.kind = 'ugly'"),
+        # Keys called as the alternatives of a union are.
+        ({"str": 1}, "whole.str = 1: must be a known key (parts, "),
+        ({"list[int]": 1}, "whole.list[int] = 1: must be a known key (parts, "),
+        ({"parts": [{"name": "a", "int": 1}]}, "whole.parts.0.int = 1: must be a known key"),
+        ({"sizes": {"int": [1, "2"]}}, "whole.sizes.int.1 = '2': must be a whole number"),
+        # What JSON lacks.
+        (
+            {"nested": {"a": date(2024, 1, 2)}},
+            "whole.nested.a = datetime.date(2024, 1, 2): must be text in quotes, a number, ",
+        ),
+        ({"parts": [{"name": "\ud800"}]}, r"whole.parts.0.name = '\ud800': must be text without"),
+        ({"nested": {"\ud800": 1}}, r"whole.nested = '\ud800': must be text without"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_name_of_its_field(values: Any, message: str) -> None:

@@ -147,7 +147,10 @@ def noise_of_repeats(values: Iterable[float], cells: Iterable[object]) -> SeedNo
         by_cell.setdefault(cell, []).append(value)
     repeated = [group for group in by_cell.values() if len(group) > 1]
     dof = sum(len(group) - 1 for group in repeated)
-    squares = sum(float(np.var(group)) * len(group) for group in repeated)
+    # Not by sum(), which from Python 3.12 on compensates: the last bit would be another.
+    squares = 0.0
+    for group in repeated:
+        squares += float(np.var(group)) * len(group)
     sd = float(np.sqrt(squares / dof)) if dof else 0.0
     return SeedNoise(relative_sd=sd, dof=dof, n_cells=len(repeated))
 

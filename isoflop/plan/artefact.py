@@ -27,7 +27,7 @@ from isoflop.plan.runs import COUNTED, PlannedRun, describe_run, run_ledger, ste
 from isoflop.spec import LATER_FIELDS, LATER_SPEC_FIELDS, RunSpec, run_id
 from isoflop.study import LATER_ENTRIES, SIZES_AUTO, Hypothesis, Study, Variant, check_more_seeds_at
 from isoflop.tables import PLAN, write_table
-from isoflop.validate import CLOSED, Count, Digest, validated
+from isoflop.validate import CLOSED, Count, Digest, in_file, validated
 
 PLAN_FILE = "plan.json"
 PLAN_SCHEMA_VERSION = 2
@@ -38,7 +38,10 @@ Estimates = Mapping[str, Mapping[str, float | None]]
 # Entries of a study that say where its runs and the code of its families are found, not what runs:
 # planning again may change them.
 NOT_WHAT_RUNS = ("placement", "family_paths")
+# Entries of a study that have defaults but are in plans of all versions.
+_ALWAYS_WRITTEN = ("variants", "hypotheses", "placement")
 _DO = "do not edit a plan by hand: change the study and plan again"
+_DO_RESTORE = "restore it or plan again"
 _ABSENT = object()
 _SEEDLESS = attrgetter(
     *(f.name for f in dataclasses.fields(RunSpec) if f.name not in ("seed", "config"))
@@ -189,13 +192,22 @@ def _read_head(values: Any, path: Path) -> tuple[_Head, list[Any]]:
     """Return what comes before the runs, checked, and the entries of the runs."""
     version = values.get("schema_version") if isinstance(values, dict) else None
     # Another version may well have other keys.
-    if version != PLAN_SCHEMA_VERSION:
+    if version and version != PLAN_SCHEMA_VERSION:
         raise _corrupt(path, f"of schema version {PLAN_SCHEMA_VERSION} (it is {version!r})")
-    rest = {name: value for name, value in values.items() if name != "runs"}
-    head = validated(_Head, rest, what="plan", do=_DO, do_missing=_DO, do_unknown=_DO)
-    if not isinstance(values.get("runs"), list):
+    keys = [field.name for field in dataclasses.fields(PlanFile)]
+    if not version or sorted(values) != sorted(keys):
+        raise _corrupt(path, f"with exactly the keys {', '.join(keys)}")
+    runs = values["runs"]
+    if not isinstance(runs, list):
         raise _corrupt(path, "with a list under runs")
-    return head, values["runs"]
+    try:
+        for name in _ALWAYS_WRITTEN:
+            if isinstance(values["study"], dict) and name not in values["study"]:
+                raise UserError(f"study.{name}", None, "given", "add it")
+        head = validated(_Head, {name: values[name] for name in keys if name != "runs"})
+    except UserError as error:
+        raise in_file(error, path, _DO_RESTORE) from None
+    return head, runs
 
 
 def _check_expected(head: _Head, path: Path) -> None:
@@ -275,7 +287,7 @@ class _RunReader:
 
 
 def _corrupt(path: Path, allowed: str) -> UserError:
-    return UserError("plan", str(path), f"a plan {allowed}", "restore it or plan again")
+    return UserError("plan", str(path), f"a plan {allowed}", _DO_RESTORE)
 
 
 def check_runs_are_the_study(

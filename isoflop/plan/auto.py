@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from isoflop.accounting import Ledger
 from isoflop.errors import UserError
@@ -13,7 +13,7 @@ from isoflop.numbers import format_flops
 from isoflop.plan.models import Model, Models
 from isoflop.recipe import get_recipe
 from isoflop.study import SIZES_AUTO, Study
-from isoflop.validate import CLOSED, Count
+from isoflop.validate import CLOSED, Count, ReadBy
 
 # The grid reaches this factor in parameters to either side of the expected optimum: wide enough to
 # bracket it, narrow enough that a parabola describes the losses (the published grids reach 3 to 8;
@@ -28,6 +28,13 @@ RUNGS_TO_EDGE = 2
 _TOP = 2**20
 
 
+def _as_written(size: Any) -> Any:
+    """Refuse a whole number, which would be written as another text than it was read from."""
+    if type(size) is int:
+        raise UserError("size", size, "a number with a decimal point", "restore it")
+    return size
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpectedOptimum:
     """Where the prior expects the best model of an arch at a budget: an estimate, frozen."""
@@ -36,7 +43,7 @@ class ExpectedOptimum:
 
     budget_flops: Count
     arch: str
-    size: float
+    size: Annotated[float, ReadBy(function=_as_written)]
     """In rungs, interpolated; outside the ladder it is extrapolated."""
 
 

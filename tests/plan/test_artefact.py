@@ -101,9 +101,12 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         (set_value("study", "convention", to="kaplan"), "convention = 'kaplan'"),
         (set_value("study", "colour", to="red"), "colour"),
         (set_value("num_train_tokens", to=0), "num_train_tokens"),
-        (set_value("extra", to=1), "plan.extra = 1: must be a known key"),
-        (set_value("schema_version", to=None), "schema version 2"),
-        (set_value("left_out", to=[1]), "plan.left_out.0 = 1: must be text"),
+        (
+            set_value("extra", to=1),
+            "with exactly the keys schema_version, .*, runs; restore it",
+        ),
+        (set_value("schema_version", to=None), "with exactly the keys"),
+        (set_value("left_out", to=[1]), r"plan\.json: left_out.0 = 1: must be text"),
         (set_value("expected", to=[{"budget_flops": 1, "arch": "mlp", "size": 1.0}]), "0 entries"),
         (set_value("family_digests", to={"rnn": "0" * 64}), "family_digests"),
         (set_value("family_digests", to={"mlp": "0"}), "family_digests.mlp = '0'"),
@@ -125,6 +128,11 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         (set_value("study", "batch_size", to=2), "spec.batch_size = 4"),
         (set_value("study", "seq_len", to=64), "spec.seq_len = 32"),
         (set_value("study", "hypotheses", to=[{"id": "H"}]), "claim"),
+        (
+            lambda values: values["study"].pop("hypotheses"),
+            r"plan\.json: study.hypotheses = None: must be given; restore it or plan again",
+        ),
+        (lambda values: values["study"].pop("placement"), "study.placement = None"),
         (lambda values: values["runs"].pop(), "= nothing: must be sgatlin size 2 seed 0"),
         (lambda values: values["runs"].append(values["runs"][0]), "must be nothing"),
         (lambda values: values["runs"].reverse(), "in the order budget, arch, size, seed"),
@@ -191,6 +199,11 @@ def test_an_auto_study_keeps_where_it_expected_its_optima(tmp_path: Path) -> Non
     values["expected"][1]["arch"] = "mlp"
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"expected\[1\]"):
+        read_plan(tmp_path)
+    # It would be written again as 7.0.
+    values["expected"][1] |= {"arch": "sgatlin", "size": 7}
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="expected.1.size = 7: must be a number with a decimal"):
         read_plan(tmp_path)
 
 

@@ -19,7 +19,7 @@ from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
 from isoflop.resources import builtin_names, read_profile
 from isoflop.spec import RunSpec
-from isoflop.validate import CLOSED, Count, validated
+from isoflop.validate import CLOSED, Count, in_file, validated
 
 PRECISIONS = ("bf16", "fp32")
 
@@ -227,7 +227,10 @@ def load_calibration(path: Path) -> Calibration:
         allowed = f"a calibration of schema version {CALIBRATION_SCHEMA_VERSION}"
         raise UserError("calibration", str(path), allowed, do)
     rest = {key: value for key, value in values.items() if key != "schema_version"}
-    return validated(Calibration, rest, what="calibration", do=do, do_missing=do)
+    try:
+        return validated(Calibration, rest)
+    except UserError as error:
+        raise in_file(error, path, do) from None
 
 
 def check_same_kind(calibration: Calibration, kind: str) -> None:
