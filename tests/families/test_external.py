@@ -50,6 +50,7 @@ def bilinear(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bilinear")
 def test_a_family_in_a_folder_plans_counts_and_trains_a_step() -> None:
     assert "bilinear" in family_names()

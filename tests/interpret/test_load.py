@@ -137,6 +137,7 @@ def test_data_that_are_not_there_are_asked_for(study: Path, tmp_path: Path) -> N
         open_run(study, id_of(study, "sgatlin"), data_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_routed_family_from_outside_is_logged_and_read_like_a_built_in_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,10 @@ from isoflop.placement import Placement
 from made_kills import disturb, job_in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "budget_flops", "num_kills"),
-    [("mlp", 2 * 10**8, 2), pytest.param("sgatlin", 5 * 10**8, 20, marks=pytest.mark.slow)],
+    [("mlp", 2 * 10**8, 2), ("sgatlin", 5 * 10**8, 20)],
 )
 def test_killed_again_and_again_it_ends_bit_identical(
     family: str, budget_flops: int, num_kills: int, tmp_path: Path

@@ -75,6 +75,7 @@ def signal_only_rank_1(messages: list[Mapping[str, Any]], stop: str, signalled: 
             os.kill(message["pid"], signal.Signals[stop])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_one_rank_is_stopped_and_one_process_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
