@@ -108,11 +108,6 @@ class Recipe:
     prior: Prior
     """For `sizes = "auto"`: where optima are expected. It chooses rungs and changes no run."""
 
-    @property
-    def base_name(self) -> str:
-        """The name without a study's own learning rate."""
-        return self.name.partition(_LR_MARK)[0]
-
     def sizes(self, budget_flops: int, family: str) -> tuple[int, ...]:
         """Return rungs to train at a budget.
 

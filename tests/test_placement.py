@@ -9,7 +9,9 @@ import pytest
 from isoflop.errors import UserError
 from isoflop.placement import Placement, placement_from
 from isoflop.plan.planner import make_plan
-from isoflop.study.file import study_from_json, study_from_toml
+from isoflop.study import Study
+from isoflop.study.file import study_from_toml
+from isoflop.validate import validated
 from made_studies import micro
 
 STUDY = {"name": "s", "budgets": [1e10], "archs": ["mlp"], "recipe": "micro-v1", "sizes": [1]}
@@ -61,7 +63,7 @@ def test_a_placement_is_frozen_as_far_as_it_is_given_and_changes_no_run() -> Non
     assert plain.to_json()["placement"] == {"cluster": "local"}
     placed = study_from_toml({"study": STUDY, "placement": TABLE})
     assert placed.to_json()["placement"] == {"cluster": "local"} | TABLE
-    assert study_from_json(placed.to_json()) == placed
+    assert validated(Study, placed.to_json()) == placed
     ids = [[run.run_id for run in make_plan(study).runs] for study in (plain, placed)]
     assert ids[0] == ids[1]
 

@@ -33,7 +33,7 @@ from made_studies import micro
 def test_a_rate_goes_into_a_name_and_comes_back_whole(name: str, rate: float) -> None:
     recipe = get_recipe(name_at_rate(name, rate))
     assert recipe.peak_lr == rate
-    assert recipe.base_name == name
+    assert recipe.name.partition("@lr=")[0] == name
     # All else is the recipe's.
     own = RECIPES[name]
     assert dataclasses.replace(recipe, name=own.name, peak_lr=own.peak_lr) == own

@@ -14,7 +14,8 @@ from isoflop.families import PATHS_VARIABLE
 from isoflop.families.mlp import spec as mlp
 from isoflop.numbers import format_flops
 from isoflop.study import Study, parse_flops
-from isoflop.study.file import load_study, study_from_json, study_from_toml
+from isoflop.study.file import load_study, study_from_toml
+from isoflop.validate import validated
 
 MINIMAL: dict[str, Any] = {"study": {"name": "s", "budgets": [1e17], "archs": ["mlp"]}}
 
@@ -116,7 +117,7 @@ def test_a_study_survives_json() -> None:
             "data": {"seq_len": 64, "batch_size": 8, "max_epochs": 1.5},
         }
     )
-    assert study_from_json(study.to_json()) == study
+    assert validated(Study, study.to_json()) == study
 
 
 @pytest.mark.parametrize("match", ["ladder", "flops_per_token", "active_params"])
@@ -124,7 +125,7 @@ def test_matching_and_auto_sizes_survive_json(match: str) -> None:
     changes = {"match": match, "match_reference": "swiglu", "tolerance": 0.02}
     study = study_from_toml(_with("study", sizes="auto", num_sizes=5, **changes))
     assert (study.sizes, study.num_sizes, study.max_epochs) == ("auto", 5, 4)
-    again = study_from_json(json.loads(json.dumps(study.to_json())))
+    again = validated(Study, json.loads(json.dumps(study.to_json())))
     assert again == study
     # The very same text, so that planning again recognises the plan that is there.
     assert json.dumps(again.to_json()) == json.dumps(study.to_json())
@@ -134,7 +135,7 @@ def test_a_study_of_an_earlier_version_gets_the_defaults() -> None:
     frozen = study_from_toml(MINIMAL).to_json()
     for key in ("num_sizes", "match_reference", "tolerance", "max_epochs", "family_paths"):
         del frozen[key]
-    assert study_from_json(frozen) == study_from_toml(MINIMAL)
+    assert validated(Study, frozen) == study_from_toml(MINIMAL)
 
 
 def test_family_folders_are_named_relative_to_the_study_file(
@@ -155,7 +156,7 @@ def test_family_folders_are_named_relative_to_the_study_file(
     study = load_study(Path("experiments/s.toml"))
     # Below the current folder the path is kept relative: a plan reads the same in any copy.
     assert study.family_paths == ("experiments/wide",)
-    assert study_from_json(study.to_json()) == study
+    assert validated(Study, study.to_json()) == study
     monkeypatch.chdir(tmp_path / "experiments")
     assert load_study(Path("s.toml")).family_paths == ("wide",)
     elsewhere = tmp_path / "elsewhere"

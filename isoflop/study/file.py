@@ -1,4 +1,4 @@
-"""The two file forms of a study: TOML as written, JSON as frozen in a plan."""
+"""The TOML file of a study; frozen in a plan.json it is a :class:`Study` as it is."""
 
 from __future__ import annotations
 
@@ -71,15 +71,6 @@ def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
 
 def _by_arch(sizes: _Rungs | Mapping[str, _Rungs]) -> Mapping[str, _Rungs]:
     return {SIZES_DEFAULT: sizes} if isinstance(sizes, tuple) else sizes
-
-
-def study_from_json(values: Any) -> Study:
-    """Return a study from the `study` entry of a plan.json (:meth:`Study.to_json`).
-
-    Raises:
-        UserError: an unknown key, a wrong type or a value that is not allowed.
-    """
-    return validated(Study, values)
 
 
 @functools.cache

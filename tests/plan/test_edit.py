@@ -24,7 +24,7 @@ from isoflop.plan.edit import (
 )
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Study, Variant, paper_study
-from isoflop.study.file import study_from_json
+from isoflop.validate import validated
 from made_studies import micro
 
 TWO_BUDGETS = make_plan(micro(budgets=(10**10, 2 * 10**10), seeds=(0, 1)))
@@ -251,7 +251,7 @@ def test_a_grown_plan_has_every_old_run_and_is_what_its_study_plans_afresh(
     assert len(difference.added) == len(after.runs) - len(before.runs)
     assert read_plan(tmp_path) == after
     frozen = json.loads((tmp_path / "plan.json").read_text())["study"]
-    assert make_plan(study_from_json(frozen)) == after
+    assert make_plan(validated(Study, frozen)) == after
     rows = pq.read_table(tmp_path / "plan.parquet").to_pylist()
     assert [row["run_id"] for row in rows] == [run.run_id for run in after.runs]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json", "plan.parquet"]

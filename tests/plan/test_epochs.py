@@ -19,7 +19,8 @@ from isoflop.plan.estimate import estimate_for
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import run_ledger, steps_of_epochs
 from isoflop.study import Study
-from isoflop.study.file import study_from_json, study_from_toml
+from isoflop.study.file import study_from_toml
+from isoflop.validate import validated
 from made_studies import check_edit_is_refused, micro
 
 NUM_TOKENS = 1_444_062
@@ -60,7 +61,7 @@ def test_the_plan_survives_its_file(changes: dict[str, Any], tmp_path: Path) -> 
     plan = make_plan(by_epochs(tolerance=0.1, **changes))
     assert write_plan(plan, tmp_path)
     assert read_plan(tmp_path) == plan
-    assert study_from_json(json.loads(json.dumps(plan.study.to_json()))) == plan.study
+    assert validated(Study, json.loads(json.dumps(plan.study.to_json()))) == plan.study
 
 
 def _first(**values: Any) -> Callable[[dict[str, Any]], None]:

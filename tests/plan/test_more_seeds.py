@@ -15,7 +15,8 @@ from isoflop.plan.artefact import plan_to_json, read_plan, write_plan
 from isoflop.plan.edit import diff_plans, extend_plan, grow_plan
 from isoflop.plan.planner import make_plan
 from isoflop.study import Study
-from isoflop.study.file import study_from_json, study_from_toml
+from isoflop.study.file import study_from_toml
+from isoflop.validate import validated
 from made_studies import check_edit_is_refused, micro
 
 BUDGET = 10**10
@@ -47,7 +48,7 @@ def test_only_the_named_size_is_repeated_in_the_plan_s_order() -> None:
 def test_a_study_file_says_it_by_budget_arch_and_size() -> None:
     study = from_toml(more_seeds={"1e10": {"sgatlin": {"2": [1, 2]}}})
     assert study.more_seeds == MORE
-    assert study_from_json(json.loads(json.dumps(study.to_json()))) == study
+    assert validated(Study, json.loads(json.dumps(study.to_json()))) == study
 
 
 def test_without_it_a_plan_is_what_it_was_before_there_was_such_an_entry() -> None:
