@@ -7,6 +7,8 @@ Two layouts are read. In ``isoflop-tokens/1`` each split of the manifest has the
 documents. In ``isoflop-tokens/2`` there is the row of a parquet file with them in their place.
 """
 
+# B windows of a batch, W windows of a split, T tokens of a window, M documents of a split
+
 from __future__ import annotations
 
 import copy
@@ -24,8 +26,6 @@ from isoflop.data.storage import DELETE_IT, PREPARED_SCHEMAS, read_manifest
 from isoflop.data.tokenizers.spec import BEGIN_ID, PAD_ID, TOKENIZERS, TokenizerSpec
 from isoflop.data.verify import check_on_open
 from isoflop.errors import UserError
-
-# B windows of a batch, W windows of a split, T tokens of a window, M documents of a split
 
 __all__ = ["HeldoutWindows", "TokenData", "Tokens", "TrainWindows", "open_data", "shift_right"]
 

@@ -29,7 +29,7 @@ from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import MEASURED, RUNS, read_table, write_table
+from isoflop.tables import MEASURED, PLAN, RUNS, read_table, write_table
 
 STATES = (
     "done",
@@ -383,7 +383,8 @@ def _why_it_waits(state: RunState, job: JobState) -> str:
     return ", ".join(parts)
 
 
-_KEPT = (*MEASURED, "n_attempts", "status", "status_reason", "excluded_reason")
+# What a row has beyond the plan.
+_KEPT = RUNS.names[len(PLAN.names) :]
 
 
 def runs_row(state: RunState) -> dict[str, Any]:
