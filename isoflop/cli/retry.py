@@ -11,7 +11,7 @@ import click
 
 from isoflop.cli.options import FOLDER
 from isoflop.cli.prompts import confirm
-from isoflop.cli.submit import show_report
+from isoflop.cli.submit import show_dry_run, show_report
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ _KINDS = ("oom", "node", "time", "rank", "code", "lost", "all")
 @click.option(
     "--cluster", metavar="PROFILE", help="As of `isoflop submit`.  [default: as last submitted]"
 )
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def retry(folder: Path, kind: str, cluster: str | None, yes: bool) -> None:
+def retry(folder: Path, kind: str, cluster: str | None, dry_run: bool, yes: bool) -> None:
     r"""Send the failed or lost runs of a kind in FOLDER again.
 
     \b
@@ -44,12 +45,13 @@ def retry(folder: Path, kind: str, cluster: str | None, yes: bool) -> None:
 
     `isoflop status` says which runs are of which kind. Runs that were parked after too many
     failures get a new count. What is decided is kept in FOLDER/.launch/options.json and holds for
-    later submissions, too; the rest is as it was typed at the last `isoflop submit`.
+    later submissions, too; the rest is as it was typed at the last `isoflop submit`. The profile
+    that is used is shown first: its modules and setup lines run on the cluster in your name.
     """
     from isoflop.launch.slurm import records
     from isoflop.launch.slurm.retry import failed_runs, plan_retry
     from isoflop.launch.slurm.scheduler import SchedulerError
-    from isoflop.launch.slurm.submit import submit, submit_lock
+    from isoflop.launch.slurm.submit import prepare, submit, submit_lock
     from isoflop.launch.status import study_status
     from isoflop.plan.artefact import read_plan
 
@@ -63,6 +65,13 @@ def retry(folder: Path, kind: str, cluster: str | None, yes: bool) -> None:
     profile, options = _as_last_submitted(folder, cluster)
     planned = plan_retry(folder, status, kind, max(1, profile.gpus_per_node))
     _show(planned, options)
+    for line in profile_lines(profile):
+        click.echo(line)
+    if dry_run:
+        show_dry_run(
+            prepare(folder, profile, options=options, only=planned.run_ids, decided=planned.options)
+        )
+        return
     if not yes:
         confirm("Send them?", "nothing was sent")
     with submit_lock(folder):
@@ -80,6 +89,23 @@ def _show(planned: Retry, options: dict[str, Any]) -> None:
         click.echo(f"without nodes {', '.join(planned.excluded_nodes)}")
     if options:
         click.echo(f"with {entries_text(options)}, as last submitted")
+
+
+def profile_lines(profile: ClusterProfile) -> list[str]:
+    """Return a profile, for people: what runs with the jobs, and what sbatch is given besides."""
+    asked = {key: getattr(profile, key) for key in ("partition", "account", "qos")}
+    named = [f"{key} {value}" for key, value in asked.items() if value is not None]
+    lines = [f"profile {', '.join([profile.name, *named])}"]
+    if profile.venv is not None:
+        lines.append(f"  python of {profile.venv}")
+    lines += [f"  module load {module}" for module in profile.modules]
+    lines += [f"  setup: {text}" for text in profile.setup]
+    lines += [
+        f"  sbatch --{name}" + ("" if value is True else f"={value}")
+        for name, value in profile.sbatch.items()
+    ]
+    # What is to be read before it runs stands on one line each, whatever characters it has.
+    return [line if line.isprintable() else repr(line) for line in lines]
 
 
 def _nothing(kind: str, failed: Counter[str]) -> str:

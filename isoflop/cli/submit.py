@@ -68,7 +68,7 @@ def submit(
     profile = _profile(cluster, runs_per_task, options)
     prepared = prepare(folder, profile, options=options)
     if dry_run:
-        _show_dry_run(prepared)
+        show_dry_run(prepared)
         return
     _show_totals(prepared)
     if not prepared.runs:
@@ -94,7 +94,8 @@ def _profile(cluster: str, runs_per_task: int | None, options: dict[str, Any]) -
     return dataclasses.replace(profile, runs_per_task=runs_per_task)
 
 
-def _show_dry_run(prepared: Prepared) -> None:
+def show_dry_run(prepared: Prepared) -> None:
+    """Print the script of each array and the totals."""
     from isoflop.launch.slurm.submit import dry_run_texts
 
     for number, text in enumerate(dry_run_texts(prepared)):

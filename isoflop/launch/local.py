@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ class RunSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """A study folder made ready to run: data prepared, specs written, jobs listed."""
+    """A study folder that is ready to run: data prepared, jobs listed."""
 
     folder: Path
     plan: Plan
@@ -55,7 +55,7 @@ def open_session(
     run: str | None = None,
     data_dir: Path | None = None,
 ) -> Session:
-    """Check everything a run needs, before anything is trained.
+    """Check everything a run needs, before anything is trained; write nothing into the folder.
 
     Args:
         folder: the study's folder, with a plan.
@@ -101,8 +101,6 @@ def open_session(
         )
         for planned in unfinished
     )
-    write_many(lambda p: RunFolder(folder, p.run_id).write_spec(p.spec), unfinished)
-    prune_weights(folder, plan)
     return Session(
         folder=folder,
         plan=plan,
@@ -110,6 +108,13 @@ def open_session(
         num_workers=num_workers,
         num_done_before=len(runs) - len(unfinished),
     )
+
+
+def begin(folder: Path, plan: Plan, run_ids: Iterable[str]) -> None:
+    """Write the specs of runs that are going to be trained; remove weights that do not stay."""
+    specs = {run.run_id: run.spec for run in plan.unique_runs}
+    write_many(lambda run_id: RunFolder(folder, run_id).write_spec(specs[run_id]), run_ids)
+    prune_weights(folder, plan)
 
 
 def _num_workers(given: int | None, placement: Placement) -> int:
@@ -137,6 +142,7 @@ def _check_families(plan: Plan) -> None:
 def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:
     """Train the session's jobs; call ``on_event`` with every start, step and end."""
     summary = RunSummary()
+    begin(session.folder, session.plan, (job.run_id for job in session.jobs))
     # Closed here, so that an interrupt stops the workers wherever it strikes.
     with closing(run_jobs(session.jobs, session.num_workers)) as events:
         for event in events:

@@ -48,10 +48,11 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
         UserError: no such run, a damaged plan or data set, an option's value that is not allowed.
     """
     from isoflop.data.windows import open_data
-    from isoflop.launch.local import open_session
+    from isoflop.launch.local import begin, open_session
     from isoflop.launch.weights import prune_weights
 
     session = open_session(folder, options=options, run=run)
+    begin(folder, session.plan, (job.run_id for job in session.jobs))
     result = None
     for job in session.jobs:
         result = execute(job, open_data(Path(job.data_folder)), should_stop=should_stop)

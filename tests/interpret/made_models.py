@@ -15,7 +15,7 @@ from isoflop.data.tokenizers.encoders import ByteTokenizer
 from isoflop.data.windows import open_data
 from isoflop.interpret.load import LoadedRun
 from isoflop.launch.execute import execute
-from isoflop.launch.local import open_session
+from isoflop.launch.local import begin, open_session
 from isoflop.model.transformer import build_model
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
@@ -100,6 +100,7 @@ def run_study(folder: Path, source: str, **changes: Any) -> None:
     prepare(source, study.tokenizer, None, options=PrepareOptions())
     write_plan(make_plan(study), folder)
     session = open_session(folder)
+    begin(folder, session.plan, (job.run_id for job in session.jobs))
     for job in session.jobs:
         ending = execute(job, open_data(Path(job.data_folder)))
         assert ending.status == "done", ending

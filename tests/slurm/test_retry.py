@@ -18,6 +18,7 @@ from isoflop.launch.slurm.retry import next_layout, plan_retry
 from isoflop.launch.slurm.submit import SubmitReport
 from isoflop.placement import Placement, placement_from
 from isoflop.plan.estimate.memory import model_shape
+from made_listing import listing
 from slurm.made_scheduler import DOWN, Scheduler, Sent, line
 
 OOM = "failed: out of memory: mlp, width 64, 2 layers"
@@ -140,6 +141,51 @@ def test_nothing_is_sent_unasked_or_in_the_dark(
     assert "Unable to contact slurm controller" in str(dark.exception)
     assert submitted == []
     assert read_options(sent.folder) == {}
+
+
+SETUP = {
+    "modules": ["cuda/12"],
+    "setup": ["source /opt/env", "printf '\x1b[2K'; rm -rf ~"],
+    "sbatch": {"constraint": "a100", "exclusive": True},
+    "partition": "long",
+}
+SHOWN = """\
+profile tests, partition long
+  module load cuda/12
+  setup: source /opt/env
+"  setup: printf '\\x1b[2K'; rm -rf ~"
+  sbatch --constraint=a100
+  sbatch --exclusive
+"""
+
+
+@pytest.mark.parametrize("option", ["--yes", None])
+def test_the_profile_that_is_used_is_shown_before_anything_is_sent(
+    option: str | None, told: Scheduler, sent: Sent, submitted: list[dict[str, Any]]
+) -> None:
+    four_failures(sent, told)
+    sent.submission(**SETUP)
+    done = invoke(sent.folder, "--failed", "code", *([option] if option else []))
+    assert SHOWN in done.output
+    assert len(submitted) == (option is not None)
+
+
+def test_a_dry_run_shows_the_scripts_with_what_would_be_decided_and_writes_nothing(
+    told: Scheduler, sent: Sent, submitted: list[dict[str, Any]]
+) -> None:
+    four_failures(sent, told)
+    sent.submission(**SETUP)
+    told.says("scontrol", "MaxArraySize            = 1001")
+    before = listing(sent.folder)
+    done = invoke(sent.folder, "--failed", "all", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert SHOWN in done.output
+    assert "module load cuda/12" in done.output.split("# array 0")[1]
+    assert "#SBATCH --exclude=n7,n8" in done.output
+    assert "micro_batch = " in done.output
+    assert done.output.endswith("nothing was sent\n")
+    assert submitted == []
+    assert listing(sent.folder) == before
 
 
 def test_running_done_and_diverged_runs_are_not_retried(

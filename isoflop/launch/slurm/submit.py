@@ -1,6 +1,6 @@
 """`isoflop submit`: sends the runs of a plan that are not done, each exactly once.
 
-`prepare` makes a study ready: checked, estimated, placed and grouped into arrays. `send` holds a
+`prepare` makes a study ready and writes nothing: checked, estimated, placed, grouped. `send` holds a
 lock in the study's folder, checks again which runs have a result, a live attempt or a job in the
 queue, writes down what it is about to send, sends it, and writes down every answer. Nothing waits
 for a job.
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.job import Job, num_gpus, resolve_placement
-from isoflop.launch.local import open_session
+from isoflop.launch.local import begin, open_session
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors, records, scheduler
 from isoflop.launch.slurm.arrays import ArrayPlan, RunToSend, plan_arrays, share_evenly
@@ -47,7 +47,7 @@ _NOT_IN_PATHS = "%\\\n"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A study made ready to be sent: data verified, specs written, placements chosen."""
+    """A study made ready to be sent: data verified, placements chosen."""
 
     folder: Path
     plan: Plan
@@ -142,6 +142,7 @@ def prepare(
     *,
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
+    decided: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Prepared:
     """Make a study ready to be sent; query the cluster for its limits and for what it has already.
 
@@ -150,6 +151,7 @@ def prepare(
         profile: where the runs go.
         options: entries that take the place of those in the study's [placement] table.
         only: run ids; None: all. What `isoflop retry` decided for one takes the place of both.
+        decided: such decisions by run id, before they are recorded; None: only those that are.
 
     Raises:
         UserError: no plan, data that are not there or damaged, an option or layout that is not
@@ -171,7 +173,7 @@ def prepare(
     session = open_session(folder, options={**given, "workers": 1})
     profile.load_hardware()
     estimate = estimate_for(session.plan, folder, profile.hardware, profile.price_per_hour)
-    recorded = records.read_options(folder)
+    recorded = {**records.read_options(folder), **(decided or {})}
     live = live_runs(folder, session.plan)
     wanted = [job for job in session.jobs if only is None or job.run_id in only]
     free = [job for job in wanted if job.run_id not in live]
@@ -214,6 +216,7 @@ def send(prepared: Prepared) -> SubmitReport:
         todo = [r for r in free if RunFolder(prepared.folder, r).result() is None]
         plans, num_left = _within_limit(arrays_of(prepared, todo), prepared.profile, len(live))
         arrays: tuple[SentArray, ...] = ()
+        begin(prepared.folder, prepared.plan, todo)
         if plans:
             prepared.snapshot.write()
             arrays = _send_all(prepared, plans)

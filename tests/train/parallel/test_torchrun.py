@@ -21,7 +21,7 @@ from isoflop.data.windows import open_data
 from isoflop.launch import ranks as launching
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult
-from isoflop.launch.local import open_session
+from isoflop.launch.local import begin, open_session
 from isoflop.launch.ranks import run_ranks
 from isoflop.launch.run_folder import ProcessIdentity
 from isoflop.placement import Placement
@@ -37,7 +37,9 @@ BOUND = 1e-5
 def made_job(folder: Path, **placement: Any) -> Job:
     """The study's one run, not begun."""
     write_plan(make_plan(STUDY), folder)
-    (job,) = open_session(folder).jobs
+    session = open_session(folder)
+    (job,) = session.jobs
+    begin(folder, session.plan, [job.run_id])
     return dataclasses.replace(job, placement=Placement(**placement))
 
 
