@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from pathlib import Path
 
@@ -17,7 +16,7 @@ def listing(folder: Path) -> dict[str, Entry]:
     for path in sorted(folder.rglob("*")):
         about = path.lstat()
         if stat.S_ISLNK(about.st_mode):
-            kind, content = "link", os.readlink(path).encode()
+            kind, content = "link", str(path.readlink()).encode()
         elif stat.S_ISREG(about.st_mode):
             kind, content = "file", path.read_bytes()
         else:

@@ -1,9 +1,9 @@
 """`isoflop submit`: sends the runs of a plan that are not done, each exactly once.
 
-`prepare` makes a study ready and writes nothing: checked, estimated, placed, grouped. `send` holds a
-lock in the study's folder, checks again which runs have a result, a live attempt or a job in the
-queue, writes down what it is about to send, sends it, and writes down every answer. Nothing waits
-for a job.
+`prepare` makes a study ready and writes nothing: checked, estimated, placed, grouped into arrays.
+`send` holds a lock in the study's folder, checks again which runs have a result, a live attempt or
+a job in the queue, writes down what it is about to send, sends it, and writes down every answer.
+Nothing waits for a job.
 """
 
 from __future__ import annotations
