@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from isoflop.cli.prompts import confirm
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.cancel import Cancellation
+
+SOME_NOT_ENDED = 1
 
 _MAX_NAMED = 10
 
@@ -25,9 +28,11 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
 
     RUNS are run ids or their first digits. A run at work saves at its next step and stops; the
     scheduler gives it KillWait seconds (30, as SLURM comes), after which it is as its newest
-    checkpoint has it. Results stay. `isoflop submit` or `isoflop run` goes on from there.
+    checkpoint has it. Results stay. `isoflop submit` or `isoflop run` goes on from there. Exit code
+    1 when some could not be ended, such as another user's.
     """
     from isoflop.launch.slurm import cancel as library
+    from isoflop.launch.slurm.scheduler import ENDING_ALREADY
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.edit import find_run
     from isoflop.spec import shown_id
@@ -43,8 +48,13 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
     click.echo(_named(found, wanted))
     if not yes:
         confirm("End them?", "nothing was ended")
-    library.cancel(folder, found)
-    click.echo("asked for; `isoflop status` tells what becomes of them")
+    not_ended = library.cancel(folder, found)
+    for name, words in not_ended.items():
+        click.echo(f"not ended, {name}: {words}", err=True)
+    if len(not_ended) < len(found.tasks) + len(found.holders):
+        click.echo("asked for; `isoflop status` tells what becomes of them")
+    if any(words != ENDING_ALREADY for words in not_ended.values()):
+        sys.exit(SOME_NOT_ENDED)
 
 
 def _named(found: Cancellation, wanted: set[str] | None) -> str:

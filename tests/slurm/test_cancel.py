@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli.cancel import cancel
+from isoflop.launch.slurm.records import cancelled_jobs
+from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.status import live_runs
 from slurm.made_scheduler import Scheduler, Sent, line
 
@@ -29,6 +32,52 @@ def test_runs_that_share_a_job_are_named_before_they_are_cancelled(
     assert refused.exception is not None
     assert "--yes" in str(refused.exception)
     assert not any(call.startswith("scancel") for call in told.calls)
+
+
+REFUSED = """scancel: Terminating job 12_0
+scancel: Terminating job 12_1
+scancel: Terminating job 12_2
+scancel: error: Kill job error on job id 12_1: Access/permission denied
+scancel: error: Kill job error on job id 12_2: Invalid job id specified"""
+
+
+@pytest.mark.parametrize("code", [0, 210])
+def test_only_what_scancel_took_is_recorded(code: int, told: Scheduler, sent: Sent) -> None:
+    sent.submission(tasks=[[0], [1], [2]])
+    told.queue(*(line(f"12_{i}", "RUNNING") for i in range(3)))
+    # Its exit code does not tell of jobs that it does not know.
+    told.says("scancel", error=REFUSED, code=code)
+    done = invoke(cancel, sent.folder, "--yes")
+    assert done.exit_code == 1
+    assert "not ended, job 12_1: Access/permission denied\n" in done.output
+    assert "not ended, job 12_2: Invalid job id specified\n" in done.output
+    assert "asked for" in done.output
+    assert cancelled_jobs(sent.folder) == {"12_0"}
+
+
+def test_nothing_is_recorded_where_scancel_fails(told: Scheduler, sent: Sent) -> None:
+    sent.submission(tasks=[[0]])
+    told.queue(line("12", "RUNNING"))
+    told.says(
+        "scancel", error="scancel: error: Kill job error on job id 12: Access/permission denied"
+    )
+    done = invoke(cancel, sent.folder, "--yes")
+    assert (done.exit_code, "asked for" in done.output) == (1, False)
+    told.says("scancel", error="scancel: fatal: Could not establish a configuration source", code=1)
+    done = invoke(cancel, sent.folder, "--yes")
+    assert isinstance(done.exception, SchedulerError)
+    assert cancelled_jobs(sent.folder) == set()
+
+
+def test_a_job_that_is_ending_already_is_no_failure(told: Scheduler, sent: Sent) -> None:
+    sent.submission(tasks=[[0]])
+    told.queue(line("12", "COMPLETING"))
+    error = "scancel: error: Kill job error on job id 12: Job/step already completing or completed"
+    told.says("scancel", error=error)
+    done = invoke(cancel, sent.folder, "--yes")
+    assert done.exit_code == 0
+    assert "already completing" in done.output
+    assert cancelled_jobs(sent.folder) == set()
 
 
 def test_nothing_to_cancel_is_said(told: Scheduler, sent: Sent) -> None:

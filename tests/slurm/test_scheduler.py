@@ -161,7 +161,8 @@ def test_a_real_controller_is_understood(slurm_cluster: Cluster) -> None:
     assert not scheduler.has_accounting()
     scheduler.requeue(f"{array}_0")
     assert scheduler.query([array]).jobs[f"{array}_0"].restarts == 1
-    scheduler.cancel([f"{array}_1", f"{array}_2"])
+    refused = scheduler.cancel([f"{array}_1", "4000000", f"{array}_2"])
+    assert refused == {"4000000": "Invalid job id specified"}
     slurm_cluster.wait_for(f"{array}_2", "CANCELLED")
     with pytest.raises(SchedulerError, match="Invalid job id"):
         scheduler.requeue("4000000")

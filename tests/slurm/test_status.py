@@ -264,7 +264,7 @@ def test_cancelled_jobs_are_missing_even_when_the_queue_forgot(told: Scheduler, 
     done = invoke(cancel, sent.folder, sent.ids[1][:12], sent.ids[2][:12], "--yes")
     assert done.exit_code == 0, done.output
     assert "2 runs end" in done.output
-    assert told.calls[-1] == "scancel 12_1 12_2"
+    assert told.calls[-1] == "scancel -v 12_1 12_2"
     told.queue(line("12_0", "RUNNING"), line("12_1", "COMPLETING"))
     assert sent.state(1).reason == "job 12_1 is being cancelled"
     told.queue(line("12_0", "RUNNING"), line("12_1", "CANCELLED", status=15))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Collection
@@ -67,21 +66,35 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
     return Cancellation(tasks=tuple(tasks), holders=holders, elsewhere=elsewhere)
 
 
-def cancel(study_folder: Path, cancellation: Cancellation) -> None:
+def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
     """End tasks and processes without waiting: each run saves at its next step, if there is time.
 
+    The jobs that scancel took are recorded as cancelled.
+
+    Returns why the others were not ended, by their names (`job 123_4`, `process 123`).
+
     Raises:
-        SchedulerError: the scheduler refused.
+        SchedulerError: scancel failed as a whole.
     """
-    ids = [str(task.job_id) for task in cancellation.tasks]
-    if ids:
-        # The scheduler forgets a cancelled job within minutes.
-        record_cancelled(study_folder, ids)
-    scheduler.cancel(str(task.job_id) for task in cancellation.tasks if not task.is_local)
+    jobs = [str(task.job_id) for task in cancellation.tasks if not task.is_local]
+    refused = scheduler.cancel(jobs)
+    not_ended = {f"job {job_id}": words for job_id, words in refused.items()}
+    ended = [job_id for job_id in jobs if job_id not in refused]
     processes = [int(str(task.job_id)) for task in cancellation.tasks if task.is_local]
     for pid in {*processes, *cancellation.holders.values()}:
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+        except PermissionError as error:
+            not_ended[f"process {pid}"] = str(error.strerror)
+            continue
+        if pid in processes:
+            ended.append(str(pid))
+    if ended:
+        # The scheduler forgets a cancelled job within minutes.
+        record_cancelled(study_folder, ended)
+    return not_ended
 
 
 def _starter(pid: int) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,12 @@ _SACCT_FIELDS = ("JobID", "State", "ExitCode", "NodeList")
 
 # The error of squeue for one job that it has forgotten, or never had.
 _UNKNOWN_JOB = "Invalid job id specified"
+
+# A message of scancel about one job.
+_NOT_CANCELLED = re.compile(r"Kill job error on job id (\S+): (.*\S)")
+
+ENDING_ALREADY = "Job/step already completing or completed"
+"""What scancel says of a job that needs no cancelling."""
 
 _ASK_SINFO = "try again once `sinfo` answers"
 _NO_SLURM = "go where SLURM's commands are, or load their module; `--cluster local` needs none"
@@ -186,15 +193,24 @@ def requeue(slurm_task_id: str) -> None:
     call(["scontrol", "requeue", slurm_task_id])
 
 
-def cancel(ids: Iterable[str]) -> None:
-    """Cancel jobs or tasks of arrays; those that have ended are skipped.
+def cancel(ids: Iterable[str]) -> dict[str, str]:
+    """Cancel jobs or tasks of arrays by one scancel.
+
+    Returns the scheduler's message for each that it did not cancel, by its id: another user's, one
+    that it does not know, one that was ending already (:data:`ENDING_ALREADY`).
 
     Raises:
-        SchedulerError: the scheduler refused.
+        SchedulerError: scancel failed without a word about a job.
     """
     wanted = list(ids)
-    if wanted:
-        call(["scancel", *wanted])
+    if not wanted:
+        return {}
+    # Without -v it is silent about jobs that it does not know. Its exit code tells of some only.
+    done = _run(["scancel", "-v", *wanted])
+    refused = dict(_NOT_CANCELLED.findall(done.stderr))
+    if done.returncode != 0 and not refused:
+        raise _failed("scancel", done)
+    return refused
 
 
 def call(arguments: Sequence[str]) -> str:
@@ -203,9 +219,30 @@ def call(arguments: Sequence[str]) -> str:
     Raises:
         SchedulerError: it is not there, failed, or gave no answer in TIMEOUT_S.
     """
-    command = " ".join(arguments[:3] if arguments[0] == "scontrol" else arguments[:1])
+    done = _run(arguments)
+    if done.returncode != 0:
+        raise _failed(_shown(arguments), done)
+    return done.stdout
+
+
+def _shown(arguments: Sequence[str]) -> str:
+    return " ".join(arguments[:3] if arguments[0] == "scontrol" else arguments[:1])
+
+
+def _failed(command: str, done: subprocess.CompletedProcess[str]) -> SchedulerError:
+    words = one_line(done.stderr) or one_line(done.stdout)
+    return SchedulerError(command, words or f"exit code {done.returncode}")
+
+
+def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands, however it ends.
+
+    Raises:
+        SchedulerError: it is not there, or gave no answer in TIMEOUT_S.
+    """
+    command = _shown(arguments)
     try:
-        done = subprocess.run(
+        return subprocess.run(
             arguments,
             capture_output=True,
             text=True,
@@ -222,10 +259,6 @@ def call(arguments: Sequence[str]) -> str:
         printed = one_line(error.stderr.decode(errors="replace") if error.stderr else "")
         words = f"no answer in {TIMEOUT_S:g} s" + (f": {printed}" if printed else "")
         raise SchedulerError(command, words) from None
-    if done.returncode != 0:
-        words = one_line(done.stderr) or one_line(done.stdout)
-        raise SchedulerError(command, words or f"exit code {done.returncode}")
-    return done.stdout
 
 
 def _environment() -> dict[str, str]:
