@@ -167,6 +167,7 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
         f"complete already{live}; estimate on {prepared.estimate.hardware}: "
         f"{prepared.gpu_hours:,.4g} {prepared.estimate.unit}{cost}"
     )
+    yield from prepared.shell_lines
     yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
     yield from _parked_lines(prepared.parked, prepared.folder)
 

@@ -60,6 +60,8 @@ def test_what_a_record_keeps_is_the_profile() -> None:
         ),
         ({"sbatch": {"--nice": 5}}, "cluster.sbatch.--nice = 5"),
         ({"sbatch": {"nice": 1.5}}, "cluster.sbatch.nice = 1.5"),
+        ({"sbatch": {"export": "NONE"}}, "cluster.sbatch.export = 'NONE': must be left out: a job"),
+        ({"sbatch": {"parsable": True}}, "cluster.sbatch.parsable = True: must be left out"),
         ({"gpus_per_node": 0}, "cluster.gpu_type = 'h100': must be left out"),
         ({"time_floor_min": 601}, "cluster.time_floor_min = 601: must be at most"),
         ({"time_limit_min": 2, "time_floor_min": 1}, "cluster.signal_s = 120: must be shorter"),

@@ -418,6 +418,22 @@ def test_it_asks_before_it_sends(slurm: Pretended, study: tuple[Path, Plan]) -> 
     assert len(slurm.scripts) == 1
 
 
+def test_variables_of_sbatch_in_the_shell_are_used_and_named(
+    slurm: Pretended, study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = study
+    monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    done = typed(folder, "--cluster", write_profile(folder), "--yes")
+    assert done.exit_code == 0, done.output
+    assert "from the shell: SBATCH_ACCOUNT=lab" in done.output
+    assert "not used, since the profile decides: SBATCH_TIMELIMIT" in done.output
+    (script,) = slurm.scripts
+    assert "#SBATCH --account=lab" in script
+    assert "SBATCH_" not in (slurm.folder / "0.env").read_text()
+    assert read_submissions(folder)[0].profile["account"] == "lab"
+
+
 def test_runs_share_tasks(slurm: Pretended, study: tuple[Path, Plan]) -> None:
     folder, _ = study
     typed(folder, "--cluster", write_profile(folder), "--runs-per-task", "2", "--yes")

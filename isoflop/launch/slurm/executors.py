@@ -1,7 +1,4 @@
-"""Sends arrays through submitit: to SLURM by sbatch, or to this machine.
-
-A job inherits the environment of the shell that submits it, without the variables of an outer job.
-"""
+"""Sends arrays through submitit: to SLURM by sbatch, or to this machine."""
 
 from __future__ import annotations
 
@@ -18,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.launch.slurm.arrays import ArrayPlan
+from isoflop.launch.slurm.environment import python_command, scrubbed_environment, setup_lines
 from isoflop.launch.slurm.profile import ClusterProfile
-from isoflop.launch.slurm.scheduler import CLUSTER_VARIABLES, one_line
+from isoflop.launch.slurm.scheduler import one_line
 from isoflop.launch.slurm.task import run_task
 
 if TYPE_CHECKING:
@@ -28,14 +26,6 @@ if TYPE_CHECKING:
 
 # submitit ends a local task then, which is never meant to happen.
 _NO_LIMIT_MIN = 60 * 24 * 365
-
-
-# sbatch passes on the whole environment. What an outer job or a launcher set in it would bind a
-# task to that job's cores, devices, ranks or pickles.
-_INHERITED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
-_INHERITED = frozenset(
-    ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-)
 
 
 class Rejected(Exception):
@@ -179,43 +169,3 @@ def _remove_orphans(folder: Path) -> None:
     for pattern in ("*.pkl", ".submission_file_*"):
         for path in folder.glob(pattern):
             path.unlink()
-
-
-def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables of an outer job or launcher."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name in CLUSTER_VARIABLES
-        or not (name in _INHERITED or name.startswith(_INHERITED_PREFIXES))
-    }
-
-
-@contextmanager
-def scrubbed_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Scrub this process's environment and add ``more`` variables, within the context."""
-    before = dict(os.environ)
-    try:
-        _replace_environment({**scrubbed(before), **(more or {})})
-        yield
-    finally:
-        _replace_environment(before)
-
-
-def _replace_environment(environ: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environ)
-
-
-def setup_lines(profile: ClusterProfile, variables: Mapping[str, str]) -> list[str]:
-    """Return the shell before a task: modules, the variables, then the profile's own lines."""
-    return [
-        *(f"module load {shlex.quote(module)}" for module in profile.modules),
-        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-        *profile.setup,
-    ]
-
-
-def python_command(profile: ClusterProfile) -> str | None:
-    """Return how a task starts Python, as shell; None: by the Python that submits."""
-    return None if profile.venv is None else shlex.quote(f"{profile.venv}/bin/python")

@@ -27,6 +27,16 @@ _OWN_OPTIONS = frozenset(
         *("open-mode", "output", "partition", "qos", "requeue", "signal", "time", "wait", "wrap"),
     )
 )
+# Options of sbatch that a job or its submission cannot do with, and why.
+_REFUSED_OPTIONS = {
+    **dict.fromkeys(
+        ("export", "export-file", "get-user-env"),
+        "left out: a job inherits the environment of the shell that submits it",
+    ),
+    **dict.fromkeys(
+        ("parsable", "quiet", "test-only"), "left out: the answer of sbatch is read by isoflop"
+    ),
+}
 
 
 _Text = Annotated[str, MinLen(1)]
@@ -92,6 +102,8 @@ class ClusterProfile:
         if 60 * self.time_limit_min <= self.signal_s:
             raise _mistake("signal_s", self.signal_s, "shorter than time_limit_min")
         for option, value in self.sbatch.items():
+            if option in _REFUSED_OPTIONS:
+                raise _mistake(f"sbatch.{option}", value, _REFUSED_OPTIONS[option])
             if option in _OWN_OPTIONS or not re.fullmatch("[a-z][a-z-]*", option):
                 raise _mistake(f"sbatch.{option}", value, "an option that no other key sets")
 

@@ -27,6 +27,7 @@ from isoflop.launch.local import begin, open_session
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors, records, scheduler
 from isoflop.launch.slurm.arrays import ArrayPlan, RunToSend, plan_arrays, share_evenly
+from isoflop.launch.slurm.environment import profile_in_shell
 from isoflop.launch.slurm.failures import num_failures
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import SentArray, Submission
@@ -67,6 +68,8 @@ class Prepared:
     submission_id: str
     options: Mapping[str, Any]
     """Entries of a [placement] table that were given for all runs."""
+    shell_lines: tuple[str, ...] = ()
+    """What variables of sbatch in the shell that submits came to, for people."""
 
     @property
     def gpu_hours(self) -> float:
@@ -157,6 +160,7 @@ def prepare(
         UserError: no plan, data that are not there or damaged, an option or layout that is not
             possible, no scheduler.
     """
+    profile, shell_lines = profile_in_shell(profile, os.environ)
     # The same paths on the nodes, whatever folder a job starts in.
     folder = folder.absolute()
     if not profile.is_local and any(letter in str(folder) for letter in _NOT_IN_PATHS):
@@ -200,6 +204,7 @@ def prepare(
         max_array_size=max_array_size,
         submission_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
         options=typed,
+        shell_lines=shell_lines,
     )
 
 
