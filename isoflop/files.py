@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +18,8 @@ from isoflop.errors import UserError
 _T = TypeVar("_T")
 
 _NUM_WRITERS = 8
+_CONTAINERS = (dict, list)
+_MAX_DEPTH = 50
 
 
 def fsync_path(path: Path) -> None:
@@ -98,17 +103,55 @@ def read_json(path: Path, what: str) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_regular(path).decode("utf-8")
     except FileNotFoundError:
         raise UserError(what, str(path), "an existing file", "check the path") from None
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
         raise UserError(what, str(path), f"readable JSON ({error})", "restore the file") from None
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        _check_depth(value)
+    # Also of a whole number of thousands of digits, which Python does not read.
+    except (ValueError, RecursionError) as error:
         raise UserError(
             what, str(path), f"valid JSON ({error})", "restore the file or make it again"
         ) from None
+    return value
+
+
+def _read_regular(path: Path) -> bytes:
+    """Return the bytes of a file; a pipe or device, which may never end, is refused."""
+
+    def opener(name: str, flags: int) -> int:
+        # Else the opening of a pipe waits for its writer.
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise PermissionError(errno.EPERM, "Not a regular file", str(path))
+        return file.read()
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what no file of ours has, and what no function that calls itself would come out of."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if type(v) in _CONTAINERS)
+        level = [v for values in inner for v in values if type(v) in _CONTAINERS]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
 
 
 def from_here(path: Path) -> Path:

@@ -15,9 +15,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
+from isoflop.files import read_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -78,7 +79,18 @@ class Pattern:
         return handler(source) | {"pattern": self.regex}
 
 
+# The largest number of a table's column.
+_LARGEST = 2**63 - 1
+# The end of the year 9999, the last that has a date.
+_LAST_UNIX_TIME_S = 253_402_300_799.0
+# Of a value in a message.
+_MAX_SHOWN = 120
+
 Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0), Le(_LARGEST)]
+"""A number of steps, bytes or attempts in a record."""
+Seconds = Annotated[float, Ge(0)]
+UnixTime = Annotated[float, Ge(0), Le(_LAST_UNIX_TIME_S)]
 Digest = Annotated[str, Pattern(regex="^[0-9a-f]{64}$")]
 """A sha256 in hex digits."""
 
@@ -129,7 +141,28 @@ def in_file(error: UserError, path: Path, do: str) -> UserError:
         path: of the file.
         do: how to make it again.
     """
-    return UserError(f"{path}: {error.field}", error.value, error.allowed, do)
+    text = repr(error.value)
+    value = error.value if len(text) <= _MAX_SHOWN else shown(f"{text[:_MAX_SHOWN]}…")
+    return UserError(f"{path}: {error.field}", value, error.allowed, do)
+
+
+def read_record(kind: type[Model], path: Path, what: str, do: str) -> Model:
+    """Return the value of a JSON file that isoflop wrote, checked as by :func:`validated`.
+
+    Args:
+        kind: what the file holds.
+        path: of the file.
+        what: names the file's role where it is no JSON.
+        do: how to make it again, or without.
+
+    Raises:
+        UserError: the file is missing or damaged, or the first wrong key, with the file's name.
+    """
+    values = read_json(path, what)
+    try:
+        return validated(kind, values, do=do, do_missing=do, do_unknown=do)
+    except UserError as error:
+        raise in_file(error, path, error.do) from None
 
 
 def _check_is_json(value: Any, place: tuple[int | str, ...], do: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from isoflop.data.prepare import prepare
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job
-from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_folder import RunFolder, RunResult
 from isoflop.launch.weights import final_weights
 from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan
@@ -31,7 +31,7 @@ class Figures:
     """Kills that left a half-written checkpoint."""
     steps_at_kills: list[int] = field(default_factory=list)
     """The newest checkpoint there was at each kill."""
-    result: dict[str, Any] = field(default_factory=dict)
+    result: RunResult | None = None
     weights: bytes = b""
     num_attempts: int = 0
     num_damaged: int = 0

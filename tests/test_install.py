@@ -21,6 +21,7 @@ from docs.shell import blocks
 from isoflop import __version__
 from isoflop.files import write_json_atomic
 from isoflop.launch.run_folder import RESULT_SCHEMA_VERSION, RunFolder
+from isoflop.plan.artefact import read_plan
 from isoflop.tables import RUNS, read_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -181,11 +182,19 @@ def begin_quick_start(folder: Path) -> None:
     Whole, it takes as long as a third of all tests, and what is new in a wheel is in each run.
     """
     rows = read_table(REPOSITORY / "results" / "quickstart" / "runs.parquet", RUNS)
+    plan = read_plan(REPOSITORY / "results" / "quickstart")
+    specs = {run.run_id: run.spec for run in plan.runs}
     cheapest = {row["arch"]: row["run_id"] for row in sorted(rows, key=lambda r: -r["wall_s"])}
     for row in rows:
         if row["run_id"] not in cheapest.values():
-            result = row | {"schema_version": RESULT_SCHEMA_VERSION, "attempt": 1}
-            write_json_atomic(RunFolder(folder, row["run_id"]).path / "result.json", result)
+            result = row | {
+                "schema_version": RESULT_SCHEMA_VERSION,
+                "attempt": 1,
+                "num_steps": row["steps"],
+            }
+            run_folder = RunFolder(folder, row["run_id"])
+            run_folder.write_spec(specs[row["run_id"]])
+            write_json_atomic(run_folder.path / "result.json", result)
 
 
 def write_table(path: Path) -> None:

@@ -237,6 +237,6 @@ def _run_json(state: RunState) -> dict[str, Any]:
         "job_state": None if job is None else job.state,
         "node": None if job is None else job.node,
         "restarts": None if job is None else job.restarts,
-        "loss": None if state.result is None else state.result["loss"],
+        "loss": None if state.result is None else state.result.loss,
         "log_lines": list(state.log_lines),
     }

@@ -114,7 +114,7 @@ def _follow(
         keep_weights=job.keep_weights != "none",
         should_stop=should_stop,
     )
-    return JobResult.of(dataclasses.asdict(outcome))
+    return JobResult.of(outcome)
 
 
 def _provenance(job: Job) -> dict[str, Any]:
@@ -243,10 +243,10 @@ class RunningAttempt:
         if outcome.status == "stopped":
             return self._record_stop(outcome)
         wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
-        values = dataclasses.asdict(outcome) | {"wall_s": wall_s}
+        whole = dataclasses.replace(outcome, wall_s=wall_s)
         # Before the result, after which no attempt follows; what a kill leaves is written again.
         write_tables(self._folder.path)
-        if not self._folder.write_result(self._attempt, values):
+        if not self._folder.write_result(self._attempt, dataclasses.asdict(whole)):
             self._end("superseded", outcome.wall_s)
             finished = self._folder.result()
             return JobResult(status="held") if finished is None else JobResult.of(finished)
@@ -255,7 +255,7 @@ class RunningAttempt:
             keep_final_weights(self._folder)
         else:
             remove_checkpoints(self._folder)
-        return JobResult.of(values)
+        return JobResult.of(whole)
 
     def _record_stop(self, outcome: RunOutcome) -> JobResult:
         if not self._folder.is_newest(self._attempt):

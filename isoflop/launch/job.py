@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from isoflop.placement import Placement
 
 if TYPE_CHECKING:
+    from isoflop.launch.run_folder import RunResult
     from isoflop.plan.estimate.memory import PlacementEstimate
+    from isoflop.train.hooks import RunOutcome
 
 # Exit codes of processes that train runs.
 DONE, FAILED, TO_BE_CONTINUED = 0, 1, 75
@@ -65,13 +67,13 @@ class JobResult:
         return codes.get(self.status, FAILED)
 
     @staticmethod
-    def of(result: Mapping[str, Any]) -> JobResult:
+    def of(result: RunResult | RunOutcome) -> JobResult:
         """Return how a run ended by its result, or by what training returned."""
         return JobResult(
-            status="interrupted" if result["status"] == "stopped" else result["status"],
-            reason=result["status_reason"],
-            loss=result["loss"],
-            wall_s=result["wall_s"],
+            status="interrupted" if result.status == "stopped" else result.status,
+            reason=result.status_reason,
+            loss=result.loss,
+            wall_s=result.wall_s,
         )
 
 

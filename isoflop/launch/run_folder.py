@@ -15,18 +15,34 @@ gone (same machine) or its heartbeat is old (another machine); then the next att
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Le
 
 from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_json_atomic, write_once
 from isoflop.launch.metrics import LINES_FILE, read_rows
+from isoflop.placement import Placement
 from isoflop.spec import RunSpec, run_id, shown_id
+from isoflop.validate import (
+    Count,
+    Digest,
+    Pattern,
+    Seconds,
+    UnixTime,
+    Whole,
+    in_file,
+    read_record,
+    validated,
+)
 
 # A heartbeat older than this on another machine means that its holder is gone. Heartbeats come
 # every few seconds; the margin allows for a stalled shared file system.
@@ -34,48 +50,72 @@ LEASE_TIMEOUT_S = 120.0
 
 RESULT_SCHEMA_VERSION = 1
 
+_ATTEMPT_FILE = re.compile("[0-9]{4,}")
+# The most that Linux numbers a process by.
+_LARGEST_PID = 2**22
+_TRAIN_AGAIN = "remove the file to train the run again"
+
+_Digits = Annotated[str, Pattern(regex="^[0-9]{1,19}$")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlurmDetails:
+    """The job that an attempt ran in, as SLURM's variables have it."""
+
+    job_id: _Digits
+    array_job_id: _Digits | None = None
+    array_task_id: _Digits | None = None
+    node: str | None = None
+    restart_count: _Digits = "0"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptDetails:
+    """What is used of an attempt's provenance; versions and the like are for people."""
+
+    placement: Placement | None = None
+    """None: attempts of an earlier version do not record it."""
+    slurm: SlurmDetails | None = None
+    """None: it was in no job."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
     """One attempt at a run, as its file has it."""
 
-    number: int
+    number: Count
     holder: ProcessIdentity
-    start_s: float
+    start_s: UnixTime
     """Unix time at which it began."""
-    end_s: float | None
+    end_s: UnixTime | None
     exit_reason: str | None
     """done, diverged, failed: …, interrupted: SIGNAL, superseded, already complete; None while
     running or after a kill."""
-    step_range: tuple[int, int] | None
+    step_range: tuple[Whole, Whole] | None
     """First and last step that it completed; None: none, or it was killed."""
-    wall_s: float | None
-    """Seconds of training; None: none, or it was killed."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """Device, placement, versions and, under `slurm`, its job; nothing that is part of the run."""
+    wall_s: Seconds | None = None
+    """Seconds of training; None: none, it was killed, or it is of an earlier version."""
+    details: AttemptDetails = field(default_factory=AttemptDetails)
 
     @property
     def job_id(self) -> str | None:
         """The scheduler's name of the job that it ran in: 123_4 or 123; None: it was in none."""
-        job = self._job
-        if "array_job_id" in job and "array_task_id" in job:
-            return f"{job['array_job_id']}_{job['array_task_id']}"
-        return job.get("job_id")
+        job = self.details.slurm
+        if job is None:
+            return None
+        if job.array_job_id is not None and job.array_task_id is not None:
+            return f"{job.array_job_id}_{job.array_task_id}"
+        return job.job_id
 
     @property
     def node(self) -> str | None:
         """The node of that job."""
-        return self._job.get("node")
+        return None if self.details.slurm is None else self.details.slurm.node
 
     @property
     def restarts(self) -> int:
         """How often that job had been requeued before."""
-        return int(self._job.get("restart_count", 0))
-
-    @property
-    def _job(self) -> Mapping[str, str]:
-        found: Mapping[str, str] = self.details.get("slurm", {})
-        return found
+        return 0 if self.details.slurm is None else int(self.details.slurm.restart_count)
 
     @property
     def ended(self) -> bool:
@@ -92,10 +132,38 @@ class Attempt:
 class Lease:
     """The newest heartbeat of a run."""
 
-    attempt: int
-    heartbeat_s: float
-    step: int
-    steps: int
+    attempt: Count
+    heartbeat_s: UnixTime
+    step: Whole
+    steps: Whole
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What came of a run; see isoflop.train.hooks.RunOutcome for the figures."""
+
+    schema_version: Literal[1]
+    run_id: Digest
+    attempt: Count
+    """The attempt that wrote it."""
+    status: Literal["done", "diverged"]
+    status_reason: str | None
+    loss: float | None
+    """A number where the run is done."""
+    num_steps: Whole
+    loss_se: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    bits_per_byte_se: float | None = None
+    reference_perplexity: float | None = None
+    wall_s: Seconds | None = None
+    step_s_median: Seconds | None = None
+    tokens_per_s: float | None = None
+    peak_mem_bytes: Whole | None = None
+
+    def __post_init__(self) -> None:
+        if self.status == "done" and self.loss is None:
+            raise UserError("loss", None, "a number where the run is done", _TRAIN_AGAIN)
 
 
 class RunFolder:
@@ -119,7 +187,11 @@ class RunFolder:
             UserError: missing, damaged, or not the spec that the folder is named after.
         """
         path = self.path / "spec.json"
-        spec = RunSpec.from_json(read_json(path, "run spec"))
+        values = read_json(path, "run spec")
+        try:
+            spec = RunSpec.from_json(values)
+        except UserError as error:
+            raise in_file(error, path, error.do) from None
         if run_id(spec) != self.run_id:
             raise UserError(
                 "run spec", str(path), f"the spec of run {self.path.name}", "remove the run folder"
@@ -132,40 +204,47 @@ class RunFolder:
         Raises:
             UserError: an attempt file is damaged.
         """
-        files = sorted((self.path / "attempts").glob("[0-9]*.json"))
-        return [_attempt(read_json(file, "attempt"), file) for file in files]
+        files = (self.path / "attempts").glob("[0-9]*.json")
+        numbered = {int(f.stem): f for f in files if _ATTEMPT_FILE.fullmatch(f.stem)}
+        return [_attempt(numbered[number], number) for number in sorted(numbered)]
 
     def lease(self) -> Lease | None:
-        """Return the newest heartbeat, or None before the first."""
+        """Return the newest heartbeat, or None before the first.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.path / "lease.json"
         if not path.exists():
             return None
-        values = read_json(path, "lease")
-        return Lease(**{key: values[key] for key in Lease.__dataclass_fields__})
+        return read_record(Lease, path, "lease", "remove the file")
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> RunResult | None:
         """Return the result, or None where there is none yet.
 
         Raises:
-            UserError: damaged, of another version or of another run.
+            UserError: damaged, of another version or run, or of other steps than the run's spec.
         """
         path = self.path / "result.json"
         if not path.exists():
             return None
-        values = read_json(path, "result")
-        if (
-            not isinstance(values, dict)
-            or values.get("schema_version") != RESULT_SCHEMA_VERSION
-            or values.get("run_id") != self.run_id
-            or values.get("status") not in ("done", "diverged")
-        ):
-            raise UserError(
-                "result",
-                str(path),
-                f"a result of run {self.path.name} in version {RESULT_SCHEMA_VERSION}",
-                "remove the file to train the run again",
+        found = read_record(RunResult, path, "result", _TRAIN_AGAIN)
+        if found.run_id != self.run_id:
+            raise in_file(
+                UserError("run_id", found.run_id, f"that of run {self.path.name}", _TRAIN_AGAIN),
+                path,
+                _TRAIN_AGAIN,
             )
-        return values
+        self._check_steps(found, path)
+        return found
+
+    def _check_steps(self, found: RunResult, path: Path) -> None:
+        """Check that a run did the steps of its spec, or at most these where it diverged."""
+        steps = self.read_spec().steps
+        if found.num_steps == steps or (found.status == "diverged" and found.num_steps < steps):
+            return
+        error = UserError("num_steps", found.num_steps, f"{steps}, the run's steps", _TRAIN_AGAIN)
+        raise in_file(error, path, _TRAIN_AGAIN)
 
     def is_held(self, newest: Attempt | None) -> bool:
         """Return whether the newest attempt is still at work."""
@@ -201,13 +280,11 @@ class RunFolder:
             end_s=None,
             exit_reason=None,
             step_range=None,
-            wall_s=None,
-            details=dict(details),
         )
-        record = dump_json(_record(attempt)).encode()
+        record = dump_json(_record(attempt, details)).encode()
         if not write_once(self._attempt_path(attempt.number), record):
             return None
-        return attempt
+        return dataclasses.replace(attempt, details=_details(details))
 
     def beat(self, attempt: Attempt, step: int, steps: int) -> None:
         """Write the heartbeat of an attempt."""
@@ -239,8 +316,8 @@ class RunFolder:
     ) -> None:
         """Record how an attempt ended, which steps it did and the seconds of training."""
         path = self._attempt_path(attempt.number)
-        record = read_json(path, "attempt")
-        record |= {
+        _attempt(path, attempt.number)
+        record = read_json(path, "attempt") | {
             "end_s": time.time(),
             "exit_reason": exit_reason,
             "step_range": None if step_range is None else list(step_range),
@@ -282,7 +359,7 @@ class RunFolder:
         return self.path / "attempts" / f"{number:04d}.json"
 
 
-def _record(attempt: Attempt) -> dict[str, Any]:
+def _record(attempt: Attempt, details: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "number": attempt.number,
         "holder": attempt.holder.to_json(),
@@ -291,25 +368,20 @@ def _record(attempt: Attempt) -> dict[str, Any]:
         "exit_reason": attempt.exit_reason,
         "step_range": None,
         "wall_s": None,
-        "details": attempt.details,
+        "details": dict(details),
     }
 
 
-def _attempt(values: Any, path: Path) -> Attempt:
-    try:
-        return Attempt(
-            number=int(values["number"]),
-            holder=ProcessIdentity.from_json(values["holder"]),
-            start_s=float(values["start_s"]),
-            end_s=values["end_s"],
-            exit_reason=values["exit_reason"],
-            step_range=None if values["step_range"] is None else tuple(values["step_range"]),
-            # Records of earlier versions do not have it.
-            wall_s=values.get("wall_s"),
-            details=values.get("details", {}),
-        )
-    except (KeyError, TypeError, ValueError):
-        raise UserError("attempt", str(path), "an attempt's record", "remove the file") from None
+def _details(values: Mapping[str, Any]) -> AttemptDetails:
+    return validated(AttemptDetails, dict(values))
+
+
+def _attempt(path: Path, number: int) -> Attempt:
+    found = read_record(Attempt, path, "attempt", "remove the file")
+    if found.number != number:
+        error = UserError("number", found.number, "as the file is called", "remove the file")
+        raise in_file(error, path, error.do)
+    return found
 
 
 # Field 22 of /proc/PID/stat, counted from the state letter that follows the command's name.
@@ -338,8 +410,8 @@ class ProcessIdentity:
     host: str
     boot_id: str
     """Empty where the system has none."""
-    pid: int
-    start_ticks: int | None
+    pid: Annotated[Count, Le(_LARGEST_PID)]
+    start_ticks: Whole | None
 
     @staticmethod
     def of_this_process() -> ProcessIdentity:
@@ -377,9 +449,4 @@ class ProcessIdentity:
     @staticmethod
     def from_json(values: Any) -> ProcessIdentity:
         """Return the inverse of :meth:`to_json`."""
-        return ProcessIdentity(
-            host=str(values["host"]),
-            boot_id=str(values["boot_id"]),
-            pid=int(values["pid"]),
-            start_ticks=None if values["start_ticks"] is None else int(values["start_ticks"]),
-        )
+        return validated(ProcessIdentity, values)

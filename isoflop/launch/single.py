@@ -61,7 +61,7 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
         run_id = find_run(session.plan, run)[0].run_id
         finished = RunFolder(folder, run_id).result()
         assert finished is not None
-        result = JobResult(status=finished["status"], reason=finished["status_reason"])
+        result = JobResult(status=finished.status, reason=finished.status_reason)
     click.echo(result.status if result.reason is None else f"{result.status}: {result.reason}")
     return result.exit_code
 

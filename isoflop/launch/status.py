@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.launch.metrics import LINES_FILE
-from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.run_folder import Attempt, RunFolder, RunResult
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.logs import last_lines, tail
 from isoflop.launch.slurm.queue import Queue, SentTask, add_accounting, query_queue
@@ -75,7 +75,7 @@ class RunState:
     num_attempts: int
     step: int | None
     """Last step reported, while running."""
-    result: dict[str, Any] | None
+    result: RunResult | None
     attempt: Attempt | None = None
     """The newest."""
     steps_per_s: float | None = None
@@ -95,7 +95,7 @@ class RunState:
         return (self.run.spec.steps - 1 - self.step) / self.steps_per_s
 
 
-def run_state(folder: Path, run: PlannedRun, result: dict[str, Any] | None = None) -> RunState:
+def run_state(folder: Path, run: PlannedRun, result: RunResult | None = None) -> RunState:
     """Return where one run stands; its result is read unless the caller has it.
 
     Raises:
@@ -107,7 +107,7 @@ def run_state(folder: Path, run: PlannedRun, result: dict[str, Any] | None = Non
     newest = attempts[-1] if attempts else None
     state, reason, step, rate = "missing", None, None, None
     if result is not None:
-        state, reason = result["status"], result["status_reason"]
+        state, reason = result.status, result.status_reason
     elif newest is not None and run_folder.is_held(newest):
         lease = run_folder.lease()
         state, step = "running", 0 if lease is None else lease.step
@@ -145,7 +145,7 @@ def _rows(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def study_states(
-    folder: Path, plan: Plan, results: Mapping[str, dict[str, Any]] | None = None
+    folder: Path, plan: Plan, results: Mapping[str, RunResult] | None = None
 ) -> list[RunState]:
     """Return the state of every run of a plan, in the plan's order.
 
@@ -210,7 +210,7 @@ def live_runs(study_folder: Path, plan: Plan) -> set[str]:
     return live
 
 
-def _finished(study_folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
+def _finished(study_folder: Path, plan: Plan) -> dict[str, RunResult]:
     """Return the results that there are, by run id."""
     ids = (run.run_id for run in plan.unique_runs)
     results = ((run_id, RunFolder(study_folder, run_id).result()) for run_id in ids)
@@ -389,10 +389,10 @@ _KEPT = RUNS.names[len(PLAN.names) :]
 
 def runs_row(state: RunState) -> dict[str, Any]:
     """Return the row of runs.parquet; what is not measured is null. A run at work is `missing`."""
-    result = state.result or {}
+    result = state.result
     return {
         **state.run.row(),
-        **{name: result.get(name) for name in MEASURED},
+        **{name: None if result is None else getattr(result, name) for name in MEASURED},
         "n_attempts": state.num_attempts,
         "status": "missing" if state.state in _UNFINISHED else state.state,
         "status_reason": "running" if state.state == "running" else state.reason,

@@ -20,9 +20,9 @@ _KEPT_FILES = ("weights.safetensors", "state.json")
 def final_weights(folder: RunFolder) -> Path | None:
     """Return the file of a finished run's weights; None: no result, or it was not kept."""
     result = folder.result()
-    if result is None or result["status"] != "done":
+    if result is None or result.status != "done":
         return None
-    path = folder.checkpoints / str(result["num_steps"]) / "weights.safetensors"
+    path = folder.checkpoints / str(result.num_steps) / "weights.safetensors"
     return path if path.exists() else None
 
 
@@ -38,7 +38,7 @@ def keep_final_weights(folder: RunFolder) -> None:
     assert result is not None
     if not folder.checkpoints.is_dir():
         return
-    final = folder.checkpoints / str(result["num_steps"])
+    final = folder.checkpoints / str(result.num_steps)
     for path in folder.checkpoints.iterdir():
         if path != final:
             shutil.rmtree(path, ignore_errors=True)
@@ -65,7 +65,8 @@ def prune_weights(folder: Path, plan: Plan) -> None:
         result = RunFolder(folder, run.run_id).result()
         if result is not None:
             finished[run.run_id] = result
-    kept = _kept(plan, {rid: r["loss"] for rid, r in finished.items() if r["status"] == "done"})
+    done = ((rid, r.loss) for rid, r in finished.items() if r.status == "done")
+    kept = _kept(plan, {rid: loss for rid, loss in done if loss is not None})
     for run_id in finished:
         run_folder = RunFolder(folder, run_id)
         if not run_folder.checkpoints.is_dir():

@@ -164,7 +164,7 @@ class Study:
         found: Counter[str] = Counter()
         for folder in folders:
             result, num_attempts = folder.result(), len(folder.attempts())
-            found[f"{result['status'] if result else 'missing'} in {num_attempts} attempts"] += 1
+            found[f"{result.status if result else 'missing'} in {num_attempts} attempts"] += 1
         return found
 
 

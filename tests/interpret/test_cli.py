@@ -33,7 +33,7 @@ def test_record_says_what_the_run_had_as_its_loss(study: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     meta = read_recording(tmp_path)
     assert (meta.run_id, meta.complete) == (run, True)
-    loss = RunFolder(study, run).result()["loss"]
+    loss = RunFolder(study, run).result().loss
     assert f"recorded {meta.num_tokens:,} tokens, loss {loss:.4f}" in result.output
 
 

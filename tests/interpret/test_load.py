@@ -47,7 +47,7 @@ def test_the_opened_model_has_the_loss_of_the_result(study: Path, family: str) -
     found = evaluate(
         loaded.model, loaded.heldout, batch_size=loaded.spec.batch_size, precision="fp32"
     )
-    assert found.loss == RunFolder(study, loaded.run_id).result()["loss"]
+    assert found.loss == RunFolder(study, loaded.run_id).result().loss
 
 
 def test_a_subject_computes_without_gradients_in_float32(study: Path) -> None:

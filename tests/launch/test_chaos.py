@@ -34,5 +34,5 @@ def test_killed_again_and_again_it_ends_bit_identical(
     assert found.steps_at_kills == sorted(found.steps_at_kills)
     assert found.steps_at_kills[-1] > 0
     for name in ("loss", "loss_se", "bits_per_byte", "reference_perplexity", "num_steps"):
-        assert found.result[name] == wanted.result[name]
+        assert getattr(found.result, name) == getattr(wanted.result, name)
     assert found.weights == wanted.weights

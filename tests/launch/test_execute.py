@@ -92,8 +92,8 @@ def test_an_interrupted_run_goes_on_and_every_attempt_has_its_record(tmp_path: P
     assert second["details"]["device"] == "cpu"
     result = folder.result()
     assert result is not None
-    assert result["wall_s"] == first["wall_s"] + second["wall_s"] == ending.wall_s
-    assert (result["attempt"], result["num_steps"]) == (2, 10)
+    assert result.wall_s == first["wall_s"] + second["wall_s"] == ending.wall_s
+    assert (result.attempt, result.num_steps) == (2, 10)
     # The study keeps no weights.
     assert not folder.checkpoints.exists()
     losses = {step: row["loss"] for step, row in newest_by_step(folder.metrics()).items()}
@@ -151,7 +151,8 @@ def test_a_result_that_came_first_wins(tmp_path: Path) -> None:
 
     def on_step(metrics: Any, steps: int) -> None:
         if metrics.step == 9:
-            values = {"status": "done", "status_reason": None, "loss": 1.0, "wall_s": 2.0}
+            values = {"status": "done", "status_reason": None, "num_steps": 10}
+            values |= {"loss": 1.0, "wall_s": 2.0}
             assert folder.write_result(folder.attempts()[0], values)
 
     assert go(job, on_step=on_step) == JobResult(status="done", loss=1.0, wall_s=2.0)
@@ -272,13 +273,14 @@ def finish(folder: Path, run: Any, loss: float | None) -> RunFolder:
     run_folder.write_spec(run.spec)
     attempt = run_folder.claim({})
     assert attempt is not None
-    for step in (5, 10):
+    for step in (5, run.spec.steps):
         path = run_folder.checkpoints / str(step)
         path.mkdir(parents=True)
         for name in ("weights.safetensors", "optimizer.safetensors", "state.json"):
             (path / name).write_text(name)
     status = "diverged" if loss is None else "done"
-    values = {"status": status, "status_reason": None, "loss": loss, "num_steps": 10}
+    steps = run.spec.steps
+    values = {"status": status, "status_reason": None, "loss": loss, "num_steps": steps}
     assert run_folder.write_result(attempt, values)
     return run_folder
 
@@ -320,7 +322,8 @@ def test_a_study_keeps_the_weights_that_it_says(keep: str, tmp_path: Path) -> No
     for rid in kept(tmp_path, plan):
         folder = RunFolder(tmp_path, rid)
         files = {str(p.relative_to(folder.checkpoints)) for p in folder.checkpoints.rglob("*.*")}
-        assert files == {"10/weights.safetensors", "10/state.json"}
+        last = folder.read_spec().steps
+        assert files == {f"{last}/weights.safetensors", f"{last}/state.json"}
     before = sorted(tmp_path.rglob("*"))
     prune_weights(tmp_path, plan)
     assert sorted(tmp_path.rglob("*")) == before
@@ -335,7 +338,7 @@ def test_pruning_that_was_cut_off_is_finished_by_the_next(
 ) -> None:
     plan = make_plan(micro(archs=("mlp",), sizes=(1,), keep_weights="none"))
     folder = finish(tmp_path, plan.runs[0], 2.0)
-    (folder.checkpoints / "10" / "weights.safetensors").unlink()
+    (folder.checkpoints / str(plan.runs[0].spec.steps) / "weights.safetensors").unlink()
     prune_weights(tmp_path, plan)
     assert not folder.checkpoints.exists()
 

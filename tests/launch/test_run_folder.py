@@ -16,11 +16,17 @@ from isoflop.files import write_json_atomic
 from isoflop.launch import run_folder as module
 from isoflop.launch.metrics import newest_by_step
 from isoflop.launch.run_folder import ProcessIdentity, RunFolder
+from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan
-from made_studies import micro
+from made_studies import micro, set_value
 
 RUN = make_plan(micro(archs=("mlp",), sizes=(1,))).runs[0]
-RESULT = {"status": "done", "status_reason": None, "loss": 1.5}
+RESULT = {
+    "status": "done",
+    "status_reason": None,
+    "loss": 1.5,
+    "num_steps": RUN.spec.steps,
+}
 
 
 @pytest.fixture
@@ -126,7 +132,7 @@ def test_only_the_newest_attempt_may_write_and_only_once(folder: RunFolder) -> N
     assert not folder.write_result(new, RESULT | {"loss": 9.0})
     result = folder.result()
     assert result is not None
-    assert (result["loss"], result["attempt"]) == (1.5, 2)
+    assert (result.loss, result.attempt) == (1.5, 2)
 
 
 def test_many_claims_at_once_have_one_winner(folder: RunFolder) -> None:
@@ -145,19 +151,74 @@ def test_many_claims_at_once_have_one_winner(folder: RunFolder) -> None:
     assert len([w for w in won if w is not None]) == 1
 
 
+WHOLE = {"schema_version": 1, "run_id": RUN.run_id, "attempt": 1, **RESULT}
+
+
 @pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", '{"status": "done"}', '{"schema_version": 1, "run_id": "x", "status": "done"}'],
+    ("text", "named"),
+    [
+        ("", "result.json'.*valid JSON"),
+        ("{", "result.json'.*valid JSON"),
+        ('{"loss": NaN}', "result.json'.*NaN is no number"),
+        ('{"loss": 1e999}', "result.json'.*1e999 is out of range"),
+        ('{"loss": ' + 5000 * "9" + "}", "result.json'.*valid JSON"),
+        ("[" * 500 + "]" * 500, "result.json'.*nested deeper"),
+        ("[]", "result.json: file = "),
+        (WHOLE | {"schema_version": 2}, "result.json: schema_version = 2: must be 1"),
+        (WHOLE | {"run_id": "0" * 64}, "result.json: run_id = .*that of run"),
+        (WHOLE | {"num_steps": "/tmp/another"}, "num_steps = '/tmp/another': must be a whole num"),
+        (WHOLE | {"num_steps": 10}, f"result.json: num_steps = 10: must be {RUN.spec.steps}"),
+        (WHOLE | {"loss": None}, "result.json: loss = None: must be a number where the run is"),
+        (WHOLE | {"loss": "1.5"}, "result.json: loss = '1.5': must be a number"),
+        (WHOLE | {"loss": True}, "result.json: loss = True: must be a number"),
+        (WHOLE | {"peak_mem_bytes": 10**30}, "result.json: peak_mem_bytes = "),
+        (WHOLE | {"status_reason": ["x" * 1000]}, "result.json: status_reason = .*…: must be text"),
+        ({k: v for k, v in WHOLE.items() if k != "num_steps"}, "num_steps = None: must be given"),
+    ],
 )
-def test_a_damaged_result_is_named_and_never_overwritten(folder: RunFolder, text: str) -> None:
+def test_a_damaged_result_is_named_and_never_overwritten(
+    folder: RunFolder, text: Any, named: str
+) -> None:
     path = folder.path / "result.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match="result"):
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(UserError, match=named) as refused:
         folder.result()
+    assert len(str(refused.value)) < 600
     attempt = folder.claim({})
     assert attempt is not None
+    before = path.read_text()
     assert not folder.write_result(attempt, RESULT)
-    assert path.read_text() == text
+    assert path.read_text() == before
+
+
+def test_a_result_may_be_no_pipe(folder: RunFolder) -> None:
+    # Whose opening would wait for ever.
+    os.mkfifo(folder.path / "result.json")
+    with pytest.raises(UserError, match="Not a regular file"):
+        folder.result()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"attempt": "1"},
+        {"attempt": 0},
+        {"heartbeat_s": None},
+        {"heartbeat_s": 1e18},
+        {"step": -1},
+        {"step": 1.5},
+        {"steps": [40]},
+    ],
+)
+def test_a_damaged_lease_is_named(folder: RunFolder, damage: dict[str, Any]) -> None:
+    (key,) = damage
+    lease = {"attempt": 1, "heartbeat_s": 1.0, "step": 3, "steps": 40}
+    write_json_atomic(folder.path / "lease.json", lease | damage)
+    with pytest.raises(UserError, match=f"lease.json: {key} = "):
+        folder.lease()
+    write_json_atomic(folder.path / "lease.json", {})
+    with pytest.raises(UserError, match="lease.json: attempt = None: must be given"):
+        folder.lease()
 
 
 def test_a_spec_of_another_run_is_refused(folder: RunFolder) -> None:
@@ -167,11 +228,42 @@ def test_a_spec_of_another_run_is_refused(folder: RunFolder) -> None:
         folder.write_spec(RUN.spec)
 
 
-def test_a_damaged_attempt_is_named(folder: RunFolder) -> None:
-    folder.claim({})
-    (folder.path / "attempts" / "0001.json").write_text("{}")
-    with pytest.raises(UserError, match="attempt"):
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("number",), 2),
+        (("start_s",), "now"),
+        (("end_s",), True),
+        (("exit_reason",), {"a": 1}),
+        (("step_range",), [1]),
+        (("wall_s",), "3"),
+        # Signals go to it: -1 is every process that there is.
+        (("holder", "pid"), -1),
+        (("holder", "pid"), 2**22 + 1),
+        (("holder", "start_ticks"), "7"),
+        (("details",), []),
+        (("details", "slurm"), "12_3"),
+        (("details", "slurm", "job_id"), "../../12"),
+        (("details", "slurm", "restart_count"), 2),
+        (("details", "placement", "micro_batch"), "x"),
+    ],
+)
+def test_a_damaged_attempt_is_named(
+    folder: RunFolder, keys: tuple[str, ...], value: object
+) -> None:
+    placement = {"device": "cpu", "micro_batch": 2}
+    folder.claim({"device": "cpu", "placement": placement, "slurm": {"job_id": "12"}})
+    (attempt,) = folder.attempts()
+    assert (attempt.job_id, attempt.details.placement) == ("12", Placement(micro_batch=2))
+    path = folder.path / "attempts" / "0001.json"
+    record = json.loads(path.read_text())
+    set_value(*keys, to=value)(record)
+    write_json_atomic(path, record)
+    with pytest.raises(UserError, match=f"0001.json: {'.'.join(keys)}.* = "):
         folder.attempts()
+    with pytest.raises(UserError, match=r"0001\.json"):
+        folder.end_attempt(attempt, "done")
+    assert json.loads(path.read_text()) == record
 
 
 def test_seconds_of_earlier_attempts_count_and_cut_lines_do_not(folder: RunFolder) -> None:
@@ -253,6 +345,5 @@ def test_a_job_is_named_as_the_scheduler_names_it(
     details = {} if slurm is None else {"slurm": slurm | {"node": "n1", "restart_count": "2"}}
     folder.claim(details)
     (attempt,) = folder.attempts()
-    assert attempt.details == details
     assert attempt.job_id == job
     assert (attempt.node, attempt.restarts) == (("n1", 2) if slurm else (None, 0))

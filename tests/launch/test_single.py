@@ -76,7 +76,7 @@ def test_signals_stop_it_at_a_step_and_it_goes_on_to_the_same_loss(
     found = run_folder.result()
     assert found is not None
     for name in ("loss", "loss_se", "bits_per_byte", "num_steps"):
-        assert found[name] == getattr(wanted, name)
+        assert getattr(found, name) == getattr(wanted, name)
     ranges = [attempt.step_range for attempt in run_folder.attempts()]
     done = [steps for steps in ranges if steps is not None]
     assert done[0][0] == 0

@@ -180,12 +180,16 @@ class Sent:
         )
 
     def result(self, index: int, status: str = "done") -> None:
+        spec = self.plan.unique_runs[index].spec
+        self.run(index).write_spec(spec)
         write_json_atomic(
             self.run(index).path / "result.json",
             {
                 "schema_version": 1,
                 "run_id": self.ids[index],
+                "attempt": 1,
                 "status": status,
+                "num_steps": spec.steps,
                 "status_reason": None if status == "done" else "loss is not finite",
                 "loss": 1.5,
             },

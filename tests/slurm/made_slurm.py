@@ -132,10 +132,11 @@ class ClusterStudy:
             result = folder.result()
             assert result is not None
             wanted = undisturbed(self.plan.study, run.run_id)
-            assert {n: result[n] for n in NUMBERS} == {n: getattr(wanted, n) for n in NUMBERS}
+            for name in NUMBERS:
+                assert getattr(result, name) == getattr(wanted, name)
             reasons = {a.number: a.exit_reason for a in folder.attempts()}
-            assert [n for n, reason in reasons.items() if reason == "done"] == [result["attempt"]]
-            later = [reason for n, reason in reasons.items() if n > result["attempt"]]
+            assert [n for n, reason in reasons.items() if reason == "done"] == [result.attempt]
+            later = [reason for n, reason in reasons.items() if n > result.attempt]
             assert set(later) <= {"already complete"}
 
 

@@ -185,4 +185,4 @@ def test_two_nodes_train_one_run(new_cluster: NewCluster, tmp_path: Path) -> Non
     here, there = local.run_folder().result(), study.run_folder().result()
     assert here is not None
     assert there is not None
-    assert (there["loss"], there["num_steps"]) == (here["loss"], here["num_steps"])
+    assert (there.loss, there.num_steps) == (here.loss, here.num_steps)

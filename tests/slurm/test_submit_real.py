@@ -52,7 +52,8 @@ def assert_as_undisturbed(folder: Path, plan: Plan) -> None:
         found = RunFolder(folder, run.run_id).result()
         assert found is not None
         wanted = train_run(run.spec, data, placement=Placement())
-        assert {n: found[n] for n in NUMBERS} == {n: getattr(wanted, n) for n in NUMBERS}
+        for name in NUMBERS:
+            assert getattr(found, name) == getattr(wanted, name)
 
 
 def have_results(folder: Path, plan: Plan) -> bool:

@@ -109,10 +109,9 @@ def _decide(study_folder: Path, state: RunState, max_devices: int) -> tuple[str,
 
 
 def _placement(state: RunState) -> Placement:
-    """Return the newest attempt's placement; attempts of an earlier version do not record it."""
-    if state.attempt is None:
-        return Placement()
-    return Placement(**state.attempt.details.get("placement", {}))
+    """Return the newest attempt's placement."""
+    recorded = None if state.attempt is None else state.attempt.details.placement
+    return Placement() if recorded is None else recorded
 
 
 def _bad_node(state: RunState) -> str | None:
