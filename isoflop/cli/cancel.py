@@ -41,7 +41,10 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
     wanted = {find_run(plan, run)[0].run_id for run in runs} if runs else None
     found = library.to_cancel(folder, plan, wanted)
     for run_id, host in found.elsewhere.items():
-        click.echo(f"{shown_id(run_id)} runs on {host}, without a job: cancel it there")
+        click.echo(
+            f"{shown_id(run_id)} runs on {host}, without a job and not visible from here (another "
+            "machine or container): cancel it there"
+        )
     if not found.run_ids:
         click.echo("nothing to cancel: no such run is at work or in the queue")
         return

@@ -68,7 +68,7 @@ def execute(
         return _follow(job, data, folder, ranks, should_stop)
     attempt = None
     try:
-        result, attempt = _begin(job, folder)
+        result, attempt = _begin(job, folder, should_stop)
     finally:
         ranks.broadcast(float(attempt is not None))
     if attempt is None:
@@ -76,12 +76,14 @@ def execute(
     return RunningAttempt(job, folder, attempt, on_step, should_stop).run(data, ranks)
 
 
-def _begin(job: Job, folder: RunFolder) -> tuple[JobResult, Attempt | None]:
+def _begin(
+    job: Job, folder: RunFolder, should_stop: Callable[[], str | None]
+) -> tuple[JobResult, Attempt | None]:
     """Return the claim on a run, or None and how it stands."""
     finished = folder.result()
     if finished is not None:
         return JobResult.of(finished), None
-    attempt = folder.claim(_provenance(job))
+    attempt = folder.claim(_provenance(job), should_stop=should_stop)
     if attempt is None:
         return JobResult(status="held"), None
     # The run may have been finished before the claim.

@@ -9,27 +9,32 @@
                         final weights stay where the study keeps them (isoflop.launch.weights)
     result.json         once; the first writer wins; never overwritten
 
-Only the holder of the newest attempt may write the result. A holder is dead when its process is
-gone (same machine) or its heartbeat is old (another machine); then the next attempt may begin.
+Only the holder of the newest attempt may write the result. The next attempt may begin when the
+holder is dead. Whether it is, its process decides where that can be seen: on the same boot of a
+machine and in the same pid namespace (isoflop.launch.process). Else its heartbeat does, since host
+names may coincide and process numbers mean nothing in another container.
+
+No two clocks are compared for that: those of machines may be hours apart, and file systems differ
+in whose clock dates a file. Whoever wants to begin watches whether the holder writes anything, and
+begins when it has not for LEASE_TIMEOUT_S by the watcher's own monotonic clock. After a reboot or a
+kill on another machine that is a wait of so long; whatever the clocks show, no run is taken from a
+live holder. Verbs that only look do not watch; they go by the dates, without those in the future.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-from annotated_types import Le
 
 from isoflop.errors import UserError
 from isoflop.files import dump_json, read_json, write_json_atomic, write_once
 from isoflop.launch.metrics import LINES_FILE, read_rows
+from isoflop.launch.process import ProcessIdentity
 from isoflop.placement import Placement
 from isoflop.spec import RunSpec, run_id, shown_id
 from isoflop.validate import (
@@ -44,15 +49,16 @@ from isoflop.validate import (
     validated,
 )
 
-# A heartbeat older than this on another machine means that its holder is gone. Heartbeats come
-# every few seconds; the margin allows for a stalled shared file system.
+# A holder whose process cannot be seen is gone when its heartbeat has stood still for so long.
+# Heartbeats come every few seconds; the margin allows for a stalled shared file system, and for one
+# that shows files late.
 LEASE_TIMEOUT_S = 120.0
+# Whoever watches a heartbeat looks this often.
+_WATCH_POLL_S = 1.0
 
 RESULT_SCHEMA_VERSION = 1
 
 _ATTEMPT_FILE = re.compile("[0-9]{4,}")
-# The most that Linux numbers a process by.
-_LARGEST_PID = 2**22
 _TRAIN_AGAIN = "remove the file to train the run again"
 
 _Digits = Annotated[str, Pattern(regex="^[0-9]{1,19}$")]
@@ -214,10 +220,9 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        path = self.path / "lease.json"
-        if not path.exists():
+        if not self._lease_path.exists():
             return None
-        return read_record(Lease, path, "lease", "remove the file")
+        return read_record(Lease, self._lease_path, "lease", "remove the file")
 
     def result(self) -> RunResult | None:
         """Return the result, or None where there is none yet.
@@ -247,32 +252,57 @@ class RunFolder:
         raise in_file(error, path, _TRAIN_AGAIN)
 
     def is_held(self, newest: Attempt | None) -> bool:
-        """Return whether the newest attempt is still at work."""
+        """Return whether the newest attempt seems to be at work, by one look."""
         if newest is None or newest.ended:
             return False
-        if newest.holder.on_this_machine:
-            return newest.holder.is_alive()
+        alive = newest.holder.is_alive()
+        if alive is not None:
+            return alive
+        last_sign_s = self.last_sign_s(newest)
+        return last_sign_s is not None and time.time() - last_sign_s < LEASE_TIMEOUT_S
+
+    def last_sign_s(self, attempt: Attempt) -> float | None:
+        """Return the Unix time of an attempt's last sign of life: start, heartbeat or end.
+
+        Clocks may differ: a date that lies in the future by more than LEASE_TIMEOUT_S tells
+        nothing. None: all do.
+        """
+        signs = [attempt.start_s, *([] if attempt.end_s is None else [attempt.end_s])]
         lease = self.lease()
-        beat = newest.start_s
-        if lease is not None and lease.attempt == newest.number:
-            beat = max(beat, lease.heartbeat_s)
-        return time.time() - beat < LEASE_TIMEOUT_S
+        if lease is not None and lease.attempt == attempt.number:
+            # By the holder's clock, and by that of whoever dates files.
+            signs += [lease.heartbeat_s, self._lease_path.stat().st_mtime]
+        latest_s = time.time() + LEASE_TIMEOUT_S
+        return max((sign for sign in signs if sign <= latest_s), default=None)
 
     def attempt_at_work(self) -> Attempt | None:
-        """Return the newest attempt, if a live process is at it."""
+        """Return the newest attempt, if a live process seems to be at it."""
         attempts = self.attempts()
         return attempts[-1] if attempts and self.is_held(attempts[-1]) else None
 
-    def claim(self, details: Mapping[str, Any]) -> Attempt | None:
+    def claim(
+        self,
+        details: Mapping[str, Any],
+        *,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> Attempt | None:
         """Begin the next attempt; None if another process holds the run or wins the race.
+
+        Watches a holder whose process cannot be seen, until it gives a sign of life or has given
+        none for LEASE_TIMEOUT_S.
 
         Args:
             details: provenance for the attempt's record (device, versions); never identity.
+            should_stop: called while it watches; a reason ends that with None.
         """
         attempts = self.attempts()
         newest = attempts[-1] if attempts else None
-        if self.is_held(newest):
-            return None
+        if newest is not None and not newest.ended:
+            alive = newest.holder.is_alive()
+            if alive is None:
+                alive = not self._stands_still(newest, should_stop)
+            if alive:
+                return None
         attempt = Attempt(
             number=1 if newest is None else newest.number + 1,
             holder=ProcessIdentity.of_this_process(),
@@ -286,10 +316,27 @@ class RunFolder:
             return None
         return dataclasses.replace(attempt, details=_details(details))
 
+    def _stands_still(self, newest: Attempt, should_stop: Callable[[], str | None]) -> bool:
+        """Watch an attempt; return whether it gave no sign of life for LEASE_TIMEOUT_S."""
+        before = self._signs_of(newest)
+        end_s = time.monotonic() + LEASE_TIMEOUT_S
+        while time.monotonic() < end_s:
+            time.sleep(_WATCH_POLL_S)
+            # After the sleep, so that a watcher that was itself suspended looks once more.
+            if should_stop() is not None or self._signs_of(newest) != before:
+                return False
+        return True
+
+    def _signs_of(self, attempt: Attempt) -> list[bytes | None]:
+        """Return what changes while an attempt is at work, ends or is followed by another."""
+        next_one = self._attempt_path(attempt.number + 1)
+        own = self._attempt_path(attempt.number)
+        return [_content(path) for path in (self._lease_path, own, next_one)]
+
     def beat(self, attempt: Attempt, step: int, steps: int) -> None:
         """Write the heartbeat of an attempt."""
         write_json_atomic(
-            self.path / "lease.json",
+            self._lease_path,
             {
                 "attempt": attempt.number,
                 "heartbeat_s": time.time(),
@@ -355,8 +402,19 @@ class RunFolder:
         """Yield rows of metrics.jsonl; a line cut off by a crash is skipped."""
         return read_rows(self.path / LINES_FILE)
 
+    @property
+    def _lease_path(self) -> Path:
+        return self.path / "lease.json"
+
     def _attempt_path(self, number: int) -> Path:
         return self.path / "attempts" / f"{number:04d}.json"
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _record(attempt: Attempt, details: Mapping[str, Any]) -> dict[str, Any]:
@@ -382,71 +440,3 @@ def _attempt(path: Path, number: int) -> Attempt:
         error = UserError("number", found.number, "as the file is called", "remove the file")
         raise in_file(error, path, error.do)
     return found
-
-
-# Field 22 of /proc/PID/stat, counted from the state letter that follows the command's name.
-_START_TIME_AFTER_NAME = 19
-
-
-def _boot_id() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Return when a process started, in ticks since boot; None: gone, a zombie or unknowable."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    after_name = text.rpartition(")")[2].split()
-    return None if after_name[0] == "Z" else int(after_name[_START_TIME_AFTER_NAME])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProcessIdentity:
-    """A process, distinct from any other that may get its number later."""
-
-    host: str
-    boot_id: str
-    """Empty where the system has none."""
-    pid: Annotated[Count, Le(_LARGEST_PID)]
-    start_ticks: Whole | None
-
-    @staticmethod
-    def of_this_process() -> ProcessIdentity:
-        """Return the identity of the calling process."""
-        return ProcessIdentity(
-            host=platform.node(),
-            boot_id=_boot_id(),
-            pid=os.getpid(),
-            start_ticks=_start_ticks(os.getpid()),
-        )
-
-    @property
-    def on_this_machine(self) -> bool:
-        """Whether the process belongs to this machine (perhaps before its last boot)."""
-        return self.host == platform.node()
-
-    def is_alive(self) -> bool:
-        """Return whether a process of this machine still runs."""
-        if self.boot_id != _boot_id():
-            return False
-        if self.start_ticks is not None:
-            return _start_ticks(self.pid) == self.start_ticks
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Any) -> ProcessIdentity:
-        """Return the inverse of :meth:`to_json`."""
-        return validated(ProcessIdentity, values)

@@ -308,8 +308,10 @@ class _Merge:
         return self._lost(state, task, f"{task.name} is gone and left no result")
 
     def _local_gone(self, state: RunState, task: SentTask) -> RunState:
-        """Return the state of a run whose local process is gone."""
+        """Return the state of a run whose local process is gone, or not visible from here."""
         attempt = _attempt_of(state, task)
+        if attempt is None and (task.process is None or task.process.is_alive() is None):
+            return _become(state, "missing", f"{task.name} cannot be seen from here")
         if attempt is None:
             return _become(state, "missing", f"{task.name} ended before this run began")
         if attempt.ended:
@@ -346,13 +348,11 @@ class _Merge:
         return last_lines(folder, _attempt_of(state, task), task.logs(self._folder))
 
     def _last_sign_s(self, state: RunState, task: SentTask) -> float:
-        signs = [task.submission.created_at]
-        if state.attempt is not None:
-            signs.append(state.attempt.end_s or state.attempt.start_s)
-            lease = RunFolder(self._folder, state.run.run_id).lease()
-            if lease is not None:
-                signs.append(lease.heartbeat_s)
-        return max(signs)
+        sent_s = task.submission.created_at
+        if state.attempt is None:
+            return sent_s
+        folder = RunFolder(self._folder, state.run.run_id)
+        return max(sent_s, folder.last_sign_s(state.attempt) or sent_s)
 
 
 def _attempt_of(state: RunState, task: SentTask) -> Attempt | None:

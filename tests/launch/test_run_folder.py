@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch import run_folder as module
 from isoflop.launch.metrics import newest_by_step
-from isoflop.launch.run_folder import ProcessIdentity, RunFolder
+from isoflop.launch.process import ProcessIdentity
+from isoflop.launch.run_folder import RunFolder
 from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan
 from made_studies import micro, set_value
@@ -41,7 +43,7 @@ def _dead_process() -> ProcessIdentity:
         [
             sys.executable,
             "-c",
-            "import json; from isoflop.launch.run_folder import ProcessIdentity as P;"
+            "import json; from isoflop.launch.process import ProcessIdentity as P;"
             "print(json.dumps(P.of_this_process().to_json()))",
         ],
         check=True,
@@ -55,6 +57,17 @@ def _change_holder(folder: RunFolder, number: int, **changes: Any) -> None:
     record = json.loads(path.read_text())
     record["holder"] |= changes
     write_json_atomic(path, record)
+
+
+def _beat(folder: RunFolder, heartbeat_s: float, number: int = 1) -> None:
+    """A heartbeat as a machine with a clock of its own writes it."""
+    lease = {"attempt": number, "heartbeat_s": heartbeat_s, "step": 3, "steps": 40}
+    write_json_atomic(folder.path / "lease.json", lease)
+
+
+def _copy_attempt(folder: RunFolder, number: int, to: int) -> None:
+    record = json.loads((folder.path / "attempts" / f"{number:04d}.json").read_text())
+    write_json_atomic(folder.path / "attempts" / f"{to:04d}.json", record | {"number": to})
 
 
 def test_the_layout_of_a_run_folder(folder: RunFolder) -> None:
@@ -99,25 +112,116 @@ def test_a_reused_process_number_is_not_the_holder(folder: RunFolder) -> None:
     assert folder.claim({}) is not None
 
 
-def test_a_reboot_ends_every_holder(folder: RunFolder) -> None:
-    folder.claim({})
-    _change_holder(folder, 1, boot_id="before")
-    assert folder.claim({}) is not None
+class Clock:
+    """Time as the watcher of a heartbeat has it; something may happen while it sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slept_s = 0.0
+        self.meanwhile: Callable[[], object] = lambda: None
+        monkeypatch.setattr(time, "monotonic", lambda: self.slept_s)
+        monkeypatch.setattr(time, "sleep", self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+        self.meanwhile()
 
 
-def test_a_holder_on_another_machine_lives_by_its_heartbeat(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+# Where the holder's number means nothing: nobody may look it up, here it is that of a live process.
+UNSEEN = [
+    {"boot_id": "before"},
+    {"pid_namespace": 1},
+    {"pid_namespace": None},
+    {"boot_id": ""},
+    {"start_ticks": None},
+]
+# The holder's clock minus ours.
+APART_S = [0.0, 3600.0, -3600.0, 365 * 86400.0, -365 * 86400.0]
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+@pytest.mark.parametrize("apart_s", APART_S)
+def test_a_holder_that_cannot_be_seen_keeps_its_run_while_its_heart_beats(
+    apart_s: float, unseen: dict[str, Any], folder: RunFolder, clock: Clock
 ) -> None:
     attempt = folder.claim({})
     assert attempt is not None
-    _change_holder(folder, 1, host="elsewhere", pid=1)
+    _change_holder(folder, 1, **unseen)
+    _beat(folder, time.time() + apart_s)
+
+    def beat_late() -> None:
+        if clock.slept_s >= module.LEASE_TIMEOUT_S - 2:
+            _beat(folder, time.time() + apart_s + clock.slept_s)
+
+    clock.meanwhile = beat_late
     assert folder.claim({}) is None
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + module.LEASE_TIMEOUT_S + 1)
-    folder.beat(attempt, 5, 40)
+    assert clock.slept_s < module.LEASE_TIMEOUT_S
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+@pytest.mark.parametrize("apart_s", APART_S)
+def test_a_holder_that_cannot_be_seen_loses_its_run_when_its_heart_stands_still(
+    apart_s: float, unseen: dict[str, Any], folder: RunFolder, clock: Clock
+) -> None:
+    attempt = folder.claim({})
+    assert attempt is not None
+    _change_holder(folder, 1, **unseen)
+    _beat(folder, time.time() + apart_s)
+    second = folder.claim({})
+    assert second is not None
+    assert second.number == 2
+    assert module.LEASE_TIMEOUT_S <= clock.slept_s < module.LEASE_TIMEOUT_S + 5
+    # Whoever it was, it is not dead for sure: it may come back, and has no say any more.
+    assert not folder.write_result(attempt, RESULT)
+
+
+def test_a_watch_ends_with_the_attempt_the_next_claim_or_a_signal(
+    folder: RunFolder, clock: Clock
+) -> None:
+    attempt = folder.claim({})
+    assert attempt is not None
+    _change_holder(folder, 1, pid_namespace=1)
+    assert folder.claim({}, should_stop=lambda: "SIGTERM") is None
+    assert clock.slept_s <= 2
+    clock.meanwhile = lambda: folder.end_attempt(attempt, "interrupted: SIGTERM")
     assert folder.claim({}) is None
-    monkeypatch.setattr(time, "time", lambda: now + 2 * module.LEASE_TIMEOUT_S + 2)
-    assert folder.claim({}) is not None
+    assert clock.slept_s <= 4
+    clock.meanwhile = lambda: None
+    second = folder.claim({})
+    assert second is not None
+    _change_holder(folder, 2, pid_namespace=1)
+    clock.meanwhile = lambda: _copy_attempt(folder, 2, 3)
+    assert folder.claim({}) is None
+    assert clock.slept_s <= 6
+
+
+def test_one_look_goes_by_dates_that_are_not_in_the_future(folder: RunFolder) -> None:
+    attempt = folder.claim({})
+    assert attempt is not None
+    _change_holder(folder, 1, pid_namespace=1)
+    now_s = time.time()
+
+    def look(*, start_s: float, beat_s: float, file_s: float) -> bool:
+        path = folder.path / "attempts" / "0001.json"
+        write_json_atomic(path, json.loads(path.read_text()) | {"start_s": now_s + start_s})
+        _beat(folder, now_s + beat_s)
+        os.utime(folder.path / "lease.json", (now_s, now_s + file_s))
+        return folder.attempt_at_work() is not None
+
+    old_s, year_s = -2 * module.LEASE_TIMEOUT_S, 365 * 86400.0
+    assert look(start_s=old_s, beat_s=-5, file_s=old_s)
+    assert not look(start_s=old_s, beat_s=old_s, file_s=old_s)
+    # Clocks that are a little apart.
+    assert look(start_s=60, beat_s=60, file_s=60)
+    # The holder's clock is wrong, the file system's is right.
+    assert look(start_s=year_s, beat_s=year_s, file_s=-5)
+    assert not look(start_s=year_s, beat_s=year_s, file_s=old_s)
+    # Nothing that could be told from a holder that died.
+    assert not look(start_s=year_s, beat_s=year_s, file_s=year_s)
 
 
 def test_only_the_newest_attempt_may_write_and_only_once(folder: RunFolder) -> None:

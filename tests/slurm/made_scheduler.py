@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from isoflop.files import write_json_atomic
+from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.records import (
     SentArray,
@@ -112,6 +114,7 @@ class Sent:
         age_s: float = 1000.0,
         cluster: str = "slurm",
         options: dict[str, Any] | None = None,
+        process: ProcessIdentity | None = None,
         **profile: Any,
     ) -> None:
         shares = [[0], [1], [2], [3]] if tasks is None else tasks
@@ -120,6 +123,7 @@ class Sent:
             tasks=tuple(tuple(self.ids[i] for i in share) for share in shares),
             rejected=rejected,
             is_array=len(shares) > 1,
+            process=process,
         )
         write_submission(
             self.folder,
@@ -169,15 +173,17 @@ class Sent:
         )
 
     def heartbeat(self, index: int, *, step: int, age_s: float = 1.0, number: int = 1) -> None:
+        path, beat_s = self.run(index).path / "lease.json", time.time() - age_s
         write_json_atomic(
-            self.run(index).path / "lease.json",
+            path,
             {
                 "attempt": number,
-                "heartbeat_s": time.time() - age_s,
+                "heartbeat_s": beat_s,
                 "step": step,
                 "steps": self.plan.unique_runs[index].spec.steps,
             },
         )
+        os.utime(path, (beat_s, beat_s))
 
     def result(self, index: int, status: str = "done") -> None:
         spec = self.plan.unique_runs[index].spec

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import subprocess
 import sys
-import time
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli.cancel import cancel
+from isoflop.files import write_json_atomic
+from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.slurm.records import cancelled_jobs
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.status import live_runs
@@ -87,31 +90,49 @@ def test_nothing_to_cancel_is_said(told: Scheduler, sent: Sent) -> None:
 
 
 def test_processes_of_this_machine_are_followed_and_cancelled(told: Scheduler, sent: Sent) -> None:
-    code = "import time; time.sleep(60)"
-    # Its command line is how a task of submitit's local executor is told from any other process.
-    process = subprocess.Popen([sys.executable, "-c", code, "submitit.local._local"])
-    other = subprocess.Popen([sys.executable, "-c", code])
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process, other, elsewhere = (subprocess.Popen(command) for _ in range(3))
+    identity = ProcessIdentity.of(process.pid)
     try:
-        sent.submission(str(process.pid), tasks=[[0]], cluster="local")
-        sent.submission(str(other.pid), tasks=[[1]], cluster="local", name="s2")
-        wait_for_command_line(process.pid)
+        sent.submission(str(process.pid), tasks=[[0]], cluster="local", process=identity)
+        # Numbers that other processes have got since; and one of another container.
+        reused = replace(ProcessIdentity.of(other.pid), start_ticks=1)
+        sent.submission(str(other.pid), tasks=[[1]], cluster="local", name="s2", process=reused)
+        unseen = replace(ProcessIdentity.of(elsewhere.pid), pid_namespace=1)
+        pid = str(elsewhere.pid)
+        sent.submission(pid, tasks=[[2]], cluster="local", name="s3", process=unseen)
         assert live_runs(sent.folder, sent.plan) == {sent.ids[0]}
         assert sent.state(0).state == "waiting"
         assert sent.state(1).state == "missing"
+        assert sent.state(2).reason == f"process {pid} cannot be seen from here"
         assert invoke(cancel, sent.folder, "--yes").exit_code == 0
         assert process.wait(10) == -15
         assert other.poll() is None
+        assert elsewhere.poll() is None
         assert sent.state(0).reason == f"process {process.pid} was cancelled"
         assert told.calls == []
     finally:
-        process.kill()
-        other.kill()
-        process.wait()
-        other.wait()
+        for child in (process, other, elsewhere):
+            child.kill()
+            child.wait()
 
 
-def wait_for_command_line(pid: int) -> None:
-    end = time.monotonic() + 10
-    while b"submitit" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+def test_the_number_of_another_container_is_never_signalled(sent: Sent) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        sent.attempt(0, None)
+        sent.heartbeat(0, step=1)
+        path = sent.run(0).path / "attempts" / "0001.json"
+        unseen = replace(ProcessIdentity.of(child.pid), host=platform.node(), pid_namespace=1)
+        write_json_atomic(path, json.loads(path.read_text()) | {"holder": unseen.to_json()})
+        done = invoke(cancel, sent.folder, "--yes")
+        assert f"runs on {platform.node()}, without a job and not visible from here" in done.output
+        assert child.poll() is None
+        # The same process, where it is known to be that one.
+        seen = replace(unseen, pid_namespace=ProcessIdentity.of_this_process().pid_namespace)
+        write_json_atomic(path, json.loads(path.read_text()) | {"holder": seen.to_json()})
+        assert "1 run ends" in invoke(cancel, sent.folder, "--yes").output
+        assert child.wait(10) == -15
+    finally:
+        child.kill()
+        child.wait()

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.queue import Queue, SentTask, query_queue
@@ -21,10 +22,11 @@ class Cancellation:
 
     tasks: tuple[SentTask, ...]
     """In the queue, or processes of submissions to this machine."""
-    holders: dict[str, int]
+    holders: dict[str, ProcessIdentity]
     """Processes to end on this machine, by the id of the run that one trains without a job."""
     elsewhere: dict[str, str]
-    """The machine of each run that a process of another machine trains without a job."""
+    """The host of each run that a process which is not visible here trains without a job: of
+    another machine, or of another container of this one."""
 
     @property
     def run_ids(self) -> list[str]:
@@ -52,15 +54,16 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
         raise scheduler.SchedulerError("squeue", queue.answer.unreachable)
     tasks = _live_tasks(queue, runs - finished)
     held = runs - finished - {run_id for task in tasks for run_id in task.run_ids}
-    holders, elsewhere = {}, {}
+    holders: dict[str, ProcessIdentity] = {}
+    elsewhere: dict[str, str] = {}
     for run_id in sorted(held):
         attempt = RunFolder(study_folder, run_id).attempt_at_work()
         if attempt is None:
             continue
-        if attempt.holder.on_this_machine:
-            pid = attempt.holder.pid
+        if attempt.holder.is_alive():
             # `isoflop run` itself, which would go on with its next run.
-            holders[run_id] = pid if wanted is not None else _starter(pid) or pid
+            starter = None if wanted is not None else _starter(attempt.holder.pid)
+            holders[run_id] = starter or attempt.holder
         else:
             elsewhere[run_id] = attempt.holder.host
     return Cancellation(tasks=tuple(tasks), holders=holders, elsewhere=elsewhere)
@@ -80,24 +83,27 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
     refused = scheduler.cancel(jobs)
     not_ended = {f"job {job_id}": words for job_id, words in refused.items()}
     ended = [job_id for job_id in jobs if job_id not in refused]
-    processes = [int(str(task.job_id)) for task in cancellation.tasks if task.is_local]
-    for pid in {*processes, *cancellation.holders.values()}:
+    processes = {task.process for task in cancellation.tasks if task.process is not None}
+    for process in processes.union(cancellation.holders.values()):
+        # Its number may be another's since it was looked at.
+        if not process.is_alive():
+            continue
         try:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(process.pid, signal.SIGTERM)
         except ProcessLookupError:
             continue
         except PermissionError as error:
-            not_ended[f"process {pid}"] = str(error.strerror)
+            not_ended[f"process {process.pid}"] = str(error.strerror)
             continue
-        if pid in processes:
-            ended.append(str(pid))
+        if process in processes:
+            ended.append(str(process.pid))
     if ended:
         # The scheduler forgets a cancelled job within minutes.
         record_cancelled(study_folder, ended)
     return not_ended
 
 
-def _starter(pid: int) -> int | None:
+def _starter(pid: int) -> ProcessIdentity | None:
     """Return the `isoflop run` that a process is a worker of; None: it is none."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -106,7 +112,7 @@ def _starter(pid: int) -> int | None:
         is_isoflop = b"isoflop" in Path(f"/proc/{parent}/cmdline").read_bytes()
     except OSError:
         return None
-    return parent if is_worker and is_isoflop else None
+    return ProcessIdentity.of(parent) if is_worker and is_isoflop else None
 
 
 def _live_tasks(queue: Queue, runs: Collection[str]) -> list[SentTask]:

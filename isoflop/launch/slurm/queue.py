@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import Attempt
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.records import (
@@ -31,6 +32,8 @@ class SentTask:
     job_id: str | None
     """123_4 or 123; on this machine its process; None: the scheduler's answer never came."""
     rejected: str | None
+    process: ProcessIdentity | None = None
+    """Which process it is on this machine; None: a job of a scheduler, or sent by 0.1.0."""
 
     @property
     def is_local(self) -> bool:
@@ -136,6 +139,7 @@ def sent_tasks(study_folder: Path) -> list[SentTask]:
             run_ids=run_ids,
             job_id=slurm_task_id(array, index),
             rejected=array.rejected,
+            process=array.process,
         )
         for submission in read_submissions(study_folder)
         for number, array in enumerate(submission.arrays)
@@ -170,13 +174,5 @@ def _processes(tasks: Iterable[SentTask]) -> dict[str, JobState]:
     return {
         task.job_id: JobState(job_id=task.job_id, state="RUNNING", is_process=True)
         for task in tasks
-        if task.job_id is not None and _is_submitit_process(task.job_id)
+        if task.job_id is not None and task.process is not None and task.process.is_alive()
     }
-
-
-def _is_submitit_process(pid: str) -> bool:
-    """Return whether the number is (still) that of a process of submitit's local executor."""
-    try:
-        return b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False

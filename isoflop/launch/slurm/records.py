@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
+from isoflop.launch.process import ProcessIdentity
 
 LAUNCH_FOLDER = ".launch"
 SUBMISSION_FILE = "submission.json"
@@ -44,6 +45,8 @@ class SentArray:
     rejected: str | None
     """The scheduler's message, where it refused; None: it did not."""
     is_array: bool
+    process: ProcessIdentity | None = None
+    """The process that its only task is on this machine; None: a scheduler has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +126,14 @@ def _submission(path: Path) -> Submission:
 
 
 def _array(values: Mapping[str, Any]) -> SentArray:
-    return SentArray(**{**values, "tasks": tuple(tuple(task) for task in values["tasks"])})
+    process = values.get("process")
+    return SentArray(
+        **{
+            **values,
+            "tasks": tuple(tuple(task) for task in values["tasks"]),
+            "process": None if process is None else ProcessIdentity.from_json(process),
+        }
+    )
 
 
 def read_options(study_folder: Path) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.job import Job, num_gpus, resolve_placement
 from isoflop.launch.local import begin, open_session
+from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors, records, scheduler
 from isoflop.launch.slurm.arrays import ArrayPlan, RunToSend, plan_arrays, share_evenly
@@ -287,7 +288,9 @@ def _send_all(prepared: Prepared, plans: Sequence[ArrayPlan]) -> tuple[SentArray
     for number, plan in enumerate(plans):
         try:
             job_id = _send(prepared, plan, number)
-            arrays[number] = dataclasses.replace(arrays[number], job_id=job_id)
+            process = ProcessIdentity.of(int(job_id)) if prepared.profile.is_local else None
+            sent = dataclasses.replace(arrays[number], job_id=job_id, process=process)
+            arrays[number] = sent
         except executors.Rejected as error:
             arrays[number] = dataclasses.replace(arrays[number], rejected=str(error))
         _record(prepared, created_at, arrays)

@@ -22,8 +22,8 @@ from isoflop.launch import ranks as launching
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.local import begin, open_session
+from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.ranks import run_ranks
-from isoflop.launch.run_folder import ProcessIdentity
 from isoflop.placement import Placement
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
@@ -178,7 +178,7 @@ def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:
     assert launcher.stdout is not None
     with launcher.stdout:
         assert launcher.stdout.readline() == b"step\n"
-        started = [identity(pid) for pid in descendants(launcher.pid)]
+        started = [ProcessIdentity.of(pid) for pid in descendants(launcher.pid)]
         # torchrun and two ranks.
         assert len(started) == 3
         launcher.kill()
@@ -187,13 +187,6 @@ def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:
         while any(process.is_alive() for process in started):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
-
-
-def identity(pid: int) -> ProcessIdentity:
-    from isoflop.launch.run_folder import _start_ticks
-
-    values = ProcessIdentity.of_this_process().to_json()
-    return ProcessIdentity.from_json({**values, "pid": pid, "start_ticks": _start_ticks(pid)})
 
 
 @pytest.mark.parametrize(
