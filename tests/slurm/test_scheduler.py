@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -159,8 +160,15 @@ def test_a_real_controller_is_understood(slurm_cluster: Cluster) -> None:
     assert failing in scheduler.query([], all_of_user=True).jobs
     assert scheduler.config()["ClusterName"]
     assert not scheduler.has_accounting()
-    scheduler.requeue(f"{array}_0")
+    scheduler.requeue(f"{array}_0", delay_s=600)
     assert scheduler.query([array]).jobs[f"{array}_0"].restarts == 1
+    slurm_cluster.wait_for(f"{array}_0", "PENDING")
+    assert scheduler.query([array]).jobs[f"{array}_0"].reason == "BeginTime"
+    # Not only for as long as the cluster waits before it starts a requeued job again.
+    words = slurm_cluster.run("scontrol", "--oneliner", "show", "job", f"{array}_0").split()
+    dates = dict(word.split("=", 1) for word in words if "Time=" in word)
+    start, submitted = (datetime.fromisoformat(dates[n]) for n in ("StartTime", "SubmitTime"))
+    assert start - submitted > timedelta(seconds=500)
     refused = scheduler.cancel([f"{array}_1", "4000000", f"{array}_2"])
     assert refused == {"4000000": "Invalid job id specified"}
     slurm_cluster.wait_for(f"{array}_2", "CANCELLED")

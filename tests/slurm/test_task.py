@@ -24,6 +24,7 @@ class Told:
         self.results: dict[str, list[JobResult]] = {run_id: [] for run_id in RUNS}
         self.executed: list[str] = []
         self.requeued: list[str] = []
+        self.delays_s: list[int] = []
         self.signal = "SIGUSR2"
         self.stop: str | None = None
         self.stop_after: int | None = None
@@ -52,7 +53,12 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
 
     monkeypatch.setattr(executing, "execute", execute)
     monkeypatch.setattr("isoflop.data.windows.open_data", lambda folder: None)
-    monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", told.requeued.append)
+
+    def requeue(job_id: str, *, delay_s: int = 0) -> None:
+        told.requeued.append(job_id)
+        told.delays_s.append(delay_s)
+
+    monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", requeue)
     monkeypatch.setattr(task, "HELD_POLL_S", 0.0)
     monkeypatch.setattr(task, "StopFlag", lambda: lambda: told.stop)
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
@@ -111,6 +117,34 @@ def test_time_is_up_while_it_waits(told: Told, tmp_path: Path) -> None:
     assert told.requeued == ["7_3"]
 
 
+@pytest.mark.parametrize("executor", ["slurm", "local"])
+def test_a_run_that_is_held_on_and_on_costs_no_node(
+    executor: str, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    now_s = iter(range(0, 10**6, 100))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now_s)))
+    told.results = {RUNS[0]: [result("held")] * 100, RUNS[1]: [result("done")]}
+    if executor == "slurm":
+        assert run(tmp_path) == "held elsewhere, to be continued"
+        assert (told.requeued, told.delays_s) == (["7_3"], [task.HELD_DELAY_S])
+    else:
+        assert run(tmp_path) == "held elsewhere"
+        assert told.requeued == []
+    # It was waited for, and the other run was trained.
+    assert 1 < told.executed.count(RUNS[0]) < 10
+    assert told.executed[-1] == RUNS[1]
+
+
+def test_what_can_be_done_now_is_not_put_off_by_a_held_run(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "HELD_WAIT_S", 0.0)
+    told.results = {RUNS[0]: [result("held")], RUNS[1]: [result("failed")]}
+    assert run(tmp_path) == "to be continued"
+    assert told.delays_s == [0]
+
+
 def test_failures_are_tried_again_until_the_run_is_parked(told: Told, tmp_path: Path) -> None:
     told.results = {RUNS[0]: [result("failed")] * 4, RUNS[1]: [result("done")] * 4}
     assert run(tmp_path) == "to be continued"
@@ -138,7 +172,7 @@ def test_the_scheduler_refuses_to_put_it_back(
 ) -> None:
     from isoflop.launch.slurm.scheduler import SchedulerError
 
-    def refuse(job_id: str) -> None:
+    def refuse(job_id: str, **_: object) -> None:
         raise SchedulerError("scontrol requeue", "Requested operation is presently disabled")
 
     monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", refuse)

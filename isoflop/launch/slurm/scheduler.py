@@ -184,13 +184,17 @@ def _has_accounting(slurm_conf: str) -> bool:
     return config().get("AccountingStorageType", "").endswith("slurmdbd")
 
 
-def requeue(slurm_task_id: str) -> None:
-    """Requeue a running job or task of an array.
+def requeue(slurm_task_id: str, *, delay_s: int = 0) -> None:
+    """Requeue a running job or task of an array, to begin so many seconds later at the earliest.
 
     Raises:
         SchedulerError: the scheduler refused.
     """
     call(["scontrol", "requeue", slurm_task_id])
+    if delay_s:
+        # A running job's cannot be changed; from here on it counts as pending.
+        start = f"StartTime=now+{delay_s}"
+        call(["scontrol", "update", f"JobId={slurm_task_id}", start])
 
 
 def cancel(ids: Iterable[str]) -> dict[str, str]:

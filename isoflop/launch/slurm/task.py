@@ -8,7 +8,8 @@ checkpoints, the result once. This module adds what a scheduler needs:
 * TERM (a preemption without notice, `scontrol requeue`, scancel): the run saves and the task ends;
   SLURM requeues what it preempted.
 * A run that another process holds, such as an orphan on a node that SLURM has lost: the task waits
-  for its result, or for its heartbeat to stop.
+  for its result, or for its heartbeat to stop. If neither comes, it gives its node back: it goes on
+  with its other runs and then requeues itself, to begin later.
 * A failure: the task requeues itself until the run has failed max_failures times; then the run is
   parked, with the reason in its last attempt's record.
 """
@@ -27,12 +28,16 @@ from typing import TYPE_CHECKING
 from isoflop.files import read_json
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.job import FAILED, TO_BE_CONTINUED, Job, JobResult
+from isoflop.launch.run_folder import LEASE_TIMEOUT_S
 from isoflop.launch.slurm.records import jobs_file, read_options
 
 if TYPE_CHECKING:
     from isoflop.train.ranks import Ranks
 
 HELD_POLL_S = 2.0
+# How long a task waits for a run whose holder lives, and how much later it then looks again.
+HELD_WAIT_S = 2 * LEASE_TIMEOUT_S
+HELD_DELAY_S = 1200
 _TIME_IS_UP = "SIGUSR2"
 
 
@@ -105,6 +110,7 @@ class ArrayTask:
         self._unfinished = False
         self._failed = False
         self._try_again = False
+        self._held = False
         self._prune = False
 
     def train(self, run_id: str) -> None:
@@ -119,6 +125,7 @@ class ArrayTask:
         print(f"isoflop: run {run_id} {result.status}{reason}", flush=True)
         if result.status in ("interrupted", "held"):
             self._unfinished = True
+            self._held |= result.status == "held"
         elif result.status == "failed":
             self._failed = True
             self._try_again |= not self._is_parked(run_id)
@@ -137,8 +144,11 @@ class ArrayTask:
         if self._slurm_id is not None and goes_on:
             _requeue(self._slurm_id.job_id)
             return "to be continued"
+        if self._slurm_id is not None and self._held and stop is None:
+            _requeue(self._slurm_id.job_id, delay_s=HELD_DELAY_S)
+            return "held elsewhere, to be continued"
         if self._unfinished:
-            return f"stopped by {stop}"
+            return "held elsewhere" if stop is None else f"stopped by {stop}"
         if self._failed:
             sys.exit(FAILED)
         return "complete"
@@ -165,14 +175,16 @@ class ArrayTask:
             return self._until_decided(job, ranks)
 
     def _until_decided(self, job: Job, ranks: Ranks | None) -> JobResult:
-        """Execute a run; wait as long as another process holds it."""
+        """Execute a run; wait for up to HELD_WAIT_S as long as another process holds it."""
         from isoflop.data.windows import open_data
         from isoflop.launch.execute import execute
 
         data = open_data(Path(job.data_folder))
+        end_s = time.monotonic() + HELD_WAIT_S
         while True:
             result = execute(job, data, should_stop=self._should_stop, ranks=ranks)
-            waits = result.status == "held" and self._should_stop() is None
+            is_held = result.status == "held" and self._should_stop() is None
+            waits = is_held and time.monotonic() < end_s
             # Ranks that are not main get "held" of a run that is complete, too.
             if not (waits if ranks is None else bool(ranks.broadcast(float(waits)))):
                 return result
@@ -193,11 +205,11 @@ class ArrayTask:
         return num_failures(folder, read_options(self._folder)) >= self._max_failures
 
 
-def _requeue(job_id: str) -> None:
+def _requeue(job_id: str, *, delay_s: int = 0) -> None:
     from isoflop.launch.slurm.scheduler import SchedulerError, requeue
 
     try:
-        requeue(job_id)
+        requeue(job_id, delay_s=delay_s)
     except SchedulerError as error:
         print(f"isoflop: not put back into the queue: {error.words}", file=sys.stderr, flush=True)
         sys.exit(TO_BE_CONTINUED)
