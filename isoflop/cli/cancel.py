@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
 
 if TYPE_CHECKING:
@@ -21,9 +21,11 @@ _MAX_NAMED = 10
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.argument("runs", nargs=-1)
+@selection
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
+def cancel(
+    folder: Path, runs: tuple[str, ...], archs: str | None, budgets: str | None, yes: bool
+) -> None:
     """End RUNS of the plan in FOLDER, or all of them, whether they run or wait.
 
     RUNS are run ids or their first digits. A run at work saves at its next step and stops; the
@@ -34,11 +36,10 @@ def cancel(folder: Path, runs: tuple[str, ...], yes: bool) -> None:
     from isoflop.launch.slurm import cancel as library
     from isoflop.launch.slurm.scheduler import ENDING_ALREADY
     from isoflop.plan.artefact import read_plan
-    from isoflop.plan.edit import find_run
     from isoflop.spec import shown_id
 
     plan = read_plan(folder)
-    wanted = {find_run(plan, run)[0].run_id for run in runs} if runs else None
+    wanted = selected(plan, runs, archs, budgets)
     found = library.to_cancel(folder, plan, wanted)
     for run_id, host in found.elsewhere.items():
         click.echo(

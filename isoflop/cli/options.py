@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from isoflop.errors import UserError, shown
 
+if TYPE_CHECKING:
+    from isoflop.plan.planner import Plan
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
 """A folder, which may not exist yet."""
+
+_SELECTION = (
+    click.argument("runs", nargs=-1),
+    click.option("--archs", metavar="A,B", help="Only runs of these archs."),
+    click.option("--budgets", metavar="1e17,1e18", help="Only runs of these budgets."),
+)
+
+
+def selection(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the argument and the options that name runs of a plan, for :func:`selected`."""
+    for option in reversed(_SELECTION):
+        command = option(command)
+    return command
+
+
+def selected(
+    plan: Plan, runs: tuple[str, ...], archs: str | None, budgets: str | None
+) -> set[str] | None:
+    """Return ids of the runs that were named on the command line; None: none was, so all.
+
+    Raises:
+        UserError: a run, arch or budget that the plan does not have, or none that has all of these.
+    """
+    from isoflop.plan.edit import select_runs
+
+    flops = numbers_of_flops("--budgets", budgets)
+    return select_runs(plan, runs, archs=words(archs), budgets=flops)
 
 
 def words(text: str | None) -> list[str]:

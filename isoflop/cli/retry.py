@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
 from isoflop.cli.submit import show_dry_run, show_report
 from isoflop.errors import UserError
@@ -23,6 +23,7 @@ _KINDS = ("oom", "node", "time", "rank", "code", "lost", "all")
 
 @click.command()
 @click.argument("folder", type=FOLDER)
+@selection
 @click.option(
     "--failed", "kind", type=click.Choice(_KINDS), required=True, help="Which of the failed runs."
 )
@@ -31,8 +32,19 @@ _KINDS = ("oom", "node", "time", "rank", "code", "lost", "all")
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def retry(folder: Path, kind: str, cluster: str | None, dry_run: bool, yes: bool) -> None:
-    r"""Send the failed or lost runs of a kind in FOLDER again.
+def retry(
+    folder: Path,
+    runs: tuple[str, ...],
+    archs: str | None,
+    budgets: str | None,
+    kind: str,
+    cluster: str | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Send the failed or lost runs of a kind in FOLDER again, or those of them among RUNS.
+
+    RUNS are run ids or their first digits.
 
     \b
     oom    out of memory: with the memory plan's next option, which is a smaller
@@ -47,7 +59,7 @@ def retry(folder: Path, kind: str, cluster: str | None, dry_run: bool, yes: bool
     failures get a new count. What is decided is kept in FOLDER/.launch/options.json and holds for
     later submissions, too; the rest is as it was typed at the last `isoflop submit`. The profile
     that is used is shown first: its modules and setup lines run on the cluster in your name.
-    """
+    """  # noqa: D301 - click keeps the lines of a paragraph that begins with this character
     from isoflop.launch.slurm import records
     from isoflop.launch.slurm.retry import failed_runs, plan_retry
     from isoflop.launch.slurm.scheduler import SchedulerError
@@ -55,15 +67,17 @@ def retry(folder: Path, kind: str, cluster: str | None, dry_run: bool, yes: bool
     from isoflop.launch.status import study_status
     from isoflop.plan.artefact import read_plan
 
-    status = study_status(folder, read_plan(folder))
+    plan = read_plan(folder)
+    wanted = selected(plan, runs, archs, budgets)
+    status = study_status(folder, plan)
     if status.unreachable is not None:
         raise SchedulerError("squeue", status.unreachable)
-    failed = Counter(str(state.kind) for state in failed_runs(status))
+    failed = Counter(str(state.kind) for state in failed_runs(status, wanted))
     if not failed or (kind != "all" and kind not in failed):
-        click.echo(_nothing(kind, failed))
+        click.echo(_nothing(kind, failed, wanted))
         return
     profile, options = _as_last_submitted(folder, cluster)
-    planned = plan_retry(folder, status, kind, max(1, profile.gpus_per_node))
+    planned = plan_retry(folder, status, kind, max(1, profile.gpus_per_node), wanted)
     _show(planned, options)
     for line in profile_lines(profile):
         click.echo(line)
@@ -108,9 +122,10 @@ def profile_lines(profile: ClusterProfile) -> list[str]:
     return [line if line.isprintable() else repr(line) for line in lines]
 
 
-def _nothing(kind: str, failed: Counter[str]) -> str:
+def _nothing(kind: str, failed: Counter[str], wanted: set[str] | None) -> str:
     if not failed:
-        return "nothing to retry: no run has failed or is lost"
+        which = "no run" if wanted is None else "none of these runs"
+        return f"nothing to retry: {which} has failed or is lost"
     others = ", ".join(f"{number} of {other}" for other, number in failed.items())
     return f"nothing to retry: no run failed by {kind}, but {others}"
 

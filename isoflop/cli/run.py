@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import click
 
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.progress import Watcher
 from isoflop.cli.tables import console
 from isoflop.launch.command_options import placement_options
@@ -20,38 +21,63 @@ INTERRUPTED = 128 + signal.SIGINT
 
 @click.command()
 @click.argument("folder", type=FOLDER)
+@selection
 @click.option(
     "--workers", type=int, metavar="N", help="Runs at a time.  [default: one per core or GPU]"
 )
 @placement_options
-def run(folder: Path, workers: int | None, device: str | None, **options: Any) -> None:
-    """Train every run of the plan in FOLDER that has no result yet.
+def run(
+    folder: Path,
+    runs: tuple[str, ...],
+    archs: str | None,
+    budgets: str | None,
+    workers: int | None,
+    device: str | None,
+    **options: Any,
+) -> None:
+    """Train every run of the plan in FOLDER that has no result yet, or those of them among RUNS.
+
+    RUNS are run ids or their first digits.
 
     Interrupted or killed, the same command goes on from the newest checkpoints, to the same
     numbers; a finished run is never trained twice. Exit code 1 when some runs failed or diverged.
     The options take the place of entries in the study's [placement] table, which have the same
     names, with _ for -.
     """
-    code = run_folder(folder, workers, device, **options)
-    if code == 0:
+    from isoflop.plan.artefact import read_plan
+
+    only = selected(read_plan(folder), runs, archs, budgets)
+    code = run_folder(folder, workers, device, only=only, **options)
+    if code == 0 and only is not None:
+        click.echo("these runs are complete")
+    elif code == 0:
         click.echo(f"all runs are complete: `isoflop fit {folder}` makes tables and plots of them")
     sys.exit(code)
 
 
-def run_folder(folder: Path, workers: int | None, device: str | None, **options: Any) -> int:
+def run_folder(
+    folder: Path,
+    workers: int | None,
+    device: str | None,
+    *,
+    only: Collection[str] | None = None,
+    **options: Any,
+) -> int:
     """Run a study's folder with live progress; return the exit code.
 
     Args:
         folder: the study's folder.
         workers: runs at a time; None: as the study or the machine says.
         device: cpu, cuda, or None: as the study says.
+        only: ids of the runs to train; None: all.
         options: further entries of a [placement] table.
     """
     from isoflop.launch.local import open_session, run_session
     from isoflop.spec import shown_id
 
     out = console()
-    session = open_session(folder, options={"workers": workers, "device": device, **options})
+    given = {"workers": workers, "device": device, **options}
+    session = open_session(folder, options=given, only=only)
     out.print(
         f"{len(session.jobs)} runs to train, {session.num_done_before} complete already; "
         f"{session.num_workers} at a time"

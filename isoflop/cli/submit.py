@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
 from isoflop.cli.tables import console, new_table, print_lines
 from isoflop.errors import UserError
@@ -32,6 +32,7 @@ _SHOWN_JOBS = 5
 
 @click.command()
 @click.argument("folder", type=FOLDER)
+@selection
 @click.option(
     "--cluster",
     required=True,
@@ -50,6 +51,9 @@ _SHOWN_JOBS = 5
 @placement_options
 def submit(
     folder: Path,
+    runs: tuple[str, ...],
+    archs: str | None,
+    budgets: str | None,
     cluster: str,
     runs_per_task: int | None,
     dry_run: bool,
@@ -58,15 +62,18 @@ def submit(
 ) -> None:
     """Send every run of the plan in FOLDER that has no result and no job yet.
 
-    It returns at once; `isoflop status` tells what becomes of the runs. Typed again, or from two
-    shells, it sends nothing twice. slurm/README.md tells how to write a profile. Exit code 1 when
-    the scheduler rejected some of the jobs, 2 when nothing could be sent. Options from --device on
-    take the place of entries in the study's [placement] table.
+    With RUNS (run ids or their first digits), only those of them. It returns at once; `isoflop
+    status` tells what becomes of the runs. Typed again, or from two shells, it sends nothing twice.
+    slurm/README.md tells how to write a profile. Exit code 1 when the scheduler rejected some of
+    the jobs, 2 when nothing could be sent. Options from --device on take the place of entries in
+    the study's [placement] table.
     """
     from isoflop.launch.slurm.submit import prepare, send
+    from isoflop.plan.artefact import read_plan
 
     profile = _profile(cluster, runs_per_task, options)
-    prepared = prepare(folder, profile, options=options)
+    only = selected(read_plan(folder), runs, archs, budgets)
+    prepared = prepare(folder, profile, options=options, only=only)
     if dry_run:
         show_dry_run(prepared)
         return

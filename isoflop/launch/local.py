@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ from isoflop.launch.weights import prune_weights
 from isoflop.launch.workers import Event, num_cores, run_jobs
 from isoflop.placement import Placement, placement_from
 from isoflop.plan.artefact import read_plan
-from isoflop.plan.edit import find_run
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 
@@ -52,7 +51,7 @@ def open_session(
     folder: Path,
     *,
     options: Mapping[str, Any] | None = None,
-    run: str | None = None,
+    only: Collection[str] | None = None,
     data_dir: Path | None = None,
 ) -> Session:
     """Check everything a run needs, before anything is trained; write nothing into the folder.
@@ -61,12 +60,12 @@ def open_session(
         folder: the study's folder, with a plan.
         options: entries that take the place of those in the study's [placement] table, by the same
             names; None leaves them. Without `workers`: as many as cores, or GPUs, there are.
-        run: the only run to train, by the beginning of its id; None: all.
+        only: ids of the runs to train; None: all.
         data_dir: where prepared data are kept; None: the default place.
 
     Raises:
         UserError: no plan, a damaged plan or data set, data that cannot be prepared here, an
-            option's value that is not allowed, no such run.
+            option's value that is not allowed.
     """
     plan = read_plan(folder)
     _check_families(plan)
@@ -82,7 +81,7 @@ def open_session(
     num_workers = _num_workers(given.get("workers"), placement)
     estimates = load_estimates(folder)
     planned_placements = {} if estimates is None else estimates.placements
-    runs = plan.unique_runs if run is None else find_run(plan, run)[:1]
+    runs = [run for run in plan.unique_runs if only is None or run.run_id in only]
     data_folder = prepared_for_plan(
         plan.study.source, plan.study.tokenizer, runs[0].spec.data_id, data_dir
     )

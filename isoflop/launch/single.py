@@ -50,15 +50,16 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
     from isoflop.data.windows import open_data
     from isoflop.launch.local import begin, open_session
     from isoflop.launch.weights import prune_weights
+    from isoflop.plan.artefact import read_plan
 
-    session = open_session(folder, options=options, run=run)
+    run_id = find_run(read_plan(folder), run)[0].run_id
+    session = open_session(folder, options=options, only=[run_id])
     begin(folder, session.plan, (job.run_id for job in session.jobs))
     result = None
     for job in session.jobs:
         result = execute(job, open_data(Path(job.data_folder)), should_stop=should_stop)
     prune_weights(folder, session.plan)
     if result is None:
-        run_id = find_run(session.plan, run)[0].run_id
         finished = RunFolder(folder, run_id).result()
         assert finished is not None
         result = JobResult(status=finished.status, reason=finished.status_reason)

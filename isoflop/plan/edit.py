@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,8 @@ def filter_runs(
     Raises:
         UserError: a value that no run of the plan has, or no run that has them together.
     """
-    _check_there("--arch", archs, [run.arch for run in plan.runs])
-    there = [format_flops(run.budget_flops, digits=17) for run in plan.runs]
-    _check_there("--budget", [format_flops(b, digits=17) for b in budgets], there)
+    _check_archs("--arch", archs, plan)
+    _check_budgets("--budget", budgets, plan)
     _check_there("--size", sizes, sorted(run.size for run in plan.runs))
     found = tuple(
         run
@@ -64,6 +65,44 @@ def filter_runs(
     if not found:
         raise UserError(
             "filter", shown("these together"), "had by one run or more", "leave out one of them"
+        )
+    return found
+
+
+def select_runs(
+    plan: Plan,
+    prefixes: Sequence[str] = (),
+    *,
+    archs: Sequence[str] = (),
+    budgets: Sequence[int] = (),
+) -> set[str] | None:
+    """Return ids of the runs that a command is for; None: of all, as none of these is given.
+
+    Args:
+        plan: the plan.
+        prefixes: run ids or their first digits.
+        archs: of the runs; any, where none is given.
+        budgets: likewise.
+
+    Raises:
+        UserError: a run, arch or budget that the plan does not have, or none that has all of these.
+    """
+    if not (prefixes or archs or budgets):
+        return None
+    _check_archs("--archs", archs, plan)
+    _check_budgets("--budgets", budgets, plan)
+    named = {find_run(plan, prefix)[0].run_id for prefix in prefixes}
+    # A run may stand in a plan more than once, under other archs.
+    found = {
+        run.run_id
+        for run in plan.runs
+        if (not prefixes or run.run_id in named)
+        and (not archs or run.arch in archs)
+        and (not budgets or run.budget_flops in budgets)
+    }
+    if not found:
+        raise UserError(
+            "runs", shown("these together"), "had by one run or more", "leave out one of them"
         )
     return found
 
@@ -84,11 +123,29 @@ def sort_runs(
     return tuple(run for _, run in known) + tuple(run for value, run in values if value is None)
 
 
-def _check_there(name: str, asked: Sequence[object], there: Sequence[object]) -> None:
+def _check_archs(option: str, archs: Sequence[str], plan: Plan) -> None:
+    there = list(dict.fromkeys(run.arch for run in plan.runs))
+    for arch in archs:
+        near = get_close_matches(arch, there, n=1)
+        _check_there(option, [arch], there, f"write {near[0]}" if near else "correct it")
+
+
+def _check_budgets(option: str, budgets: Sequence[int], plan: Plan) -> None:
+    there = list(dict.fromkeys(run.budget_flops for run in plan.runs))
+    names = [format_flops(budget, digits=17) for budget in there]
+    for budget in budgets:
+        near = min(there, key=lambda known: abs(math.log(known / budget)))
+        do = f"write {format_flops(near, digits=17)}"
+        _check_there(option, [format_flops(budget, digits=17)], names, do)
+
+
+def _check_there(
+    option: str, asked: Sequence[object], there: Sequence[object], do: str = "correct it"
+) -> None:
     for value in asked:
         if value not in there:
             distinct = ", ".join(str(known) for known in dict.fromkeys(there))
-            raise UserError(name, shown(str(value)), f"one of {distinct}", "correct it")
+            raise UserError(option, shown(str(value)), f"one of {distinct}", do)
 
 
 Place = tuple[int, str, int, int]

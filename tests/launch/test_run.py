@@ -56,6 +56,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_only_the_runs_that_were_named_are_trained(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(undisturbed, folder)
+    plan = read_plan(folder)
+    (other, *_) = [run for run in plan.unique_runs if run.arch == "sgatlin"]
+    result = folder / "runs" / other.run_id[:12] / "result.json"
+    result.unlink()
+    done = command.isoflop("run", folder, "--archs", "mlp")
+    assert "0 runs to train, 2 complete already" in done.stdout
+    assert "these runs are complete" in done.stdout
+    assert not result.exists()
+
+
 def test_a_run_folder_holds_what_the_contract_names(undisturbed: Path) -> None:
     for folder in (undisturbed / "runs").iterdir():
         names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}

@@ -20,6 +20,7 @@ from isoflop.plan.edit import (
     find_run,
     grow_plan,
     load_plan,
+    select_runs,
     sort_runs,
 )
 from isoflop.plan.planner import Plan, make_plan
@@ -92,6 +93,35 @@ def test_values_that_exist_but_not_together_are_refused() -> None:
     plan = make_plan(micro(sizes={10**10: {"default": (1,), "mlp": (2,)}}))
     with pytest.raises(UserError, match="these together"):
         filter_runs(plan, archs=["mlp"], sizes=[1])
+
+
+def test_runs_are_selected_by_id_arch_and_budget_together() -> None:
+    plan = TWO_BUDGETS
+    first = plan.runs[0]
+    both = {run.run_id for run in plan.runs if run.arch in ("moe", "mlp")}
+    low = {run.run_id for run in plan.runs if run.budget_flops == 10**10}
+    assert select_runs(plan) is None
+    assert select_runs(plan, archs=["moe", "mlp"]) == both
+    assert select_runs(plan, archs=["moe", "mlp"], budgets=[10**10]) == both & low
+    assert select_runs(plan, [first.run_id[:12]], archs=[first.arch]) == {first.run_id}
+    # Under two budgets one training: named by either.
+    shared = make_plan(micro(archs=("mlp",), sizes=(1,), budgets=(10**10, 10**10 + 1)))
+    assert select_runs(shared, budgets=[10**10 + 1]) == {shared.runs[0].run_id}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"archs": ["swigul"]}, "--archs = swigul: must be one of mlp, .*; write swiglu"),
+        ({"archs": ["zzz"]}, "--archs = zzz: must be one of mlp, .*; correct it"),
+        ({"budgets": [19 * 10**9]}, "--budgets = 1.9e10: must be one of 1e10, 2e10; write 2e10"),
+        ({"prefixes": ["mlp"]}, "run = 'mlp': must be the first digits"),
+        ({"prefixes": [TWO_BUDGETS.runs[0].run_id], "archs": ["moe"]}, "runs = these together"),
+    ],
+)
+def test_what_no_run_has_is_named_with_the_nearest(wanted: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        select_runs(TWO_BUDGETS, **wanted)
 
 
 def test_sorting_is_stable_both_ways() -> None:

@@ -83,6 +83,18 @@ def test_a_job_that_is_ending_already_is_no_failure(told: Scheduler, sent: Sent)
     assert cancelled_jobs(sent.folder) == set()
 
 
+def test_runs_are_cancelled_by_arch(told: Scheduler, sent: Sent) -> None:
+    sent.submission()
+    told.queue(*(line(f"12_{i}", "PENDING") for i in range(4)))
+    done = invoke(cancel, sent.folder, "--archs", "swiglu", "--yes")
+    assert done.exit_code == 0, done.output
+    archs = {run.run_id: run.arch for run in sent.plan.unique_runs}
+    wanted = [f"12_{i}" for i in range(4) if archs[sent.ids[i]] == "swiglu"]
+    assert len(wanted) == 2
+    (call,) = [call for call in told.calls if call.startswith("scancel")]
+    assert call.split()[1:] == wanted
+
+
 def test_nothing_to_cancel_is_said(told: Scheduler, sent: Sent) -> None:
     done = invoke(cancel, sent.folder, "--yes")
     assert done.exit_code == 0

@@ -58,6 +58,22 @@ def four_failures(sent: Sent, told: Scheduler) -> None:
     )
 
 
+def test_only_the_runs_that_were_named_are_tried_again(
+    told: Scheduler, sent: Sent, submitted: list[dict[str, Any]]
+) -> None:
+    four_failures(sent, told)
+    (moe, *_), other = [s for s in sent.plan.unique_runs if s.run_id == sent.ids[0]], sent.ids[2]
+    named = [sent.ids[0][:12], other[:12]]
+    done = invoke(sent.folder, *named, "--archs", moe.arch, "--failed", "all", "--yes")
+    assert done.exit_code == 0, done.output
+    archs = {run.run_id: run.arch for run in sent.plan.unique_runs}
+    wanted = [rid for rid in (sent.ids[0], other) if archs[rid] == moe.arch]
+    assert sorted(submitted[0]["only"]) == sorted(wanted)
+    assert set(submitted[0]["options"]) == set(wanted)
+    said = invoke(sent.folder, sent.ids[0][:12], "--failed", "code", "--yes").output
+    assert said == "nothing to retry: no run failed by code, but 1 of oom\n"
+
+
 def test_the_command_takes_every_kind_there_is() -> None:
     assert (*KINDS, "all") == _KINDS
 

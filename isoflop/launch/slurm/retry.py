@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,23 @@ class Retry:
         return list(self.options)
 
 
-def failed_runs(status: StudyStatus) -> list[RunState]:
-    """Return all runs that failed or are lost, each once."""
-    unique = {state.run.run_id: state for state in status.states}.values()
-    return [state for state in unique if state.kind is not None]
+def failed_runs(status: StudyStatus, wanted: Collection[str] | None = None) -> list[RunState]:
+    """Return all runs that failed or are lost, each once; with ids ``wanted`` only those."""
+    unique = {state.run.run_id: state for state in status.states}
+    return [
+        state
+        for run_id, state in unique.items()
+        if state.kind is not None and (wanted is None or run_id in wanted)
+    ]
 
 
-def plan_retry(study_folder: Path, status: StudyStatus, kind: str, max_devices: int) -> Retry:
+def plan_retry(
+    study_folder: Path,
+    status: StudyStatus,
+    kind: str,
+    max_devices: int,
+    wanted: Collection[str] | None = None,
+) -> Retry:
     """Decide what is tried next for all failed or lost runs of a kind.
 
     Args:
@@ -49,8 +59,9 @@ def plan_retry(study_folder: Path, status: StudyStatus, kind: str, max_devices: 
         status: where its runs stand.
         kind: one of failures.KINDS, or `all`.
         max_devices: that one run may have.
+        wanted: run ids; None: all.
     """
-    chosen = [s for s in failed_runs(status) if kind in ("all", s.kind)]
+    chosen = [s for s in failed_runs(status, wanted) if kind in ("all", s.kind)]
     recorded = records.read_options(study_folder)
     nodes = sorted({node for s in chosen if (node := _bad_node(s)) is not None})
     options, lines = {}, []

@@ -175,13 +175,12 @@ def prepare(
     typed = {key: value for key, value in (options or {}).items() if value not in (None, ())}
     given = typed if profile.is_local else {**typed, "device": profile.device}
     # The study's number of workers is for `isoflop run`; here the cluster decides.
-    session = open_session(folder, options={**given, "workers": 1})
+    session = open_session(folder, options={**given, "workers": 1}, only=only)
     profile.load_hardware()
     estimate = estimate_for(session.plan, folder, profile.hardware, profile.price_per_hour)
     recorded = {**records.read_options(folder), **(decided or {})}
     live = live_runs(folder, session.plan)
-    wanted = [job for job in session.jobs if only is None or job.run_id in only]
-    free = [job for job in wanted if job.run_id not in live]
+    free = [job for job in session.jobs if job.run_id not in live]
     parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
     jobs, runs = {}, {}
     left_out = set(parked)
@@ -200,7 +199,7 @@ def prepare(
         runs=runs,
         parked=tuple(parked),
         num_done=session.num_done_before,
-        num_live=len(wanted) - len(free),
+        num_live=len(session.jobs) - len(free),
         snapshot=snapshot_of(folder, {run.spec.family for run in session.plan.runs}),
         max_array_size=max_array_size,
         submission_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
