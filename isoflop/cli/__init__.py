@@ -27,6 +27,7 @@ _VERBS = {
     "logs": "Show what a run's attempts and jobs wrote.",
     "cancel": "End runs at work and take others out of the queue.",
     "retry": "Send failed runs again, with what should help.",
+    "clean": "Remove what nothing needs any more: code, checkpoints.",
     "fit": "Fit optima and laws with intervals, compare, check and plot.",
     "refine": "Propose runs that would sharpen the results.",
     "report": "Fit, and report it as Markdown, HTML and LaTeX, with figures.",

@@ -23,6 +23,7 @@ VERBS = (
     "logs",
     "cancel",
     "retry",
+    "clean",
     "fit",
     "refine",
     "report",

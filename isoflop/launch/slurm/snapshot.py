@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,10 @@ from isoflop.families import PATHS_VARIABLE
 from isoflop.families._registry import find_family
 from isoflop.launch.slurm.records import LAUNCH_FOLDER
 
+CODE_FOLDER = "code"
+
+# A copy that is not whole yet.
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}-[0-9a-f]{8}")
 _PACKAGES = ("isoflop", "isoflop_kernels")
 _SHOWN_DIGITS = 16
 _READ_ONLY = 0o444
@@ -55,11 +60,16 @@ class Snapshot:
         return variables
 
     def write(self) -> None:
-        """Make the copy, unless it is there.
+        """Make the copy, unless it is there; remove what a killed submission left of one.
+
+        The study's submissions are locked meanwhile.
 
         Raises:
             UserError: it is there and was changed.
         """
+        for path in self.folder.parent.glob(".*"):
+            if is_partial(path):
+                shutil.rmtree(path)
         if not self.folder.exists():
             self._copy()
         copied = {name: self.folder / name for name in self.roots}
@@ -86,6 +96,11 @@ class Snapshot:
             shutil.rmtree(temporary)
 
 
+def is_partial(path: Path) -> bool:
+    """Return whether a path in the folder of copies is of one that is not whole."""
+    return _PARTIAL.fullmatch(path.name) is not None and not path.is_symlink()
+
+
 def snapshot_of(study_folder: Path, families: Iterable[str]) -> Snapshot:
     """Return what is to be copied for runs of these families."""
     roots = {name: _package_folder(name) for name in _PACKAGES}
@@ -98,7 +113,7 @@ def snapshot_of(study_folder: Path, families: Iterable[str]) -> Snapshot:
             package = source.package.partition(".")[0]
             roots[package] = _package_folder(package)
     digest = _digest(roots)
-    folder = study_folder / LAUNCH_FOLDER / "code" / digest[:_SHOWN_DIGITS]
+    folder = study_folder / LAUNCH_FOLDER / CODE_FOLDER / digest[:_SHOWN_DIGITS]
     return Snapshot(folder=folder, roots=roots, digest=digest)
 
 

@@ -1,0 +1,163 @@
+"""`isoflop clean`: what a study's folder holds and nothing needs any more.
+
+Symlinks are never followed, and nothing outside the folder is looked at. Results, metrics, attempts,
+logs and records stay, and so do the weights that the study keeps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.slurm.queue import Queue, SentTask, query_queue
+from isoflop.launch.slurm.records import (
+    LAUNCH_FOLDER,
+    Submission,
+    read_submissions,
+    submission_folder,
+)
+from isoflop.launch.slurm.scheduler import SchedulerError
+from isoflop.launch.slurm.snapshot import CODE_FOLDER, is_partial
+from isoflop.launch.slurm.submit import submit_lock
+from isoflop.launch.weights import superfluous_weights
+from isoflop.plan.planner import Plan
+
+STALE_S = 3600.0
+"""A temporary file that is older than this has no writer any more: writing one takes seconds."""
+
+# As isoflop.files and isoflop.train.checkpoint name what they rename when it is whole.
+_TEMPORARY = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}(\.old)?\.tmp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leftover:
+    """A file or folder that nothing needs."""
+
+    path: Path
+    why: str
+    size_bytes: int
+    """Of all its files."""
+
+
+def leftovers(folder: Path, plan: Plan) -> list[Leftover]:
+    """Return what :func:`remove` may remove, in the order of their paths; nothing is changed.
+
+    Raises:
+        SchedulerError: jobs were sent, and the scheduler does not say which of them there are.
+        UserError: a damaged record.
+    """
+    queue = query_queue(folder)
+    if queue.answer.unreachable is not None:
+        raise SchedulerError("squeue", queue.answer.unreachable)
+    root = folder.resolve()
+    live = _live_submissions(queue, _at_work(root, plan))
+    submissions = read_submissions(root)
+    found = {
+        **dict.fromkeys(_stale_files(root), "a temporary file whose writer is gone"),
+        **dict.fromkeys(superfluous_weights(root, plan), "of a run that has its result"),
+        **dict.fromkeys(_pickles(root, submissions, live), "of jobs that are over"),
+        **_unused_code(root, submissions, live),
+    }
+    outermost = [path for path in found if not any(p in found for p in path.parents)]
+    return [
+        Leftover(path=path, why=found[path], size_bytes=_size_bytes(path))
+        for path in sorted(outermost)
+        if _is_inside(path, root)
+    ]
+
+
+def remove(folder: Path, plan: Plan, shown: Sequence[Leftover]) -> list[Leftover]:
+    """Remove what was shown, as far as nothing has come to need it since; return what went.
+
+    Raises:
+        SchedulerError: the scheduler does not answer; then nothing was removed.
+        UserError: a submission is at work, or a damaged record.
+    """
+    # A submission takes a snapshot for granted between its look and its sbatch.
+    with submit_lock(folder):
+        still = {leftover.path for leftover in leftovers(folder, plan)}
+        gone = [leftover for leftover in shown if leftover.path in still]
+        for leftover in gone:
+            if leftover.path.is_dir():
+                shutil.rmtree(leftover.path)
+            else:
+                leftover.path.unlink(missing_ok=True)
+    return gone
+
+
+def _at_work(root: Path, plan: Plan) -> set[str]:
+    """Return the runs that a live process trains: a job may be over before its last process."""
+    ids = (run.run_id for run in plan.unique_runs)
+    return {run_id for run_id in ids if RunFolder(root, run_id).attempt_at_work() is not None}
+
+
+def _live_submissions(queue: Queue, at_work: Collection[str]) -> set[str]:
+    """Return ids of the submissions with a job in the queue, a process, or a run at work."""
+    live = set()
+    for task in itertools.chain.from_iterable(queue.tasks.values()):
+        job = queue.job(task)
+        is_live = job is not None and not job.is_final
+        # Its jobs may come yet, or are about to be found by their comment.
+        is_open = task.job_id is None and task.rejected is None and _is_new(task)
+        if is_live or is_open or not at_work.isdisjoint(task.run_ids):
+            live.add(task.submission.submission_id)
+    return live
+
+
+def _is_new(task: SentTask) -> bool:
+    return time.time() - task.submission.created_at < STALE_S
+
+
+def _stale_files(root: Path) -> Iterator[Path]:
+    """Yield temporary files and folders that were left by writers that were killed."""
+    for parent, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if _TEMPORARY.fullmatch(name) and time.time() - path.lstat().st_mtime > STALE_S:
+                yield path
+
+
+def _pickles(
+    root: Path, submissions: Sequence[Submission], live: Collection[str]) -> Iterator[Path]:
+    """Yield what submitit wrote for jobs that are over, apart from scripts and logs."""
+    for submission in submissions:
+        if submission.submission_id not in live:
+            yield from submission_folder(root, submission.submission_id).glob("array-*/*.pkl")
+
+
+def _unused_code(
+    root: Path, submissions: Sequence[Submission], live: Collection[str]
+) -> dict[Path, str]:
+    """Return copies of the code that no job runs, and those that were never finished."""
+    used = set()
+    for submission in submissions:
+        if submission.submission_id in live and submission.snapshot is not None:
+            # By its name: the study's folder may have moved.
+            used.add(Path(submission.snapshot).name)
+    found = {}
+    for path in sorted((root / LAUNCH_FOLDER / CODE_FOLDER).glob("*")):
+        if is_partial(path):
+            found[path] = "a copy of the code that was never finished"
+        elif path.name not in used:
+            found[path] = "code that no job runs"
+    return found
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    """Return whether no part of a path below the study's folder is a link."""
+    below = [path, *path.parents]
+    return not any(part.is_symlink() for part in below[: below.index(root)])
+
+
+def _size_bytes(path: Path) -> int:
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    files = (Path(parent, name) for parent, _, names in os.walk(path) for name in names)
+    return sum(file.lstat().st_size for file in files)
