@@ -1,7 +1,7 @@
 """`isoflop clean`: what a study's folder holds and nothing needs any more.
 
-Symlinks are never followed, and nothing outside the folder is looked at. Results, metrics, attempts,
-logs and records stay, and so do the weights that the study keeps.
+Symlinks are never followed, and nothing outside the folder is looked at. Results, metrics,
+attempts, logs and records stay, and so do the weights that the study keeps.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _at_work(root: Path, plan: Plan) -> set[str]:
     return {run_id for run_id in ids if RunFolder(root, run_id).attempt_at_work() is not None}
 
 
-def _live_submissions(queue: Queue, at_work: Collection[str]) -> set[str]:
+def _live_submissions(queue: Queue, at_work: set[str]) -> set[str]:
     """Return ids of the submissions with a job in the queue, a process, or a run at work."""
     live = set()
     for task in itertools.chain.from_iterable(queue.tasks.values()):
@@ -125,7 +125,8 @@ def _stale_files(root: Path) -> Iterator[Path]:
 
 
 def _pickles(
-    root: Path, submissions: Sequence[Submission], live: Collection[str]) -> Iterator[Path]:
+    root: Path, submissions: Sequence[Submission], live: Collection[str]
+) -> Iterator[Path]:
     """Yield what submitit wrote for jobs that are over, apart from scripts and logs."""
     for submission in submissions:
         if submission.submission_id not in live:

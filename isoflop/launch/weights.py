@@ -8,6 +8,7 @@ last step. Everything here may be cut off anywhere, repeated, and done by severa
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from isoflop.launch.run_folder import RunFolder
@@ -34,28 +35,29 @@ def remove_checkpoints(folder: RunFolder) -> None:
 
 def keep_final_weights(folder: RunFolder) -> None:
     """Reduce the checkpoints of a run that is done to its final weights."""
-    result = folder.result()
-    assert result is not None
-    if not folder.checkpoints.is_dir():
-        return
-    final = folder.checkpoints / str(result.num_steps)
-    for path in folder.checkpoints.iterdir():
-        if path != final:
-            shutil.rmtree(path, ignore_errors=True)
-    for path in final.iterdir() if final.is_dir() else ():
-        if path.name not in _KEPT_FILES:
-            path.unlink(missing_ok=True)
+    for path in _beside_final_weights(folder):
+        _remove(path)
 
 
 def prune_weights(folder: Path, plan: Plan) -> None:
     """Remove the weights of finished runs that the study does not keep.
 
-    Whatever is removed here, a better run is finished, and results do not change: so the best one
-    of all is never removed, in whatever order runs end.
-
     Args:
         folder: the study's folder.
         plan: its plan.
+
+    Raises:
+        UserError: a result is damaged.
+    """
+    for path in list(superfluous_weights(folder, plan)):
+        _remove(path)
+
+
+def superfluous_weights(folder: Path, plan: Plan) -> Iterator[Path]:
+    """Yield files and folders of checkpoints that the finished runs of a study do not need.
+
+    Whatever is removed of them, a better run is finished, and results do not change: so the best
+    one of all never is, in whatever order runs end.
 
     Raises:
         UserError: a result is damaged.
@@ -69,12 +71,32 @@ def prune_weights(folder: Path, plan: Plan) -> None:
     kept = _kept(plan, {rid: loss for rid, loss in done if loss is not None})
     for run_id in finished:
         run_folder = RunFolder(folder, run_id)
-        if not run_folder.checkpoints.is_dir():
-            continue
         if run_id in kept:
-            keep_final_weights(run_folder)
-        else:
-            remove_checkpoints(run_folder)
+            yield from _beside_final_weights(run_folder)
+        elif run_folder.checkpoints.is_dir():
+            yield run_folder.checkpoints
+
+
+def _beside_final_weights(folder: RunFolder) -> Iterator[Path]:
+    """Yield what lies among the checkpoints of a run that is done, apart from final weights."""
+    result = folder.result()
+    assert result is not None
+    if not folder.checkpoints.is_dir():
+        return
+    final = folder.checkpoints / str(result.num_steps)
+    for path in sorted(folder.checkpoints.iterdir()):
+        if path != final:
+            yield path
+    for path in sorted(final.iterdir()) if final.is_dir() else ():
+        if path.name not in _KEPT_FILES:
+            yield path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _kept(plan: Plan, losses: dict[str, float]) -> set[str]:

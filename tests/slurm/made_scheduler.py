@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import time
@@ -39,6 +40,14 @@ echo "${0##*/} $*" >> "${0%/*}/calls"
 exit 0
 """
 
+_SBATCH = """#!/bin/bash
+here="${0%/*}"
+echo "sbatch $*" >> "$here/calls"
+number=$(/bin/ls "$here" | /bin/grep -c '[.]sh$')
+/bin/cp "$1" "$here/$number.sh"
+echo "Submitted batch job $((100 + number))"
+"""
+
 
 class Scheduler:
     """Commands on the PATH that print what was recorded of a real cluster."""
@@ -57,6 +66,23 @@ class Scheduler:
 
     def queue(self, *lines: str) -> None:
         self.says("squeue", "\n".join(lines))
+
+    def takes_jobs(self) -> None:
+        """From now on there is an sbatch, which numbers its jobs from 100."""
+        for name, text in (("sbatch", _SBATCH), ("srun", "#!/bin/sh\n")):
+            (self.folder / name).write_text(text)
+            (self.folder / name).chmod(0o755)
+
+    @property
+    def scripts(self) -> list[str]:
+        """What sbatch was given."""
+        numbers = itertools.takewhile(
+            lambda path: path.exists(), map(self._script, itertools.count())
+        )
+        return [path.read_text() for path in numbers]
+
+    def _script(self, number: int) -> Path:
+        return self.folder / f"{number}.sh"
 
     def remove(self, command: str) -> None:
         (self.folder / command).unlink()

@@ -303,23 +303,6 @@ def test_cut_off_between_sbatch_and_its_answer(
     assert (report.num_sent, report.num_live) == (1, 2)
 
 
-def test_only_the_runs_that_were_named_are_sent(slurm: Pretended, study: tuple[Path, Plan]) -> None:
-    folder, plan = study
-    first, second, _ = (run.run_id for run in plan.unique_runs)
-    mine = write_profile(folder)
-    found = typed(folder, first[:12], second[:12], "--cluster", mine, "--yes", "--archs", "mlp")
-    assert found.exit_code == 0, found.output
-    assert sorted(sent_runs(folder)) == sorted([first, second])
-    assert "2 runs to send" in found.stdout
-    slurm.queue(*(f"100_{i}|PENDING|0|0||Resources||" for i in range(2)))
-    found = typed(folder, first[:12], "--cluster", mine, "--yes")
-    assert "nothing to send: 0 runs complete, 1 at work or queued" in found.stdout
-    found = typed(folder, "--cluster", mine, "--yes", "--archs", "mpl")
-    assert isinstance(found.exception, UserError)
-    assert "--archs = mpl: must be one of mlp; write mlp" in str(found.exception)
-    assert len(sent_runs(folder)) == 2
-
-
 def test_rejected(slurm: Pretended, study: tuple[Path, Plan]) -> None:
     folder, _ = study
     words = "sbatch: error: invalid partition specified: nosuch"
