@@ -1,7 +1,7 @@
 // Selection, one row per vector lane: each value is inserted into the sorted best of its row
 // without a branch. Exactly the rule of product_key_topk: see product_key_topk/packed.py for why
 // pairs can be pruned by rank, and why a row is redone over all pairs when one left out reaches the
-// k-th sum.
+// k-th sum. NaN comes before all numbers there, and here.
 //
 // N values per row or half, k chosen, RANKS kept per half.
 
@@ -15,10 +15,20 @@ namespace {
 constexpr int MAX_K = 32;
 constexpr int32_t LOWEST = std::numeric_limits<int32_t>::min();
 
-// Integers in the order of the floats; 0.0 is added first, since -0.0 must equal 0.0.
+constexpr int32_t INFINITE = 0x7F800000, NOT_A_NUMBER = 0x7FC00000;
+
+// Integers in the order of the floats; 0.0 is added first, since -0.0 must equal 0.0. All NaN are
+// the same integer, above those of numbers.
 inline Ints ordered(Floats v) {
   const Ints b = bits(v + 0.0f);
-  return b ^ ((b >> 31) & 0x7FFFFFFF);
+  return v == v ? b ^ ((b >> 31) & 0x7FFFFFFF) : Ints{} + NOT_A_NUMBER;
+}
+
+inline int32_t ordered(float v) {
+  v += 0.0f;
+  int32_t b;
+  std::memcpy(&b, &v, sizeof b);
+  return v == v ? b ^ ((b >> 31) & 0x7FFFFFFF) : NOT_A_NUMBER;
 }
 
 inline Floats unordered(Ints key) { return floats(key ^ ((key >> 31) & 0x7FFFFFFF)); }
@@ -83,11 +93,11 @@ void insert_rows(const float *const *row, int64_t N, Best<K> &best) {
 
 // One row over all its pairs, in order of their numbers; `best` holds k of them.
 void all_pairs(const float *first, const float *second, int64_t N, int k, int32_t *best) {
-  float sum[MAX_K];
+  int32_t sum[MAX_K];
   int filled = 0;
   for (int64_t a = 0; a < N; a++)
     for (int64_t b = 0; b < N; b++) {
-      const float s = first[a] + second[b];
+      const int32_t s = ordered(first[a] + second[b]);
       if (filled == k && !(s > sum[k - 1])) continue;
       int j = filled < k ? filled++ : k - 1;
       for (; j > 0 && s > sum[j - 1]; j--) {
@@ -123,7 +133,10 @@ void best_pairs(const float *sim, const int32_t *pairs, int64_t inside, int64_t 
           first.place[pair[0]] * static_cast<int32_t>(N) + second.place[pair[1]];
       best.insert_unsorted(sum(pair), place);
     }
+    // Where +inf meets -inf, a sum of lower ranks is NaN and comes first.
     Ints reached = {};
+    for (int64_t j = 0; j < ranks; j++)
+      reached |= (first.key[j] == INFINITE) | (second.key[j] == INFINITE);
     for (int64_t p = inside; p < inside + edge; p++)
       reached |= sum(pairs + 2 * p) >= best.key[k - 1];
     for (int lane = 0; lane < LANES && r + lane < end; lane++) {

@@ -10,13 +10,16 @@ Float addition is monotone, so their sums are as large or larger. They also come
 equal halves are ranked by position, except when rounding makes sums equal whose halves are not.
 Every row in which the best pair left out reaches the k-th sum is therefore redone over all pairs.
 
-NaN is not ordered: its rows give arbitrary positions, within range.
+NaN, of either sign, comes before all numbers, so that it reaches the scores and ends the run. A sum
+of opposite infinities is NaN as well, against all monotony: rows that chose from +inf are redone.
 """
 
 # T tokens, C channels, N sub-keys per half, K chosen, R rows selected from (T * C or any),
 # M ranks kept per half, P pairs of ranks
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ MAX_POSITION = 2**POSITION_BITS - 1
 CHUNK_KEYS_CPU = 2**18
 CHUNK_KEYS = 2**26
 _TAKEN = torch.iinfo(torch.int64).min
+_INFINITE = 0x7F800000
 
 
 @torch.library.custom_op(
@@ -78,6 +82,7 @@ def _best_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
     inside, edge = rank_pairs(k, num_ranks)
     half_2TCN = _float32(sim_T2CN.transpose(0, 1))
     key_M2R = _best_keys(half_2TCN.view(-1, num_keys), num_ranks).view(num_ranks, 2, num_rows)
+    infinite_R = ((key_M2R >> 32) == _INFINITE).flatten(0, 1).any(0)
     sum_PR = _ordered_bits(_pair_sums(_value(key_M2R), inside + edge))
     first_PR, second_PR = _of_pairs(key_M2R.bitwise_and_(MAX_POSITION), inside)
     place_PR = first_PR.bitwise_left_shift_(POSITION_BITS).bitwise_or_(second_PR)
@@ -87,7 +92,7 @@ def _best_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
     pair_T2CK.bitwise_and_(MAX_POSITION).neg_().add_(MAX_POSITION)
     if edge:
         reached_R = (sum_PR[len(inside) :].amax(0) >> 32) >= (best[-1] >> 32)
-        reached_TC = reached_R.view(num_tokens, num_channels)
+        reached_TC = reached_R.logical_or_(infinite_R).view(num_tokens, num_channels)
         _redo(pair_T2CK, sim_T2CN, *reached_TC.nonzero(as_tuple=True))
     return pair_T2CK
 
@@ -116,7 +121,7 @@ def _of_pairs(ranked_M2R: Tensor, pairs: list[tuple[int, int]]) -> tuple[Tensor,
 
 def _pair_sums(value_M2R: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
     first_PR, second_PR = _of_pairs(value_M2R, pairs)
-    return first_PR.add_(second_PR)
+    return _with_one_nan(first_PR.add_(second_PR))
 
 
 def _redo(pair_T2CK: Tensor, sim_T2CN: Tensor, token_R: Tensor, channel_R: Tensor) -> None:
@@ -157,7 +162,12 @@ def _largest(key_PR: Tensor, k: int) -> list[Tensor]:
 def _float32(values: Tensor) -> Tensor:
     """Return a contiguous float32 copy in which -0.0 is 0.0, since the two compare equal."""
     copy = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-    return torch.add(values, 0.0, out=copy)
+    return _with_one_nan(torch.add(values, 0.0, out=copy))
+
+
+def _with_one_nan(values: Tensor) -> Tensor:
+    """Make all NaN the same one, without a sign, whose bits are above those of all numbers."""
+    return values.nan_to_num_(math.nan, math.inf, -math.inf)
 
 
 def _ordered_bits(values: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 A float32 and a position fit one int64 whose order is "larger value first, then lower position", as
 in `packed.py`; keys all differ, so every maximum is unique. The argument there holds here too: of
 the pairs of ranks only those with (a + 1)(b + 1) <= K can be chosen, unless rounding makes the best
-pair left out reach the K-th sum. A program that finds this goes through all N * N pairs itself.
+pair left out reach the K-th sum, or +inf meets -inf. A program that finds this goes through all
+N * N pairs itself.
 """
 
 # T tokens, C channels, N sub-keys per half, K chosen, M ranks kept per half;
@@ -25,9 +26,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @triton.jit
 def pack(value, position):
-    """Return the key of a float32 and a position below 2**31; -0.0 and 0.0 are one value."""
+    """Return the key of a float32 and a position below 2**31; -0.0 and 0.0 are one value.
+
+    All NaN are one value, too, above all numbers.
+    """
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    ordered = tl.where(value == value, ordered, 0x7FC00000).to(tl.int64)
     return (ordered << 32) | (0x7FFFFFFF - position).to(tl.int64)
 
 
@@ -43,6 +48,12 @@ def value_of(key):
     ordered = (key >> 32).to(tl.int32)
     bits = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def is_infinite(key):
+    """Return whether the float32 in a key is +inf."""
+    return (key >> 32) == 0x7F800000
 
 
 @triton.jit
@@ -91,7 +102,8 @@ def pairs_kernel(
     b_best = best_keys(b_inside, o_M, K, LOWEST)
     b_last = tl.min(tl.where(o_M < K, b_best, 0x7FFFFFFFFFFFFFFF), 0)
 
-    if (tl.max(b_outside, 0) >> 32) >= (b_last >> 32):
+    m_infinite = is_infinite(b_first) | is_infinite(b_other)
+    if ((tl.max(b_outside, 0) >> 32) >= (b_last >> 32)) | (tl.max(m_infinite.to(tl.int32), 0) > 0):
         b_previous = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
         for i_K in range(K):
             b_max = tl.full((BN,), LOWEST, tl.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,15 +53,14 @@ def test_rounding_ties_need_pairs_that_rank_pruning_leaves_out():
         ]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
-def test_not_finite_still_gives_experts_in_range(value):
-    sim = torch.full((1, 2, 2, 7), value)
-    sim[0, 0, 0, :3] = 1.0
-    with isoflop_kernels.use_implementation("triton"):
-        _, idx = isoflop_kernels.product_key_topk(sim, 4)
-    assert idx.min() >= 0
-    assert idx.max() < 49
-    assert all(len(set(row)) == 4 for row in idx[0].tolist())
+def test_nan_is_passed_on():
+    values = torch.tensor(
+        [float("nan"), -float("nan"), float("inf"), -float("inf"), 3e38, 1.0, 0.0]
+    )
+    chosen = torch.randint(7, (6, 2, 1, 4), generator=torch.Generator().manual_seed(2))
+    # The interpreter adds in numpy, which warns of inf - inf.
+    with np.errstate(invalid="ignore", over="ignore"):
+        shared.assert_brute_force(values[chosen], 2)
 
 
 @pytest.mark.parametrize("limit", ["MAX_SUB_KEYS", "MAX_CHOSEN"])
