@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isoflop.launch.slurm.profile import ClusterProfile
     from isoflop.launch.slurm.retry import Retry
 
-_KINDS = ("oom", "node", "time", "rank", "code", "lost", "all")
+_KINDS = ("oom", "node", "time", "rank", "code", "requeue", "lost", "all")
 
 
 @click.command()
@@ -47,13 +47,15 @@ def retry(
     RUNS are run ids or their first digits.
 
     \b
-    oom    out of memory: with the memory plan's next option, which is a smaller
-           micro-batch, then checkpointing of activations, then more devices
-    node   a bad node, which is left out from now on
-    time   the time limit, without time to save
-    rank   lost contact with another rank
-    code   any other error
-    lost   gone without a result
+    oom      out of memory: with the memory plan's next option, which is a smaller
+             micro-batch, then checkpointing of activations, then more devices
+    node     a bad node, which is left out from now on
+    time     the time limit, without time to save
+    rank     lost contact with another rank
+    code     any other error
+    requeue  saved and stopped, and the scheduler did not take it back into the
+             queue; plain submit sends it, too
+    lost     gone without a result
 
     `isoflop status` says which runs are of which kind. Runs that were parked after too many
     failures get a new count. What is decided is kept in FOLDER/.launch/options.json and holds for

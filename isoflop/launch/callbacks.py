@@ -24,6 +24,8 @@ class StopFlag:
 
     def __init__(self, numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
         self.reason: str | None = None
+        self.received_s: float | None = None
+        """Unix time at which it came; None: none came."""
         for number in numbers:
             signal.signal(number, self._set)
 
@@ -33,6 +35,7 @@ class StopFlag:
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         if self.reason is None:
+            self.received_s = time.time()
             self.reason = signal.Signals(number).name
 
 

@@ -24,7 +24,7 @@ from isoflop.launch.run_folder import Attempt, RunFolder, RunResult
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.logs import last_lines, tail
 from isoflop.launch.slurm.queue import Queue, SentTask, add_accounting, query_queue
-from isoflop.launch.slurm.records import cancelled_jobs, read_options
+from isoflop.launch.slurm.records import NotRequeued, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
@@ -276,6 +276,11 @@ class _Merge:
             return self._failed(state, task)
         if job.job_id in self._cancelled:
             return _become(state, "waiting", f"{job.name} is being cancelled")
+        note = _not_requeued(self._folder, state, task)
+        if note is not None:
+            where = f" on {job.node}" if job.node else ""
+            tries = f"{job.name} {job.state}{where}, tries to be requeued: {note.message}"
+            return _become(state, "requeued", tries)
         return _become(state, name, _where(task, job))
 
     def _failed(self, state: RunState, task: SentTask) -> RunState:
@@ -292,6 +297,9 @@ class _Merge:
         job = self._queue.job(task)
         if task.rejected is not None:
             return _become(state, "missing", f"rejected: {task.rejected}")
+        note = _not_requeued(self._folder, state, task)
+        if note is not None and not self._is_cancelled(task, job):
+            return self._not_requeued(state, task, note)
         if job is not None:
             return self._ended(state, task, job)
         if task.job_id in self._cancelled:
@@ -306,6 +314,20 @@ class _Merge:
         if self._now_s - self._last_sign_s(state, task) < GRACE_S:
             return _become(state, "waiting", f"{task.name} has just left the queue")
         return self._lost(state, task, f"{task.name} is gone and left no result")
+
+    def _is_cancelled(self, task: SentTask, job: JobState | None) -> bool:
+        is_ended_so = job is not None and job.state == "CANCELLED"
+        return is_ended_so or task.job_id in self._cancelled
+
+    def _not_requeued(self, state: RunState, task: SentTask, note: NotRequeued) -> RunState:
+        """Return the state of a run whose job saved, and was not taken back into the queue."""
+        state = dataclasses.replace(state, job=self._queue.job(task))
+        tries = "once" if note.num_tries == 1 else f"{note.num_tries} times"
+        reason = f"{task.name} asked {tries} to be requeued: {note.message}"
+        if self._queue.answer.unreachable is not None:
+            return _become(state, "unknown", f"{reason}; the scheduler does not answer")
+        reason += "; submit again to go on"
+        return dataclasses.replace(_become(state, "failed", reason), kind="requeue")
 
     def _local_gone(self, state: RunState, task: SentTask) -> RunState:
         """Return the state of a run whose local process is gone, or not visible from here."""
@@ -358,6 +380,14 @@ class _Merge:
 def _attempt_of(state: RunState, task: SentTask) -> Attempt | None:
     """Return the newest attempt, if it came after the task was sent."""
     return state.attempt if state.attempt is not None and task.is_before(state.attempt) else None
+
+
+def _not_requeued(study_folder: Path, state: RunState, task: SentTask) -> NotRequeued | None:
+    """Return that a task could not requeue itself, unless the run began again since."""
+    note = task.not_requeued(study_folder)
+    if note is None or (state.attempt is not None and state.attempt.start_s > note.at_s):
+        return None
+    return note
 
 
 def _become(state: RunState, name: str, reason: str | None) -> RunState:

@@ -20,6 +20,7 @@ from isoflop.launch.slurm.records import (
     Submission,
     array_folder,
     comment_of,
+    not_requeued_file,
     write_submission,
 )
 from isoflop.launch.status import RunState, StudyStatus, study_status
@@ -238,6 +239,12 @@ class Sent:
         path = folder / f"{job}_0_log.{suffix}"
         path.write_text(text)
         return path
+
+    def not_requeued(self, job: str, message: str, *, age_s: float, num_tries: int = 3) -> None:
+        write_json_atomic(
+            not_requeued_file(self.folder, "s1", job),
+            {"at_s": time.time() - age_s, "num_tries": num_tries, "message": message},
+        )
 
     def run(self, index: int) -> RunFolder:
         return RunFolder(self.folder, self.ids[index])

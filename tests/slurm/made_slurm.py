@@ -74,6 +74,10 @@ class ClusterStudy:
     def arrays(self) -> list[SentArray]:
         return [a for submission in read_submissions(self.folder) for a in submission.arrays]
 
+    def submission_id(self) -> str:
+        """Of the newest one."""
+        return read_submissions(self.folder)[-1].submission_id
+
     def job(self, index: int = 0) -> str:
         """The scheduler's name of the task that a run was last sent in."""
         run_id = self.runs[index].run_id

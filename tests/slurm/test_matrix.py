@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command import isoflop, start
+from isoflop.launch.slurm.records import not_requeued_file
 from slurm.made_cluster import Cluster, is_alive, wait_until
 from slurm.made_slurm import LONG, LONGER, SHORT, VERY_LONG, ClusterStudy, cluster_study
 
@@ -158,6 +159,34 @@ def test_status_while_the_controller_is_down(new_cluster: NewCluster, tmp_path: 
     assert len(study.arrays()) == 1
     cluster.start_controller()
     finish(study, num_attempts=1)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_the_controller_is_away_when_time_is_up(
+    comes_back: bool, new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    cluster = new_cluster()
+    study = long_run(cluster, tmp_path)
+    study.submit(signal_s=300 if comes_back else 15)
+    process, job = study.wait_for_step(), study.job()
+    cluster.kill_controller()
+    os.kill(process, signal.SIGUSR2)
+    left = not_requeued_file(study.folder, study.submission_id(), job)
+    # One try in vain takes as long as scontrol waits for a controller.
+    wait_until(left.exists, "a try in vain")
+    if not comes_back:
+        wait_until(lambda: not is_alive(process), "it has given up")
+    cluster.start_controller()
+    if not comes_back:
+        found = study.wait_for_state("failed")
+        assert found.kind == "requeue"
+        assert found.reason is not None
+        assert f"job {job} asked " in found.reason
+        study.submit()
+    finish(study, num_attempts=2)
+    assert len(study.arrays()) == (1 if comes_back else 2)
+    assert left.exists() is not comes_back
+    assert study.run_folder().attempts()[0].exit_reason == "interrupted: SIGUSR2"
 
 
 def test_two_nodes_train_one_run(new_cluster: NewCluster, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,18 @@ from isoflop.launch import execute as executing
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import task
-from isoflop.launch.slurm.records import jobs_file, write_options
+from isoflop.launch.slurm.records import (
+    NotRequeued,
+    jobs_file,
+    not_requeued_file,
+    read_not_requeued,
+    write_options,
+)
+from isoflop.launch.slurm.scheduler import SchedulerError
+from slurm.made_scheduler import DOWN
 
 RUNS = ("a" * 64, "b" * 64)
+SIGNAL_S = 100
 
 
 class Told:
@@ -28,6 +39,48 @@ class Told:
         self.signal = "SIGUSR2"
         self.stop: str | None = None
         self.stop_after: int | None = None
+        self.refusals: list[str] = []
+        """The scheduler's messages to come, each instead of requeueing."""
+        self.ended_after: int | None = None
+        """Refusals after which SIGTERM comes."""
+        self.waited: list[float] = []
+        """Seconds that went by after each refusal."""
+        self.now_s = 1e9
+
+    def time(self) -> float:
+        return self.now_s
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        if self.waited:
+            self.waited[-1] += seconds
+
+    def requeue(self, job_id: str, *, delay_s: int = 0) -> None:
+        if self.refusals:
+            self.waited.append(0.0)
+            raise SchedulerError("scontrol requeue", self.refusals.pop(0))
+        self.requeued.append(job_id)
+        self.delays_s.append(delay_s)
+
+    def flag(self, numbers: Sequence[signal.Signals] = ()) -> Flag:
+        return Flag(self, is_term=list(numbers) == [signal.SIGTERM])
+
+
+class Flag:
+    def __init__(self, told: Told, *, is_term: bool) -> None:
+        self._told = told
+        self._is_term = is_term
+
+    def __call__(self) -> str | None:
+        if not self._is_term:
+            return self._told.stop
+        return "SIGTERM" if len(self._told.waited) == self._told.ended_after else None
+
+    @property
+    def received_s(self) -> float | None:
+        return None if self._told.stop is None else 1e9
 
 
 @pytest.fixture
@@ -53,14 +106,10 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
 
     monkeypatch.setattr(executing, "execute", execute)
     monkeypatch.setattr("isoflop.data.windows.open_data", lambda folder: None)
-
-    def requeue(job_id: str, *, delay_s: int = 0) -> None:
-        told.requeued.append(job_id)
-        told.delays_s.append(delay_s)
-
-    monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", requeue)
+    monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", told.requeue)
     monkeypatch.setattr(task, "HELD_POLL_S", 0.0)
-    monkeypatch.setattr(task, "StopFlag", lambda: lambda: told.stop)
+    monkeypatch.setattr(task, "StopFlag", told.flag)
+    monkeypatch.setattr(task, "time", told)
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
@@ -71,7 +120,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
 
 
 def run(folder: Path) -> str:
-    return task.run_task(str(folder), "s", ",".join(RUNS), "3")
+    return task.run_task(str(folder), "s", ",".join(RUNS), "3", str(SIGNAL_S))
 
 
 def result(status: str) -> JobResult:
@@ -122,8 +171,7 @@ def test_a_run_that_is_held_on_and_on_costs_no_node(
     executor: str, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
-    now_s = iter(range(0, 10**6, 100))
-    monkeypatch.setattr("time.monotonic", lambda: float(next(now_s)))
+    monkeypatch.setattr(task, "HELD_POLL_S", 100.0)
     told.results = {RUNS[0]: [result("held")] * 100, RUNS[1]: [result("done")]}
     if executor == "slurm":
         assert run(tmp_path) == "held elsewhere, to be continued"
@@ -167,21 +215,80 @@ def test_a_diverged_run_is_not_tried_again(told: Told, tmp_path: Path) -> None:
     assert told.requeued == []
 
 
-def test_the_scheduler_refuses_to_put_it_back(
-    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def note(folder: Path) -> NotRequeued | None:
+    return read_not_requeued(not_requeued_file(folder, "s", "7_3"))
+
+
+def test_a_scheduler_that_is_away_is_asked_again_until_it_is_back(
+    told: Told, tmp_path: Path
 ) -> None:
-    from isoflop.launch.slurm.scheduler import SchedulerError
-
-    def refuse(job_id: str, **_: object) -> None:
-        raise SchedulerError("scontrol requeue", "Requested operation is presently disabled")
-
-    monkeypatch.setattr("isoflop.launch.slurm.scheduler.requeue", refuse)
     told.results[RUNS[0]] = [result("interrupted")]
     told.stop_after = 1
+    told.refusals = [DOWN] * 6
+    assert run(tmp_path) == "to be continued"
+    assert told.requeued == ["7_3"]
+    assert [round(seconds) for seconds in told.waited] == [1, 2, 4, 8, 16, 30]
+    assert note(tmp_path) is None
+
+
+@pytest.mark.parametrize(("end_s", "wanted_s"), [(None, SIGNAL_S - 5), ("1000000300", 295)])
+def test_it_is_asked_until_shortly_before_the_time_limit(
+    end_s: str | None,
+    wanted_s: float,
+    told: Told,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if end_s is not None:
+        monkeypatch.setenv("SLURM_JOB_END_TIME", end_s)
+    told.results[RUNS[0]] = [result("interrupted")]
+    told.stop_after = 1
+    told.refusals = [DOWN] * 100
     with pytest.raises(SystemExit) as ended:
         run(tmp_path)
     assert ended.value.code == task.TO_BE_CONTINUED
-    assert "presently disabled" in capsys.readouterr().err
+    assert told.now_s - 1e9 == pytest.approx(wanted_s, abs=1)
+    assert DOWN in capsys.readouterr().err
+    left = note(tmp_path)
+    assert left is not None
+    assert (left.num_tries, left.message) == (len(told.waited), DOWN)
+    # Requeued by hand, it starts again.
+    told.results = {run_id: [result("done")] for run_id in RUNS}
+    told.stop_after = None
+    told.stop = None
+    assert run(tmp_path) == "complete"
+    assert note(tmp_path) is None
+
+
+def test_what_time_does_not_change_is_not_asked_again(told: Told, tmp_path: Path) -> None:
+    told.results = {RUNS[0]: [result("failed")], RUNS[1]: [result("done")]}
+    told.refusals = ["Requested operation is presently disabled"] * 2
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == task.TO_BE_CONTINUED
+    assert told.waited == [0.0]
+    left = note(tmp_path)
+    assert left is not None
+    assert left.message == "Requested operation is presently disabled"
+
+
+def test_a_job_that_is_cancelled_meanwhile_is_not_requeued(told: Told, tmp_path: Path) -> None:
+    told.results[RUNS[0]] = [result("interrupted")]
+    told.stop_after = 1
+    told.refusals = [DOWN] * 3
+    told.ended_after = 3
+    with pytest.raises(SystemExit):
+        run(tmp_path)
+    assert told.requeued == []
+
+
+def test_a_failed_run_waits_for_a_scheduler_that_is_away(told: Told, tmp_path: Path) -> None:
+    # No signal came: how much time there is is not known, and without a controller none ends it.
+    told.results = {RUNS[0]: [result("failed")], RUNS[1]: [result("done")]}
+    told.refusals = [DOWN] * 20
+    assert run(tmp_path) == "to be continued"
+    assert told.now_s - 1e9 > 2 * SIGNAL_S
 
 
 def test_on_this_machine_nothing_is_put_back(

@@ -15,6 +15,7 @@ KINDS = {
     "time": "time limit",
     "rank": "lost contact with another rank",
     "code": "code error",
+    "requeue": "stopped, and not taken back into the queue",
     "lost": "gone without a result",
 }
 """What `isoflop retry --failed` takes, and what it means. A diverged run is none of them: it has a

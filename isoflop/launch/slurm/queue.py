@@ -12,9 +12,12 @@ from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import Attempt
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.records import (
+    NotRequeued,
     Submission,
     array_folder,
     comment_of,
+    not_requeued_file,
+    read_not_requeued,
     read_submissions,
     slurm_task_id,
 )
@@ -50,6 +53,17 @@ class SentTask:
         if self.job_id is not None and attempt.job_id == self.job_id:
             return True
         return attempt.start_s >= self.submission.created_at
+
+    def not_requeued(self, study_folder: Path) -> NotRequeued | None:
+        """Return that it could not requeue itself; None: it did not have to, or could.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        if self.job_id is None:
+            return None
+        submission_id = self.submission.submission_id
+        return read_not_requeued(not_requeued_file(study_folder, submission_id, self.job_id))
 
     def logs(self, study_folder: Path) -> list[Path]:
         """Return the files that its output goes to, those of its first process first."""

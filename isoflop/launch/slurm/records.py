@@ -4,6 +4,7 @@
                                            answer of the scheduler
     .launch/SUBMISSION_ID/jobs.json        how each of its runs is to be executed
     .launch/SUBMISSION_ID/array-000/       submitit's scripts, pickles and logs of one array
+    .launch/SUBMISSION_ID/not-requeued-JOB.json  that a task could not requeue itself
     .launch/code/DIGEST/                   the code that its tasks run
     .launch/options.json                   what `isoflop retry` decided, by run id
     .launch/cancelled.json                 ids of all jobs that `isoflop cancel` ended
@@ -23,6 +24,7 @@ from typing import Any, Literal
 from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.process import ProcessIdentity
+from isoflop.validate import read_record
 
 LAUNCH_FOLDER = ".launch"
 SUBMISSION_FILE = "submission.json"
@@ -66,6 +68,17 @@ class Submission:
     """Entries of a [placement] table that were given on its command line."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotRequeued:
+    """That a task could not requeue itself, by its last try so far; gone once it starts again."""
+
+    at_s: float
+    """Unix time of that try."""
+    num_tries: int
+    message: str
+    """The scheduler's."""
+
+
 def submission_folder(study_folder: Path, submission_id: str) -> Path:
     """Return where a submission's record, scripts and logs are."""
     return study_folder / LAUNCH_FOLDER / submission_id
@@ -91,6 +104,20 @@ def slurm_task_id(array: SentArray, index: int) -> str | None:
     if array.job_id is None:
         return None
     return f"{array.job_id}_{index}" if array.is_array else array.job_id
+
+
+def not_requeued_file(study_folder: Path, submission_id: str, job_id: str) -> Path:
+    """Return where the task of a job leaves a :class:`NotRequeued`."""
+    return submission_folder(study_folder, submission_id) / f"not-requeued-{job_id}.json"
+
+
+def read_not_requeued(path: Path) -> NotRequeued | None:
+    """Return what a task left there; None: nothing.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    return read_record(NotRequeued, path, "requeue", "remove the file") if path.exists() else None
 
 
 def write_submission(study_folder: Path, submission: Submission) -> None:

@@ -312,8 +312,8 @@ def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) 
 def _send(prepared: Prepared, plan: ArrayPlan, number: int) -> str:
     folder = records.array_folder(prepared.folder, prepared.submission_id, number)
     known = (str(prepared.folder), prepared.submission_id)
-    last = str(prepared.profile.max_failures)
-    arguments = [(*known, ",".join(task), last) for task in plan.tasks]
+    last = (str(prepared.profile.max_failures), str(prepared.profile.signal_s))
+    arguments = [(*known, ",".join(task), *last) for task in plan.tasks]
     if prepared.profile.is_local:
         gpus = gpus_of(prepared, plan, number)
         variables = variables_of(prepared)

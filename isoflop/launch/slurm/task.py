@@ -4,7 +4,8 @@ Each run is executed as anywhere (isoflop.launch.execute): "already complete?", 
 checkpoints, the result once. This module adds what a scheduler needs:
 
 * USR2 (the time limit is near, or a preemption that gives notice): the run saves at its next step,
-  and the task requeues itself, as often as it takes.
+  and the task requeues itself, as often as it takes. A scheduler that does not answer is asked
+  again for as long as there is time; then the task leaves a record of it (records.NotRequeued).
 * TERM (a preemption without notice, `scontrol requeue`, scancel): the run saves and the task ends;
   SLURM requeues what it preempted.
 * A run that another process holds, such as an orphan on a node that SLURM has lost: the task waits
@@ -16,7 +17,13 @@ checkpoints, the result once. This module adds what a scheduler needs:
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
+import math
 import os
+import re
+import signal
 import socket
 import sys
 import time
@@ -25,11 +32,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.files import read_json
+from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.job import FAILED, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.run_folder import LEASE_TIMEOUT_S
-from isoflop.launch.slurm.records import jobs_file, read_options
+from isoflop.launch.slurm.records import (
+    NotRequeued,
+    jobs_file,
+    not_requeued_file,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from isoflop.train.ranks import Ranks
@@ -40,8 +52,20 @@ HELD_WAIT_S = 2 * LEASE_TIMEOUT_S
 HELD_DELAY_S = 1200
 _TIME_IS_UP = "SIGUSR2"
 
+# Waits between tries to requeue; each is twice the one before.
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+_WAIT_POLL_S = 0.2
+# Before the time limit: to write the record and to end.
+REQUEUE_MARGIN_S = 5.0
+# Answers to `scontrol requeue` that time does not change.
+_REFUSED = re.compile(
+    r"disabled|Invalid job id|permission denied|Only batch jobs|not on the PATH", re.IGNORECASE
+)
 
-def run_task(study_folder: str, submission_id: str, run_ids: str, max_failures: str) -> str:
+
+def run_task(
+    study_folder: str, submission_id: str, run_ids: str, max_failures: str, signal_s: str
+) -> str:
     """Train the runs of one task. Requeue the task if a run is unfinished.
 
     Args:
@@ -49,13 +73,20 @@ def run_task(study_folder: str, submission_id: str, run_ids: str, max_failures: 
         submission_id: which submission this is of.
         run_ids: comma between ids; they are trained one after the other.
         max_failures: failed attempts after which a run is parked.
+        signal_s: seconds from USR2 to the time limit, or more.
 
     Returns a word for the log, which nothing reads back. The process ends with code 1 if a run
     failed or diverged, 75 if one is unfinished and the task could not requeue itself.
     """
     # Before anything slow: submitit's own handler would end the process on USR2.
     should_stop = StopFlag()
-    task = ArrayTask(Path(study_folder), submission_id, int(max_failures), should_stop)
+    task = ArrayTask(
+        Path(study_folder),
+        submission_id,
+        should_stop,
+        max_failures=int(max_failures),
+        signal_s=float(signal_s),
+    )
     for run_id in run_ids.split(","):
         task.train(run_id)
     return task.end()
@@ -99,14 +130,21 @@ class ArrayTask:
         self,
         study_folder: Path,
         submission_id: str,
+        should_stop: StopFlag,
+        *,
         max_failures: int,
-        should_stop: Callable[[], str | None],
+        signal_s: float,
     ) -> None:
         self._folder = study_folder
+        self._submission_id = submission_id
         self._jobs = read_json(jobs_file(study_folder, submission_id), "jobs of a submission")
         self._max_failures = max_failures
+        self._signal_s = signal_s
         self._should_stop = should_stop
         self._slurm_id = SlurmTaskId.from_environment(os.environ)
+        if self._slurm_id is not None and self._slurm_id.is_main:
+            # It was requeued after all, by hand or by a try whose answer was lost.
+            self._not_requeued(self._slurm_id).unlink(missing_ok=True)
         self._unfinished = False
         self._failed = False
         self._try_again = False
@@ -142,16 +180,68 @@ class ArrayTask:
             # The main rank alone decides, and is not to be ended by the code of another.
             return "ended"
         if self._slurm_id is not None and goes_on:
-            _requeue(self._slurm_id.job_id)
+            self._requeue(self._slurm_id)
             return "to be continued"
         if self._slurm_id is not None and self._held and stop is None:
-            _requeue(self._slurm_id.job_id, delay_s=HELD_DELAY_S)
+            self._requeue(self._slurm_id, delay_s=HELD_DELAY_S)
             return "held elsewhere, to be continued"
         if self._unfinished:
             return "held elsewhere" if stop is None else f"stopped by {stop}"
         if self._failed:
             sys.exit(FAILED)
         return "complete"
+
+    def _requeue(self, slurm_id: SlurmTaskId, *, delay_s: int = 0) -> None:
+        """Requeue the task; try again until its time is nearly up, or it is ended from outside."""
+        from isoflop.launch.slurm import scheduler
+
+        is_ended = StopFlag((signal.SIGTERM,))
+        path = self._not_requeued(slurm_id)
+        wait_s = FIRST_WAIT_S
+        for num_tries in itertools.count(1):
+            try:
+                scheduler.requeue(slurm_id.job_id, delay_s=delay_s)
+            except scheduler.SchedulerError as error:
+                words = error.words
+            else:
+                path.unlink(missing_ok=True)
+                return
+            print(f"isoflop: not put back into the queue: {words}", file=sys.stderr, flush=True)
+            record = NotRequeued(at_s=time.time(), num_tries=num_tries, message=words)
+            # At every try, since nothing is written after a SIGKILL. A folder that was moved away
+            # is not made again.
+            with contextlib.suppress(OSError):
+                if path.parent.is_dir():
+                    write_json_atomic(path, dataclasses.asdict(record))
+            if _REFUSED.search(words) or not self._wait(wait_s, is_ended):
+                break
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        sys.exit(TO_BE_CONTINUED)
+
+    def _wait(self, seconds: float, is_ended: Callable[[], str | None]) -> bool:
+        """Wait, at most until the task's time is nearly up; return whether there was time left."""
+        begin_s = time.monotonic()
+        while (left_s := self._time_left_s()) > 0 and is_ended() is None:
+            if time.monotonic() - begin_s >= min(seconds, left_s):
+                return True
+            time.sleep(_WAIT_POLL_S)
+        return False
+
+    def _time_left_s(self) -> float:
+        """Return seconds in which the task may go on trying; infinity before the time limit nears.
+
+        Without a controller no job is ended, and USR2 comes once it is back.
+        """
+        # Newer versions of SLURM say it; else USR2 came signal_s before, or earlier.
+        end_s = os.environ.get("SLURM_JOB_END_TIME")
+        if end_s is not None:
+            return float(end_s) - REQUEUE_MARGIN_S - time.time()
+        if self._should_stop.received_s is None:
+            return math.inf
+        return self._should_stop.received_s + self._signal_s - REQUEUE_MARGIN_S - time.time()
+
+    def _not_requeued(self, slurm_id: SlurmTaskId) -> Path:
+        return not_requeued_file(self._folder, self._submission_id, slurm_id.job_id)
 
     def _execute(self, job: Job) -> JobResult:
         if job.placement.num_ranks == 1:
@@ -203,13 +293,3 @@ class ArrayTask:
 
         folder = RunFolder(self._folder, run_id)
         return num_failures(folder, read_options(self._folder)) >= self._max_failures
-
-
-def _requeue(job_id: str, *, delay_s: int = 0) -> None:
-    from isoflop.launch.slurm.scheduler import SchedulerError, requeue
-
-    try:
-        requeue(job_id, delay_s=delay_s)
-    except SchedulerError as error:
-        print(f"isoflop: not put back into the queue: {error.words}", file=sys.stderr, flush=True)
-        sys.exit(TO_BE_CONTINUED)
