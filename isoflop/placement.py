@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from typing_extensions import TypedDict
 
 from isoflop.errors import UserError
+from isoflop.validate import CLOSED, ReadBy
 
 Parallel = Literal["single", "ddp", "fsdp", "channel"]
 PARALLEL: tuple[str, ...] = get_args(Parallel)
@@ -64,6 +67,31 @@ class Placement:
             raise UserError(
                 "ranks", self.num_ranks, "1 without a layout for several", "name one by `parallel`"
             )
+
+
+def _check_is_local(cluster: Any) -> Any:
+    if cluster != "local":
+        do = "leave it out and name the cluster with `isoflop submit --cluster`"
+        raise UserError("placement.cluster", cluster, "'local'", do)
+    return cluster
+
+
+class PlacementTable(TypedDict, total=False):
+    """Where to run, as far as it is not left to the command line; see isoflop.placement."""
+
+    __pydantic_config__ = CLOSED  # type: ignore[misc]  # for pydantic, no key
+
+    cluster: Annotated[Literal["local"], ReadBy(function=_check_is_local)]
+    device: Literal["cpu", "cuda"]
+    workers: int
+    parallel: Parallel
+    ranks: int
+    micro_batch: int
+    checkpoint_activations: bool
+    compile: bool
+    checkpoint_every: int | float
+    evaluate_every: int
+    sinks: list[Literal["tensorboard", "wandb"]]
 
 
 # What a study's [placement] table and the options of `isoflop run` call the fields; for an option

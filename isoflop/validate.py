@@ -264,6 +264,16 @@ def _user_error(
     return UserError(name, given, WANTED.get(kind, f"valid ({message})"), do)
 
 
+def _inside(table: Mapping[str, Any], part: int | str) -> Mapping[str, Any]:
+    """Return the schema of an entry of a list or a table; an empty one where there is none."""
+    if isinstance(part, int):
+        found = table.get("items", {})
+    else:
+        others = table.get("additionalProperties", {})
+        found = table.get("properties", {}).get(part, others)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _known_keys(schema: Mapping[str, Any], place: Sequence[int | str]) -> list[str]:
     """Return the keys of the table at ``place``, from the JSON schema of the whole."""
     definitions = schema.get("$defs", {})
@@ -275,10 +285,5 @@ def _known_keys(schema: Mapping[str, Any], place: Sequence[int | str]) -> list[s
 
     found = tables(schema)
     for part in place:
-        inner = (
-            t["items"] if isinstance(part, int) else t["properties"][part]
-            for t in found
-            if ("items" in t if isinstance(part, int) else part in t.get("properties", {}))
-        )
-        found = [t for node in inner for t in tables(node)]
+        found = [t for node in found for t in tables(_inside(node, part))]
     return [key for table in found for key in table.get("properties", {})]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def retry(
     sys.exit(show_report(report, folder))
 
 
-def _show(planned: Retry, options: dict[str, Any]) -> None:
+def _show(planned: Retry, options: Mapping[str, Any]) -> None:
     from isoflop.launch.slurm.retry import entries_text
 
     for line in planned.lines:
@@ -132,7 +133,9 @@ def _nothing(kind: str, failed: Counter[str], wanted: set[str] | None) -> str:
     return f"nothing to retry: no run failed by {kind}, but {others}"
 
 
-def _as_last_submitted(folder: Path, cluster: str | None) -> tuple[ClusterProfile, dict[str, Any]]:
+def _as_last_submitted(
+    folder: Path, cluster: str | None
+) -> tuple[ClusterProfile, Mapping[str, Any]]:
     """Return the profile, unless another is named, and what was typed besides it."""
     from isoflop.launch.slurm.profile import load_profile, profile_from_mapping
     from isoflop.launch.slurm.records import read_submissions
@@ -145,7 +148,7 @@ def _as_last_submitted(folder: Path, cluster: str | None) -> tuple[ClusterProfil
             "given for runs that were never submitted",
             "name a profile, or `local`",
         )
-    options = submissions[-1].options if submissions else {}
+    options: Mapping[str, Any] = submissions[-1].options if submissions else {}
     if cluster is not None:
         return load_profile(cluster), options
     return profile_from_mapping(submissions[-1].profile), options

@@ -7,11 +7,12 @@ or the command line names one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from isoflop.placement import Placement
+from isoflop.validate import Digest, Pattern, validated
 
 if TYPE_CHECKING:
     from isoflop.launch.run_folder import RunResult
@@ -30,14 +31,14 @@ class Job:
     """Which run is to be trained, from which data, and how."""
 
     study_folder: str
-    run_id: str
+    run_id: Digest
     data_folder: str
-    keep_weights: str = "none"
+    keep_weights: Annotated[str, Pattern(regex="^(none|best|all)$")] = "none"
     """none, best or all, as in the study."""
     placement: Placement = field(default_factory=Placement)
     convention: str = "paper"
     """The study's FLOP convention, in which rates are logged."""
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[Annotated[str, Pattern(regex="^(tensorboard|wandb)$")], ...] = ()
     """Where metrics go besides the run's folder; see isoflop.launch.sinks."""
 
     def to_json(self) -> dict[str, Any]:
@@ -45,10 +46,13 @@ class Job:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Job:
-        """Return the inverse of :meth:`to_json`."""
-        placement = Placement(**values["placement"])
-        return Job(**{**values, "placement": placement, "sinks": tuple(values["sinks"])})
+    def from_json(values: Any) -> Job:
+        """Return the inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: a wrong type or value.
+        """
+        return validated(Job, values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -58,8 +58,6 @@ _RATE_ROWS = 10
 # process goes on until its heartbeat is missed.
 GRACE_S = 60.0
 
-DEFAULT_MAX_FAILURES = 3
-
 # Of a failed run's output.
 NUM_LOG_LINES = 5
 
@@ -288,7 +286,7 @@ class _Merge:
         state = _with_kind(self._folder, state, task.logs(self._folder))
         folder = RunFolder(self._folder, state.run.run_id)
         failed = failures.num_failures(folder, self._options)
-        if failed < task.submission.profile.get("max_failures", DEFAULT_MAX_FAILURES):
+        if failed < task.submission.max_failures:
             return state
         return _become(state, "failed", f"parked after {failed} failures; {state.reason}")
 

@@ -11,16 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
-from typing_extensions import TypedDict
 
 from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
 from isoflop.families import add_family_folder, family_names, is_family
 from isoflop.numbers import format_flops
-from isoflop.placement import Parallel, placement_from
+from isoflop.placement import PlacementTable, placement_from
 from isoflop.recipe import RECIPES, name_at_rate
 from isoflop.validate import CLOSED, ReadBy
 
@@ -65,13 +64,6 @@ def _parse_size(text: str) -> int:
     return int(text)
 
 
-def _check_is_local(cluster: Any) -> Any:
-    if cluster != "local":
-        do = "leave it out and name the cluster with `isoflop submit --cluster`"
-        raise UserError("placement.cluster", cluster, "'local'", do)
-    return cluster
-
-
 SizesBudget = Annotated[int, ReadBy(function=functools.partial(parse_flops, field_name="sizes"))]
 SizeTable = Mapping[SizesBudget, Mapping[str, tuple[int, ...]]]
 """Rungs by budget and arch."""
@@ -80,24 +72,6 @@ SeedTable = Mapping[
     Mapping[str, Mapping[Annotated[int, ReadBy(function=_parse_size)], tuple[int, ...]]],
 ]
 """Seeds by budget, arch and size."""
-
-
-class PlacementTable(TypedDict, total=False):
-    """Where to run, as far as it is not left to the command line; see isoflop.placement."""
-
-    __pydantic_config__ = CLOSED  # type: ignore[misc]  # for pydantic, no key
-
-    cluster: Annotated[Literal["local"], ReadBy(function=_check_is_local)]
-    device: Literal["cpu", "cuda"]
-    workers: int
-    parallel: Parallel
-    ranks: int
-    micro_batch: int
-    checkpoint_activations: bool
-    compile: bool
-    checkpoint_every: int | float
-    evaluate_every: int
-    sinks: list[Literal["tensorboard", "wandb"]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

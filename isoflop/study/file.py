@@ -13,7 +13,8 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import from_here
-from isoflop.study import SIZES_DEFAULT, PlacementTable, SizesBudget, Study
+from isoflop.placement import PlacementTable
+from isoflop.study import SIZES_DEFAULT, SizesBudget, Study
 from isoflop.validate import CLOSED, validated
 
 # Fields of a study that a file has in tables of their own: by the table, or renamed.

@@ -68,7 +68,7 @@ def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
 def test_a_job_survives_json() -> None:
     job = Job(
         study_folder="f",
-        run_id="r",
+        run_id="0" * 64,
         data_folder="d",
         keep_weights="best",
         placement=Placement(micro_batch=2, checkpoint_every_s=None),

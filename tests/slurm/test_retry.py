@@ -122,14 +122,15 @@ def test_bad_nodes_are_left_out_from_now_on(
     told: Scheduler, sent: Sent, submitted: list[dict[str, Any]]
 ) -> None:
     four_failures(sent, told)
-    write_options(sent.folder, {sent.ids[2]: {"exclude_nodes": ["n1"]}, "other": {"x": 1}})
-    done = invoke(sent.folder, "--failed", "all", "--yes")
+    forgiven = {"attempts_forgiven": 1}
+    write_options(sent.folder, {sent.ids[1]: {"exclude_nodes": ["n1"]}, sent.ids[2]: forgiven})
+    done = invoke(sent.folder, "--failed", "node", "--yes")
     assert "without nodes n7, n8" in done.output
     options = submitted[0]["options"]
-    assert options[sent.ids[2]]["exclude_nodes"] == ["n1", "n7", "n8"]
+    assert options[sent.ids[1]]["exclude_nodes"] == ["n1", "n7", "n8"]
     assert options[sent.ids[3]]["exclude_nodes"] == ["n7", "n8"]
-    assert options["other"] == {"x": 1}
-    assert "placement" not in options[sent.ids[2]]
+    assert options[sent.ids[2]] == forgiven
+    assert "placement" not in options[sent.ids[1]]
 
 
 def test_parked_runs_get_a_new_count(

@@ -262,6 +262,7 @@ def test_typed_twice_sends_nothing_twice(slurm: Pretended, study: tuple[Path, Pl
     attempt = run_folder.claim({})
     assert attempt is not None
     result = {"status": "done", "status_reason": None, "loss": 1.0, "wall_s": 1.0}
+    result["num_steps"] = run_folder.read_spec().steps
     assert run_folder.write_result(attempt, result)
     run_folder.end_attempt(attempt, "done")
     report = submit(folder, CPU)

@@ -15,16 +15,20 @@ jobs may exist. :func:`comment_of` names them, so that the scheduler can be aske
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from typing_extensions import TypedDict
 
 from isoflop.errors import UserError
-from isoflop.files import read_json, write_json_atomic
+from isoflop.files import write_json_atomic
+from isoflop.launch.job import Job
 from isoflop.launch.process import ProcessIdentity
-from isoflop.validate import read_record
+from isoflop.placement import PlacementTable, placement_from
+from isoflop.validate import CLOSED, Digest, Pattern, UnixTime, Whole, in_file, read_record
 
 LAUNCH_FOLDER = ".launch"
 SUBMISSION_FILE = "submission.json"
@@ -32,17 +36,27 @@ JOBS_FILE = "jobs.json"
 OPTIONS_FILE = "options.json"
 CANCELLED_FILE = "cancelled.json"
 SUBMISSION_SCHEMA_VERSION = 1
+DEFAULT_MAX_FAILURES = 3
 
 Cluster = Literal["slurm", "local"]
+
+_RUN_ID = re.compile("[0-9a-f]{64}")
+_DO_SUBMISSION = "restore the file; or remove it once none of its jobs is in the queue"
+_DO_OPTIONS = "correct it"
+# They become parts of paths and arguments of the scheduler's commands.
+_Name = Annotated[str, Pattern(regex="^[0-9A-Za-z][0-9A-Za-z_-]*$")]
+_JobNumber = Annotated[str, Pattern(regex="^[0-9]{1,19}$")]
+_JobId = Annotated[str, Pattern(regex="^[0-9]{1,19}(_[0-9]{1,19})?$")]
+_Nodes = Annotated[str, Pattern(regex=r"^[0-9A-Za-z][0-9A-Za-z.,_\[\]-]*$")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SentArray:
     """One job of the scheduler: an array of tasks, or a single task."""
 
-    job_id: str | None
+    job_id: _JobNumber | None
     """None until the scheduler answered."""
-    tasks: tuple[tuple[str, ...], ...]
+    tasks: tuple[tuple[Digest, ...], ...]
     """Run ids by array index; a task trains its runs one after the other."""
     rejected: str | None
     """The scheduler's message, where it refused; None: it did not."""
@@ -55,26 +69,55 @@ class SentArray:
 class Submission:
     """What one `isoflop submit` sent, or was about to."""
 
-    submission_id: str
-    created_at: float
-    """Unix time."""
+    submission_id: _Name
+    created_at: UnixTime
     profile: dict[str, Any]
     """The cluster profile, as its TOML file has it."""
     snapshot: str | None
     """Folder of the code that its tasks run; None: the installed one."""
     cluster: Cluster
     arrays: tuple[SentArray, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    """Entries of a [placement] table that were given on its command line."""
+    options: PlacementTable = field(default_factory=lambda: PlacementTable())
+    """What was given on its command line."""
+
+    def __post_init__(self) -> None:
+        placement_from(self.options)
+        if type(self.max_failures) is not int:
+            error = ("profile.max_failures", self.max_failures, "a whole number", _DO_SUBMISSION)
+            raise UserError(*error)
+
+    @property
+    def max_failures(self) -> int:
+        """Failed attempts after which a run of it is parked."""
+        found: int = self.profile.get("max_failures", DEFAULT_MAX_FAILURES)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SubmissionFile(Submission):
+    __pydantic_config__: ClassVar = CLOSED
+
+    schema_version: Literal[1]
+
+
+class RunOptions(TypedDict, total=False):
+    """What was decided for a run."""
+
+    __pydantic_config__ = CLOSED  # type: ignore[misc]  # for pydantic, no key
+
+    placement: PlacementTable
+    exclude_nodes: list[_Nodes]
+    attempts_forgiven: Whole
+    """Failed attempts that no longer count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NotRequeued:
     """That a task could not requeue itself, by its last try so far; gone once it starts again."""
 
-    at_s: float
+    at_s: UnixTime
     """Unix time of that try."""
-    num_tries: int
+    num_tries: Whole
     message: str
     """The scheduler's."""
 
@@ -139,41 +182,62 @@ def read_submissions(study_folder: Path) -> list[Submission]:
 
 
 def _submission(path: Path) -> Submission:
-    values = read_json(path, "submission")
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-        if values.pop("schema_version") == SUBMISSION_SCHEMA_VERSION:
-            arrays = tuple(_array(array) for array in values.pop("arrays"))
-            return Submission(**values, arrays=arrays)
-    raise UserError(
-        "submission",
-        str(path),
-        f"a record in version {SUBMISSION_SCHEMA_VERSION}",
-        "restore the file; or remove it once none of its jobs is in the queue",
-    )
+    found = read_record(_SubmissionFile, path, "submission", _DO_SUBMISSION)
+    name = path.parent.name
+    if found.submission_id != name:
+        error = UserError("submission_id", found.submission_id, f"{name!r}", _DO_SUBMISSION)
+        raise in_file(error, path, _DO_SUBMISSION)
+    return Submission(**{f.name: getattr(found, f.name) for f in fields(Submission)})
 
 
-def _array(values: Mapping[str, Any]) -> SentArray:
-    process = values.get("process")
-    return SentArray(
-        **{
-            **values,
-            "tasks": tuple(tuple(task) for task in values["tasks"]),
-            "process": None if process is None else ProcessIdentity.from_json(process),
-        }
-    )
-
-
-def read_options(study_folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what was decided for single runs, by run id.
-
-    `placement`: entries of a study's [placement] table; `exclude_nodes`: names of nodes;
-    `attempts_forgiven`: failed attempts that no longer count.
+def read_jobs(study_folder: Path, submission_id: str) -> dict[str, Job]:
+    """Return how the runs of a submission are to be executed, by run id.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is missing or damaged.
+    """
+    path = jobs_file(study_folder, submission_id)
+    jobs = read_record(dict[Digest, Job], path, "jobs of a submission", "submit again")
+    for run_id, job in jobs.items():
+        wanted = {"run_id": run_id, "study_folder": str(study_folder)}
+        for name, value in wanted.items():
+            if getattr(job, name) != value:
+                error = UserError(f"{run_id}.{name}", getattr(job, name), value, "submit again")
+                raise in_file(error, path, error.do)
+    return jobs
+
+
+def read_options(study_folder: Path, known: Collection[str] | None = None) -> dict[str, RunOptions]:
+    """Return what was decided for single runs, by run id.
+
+    Args:
+        study_folder: the study's folder.
+        known: the runs of the plan; None: not asked.
+
+    Raises:
+        UserError: a wrong key or value, which a person may have written.
     """
     path = study_folder / LAUNCH_FOLDER / OPTIONS_FILE
-    return read_json(path, "launch options") if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = read_record(dict[str, RunOptions], path, "launch options", _DO_OPTIONS)
+    for run_id, options in found.items():
+        try:
+            _check_run_id(run_id, known)
+            placement_from(options.get("placement", {}))
+        except UserError as error:
+            name = error.field if error.field == "run id" else f"{run_id}.placement.{error.field}"
+            named = UserError(name, error.value, error.allowed, error.do)
+            raise in_file(named, path, error.do) from None
+    return found
+
+
+def _check_run_id(run_id: str, known: Collection[str] | None) -> None:
+    if not _RUN_ID.fullmatch(run_id):
+        do = "write the whole id; `isoflop show FOLDER RUN` has it"
+        raise UserError("run id", run_id, "all 64 digits of a run's id", do)
+    if known is not None and run_id not in known:
+        raise UserError("run id", run_id, "that of a run of the plan", "correct or remove it")
 
 
 def write_options(study_folder: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -188,7 +252,9 @@ def cancelled_jobs(study_folder: Path) -> set[str]:
         UserError: the record is damaged.
     """
     path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
-    return set(read_json(path, "cancelled jobs")) if path.exists() else set()
+    if not path.exists():
+        return set()
+    return set(read_record(list[_JobId], path, "cancelled jobs", "remove the file"))
 
 
 def record_cancelled(study_folder: Path, job_ids: Iterable[str]) -> None:

@@ -62,7 +62,7 @@ def plan_retry(
         wanted: run ids; None: all.
     """
     chosen = [s for s in failed_runs(status, wanted) if kind in ("all", s.kind)]
-    recorded = records.read_options(study_folder)
+    recorded = records.read_options(study_folder, {s.run.run_id for s in status.states})
     nodes = sorted({node for s in chosen if (node := _bad_node(s)) is not None})
     options, lines = {}, []
     for state in chosen:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -39,6 +39,9 @@ from isoflop.placement import placement_from
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import PlanEstimate, estimate_for
 from isoflop.plan.planner import Plan
+
+if TYPE_CHECKING:
+    from isoflop.placement import PlacementTable
 
 LOCK_FILE = "submit.lock"
 LOCK_WAIT_S = 60.0
@@ -178,7 +181,8 @@ def prepare(
     session = open_session(folder, options={**given, "workers": 1}, only=only)
     profile.load_hardware()
     estimate = estimate_for(session.plan, folder, profile.hardware, profile.price_per_hour)
-    recorded = {**records.read_options(folder), **(decided or {})}
+    known = {run.run_id for run in session.plan.runs}
+    recorded = {**records.read_options(folder, known), **(decided or {})}
     live = live_runs(folder, session.plan)
     free = [job for job in session.jobs if job.run_id not in live]
     parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
@@ -304,7 +308,7 @@ def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) 
         snapshot=str(prepared.snapshot.folder),
         cluster="local" if prepared.profile.is_local else "slurm",
         arrays=tuple(arrays),
-        options=dict(prepared.options),
+        options=cast("PlacementTable", dict(prepared.options)),
     )
     records.write_submission(prepared.folder, submission)
 

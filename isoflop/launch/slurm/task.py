@@ -32,14 +32,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.files import read_json, write_json_atomic
+from isoflop.files import write_json_atomic
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.job import FAILED, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.run_folder import LEASE_TIMEOUT_S
 from isoflop.launch.slurm.records import (
     NotRequeued,
-    jobs_file,
     not_requeued_file,
+    read_jobs,
     read_options,
 )
 
@@ -137,7 +137,7 @@ class ArrayTask:
     ) -> None:
         self._folder = study_folder
         self._submission_id = submission_id
-        self._jobs = read_json(jobs_file(study_folder, submission_id), "jobs of a submission")
+        self._jobs = read_jobs(study_folder, submission_id)
         self._max_failures = max_failures
         self._signal_s = signal_s
         self._should_stop = should_stop
@@ -156,7 +156,7 @@ class ArrayTask:
         if self._should_stop() is not None:
             self._unfinished = True
             return
-        job = Job.from_json(self._jobs[run_id])
+        job = self._jobs[run_id]
         result = self._execute(job)
         self._prune |= job.keep_weights == "best" and result.status == "done"
         reason = "" if result.reason is None else f": {result.reason}"
