@@ -31,8 +31,9 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write_temporary(path: Path, data: bytes, *, make_folder: bool) -> Path:
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -45,16 +46,23 @@ def _write_temporary(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: after a crash the old or the new content is there, whole."""
-    temporary = _write_temporary(path, data)
+def write_bytes_atomic(path: Path, data: bytes, *, make_folder: bool = True) -> None:
+    """Replace ``path`` by ``data``: after a crash the old or the new content is there, whole.
+
+    Args:
+        path: the file.
+        data: its new content.
+        make_folder: False: raise FileNotFoundError where its folder is not there, since it was
+            before and may have been moved.
+    """
+    temporary = _write_temporary(path, data, make_folder=make_folder)
     temporary.replace(path)
     fsync_path(path.parent)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
+def write_text_atomic(path: Path, text: str, *, make_folder: bool = True) -> None:
     """Write UTF-8 text as :func:`write_bytes_atomic` does."""
-    write_bytes_atomic(path, text.encode())
+    write_bytes_atomic(path, text.encode(), make_folder=make_folder)
 
 
 def dump_json(value: Any) -> str:
@@ -62,19 +70,19 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def write_json_atomic(path: Path, value: Any, *, make_folder: bool = True) -> None:
     """Write a JSON value as :func:`write_bytes_atomic` does."""
-    write_text_atomic(path, dump_json(value))
+    write_text_atomic(path, dump_json(value), make_folder=make_folder)
 
 
-def write_once(path: Path, data: bytes) -> bool:
+def write_once(path: Path, data: bytes, *, make_folder: bool = True) -> bool:
     """Create ``path`` with ``data`` unless it exists; the first writer wins.
 
     Returns False, and changes nothing, if the file is already there.
     """
     if path.exists():
         return False
-    temporary = _write_temporary(path, data)
+    temporary = _write_temporary(path, data, make_folder=make_folder)
     try:
         os.link(temporary, path)
     except FileExistsError:

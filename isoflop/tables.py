@@ -165,7 +165,11 @@ def _null_if_not_finite(value: Any) -> Any:
 
 
 def write_table(
-    path: Path, rows: Sequence[Mapping[str, Any] | DataclassInstance], schema: Schema
+    path: Path,
+    rows: Sequence[Mapping[str, Any] | DataclassInstance],
+    schema: Schema,
+    *,
+    make_folder: bool = True,
 ) -> None:
     """Write rows as parquet, atomically; a NaN or infinity becomes null.
 
@@ -177,7 +181,7 @@ def write_table(
     values = [_values(row, schema) for row in rows]
     sink = pa.BufferOutputStream()
     pq.write_table(_arrow_table(values, schema.arrow()), sink, compression="zstd")
-    write_bytes_atomic(path, sink.getvalue().to_pybytes())
+    write_bytes_atomic(path, sink.getvalue().to_pybytes(), make_folder=make_folder)
 
 
 def _arrow_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

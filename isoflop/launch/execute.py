@@ -1,6 +1,7 @@
 """One run, start to end, in the calling process: claim, train, record. A function of strings.
 
-While a run trains, a thread renews its heartbeat, so that no other process begins it.
+While a run trains, a thread renews its heartbeat, so that no other process begins it. A run whose
+folder is moved away meanwhile stops and writes nothing more; it can be continued in the new place.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 
 HEARTBEAT_S = 5.0
+
+GONE = "its folder was moved or removed"
 
 
 def execute(
@@ -80,6 +83,8 @@ def _begin(
     job: Job, folder: RunFolder, should_stop: Callable[[], str | None]
 ) -> tuple[JobResult, Attempt | None]:
     """Return the claim on a run, or None and how it stands."""
+    if not folder.path.is_dir():
+        return _gone(folder), None
     finished = folder.result()
     if finished is not None:
         return JobResult.of(finished), None
@@ -92,6 +97,11 @@ def _begin(
         return JobResult(status="held"), attempt
     folder.end_attempt(attempt, "already complete")
     return JobResult.of(finished), None
+
+
+def _gone(folder: RunFolder) -> JobResult:
+    reason = f"{folder.path} was moved or removed; it is not made again, nothing more is written"
+    return JobResult(status="gone", reason=reason)
 
 
 def _follow(
@@ -171,11 +181,13 @@ class RunningAttempt:
         try:
             return self._record(self._train(data, ranks))
         except Exception as error:
+            if self._is_gone():
+                return self._record_gone()
             reason = self._describe(error, ranks)
             # A full disk takes no record either; the reason is still returned.
             with contextlib.suppress(OSError):
                 path = self._folder.traceback_file(self._attempt)
-                write_text_atomic(path, traceback.format_exc())
+                write_text_atomic(path, traceback.format_exc(), make_folder=False)
                 self._end(f"failed: {reason}")
             return JobResult(status="failed", reason=reason)
 
@@ -211,7 +223,7 @@ class RunningAttempt:
         store = CheckpointStore(
             self._folder.checkpoints,
             run_id=self._job.run_id,
-            may_write=lambda: self._folder.is_newest(self._attempt),
+            may_write=lambda: self._folder.may_write(self._attempt),
             on_damaged=on_damaged,
         )
         store.clean_up()
@@ -223,7 +235,7 @@ class RunningAttempt:
             hooks=Hooks(on_step=on_step, on_event=log.event),
             checkpoints=store,
             keep_weights=self._job.keep_weights != "none",
-            should_stop=lambda: "superseded" if beat.superseded else self._should_stop(),
+            should_stop=lambda: beat.lost or self._should_stop(),
         )
 
     def _about(self, spec: RunSpec) -> About:
@@ -244,6 +256,8 @@ class RunningAttempt:
     def _record(self, outcome: RunOutcome) -> JobResult:
         if outcome.status == "stopped":
             return self._record_stop(outcome)
+        if self._is_gone():
+            return self._record_gone()
         wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
         whole = dataclasses.replace(outcome, wall_s=wall_s)
         # Before the result, after which no attempt follows; what a kill leaves is written again.
@@ -260,11 +274,26 @@ class RunningAttempt:
         return JobResult.of(whole)
 
     def _record_stop(self, outcome: RunOutcome) -> JobResult:
-        if not self._folder.is_newest(self._attempt):
+        if outcome.status_reason == GONE or self._is_gone():
+            return self._record_gone()
+        if not self._folder.may_write(self._attempt):
             self._end("superseded", outcome.wall_s)
             return JobResult(status="held")
         self._end(f"interrupted: {outcome.status_reason}", outcome.wall_s)
         return JobResult(status="interrupted", reason=outcome.status_reason)
+
+    def _is_gone(self) -> bool:
+        # A file system that does not answer is not a folder that was moved.
+        with contextlib.suppress(OSError):
+            return self._folder.is_gone(self._attempt)
+        return False
+
+    def _record_gone(self) -> JobResult:
+        """Return that the folder is gone. Where it is back, record the end for the next attempt."""
+        if not self._is_gone():
+            with contextlib.suppress(OSError):
+                self._end(f"interrupted: {GONE}")
+        return _gone(self._folder)
 
     def _end(self, reason: str, wall_s: float | None = None) -> None:
         steps = None
@@ -284,7 +313,8 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_stopped, daemon=True)
         self.step = 0
-        self.superseded = False
+        self.lost: str | None = None
+        """Why the run is to stop: superseded, or GONE; None: it may go on."""
 
     def __enter__(self) -> Heartbeat:
         self._folder.beat(self._attempt, self.step, self._steps)
@@ -297,11 +327,11 @@ class Heartbeat:
 
     def _beat_until_stopped(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            if not self._folder.is_newest(self._attempt):
-                self.superseded = True
-                return
             # On a full disk or a stalled file system the next beat may go through.
             with contextlib.suppress(OSError):
+                if not self._folder.may_write(self._attempt):
+                    self.lost = GONE if self._folder.is_gone(self._attempt) else "superseded"
+                    return
                 self._folder.beat(self._attempt, self.step, self._steps)
 
 

@@ -57,9 +57,11 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobResult:
-    """How a job ended: done, diverged, failed, held (another process has the run), interrupted."""
+    """How a job ended."""
 
     status: str
+    """done, diverged, failed, held (another process has the run), interrupted, or gone (the run's
+    folder was moved or removed)."""
     reason: str | None = None
     loss: float | None = None
     wall_s: float | None = None

@@ -171,10 +171,10 @@ def write_tables(run_folder: Path) -> None:
     """
     try:
         rows = list(read_rows(run_folder / LINES_FILE))
-        write_table(run_folder / METRICS_FILE, _metrics(rows), METRICS)
+        write_table(run_folder / METRICS_FILE, _metrics(rows), METRICS, make_folder=False)
         usage = _usage(rows)
         if usage:
-            write_table(run_folder / USAGE_FILE, usage, USAGE)
+            write_table(run_folder / USAGE_FILE, usage, USAGE, make_folder=False)
     # A full disk, or a line that nothing of this version wrote: neither costs a run its result.
     except Exception as error:
         logger.warning("no tables of metrics, their lines are in %s: %s", LINES_FILE, error)

@@ -9,10 +9,13 @@
                         final weights stay where the study keeps them (isoflop.launch.weights)
     result.json         once; the first writer wins; never overwritten
 
-Only the holder of the newest attempt may write the result. The next attempt may begin when the
-holder is dead. Whether it is, its process decides where that can be seen: on the same boot of a
-machine and in the same pid namespace (isoflop.launch.process). Else its heartbeat does, since host
-names may coincide and process numbers mean nothing in another container.
+Only the holder of the newest attempt may write, and only where it finds that attempt's file: the
+folder of a run at work that was moved away is never made again.
+
+The next attempt may begin when the holder is dead. Whether it is, its process decides where that
+can be seen: on the same boot of a machine and in the same pid namespace (isoflop.launch.process).
+Else its heartbeat does, since host names may coincide and process numbers mean nothing in another
+container.
 
 No two clocks are compared for that: those of machines may be hours apart, and file systems differ
 in whose clock dates a file. Whoever wants to begin watches whether the holder writes anything, and
@@ -312,7 +315,9 @@ class RunFolder:
             step_range=None,
         )
         record = dump_json(_record(attempt, details)).encode()
-        if not write_once(self._attempt_path(attempt.number), record):
+        path = self._attempt_path(attempt.number)
+        path.parent.mkdir(exist_ok=True)
+        if not write_once(path, record, make_folder=False):
             return None
         return dataclasses.replace(attempt, details=_details(details))
 
@@ -343,15 +348,28 @@ class RunFolder:
                 "step": step,
                 "steps": steps,
             },
+            make_folder=False,
         )
 
     def traceback_file(self, attempt: Attempt) -> Path:
         """Return where an attempt that failed leaves its traceback."""
         return self.path / f"error-{attempt.number:04d}.txt"
 
-    def is_newest(self, attempt: Attempt) -> bool:
-        """Return whether no later attempt has begun."""
-        return not self._attempt_path(attempt.number + 1).exists()
+    def may_write(self, attempt: Attempt) -> bool:
+        """Return whether an attempt may write here: it is the newest, and this is its folder."""
+        return not self._attempt_path(attempt.number + 1).exists() and not self.is_gone(attempt)
+
+    def is_gone(self, attempt: Attempt) -> bool:
+        """Return whether an attempt's own file is not here: its folder was moved or removed."""
+        path = self._attempt_path(attempt.number)
+        if not path.exists():
+            return True
+        try:
+            found = _attempt(path, attempt.number)
+        except UserError:
+            # Damaged: that it is another's cannot be said.
+            return False
+        return (found.holder, found.start_s) != (attempt.holder, attempt.start_s)
 
     def end_attempt(
         self,
@@ -370,11 +388,11 @@ class RunFolder:
             "step_range": None if step_range is None else list(step_range),
             "wall_s": wall_s,
         }
-        write_json_atomic(path, record)
+        write_json_atomic(path, record, make_folder=False)
 
     def write_result(self, attempt: Attempt, values: Mapping[str, Any]) -> bool:
-        """Write the result if this attempt is the newest and there is no result yet."""
-        if not self.is_newest(attempt):
+        """Write the result if this attempt may write and there is no result yet."""
+        if not self.may_write(attempt):
             return False
         record = {
             "schema_version": RESULT_SCHEMA_VERSION,
@@ -382,7 +400,8 @@ class RunFolder:
             "attempt": attempt.number,
             **values,
         }
-        return write_once(self.path / "result.json", dump_json(record).encode())
+        path = self.path / "result.json"
+        return write_once(path, dump_json(record).encode(), make_folder=False)
 
     def previous_wall_s(self, attempt: Attempt) -> float:
         """Return training seconds that earlier attempts spent, work that was lost included.

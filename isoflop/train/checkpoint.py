@@ -61,10 +61,11 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: the run's `ckpt` folder; made when the first checkpoint is written.
+        folder: the run's `ckpt` folder; made when the first checkpoint is written, if the folder
+            above it is there: that of a run may have been moved.
         run_id: whose they are; those of another run are not used.
-        may_write: asked right before a checkpoint gets its name; False for a process that another
-            one has succeeded.
+        may_write: asked before a checkpoint is written and right before it gets its name; False
+            for a process that another one has succeeded, or whose folder was moved.
         on_damaged: called with each checkpoint that is passed over, and the reason.
     """
 
@@ -108,7 +109,10 @@ class CheckpointStore:
         temporary = self.folder / f".{step}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         tensors = dict(optimizer_state) | {EXTRA + k: v for k, v in extra_tensors.items()}
         try:
-            temporary.mkdir(parents=True)
+            if not self._may_write():
+                return False
+            self.folder.mkdir(exist_ok=True)
+            temporary.mkdir()
             save_file(dict(weights), temporary / WEIGHTS_FILE)
             save_file(tensors, temporary / OPTIMIZER_FILE)
             self._write_state(temporary, step, meta)

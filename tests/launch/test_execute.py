@@ -143,7 +143,85 @@ def test_a_process_that_was_succeeded_writes_nothing(
     assert go(job, on_step=on_step).status == "held"
     assert record(folder, 1)["exit_reason"] == "superseded"
     assert folder.result() is None
-    assert list(folder.checkpoints.iterdir()) == []
+    assert not folder.checkpoints.exists()
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("at_step", [2, 9])
+@pytest.mark.parametrize("what", ["study", "run", "replaced"])
+def test_a_folder_that_was_moved_is_not_made_again_and_goes_on_where_it_is(
+    what: str, at_step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.01)
+    here, there = tmp_path / "here", tmp_path / "there"
+    # Long enough to be stopped by its heartbeat; at the last step that has no time to.
+    job, folder = job_in(here, keep_weights="all")
+    moved, target = (
+        (here, there)
+        if what == "study"
+        else (folder.path, there / folder.path.parent.name / folder.path.name)
+    )
+
+    def on_step(metrics: Any, steps: int) -> None:
+        if metrics.step == at_step:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            moved.rename(target)
+            if what == "replaced":
+                # Somebody has planned and begun the run again in the old place.
+                RunFolder(here, job.run_id).write_spec(made_spec())
+                assert RunFolder(here, job.run_id).claim({}) is not None
+            time.sleep(0.2)
+
+    ending = go(job, on_step=on_step)
+    assert ending.status == "gone"
+    assert str(folder.path) in (ending.reason or "")
+    if what == "study":
+        assert not here.exists()
+    elif what == "run":
+        assert not folder.path.exists()
+    else:
+        assert listing(folder.path).keys() == {"spec.json", "attempts/0001.json"}
+    new = RunFolder(there, job.run_id)
+    assert new.result() is None
+    assert [a.exit_reason for a in new.attempts()] == [None]
+    # Of this process, which still lives; so that it counts as killed.
+    path = new.path / "attempts" / "0001.json"
+    path.write_text(path.read_text().replace('"start_ticks": ', '"start_ticks": 1'))
+    job, _ = job_in(there, keep_weights="all")
+    wanted = undisturbed(made_spec())
+    assert go(job).loss == wanted.outcome.loss
+    (resumed,) = events(new, "resumed")
+    assert resumed["step"] == at_step
+
+
+def test_a_folder_that_was_away_for_a_moment_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.01)
+    job, folder = job_in(tmp_path)
+    away = folder.path.with_name("away")
+
+    def on_step(metrics: Any, steps: int) -> None:
+        if metrics.step == 3:
+            folder.path.rename(away)
+            time.sleep(0.2)
+            away.rename(folder.path)
+
+    assert go(job, on_step=on_step).status == "gone"
+    # It has stopped and says so: nothing waits for this process to end.
+    assert record(folder, 1)["exit_reason"] == "interrupted: its folder was moved or removed"
+    assert go(job).loss == undisturbed(made_spec()).outcome.loss
+    assert record(folder, 2)["step_range"] == [4, 9]
+
+
+def test_a_run_without_a_folder_is_not_begun(tmp_path: Path) -> None:
+    job, folder = job_in(tmp_path)
+    folder.path.rename(tmp_path / "elsewhere")
+    assert go(job).status == "gone"
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_result_that_came_first_wins(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
         result = told.results[job.run_id].pop(0)
         if result.status == "failed":
             folder = RunFolder(tmp_path, job.run_id)
+            folder.path.mkdir(parents=True, exist_ok=True)
             attempt = folder.claim({})
             assert attempt is not None
             folder.end_attempt(attempt, f"failed: {result.reason}")
@@ -191,6 +192,41 @@ def test_what_can_be_done_now_is_not_put_off_by_a_held_run(
     told.results = {RUNS[0]: [result("held")], RUNS[1]: [result("failed")]}
     assert run(tmp_path) == "to be continued"
     assert told.delays_s == [0]
+
+
+@pytest.mark.parametrize("by", ["status", "import"])
+def test_a_study_that_was_moved_ends_in_one_line(
+    by: str,
+    told: Told,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def move(*_: object, **__: object) -> JobResult:
+        (tmp_path / ".launch").rename(tmp_path / "elsewhere")
+        if by == "import":
+            # As of what comes from the copy of the code.
+            raise ModuleNotFoundError("No module named 'isoflop.train.memory'")
+        return result("gone")
+
+    monkeypatch.setattr(executing, "execute", move)
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == task.FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} was moved or removed" in line
+    assert told.requeued == []
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere"}
+
+
+def test_a_run_whose_folder_was_removed_does_not_stop_the_others(
+    told: Told, tmp_path: Path
+) -> None:
+    told.results = {RUNS[0]: [result("gone")], RUNS[1]: [result("done")]}
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == task.FAILED
+    assert (told.executed, told.requeued) == (list(RUNS), [])
 
 
 def test_failures_are_tried_again_until_the_run_is_parked(told: Told, tmp_path: Path) -> None:

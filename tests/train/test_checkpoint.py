@@ -316,7 +316,7 @@ def test_a_succeeded_writer_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_writer_succeeded_in_its_last_moment_harms_nothing(tmp_path: Path) -> None:
     successor = store_in(tmp_path)
-    answers = iter([True, False])
+    answers = iter([True, True, False])
     orphan = store_in(tmp_path, may_write=lambda: next(answers))
     save(successor, 4, 4.0)
     save(successor, 8, 8.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -28,6 +29,8 @@ class Events:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to the curve of each name."""
         if self._writer is None:
+            # The run's folder is not made again where it was moved away.
+            Path(self._folder).mkdir(exist_ok=True)
             # A resumed run begins at an earlier step: what was shown from there on is replaced.
             self._writer = SummaryWriter(self._folder, purge_step=step)
         for name, value in values.items():

@@ -34,6 +34,11 @@ _BAD_NODE = re.compile(
     re.IGNORECASE,
 )
 _LOST_RANK = re.compile(r"lost contact with another rank")
+# The last line of a task whose study's folder is elsewhere now: its runs go on there.
+_MOVED = re.compile(r"was moved or removed: it is not made again")
+
+# What SLURM has of a job whose log it could not open.
+_NO_LOG = "0:53"
 
 _BY_JOB_STATE = {
     "OUT_OF_MEMORY": "oom",
@@ -64,6 +69,8 @@ def kind_of_job(job: JobState, last_lines: Sequence[str]) -> str:
         return known
     if job.state == "COMPLETED":
         return "lost"
+    if job.exit_code == _NO_LOG or any(map(_MOVED.search, last_lines)):
+        return "lost"
     return _kind_of_text("\n".join(last_lines))
 
 
@@ -72,7 +79,9 @@ def describe_job(job: JobState) -> str:
     parts = [f"{job.name} ended {job.state}"]
     if job.node is not None:
         parts.append(f"on {job.node}")
-    if job.exit_code not in (None, "0:0"):
+    if job.exit_code == _NO_LOG:
+        parts.append("since its log could not be opened (was the folder moved?)")
+    elif job.exit_code not in (None, "0:0"):
         code, _, signal = str(job.exit_code).partition(":")
         parts.append(f"by signal {signal}" if signal not in ("", "0") else f"with exit code {code}")
     return " ".join(parts)

@@ -11,6 +11,8 @@ checkpoints, the result once. This module adds what a scheduler needs:
 * A run that another process holds, such as an orphan on a node that SLURM has lost: the task waits
   for its result, or for its heartbeat to stop. If neither comes, it gives its node back: it goes on
   with its other runs and then requeues itself, to begin later.
+* A folder that was moved away: the task ends with one line, and writes nothing more. It is not
+  requeued, since nothing of it would be found.
 * A failure: the task requeues itself until the run has failed max_failures times; then the run is
   parked, with the reason in its last attempt's record.
 """
@@ -30,7 +32,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from isoflop.files import write_json_atomic
 from isoflop.launch.callbacks import StopFlag
@@ -38,6 +40,7 @@ from isoflop.launch.job import FAILED, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.run_folder import LEASE_TIMEOUT_S
 from isoflop.launch.slurm.records import (
     NotRequeued,
+    jobs_file,
     not_requeued_file,
     read_jobs,
     read_options,
@@ -87,9 +90,15 @@ def run_task(
         max_failures=int(max_failures),
         signal_s=float(signal_s),
     )
-    for run_id in run_ids.split(","):
-        task.train(run_id)
-    return task.end()
+    try:
+        for run_id in run_ids.split(","):
+            task.train(run_id)
+        return task.end()
+    except Exception:
+        # Its code was in the folder: an import may have failed.
+        if not task.is_gone:
+            raise
+        task.end_without_folder()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +160,21 @@ class ArrayTask:
         self._held = False
         self._prune = False
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the study's folder was moved or removed."""
+        return not jobs_file(self._folder, self._submission_id).exists()
+
+    def end_without_folder(self) -> NoReturn:
+        """End with one line and the code of a failure."""
+        words = "was moved or removed: it is not made again, and its runs go on where it is"
+        print(f"isoflop: {self._folder} {words}", file=sys.stderr, flush=True)
+        sys.exit(FAILED)
+
     def train(self, run_id: str) -> None:
         """Train one run, unless the task was asked to stop."""
+        if self.is_gone:
+            return
         if self._should_stop() is not None:
             self._unfinished = True
             return
@@ -167,11 +189,13 @@ class ArrayTask:
         elif result.status == "failed":
             self._failed = True
             self._try_again |= not self._is_parked(run_id)
-        elif result.status == "diverged":
+        elif result.status in ("diverged", "gone"):
             self._failed = True
 
     def end(self) -> str:
         """Requeue the task where that is due; return a word for the log."""
+        if self.is_gone:
+            self.end_without_folder()
         if self._prune:
             self._prune_weights()
         stop = self._should_stop()
