@@ -163,6 +163,8 @@ def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
 
 def total_lines(prepared: Prepared) -> Iterator[str]:
     """Yield the runs, device-hours and cost to be submitted, or that there are none."""
+    from isoflop.launch.slurm.submit import num_left_of
+
     if not prepared.runs:
         yield _nothing_line(prepared.num_done, prepared.num_live)
         yield from _parked_lines(prepared.parked, prepared.folder)
@@ -175,13 +177,19 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
         f"{prepared.gpu_hours:,.4g} {prepared.estimate.unit}{cost}"
     )
     yield from prepared.shell_lines
+    num_left = num_left_of(prepared)
+    if num_left:
+        queued = (
+            f"max_submit = {prepared.profile.max_submit}, {_tasks(prepared.num_tasks)} in the queue"
+        )
+        yield f"{_runs(num_left)} of them left for later ({queued})"
     yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
     yield from _parked_lines(prepared.parked, prepared.folder)
 
 
 def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
     """Yield what was submitted, what was not, and what to do next."""
-    if report.submission_id is None:
+    if report.submission_id is None and not report.num_left:
         yield _nothing_line(report.num_done, report.num_live)
     if report.num_sent:
         jobs = report.job_ids
@@ -199,7 +207,10 @@ def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
     if report.rejected:
         yield "correct the profile or ask for less; the same command then sends what is left"
     if report.num_left:
-        yield f"left for later by max_submit: {_runs(report.num_left)}; submit again to send them"
+        yield (
+            f"left for later by max_submit, with {_tasks(report.num_tasks)} in the queue: "
+            f"{_runs(report.num_left)}; submit again to send them"
+        )
     if report.num_sent:
         yield f"`isoflop status {folder}` tells what becomes of them"
 
@@ -213,6 +224,10 @@ def _parked_lines(parked: Sequence[str], folder: Path) -> Iterator[str]:
         yield f"parked: run {shown_id(run_id)} failed too often; `isoflop logs {folder} RUN`"
     if parked:
         yield f"`isoflop retry {folder} --failed all` sends parked runs again"
+
+
+def _tasks(number: int) -> str:
+    return "1 task" if number == 1 else f"{number} tasks"
 
 
 def _runs(number: int) -> str:

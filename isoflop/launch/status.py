@@ -190,8 +190,18 @@ def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
     return StudyStatus(states=tuple(states), queue=queue)
 
 
-def live_runs(study_folder: Path, plan: Plan) -> set[str]:
-    """Return ids of the runs that a process is training or a job in the queue is going to train.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveWork:
+    """What of a study is at work, or in the queue."""
+
+    run_ids: frozenset[str]
+    """Runs that a process is training or a job in the queue is going to train."""
+    num_tasks: int
+    """Jobs and tasks of arrays in the queue."""
+
+
+def live_work(study_folder: Path, plan: Plan) -> LiveWork:
+    """Return what is at work or in the queue.
 
     Raises:
         SchedulerError: something was sent, and the scheduler does not answer.
@@ -205,7 +215,12 @@ def live_runs(study_folder: Path, plan: Plan) -> set[str]:
     for run_id in {run.run_id for run in plan.runs} - live - finished.keys():
         if RunFolder(study_folder, run_id).attempt_at_work() is not None:
             live.add(run_id)
-    return live
+    return LiveWork(run_ids=frozenset(live), num_tasks=queue.num_live_tasks)
+
+
+def live_runs(study_folder: Path, plan: Plan) -> frozenset[str]:
+    """Return the runs of :func:`live_work`; raises as it does."""
+    return live_work(study_folder, plan).run_ids
 
 
 def _finished(study_folder: Path, plan: Plan) -> dict[str, RunResult]:

@@ -92,6 +92,13 @@ class Queue:
         """Return the state of a task's job; None: it is not in the queue, or not known."""
         return None if task.job_id is None else self.answer.jobs.get(task.job_id)
 
+    @property
+    def num_live_tasks(self) -> int:
+        """Jobs and tasks of arrays that wait or run; processes of this machine are none."""
+        jobs = (self.job(task) for tasks in self.tasks.values() for task in tasks)
+        live = (job for job in jobs if job is not None and not job.is_final)
+        return len({job.job_id for job in live if not job.is_process})
+
     def live(self, run_id: str) -> tuple[SentTask, JobState] | None:
         """Return the newest task of a run that waits or runs; None: there is none."""
         for task in reversed(self.tasks.get(run_id, ())):

@@ -33,7 +33,7 @@ from isoflop.launch.slurm.failures import num_failures
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import SentArray, Submission
 from isoflop.launch.slurm.snapshot import Snapshot, snapshot_of
-from isoflop.launch.status import live_runs
+from isoflop.launch.status import live_work
 from isoflop.launch.workers import num_cores
 from isoflop.placement import placement_from
 from isoflop.plan.artefact import read_plan
@@ -67,6 +67,8 @@ class Prepared:
     num_done: int
     num_live: int
     """Runs that a process trains or a job in the queue is going to; they are not sent."""
+    num_tasks: int
+    """Jobs and tasks of arrays in the queue."""
     snapshot: Snapshot
     max_array_size: int
     submission_id: str
@@ -104,6 +106,8 @@ class SubmitReport:
     parked: tuple[str, ...]
     num_left: int
     """Runs that the limit on submitted tasks left for later."""
+    num_tasks: int = 0
+    """Jobs and tasks of arrays in the queue, with those that were sent."""
     is_local: bool = False
     """Whether jobs are processes of this machine."""
 
@@ -183,8 +187,8 @@ def prepare(
     estimate = estimate_for(session.plan, folder, profile.hardware, profile.price_per_hour)
     known = {run.run_id for run in session.plan.runs}
     recorded = {**records.read_options(folder, known), **(decided or {})}
-    live = live_runs(folder, session.plan)
-    free = [job for job in session.jobs if job.run_id not in live]
+    live = live_work(folder, session.plan)
+    free = [job for job in session.jobs if job.run_id not in live.run_ids]
     parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
     jobs, runs = {}, {}
     left_out = set(parked)
@@ -204,6 +208,7 @@ def prepare(
         parked=tuple(parked),
         num_done=session.num_done_before,
         num_live=len(session.jobs) - len(free),
+        num_tasks=live.num_tasks,
         snapshot=snapshot_of(folder, {run.spec.family for run in session.plan.runs}),
         max_array_size=max_array_size,
         submission_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
@@ -220,10 +225,11 @@ def send(prepared: Prepared) -> SubmitReport:
             nothing was sent), or the code snapshot was changed.
     """
     with submit_lock(prepared.folder):
-        live = live_runs(prepared.folder, prepared.plan)
-        free = [run_id for run_id in prepared.runs if run_id not in live]
+        live = live_work(prepared.folder, prepared.plan)
+        free = [run_id for run_id in prepared.runs if run_id not in live.run_ids]
         todo = [r for r in free if RunFolder(prepared.folder, r).result() is None]
-        plans, num_left = _within_limit(arrays_of(prepared, todo), prepared.profile, len(live))
+        wanted = arrays_of(prepared, todo)
+        plans, num_left = _within_limit(wanted, prepared.profile, live.num_tasks)
         arrays: tuple[SentArray, ...] = ()
         begin(prepared.folder, prepared.plan, todo)
         if plans:
@@ -236,6 +242,7 @@ def send(prepared: Prepared) -> SubmitReport:
         num_live=prepared.num_live + len(prepared.runs) - len(free),
         parked=prepared.parked,
         num_left=num_left,
+        num_tasks=live.num_tasks + sum(len(array.tasks) for array in arrays if array.job_id),
         is_local=prepared.profile.is_local,
     )
 
@@ -327,12 +334,12 @@ def _send(prepared: Prepared, plan: ArrayPlan, number: int) -> str:
 
 
 def _within_limit(
-    plans: Sequence[ArrayPlan], profile: ClusterProfile, num_live: int
+    plans: Sequence[ArrayPlan], profile: ClusterProfile, num_tasks: int
 ) -> tuple[list[ArrayPlan], int]:
     """Return the first tasks that the limit allows, and the number of runs in the others."""
     if profile.max_submit is None:
         return list(plans), 0
-    room = max(0, profile.max_submit - num_live)
+    room = max(0, profile.max_submit - num_tasks)
     kept = []
     for plan in plans:
         tasks = plan.tasks[:room]
@@ -340,6 +347,11 @@ def _within_limit(
         if tasks:
             kept.append(dataclasses.replace(plan, tasks=tasks))
     return kept, sum(p.num_runs for p in plans) - sum(p.num_runs for p in kept)
+
+
+def num_left_of(prepared: Prepared) -> int:
+    """Return the runs that the limit on submitted tasks leaves for later, as things stand now."""
+    return _within_limit(arrays_of(prepared), prepared.profile, prepared.num_tasks)[1]
 
 
 def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> list[ArrayPlan]:
