@@ -162,6 +162,12 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: ``isoflop`` in the XDG cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "isoflop"
+
+
 def from_here(path: Path) -> Path:
     """Return an absolute path as it is typed from here: relative where it lies below."""
     here = Path.cwd()

@@ -136,3 +136,58 @@ def write_routed_family(folder: Path) -> Path:
     (folder / "spec.py").write_text(ROUTED_SPEC)
     (folder / "module.py").write_text(ROUTED_MODULE)
     return folder
+
+
+LOW_RANK_SPEC = """
+from dataclasses import dataclass
+
+from isoflop.accounting import dense_component
+
+free_dimension = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    rank: int
+
+
+def ledger(config, d_model, seq_len):
+    params = 2 * d_model * config.rank
+    return (dense_component("experts", 2 * params, params),)
+
+
+def ladder(recipe, size):
+    return Config(rank=2 + size // 2)
+"""
+
+LOW_RANK_MODULE = """
+import torch
+from torch import nn
+
+from isoflop.model.init import trunc_normal
+
+
+class LowRank(nn.Module):
+    def __init__(self, d_model, rank):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(d_model, rank))
+        self.up = nn.Parameter(torch.empty(rank, d_model))
+
+    def initialisers(self):
+        return {name: trunc_normal(getattr(self, name).shape[0] ** -0.5) for name in ("down", "up")}
+
+    def forward(self, x):
+        return torch.relu(x @ self.down) @ self.up
+
+
+def build(config, d_model):
+    return LowRank(d_model, min(config.rank, 6))
+"""
+
+
+def write_low_rank_family(folder: Path) -> Path:
+    """Write a family whose module is what its ledger says up to rank 6, at size 9 of a ladder."""
+    folder.mkdir(parents=True)
+    (folder / "spec.py").write_text(LOW_RANK_SPEC)
+    (folder / "module.py").write_text(LOW_RANK_MODULE)
+    return folder

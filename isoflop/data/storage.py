@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.files import fsync_path, read_json, sha256_json, write_json_atomic
+from isoflop.files import cache_folder, fsync_path, read_json, sha256_json, write_json_atomic
 
 MANIFEST = "manifest.json"
 TOKENS_SCHEMA = "isoflop-tokens/1"
@@ -37,8 +37,7 @@ def default_data_dir() -> Path:
     """Return ``$ISOFLOP_DATA_DIR``, else ``isoflop/data`` in the XDG cache folder."""
     if chosen := os.environ.get("ISOFLOP_DATA_DIR"):
         return Path(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "isoflop" / "data"
+    return cache_folder() / "data"
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -5,12 +5,14 @@ The gate runs in a process of its own, so that planning imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +22,11 @@ from isoflop.accounting import Component
 from isoflop.errors import UserError, failure_reason
 from isoflop.families._registry import FamilySource, family_digest, find_family
 from isoflop.families._shared.spec import Routing, parameter_counts
-from isoflop.files import from_here
+from isoflop.files import cache_folder, from_here, sha256_json, write_text_atomic
 
 if TYPE_CHECKING:
     from isoflop.recipe import Recipe
+    from isoflop.spec import RunSpec
 
 
 _T = TypeVar("_T")
@@ -116,17 +119,30 @@ def _line_of(error: Exception, module: ModuleType) -> str:
 # A gate takes seconds; this is for a family that never comes back.
 _TIMEOUT_S = 600
 
+_ANY_RUN = {
+    "n_layers": 1,
+    "vocab_size": 1,
+    "seq_len": 1,
+    "batch_size": 1,
+    "steps": 1,
+    "data_id": "",
+    "tokenizer_hash": "",
+    "seed": 0,
+}
 
-def ensure_gated(name: str, *configs: Mapping[str, Any]) -> None:
+
+def ensure_gated(name: str, *specs: RunSpec) -> None:
     """Check that an external family's ledger is what torch counts, before it may be planned.
 
-    Runs in a subprocess, so that planning imports no torch; once per process, source and
-    configuration. Built-in families are gated by the project's own tests.
+    Runs in a subprocess, so that planning imports no torch. What passed once is not run again while
+    the family, the package and torch are the same. Built-in families are gated by the project's own
+    tests, on every rung of their ladders.
 
     Args:
         name: the family.
-        configs: configurations to be planned. The gate runs each combination of their words (such
-            as a router's name) at a small size, and always the family's own ladder.
+        specs: runs to be planned. The gate takes each at its own width and configuration, each
+            combination of words (such as a router's name) at a small size, and always the first
+            rungs of the family's own ladder.
 
     Raises:
         UserError: the ledger or the parameters differ, an operator is not counted, or the code
@@ -135,8 +151,9 @@ def ensure_gated(name: str, *configs: Mapping[str, Any]) -> None:
     source = find_family(name)
     if source is None or source.built_in:
         return
-    words = {_in_words(config): json.dumps(dict(config), sort_keys=True) for config in configs}
-    for problem in _problems(name, family_digest(name) or "", tuple(sorted(words.values()))):
+    # A gate depends on nothing that differs between runs of one model.
+    models = {json.dumps(spec.to_json() | _ANY_RUN, sort_keys=True) for spec in specs}
+    for problem in _problems(name, family_digest(name) or "", tuple(sorted(models))):
         raise UserError(
             "family",
             name,
@@ -153,17 +170,37 @@ def _as_typed(source: FamilySource) -> str:
     return str(typed) if typed.is_absolute() else f"./{typed}"
 
 
-def _in_words(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted((k, v) for k, v in config.items() if isinstance(v, str)))
-
-
 @lru_cache(maxsize=128)
-def _problems(name: str, digest: str, configs: tuple[str, ...]) -> tuple[str, ...]:
+def _problems(name: str, digest: str, specs: tuple[str, ...]) -> tuple[str, ...]:
+    passed = cache_folder() / "gated" / _key(name, digest, specs)
+    if passed.is_file():
+        return ()
+    problems = _run_gate(name, specs)
+    if not problems:
+        # Without a cache the next plan takes some seconds more.
+        with contextlib.suppress(OSError):
+            write_text_atomic(passed, "")
+    return problems
+
+
+def _key(name: str, digest: str, specs: tuple[str, ...]) -> str:
+    """Return a digest of all that the outcome of a gate rests on."""
+    from importlib.metadata import version
+
+    package = Path(__file__).parents[1]
+    code = hashlib.sha256()
+    for part in ("accounting", "families", "model"):
+        for path in sorted((package / part).rglob("*.py")):
+            code.update(path.read_bytes())
+    return sha256_json([name, digest, *specs, code.hexdigest(), version("torch")])
+
+
+def _run_gate(name: str, specs: tuple[str, ...]) -> tuple[str, ...]:
     import subprocess  # slow to import, and only families from elsewhere need it
 
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "isoflop.model.flop_gate", name, *configs],
+            [sys.executable, "-m", "isoflop.model.flop_gate", name, *specs],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,

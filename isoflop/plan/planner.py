@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from isoflop.data.catalog import DataIdentity, identify
@@ -93,19 +93,26 @@ def make_plan(study: Study) -> Plan:
 
 def _gate(runs: list[PlannedRun]) -> dict[str, str]:
     """Check the families from outside the package, and return the digests of their sources."""
-    configs: dict[str, list[Mapping[str, int | str]]] = {}
-    for run in runs:
-        of_family = configs.setdefault(run.spec.family, [])
-        # The seeds of a cell share one mapping.
-        if not of_family or of_family[-1] is not run.spec.config:
-            of_family.append(run.spec.config)
     digests = {}
-    for family in sorted(configs):
+    for family in sorted({run.spec.family for run in runs}):
         digest = family_digest(family)
         if digest is not None:
-            ensure_gated(family, *configs[family])
+            ensure_gated(family, *_outer_rungs(run for run in runs if run.spec.family == family))
             digests[family] = digest
     return digests
+
+
+def _outer_rungs(runs: Iterable[PlannedRun]) -> list[RunSpec]:
+    """Return the smallest and the largest model of each arch, and of each of its words."""
+    models: dict[object, list[PlannedRun]] = {}
+    for run in runs:
+        words = tuple(value for value in run.spec.config.values() if isinstance(value, str))
+        models.setdefault((run.arch, words), []).append(run)
+    return [
+        pick(found, key=lambda run: run.n_params).spec
+        for found in models.values()
+        for pick in (min, max)
+    ]
 
 
 def _plan_cell(planner: _Planner, target: int | float, arch: str) -> list[PlannedRun]:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from isoflop.errors import UserError
 from isoflop.model import build_model
 from isoflop.placement import Placement
+from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
 from isoflop.train.batch import Batch, Prefetch, rank_batch
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
@@ -31,6 +33,7 @@ from isoflop.train.step import StepGradients, compile_model, gradients_of_batch
 
 if TYPE_CHECKING:
     from isoflop.data.windows import HeldoutWindows, TokenData
+    from isoflop.model.transformer import Transformer
     from isoflop.spec import RunSpec
 
 __all__ = ["Accumulator", "Hooks", "Placement", "RunOutcome", "StepMetrics", "train_run"]
@@ -116,7 +119,7 @@ class _Run:
         """Return a run before its first step."""
         spec, placement = self._spec, self._placement
         seed_all(spec.seed)
-        model = build_model(spec).to(device)
+        model = _as_planned(build_model(spec), spec).to(device)
         model.checkpoint_activations = placement.checkpoint_activations
         model.document_end = self._data.end_of_text_id if spec.document_mask else None
         if placement.compile:
@@ -324,6 +327,24 @@ class _Run:
             peak_mem_bytes=self._state.peak(),
             num_steps=self._state.step,
         )
+
+
+def _as_planned(model: Transformer, spec: RunSpec) -> Transformer:
+    """Return a run's model, which holds what its plan counted.
+
+    Raises:
+        UserError: it holds another number of parameters, so that the plan's FLOPs are wrong too.
+    """
+    held = sum(parameter.numel() for parameter in model.parameters())
+    planned = run_ledger(spec).num_params
+    if held != planned:
+        raise UserError(
+            f"family {spec.family}",
+            f"a module that builds {held:,} parameters",
+            f"the {planned:,} of its ledger and of the plan",
+            "correct spec.py or module.py, and plan again",
+        )
+    return model
 
 
 class Clock:

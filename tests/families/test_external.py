@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -29,16 +30,18 @@ from isoflop.families import (
     is_family,
 )
 from isoflop.model import build_model, next_token_loss
-from isoflop.model.flop_gate import check_family
+from isoflop.model.flop_gate import check_family, main
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import run_ledger
 from isoflop.spec import LATER_SPEC_FIELDS, RunSpec
-from made_family import HEAVY_SUM, TRUE_SUM, UNCOUNTED_SUM, write_family
+from made_family import HEAVY_SUM, TRUE_SUM, UNCOUNTED_SUM, write_family, write_low_rank_family
+from made_shapes import rung_spec
 from made_studies import micro
 
 
 @pytest.fixture(autouse=True)
-def _no_other_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_other_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # Set, so that what a test adds is taken back after it.
     monkeypatch.setenv(PATHS_VARIABLE, "")
 
@@ -145,8 +148,9 @@ def test_a_lying_ledger_is_found(tmp_path: Path, extra: str, mix: str, message: 
 
 def test_a_lying_ledger_is_refused_before_it_is_planned(tmp_path: Path) -> None:
     add_family_folder(write_family(tmp_path / "liar", mix="missing_name"))
+    spec = rung_spec("liar", 1, "micro-v1", config={"hidden_width": 7, "mix": "sum"})
     with pytest.raises(UserError, match="NameError: name 'missing_name' is not defined") as caught:
-        ensure_gated("liar", {"hidden_width": 7, "mix": "sum"})
+        ensure_gated("liar", spec)
     assert f"isoflop flops {tmp_path / 'liar'} --check" in str(caught.value)
 
 
@@ -184,6 +188,42 @@ def test_a_plain_value_error_of_a_configuration_is_the_users_mistake() -> None:
         config_from_mapping("bilinear", {"hidden_width": 4, "mix": "dot"})
 
 
+LOW_RANK = {"archs": ("low_rank",), "recipe": "micro-v2", "budgets": (10**11,), "max_epochs": 1e3}
+
+
+def test_a_module_that_leaves_its_ledger_at_the_largest_rung_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_family_folder(write_low_rank_family(tmp_path / "low_rank"))
+    assert all(check.problem is None for check in check_family("low_rank"))
+    gated: list[RunSpec] = []
+    monkeypatch.setattr(
+        "isoflop.plan.planner.ensure_gated", lambda name, *specs: gated.extend(specs)
+    )
+    make_plan(micro(sizes=(2, 4, 10), **LOW_RANK))
+    assert [spec.config["rank"] for spec in gated] == [3, 7]
+    smallest, largest = (json.dumps(spec.to_json()) for spec in gated)
+    assert main(["low_rank", smallest]) == 0
+    assert main(["low_rank", smallest, largest]) == 1
+    assert "feedforward (experts + router) forward: torch counts" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_it_is_not_planned_and_what_passed_is_not_gated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = add_family_folder(write_low_rank_family(tmp_path / "low_rank"))
+    with pytest.raises(UserError, match="family = 'low_rank'.*torch counts"):
+        make_plan(micro(sizes=(2, 10), **LOW_RANK))
+    runs = make_plan(micro(sizes=(2, 9), **LOW_RANK)).runs
+    _external._problems.cache_clear()
+    monkeypatch.setattr(_external, "_run_gate", lambda name, specs: ("it was gated again",))
+    assert make_plan(micro(sizes=(2, 9), **LOW_RANK)).runs == runs
+    (tmp_path / folder / "more.py").write_text("")
+    with pytest.raises(UserError, match="it was gated again"):
+        make_plan(micro(sizes=(2, 9), **LOW_RANK))
+
+
 @pytest.mark.slow
 def test_a_changed_source_is_gated_again(bilinear: Path) -> None:
     ensure_gated("bilinear")
@@ -203,7 +243,7 @@ def test_a_family_that_never_comes_back_is_refused(
 
 def test_built_in_families_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_external, "_problems", None)
-    ensure_gated("sgatlin", {"router": "dense"})
+    ensure_gated("sgatlin", rung_spec("sgatlin", 1, "micro-v1"))
 
 
 def test_the_digest_is_of_the_sources_and_not_of_their_place(

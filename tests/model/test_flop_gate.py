@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import pickle
 from collections.abc import Iterator
 
@@ -30,6 +31,7 @@ from isoflop.model.init import Initialiser, constant
 from isoflop.plan.planner import make_plan
 from isoflop.spec import RunSpec
 from isoflop.study import Variant, paper_study
+from made_shapes import rung_spec
 
 RAW = "isoflop_tests::raw_product"
 
@@ -297,7 +299,7 @@ def test_a_ledger_that_is_right_at_one_size_only_is_refused(
 def test_the_gate_of_a_family_prints_nothing_when_all_is_equal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["sgatlin", '{"router": "dense"}']) == 0
+    assert main(["moe", json.dumps(rung_spec("moe", 1, "micro-v1").to_json())]) == 0
     assert main(["nope"]) == 1
     assert "family = 'nope'" in capsys.readouterr().out
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,15 @@ import torch
 from torch import Tensor
 
 from isoflop.errors import UserError
-from isoflop.families import family_names
+from isoflop.families import PATHS_VARIABLE, add_family_folder, family_names
+from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 from isoflop.train import loop
 from isoflop.train.loop import Hooks, Placement, RunOutcome, StepMetrics, train_run
 from isoflop.train.step import StepGradients
 from made_data import MadeData, MadeTraining
+from made_family import write_low_rank_family
 from made_training import made_spec
 
 
@@ -198,3 +202,15 @@ def test_batches_may_hold_any_uint16_token() -> None:
         placement=Placement(),
     )
     assert outcome.status == "done"
+
+
+def test_a_model_with_other_parameters_than_planned_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATHS_VARIABLE, "")
+    add_family_folder(write_low_rank_family(tmp_path / "low_rank"))
+    spec = dataclasses.replace(made_spec(), family="low_rank", config={"rank": 7})
+    begun = f"a module that builds .* parameters': must be the {run_ledger(spec).num_params:,} of"
+    with pytest.raises(UserError, match=f"family low_rank = '{begun} its ledger and of the plan"):
+        run(spec)
+    assert run(dataclasses.replace(spec, config={"rank": 6}))[0].status == "done"
