@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from isoflop.disk import naming
 from isoflop.errors import UserError
 
 _T = TypeVar("_T")
@@ -41,7 +43,9 @@ def _write_temporary(path: Path, data: bytes, *, make_folder: bool) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        # The error before is the one to be told.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     return temporary
 
@@ -55,9 +59,14 @@ def write_bytes_atomic(path: Path, data: bytes, *, make_folder: bool = True) -> 
         make_folder: False: raise FileNotFoundError where its folder is not there, since it was
             before and may have been moved.
     """
-    temporary = _write_temporary(path, data, make_folder=make_folder)
-    temporary.replace(path)
-    fsync_path(path.parent)
+    with naming(path):
+        temporary = _write_temporary(path, data, make_folder=make_folder)
+        try:
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
 
 
 def write_text_atomic(path: Path, text: str, *, make_folder: bool = True) -> None:
@@ -82,14 +91,15 @@ def write_once(path: Path, data: bytes, *, make_folder: bool = True) -> bool:
     """
     if path.exists():
         return False
-    temporary = _write_temporary(path, data, make_folder=make_folder)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    fsync_path(path.parent)
+    with naming(path):
+        temporary = _write_temporary(path, data, make_folder=make_folder)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        fsync_path(path.parent)
     return True
 
 
@@ -137,7 +147,8 @@ def _read_regular(path: Path) -> bytes:
     with open(path, "rb", opener=opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise PermissionError(errno.EPERM, "Not a regular file", str(path))
-        return file.read()
+        with naming(path):
+            return file.read()
 
 
 def _no_number(name: str) -> float:

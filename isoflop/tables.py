@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.disk import fault_of
 from isoflop.errors import UserError
 from isoflop.files import write_bytes_atomic
 
@@ -219,6 +220,8 @@ def open_parquet(path: Path, what: str) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
+        if fault_of(error) is not None:
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(
             what, str(path), f"a whole parquet file ({reason})", "make it again"

@@ -24,6 +24,7 @@ SOURCES = sorted(
 
 BASE = {
     "errors",
+    "disk",
     "numbers",
     "files",
     "resources",
@@ -132,7 +133,6 @@ SMALL_LINES = 100
 
 ONE_IMPORTER = {
     "isoflop.analysis": "the names that notebooks and other people's code import",
-    "isoflop.cli": "the entry point of the command line",
     "isoflop.families.*.*": "a plug-in: a family, found by its folder",
     "isoflop_kernels.*.reference": "a plug-in: an implementation, that of plain torch",
     "isoflop_kernels.*.cpp": "a plug-in: an implementation, compiled where it is asked for",

@@ -5,12 +5,15 @@ Only the module of the verb that was typed is imported, so that help comes at on
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
-from isoflop import __version__
+from isoflop import __version__, disk
 from isoflop.errors import UserError
 
 USER_MISTAKE = 2
@@ -40,14 +43,33 @@ _VERBS = {
 
 
 class _Verbs(click.Group):
-    """The verbs; a user's mistake in one of them is printed in one line, with exit code 2."""
+    """The verbs; what went wrong in one of them outside of it is printed in one line.
+
+    A user's mistake, a path that may not be used among them, has exit code 2, a file system that is
+    full, read-only or does not answer 3. Whatever else is raised is a fault of ours, and keeps its
+    traceback.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                # Else a full disk behind `> file` would be noticed when nobody can say it any more.
+                sys.stdout.flush()
         except UserError as error:
-            click.echo(f"isoflop: {' '.join(str(error).split())}", err=True)
+            _tell(str(error))
             ctx.exit(USER_MISTAKE)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            fault, mistake = disk.fault_of(error), disk.mistake_of(error)
+            if fault is None and mistake is None:
+                raise
+            if fault is not None and fault.path is None:
+                _discard_output()
+            _tell(fault.line if fault is not None else str(mistake))
+            ctx.exit(disk.UNWRITABLE if fault is not None else USER_MISTAKE)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         # The order of the pipeline reads better than the alphabet.
@@ -62,6 +84,18 @@ class _Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_VERBS.items()))
+
+
+def _discard_output() -> None:
+    """Let Python's own flush at the end not fail once more."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _tell(message: str) -> None:
+    click.echo(f"isoflop: {' '.join(message.split())}", err=True)
 
 
 @click.group(

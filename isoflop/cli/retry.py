@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from isoflop.launch.slurm.profile import ClusterProfile
     from isoflop.launch.slurm.retry import Retry
 
-_KINDS = ("oom", "node", "time", "rank", "code", "requeue", "lost", "all")
+_KINDS = ("oom", "node", "time", "rank", "code", "disk", "requeue", "lost", "all")
 
 
 @click.command()
@@ -54,6 +54,8 @@ def retry(
     time     the time limit, without time to save
     rank     lost contact with another rank
     code     any other error
+    disk     a file system that was full, read-only or did not answer; plain
+             submit sends it, too
     requeue  saved and stopped, and the scheduler did not take it back into the
              queue; plain submit sends it, too
     lost     gone without a result

@@ -40,7 +40,8 @@ def run(
     RUNS are run ids or their first digits.
 
     Interrupted or killed, the same command goes on from the newest checkpoints, to the same
-    numbers; a finished run is never trained twice. Exit code 1 when some runs failed or diverged.
+    numbers; a finished run is never trained twice. Exit code 1 when some runs failed or diverged, 3
+    when the file system is full, read-only or does not answer.
     The options take the place of entries in the study's [placement] table, which have the same
     names, with _ for -.
     """
@@ -72,6 +73,7 @@ def run_folder(
         only: ids of the runs to train; None: all.
         options: further entries of a [placement] table.
     """
+    from isoflop.disk import UNWRITABLE, line_of_reason
     from isoflop.launch.local import open_session, run_session
     from isoflop.spec import shown_id
 
@@ -92,6 +94,9 @@ def run_folder(
     except KeyboardInterrupt:
         out.print(f"interrupted; `isoflop run {folder}` goes on from here", soft_wrap=True)
         return INTERRUPTED
+    if summary.disk_reason is not None:
+        click.echo(f"isoflop: {line_of_reason(summary.disk_reason, folder)}", err=True)
+        return UNWRITABLE
     for run_id, result in summary.failed.items():
         out.print(f"{result.status}: {shown_id(run_id)}: {result.reason}", soft_wrap=True)
     if not summary.failed:

@@ -31,6 +31,7 @@ from typing import Any
 
 from isoflop.data.show import open_folder_tokenizer
 from isoflop.data.windows import TokenData
+from isoflop.disk import fault_of
 from isoflop.errors import UserError
 
 EXPORT_SCHEMA = "isoflop-export/1"
@@ -80,6 +81,8 @@ def export(
     except FileExistsError:
         raise _exists(out) from None
     except OSError as error:
+        if fault_of(error) is not None:
+            raise
         raise UserError("--out", str(out), f"writable ({error.strerror})", "correct it") from None
     finally:
         temporary.unlink(missing_ok=True)

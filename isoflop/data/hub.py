@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from isoflop.data.local_files import to_bytes
 from isoflop.data.sources import HELDOUT, TRAIN, Part, RawDocument, Source
+from isoflop.disk import fault_of
 from isoflop.errors import UserError
 
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
@@ -155,6 +156,8 @@ def _plain_errors(hub_name: str, config: str | None) -> Iterator[None]:
         raise UserError("data set", hub_name, "reachable", WORKS_OFFLINE) from None
     # No such data set, configuration or split; a file that is not what its name says.
     except (OSError, ValueError, RuntimeError) as error:
+        if fault_of(error) is not None:
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         place = "data set" if config is None else f"data set, configuration {config}"
         raise UserError(

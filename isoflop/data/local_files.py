@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.data.sources import Meter, RawDocument
+from isoflop.disk import fault_of
 from isoflop.errors import UserError
 from isoflop.files import sha256_file, sha256_json
 
@@ -52,6 +53,8 @@ def describe_files(files: list[Path], meter: Meter) -> dict[str, Any]:
         try:
             hashes.append(sha256_file(path))
         except OSError as error:
+            if fault_of(error) is not None:
+                raise
             allowed = f"readable ({error.strerror})"
             raise UserError("file", str(path), allowed, "check its permissions") from None
         size = path.stat().st_size
@@ -140,6 +143,8 @@ def _lines(file: Any, path: Path) -> Iterator[bytes]:
         yield from file
     # What zlib and zstd raise for a damaged file.
     except OSError as error:
+        if fault_of(error) is not None:
+            raise
         raise UserError("file", str(path), f"whole ({error})", "restore it") from None
 
 
@@ -162,6 +167,8 @@ def _read_parquet(path: Path, name: str, column: str) -> Iterator[RawDocument]:
                     number += 1
                     yield RawDocument(id=f"{name}:{number}", text=text or b"")
     except (pa.ArrowInvalid, OSError) as error:
+        if fault_of(error) is not None:
+            raise
         reason = str(error).splitlines()[0]
         raise UserError("file", str(path), f"parquet ({reason})", "restore it") from None
 
@@ -196,6 +203,8 @@ def _open(path: Path) -> Any:
     try:
         return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
     except OSError as error:
+        if fault_of(error) is not None:
+            raise
         raise UserError("file", str(path), f"readable ({error})", "check it") from None
 
 

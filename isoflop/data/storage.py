@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from isoflop.disk import fault_of, naming
 from isoflop.errors import UserError
 from isoflop.files import cache_folder, fsync_path, read_json, sha256_json, write_json_atomic
 
@@ -108,11 +109,14 @@ def writing_to(folder: Path) -> Iterator[None]:
     """Turn an error of what writes to ``folder`` into one of the user.
 
     Raises:
-        UserError: it is read-only, full, or no folder.
+        UserError: it is no folder, or another's.
     """
     try:
-        yield
+        with naming(folder):
+            yield
     except OSError as error:
+        if fault_of(error) is not None:
+            raise
         allowed = f"a folder that can be written to ({error.strerror})"
         do = "make room, or set ISOFLOP_DATA_DIR to another"
         raise UserError("data folder", str(folder), allowed, do) from None

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop import __version__
-from isoflop.errors import UserError, failure_reason
+from isoflop.disk import reason_of
+from isoflop.errors import UserError
 from isoflop.files import write_text_atomic
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
@@ -184,11 +185,13 @@ class RunningAttempt:
             if self._is_gone():
                 return self._record_gone()
             reason = self._describe(error, ranks)
-            # A full disk takes no record either; the reason is still returned.
+            text = traceback.format_exc()
+            # A full disk may take no record either; the reason is still returned.
+            with contextlib.suppress(OSError):
+                self._end(f"failed: {reason}")
             with contextlib.suppress(OSError):
                 path = self._folder.traceback_file(self._attempt)
-                write_text_atomic(path, traceback.format_exc(), make_folder=False)
-                self._end(f"failed: {reason}")
+                write_text_atomic(path, text, make_folder=False)
             return JobResult(status="failed", reason=reason)
 
     def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
@@ -248,7 +251,7 @@ class RunningAttempt:
 
     def _describe(self, error: Exception, ranks: Ranks) -> str:
         if self._spec is None:
-            return failure_reason(error)
+            return reason_of(error)
         from isoflop.train.memory import describe
 
         return describe(error, self._spec, self._job.placement, ranks.size)

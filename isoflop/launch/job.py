@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
+from isoflop.disk import is_recorded
 from isoflop.placement import Placement
 from isoflop.validate import Digest, Pattern, validated
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Exit codes of processes that train runs.
 DONE, FAILED, TO_BE_CONTINUED = 0, 1, 75
+DISK_FAILED = 74
+"""The run failed by its file system (EX_IOERR of sysexits.h), which may take no record of it."""
 
 # Entries of a [placement] table that are a layout.
 _LAYOUT = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
@@ -69,8 +72,15 @@ class JobResult:
     @property
     def exit_code(self) -> int:
         """Of a process that trained this run alone; to be continued: start it again."""
+        if self.failed_by_disk:
+            return DISK_FAILED
         codes = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}
         return codes.get(self.status, FAILED)
+
+    @property
+    def failed_by_disk(self) -> bool:
+        """Whether its file system could not be written or read: any other run would fail, too."""
+        return self.status == "failed" and is_recorded(self.reason)
 
     @staticmethod
     def of(result: RunResult | RunOutcome) -> JobResult:

@@ -35,6 +35,11 @@ class RunSummary:
         """Runs that ended otherwise than done."""
         return {rid: e for rid, e in self.results.items() if e.status != "done"}
 
+    @property
+    def disk_reason(self) -> str | None:
+        """Why the session ended early, where a file system could not be used; None: it did not."""
+        return next((e.reason for e in self.results.values() if e.failed_by_disk), None)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
@@ -139,7 +144,10 @@ def _check_families(plan: Plan) -> None:
 
 
 def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:
-    """Train the session's jobs; call ``on_event`` with every start, step and end."""
+    """Train the session's jobs; call ``on_event`` with every start, step and end.
+
+    A run that fails by its file system ends the session: those at work save if they can and stop.
+    """
     summary = RunSummary()
     begin(session.folder, session.plan, (job.run_id for job in session.jobs))
     # Closed here, so that an interrupt stops the workers wherever it strikes.
@@ -152,6 +160,8 @@ def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSumma
                 elif session.plan.study.keep_weights == "best":
                     prune_weights(session.folder, session.plan)
             on_event(event)
+            if summary.disk_reason is not None:
+                break
     return summary
 
 

@@ -37,7 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from isoflop.errors import failure_reason
+from isoflop.disk import reason_of
 from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
@@ -229,7 +229,7 @@ def _run(path: Path, should_stop: Callable[[], str | None]) -> JobResult:
         try:
             result = _execute(job, ranks, should_stop)
         except Exception as error:
-            failed = JobResult(status="failed", reason=failure_reason(error))
+            failed = JobResult(status="failed", reason=reason_of(error))
             _tell(rank=ranks.rank, result=dataclasses.asdict(failed))
             raise
         _tell(rank=ranks.rank, result=dataclasses.asdict(result))

@@ -4,7 +4,8 @@
 
 RUN is a run id or an unambiguous beginning of one. USR2, TERM and INT stop it at the next step
 boundary, after a checkpoint. Exit codes: 0 done (also if it was before), 1 failed or diverged,
-2 a mistake in what was given, 75 stopped or held by another process: start it again to go on.
+2 a mistake in what was given, 74 a file system that cannot be used (full, read-only), 75 stopped or
+held by another process: start it again to go on.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 
 import click
 
+from isoflop.disk import fault_of
 from isoflop.errors import UserError
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.command_options import placement_options
 from isoflop.launch.execute import execute
-from isoflop.launch.job import JobResult
+from isoflop.launch.job import DISK_FAILED, JobResult
 from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.edit import find_run
 
@@ -39,6 +41,12 @@ def main(folder: Path, run: str, **options: Any) -> None:
     except UserError as error:
         click.echo(f"isoflop: {error}", err=True)
         sys.exit(MISTAKE)
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        click.echo(f"isoflop: {fault.line}", err=True)
+        sys.exit(DISK_FAILED)
 
 
 def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: StopFlag) -> int:

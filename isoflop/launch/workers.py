@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.errors import failure_reason
+from isoflop.disk import reason_of
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult, assign_device, num_gpus
@@ -217,7 +217,7 @@ def _run(
     except Exception as error:
         # What fails outside the run itself (data, damaged records, a full disk) fails this job
         # only; the worker lives on.
-        return JobResult(status="failed", reason=failure_reason(error))
+        return JobResult(status="failed", reason=reason_of(error))
 
 
 def _opened(folder: str, data: dict[str, TokenData]) -> TokenData:

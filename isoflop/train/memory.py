@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from isoflop.errors import failure_reason
+from isoflop.disk import reason_of
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import estimate_memory, format_bytes, model_shape
 from isoflop.spec import RunSpec
@@ -97,7 +97,7 @@ def describe(error: BaseException, spec: RunSpec, placement: Placement, num_rank
     if _LOST_RANK.search(f"{type(error).__name__}: {error}"):
         return "lost contact with another rank of this run: it died or stalled"
     if not is_out_of_memory(error):
-        return failure_reason(error)
+        return reason_of(error)
     at_a_time = placement.micro_batch or -(-spec.batch_size // num_ranks)
     parts = [
         f"{spec.family}, width {spec.d_model}, {spec.n_layers} layers",

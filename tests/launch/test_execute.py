@@ -260,7 +260,8 @@ def test_a_result_that_cannot_be_written_fails_and_the_next_attempt_has_it(
         patch.setattr(RunFolder, "write_result", full)
         ending = go(job)
     assert ending.status == "failed"
-    assert ending.reason == "OSError: [Errno 28] No space left on device"
+    assert ending.reason == "disk: OSError: [Errno 28] No space left on device"
+    assert ending.failed_by_disk
     # Checkpoints go when there is a result, never before.
     assert "10" in {p.name for p in folder.checkpoints.iterdir()}
     done = go(job)
@@ -280,7 +281,7 @@ def test_nothing_can_be_written_and_the_reason_is_told_all_the_same(
         monkeypatch.setattr(RunFolder, name, full)
     monkeypatch.setattr(executing, "write_text_atomic", full)
     assert go(job) == JobResult(
-        status="failed", reason="OSError: [Errno 28] No space left on device"
+        status="failed", reason="disk: OSError: [Errno 28] No space left on device"
     )
 
 

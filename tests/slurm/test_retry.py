@@ -50,7 +50,12 @@ def four_failures(sent: Sent, told: Scheduler) -> None:
     sent.submission()
     placement = dataclasses.asdict(Placement())
     sent.attempt(0, OOM, job="12_0", placement=placement)
-    sent.attempt(1, "failed: OSError: [Errno 5] Input/output error", job="12_1", node="n7")
+    sent.attempt(
+        1,
+        "failed: RuntimeError: CUDA error: uncorrectable ECC error encountered",
+        job="12_1",
+        node="n7",
+    )
     sent.attempt(2, "failed: ValueError: x", job="12_2")
     told.queue(
         *(line(f"12_{i}", "FAILED", status=256, node="n2") for i in range(3)),

@@ -178,6 +178,10 @@ def test_runs_that_share_a_task_wait_for_their_turn(told: Scheduler, sent: Sent)
         ("FAILED", 256, "RuntimeError: No CUDA GPUs are available", "node", "with exit code 1"),
         ("TIMEOUT", 15, "", "time", "job 12_0 ended TIMEOUT"),
         ("FAILED", 768, "Segmentation fault", "code", "job 12_0 ended FAILED"),
+        # Where nothing can be written, the exit code alone says it.
+        ("FAILED", 74 << 8, "", "disk", "exit code 74 (a file system that cannot be used)"),
+        ("FAILED", 78 << 8, "isoflop: module load x failed", "code", "(its modules or setup)"),
+        ("FAILED", 256, "OSError: [Errno 30] Read-only file system: '/a'", "disk", "code 1"),
     ],
 )
 def test_a_death_without_a_record_is_classified(
@@ -206,7 +210,7 @@ def test_a_death_without_a_record_is_classified(
     [
         (OOM, "oom"),
         ("failed: RuntimeError: CUDA error: uncorrectable ECC error encountered", "node"),
-        ("failed: OSError: [Errno 28] No space left on device", "node"),
+        ("failed: disk: OSError: [Errno 28] No space left on device", "disk"),
         ("failed: lost contact with another rank of this run: it died or stalled", "rank"),
         ("failed: ZeroDivisionError: division by zero", "code"),
     ],

@@ -243,6 +243,37 @@ def test_failures_are_tried_again_until_the_run_is_parked(told: Told, tmp_path: 
     assert run(tmp_path) == "to be continued"
 
 
+def test_a_disk_that_cannot_be_used_ends_the_task_and_is_not_tried_again(
+    told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = JobResult(status="failed", reason="disk: OSError: [Errno 28] No space left on device")
+    told.results = {RUNS[0]: [full] * 9, RUNS[1]: [result("done")] * 9}
+    for _ in range(3):
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path)
+        assert ended.value.code == task.DISK_FAILED
+    # The task's other run would only meet the same disk.
+    assert told.executed == [RUNS[0]] * 3
+    assert told.requeued == []
+    assert "free some space" in capsys.readouterr().err.splitlines()[-1]
+    # The disk's failures park no run.
+    told.results[RUNS[0]] = [result("failed")]
+    assert run(tmp_path) == "to be continued"
+
+
+def test_a_disk_that_takes_no_claim_ends_the_task_alike(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def execute(*_: object, **__: object) -> JobResult:
+        raise OSError(30, "Read-only file system", "/a/0001.json")
+
+    monkeypatch.setattr(executing, "execute", execute)
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == task.DISK_FAILED
+    assert "isoflop: cannot write /a/0001.json: Read-only file system" in capsys.readouterr().err
+
+
 def test_a_diverged_run_is_not_tried_again(told: Told, tmp_path: Path) -> None:
     told.results = {RUNS[0]: [result("diverged")], RUNS[1]: [result("done")]}
     with pytest.raises(SystemExit) as ended:

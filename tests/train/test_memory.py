@@ -90,7 +90,7 @@ def test_what_to_do_depends_on_what_was_done(
     [
         (ValueError("first\nsecond"), "ValueError: first"),
         (RuntimeError("expected scalar type Float"), "RuntimeError: expected scalar type Float"),
-        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (OSError(28, "No space left"), "disk: OSError: [Errno 28] No space left"),
         (KeyError(), "KeyError: "),
     ],
 )

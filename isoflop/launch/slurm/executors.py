@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.disk import fault_of, naming
 from isoflop.launch.slurm.arrays import ArrayPlan
 from isoflop.launch.slurm.environment import python_command, scrubbed_environment, setup_lines
 from isoflop.launch.slurm.profile import ClusterProfile
@@ -118,9 +119,15 @@ def send_to_slurm(
     executor.update_parameters(**parameters)
     try:
         # submitit prints the output of sbatch, which Rejected carries.
-        with scrubbed_environment(), contextlib.redirect_stderr(io.StringIO()):
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with naming(folder), scrubbed_environment(), quiet:
             jobs = executor.map_array(run_task, *zip(*arguments, strict=True))
     except (FailedJobError, FailedSubmissionError, OSError) as error:
+        if fault_of(error) is not None:
+            # Nothing was sent before this file was there; later, jobs may need their pickles.
+            if not any(folder.glob(".submission_file_*")):
+                _remove_orphans(folder)
+            raise
         _remove_orphans(folder)
         raise Rejected(one_line(str(error)) or type(error).__name__) from None
     return jobs[0].job_id.partition("_")[0]
@@ -137,7 +144,7 @@ def send_to_this_machine(
     executor.update_parameters(
         timeout_min=_NO_LIMIT_MIN, gpus_per_node=len(gpus), visible_gpus=tuple(gpus)
     )
-    with _detached(), scrubbed_environment(variables):
+    with naming(folder), _detached(), scrubbed_environment(variables):
         job = executor.submit(run_task, *arguments)
     assert isinstance(job, LocalJob)
     assert job._process is not None

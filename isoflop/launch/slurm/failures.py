@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isoflop.disk import SYSTEM_WORDS, is_recorded
+from isoflop.launch.job import DISK_FAILED
 from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.slurm.environment import SETUP_FAILED
 from isoflop.launch.slurm.scheduler import JobState
 
 KINDS = {
@@ -15,6 +18,7 @@ KINDS = {
     "time": "time limit",
     "rank": "lost contact with another rank",
     "code": "code error",
+    "disk": "file system full, read-only or not answering",
     "requeue": "stopped, and not taken back into the queue",
     "lost": "gone without a result",
 }
@@ -27,10 +31,15 @@ _OUT_OF_MEMORY = re.compile(
     r"|can't allocate memory|cannot allocate memory|MemoryError",
     re.IGNORECASE,
 )
+# What the CUDA driver and runtime, the kernel and srun say of a node's own devices. A driver that
+# is too old for torch, or a kernel launch with wrong sizes, is not the node's fault.
 _BAD_NODE = re.compile(
-    r"NODE FAILURE|uncorrectable|\bECC\b|No CUDA GPUs are available|CUDA driver|CUDA unknown error"
-    r"|device\(s\) is/are busy|GPU is lost|fallen off the bus|Input/output error|Errno 5\b"
-    r"|Stale file handle|No space left on device|Read-only file system|launch failed",
+    r"NODE FAILURE|uncorrectable (?:NVLink|ECC) error|double[- ]bit (?:ECC )?error"
+    r"|No (?:CUDA|HIP) GPUs are available|no (?:CUDA|ROCm)-capable device is detected"
+    r"|Found no NVIDIA driver on your system|CUDA driver initialization failed"
+    r"|CUDA unknown error|system not yet initialized|all CUDA-capable devices are busy"
+    r"|device\(s\) is/are busy|GPU is lost|fallen off the bus|Failed to initialize NVML"
+    r"|task launch for .* failed on node|\b(?:task|job|application) launch failed",
     re.IGNORECASE,
 )
 _LOST_RANK = re.compile(r"lost contact with another rank")
@@ -39,6 +48,21 @@ _MOVED = re.compile(r"was moved or removed: it is not made again")
 
 # What SLURM has of a job whose log it could not open.
 _NO_LOG = "0:53"
+
+# How an exception of the system gives its number, also in records of earlier versions.
+_NUMBERED = re.compile(
+    rf"\[Errno \d+\] (?:{SYSTEM_WORDS.pattern})|(?:{SYSTEM_WORDS.pattern}) \(os error \d+\)"
+)
+
+# What CODE:SIGNAL of a job says by itself, whatever it could write.
+_BY_EXIT_CODE = {f"{DISK_FAILED}:0": "disk", f"{SETUP_FAILED}:0": "code"}
+_MEANINGS = {
+    f"{DISK_FAILED}:0": "a file system that cannot be used",
+    f"{SETUP_FAILED}:0": "its modules or setup",
+}
+
+NOT_COUNTED = frozenset(("disk",))
+"""Kinds of failures that are not the run's or its node's, and that no parking counts."""
 
 _BY_JOB_STATE = {
     "OUT_OF_MEMORY": "oom",
@@ -53,7 +77,10 @@ _BY_JOB_STATE = {
 def kind_of_attempt(attempt: Attempt) -> str:
     """Return the kind of a failed attempt, by the reason that it recorded."""
     assert attempt.exit_reason is not None
-    return _kind_of_text(attempt.exit_reason)
+    reason = attempt.exit_reason.removeprefix("failed: ")
+    if is_recorded(reason) or _NUMBERED.search(reason):
+        return "disk"
+    return _kind_of_text(reason)
 
 
 def kind_of_job(job: JobState, last_lines: Sequence[str]) -> str:
@@ -71,7 +98,11 @@ def kind_of_job(job: JobState, last_lines: Sequence[str]) -> str:
         return "lost"
     if job.exit_code == _NO_LOG or any(map(_MOVED.search, last_lines)):
         return "lost"
-    return _kind_of_text("\n".join(last_lines))
+    if job.exit_code in _BY_EXIT_CODE:
+        return _BY_EXIT_CODE[job.exit_code]
+    text = "\n".join(last_lines)
+    kind = _kind_of_text(text)
+    return "disk" if kind == "code" and SYSTEM_WORDS.search(text) else kind
 
 
 def describe_job(job: JobState) -> str:
@@ -84,18 +115,26 @@ def describe_job(job: JobState) -> str:
     elif job.exit_code not in (None, "0:0"):
         code, _, signal = str(job.exit_code).partition(":")
         parts.append(f"by signal {signal}" if signal not in ("", "0") else f"with exit code {code}")
+    if job.exit_code in _MEANINGS:
+        parts.append(f"({_MEANINGS[job.exit_code]})")
     return " ".join(parts)
 
 
 def num_failures(folder: RunFolder, options: Mapping[str, Mapping[str, Any]]) -> int:
-    """Return the failed attempts that count towards parking; preemptions and time limits do not.
+    """Return the failed attempts that count towards parking and were not forgiven.
 
     Args:
         folder: the run's.
         options: as isoflop.launch.slurm.records keeps them: what `isoflop retry` forgave.
     """
     forgiven = options.get(folder.run_id, {}).get("attempts_forgiven", 0)
-    return max(0, sum(attempt.failed for attempt in folder.attempts()) - forgiven)
+    return max(0, num_counted(folder) - forgiven)
+
+
+def num_counted(folder: RunFolder) -> int:
+    """Return the failed attempts that count; preemptions, time limits and disks do not."""
+    failed = (attempt for attempt in folder.attempts() if attempt.failed)
+    return sum(kind_of_attempt(attempt) not in NOT_COUNTED for attempt in failed)
 
 
 def _kind_of_text(text: str) -> str:

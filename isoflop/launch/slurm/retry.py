@@ -9,6 +9,7 @@ from typing import Any
 
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import records
+from isoflop.launch.slurm.failures import num_counted
 from isoflop.launch.status import RunState, StudyStatus
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import ModelShape, estimate_memory, format_bytes, model_shape
@@ -107,8 +108,7 @@ def entries_text(entries: Mapping[str, Any]) -> str:
 def _decide(study_folder: Path, state: RunState, max_devices: int) -> tuple[str, dict[str, Any]]:
     """Return a line for people, and what is recorded for the run."""
     folder = RunFolder(study_folder, state.run.run_id)
-    failed = sum(attempt.failed for attempt in folder.attempts())
-    own: dict[str, Any] = {"attempts_forgiven": failed}
+    own: dict[str, Any] = {"attempts_forgiven": num_counted(folder)}
     if state.kind != "oom":
         return "again, as it was", own
     found = next_layout(model_shape(state.run.spec), _placement(state), max_devices)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoflop.disk import naming
 from isoflop.errors import UserError
 from isoflop.families import PATHS_VARIABLE
 from isoflop.families._registry import find_family
@@ -83,17 +84,25 @@ class Snapshot:
 
     def _copy(self) -> None:
         temporary = self.folder.with_name(f".{self.folder.name}-{secrets.token_hex(4)}")
-        for name, root in self.roots.items():
-            for path in _files(root):
-                target = temporary / name / path.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-                target.chmod(_READ_ONLY)
+        try:
+            with naming(self.folder):
+                self._fill(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         try:
             temporary.rename(self.folder)
         except OSError:
             # Another submission of the same code was faster.
             shutil.rmtree(temporary)
+
+    def _fill(self, folder: Path) -> None:
+        for name, root in self.roots.items():
+            for path in _files(root):
+                target = folder / name / path.relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+                target.chmod(_READ_ONLY)
 
 
 def is_partial(path: Path) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
+from isoflop.disk import fault_of, naming
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.job import Job, num_gpus, resolve_placement
@@ -268,10 +269,13 @@ def submit_lock(folder: Path) -> Iterator[None]:
             "submit lock", str(path), f"free ({holder} is submitting)", "try again later"
         ) from None
     except OSError as error:
+        if fault_of(error) is not None:
+            raise
         allowed = f"a file of yours, and no link ({error.strerror})"
         raise UserError("submit lock", str(path), allowed, "remove it") from None
     with held:
-        path.write_text(f"process {os.getpid()} of {os.uname().nodename}\n", encoding="utf-8")
+        with naming(path):
+            path.write_text(f"process {os.getpid()} of {os.uname().nodename}\n", encoding="utf-8")
         yield
 
 

@@ -15,6 +15,8 @@ checkpoints, the result once. This module adds what a scheduler needs:
   requeued, since nothing of it would be found.
 * A failure: the task requeues itself until the run has failed max_failures times; then the run is
   parked, with the reason in its last attempt's record.
+* A file system that cannot be used: the task ends with an exit code of its own, which the scheduler
+  keeps where the disk takes no record. It is not requeued: that would go round without an end.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from isoflop.disk import fault_of, line_of_reason
 from isoflop.files import write_json_atomic
 from isoflop.launch.callbacks import StopFlag
-from isoflop.launch.job import FAILED, TO_BE_CONTINUED, Job, JobResult
+from isoflop.launch.job import DISK_FAILED, FAILED, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.run_folder import LEASE_TIMEOUT_S
 from isoflop.launch.slurm.records import (
     NotRequeued,
@@ -79,26 +82,26 @@ def run_task(
         signal_s: seconds from USR2 to the time limit, or more.
 
     Returns a word for the log, which nothing reads back. The process ends with code 1 if a run
-    failed or diverged, 75 if one is unfinished and the task could not requeue itself.
+    failed or diverged, 74 if a file system cannot be used, 75 if a run is unfinished and the task
+    could not requeue itself.
     """
     # Before anything slow: submitit's own handler would end the process on USR2.
     should_stop = StopFlag()
-    task = ArrayTask(
-        Path(study_folder),
-        submission_id,
-        should_stop,
-        max_failures=int(max_failures),
-        signal_s=float(signal_s),
-    )
     try:
-        for run_id in run_ids.split(","):
-            task.train(run_id)
-        return task.end()
-    except Exception:
-        # Its code was in the folder: an import may have failed.
-        if not task.is_gone:
+        task = ArrayTask(
+            Path(study_folder),
+            submission_id,
+            should_stop,
+            max_failures=int(max_failures),
+            signal_s=float(signal_s),
+        )
+        return task.run(run_ids.split(","))
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is None:
             raise
-        task.end_without_folder()
+        _say(fault.line)
+        sys.exit(DISK_FAILED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +162,19 @@ class ArrayTask:
         self._try_again = False
         self._held = False
         self._prune = False
+        self._disk_reason: str | None = None
+
+    def run(self, run_ids: Sequence[str]) -> str:
+        """Train the runs one after the other; return :meth:`end`."""
+        try:
+            for run_id in run_ids:
+                self.train(run_id)
+            return self.end()
+        except Exception:
+            # Its code was in the folder: an import may have failed.
+            if not self.is_gone:
+                raise
+            self.end_without_folder()
 
     @property
     def is_gone(self) -> bool:
@@ -168,12 +184,12 @@ class ArrayTask:
     def end_without_folder(self) -> NoReturn:
         """End with one line and the code of a failure."""
         words = "was moved or removed: it is not made again, and its runs go on where it is"
-        print(f"isoflop: {self._folder} {words}", file=sys.stderr, flush=True)
+        _say(f"{self._folder} {words}")
         sys.exit(FAILED)
 
     def train(self, run_id: str) -> None:
-        """Train one run, unless the task was asked to stop."""
-        if self.is_gone:
+        """Train one run, unless the task was asked to stop, or its disk or folder is gone."""
+        if self._disk_reason is not None or self.is_gone:
             return
         if self._should_stop() is not None:
             self._unfinished = True
@@ -182,10 +198,12 @@ class ArrayTask:
         result = self._execute(job)
         self._prune |= job.keep_weights == "best" and result.status == "done"
         reason = "" if result.reason is None else f": {result.reason}"
-        print(f"isoflop: run {run_id} {result.status}{reason}", flush=True)
+        _say(f"run {run_id} {result.status}{reason}", sys.stdout)
         if result.status in ("interrupted", "held"):
             self._unfinished = True
             self._held |= result.status == "held"
+        elif result.failed_by_disk:
+            self._disk_reason = result.reason
         elif result.status == "failed":
             self._failed = True
             self._try_again |= not self._is_parked(run_id)
@@ -203,6 +221,9 @@ class ArrayTask:
         if self._slurm_id is not None and not self._slurm_id.is_main:
             # The main rank alone decides, and is not to be ended by the code of another.
             return "ended"
+        if self._disk_reason is not None:
+            _say(line_of_reason(self._disk_reason, self._folder))
+            sys.exit(DISK_FAILED)
         if self._slurm_id is not None and goes_on:
             self._requeue(self._slurm_id)
             return "to be continued"
@@ -230,7 +251,7 @@ class ArrayTask:
             else:
                 path.unlink(missing_ok=True)
                 return
-            print(f"isoflop: not put back into the queue: {words}", file=sys.stderr, flush=True)
+            _say(f"not put back into the queue: {words}")
             record = NotRequeued(at_s=time.time(), num_tries=num_tries, message=words)
             # At every try, since nothing is written after a SIGKILL. A folder that was moved away
             # is not made again.
@@ -317,3 +338,9 @@ class ArrayTask:
 
         folder = RunFolder(self._folder, run_id)
         return num_failures(folder, read_options(self._folder)) >= self._max_failures
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Write a line to the job's log of errors, which may be on the disk that is full."""
+    with contextlib.suppress(OSError):
+        print(f"isoflop: {text}", file=stream or sys.stderr, flush=True)
