@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SOME_REJECTED = 1
 NOTHING_SENT = 2
+NO_ANSWER = 3
 
 _SHOWN_JOBS = 5
 
@@ -65,8 +66,8 @@ def submit(
     With RUNS (run ids or their first digits), only those of them. It returns at once; `isoflop
     status` tells what becomes of the runs. Typed again, or from two shells, it sends nothing twice.
     slurm/README.md tells how to write a profile. Exit code 1 when the scheduler rejected some of
-    the jobs, 2 when nothing could be sent. Options from --device on take the place of entries in
-    the study's [placement] table.
+    the jobs, 2 when nothing could be sent, 3 when it did not answer whether it took them. Options
+    from --device on take the place of entries in the study's [placement] table.
     """
     from isoflop.launch.slurm.submit import prepare, send
     from isoflop.plan.artefact import read_plan
@@ -123,8 +124,10 @@ def _show_totals(prepared: Prepared) -> None:
 
 def show_report(report: SubmitReport, folder: Path) -> int:
     """Print the outcome of a submission; return the exit code."""
-    out = console(stderr=bool(report.rejected))
+    out = console(stderr=bool(report.rejected or report.unanswered))
     print_lines(out, report_lines(report, folder))
+    if report.unanswered:
+        return NO_ANSWER
     if not report.rejected:
         return 0
     return SOME_REJECTED if report.job_ids else NOTHING_SENT
@@ -206,6 +209,9 @@ def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
         yield f"rejected, {_runs(num_runs)}: {words}"
     if report.rejected:
         yield "correct the profile or ask for less; the same command then sends what is left"
+    if report.unanswered:
+        yield f"no answer about {_runs(report.num_unanswered)}: {report.unanswered}"
+        yield "the same command then finds out which the scheduler took, and sends the others"
     if report.num_left:
         yield (
             f"left for later by max_submit, with {_tasks(report.num_tasks)} in the queue: "

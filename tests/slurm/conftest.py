@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.plan.planner import Plan
+from slurm import made_sbatch
 from slurm.made_cluster import INSTALL, Cluster, can_install, is_installed
+from slurm.made_sbatch import Pretended
 from slurm.made_scheduler import Scheduler, Sent, use
 
 
@@ -115,3 +118,15 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
 def sent(tmp_path: Path) -> Sent:
     """A study of which a test says what was sent."""
     return Sent(tmp_path / "it's a study")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    """Commands that keep what they are given and answer what a test tells them to."""
+    return made_sbatch.use(tmp_path / "pretended", monkeypatch)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[Path, Plan]:
+    """Three runs of one core."""
+    return made_sbatch.made_study(tmp_path / "a 'study'")

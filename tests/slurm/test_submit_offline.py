@@ -6,17 +6,12 @@ import fcntl
 import json
 import os
 import re
-import stat
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from isoflop.cli.submit import submit as command
-from isoflop.data.prepare import prepare as prepare_data
 from isoflop.errors import UserError
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors
@@ -30,11 +25,9 @@ from isoflop.launch.slurm.records import (
     write_options,
 )
 from isoflop.launch.slurm.submit import arrays_of, dry_run_texts, prepare, send, submit
-from isoflop.plan.artefact import write_plan
-from isoflop.plan.planner import Plan, make_plan
-from made_studies import micro
+from isoflop.plan.planner import Plan
+from slurm.made_sbatch import CPU, Pretended, typed, write_profile
 
-CPU = ClusterProfile(name="cpu", hardware="cpu2", partition="main")
 GPU = ClusterProfile(
     name="gpu",
     hardware="h100",
@@ -44,82 +37,11 @@ GPU = ClusterProfile(
     sbatch={"constraint": "ib", "exclusive": True},
 )
 
-_SBATCH = """#!/bin/bash
-# Keeps what it was given, and what was on the disk at that moment.
-n=$(ls "$PRETENDED"/*.sh 2>/dev/null | wc -l)
-cp "$1" "$PRETENDED/$n.sh"
-env > "$PRETENDED/$n.env"
-cat "$(dirname "$1")"/../submission.json > "$PRETENDED/$n.json"
-if [ -e "$PRETENDED/refuse-$n" ]; then cat "$PRETENDED/refuse-$n" >&2; exit 1; fi
-echo "Submitted batch job $((100 + n))"
-"""
-_SCONTROL = '#!/bin/bash\ncat "$PRETENDED/config"\n'
-_SQUEUE = '#!/bin/bash\ncat "$PRETENDED/queue"\n'
-
-
-@dataclass(frozen=True)
-class Pretended:
-    """Commands named as SLURM's, and what they are to answer."""
-
-    folder: Path
-
-    def refuse(self, call: int, words: str) -> None:
-        (self.folder / f"refuse-{call}").write_text(words)
-
-    def queue(self, *lines: str) -> None:
-        (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
-
-    def config(self, **values: object) -> None:
-        (self.folder / "config").write_text("".join(f"{k} = {v}\n" for k, v in values.items()))
-
-    @property
-    def scripts(self) -> list[str]:
-        return [path.read_text() for path in sorted(self.folder.glob("*.sh"))]
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
-    folder = tmp_path / "pretended"
-    folder.mkdir()
-    scripts = {"sbatch": _SBATCH, "scontrol": _SCONTROL, "squeue": _SQUEUE, "srun": "#!/bin/sh\n"}
-    for name, text in scripts.items():
-        path = folder / name
-        path.write_text(text)
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setenv("PRETENDED", str(folder))
-    monkeypatch.setattr("submitit.core.core.PicklingExecutor._throttle", lambda self: None)
-    made = Pretended(folder)
-    made.queue()
-    made.config(MaxArraySize=1001)
-    return made
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> tuple[Path, Plan]:
-    """Three runs of one core."""
-    plan = make_plan(micro(archs=("mlp",), sizes=(1, 2, 3)))
-    folder = tmp_path / "a 'study'"
-    folder.mkdir()
-    write_plan(plan, folder)
-    prepare_data("sotu-embedded", "byte")
-    return folder, plan
-
-
-def typed(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(a) for a in arguments])
-
-
-def write_profile(folder: Path, **values: Any) -> Path:
-    path = folder.parent / "mine.toml"
-    whole = {"name": "mine", "hardware": "cpu2", **values}
-    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in whole.items()))
-    return path
-
 
 def fail(folder: Path, run_id: str, times: int) -> None:
     """Failed attempts, as a task records them."""
     run_folder = RunFolder(folder, run_id)
+    run_folder.path.mkdir(parents=True, exist_ok=True)
     for _ in range(times):
         attempt = run_folder.claim({})
         assert attempt is not None
@@ -237,7 +159,7 @@ def test_arrays_are_cut_and_limits_kept(slurm: Pretended, study: tuple[Path, Pla
     slurm.config(MaxArraySize=2)
     report = submit(folder, ClusterProfile(name="cpu", hardware="cpu2", max_submit=2))
     assert (report.num_sent, report.num_left) == (2, 1)
-    slurm.queue(*(f"100_{i}|PENDING|0|0||Resources||" for i in range(2)))
+    slurm.queue(*(f"100_{i}|PENDING|0|0||Resources|@0|" for i in range(2)))
     report = submit(folder, ClusterProfile(name="cpu", hardware="cpu2", max_submit=2))
     assert (report.num_sent, report.num_live, report.num_left) == (0, 2, 1)
     slurm.queue()
@@ -251,12 +173,12 @@ def test_arrays_are_cut_and_limits_kept(slurm: Pretended, study: tuple[Path, Pla
 def test_typed_twice_sends_nothing_twice(slurm: Pretended, study: tuple[Path, Plan]) -> None:
     folder, _ = study
     submit(folder, CPU)
-    slurm.queue(*(f"100_{i}|RUNNING|0|0|n1|None||" for i in range(3)))
+    slurm.queue(*(f"100_{i}|RUNNING|0|0|n1|None|@0|" for i in range(3)))
     report = submit(folder, CPU)
     assert (report.submission_id, report.num_sent, report.num_live) == (None, 0, 3)
     assert len(slurm.scripts) == len(read_submissions(folder)) == 1
     # One is cancelled, one finished.
-    slurm.queue("100_0|CANCELLED|0|0|n1|None||", "100_2|PENDING|1|0||BeginTime||")
+    slurm.queue("100_0|CANCELLED|0|0|n1|None|@0|", "100_2|PENDING|1|0||BeginTime|@0|")
     ids = [task[0] for task in read_submissions(folder)[0].arrays[0].tasks]
     run_folder = RunFolder(folder, ids[1])
     attempt = run_folder.claim({})
@@ -293,13 +215,13 @@ def test_cut_off_between_sbatch_and_its_answer(
     # The queue knows the second by its comment.
     comment = comment_of(record.submission_id, 1)
     slurm.queue(
-        "100_0|RUNNING|0|0|n1|None|x|",
-        "100_1|RUNNING|0|0|n1|None|x|",
+        "100_0|RUNNING|0|0|n1|None|@0|",
+        "100_1|RUNNING|0|0|n1|None|@0|",
         f"101|PENDING|0|0||None|{comment}|",
     )
     assert submit(folder, CPU).num_live == 3
     # And where it does not, the run was not sent.
-    slurm.queue("100_0|RUNNING|0|0|n1|None|x|", "100_1|RUNNING|0|0|n1|None|x|")
+    slurm.queue("100_0|RUNNING|0|0|n1|None|@0|", "100_1|RUNNING|0|0|n1|None|@0|")
     report = submit(folder, CPU)
     assert (report.num_sent, report.num_live) == (1, 2)
 
@@ -481,10 +403,12 @@ def test_where_nothing_is_to_be_sent_nobody_is_asked(
 ) -> None:
     folder, _ = study
     submit(folder, CPU)
-    slurm.queue(*(f"100_{i}|RUNNING|0|0|n1|None||" for i in range(2)), "100_2|CANCELLED|0|0||||")
+    slurm.queue(
+        *(f"100_{i}|RUNNING|0|0|n1|None|@0|" for i in range(2)), "100_2|CANCELLED|0|0||None|@0|"
+    )
     some = typed(folder, "--cluster", write_profile(folder), "--dry-run")
     assert "1 run to send to mine, 0 complete already, 2 at work or queued; " in some.stdout
-    slurm.queue(*(f"100_{i}|RUNNING|0|0|n1|None||" for i in range(3)))
+    slurm.queue(*(f"100_{i}|RUNNING|0|0|n1|None|@0|" for i in range(3)))
     for options in ([], ["--dry-run"]):
         none = typed(folder, "--cluster", write_profile(folder), *options)
         assert none.exit_code == 0

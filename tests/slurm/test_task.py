@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,19 @@ from isoflop.launch import execute as executing
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import task
+from isoflop.launch.slurm.failures import kind_of_job
 from isoflop.launch.slurm.records import (
     NotRequeued,
+    SentArray,
+    Submission,
     jobs_file,
     not_requeued_file,
     read_not_requeued,
+    submission_file,
     write_options,
+    write_submission,
 )
-from isoflop.launch.slurm.scheduler import SchedulerError
+from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from slurm.made_scheduler import DOWN
 
 RUNS = ("a" * 64, "b" * 64)
@@ -91,6 +96,8 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
         for run_id in RUNS
     }
     write_json_atomic(jobs_file(tmp_path, "s"), jobs)
+    # It is the array's last task.
+    write_submission(tmp_path, submission(("c" * 64,), ("d" * 64,), ("e" * 64,), RUNS))
 
     def execute(job: Job, data: object, **others: object) -> JobResult:
         told.executed.append(job.run_id)
@@ -120,8 +127,20 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
     return told
 
 
+def submission(*tasks: tuple[str, ...]) -> Submission:
+    array = SentArray(job_id=None, tasks=tasks, rejected=None, is_array=len(tasks) > 1)
+    return Submission(
+        submission_id="s",
+        created_at=0.0,
+        profile={"name": "a", "hardware": "cpu2", "signal_s": SIGNAL_S},
+        snapshot=None,
+        cluster="slurm",
+        arrays=(array,),
+    )
+
+
 def run(folder: Path) -> str:
-    return task.run_task(str(folder), "s", ",".join(RUNS), "3", str(SIGNAL_S))
+    return task.run_task(str(folder), "s", "0")
 
 
 def result(status: str) -> JobResult:
@@ -356,6 +375,36 @@ def test_a_failed_run_waits_for_a_scheduler_that_is_away(told: Told, tmp_path: P
     told.refusals = [DOWN] * 20
     assert run(tmp_path) == "to be continued"
     assert told.now_s - 1e9 > 2 * SIGNAL_S
+
+
+@pytest.mark.parametrize("of", [submission_file, jobs_file])
+def test_a_record_that_the_node_does_not_see_is_waited_for_elsewhere(
+    of: Callable[[Path, str], Path],
+    told: Told,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(task, "RECORD_WAIT_S", 0.0)
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    path = of(tmp_path, "s")
+    hidden = path.rename(tmp_path / "hidden")
+    for restarts in range(task.MAX_RECORD_TRIES):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        assert run(tmp_path) == "to be continued"
+    assert told.requeued == ["7_3"] * task.MAX_RECORD_TRIES
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(task.MAX_RECORD_TRIES))
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == task.DISK_FAILED
+    said = capsys.readouterr().err
+    assert f"n2 does not see {path}" in said
+    job = JobState(job_id="7_3", state="FAILED", exit_code=f"{task.DISK_FAILED}:0", node="n2")
+    assert kind_of_job(job, said.splitlines()) == "disk"
+    assert told.executed == []
+    hidden.rename(path)
+    told.results = {run_id: [result("done")] for run_id in RUNS}
+    assert run(tmp_path) == "complete"
 
 
 def test_on_this_machine_nothing_is_put_back(

@@ -1,36 +1,55 @@
-"""Sends arrays through submitit: to SLURM by sbatch, or to this machine."""
+"""Sends arrays through submitit: to SLURM by sbatch, or to this machine.
+
+submitit writes the script and starts sbatch; the script starts isoflop.launch.slurm.task, which
+reads the submission's record. So nothing is pickled, and a job needs no file that is written or
+renamed after sbatch took it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoflop.disk import fault_of, naming
 from isoflop.launch.slurm.arrays import ArrayPlan
 from isoflop.launch.slurm.environment import python_command, scrubbed_environment, setup_lines
 from isoflop.launch.slurm.profile import ClusterProfile
-from isoflop.launch.slurm.scheduler import one_line
-from isoflop.launch.slurm.task import run_task
+from isoflop.launch.slurm.scheduler import SchedulerError, job_with_comment, one_line
 
-if TYPE_CHECKING:
-    from submitit.core.core import Executor
-
+_TASK = "isoflop.launch.slurm.task"
 
 # submitit ends a local task then, which is never meant to happen.
 _NO_LIMIT_MIN = 60 * 24 * 365
 
 
+# sbatch prints these where no answer of the controller arrived: it may have taken the array.
+_NO_ANSWER = re.compile(
+    r"timed out|unable to contact|zero bytes|connection|connect failure|not connected|broken pipe"
+    r"|no route|unreachable|communication|not responding|standby|send/recv|message receive",
+    re.IGNORECASE,
+)
+# The queue is asked so often for an array without an answer, with so many seconds between.
+_LOOKS = 3
+_LOOK_EVERY_S = 2.0
+
+
 class Rejected(Exception):
     """The scheduler refused an array; the message is the scheduler's."""
+
+
+class Unanswered(Exception):
+    """sbatch ended without the controller's answer: the array may have been taken, or not."""
 
 
 def sbatch_parameters(
@@ -75,16 +94,18 @@ def sbatch_parameters(
 
 
 def sbatch_text(
-    plan: ArrayPlan, profile: ClusterProfile, folder: Path, parameters: Mapping[str, Any]
+    plan: ArrayPlan,
+    profile: ClusterProfile,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    arguments: Sequence[str],
 ) -> str:
     """Return the script that sbatch is to be given, as submitit writes it; needs no SLURM here."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    python = python_command(profile) or shlex.quote(sys.executable)
-    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     num_tasks = len(plan.tasks)
     return _make_sbatch_string(
-        command=command,
+        command=_task_command(profile, arguments),
         folder=folder,
         map_count=num_tasks if num_tasks > 1 else None,
         **parameters,
@@ -92,21 +113,24 @@ def sbatch_text(
 
 
 def send_to_slurm(
+    plan: ArrayPlan,
     profile: ClusterProfile,
     folder: Path,
     parameters: Mapping[str, Any],
-    arguments: Sequence[Sequence[str]],
+    arguments: Sequence[str],
 ) -> str:
     """Send an array, or a single job where there is one task; return the job's id.
 
     Args:
+        plan: the array.
         profile: where to.
         folder: submitit's folder for it.
         parameters: those of :func:`sbatch_parameters`.
-        arguments: of :func:`isoflop.launch.slurm.task.run_task`, by task.
+        arguments: those of isoflop.launch.slurm.task on its command line.
 
     Raises:
         Rejected: the scheduler refused; nothing of the array is left.
+        Unanswered: it is not known whether the scheduler took the array.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
@@ -115,22 +139,55 @@ def send_to_slurm(
         if shutil.which(needed) is None:
             raise Rejected(f"{needed} is not on the PATH")
     folder.mkdir(parents=True, exist_ok=True)
-    executor = SlurmExecutor(folder, python=python_command(profile))
+    executor = SlurmExecutor(folder)
     executor.update_parameters(**parameters)
+    if len(plan.tasks) > 1:
+        executor.parameters["map_count"] = len(plan.tasks)
     try:
-        # submitit prints the output of sbatch, which Rejected carries.
+        # submitit prints the output of sbatch, which the errors here carry.
         quiet = contextlib.redirect_stderr(io.StringIO())
         with naming(folder), scrubbed_environment(), quiet:
-            jobs = executor.map_array(run_task, *zip(*arguments, strict=True))
+            job = executor._submit_command(_task_command(profile, arguments))
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        if fault_of(error) is not None:
-            # Nothing was sent before this file was there; later, jobs may need their pickles.
-            if not any(folder.glob(".submission_file_*")):
-                _remove_orphans(folder)
-            raise
-        _remove_orphans(folder)
-        raise Rejected(one_line(str(error)) or type(error).__name__) from None
-    return jobs[0].job_id.partition("_")[0]
+        return _job_in_spite_of(error, folder, parameters["comment"])
+    return str(job.job_id)
+
+
+def _job_in_spite_of(error: Exception, folder: Path, comment: str) -> str:
+    """Return the id of an array that was taken although sbatch failed, by its comment.
+
+    Raises:
+        Rejected: the queue does not have it, and sbatch gave the scheduler's reason.
+        Unanswered: neither sbatch nor the queue says what became of it.
+        OSError: the file system's error, where the queue does not have it.
+    """
+    words = one_line(str(error)) or "sbatch ended without a word"
+    was_answered = _is_answer(error, words)
+    for look in range(1 if was_answered else _LOOKS):
+        if look:
+            time.sleep(_LOOK_EVERY_S)
+        try:
+            job_id = job_with_comment(comment)
+        except SchedulerError:
+            raise Unanswered(words) from None
+        if job_id is not None:
+            return job_id
+    if not was_answered:
+        raise Unanswered(words)
+    if fault_of(error) is not None:
+        raise error
+    for path in folder.glob(".submission_file_*"):
+        path.unlink()
+    raise Rejected(words)
+
+
+def _is_answer(error: Exception, words: str) -> bool:
+    """Return whether an array that the queue does not have was refused, for sure."""
+    if isinstance(error, OSError):
+        # Of a file or of starting sbatch: no answer was waited for.
+        return True
+    status = getattr(error.__cause__, "returncode", 0)
+    return status > 0 and _NO_ANSWER.search(words) is None
 
 
 def send_to_this_machine(
@@ -140,17 +197,26 @@ def send_to_this_machine(
     from submitit.local.local import LocalExecutor, LocalJob
 
     folder.mkdir(parents=True, exist_ok=True)
-    executor: Executor = LocalExecutor(folder)
+    executor = LocalExecutor(folder)
     executor.update_parameters(
         timeout_min=_NO_LIMIT_MIN, gpus_per_node=len(gpus), visible_gpus=tuple(gpus)
     )
     with naming(folder), _detached(), scrubbed_environment(variables):
-        job = executor.submit(run_task, *arguments)
-    assert isinstance(job, LocalJob)
+        command = _command(shlex.quote(sys.executable), arguments)
+        job: LocalJob[str] = executor._submit_command(command)
     assert job._process is not None
     # Only to collect the process, should this one outlive it.
     threading.Thread(target=job._process.wait, daemon=True).start()
     return str(job.job_id)
+
+
+def _task_command(profile: ClusterProfile, arguments: Sequence[str]) -> str:
+    return _command(python_command(profile) or shlex.quote(sys.executable), arguments)
+
+
+def _command(python: str, arguments: Sequence[str]) -> str:
+    """Return the shell that starts a task."""
+    return f"{python} -u -m {_TASK} {shlex.join(arguments)}"
 
 
 @contextmanager
@@ -169,10 +235,3 @@ def _detached() -> Iterator[None]:
             os.dup2(before, stream)
             os.close(before)
         os.close(null)
-
-
-def _remove_orphans(folder: Path) -> None:
-    """Remove what submitit wrote for jobs that were refused."""
-    for pattern in ("*.pkl", ".submission_file_*"):
-        for path in folder.glob(pattern):
-            path.unlink()

@@ -96,11 +96,11 @@ def kind_of_job(job: JobState, last_lines: Sequence[str]) -> str:
         return known
     if job.state == "COMPLETED":
         return "lost"
-    if job.exit_code == _NO_LOG or any(map(_MOVED.search, last_lines)):
+    text = "\n".join(last_lines)
+    if job.exit_code == _NO_LOG or _MOVED.search(text):
         return "lost"
     if job.exit_code in _BY_EXIT_CODE:
         return _BY_EXIT_CODE[job.exit_code]
-    text = "\n".join(last_lines)
     kind = _kind_of_text(text)
     return "disk" if kind == "code" and SYSTEM_WORDS.search(text) else kind
 

@@ -1,9 +1,9 @@
 """What was sent to the cluster, as the study's folder has it; nothing here asks a scheduler.
 
     .launch/SUBMISSION_ID/submission.json  written before anything is sent, and again after every
-                                           answer of the scheduler
+                                           answer of the scheduler; its tasks read it, too
     .launch/SUBMISSION_ID/jobs.json        how each of its runs is to be executed
-    .launch/SUBMISSION_ID/array-000/       submitit's scripts, pickles and logs of one array
+    .launch/SUBMISSION_ID/array-000/       scripts and logs of one array
     .launch/SUBMISSION_ID/not-requeued-JOB.json  that a task could not requeue itself
     .launch/code/DIGEST/                   the code that its tasks run
     .launch/options.json                   what `isoflop retry` decided, by run id
@@ -127,6 +127,11 @@ def submission_folder(study_folder: Path, submission_id: str) -> Path:
     return study_folder / LAUNCH_FOLDER / submission_id
 
 
+def submission_file(study_folder: Path, submission_id: str) -> Path:
+    """Return the file of a submission's record."""
+    return submission_folder(study_folder, submission_id) / SUBMISSION_FILE
+
+
 def array_folder(study_folder: Path, submission_id: str, array: int) -> Path:
     """Return the folder that submitit has for one array: scripts, and logs named by its job ids."""
     return submission_folder(study_folder, submission_id) / f"array-{array:03d}"
@@ -165,9 +170,8 @@ def read_not_requeued(path: Path) -> NotRequeued | None:
 
 def write_submission(study_folder: Path, submission: Submission) -> None:
     """Write a submission's record, in the place of an earlier one of the same id."""
-    folder = submission_folder(study_folder, submission.submission_id)
     values = {"schema_version": SUBMISSION_SCHEMA_VERSION, **asdict(submission)}
-    write_json_atomic(folder / SUBMISSION_FILE, values)
+    write_json_atomic(submission_file(study_folder, submission.submission_id), values)
 
 
 def read_submissions(study_folder: Path) -> list[Submission]:
@@ -179,6 +183,15 @@ def read_submissions(study_folder: Path) -> list[Submission]:
     files = (study_folder / LAUNCH_FOLDER).glob(f"*/{SUBMISSION_FILE}")
     found = [_submission(path) for path in files]
     return sorted(found, key=lambda s: (s.created_at, s.submission_id))
+
+
+def read_submission(study_folder: Path, submission_id: str) -> Submission:
+    """Return the record of one submission.
+
+    Raises:
+        UserError: it is missing, damaged or of another version.
+    """
+    return _submission(submission_file(study_folder, submission_id))
 
 
 def _submission(path: Path) -> Submission:

@@ -143,6 +143,19 @@ def query(job_ids: Sequence[str], *, all_of_user: bool = False) -> Answer:
     return Answer(jobs=_parse(text, _SQUEUE_FIELDS), calls=1)
 
 
+def job_with_comment(comment: str) -> str | None:
+    """Return the id of this user's array or job with a comment; None: there is none.
+
+    Raises:
+        SchedulerError: the scheduler does not answer.
+    """
+    answer = query([], all_of_user=True)
+    if answer.unreachable is not None:
+        raise SchedulerError("squeue", answer.unreachable)
+    ids = (job.job_id for job in answer.jobs.values() if job.comment == comment)
+    return next((job_id.partition("_")[0] for job_id in ids), None)
+
+
 def history(job_ids: Sequence[str]) -> Answer:
     """Return what the accounting database has of jobs that squeue has forgotten, by one sacct call.
 

@@ -109,6 +109,8 @@ class SubmitReport:
     """Runs that the limit on submitted tasks left for later."""
     num_tasks: int = 0
     """Jobs and tasks of arrays in the queue, with those that were sent."""
+    unanswered: str | None = None
+    """What sbatch said in place of the scheduler's answer; None: every array was answered."""
     is_local: bool = False
     """Whether jobs are processes of this machine."""
 
@@ -131,6 +133,12 @@ class SubmitReport:
                 num_runs = sum(map(len, array.tasks))
                 rejected[array.rejected] = rejected.get(array.rejected, 0) + num_runs
         return rejected
+
+    @property
+    def num_unanswered(self) -> int:
+        """Runs of which it is not known whether the scheduler took them."""
+        unknown = (a for a in self.arrays if a.job_id is None and a.rejected is None)
+        return sum(len(task) for array in unknown for task in array.tasks)
 
     @property
     def _taken(self) -> list[SentArray]:
@@ -233,9 +241,10 @@ def send(prepared: Prepared) -> SubmitReport:
         plans, num_left = _within_limit(wanted, prepared.profile, live.num_tasks)
         arrays: tuple[SentArray, ...] = ()
         begin(prepared.folder, prepared.plan, todo)
+        unanswered = None
         if plans:
             prepared.snapshot.write()
-            arrays = _send_all(prepared, plans)
+            arrays, unanswered = _send_all(prepared, plans)
     return SubmitReport(
         submission_id=prepared.submission_id if plans else None,
         arrays=arrays,
@@ -244,6 +253,7 @@ def send(prepared: Prepared) -> SubmitReport:
         parked=prepared.parked,
         num_left=num_left,
         num_tasks=live.num_tasks + sum(len(array.tasks) for array in arrays if array.job_id),
+        unanswered=unanswered,
         is_local=prepared.profile.is_local,
     )
 
@@ -279,8 +289,13 @@ def submit_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _send_all(prepared: Prepared, plans: Sequence[ArrayPlan]) -> tuple[SentArray, ...]:
-    """Send array after array; after each, what is known is on the disk."""
+def _send_all(
+    prepared: Prepared, plans: Sequence[ArrayPlan]
+) -> tuple[tuple[SentArray, ...], str | None]:
+    """Send array after array; after each, what is known is on the disk.
+
+    Returns the arrays, and what was said in place of an answer: after it nothing more is sent.
+    """
     jobs = {
         run_id: prepared.jobs[run_id].to_json()
         for plan in plans
@@ -307,8 +322,11 @@ def _send_all(prepared: Prepared, plans: Sequence[ArrayPlan]) -> tuple[SentArray
             arrays[number] = sent
         except executors.Rejected as error:
             arrays[number] = dataclasses.replace(arrays[number], rejected=str(error))
+        except executors.Unanswered as error:
+            # The record stays as that of a submission that was cut off here.
+            return tuple(arrays), str(error)
         _record(prepared, created_at, arrays)
-    return tuple(arrays)
+    return tuple(arrays), None
 
 
 def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) -> None:
@@ -326,15 +344,18 @@ def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) 
 
 def _send(prepared: Prepared, plan: ArrayPlan, number: int) -> str:
     folder = records.array_folder(prepared.folder, prepared.submission_id, number)
-    known = (str(prepared.folder), prepared.submission_id)
-    last = (str(prepared.profile.max_failures), str(prepared.profile.signal_s))
-    arguments = [(*known, ",".join(task), *last) for task in plan.tasks]
+    arguments = _arguments(prepared, number)
     if prepared.profile.is_local:
         gpus = gpus_of(prepared, plan, number)
         variables = variables_of(prepared)
-        return executors.send_to_this_machine(folder, variables, arguments[0], gpus)
+        return executors.send_to_this_machine(folder, variables, arguments, gpus)
     parameters = parameters_of(prepared, plan, number)
-    return executors.send_to_slurm(prepared.profile, folder, parameters, arguments)
+    return executors.send_to_slurm(plan, prepared.profile, folder, parameters, arguments)
+
+
+def _arguments(prepared: Prepared, array: int) -> tuple[str, str, str]:
+    """Return what isoflop.launch.slurm.task is given."""
+    return (str(prepared.folder), prepared.submission_id, str(array))
 
 
 def _within_limit(
@@ -397,6 +418,7 @@ def dry_run_texts(prepared: Prepared) -> list[str]:
             prepared.profile,
             records.array_folder(prepared.folder, prepared.submission_id, number),
             parameters_of(prepared, plan, number),
+            _arguments(prepared, number),
         )
         for number, plan in enumerate(arrays_of(prepared))
     ]

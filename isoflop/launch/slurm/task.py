@@ -1,4 +1,9 @@
-"""What a job on the cluster runs: one task of a submission, a function of strings.
+"""What a job on the cluster runs: one task of a submission, which it finds in its record.
+
+    python -m isoflop.launch.slurm.task STUDY_FOLDER SUBMISSION_ID ARRAY
+
+The record was written before sbatch was started. A node that does not see it yet waits, then puts
+the task back into the queue.
 
 Each run is executed as anywhere (isoflop.launch.execute): "already complete?", the claim, its own
 checkpoints, the result once. This module adds what a scheduler needs:
@@ -26,6 +31,7 @@ import dataclasses
 import itertools
 import math
 import os
+import platform
 import re
 import signal
 import socket
@@ -41,12 +47,15 @@ from isoflop.files import write_json_atomic
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.job import DISK_FAILED, FAILED, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.run_folder import LEASE_TIMEOUT_S
+from isoflop.launch.slurm.profile import profile_from_mapping
 from isoflop.launch.slurm.records import (
     NotRequeued,
     jobs_file,
     not_requeued_file,
     read_jobs,
     read_options,
+    read_submission,
+    submission_file,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +65,10 @@ HELD_POLL_S = 2.0
 # How long a task waits for a run whose holder lives, and how much later it then looks again.
 HELD_WAIT_S = 2 * LEASE_TIMEOUT_S
 HELD_DELAY_S = 1200
+# Seconds that a task waits for its record, and how often it is put back where that was in vain.
+RECORD_WAIT_S = 60.0
+_RECORD_POLL_S = 1.0
+MAX_RECORD_TRIES = 3
 _TIME_IS_UP = "SIGUSR2"
 
 # Waits between tries to requeue; each is twice the one before.
@@ -69,39 +82,70 @@ _REFUSED = re.compile(
 )
 
 
-def run_task(
-    study_folder: str, submission_id: str, run_ids: str, max_failures: str, signal_s: str
-) -> str:
+def run_task(study_folder: str, submission_id: str, array: str) -> str:
     """Train the runs of one task. Requeue the task if a run is unfinished.
 
     Args:
         study_folder: the study's folder.
         submission_id: which submission this is of.
-        run_ids: comma between ids; they are trained one after the other.
-        max_failures: failed attempts after which a run is parked.
-        signal_s: seconds from USR2 to the time limit, or more.
+        array: which of its arrays; of its tasks, the one that SLURM's variables name.
 
     Returns a word for the log, which nothing reads back. The process ends with code 1 if a run
     failed or diverged, 74 if a file system cannot be used, 75 if a run is unfinished and the task
     could not requeue itself.
     """
-    # Before anything slow: submitit's own handler would end the process on USR2.
+    # Before anything slow: USR2 ends a process that does not handle it.
     should_stop = StopFlag()
+    folder = Path(study_folder)
     try:
+        for file in (submission_file(folder, submission_id), jobs_file(folder, submission_id)):
+            if not _is_seen(file, should_stop):
+                return _not_seen(file)
+        submission = read_submission(folder, submission_id)
+        profile = profile_from_mapping(submission.profile)
         task = ArrayTask(
-            Path(study_folder),
+            folder,
             submission_id,
             should_stop,
-            max_failures=int(max_failures),
-            signal_s=float(signal_s),
+            max_failures=profile.max_failures,
+            signal_s=profile.signal_s,
         )
-        return task.run(run_ids.split(","))
+        sent = submission.arrays[int(array)]
+        index = int(os.environ["SLURM_ARRAY_TASK_ID"]) if sent.is_array else 0
+        return task.run(sent.tasks[index])
     except Exception as error:
         fault = fault_of(error)
         if fault is None:
             raise
         _say(fault.line)
         sys.exit(DISK_FAILED)
+
+
+def _is_seen(path: Path, should_stop: Callable[[], str | None]) -> bool:
+    """Wait for a file that a shared file system shows late; return whether it came."""
+    end_s = time.monotonic() + RECORD_WAIT_S
+    while not path.exists():
+        if time.monotonic() >= end_s or should_stop() is not None:
+            return False
+        time.sleep(_RECORD_POLL_S)
+    return True
+
+
+def _not_seen(path: Path) -> str:
+    """Requeue a task whose record is not there, unless that was tried before."""
+    from isoflop.launch.slurm import scheduler
+
+    _say(f"{os.environ.get('SLURMD_NODENAME', platform.node())} does not see {path}")
+    slurm_id = SlurmTaskId.from_environment(os.environ)
+    if slurm_id is None or int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= MAX_RECORD_TRIES:
+        sys.exit(DISK_FAILED)
+    try:
+        # Any rank: the others cannot begin without it.
+        scheduler.requeue(slurm_id.job_id)
+    except scheduler.SchedulerError as error:
+        _say(f"not put back into the queue: {error.words}")
+        sys.exit(DISK_FAILED)
+    return "to be continued"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,3 +388,7 @@ def _say(text: str, stream: TextIO | None = None) -> None:
     """Write a line to the job's log of errors, which may be on the disk that is full."""
     with contextlib.suppress(OSError):
         print(f"isoflop: {text}", file=stream or sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    _say(run_task(*sys.argv[1:]), sys.stdout)
