@@ -64,7 +64,7 @@ def _planned(folder: Path | None) -> Plan:
     from isoflop.study.file import load_study
 
     if folder is not None:
-        return read_plan(folder)
+        return read_plan(folder, with_code=True)
     return make_plan(load_study(builtin("experiments", "quickstart.toml")))
 
 

@@ -179,7 +179,7 @@ def _study_specs(path: Path) -> list[RunSpec]:
     from isoflop.plan.planner import make_plan
     from isoflop.study.file import load_study
 
-    plan = read_plan(path) if path.is_dir() else make_plan(load_study(path))
+    plan = read_plan(path, with_code=True) if path.is_dir() else make_plan(load_study(path))
     return [run.spec for run in plan.unique_runs]
 
 

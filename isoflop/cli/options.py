@@ -13,6 +13,12 @@ from isoflop.errors import UserError, shown
 if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
 
+WITH_CODE = click.option(
+    "--with-code",
+    is_flag=True,
+    help="Import families from outside the package, if their sources are those that were planned.",
+)
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
 """A folder, which may not exist yet."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import FOLDER, WITH_CODE
 
 if TYPE_CHECKING:
     from isoflop.analysis.refine import Refinement
@@ -23,26 +23,27 @@ if TYPE_CHECKING:
     help="Propose N more seeds, at the size nearest to each optimum only.",
 )
 @click.option("--apply", "is_applied", is_flag=True, help="Grow the plan by what is proposed.")
-def refine(folder: Path, num_seeds: int | None, is_applied: bool) -> None:
+@WITH_CODE
+def refine(folder: Path, num_seeds: int | None, is_applied: bool, with_code: bool) -> None:
     """Propose runs, with their cost, that would sharpen the results in FOLDER.
 
     Where an optimum lies at the edge of its grid: the next sizes on that side. Where none does:
     the sizes and seeds that about halve the widest interval of an optimum. With --seeds instead:
     more seeds for every arch and budget, each at one size; also where families have one size each.
-    Collects the runs into runs.parquet; the plan is left alone without --apply, which grows it as
-    `isoflop extend` does.
+    Nothing is written without --apply, which grows the plan as `isoflop extend` does. What families
+    from outside the package would add takes their code: --with-code or --apply imports it.
     """
     from isoflop.analysis.compare.one_size import is_one_size
     from isoflop.analysis.fit import fit_optima
     from isoflop.analysis.points import select_points
     from isoflop.analysis.refine import propose, propose_seeds
-    from isoflop.launch.status import collect
+    from isoflop.launch.status import collected_rows
     from isoflop.plan.artefact import read_plan, replace_plan
     from isoflop.plan.estimate import refresh_estimates
 
-    plan = read_plan(folder)
+    plan = read_plan(folder, with_code=with_code or is_applied)
     fits = fit_optima(
-        select_points(collect(folder, plan)), methods=("parabola",), axes=("n_params",)
+        select_points(collected_rows(folder, plan)), methods=("parabola",), axes=("n_params",)
     )
     proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)

@@ -72,7 +72,7 @@ def retry(
     from isoflop.launch.status import study_status
     from isoflop.plan.artefact import read_plan
 
-    plan = read_plan(folder)
+    plan = read_plan(folder, with_code=True)
     wanted = selected(plan, runs, archs, budgets)
     status = study_status(folder, plan)
     if status.unreachable is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.cli.options import FOLDER, numbers_of_flops, whole_numbers, words
+from isoflop.cli.options import FOLDER, WITH_CODE, numbers_of_flops, whole_numbers, words
 from isoflop.cli.plan_tables import left_out_lines, plan_summary, plan_table, total_lines
 from isoflop.cli.tables import console, print_lines
 from isoflop.errors import UserError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--descending", is_flag=True, help="Largest first.")
 @click.option("--hardware", metavar="NAME", help="Estimate for it.  [default: as planned]")
 @click.option("--explain", is_flag=True, help="Say what each estimate assumes.")
+@WITH_CODE
 def show(
     folder: Path,
     run: str | None,
@@ -41,15 +42,17 @@ def show(
     descending: bool,
     hardware: str | None,
     explain: bool,
+    with_code: bool,
 ) -> None:
     """Show the plan in FOLDER, filtered and sorted, or one RUN of it whole.
 
     RUN is a run id or its first digits. Estimates use FOLDER/calibration.json where
-    `isoflop calibrate` has written it.
+    `isoflop calibrate` has written it. Those of families from outside the package take their code,
+    which looking does not import without --with-code.
     """
     from isoflop.plan.artefact import read_plan
 
-    plan = read_plan(folder)
+    plan = read_plan(folder, with_code=with_code)
     estimate = _estimate(plan, folder, hardware)
     out = console()
     if run is not None:
@@ -65,6 +68,9 @@ def show(
         lines = _show_table(plan, folder, estimate, arch, budget, size, sort, descending)
         if estimate is not None:
             lines += total_lines(estimate)
+    if plan.stated_families and (hardware or (folder / "estimates.json").exists()):
+        names = ", ".join(plan.stated_families)
+        lines.append(f"no estimates, which take the code of {names}: --with-code imports it")
     if explain:
         lines += ["", *explain_lines(plan, estimate)]
     print_lines(out, lines)
@@ -74,6 +80,8 @@ def _estimate(plan: Plan, folder: Path, hardware: str | None) -> PlanEstimate | 
     """Return estimates for the hardware named, else for that of the estimates beside the plan."""
     from isoflop.plan.estimate import estimate_for, load_estimates
 
+    if plan.stated_families:
+        return None
     stored = load_estimates(folder) if hardware is None else None
     if hardware is None and stored is None:
         return None

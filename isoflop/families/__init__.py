@@ -13,15 +13,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from isoflop.errors import UserError, shown
-from isoflop.families._external import ensure_gated, external_spec
+from isoflop.families._external import COMPONENTS, ensure_gated, external_spec
 from isoflop.families._registry import (
     PATHS_VARIABLE,
     FamilySource,
     add_family_folder,
     all_families,
+    check_digest,
     family_digest,
     find_family,
     import_half,
+    is_built_in,
+    name_of_folder,
+    use_planned_families,
 )
 from isoflop.families._shared.spec import Routing
 
@@ -32,10 +36,12 @@ if TYPE_CHECKING:
     from isoflop.recipe import Recipe
 
 __all__ = [
+    "COMPONENTS",
     "PATHS_VARIABLE",
     "FamilySpec",
     "Routing",
     "add_family_folder",
+    "check_digest",
     "config_from_mapping",
     "ensure_gated",
     "family_digest",
@@ -43,7 +49,10 @@ __all__ = [
     "get_build",
     "get_routing",
     "get_spec",
+    "is_built_in",
     "is_family",
+    "name_of_folder",
+    "use_planned_families",
 ]
 
 _SPEC_NAMES = ("Config", "free_dimension", "ledger", "ladder")

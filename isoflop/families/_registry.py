@@ -17,6 +17,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -86,9 +87,27 @@ def find_family(name: str) -> FamilySource | None:
     return None
 
 
+def is_built_in(name: str) -> bool:
+    """Return whether a family is one of this package's own."""
+    return name in _built_in()
+
+
 def all_families() -> tuple[str, ...]:
     """Return the names of all families, sorted."""
     return tuple(sorted({*_built_in(), *_in_folders(), *_installed()}))
+
+
+def name_of_folder(path: Path) -> str:
+    """Return what the family in a folder is called: as the folder."""
+    return _resolved(path).name
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        allowed = f"the path of a folder ({error})"
+        raise UserError("families.paths", str(path), allowed, "correct the path") from None
 
 
 def add_family_folder(path: Path) -> str:
@@ -100,7 +119,7 @@ def add_family_folder(path: Path) -> str:
         UserError: the folder lacks spec.py or module.py, its name is no plain word, or a family of
             that name is there already.
     """
-    folder = path.expanduser().resolve()
+    folder = _resolved(path)
     name = folder.name
     missing = [f for f in ("spec.py", "module.py") if not (folder / f).is_file()]
     if missing:
@@ -131,14 +150,53 @@ def family_digest(name: str) -> str | None:
     """
     source = find_family(name)
     assert source is not None
-    if source.built_in:
-        return None
+    return None if source.built_in else _digest(_source_folder(source))
+
+
+def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    folder = _source_folder(source)
     for path in sorted(folder.rglob("*.py"), key=lambda p: p.relative_to(folder).as_posix()):
         for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
+
+
+def use_planned_families(paths: Sequence[str], digests: Mapping[str, str]) -> None:
+    """Make a plan's families from outside the package known to this process, as they were planned.
+
+    Nothing is imported here, and nothing that is not the planned source is made known.
+
+    Args:
+        paths: folders of families; those of families that were not planned are left alone.
+        digests: of the sources of the planned ones, by family.
+
+    Raises:
+        UserError: a source is gone, or is not the one that was planned.
+    """
+    folders = {name_of_folder(Path(path)): _resolved(Path(path)) for path in paths}
+    for name, planned in digests.items():
+        if name in folders:
+            found = _digest(folders[name]) if folders[name].is_dir() else None
+        else:
+            found = None if find_family(name) is None else family_digest(name)
+        check_digest(name, found, planned)
+        if name in folders:
+            add_family_folder(folders[name])
+
+
+def check_digest(name: str, found: str | None, planned: str | None) -> None:
+    """Refuse a family's source that is not the one that was planned.
+
+    Raises:
+        UserError: it is gone (``found`` is None), or another one.
+    """
+    if found != planned:
+        raise UserError(
+            f"source of family {name}",
+            found,
+            f"the one that was planned ({planned})",
+            "restore it, or plan a study of another name",
+        )
 
 
 def _source_folder(source: FamilySource) -> Path:

@@ -98,7 +98,7 @@ def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> L
         UserError: no such run; a dense one; without weights, or with damaged ones; data that are
             not those it was trained on.
     """
-    plan = read_plan(study_folder)
+    plan = read_plan(study_folder, with_code=True)
     planned = find_run(plan, run)[0]
     folder = RunFolder(study_folder, planned.run_id)
     model = _empty_model(planned.spec)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from isoflop import __version__
 from isoflop.disk import reason_of
 from isoflop.errors import UserError
+from isoflop.families import check_digest, family_digest, is_built_in, is_family
 from isoflop.files import write_text_atomic
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
@@ -119,7 +120,7 @@ def _follow(
     if not ranks.broadcast(0.0):
         return JobResult(status="held")
     outcome = train_run(
-        checked_spec(folder, data),
+        checked_spec(folder, data, job),
         data,
         placement=job.placement,
         ranks=ranks,
@@ -195,7 +196,7 @@ class RunningAttempt:
             return JobResult(status="failed", reason=reason)
 
     def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
-        self._spec = spec = checked_spec(self._folder, data)
+        self._spec = spec = checked_spec(self._folder, data, self._job)
         log = MetricsLog(
             self._folder.path / LINES_FILE,
             self._attempt.number,
@@ -338,16 +339,19 @@ class Heartbeat:
                 self._folder.beat(self._attempt, self.step, self._steps)
 
 
-def checked_spec(folder: RunFolder, data: TokenData) -> RunSpec:
-    """Return the run's identity, checked against the data.
+def checked_spec(folder: RunFolder, data: TokenData, job: Job) -> RunSpec:
+    """Return the run's identity, checked against the data and the code of its family.
 
     Raises:
-        UserError: the run is of other data.
+        UserError: the run is of other data, or the family's source is not the planned one.
     """
     spec = folder.read_spec()
     have = data.identity.data_id
     if have != spec.data_id:
         raise UserError("data id", have, f"the plan's {spec.data_id}", "plan again")
+    if not is_built_in(spec.family):
+        found = family_digest(spec.family) if is_family(spec.family) else None
+        check_digest(spec.family, found, job.family_digest)
     return spec
 
 

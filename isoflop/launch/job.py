@@ -43,6 +43,8 @@ class Job:
     """The study's FLOP convention, in which rates are logged."""
     sinks: tuple[Annotated[str, Pattern(regex="^(tensorboard|wandb)$")], ...] = ()
     """Where metrics go besides the run's folder; see isoflop.launch.sinks."""
+    family_digest: str | None = None
+    """Of the source of a family from outside the package, as planned; None: a built-in one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

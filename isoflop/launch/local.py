@@ -10,7 +10,6 @@ from typing import Any
 
 from isoflop.data.prepare import prepared_for_plan
 from isoflop.errors import UserError
-from isoflop.families import family_digest
 from isoflop.files import write_many
 from isoflop.launch.job import Job, JobResult, num_gpus, resolve_placement
 from isoflop.launch.run_folder import RunFolder
@@ -72,8 +71,7 @@ def open_session(
         UserError: no plan, a damaged plan or data set, data that cannot be prepared here, an
             option's value that is not allowed.
     """
-    plan = read_plan(folder)
-    _check_families(plan)
+    plan = read_plan(folder, with_code=True)
     given: dict[str, Any] = {
         name: value
         for table in (plan.study.placement, options or {})
@@ -102,6 +100,7 @@ def open_session(
             placement=resolve_placement(placement, given, planned_placements.get(planned.run_id)),
             convention=plan.study.convention,
             sinks=sinks,
+            family_digest=plan.family_digests.get(planned.spec.family),
         )
         for planned in unfinished
     )
@@ -128,19 +127,6 @@ def _num_workers(given: int | None, placement: Placement) -> int:
     if given < 1:
         raise UserError("--workers", given, "1 or more", "correct it")
     return given
-
-
-def _check_families(plan: Plan) -> None:
-    """Refuse a family from outside the package that is not the one that was planned."""
-    for family, planned in plan.family_digests.items():
-        found = family_digest(family)
-        if found != planned:
-            raise UserError(
-                f"source of family {family}",
-                found,
-                f"the one that was planned ({planned})",
-                "restore it, or plan a study of another name",
-            )
 
 
 def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:

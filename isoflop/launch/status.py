@@ -444,10 +444,7 @@ def runs_row(state: RunState) -> dict[str, Any]:
 
 
 def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[dict[str, Any]]:
-    """Write runs.parquet from the run folders and return its rows.
-
-    A run without a folder keeps the result that the study's runs.parquet already has: the tables
-    of a study travel without its run folders.
+    """Write runs.parquet from the run folders and return its rows (:func:`collected_rows`).
 
     Args:
         folder: the study's folder.
@@ -457,14 +454,26 @@ def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[di
     Raises:
         UserError: a file of a run's folder is damaged, or a table that is needed is.
     """
+    rows = collected_rows(folder, plan)
+    write_table((out_folder or folder) / "runs.parquet", rows, RUNS)
+    return rows
+
+
+def collected_rows(folder: Path, plan: Plan) -> list[dict[str, Any]]:
+    """Return the rows of runs.parquet from the run folders.
+
+    A run without a folder keeps the result that the study's runs.parquet already has: the tables
+    of a study travel without its run folders.
+
+    Raises:
+        UserError: a file of a run's folder is damaged, or a table that is needed is.
+    """
     states = study_states(folder, plan)
     stored = load_estimates(folder)
     estimates = {} if stored is None else stored.columns
     rows = [{**runs_row(state), **estimates.get(state.run.run_id, {})} for state in states]
     kept = results_without_folder(folder, states)
-    rows = [row | kept.get(row["run_id"], {}) for row in rows]
-    write_table((out_folder or folder) / "runs.parquet", rows, RUNS)
-    return rows
+    return [row | kept.get(row["run_id"], {}) for row in rows]
 
 
 def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """A plan on disk: plan.json for people and review, plan.parquet for tables.
 
 A plan that is read is checked: every derived number against its spec, and the runs against the
-study that asked for them.
+study that asked for them. To look at a plan imports nothing that it names: of a family from outside
+the package, the counts of the layer are then as the plan states them, and all else is checked.
 """
 
 from __future__ import annotations
@@ -17,13 +18,22 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from isoflop.accounting import Ledger
 from isoflop.errors import UserError, shown
+from isoflop.families import family_names, is_built_in, use_planned_families
 from isoflop.files import dump_json, read_json, write_text_atomic
 from isoflop.numbers import format_flops
 from isoflop.plan.auto import ExpectedOptimum
 from isoflop.plan.models import Models
 from isoflop.plan.planner import Plan
-from isoflop.plan.runs import COUNTED, PlannedRun, describe_run, run_ledger, steps_of_epochs
+from isoflop.plan.runs import (
+    COUNTED,
+    PlannedRun,
+    describe_run,
+    run_ledger,
+    stated_ledger,
+    steps_of_epochs,
+)
 from isoflop.spec import LATER_FIELDS, LATER_SPEC_FIELDS, RunSpec, run_id
 from isoflop.study import LATER_ENTRIES, SIZES_AUTO, Hypothesis, Study, Variant, check_more_seeds_at
 from isoflop.tables import PLAN, write_table
@@ -150,12 +160,17 @@ def write_plan_table(plan: Plan, folder: Path, estimates: Estimates | None = Non
     write_table(folder / "plan.parquet", rows, PLAN)
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path, *, with_code: bool = False) -> Plan:
     """Return the plan of a study folder, with every derived number checked against its spec.
 
+    Args:
+        folder: the study's folder.
+        with_code: import the families from outside the package, if their sources are those that
+            were planned: only for who is about to use them.
+
     Raises:
-        UserError: no plan, not JSON, another schema version, or a field that does not follow from
-            the rest of the plan.
+        UserError: no plan, not JSON, another schema version, a field that does not follow from the
+            rest of the plan, or a source that is not the planned one.
     """
     if not (folder / PLAN_FILE).exists():
         raise UserError(
@@ -164,20 +179,22 @@ def read_plan(folder: Path) -> Plan:
             f"an existing folder with a {PLAN_FILE}",
             "run `isoflop plan STUDY.toml` and give the folder that it names",
         )
-    return read_plan_file(folder / PLAN_FILE)
+    return read_plan_file(folder / PLAN_FILE, with_code=with_code)
 
 
-def read_plan_file(path: Path) -> Plan:
+def read_plan_file(path: Path, *, with_code: bool = False) -> Plan:
     """Return the plan of a plan.json, wherever it lies, checked as by :func:`read_plan`."""
     head, entries = _read_head(read_json(path, "plan"), path)
     study = head.study
-    reader = _RunReader(study, head.num_train_tokens, path)
+    if with_code:
+        use_planned_families(study.family_paths, head.family_digests)
+    reader = _RunReader(head, path, with_code=with_code)
     runs = tuple(reader.read(entry, index) for index, entry in enumerate(entries))
     check_runs_are_the_study(study, runs, head.num_train_tokens, path)
     _check_expected(head, path)
-    families = {run.spec.family for run in runs}
-    if not families.issuperset(head.family_digests):
-        raise _corrupt(path, "with families of its runs under family_digests")
+    families = {run.spec.family for run in runs if not is_built_in(run.spec.family)}
+    if families != set(head.family_digests):
+        raise _corrupt(path, "with its runs' families from outside the package in family_digests")
     return Plan(
         study=study,
         num_train_tokens=head.num_train_tokens,
@@ -185,6 +202,7 @@ def read_plan_file(path: Path) -> Plan:
         left_out=head.left_out,
         expected=head.expected,
         family_digests=head.family_digests,
+        stated_families=() if with_code else tuple(head.family_digests),
     )
 
 
@@ -231,9 +249,16 @@ def _check_expected(head: _Head, path: Path) -> None:
 class _RunReader:
     """Recomputes each run from its spec; a stored number that differs is refused by name."""
 
-    def __init__(self, study: Study, num_train_tokens: int | None, path: Path) -> None:
-        self._study = study
-        self._num_train_tokens = num_train_tokens
+    def __init__(self, head: _Head, path: Path, *, with_code: bool) -> None:
+        self._study = study = head.study
+        self._digests = head.family_digests
+        self._with_code = with_code
+        families = {family for family, _ in map(study.family_and_overrides, study.archs)}
+        reference = study.match_reference
+        if reference is not None:
+            families.add(study.family_and_overrides(reference)[0])
+        self._all_known = with_code or all(is_built_in(name) for name in families)
+        self._num_train_tokens = head.num_train_tokens
         self._path = path
         self._described: dict[Any, PlannedRun] = {}
         self._models: dict[int, Models] = {}
@@ -263,6 +288,10 @@ class _RunReader:
         key = (place, _SEEDLESS(spec), tuple(spec.config.items()))
         if key not in self._described:
             arch, size, budget_flops = place
+            if not is_built_in(spec.family) and spec.family not in self._digests:
+                allowed = f"one of {', '.join(family_names())}"
+                raise UserError("family", spec.family, allowed, "correct the study")
+            known = self._with_code or is_built_in(spec.family)
             self._described[key] = describe_run(
                 spec,
                 arch=arch,
@@ -270,13 +299,26 @@ class _RunReader:
                 budget_flops=budget_flops,
                 convention=self._study.convention,
                 num_train_tokens=self._num_train_tokens,
-                match_residual=self._match_residual(spec, size),
+                match_residual=self._match_residual(spec, entry),
+                ledger=None if known else self._stated_ledger(spec, entry),
             )
         return dataclasses.replace(self._described[key], spec=spec, run_id=run_id(spec))
 
-    def _match_residual(self, spec: RunSpec, size: int) -> float | None:
+    def _stated_ledger(self, spec: RunSpec, entry: dict[str, Any]) -> Ledger:
+        try:
+            return stated_ledger(spec, entry)
+        except UserError as error:
+            raise in_file(error, self._path, _DO_RESTORE) from None
+
+    def _match_residual(self, spec: RunSpec, entry: dict[str, Any]) -> float | None:
+        size = entry["size"]
         if self._study.match == "ladder":
             return None
+        if not self._all_known:
+            stated = entry.get("match_residual")
+            if type(stated) is not float or not abs(stated) <= self._study.tolerance:
+                raise _corrupt(self._path, f"with a match_residual of {entry['arch']}")
+            return stated
         models = self._models.setdefault(spec.vocab_size, Models(self._study, spec.vocab_size))
         return models.match_residual(run_ledger(spec), size, spec.seq_len)
 

@@ -278,7 +278,7 @@ def extend_folder(
     Raises:
         UserError: as :func:`extend_plan`, or the folder holds no sound plan; nothing is written.
     """
-    before = read_plan(folder)
+    before = read_plan(folder, with_code=True)
     after = extend_plan(before, budgets=budgets, seeds=seeds, sizes=sizes, at=at)
     difference = diff_plans(before, after)
     if not difference.is_empty:
@@ -310,6 +310,7 @@ def extend_plan(
     Raises:
         UserError: nothing to add, a value that the study refuses, or a run that would go or change.
     """
+    _need_code(plan)
     if not (budgets or seeds or sizes):
         raise UserError(
             "extend", None, "given something to add", "add --budgets, --seeds or --sizes"
@@ -341,8 +342,9 @@ def grow_plan(plan: Plan, study: Study) -> Plan:
     Raises:
         UserError: an entry of the study other than budgets, seeds and sizes differs; a run of the
             older plan is missing in the new one or is another there; or the source of a family from
-            outside the package has changed.
+            outside the package has changed, or was not imported.
     """
+    _need_code(plan)
     for field in dataclasses.fields(Study):
         there, asked = getattr(plan.study, field.name), getattr(study, field.name)
         if field.name not in GROWS and there != asked:
@@ -373,6 +375,17 @@ def grow_plan(plan: Plan, study: Study) -> Plan:
                 "restore its source, or plan a study of another name",
             )
     return grown
+
+
+def _need_code(plan: Plan) -> None:
+    """Refuse to plan more runs of families whose code was not imported when the plan was read."""
+    if plan.stated_families:
+        raise UserError(
+            "families",
+            shown(", ".join(plan.stated_families)),
+            "imported to plan more of their runs: they are from outside the package",
+            "add --with-code, which imports them if their sources are those that were planned",
+        )
 
 
 def _with(there: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from isoflop.data.catalog import DataIdentity, identify
 from isoflop.errors import UserError
-from isoflop.families import ensure_gated, family_digest
+from isoflop.families import add_family_folder, ensure_gated, family_digest
 from isoflop.numbers import format_count, format_flops, round_up
 from isoflop.plan.auto import ExpectedOptimum, Grid, edge_warning, expected_optima
 from isoflop.plan.models import Models
@@ -31,6 +32,9 @@ class Plan:
     """Where the optima of an `auto` study are expected, in the order: budget, arch. Estimates."""
     family_digests: Mapping[str, str] = field(default_factory=dict)
     """Hex sha256 over the source of each family from outside the package."""
+    stated_families: tuple[str, ...] = ()
+    """Of these, whose code was not imported when the plan was read: their runs' counts are as the
+    plan states them."""
 
     @property
     def unique_runs(self) -> tuple[PlannedRun, ...]:
@@ -62,11 +66,13 @@ class _Planner:
 
 
 def make_plan(study: Study) -> Plan:
-    """Plan every run of a study.
+    """Plan every run of a study; this imports the code of its families.
 
     Raises:
         UserError: a run would be impossible (shape, match, steps, data), with the knob to turn.
     """
+    for path in study.family_paths:
+        add_family_folder(Path(path))
     data = identify(study.source, study.tokenizer)
     planner = _Planner(
         study=study,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Lt
 
-from isoflop.accounting import Ledger, get_convention, model_ledger
-from isoflop.families import config_from_mapping, get_spec
+from isoflop.accounting import Ledger, get_convention, model_ledger, stored_ledger
+from isoflop.errors import UserError, shown
+from isoflop.families import COMPONENTS, config_from_mapping, get_spec
 from isoflop.recipe import Shape
-from isoflop.spec import RunSpec, run_id
-from isoflop.validate import CLOSED, Count, Digest
+from isoflop.spec import RunSpec, run_id, shown_id
+from isoflop.validate import CLOSED, Count, Digest, validated
 
 COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
 
@@ -105,6 +107,49 @@ def run_ledger(spec: RunSpec) -> Ledger:
     config = config_from_mapping(spec.family, spec.config)
     shape = Shape(d_model=spec.d_model, n_layers=spec.n_layers, n_heads=spec.n_heads)
     return ledger_of(spec.family, config, shape, spec.vocab_size, spec.seq_len)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stated:
+    """What follows from a run's spec and the code of its family, as a plan has it."""
+
+    n_params: Count
+    n_active: Count
+    n_nonembed: Annotated[int, Ge(0)]
+    flops_per_token: dict[str, Annotated[int, Ge(0)]]
+
+
+def stated_ledger(spec: RunSpec, entry: Mapping[str, Any]) -> Ledger:
+    """Return the ledger that a plan states for a run whose family's code is not imported.
+
+    Args:
+        spec: what the run is.
+        entry: the run in plan.json.
+
+    Raises:
+        UserError: a wrong type, or counts of what is around the family's layer that are wrong.
+    """
+    names = [field.name for field in dataclasses.fields(_Stated)]
+    stated = validated(_Stated, {name: entry.get(name) for name in names})
+    shape = Shape(d_model=spec.d_model, n_layers=spec.n_layers, n_heads=spec.n_heads)
+    sizes = {**dataclasses.asdict(shape), "seq_len": spec.seq_len}
+    around = model_ledger((), **sizes, vocab_size=spec.vocab_size)
+    flops = stated.flops_per_token
+    right = {name: around.flops(name) for name in COUNTED if name not in COMPONENTS}
+    fits = (
+        flops == {**flops, **right}
+        and set(flops) == set(COUNTED)
+        and stated.n_params - stated.n_nonembed == around.num_embedding_params
+        and around.num_params <= stated.n_active <= stated.n_params
+    )
+    if not fits:
+        counts = ", ".join(
+            f"{name} = {value}" for name, value in dataclasses.asdict(stated).items()
+        )
+        allowed = "counts that agree with each other and the spec"
+        raise UserError(f"run {shown_id(run_id(spec))}", shown(counts), allowed, "restore the plan")
+    by_name = {f"flops_{name}": flops[name] for name in COUNTED}
+    return stored_ledger(dataclasses.asdict(stated) | by_name | sizes)
 
 
 def ledger_of(family: str, config: Any, shape: Shape, vocab_size: int, seq_len: int) -> Ledger:

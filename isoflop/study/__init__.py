@@ -17,7 +17,7 @@ from annotated_types import Ge
 
 from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
-from isoflop.families import add_family_folder, family_names, is_family
+from isoflop.families import family_names, is_family, name_of_folder
 from isoflop.numbers import format_flops
 from isoflop.placement import PlacementTable, placement_from
 from isoflop.recipe import RECIPES, name_at_rate
@@ -154,7 +154,6 @@ class Study:
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_budgets(self.budgets)
-        self._add_families()
         get_convention(self.convention)
         if self.recipe not in RECIPES:
             raise UserError("recipe", self.recipe, " or ".join(RECIPES), "correct the study")
@@ -175,17 +174,17 @@ class Study:
         _check_hypotheses(self)
         self._check_placement()
 
-    def _add_families(self) -> None:
-        for path in self.family_paths:
-            add_family_folder(Path(path))
-
     def _check_archs(self) -> None:
         labels = [v.arch for v in self.variants]
+        # Families in folders are known by name here: whoever uses their code makes it known.
+        named = [name_of_folder(Path(path)) for path in self.family_paths]
+        own = [name for name in named if not is_family(name)]
         for label in labels:
-            if is_family(label) or labels.count(label) > 1:
+            if label in own or is_family(label) or labels.count(label) > 1:
                 raise UserError("variant.arch", label, "a label of its own", "rename the variant")
         for variant in self.variants:
-            _check_family(f"family of variant {variant.arch}", variant.family, ())
+            _check_family(f"family of variant {variant.arch}", variant.family, own)
+        labels = [*own, *labels]
         if not self.archs:
             known = ", ".join((*family_names(), *labels))
             raise UserError("archs", [], f"one or more of {known}", "name some")

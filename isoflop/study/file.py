@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
+from isoflop.families import add_family_folder
 from isoflop.files import from_here
 from isoflop.placement import PlacementTable
 from isoflop.study import SIZES_DEFAULT, SizesBudget, Study
@@ -58,6 +59,9 @@ def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
         UserError: an unknown key, a wrong type or a value that is not allowed.
     """
     file = validated(_file_type(), values)
+    paths = tuple(_kept(folder / path) for path in file.families.paths)
+    for path in paths:
+        add_family_folder(Path(path))
     if isinstance(file.study.sizes, Mapping):
         file.study.sizes = {b: _by_arch(entry) for b, entry in file.study.sizes.items()}
     return Study(
@@ -65,7 +69,7 @@ def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
         **vars(file.data),
         variants=file.variant,
         hypotheses=file.hypothesis,
-        family_paths=tuple(_kept(folder / path) for path in file.families.paths),
+        family_paths=paths,
         placement=PlacementTable(cluster="local") | file.placement,
     )
 

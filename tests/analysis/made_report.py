@@ -6,6 +6,11 @@ import math
 import random
 from typing import Any
 
+import pytest
+
+from isoflop.analysis import fit as fitting
+from isoflop.analysis import report as reporting
+
 FAMILIES = ("mlp", "swiglu", "sgatlin", "peer <&\"'> $x_1$")
 BUDGETS = (1e17, 1e18, 1e19, 1e20)
 
@@ -61,3 +66,14 @@ def full_table() -> list[dict[str, Any]]:
     rows[2].update(status="diverged", status_reason="loss was NaN", loss=None)
     rows[40].update(excluded_reason="learning rate of <another> study | wrong", loss=9.9)
     return rows
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Make `fit` and `report` write all but their figures, which take nearly all of the time."""
+
+    class Pictures(dict[str, str]):
+        def __missing__(self, stem: str) -> str:
+            return "<svg/>"
+
+    patch.setattr(fitting, "write_plots", lambda fits, folder: ())
+    patch.setattr(reporting, "write_figures", lambda *arguments: ((), Pictures()))

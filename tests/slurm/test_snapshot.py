@@ -89,6 +89,26 @@ def test_files_are_read_only_and_a_changed_copy_is_refused(tmp_path: Path) -> No
         snapshot.write()
 
 
+def test_nothing_beside_or_before_the_sources_runs_in_a_task(
+    external: Path, tmp_path: Path
+) -> None:
+    snapshot = snapshot_of(tmp_path / "study", ["bilinear"])
+    snapshot.write()
+    # Bytecode is run in the place of a source of the same age and size.
+    compiled = snapshot.folder / "isoflop" / "__pycache__" / "errors.cpython-311.pyc"
+    compiled.parent.mkdir()
+    compiled.write_bytes(b"")
+    snapshot.write()
+    assert not compiled.exists()
+    for name in ("sitecustomize.py", "torch.py", "families/other"):
+        path = snapshot.folder / name
+        path.mkdir()
+        with pytest.raises(UserError, match="code snapshot = .* must be unchanged"):
+            snapshot.write()
+        path.rmdir()
+    snapshot.write()
+
+
 def test_a_users_python_path_comes_after_the_copy(tmp_path: Path) -> None:
     snapshot = snapshot_of(tmp_path / "study", ["mlp"])
     paths = snapshot.variables("/mine:/other")["PYTHONPATH"].split(os.pathsep)

@@ -74,13 +74,24 @@ class Snapshot:
         if not self.folder.exists():
             self._copy()
         copied = {name: self.folder / name for name in self.roots}
-        if _digest(copied) != self.digest:
+        for root in copied.values():
+            # Python would run these in the place of the sources that are checked.
+            for path in root.rglob("__pycache__"):
+                shutil.rmtree(path)
+        if _digest(copied) != self.digest or self._has_more():
             raise UserError(
                 "code snapshot",
                 str(self.folder),
                 "unchanged since it was made",
                 "remove the folder, once no job is left that runs it, and submit again",
             )
+
+    def _has_more(self) -> bool:
+        """Return whether something lies beside the packages, where tasks would find it first."""
+        parents = {parent for name in self.roots for parent in Path(name).parents}
+        known = {*map(Path, self.roots), *parents}
+        there = (entry for parent in parents for entry in (self.folder / parent).iterdir())
+        return not known.issuperset(entry.relative_to(self.folder) for entry in there)
 
     def _copy(self) -> None:
         temporary = self.folder.with_name(f".{self.folder.name}-{secrets.token_hex(4)}")
@@ -134,12 +145,16 @@ def _package_folder(name: str) -> Path:
 
 
 def _files(root: Path) -> list[Path]:
-    """Return all files of a package but compiled and hidden ones, in an order of their own."""
+    """Return all files of a package but compiled and hidden ones, in an order of their own.
+
+    Hidden sources are among them: the digest of a family is over them, too.
+    """
     found = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc")
     visible = (
         path
         for path in found
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.suffix == ".py"
+        or not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
     return sorted(visible, key=lambda path: path.relative_to(root).as_posix())
 

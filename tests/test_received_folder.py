@@ -1,0 +1,252 @@
+"""A study's folder from somebody else, with a family of its own: looking at it runs none of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from analysis.made_report import draw_nothing
+from isoflop.cli import main
+from isoflop.data.windows import open_data
+from isoflop.errors import UserError
+from isoflop.families import PATHS_VARIABLE, add_family_folder
+from isoflop.launch.execute import execute
+from isoflop.launch.local import begin, open_session
+from isoflop.plan import planner
+from isoflop.plan.artefact import read_plan, write_plan
+from isoflop.plan.edit import grow_plan
+from isoflop.plan.estimate import estimate_for, write_with_estimates
+from isoflop.plan.planner import Plan, make_plan
+from made_family import write_family
+from made_listing import listing
+from made_studies import Edit, micro, set_value
+from slurm.made_scheduler import Sent, use
+
+PROFILE = 'name = "mine"\nhardware = "cpu2"\n'
+LOOKS = (
+    ["status", "STUDY"],
+    ["status", "STUDY", "--json"],
+    ["show", "STUDY"],
+    ["show", "STUDY", "RUN"],
+    ["show", "STUDY", "--hardware", "h100", "--explain"],
+    ["diff", "STUDY", "STUDY"],
+    ["logs", "STUDY", "RUN"],
+    ["cancel", "STUDY"],
+    ["clean", "STUDY", "--dry-run"],
+    ["fit", "STUDY", "--out", "OUT", "--n-boot", "0"],
+    ["report", "STUDY", "--out", "OUT", "--n-boot", "0"],
+)
+RUNS = (
+    ["run", "STUDY"],
+    ["submit", "STUDY", "--cluster", "PROFILE", "--dry-run"],
+    ["retry", "STUDY", "--cluster", "PROFILE", "--failed", "all", "--dry-run"],
+    ["extend", "STUDY", "--seeds", "1"],
+    ["refine", "STUDY", "--with-code"],
+    ["refine", "STUDY", "--apply"],
+    ["show", "STUDY", "--with-code"],
+    ["flops", "STUDY", "--check"],
+    ["calibrate", "STUDY"],
+    pytest.param(["interpret", "record", "STUDY", "RUN"], marks=pytest.mark.slow),
+)
+
+
+def forget_families() -> None:
+    """What this process imported of families from folders is as good as never imported."""
+    os.environ[PATHS_VARIABLE] = ""
+    for name in [name for name in sys.modules if name.startswith("isoflop_family_")]:
+        del sys.modules[name]
+
+
+class Received:
+    """A planned study with a family in a folder, whose import leaves a mark."""
+
+    def __init__(self, top: Path, **changes: object) -> None:
+        self.folder, self.family, self.mark = top / "study", top / "bilinear", top / "imported"
+        self.top = top
+        write_family(self.family)
+        for name in ("spec.py", "module.py"):
+            path = self.family / name
+            path.write_text(f"open({str(self.mark)!r}, 'w').close()\n{path.read_text()}")
+        values = {"archs": ("mlp", "bilinear"), "sizes": (1, 2, 3)} | changes
+        self.plan: Plan = make_plan(micro(family_paths=(str(self.family),), **values))
+        write_with_estimates(self.plan, estimate_for(self.plan, self.folder), self.folder)
+        (top / "mine.toml").write_text(PROFILE)
+        sent = Sent(self.folder, self.plan)
+        for index in range(5):
+            sent.result(index)
+        sent.attempt(5, "failed: ValueError: x")
+        self.forget()
+
+    def forget(self) -> None:
+        forget_families()
+        self.mark.unlink(missing_ok=True)
+
+    def edit(self, edit: Edit) -> None:
+        path = self.folder / "plan.json"
+        values = json.loads(path.read_text())
+        edit(values)
+        path.write_text(json.dumps(values))
+
+    def invoke(self, arguments: list[str]) -> Result:
+        words = {
+            "STUDY": str(self.folder),
+            "RUN": self.plan.runs[-1].run_id[:12],
+            "OUT": str(self.top / "out"),
+            "PROFILE": str(self.top / "mine.toml"),
+        }
+        return CliRunner().invoke(main, [words.get(word, word) for word in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _own_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(PATHS_VARIABLE, "")
+    # The gate is a process of seconds, and has its own tests.
+    monkeypatch.setattr(planner, "ensure_gated", lambda *_: None)
+    draw_nothing(monkeypatch)
+    use(tmp_path / "bin", monkeypatch).says("scontrol", "MaxArraySize = 1001")
+    yield
+    forget_families()
+
+
+@pytest.fixture
+def received(tmp_path: Path) -> Received:
+    return Received(tmp_path)
+
+
+def move_away(received: Received) -> None:
+    shutil.rmtree(received.family)
+
+
+def change(received: Received) -> None:
+    (received.family / "more.py").write_text("")
+
+
+def leave(received: Received) -> None:
+    pass
+
+
+@pytest.mark.parametrize("what", [leave, change, move_away])
+def test_looking_imports_nothing(received: Received, what: Callable[[Received], None]) -> None:
+    table = received.invoke(["show", "STUDY", "--with-code"]).output
+    assert received.mark.exists()
+    received.forget()
+    what(received)
+    before = listing(received.folder)
+    for arguments in LOOKS:
+        done = received.invoke(arguments)
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+    assert not received.mark.exists()
+    assert os.environ[PATHS_VARIABLE] == ""
+    assert listing(received.folder) == before
+    # The numbers are those that the code would give.
+    looked = received.invoke(["show", "STUDY", "--sort", "n_params"]).output
+    for run in received.plan.runs:
+        (row,) = (line for line in looked.splitlines() if run.run_id[:12] in line)
+        (known,) = (line for line in table.splitlines() if run.run_id[:12] in line)
+        assert known.split()[: len(row.split())] == row.split()
+    assert "no estimates, which take the code of bilinear: --with-code imports it" in looked
+
+
+@pytest.mark.parametrize("arguments", RUNS, ids=" ".join)
+def test_code_that_was_not_planned_is_never_imported(
+    received: Received, arguments: list[str]
+) -> None:
+    planned = received.plan.family_digests["bilinear"]
+    change(received)
+    before = listing(received.folder)
+    done = received.invoke(arguments)
+    assert done.exit_code == 2, done.output
+    assert done.output.startswith("isoflop: source of family bilinear = '")
+    assert f"must be the one that was planned ({planned}); restore it" in done.output
+    assert done.output.count("\n") == 1
+    move_away(received)
+    assert "source of family bilinear = None" in received.invoke(arguments).output
+    assert not received.mark.exists()
+    assert listing(received.folder) == before
+
+
+def test_code_that_was_planned_is_imported_where_it_runs(received: Received) -> None:
+    done = received.invoke(["submit", "STUDY", "--cluster", "PROFILE", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert received.mark.exists()
+
+
+def test_a_proposal_that_takes_the_code_says_so(received: Received) -> None:
+    done = received.invoke(["refine", "STUDY"])
+    assert done.exit_code == 2
+    assert "families = bilinear: must be imported to plan more of their runs" in done.output
+    plan = read_plan(received.folder)
+    with pytest.raises(UserError, match="add --with-code"):
+        grow_plan(plan, plan.study)
+    assert not received.mark.exists()
+
+
+def test_a_family_of_that_name_elsewhere_is_not_touched_by_looking(
+    received: Received, tmp_path: Path
+) -> None:
+    own = write_family(tmp_path / "own" / "bilinear")
+    add_family_folder(own)
+    assert received.invoke(["status", "STUDY"]).exit_code == 0
+    assert os.environ[PATHS_VARIABLE] == str(own)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (set_value("runs", 3, "n_params", to=7), "counts that agree"),
+        (set_value("runs", 3, "n_active", to=10**9), "counts that agree"),
+        (set_value("runs", 3, "n_nonembed", to=1), "counts that agree"),
+        (set_value("runs", 3, "n_params", to="7"), r"plan\.json: n_params"),
+        (set_value("runs", 3, "flops_per_token", "head", to=1), "counts that agree"),
+        (set_value("runs", 3, "flops_per_token", "experts", to=-1), "flops_per_token.experts"),
+        (set_value("runs", 3, "flops_per_token", "experts", to=2), r"runs\[3\]\.flops"),
+        (lambda values: values["runs"][3]["flops_per_token"].pop("router"), "counts that agree"),
+        (set_value("runs", 3, "flops", to=1), r"runs\[3\]\.flops"),
+        (set_value("runs", 3, "spec", "config", "hidden_width", to=2), r"runs\[3\]\.run_id"),
+        (set_value("family_digests", to={}), "family = 'bilinear': must be one of mlp|one of"),
+        (set_value("study", "family_paths", to=["\0"]), "families.paths"),
+    ],
+)
+def test_counts_that_are_only_stated_must_fit_the_rest(
+    received: Received, edit: Edit, named: str
+) -> None:
+    received.edit(edit)
+    with pytest.raises(UserError, match=named):
+        read_plan(received.folder)
+    assert not received.mark.exists()
+
+
+def test_matched_to_a_family_from_outside_its_residuals_are_stated(tmp_path: Path) -> None:
+    received = Received(
+        tmp_path, archs=("bilinear", "mlp"), match="flops_per_token", tolerance=0.05
+    )
+    assert read_plan(received.folder).runs == received.plan.runs
+    received.edit(set_value("runs", 3, "match_residual", to=0.06))
+    with pytest.raises(UserError, match="with a match_residual of mlp"):
+        read_plan(received.folder)
+    assert not received.mark.exists()
+
+
+@pytest.mark.slow
+def test_a_job_checks_the_code_again(received: Received) -> None:
+    session = open_session(received.folder)
+    (job,) = session.jobs
+    begin(received.folder, session.plan, [job.run_id])
+    # Between the check and the job, as in the copy on a cluster.
+    change(received)
+    result = execute(job, open_data(Path(job.data_folder)))
+    assert result.status == "failed"
+    assert "source of family bilinear" in str(result.reason)
+
+
+def test_a_plan_written_again_is_the_same(received: Received) -> None:
+    before = (received.folder / "plan.json").read_bytes()
+    assert not write_plan(read_plan(received.folder), received.folder)
+    assert (received.folder / "plan.json").read_bytes() == before
