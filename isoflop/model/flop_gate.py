@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isoflop.accounting import COMPONENT_NAMES, Ledger
-from isoflop.errors import UserError
+from isoflop.errors import UserError, failure_reason
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.model.flop_counter import StrictFlopCounter, UncountedOperatorError
 from isoflop.model.loss import next_token_loss
@@ -157,6 +157,11 @@ def check_spec(
         problem = _first_difference(ledger, measure(spec, batch_size=batch_size))
     except UncountedOperatorError as error:
         problem = str(error)
+    except UserError:
+        raise
+    except Exception as error:
+        # Of a family's code, which is someone else's.
+        problem = f"the model does not run ({failure_reason(error)})"
     return FlopCheck(spec=spec, flops_per_token=ledger.flops(*COMPONENT_NAMES), problem=problem)
 
 
@@ -246,11 +251,8 @@ def check_rung(spec: RunSpec) -> FlopCheck:
         vocab_size=_SMALL_SHAPE["vocab_size"],
         seq_len=_SMALL_SHAPE["seq_len"],
     )
-    try:
-        check = check_spec(one_layer, measure=functools.partial(measure_run, device="meta"))
-    except Exception:
-        # Where work depends on values, shapes do not suffice; whatever else is wrong fails again.
-        return check_spec(one_layer)
+    check = check_spec(one_layer, measure=functools.partial(measure_run, device="meta"))
+    # Where work depends on values, shapes do not suffice; whatever is wrong is found again.
     return check if check.problem is None else check_spec(one_layer)
 
 

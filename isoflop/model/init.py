@@ -10,14 +10,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, failure_reason, shown
 
 Initialiser = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Draws the float32 values of a parameter of the given shape."""
+
+NUM_SHOWN = 4
+"""Parameters that a message lists."""
 
 # Standard deviation of a unit normal cut at +-2, and the probability it keeps.
 CUT = 2.0
@@ -61,28 +65,105 @@ def _cut_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return values.clamp_(-CUT, CUT).float()
 
 
+def torch_default(module: nn.Module, generator: torch.Generator) -> None:
+    """Initialise a module and those in it as torch does, by their ``reset_parameters()``.
+
+    An entry of ``initialisers()`` under a module's name: ``{"gate": torch_default}``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator.initial_seed())
+        # As they are built: what a module holds, then the module itself.
+        for part in reversed(list(module.modules())):
+            reset = _reset_of(part)
+            if reset is not None:
+                reset()
+
+
+def _reset_of(module: nn.Module) -> Callable[[], object] | None:
+    """Return what draws a module's own parameters; attention's and transformers' is private."""
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    return reset if callable(reset) else None
+
+
 def initialise(model: nn.Module, seed: int) -> None:
     """Set each parameter that a module of ``model`` names in its ``initialisers()``.
 
-    A module's ``initialisers()`` maps its own parameters' names to an :data:`Initialiser`.
+    A module's ``initialisers()`` maps names of its parameters to an :data:`Initialiser`. Dotted
+    names reach into the modules that it holds, such as ``gate.weight`` of an ``nn.Linear``, and
+    come before what those name themselves; the name of a module maps to :func:`torch_default`.
 
     Raises:
-        UserError: a parameter that no module names: its values would not follow from the seed.
+        UserError: a name that is none, an initialiser that fails, or parameters that no module
+            names: their values would not follow from the seed.
     """
     drawn: set[nn.Parameter] = set()
+    named_from_outside: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
-        declared: Mapping[str, Initialiser] = getattr(module, "initialisers", dict)()
-        for name, draw in declared.items():
-            parameter = getattr(module, name)
-            full_name = f"{module_name}.{name}" if module_name else name
-            with torch.no_grad():
-                parameter.copy_(draw(tuple(parameter.shape), stream(seed, full_name)))
-            drawn.add(parameter)
-    for name, parameter in model.named_parameters():
-        if parameter not in drawn:
-            raise UserError(
-                "parameter",
-                name,
-                "one that its module names in initialisers(), so that it follows from the seed",
-                "add it (isoflop/families/README.md)",
-            )
+        declared: Mapping[str, Any] = getattr(module, "initialisers", dict)()
+        reached: set[nn.Parameter] = set()
+        # What is said of one parameter comes after what is said of the module that has it.
+        for name in sorted(declared, key=lambda name: declared[name] is not torch_default):
+            target = _target(module, name, declared[name])
+            if target in named_from_outside:
+                continue
+            generator = stream(seed, f"{module_name}.{name}" if module_name else name)
+            try:
+                found = _draw(target, declared[name], generator)
+            except (TypeError, ValueError, RuntimeError) as error:
+                allowed = f"one whose function draws values of its shape ({failure_reason(error)})"
+                raise _wrong(module, name, allowed) from error
+            drawn.update(found)
+            if isinstance(target, nn.Module) or "." in name:
+                reached.update(found)
+        named_from_outside |= reached
+    _check_all_drawn(model, drawn)
+
+
+def _target(module: nn.Module, name: str, draw: object) -> nn.Module | nn.Parameter:
+    """Return the parameter, or the module for :func:`torch_default`, that a name means."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    modules = {key: value for key, value in module.named_modules() if key}
+    found = modules.get(name) if draw is torch_default else parameters.get(name)
+    if found is not None:
+        return found
+    if draw is torch_default:
+        allowed = f"a module that it holds ({', '.join(modules) or 'none'}) for torch_default"
+    else:
+        allowed = f"a parameter ({', '.join(parameters) or 'none'}), or torch_default for a module"
+    raise _wrong(module, name, allowed)
+
+
+def _draw(
+    target: nn.Module | nn.Parameter, draw: Initialiser, generator: torch.Generator
+) -> list[nn.Parameter]:
+    """Set the values of a parameter, or a module's own; return the parameters that have them."""
+    if isinstance(target, nn.Module):
+        torch_default(target, generator)
+        parts = [part for part in target.modules() if _reset_of(part) is not None]
+        return [p for part in parts for p in part.parameters(recurse=False)]
+    with torch.no_grad():
+        target.copy_(draw(tuple(target.shape), generator))
+    return [target]
+
+
+def _wrong(module: nn.Module, name: str, allowed: str) -> UserError:
+    return UserError(
+        f"initialisers() of {type(module).__name__}",
+        name,
+        allowed,
+        "correct it (isoflop/families/README.md)",
+    )
+
+
+def _check_all_drawn(model: nn.Module, drawn: set[nn.Parameter]) -> None:
+    left = [name for name, parameter in model.named_parameters() if parameter not in drawn]
+    if not left:
+        return
+    more = f" and {len(left) - NUM_SHOWN} more" if len(left) > NUM_SHOWN else ""
+    raise UserError(
+        "parameters",
+        shown(", ".join(left[:NUM_SHOWN]) + more),
+        "named in initialisers() of the family's module, so that they follow from the seed",
+        'add them, as "gate.weight": trunc_normal(std), or "gate": torch_default to begin as torch '
+        "does (isoflop/families/README.md)",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,17 @@ def test_it_computes_what_it_says() -> None:
     x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
     w, v, u = (getattr(layer, name) for name in "wvu")
     assert torch.allclose(layer(x), torch.einsum("td,df,te,ef,fg->tg", x, w, x, v, u), atol=1e-5)
+
+
+def test_its_ordinary_modules_begin_as_it_says() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    named: dict[str, Any] = {}
+    exec(code, named)
+    layer = named["Gated"](64, 128)
+    initialise(layer, 0)
+    assert float(layer.gate.bias.detach().abs().max()) <= 1 / 8
+    assert float(layer.up.weight.detach().std()) == pytest.approx(1 / 8, rel=0.05)
+    assert layer(torch.ones(3, 64)).shape == (3, 64)
 
 
 @pytest.mark.slow

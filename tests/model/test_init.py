@@ -20,6 +20,7 @@ from isoflop.model.init import (
     constant,
     initialise,
     stream,
+    torch_default,
     trunc_normal,
 )
 from isoflop.model.transformer import Block, Transformer
@@ -154,7 +155,7 @@ class Drawn(nn.Module):
 
 
 def test_a_parameter_that_nobody_draws_is_refused() -> None:
-    with pytest.raises(UserError, match=r"parameter = '1.weight': must be one that its module"):
+    with pytest.raises(UserError, match=r"parameters = 1\.weight, 1\.bias: must be named in"):
         initialise(nn.Sequential(Drawn(), nn.Linear(2, 2)), seed=0)
 
 
@@ -163,3 +164,95 @@ def test_a_tied_parameter_is_drawn_under_either_name() -> None:
     model[0].weight = model[1].weight
     initialise(model, seed=0)
     assert torch.equal(model[0].weight, torch.ones(2, 2))
+
+
+class Gated(nn.Module):
+    """Ordinary modules, named from outside."""
+
+    def __init__(self, **entries: Any) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 6)
+        self.stack = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8, bias=False))
+        self.entries = entries or {
+            "gate.weight": trunc_normal(0.5),
+            "gate.bias": constant(0.25),
+            "stack": torch_default,
+        }
+
+    def initialisers(self) -> dict[str, Any]:
+        return self.entries
+
+
+def values_of(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    for parameter in module.parameters():
+        torch.nn.init.constant_(parameter, math.nan)
+    initialise(module, seed)
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def test_ordinary_modules_are_named_from_outside_or_begin_as_in_torch() -> None:
+    found = values_of(Gated(), 3)
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    again, other = values_of(Gated(), 3), values_of(Gated(), 4)
+    assert not torch.equal(found["gate.weight"], other["gate.weight"])
+    assert not torch.equal(found["stack.1.weight"], other["stack.1.weight"])
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    assert torch.equal(found["gate.weight"], trunc_normal(0.5)((6, 8), stream(3, "gate.weight")))
+    assert torch.equal(found["gate.bias"], torch.full((6,), 0.25))
+    module = Gated()
+    torch.manual_seed(5)
+    initialise(module, 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(stream(3, "stack").initial_seed())
+    assert torch.equal(found["stack.1.weight"], nn.Linear(6, 8, bias=False).weight)
+    assert torch.equal(found["stack.0.weight"], torch.ones(6))
+
+
+def test_a_name_from_outside_comes_before_the_modules_own() -> None:
+    class Own(nn.Linear):
+        def initialisers(self) -> dict[str, Initialiser]:
+            return {"weight": constant(1.0), "bias": constant(2.0)}
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Own(2, 2)
+
+        def initialisers(self) -> dict[str, Initialiser]:
+            return {"inner.weight": constant(3.0)}
+
+    found = values_of(Outer(), 0)
+    assert found["inner.weight"].unique().tolist() == [3.0]
+    assert found["inner.bias"].unique().tolist() == [2.0]
+
+
+ALL = {"gate": torch_default, "stack": torch_default}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"gate": torch_default},
+            "parameters = stack.0.weight, stack.0.bias, stack.1.weight: must",
+        ),
+        (ALL | {"gate.wieght": constant(0)}, "= 'gate.wieght': must be a parameter (gate.weight, "),
+        (ALL | {"gate": constant(0)}, "= 'gate': must be a parameter (gate.weight, gate.bias, "),
+        (ALL | {"gates": torch_default}, "= 'gates': must be a module that it holds (gate, stack"),
+        (ALL | {"gate.bias": torch_default}, "= 'gate.bias': must be a module that it holds (gate"),
+        (
+            {"gate.bias": 0.5} | ALL,
+            "one whose function draws values of its shape (TypeError: 'float'",
+        ),
+        (
+            {"gate.bias": lambda shape, generator: torch.ones(5)} | ALL,
+            "= 'gate.bias': must be one whose function draws values of its shape (RuntimeError",
+        ),
+    ],
+)
+def test_what_is_not_initialised_is_said_in_one_line(entries: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        initialise(Gated(**entries), 0)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
