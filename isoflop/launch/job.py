@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from isoflop.disk import is_recorded
+from isoflop.errors import UserError
 from isoflop.placement import Placement
+from isoflop.spec import RunSpec, run_id, shown_id
 from isoflop.validate import Digest, Pattern, validated
 
 if TYPE_CHECKING:
@@ -119,6 +121,63 @@ def resolve_placement(
         micro_batch=None if planned.grad_accum == 1 else planned.micro_batch,
         checkpoint_activations=planned.checkpointing,
     )
+
+
+def check_layout(spec: RunSpec, placement: Placement) -> None:
+    """Refuse a layout in which a run cannot be trained, wherever that is.
+
+    Raises:
+        UserError: the batch or the tables of experts do not split evenly over the ranks.
+    """
+    ranks, batch = placement.num_ranks, spec.batch_size
+    if ranks == 1:
+        return
+    if batch % ranks:
+        fitting = ", ".join(str(n) for n in range(2, batch + 1) if batch % n == 0)
+        raise UserError(
+            "ranks",
+            ranks,
+            f"a divisor of the batch of {batch} sequences of run {shown_id(run_id(spec))}",
+            f"choose one of {fitting}" if fitting else "leave them out",
+        )
+    if placement.parallel == "channel":
+        _check_channels(spec, ranks)
+
+
+def _check_channels(spec: RunSpec, ranks: int) -> None:
+    from isoflop.families import config_from_mapping, is_built_in
+
+    if spec.family != "sgatlin":
+        # Only the module of a family from outside the package knows what it is made of.
+        if is_built_in(spec.family):
+            raise UserError("parallel", "channel", "used with family sgatlin", "take ddp or fsdp")
+        return
+    num_tables = config_from_mapping(spec.family, spec.config).num_tables
+    if num_tables % ranks:
+        raise UserError(
+            "ranks",
+            ranks,
+            f"a divisor of the {num_tables} tables of a layer of run {shown_id(run_id(spec))}",
+            "choose another number, or take ddp or fsdp",
+        )
+
+
+def check_gpus(placement: Placement) -> None:
+    """Refuse a layout of several ranks that the GPUs of this machine are too few for.
+
+    Raises:
+        UserError: there are fewer GPUs than ranks.
+    """
+    if placement.num_ranks == 1 or not placement.device.startswith("cuda"):
+        return
+    there = num_gpus(placement)
+    if placement.num_ranks > there:
+        raise UserError(
+            "ranks",
+            placement.num_ranks,
+            f"at most {there}, the GPUs of this machine",
+            "ask for fewer, or submit to a cluster",
+        )
 
 
 def num_gpus(placement: Placement) -> int:

@@ -11,7 +11,14 @@ from typing import Any
 from isoflop.data.prepare import prepared_for_plan
 from isoflop.errors import UserError
 from isoflop.files import write_many
-from isoflop.launch.job import Job, JobResult, num_gpus, resolve_placement
+from isoflop.launch.job import (
+    Job,
+    JobResult,
+    check_gpus,
+    check_layout,
+    num_gpus,
+    resolve_placement,
+)
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.sinks import check_names
 from isoflop.launch.weights import prune_weights
@@ -57,6 +64,7 @@ def open_session(
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
     data_dir: Path | None = None,
+    is_here: bool = True,
 ) -> Session:
     """Check everything a run needs, before anything is trained; write nothing into the folder.
 
@@ -66,10 +74,12 @@ def open_session(
             names; None leaves them. Without `workers`: as many as cores, or GPUs, there are.
         only: ids of the runs to train; None: all.
         data_dir: where prepared data are kept; None: the default place.
+        is_here: whether the runs are to be trained by this session; else their layouts are not
+            checked, because others may take their place.
 
     Raises:
         UserError: no plan, a damaged plan or data set, data that cannot be prepared here, an
-            option's value that is not allowed.
+            option's value that is not allowed, a layout in which a run cannot be trained.
     """
     plan = read_plan(folder, with_code=True)
     given: dict[str, Any] = {
@@ -104,6 +114,10 @@ def open_session(
         )
         for planned in unfinished
     )
+    if is_here:
+        for planned, job in zip(unfinished, jobs, strict=True):
+            check_layout(planned.spec, job.placement)
+            check_gpus(job.placement)
     return Session(
         folder=folder,
         plan=plan,

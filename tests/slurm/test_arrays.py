@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -107,6 +108,12 @@ def test_memory_is_the_estimate_with_a_margin_unless_it_is_named() -> None:
 def test_several_ranks_take_few_nodes(ranks: int, layout: tuple[int, int]) -> None:
     (array,) = plan_arrays([run(0, num_ranks=ranks)], GPU, 1001)
     assert (array.resources.num_nodes, array.resources.ranks_per_node) == layout
+
+
+def test_a_node_is_not_asked_for_more_gpus_than_it_gives() -> None:
+    profile = dataclasses.replace(GPU, ranks_per_node=8)
+    (array,) = plan_arrays([run(0, num_ranks=8)], profile, 1001)
+    assert (array.resources.num_nodes, array.resources.ranks_per_node) == (2, 4)
 
 
 def test_ranks_that_do_not_split_over_nodes_are_refused() -> None:

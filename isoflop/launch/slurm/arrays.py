@@ -122,7 +122,8 @@ def _resources(task: Sequence[RunToSend], profile: ClusterProfile) -> Resources:
 
 def _nodes(num_ranks: int, profile: ClusterProfile) -> tuple[int, int]:
     """Return the fewest nodes that hold the ranks, and the ranks on each."""
-    most = profile.ranks_per_node or profile.gpus_per_node or num_ranks
+    limits = (profile.ranks_per_node, profile.gpus_per_node or None)
+    most = min((limit for limit in limits if limit is not None), default=num_ranks)
     num_nodes = math.ceil(num_ranks / most)
     if num_ranks % num_nodes:
         raise UserError(

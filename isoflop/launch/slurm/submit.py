@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from isoflop.disk import fault_of, naming
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
-from isoflop.launch.job import Job, num_gpus, resolve_placement
+from isoflop.launch.job import Job, check_gpus, check_layout, num_gpus, resolve_placement
 from isoflop.launch.local import begin, open_session
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
@@ -191,11 +191,11 @@ def prepare(
     typed = {key: value for key, value in (options or {}).items() if value not in (None, ())}
     given = typed if profile.is_local else {**typed, "device": profile.device}
     # The study's number of workers is for `isoflop run`; here the cluster decides.
-    session = open_session(folder, options={**given, "workers": 1}, only=only)
+    session = open_session(folder, options={**given, "workers": 1}, only=only, is_here=False)
     profile.load_hardware()
     estimate = estimate_for(session.plan, folder, profile.hardware, profile.price_per_hour)
-    known = {run.run_id for run in session.plan.runs}
-    recorded = {**records.read_options(folder, known), **(decided or {})}
+    specs = {run.run_id: run.spec for run in session.plan.unique_runs}
+    recorded = {**records.read_options(folder, specs), **(decided or {})}
     live = live_work(folder, session.plan)
     free = [job for job in session.jobs if job.run_id not in live.run_ids]
     parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
@@ -206,6 +206,9 @@ def prepare(
         own = recorded.get(run_id, {})
         tables = [session.plan.study.placement, given, own.get("placement", {})]
         jobs[run_id] = _placed(job, tables, estimate)
+        check_layout(specs[run_id], jobs[run_id].placement)
+        if profile.is_local:
+            check_gpus(jobs[run_id].placement)
         runs[run_id] = _run_to_send(jobs[run_id], estimate, own.get("exclude_nodes", ()))
     return Prepared(
         folder=folder,
