@@ -140,6 +140,12 @@ class Watcher:
         if self._console.is_terminal:
             self._live.stop()
 
+    def stop(self, line: str) -> None:
+        """Show no more progress, and print a line."""
+        if self._console.is_terminal:
+            self._live.stop()
+        self._console.print(line, markup=False)
+
     def on_event(self, event: Event) -> None:
         """Record an event; print a line for each run that ended."""
         run = self._runs[event.job.run_id]

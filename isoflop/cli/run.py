@@ -84,16 +84,26 @@ def run_folder(
         f"{len(session.jobs)} runs to train, {session.num_done_before} complete already; "
         f"{session.num_workers} at a time"
     )
+    interrupts = Interrupts()
     # A polite kill and SLURM's warning end like Ctrl-C: workers save at their next step and record
     # why.
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGUSR2, _interrupt)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, interrupts.on_signal) for number in numbers}
     try:
         with Watcher(session, out) as watcher:
-            summary = run_session(session, watcher.on_event)
+
+            def on_stop(num_saving: int) -> bool:
+                if (line := interrupts.line(num_saving)) is not None:
+                    watcher.stop(line)
+                return interrupts.in_a_hurry
+
+            summary = run_session(session, watcher.on_event, on_stop)
     except KeyboardInterrupt:
         out.print(f"interrupted; `isoflop run {folder}` goes on from here", soft_wrap=True)
         return INTERRUPTED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if summary.disk_reason is not None:
         click.echo(f"isoflop: {line_of_reason(summary.disk_reason, folder)}", err=True)
         return UNWRITABLE
@@ -106,5 +116,33 @@ def run_folder(
     return SOME_RUNS_FAILED
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+class Interrupts:
+    """Signals that stop the runs: after the first they save, the third ends them at once."""
+
+    def __init__(self) -> None:
+        self._num_signals = 0
+        self._num_said = 0
+
+    def on_signal(self, *_: object) -> None:
+        """Count a signal; the first interrupts what the process is doing."""
+        self._num_signals += 1
+        if self._num_signals == 1:
+            raise KeyboardInterrupt
+
+    @property
+    def in_a_hurry(self) -> bool:
+        """Whether runs are to end without saving."""
+        return self._num_signals > 2
+
+    def line(self, num_saving: int) -> str | None:
+        """Return what to say of the newest signal; None: it was said."""
+        if self._num_said == self._num_signals:
+            return None
+        self._num_said = self._num_signals
+        runs = "1 run" if num_saving == 1 else f"{num_saving} runs"
+        if self.in_a_hurry:
+            return f"ending {runs} at once"
+        if self._num_signals > 1:
+            again = "once more ends them at once, and they go on from their last checkpoints"
+            return f"still saving {runs}; {again}"
+        return f"stopping, saving {runs}" if num_saving else "stopping"

@@ -143,15 +143,21 @@ def _num_workers(given: int | None, placement: Placement) -> int:
     return given
 
 
-def run_session(session: Session, on_event: Callable[[Event], None]) -> RunSummary:
+def run_session(
+    session: Session,
+    on_event: Callable[[Event], None],
+    on_stop: Callable[[int], bool] = lambda num_saving: False,
+) -> RunSummary:
     """Train the session's jobs; call ``on_event`` with every start, step and end.
 
     A run that fails by its file system ends the session: those at work save if they can and stop.
+    ``on_stop`` is called while the workers are stopped before their time, also by an interrupt; see
+    :func:`isoflop.launch.workers.run_jobs`.
     """
     summary = RunSummary()
     begin(session.folder, session.plan, (job.run_id for job in session.jobs))
     # Closed here, so that an interrupt stops the workers wherever it strikes.
-    with closing(run_jobs(session.jobs, session.num_workers)) as events:
+    with closing(run_jobs(session.jobs, session.num_workers, on_stop)) as events:
         for event in events:
             if event.result is not None:
                 summary.results[event.job.run_id] = event.result
@@ -171,5 +177,6 @@ def _record_death(job: Job, result: JobResult) -> None:
     attempts = folder.attempts()
     # Where the disk is full, there is no record; the reason is shown all the same.
     with suppress(OSError):
-        if attempts and not attempts[-1].ended:
+        # Another process may have begun the next attempt by now.
+        if attempts and not attempts[-1].ended and attempts[-1].holder.is_alive() is False:
             folder.end_attempt(attempts[-1], f"failed: {result.reason}")

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -35,6 +35,7 @@ HELD_POLL_S = 1.0
 # Time for workers to reach the next step boundary and to save when interrupted, before they are
 # killed. That loses no more than the work since the last checkpoint.
 STOP_GRACE_S = 30.0
+_STOP_POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,16 +64,27 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run_jobs(jobs: Sequence[Job], num_workers: int) -> Generator[Event]:
+def run_jobs(
+    jobs: Sequence[Job],
+    num_workers: int,
+    on_stop: Callable[[int], bool] = lambda num_saving: False,
+) -> Generator[Event]:
     """Run every job once, in order, and yield what happens.
 
     A job whose run another live process holds is tried again until that process has finished or
-    died. Closing the iterator (or an exception in the consumer) stops the workers.
+    died. Closing the iterator (or an exception in the consumer) stops the workers: runs save at
+    their next step.
+
+    Args:
+        jobs: what to run.
+        num_workers: jobs at a time.
+        on_stop: called when the workers are stopped, and then a few times a second, with the
+            number of runs that have not saved yet; True ends these at once.
     """
     waiting = deque(jobs)
     held: deque[Job] = deque()
     next_poll_s = 0.0
-    with _workers(min(num_workers, max(1, len(jobs)))) as workers:
+    with _workers(min(num_workers, max(1, len(jobs))), on_stop) as workers:
         while waiting or held or any(w.job for w in workers):
             if held and not waiting and time.monotonic() >= next_poll_s:
                 waiting, held = held, deque()
@@ -120,12 +132,12 @@ def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[list[_Worker]]:
+def _workers(count: int, on_stop: Callable[[int], bool]) -> Iterator[list[_Worker]]:
     workers = [_start_worker(index) for index in range(count)]
     try:
         yield workers
     finally:
-        _stop(workers)
+        _stop(workers, on_stop)
 
 
 def _start_worker(index: int) -> _Worker:
@@ -155,19 +167,27 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _stop(workers: Sequence[_Worker]) -> None:
+def _stop(workers: Sequence[_Worker], on_stop: Callable[[int], bool]) -> None:
+    on_stop(_num_saving(workers))
     for worker in workers:
         if worker.job is None and worker.process.is_alive():
             worker.pipe.send(None)
         else:
             worker.process.terminate()
     deadline_s = time.monotonic() + STOP_GRACE_S
+    while time.monotonic() < deadline_s and any(w.process.is_alive() for w in workers):
+        if on_stop(_num_saving(workers)):
+            break
+        wait([w.process.sentinel for w in workers if w.process.is_alive()], timeout=_STOP_POLL_S)
     for worker in workers:
-        worker.process.join(max(0.0, deadline_s - time.monotonic()))
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()
         worker.pipe.close()
+
+
+def _num_saving(workers: Sequence[_Worker]) -> int:
+    return sum(w.job is not None and w.process.is_alive() for w in workers)
 
 
 def work(jobs: Connection, number: int) -> None:

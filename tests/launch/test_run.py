@@ -153,6 +153,7 @@ def test_interrupted_it_says_how_to_go_on_and_goes_on(undisturbed: Path, tmp_pat
     assert process.returncode == 130
     assert "Traceback" not in out + err
     assert f"isoflop run {folder}" in out
+    assert "stopping, saving" in out
     reasons = {
         json.loads(path.read_text())["exit_reason"] for path in folder.glob("runs/*/attempts/*")
     }
