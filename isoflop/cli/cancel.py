@@ -41,6 +41,8 @@ def cancel(
     plan = read_plan(folder)
     wanted = selected(plan, runs, archs, budgets)
     found = library.to_cancel(folder, plan, wanted)
+    for line in found.damaged:
+        click.echo(f"damaged: {line}", err=True)
     for run_id, host in found.elsewhere.items():
         click.echo(
             f"{shown_id(run_id)} runs on {host}, without a job and not visible from here (another "
@@ -48,7 +50,7 @@ def cancel(
         )
     if not found.run_ids:
         click.echo("nothing to cancel: no such run is at work or in the queue")
-        return
+        sys.exit(SOME_NOT_ENDED if found.damaged else 0)
     click.echo(_named(found, wanted))
     if not yes:
         confirm("End them?", "nothing was ended")
@@ -57,7 +59,7 @@ def cancel(
         click.echo(f"not ended, {name}: {words}", err=True)
     if len(not_ended) < len(found.tasks) + len(found.holders):
         click.echo("asked for; `isoflop status` tells what becomes of them")
-    if any(words != ENDING_ALREADY for words in not_ended.values()):
+    if found.damaged or any(words != ENDING_ALREADY for words in not_ended.values()):
         sys.exit(SOME_NOT_ENDED)
 
 

@@ -164,11 +164,13 @@ def runs_of(source: Path, out: Path | None) -> Runs:
         UserError: there is no such table, or it is not in order, or it has no folder for results.
     """
     if (source / "plan.json").is_file():
-        from isoflop.launch.status import collect
+        from isoflop.launch.collect import collect, damaged_lines
         from isoflop.plan.artefact import read_plan
 
         folder = out or source
         rows = collect(source, read_plan(source), folder)
+        for line in damaged_lines(rows):
+            click.echo(line, err=True)
         table = folder / "runs.parquet"
         return Runs(table=table, rows=rows, out_folder=folder, written=(table,))
     from isoflop.analysis.points import load_rows, table_of

@@ -31,13 +31,17 @@ def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> No
     from isoflop.launch.run_folder import RunFolder
     from isoflop.launch.slurm.logs import attempt_logs, choose, task_without_attempt
     from isoflop.launch.slurm.queue import sent_tasks
+    from isoflop.launch.slurm.records import readable_submissions
     from isoflop.plan.artefact import read_plan
     from isoflop.plan.edit import find_run
 
     study, wanted = _study_and_run(folder, run)
     run_id = find_run(read_plan(study), wanted)[0].run_id
     run_folder = RunFolder(study, run_id)
-    tasks = [task for task in sent_tasks(study) if run_id in task.run_ids]
+    submissions, damaged = readable_submissions(study)
+    for error in damaged:
+        click.echo(f"isoflop: {error}", err=True)
+    tasks = [task for task in sent_tasks(submissions) if run_id in task.run_ids]
     found = attempt_logs(study, run_folder, tasks)
     # A job that died before the run began has output, and the run no attempt.
     waiting = task_without_attempt([log.attempt for log in found], tasks)

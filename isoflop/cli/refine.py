@@ -37,14 +37,15 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool, with_code: boo
     from isoflop.analysis.fit import fit_optima
     from isoflop.analysis.points import select_points
     from isoflop.analysis.refine import propose, propose_seeds
-    from isoflop.launch.status import collected_rows
+    from isoflop.launch.collect import collected_rows, damaged_lines
     from isoflop.plan.artefact import read_plan, replace_plan
     from isoflop.plan.estimate import refresh_estimates
 
     plan = read_plan(folder, with_code=with_code or is_applied)
-    fits = fit_optima(
-        select_points(collected_rows(folder, plan)), methods=("parabola",), axes=("n_params",)
-    )
+    rows = collected_rows(folder, plan)
+    for line in damaged_lines(rows):
+        click.echo(line, err=True)
+    fits = fit_optima(select_points(rows), methods=("parabola",), axes=("n_params",))
     proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)
     if num_seeds is None and is_one_size(fits.selection):

@@ -12,7 +12,7 @@ import click
 
 from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
-from isoflop.cli.submit import show_dry_run, show_report
+from isoflop.cli.submit import show_damaged, show_dry_run, show_report
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,10 +77,11 @@ def retry(
     status = study_status(folder, plan)
     if status.unreachable is not None:
         raise SchedulerError("squeue", status.unreachable)
+    code = show_damaged(status.damaged_of(wanted))
     failed = Counter(str(state.kind) for state in failed_runs(status, wanted))
     if not failed or (kind != "all" and kind not in failed):
         click.echo(_nothing(kind, failed, wanted))
-        return
+        sys.exit(code)
     profile, options = _as_last_submitted(folder, cluster)
     planned = plan_retry(folder, status, kind, max(1, profile.gpus_per_node), wanted)
     _show(planned, options)
@@ -90,13 +91,13 @@ def retry(
         show_dry_run(
             prepare(folder, profile, options=options, only=planned.run_ids, decided=planned.options)
         )
-        return
+        sys.exit(code)
     if not yes:
         confirm("Send them?", "nothing was sent")
     with submit_lock(folder):
         records.write_options(folder, {**records.read_options(folder), **planned.options})
     report = submit(folder, profile, options=options, only=planned.run_ids)
-    sys.exit(show_report(report, folder))
+    sys.exit(max(code, show_report(report, folder)))
 
 
 def _show(planned: Retry, options: Mapping[str, Any]) -> None:

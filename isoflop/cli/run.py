@@ -104,13 +104,15 @@ def run_folder(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    for error in session.damaged.values():
+        out.print(f"damaged: {error}", soft_wrap=True)
     if summary.disk_reason is not None:
         click.echo(f"isoflop: {line_of_reason(summary.disk_reason, folder)}", err=True)
         return UNWRITABLE
     for run_id, result in summary.failed.items():
         out.print(f"{result.status}: {shown_id(run_id)}: {result.reason}", soft_wrap=True)
     if not summary.failed:
-        return 0
+        return SOME_RUNS_FAILED if session.damaged else 0
     again = f"`isoflop logs {folder} RUN` shows more; the same command tries failed runs again"
     out.print(again, soft_wrap=True)
     return SOME_RUNS_FAILED

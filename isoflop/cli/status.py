@@ -31,7 +31,10 @@ SCHEDULER_UNREACHABLE = 3
 _ALWAYS_SHOWN = ("done", "running", "diverged", "failed", "missing")
 
 # Those that need attention last, where the eye is.
-_LINE_ORDER = ("running", "waiting", "requeued", "unknown", "missing", "diverged", "lost", "failed")
+_LINE_ORDER = (
+    *("running", "waiting", "requeued", "unknown", "missing", "diverged", "lost", "failed"),
+    "damaged",
+)
 _MAX_LINES = 20
 _KEPT = "kept"
 
@@ -71,7 +74,7 @@ def status(folder: Path, watch: bool, every: float, as_json: bool) -> None:
 
 
 def _print(folder: Path, status: StudyStatus, out: Console) -> None:
-    from isoflop.launch.status import results_without_folder
+    from isoflop.launch.collect import results_without_folder
 
     kept = results_without_folder(folder, list(status.states))
     out.print(status_table(status.states, kept))
@@ -131,6 +134,7 @@ def status_lines(status: StudyStatus) -> list[str]:
     if status.unreachable is not None:
         lines.append(f"the scheduler does not answer: {status.unreachable}")
         lines.append("this is what the files know; jobs in the queue are not in it")
+    lines += (f"damaged: {line}" for line in status.damaged)
     unique = {state.run.run_id: state for state in status.states}.values()
     shown: set[tuple[str, ...]] = set()
     for name in _LINE_ORDER:
@@ -184,6 +188,7 @@ def status_json(status: StudyStatus) -> dict[str, Any]:
     return {
         "counts": dict(Counter(state.state for state in unique.values())),
         "scheduler_unreachable": status.unreachable,
+        "damaged": list(status.damaged),
         "scheduler_calls": status.queue.answer.calls,
         "runs": [_run_json(state) for state in unique.values()],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 SOME_REJECTED = 1
+SOME_DAMAGED = 1
 NOTHING_SENT = 2
 NO_ANSWER = 3
 
@@ -66,8 +67,9 @@ def submit(
     With RUNS (run ids or their first digits), only those of them. It returns at once; `isoflop
     status` tells what becomes of the runs. Typed again, or from two shells, it sends nothing twice.
     slurm/README.md tells how to write a profile. Exit code 1 when the scheduler rejected some of
-    the jobs, 2 when nothing could be sent, 3 when it did not answer whether it took them. Options
-    from --device on take the place of entries in the study's [placement] table.
+    the jobs or records of runs are damaged, 2 when nothing could be sent, 3 when it did not answer
+    whether it took them. Options from --device on take the place of entries in the study's
+    [placement] table.
     """
     from isoflop.launch.slurm.submit import prepare, send
     from isoflop.plan.artefact import read_plan
@@ -75,15 +77,16 @@ def submit(
     profile = _profile(cluster, runs_per_task, options)
     only = selected(read_plan(folder), runs, archs, budgets)
     prepared = prepare(folder, profile, options=options, only=only)
+    code = show_damaged(prepared.damaged.values())
     if dry_run:
         show_dry_run(prepared)
-        return
+        sys.exit(code)
     _show_totals(prepared)
     if not prepared.runs:
-        return
+        sys.exit(code)
     if not yes:
         confirm("Send them?", "nothing was sent", "add it, or look with --dry-run first")
-    sys.exit(show_report(send(prepared), prepared.folder))
+    sys.exit(max(code, show_report(send(prepared), prepared.folder)))
 
 
 def _profile(cluster: str, runs_per_task: int | None, options: dict[str, Any]) -> ClusterProfile:
@@ -100,6 +103,13 @@ def _profile(cluster: str, runs_per_task: int | None, options: dict[str, Any]) -
     if runs_per_task < 1:
         raise UserError("--runs-per-task", runs_per_task, "1 or more", "correct it")
     return dataclasses.replace(profile, runs_per_task=runs_per_task)
+
+
+def show_damaged(errors: Iterable[object]) -> int:
+    """Print a line for each run whose records cannot be read; return the exit code."""
+    lines = [f"damaged: {error}" for error in errors]
+    print_lines(console(stderr=True), lines)
+    return SOME_DAMAGED if lines else 0
 
 
 def show_dry_run(prepared: Prepared) -> None:

@@ -56,6 +56,8 @@ class Session:
     jobs: tuple[Job, ...]
     num_workers: int
     num_done_before: int
+    damaged: Mapping[str, UserError]
+    """Runs whose records cannot be read, by run id; they are not trained."""
 
 
 def open_session(
@@ -98,7 +100,10 @@ def open_session(
     data_folder = prepared_for_plan(
         plan.study.source, plan.study.tokenizer, runs[0].spec.data_id, data_dir
     )
-    unfinished = [p for p in runs if RunFolder(folder, p.run_id).result() is None]
+    damage = {p.run_id: RunFolder(folder, p.run_id).damage() for p in runs}
+    damaged = {run_id: error for run_id, error in damage.items() if error is not None}
+    readable = [p for p in runs if p.run_id not in damaged]
+    unfinished = [p for p in readable if RunFolder(folder, p.run_id).result() is None]
     # The longest first, so that the last workers to finish do not wait for one long run.
     unfinished.sort(key=lambda planned: -planned.flops)
     jobs = tuple(
@@ -123,7 +128,8 @@ def open_session(
         plan=plan,
         jobs=jobs,
         num_workers=num_workers,
-        num_done_before=len(runs) - len(unfinished),
+        num_done_before=len(readable) - len(unfinished),
+        damaged=damaged,
     )
 
 
@@ -174,9 +180,9 @@ def run_session(
 def _record_death(job: Job, result: JobResult) -> None:
     """Close the record of an attempt whose worker died before it could do so itself."""
     folder = RunFolder(Path(job.study_folder), job.run_id)
-    attempts = folder.attempts()
     # Where the disk is full, there is no record; the reason is shown all the same.
-    with suppress(OSError):
+    with suppress(OSError, UserError):
+        attempts = folder.attempts()
         # Another process may have begun the next attempt by now.
         if attempts and not attempts[-1].ended and attempts[-1].holder.is_alive() is False:
             folder.end_attempt(attempts[-1], f"failed: {result.reason}")

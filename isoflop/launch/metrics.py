@@ -25,6 +25,8 @@ logger = logging.getLogger("isoflop")
 # Rows of metrics.jsonl per run: enough for a curve, small enough to keep.
 MAX_METRIC_ROWS = 200
 
+_LARGEST = 2**63 - 1
+
 LINES_FILE = "metrics.jsonl"
 METRICS_FILE = "metrics.parquet"
 USAGE_FILE = "usage.parquet"
@@ -182,15 +184,28 @@ def write_tables(run_folder: Path) -> None:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield what can be read of metrics.jsonl: a line that a crash cut off is skipped."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().splitlines():
+    if path.is_file():
+        yield from rows_of(path.read_bytes().splitlines())
+
+
+def rows_of(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of lines; what is cut off, or of other types than ours, is skipped."""
+    for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "attempt" in row:
+        if isinstance(row, dict) and _is_typed(row):
             yield row
+
+
+def _is_typed(row: Mapping[str, Any]) -> bool:
+    """Return whether the figures that are computed with are numbers of a possible size."""
+    whole = [row.get("attempt"), row.get("step", 0 if "event" in row else None)]
+    seconds = row.get("wall_s", 0)
+    return all(type(value) is int and 0 <= value <= _LARGEST for value in whole) and (
+        type(seconds) in (int, float) and 0 <= seconds <= _LARGEST
+    )
 
 
 def newest_by_step(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -254,6 +254,18 @@ class RunFolder:
         error = UserError("num_steps", found.num_steps, f"{steps}, the run's steps", _TRAIN_AGAIN)
         raise in_file(error, path, _TRAIN_AGAIN)
 
+    def damage(self) -> UserError | None:
+        """Return the first mistake in the records of the run; None: all can be read."""
+        try:
+            if self.result() is None:
+                if (self.path / "spec.json").exists():
+                    self.read_spec()
+                self.attempts()
+                self.lease()
+        except UserError as error:
+            return error
+        return None
+
     def is_held(self, newest: Attempt | None) -> bool:
         """Return whether the newest attempt seems to be at work, by one look."""
         if newest is None or newest.ended:

@@ -62,6 +62,8 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
 
     run_id = find_run(read_plan(folder), run)[0].run_id
     session = open_session(folder, options=options, only=[run_id])
+    for error in session.damaged.values():
+        raise error
     begin(folder, session.plan, (job.run_id for job in session.jobs))
     result = None
     for job in session.jobs:

@@ -4,32 +4,27 @@ The files win: a result is a result, whatever the scheduler answers. The queue w
 which lags behind it: a job that the queue has waiting or running is not over, even where accounting
 has it as NODE_FAIL or PREEMPTED. A job that neither has and that left no result is lost, after a
 grace time in which its files may still appear.
-
-:func:`collect` writes runs.parquet, by the files alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from isoflop.launch.metrics import LINES_FILE
+from isoflop.errors import UserError
+from isoflop.launch.metrics import LINES_FILE, rows_of
 from isoflop.launch.run_folder import Attempt, RunFolder, RunResult
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.logs import last_lines, tail
 from isoflop.launch.slurm.queue import Queue, SentTask, add_accounting, query_queue
-from isoflop.launch.slurm.records import NotRequeued, cancelled_jobs, read_options
+from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
-from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import MEASURED, PLAN, RUNS, read_table, write_table
 
 STATES = (
     "done",
@@ -41,15 +36,14 @@ STATES = (
     "lost",
     "unknown",
     "missing",
+    "damaged",
 )
-"""The files suffice for done, running, diverged, failed and missing; the others need a scheduler.
+"""The files suffice for done, running, diverged, failed, missing and damaged (a record of the run
+cannot be read, and its reason says which); the others need a scheduler.
 unknown: sent to a scheduler that does not answer now."""
 
 LIVE = ("running", "requeued", "waiting", "unknown")
 """States that change by themselves."""
-
-# As long as a run trains or is going to, runs.parquet calls it missing.
-_UNFINISHED = (*LIVE, "lost")
 
 # Rows of metrics.jsonl that a rate is taken over.
 _RATE_ROWS = 10
@@ -128,18 +122,11 @@ def run_state(folder: Path, run: PlannedRun, result: RunResult | None = None) ->
 
 def steps_per_s(lines_file: Path, attempt: int) -> float | None:
     """Return steps per second of training, over an attempt's last metrics; None: fewer than two."""
-    rows = [row for row in _rows(tail(lines_file)) if row.get("attempt") == attempt]
-    rows = [row for row in rows if "event" not in row][-_RATE_ROWS:]
+    rows = [row for row in rows_of(tail(lines_file)) if row["attempt"] == attempt]
+    rows = [row for row in rows if "event" not in row and "wall_s" in row][-_RATE_ROWS:]
     if len(rows) < 2 or rows[-1]["wall_s"] <= rows[0]["wall_s"]:
         return None
     return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["wall_s"] - rows[0]["wall_s"]))
-
-
-def _rows(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        # A row that is being written.
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
 
 
 def study_states(
@@ -153,8 +140,22 @@ def study_states(
         results: by run id, those that were read already; a result never changes.
     """
     known = results or {}
-    by_id = {r.run_id: run_state(folder, r, known.get(r.run_id)) for r in plan.unique_runs}
+
+    def state(run: PlannedRun) -> RunState:
+        return _or_damaged(run, lambda: run_state(folder, run, known.get(run.run_id)))
+
+    by_id = {run.run_id: state(run) for run in plan.unique_runs}
     return [dataclasses.replace(by_id[run.run_id], run=run) for run in plan.runs]
+
+
+def _or_damaged(run: PlannedRun, state: Callable[[], RunState]) -> RunState:
+    """Return a run's state; `damaged`, with the line that says what, where a record is."""
+    try:
+        return state()
+    except UserError as error:
+        return RunState(
+            run=run, state="damaged", reason=str(error), num_attempts=0, step=None, result=None
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +165,13 @@ class StudyStatus:
     states: tuple[RunState, ...]
     """In the plan's order."""
     queue: Queue
+    damaged: tuple[str, ...] = ()
+    """A line for each damaged record of the study's jobs; those of runs are in their states."""
+
+    def damaged_of(self, wanted: Collection[str] | None) -> list[str]:
+        """Return the lines of damaged runs; ``wanted``: only of these, None: of all."""
+        found = {s.run.run_id: str(s.reason) for s in self.states if s.state == "damaged"}
+        return [line for run_id, line in found.items() if wanted is None or run_id in wanted]
 
     @property
     def unreachable(self) -> str | None:
@@ -175,9 +183,7 @@ def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
     """Return where every run of a plan stands, by its files and one query of the scheduler.
 
     A second command asks accounting, where there is any, about jobs that the queue has forgotten.
-
-    Raises:
-        UserError: a file of a run's folder or a submission's record is damaged.
+    A damaged record costs its own run or jobs.
     """
     finished = _finished(study_folder, plan)
     queue = query_queue(study_folder, finished)
@@ -187,7 +193,8 @@ def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
     merge = _Merge(study_folder, queue)
     merged = {state.run.run_id: state for state in map(merge.state, by_files)}
     states = (dataclasses.replace(merged[s.run.run_id], run=s.run) for s in by_files)
-    return StudyStatus(states=tuple(states), queue=queue)
+    damaged = (*map(str, queue.damaged), *merge.damaged)
+    return StudyStatus(states=tuple(states), queue=queue, damaged=damaged)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,17 +210,22 @@ class LiveWork:
 def live_work(study_folder: Path, plan: Plan) -> LiveWork:
     """Return what is at work or in the queue.
 
+    A run whose records are damaged may be one of them, and counts as one.
+
     Raises:
         SchedulerError: something was sent, and the scheduler does not answer.
-        UserError: a damaged record.
+        UserError: a submission's record is damaged, so that its jobs are not known.
     """
     finished = _finished(study_folder, plan)
     queue = query_queue(study_folder, finished)
+    for error in queue.damaged:
+        raise error
     if queue.answer.unreachable is not None:
         raise SchedulerError("squeue", queue.answer.unreachable)
     live = {run_id for run_id in queue.tasks if queue.live(run_id) is not None}
     for run_id in {run.run_id for run in plan.runs} - live - finished.keys():
-        if RunFolder(study_folder, run_id).attempt_at_work() is not None:
+        folder = RunFolder(study_folder, run_id)
+        if folder.damage() is not None or folder.attempt_at_work() is not None:
             live.add(run_id)
     return LiveWork(run_ids=frozenset(live), num_tasks=queue.num_live_tasks)
 
@@ -224,10 +236,12 @@ def live_runs(study_folder: Path, plan: Plan) -> frozenset[str]:
 
 
 def _finished(study_folder: Path, plan: Plan) -> dict[str, RunResult]:
-    """Return the results that there are, by run id."""
-    ids = (run.run_id for run in plan.unique_runs)
-    results = ((run_id, RunFolder(study_folder, run_id).result()) for run_id in ids)
-    return {run_id: result for run_id, result in results if result is not None}
+    """Return the results that there are, by run id; damaged ones are left out."""
+    found = {}
+    for run in plan.unique_runs:
+        with contextlib.suppress(UserError):
+            found[run.run_id] = RunFolder(study_folder, run.run_id).result()
+    return {run_id: result for run_id, result in found.items() if result is not None}
 
 
 def _forgotten(states: Sequence[RunState], queue: Queue) -> list[str]:
@@ -256,12 +270,27 @@ class _Merge:
     def __init__(self, study_folder: Path, queue: Queue) -> None:
         self._folder = study_folder
         self._queue = queue
-        self._options = read_options(study_folder)
-        self._cancelled = cancelled_jobs(study_folder)
+        self._options: Mapping[str, RunOptions] = {}
+        self._cancelled: set[str] = set()
         self._now_s = time.time()
+        damaged = []
+        try:
+            self._options = read_options(study_folder)
+        except UserError as error:
+            damaged.append(str(error))
+        try:
+            self._cancelled = cancelled_jobs(study_folder)
+        except UserError as error:
+            damaged.append(str(error))
+        self.damaged = tuple(damaged)
 
     def state(self, state: RunState) -> RunState:
         """Return where a run stands."""
+        if state.state == "damaged":
+            return state
+        return _or_damaged(state.run, lambda: self._state(state))
+
+    def _state(self, state: RunState) -> RunState:
         tasks = self._queue.tasks.get(state.run.run_id, ())
         if state.result is not None or not tasks:
             return _with_kind(self._folder, state)
@@ -424,70 +453,3 @@ def _why_it_waits(state: RunState, job: JobState) -> str:
     if job.reason is not None and "held" in job.reason.lower():
         parts.append(f"until `scontrol release {job.job_id}`")
     return ", ".join(parts)
-
-
-# What a row has beyond the plan.
-_KEPT = RUNS.names[len(PLAN.names) :]
-
-
-def runs_row(state: RunState) -> dict[str, Any]:
-    """Return the row of runs.parquet; what is not measured is null. A run at work is `missing`."""
-    result = state.result
-    return {
-        **state.run.row(),
-        **{name: None if result is None else getattr(result, name) for name in MEASURED},
-        "n_attempts": state.num_attempts,
-        "status": "missing" if state.state in _UNFINISHED else state.state,
-        "status_reason": "running" if state.state == "running" else state.reason,
-        "excluded_reason": None,
-    }
-
-
-def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[dict[str, Any]]:
-    """Write runs.parquet from the run folders and return its rows (:func:`collected_rows`).
-
-    Args:
-        folder: the study's folder.
-        plan: its plan.
-        out_folder: where the table goes; None: into the study's folder.
-
-    Raises:
-        UserError: a file of a run's folder is damaged, or a table that is needed is.
-    """
-    rows = collected_rows(folder, plan)
-    write_table((out_folder or folder) / "runs.parquet", rows, RUNS)
-    return rows
-
-
-def collected_rows(folder: Path, plan: Plan) -> list[dict[str, Any]]:
-    """Return the rows of runs.parquet from the run folders.
-
-    A run without a folder keeps the result that the study's runs.parquet already has: the tables
-    of a study travel without its run folders.
-
-    Raises:
-        UserError: a file of a run's folder is damaged, or a table that is needed is.
-    """
-    states = study_states(folder, plan)
-    stored = load_estimates(folder)
-    estimates = {} if stored is None else stored.columns
-    rows = [{**runs_row(state), **estimates.get(state.run.run_id, {})} for state in states]
-    kept = results_without_folder(folder, states)
-    return [row | kept.get(row["run_id"], {}) for row in rows]
-
-
-def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, dict[str, Any]]:
-    """Return what runs.parquet holds of finished runs that have no folder here, by run id.
-
-    Raises:
-        UserError: there are runs without a folder, and the table is damaged.
-    """
-    path = folder / "runs.parquet"
-    bare = {s.run.run_id for s in states if s.num_attempts == 0 and s.result is None}
-    if not bare or not path.exists():
-        return {}
-    return {
-        row["run_id"]: {name: row[name] for name in _KEPT}
-        for row in read_table(path, RUNS)
-        if row["run_id"] in bare and row["status"] in ("done", "diverged")
-    }

@@ -7,10 +7,12 @@ last step. Everything here may be cut off anywhere, repeated, and done by severa
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from isoflop.errors import UserError
 from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.planner import Plan
 
@@ -45,9 +47,6 @@ def prune_weights(folder: Path, plan: Plan) -> None:
     Args:
         folder: the study's folder.
         plan: its plan.
-
-    Raises:
-        UserError: a result is damaged.
     """
     for path in list(superfluous_weights(folder, plan)):
         _remove(path)
@@ -58,15 +57,14 @@ def superfluous_weights(folder: Path, plan: Plan) -> Iterator[Path]:
 
     Whatever is removed of them, a better run is finished, and results do not change: so the best
     one of all never is, in whatever order runs end.
-
-    Raises:
-        UserError: a result is damaged.
     """
     finished = {}
     for run in plan.unique_runs:
-        result = RunFolder(folder, run.run_id).result()
-        if result is not None:
-            finished[run.run_id] = result
+        # A damaged one says nothing of its weights: they stay.
+        with contextlib.suppress(UserError):
+            result = RunFolder(folder, run.run_id).result()
+            if result is not None:
+                finished[run.run_id] = result
     done = ((rid, r.loss) for rid, r in finished.items() if r.status == "done")
     kept = _kept(plan, {rid: loss for rid, loss in done if loss is not None})
     for run_id in finished:

@@ -271,7 +271,12 @@ class _RunReader:
         for key in ("size", "budget_flops"):
             if type(entry.get(key)) is not int or entry[key] < 1:
                 raise _corrupt(self._path, f"with a positive whole number in {where}.{key}")
-        run = self._describe(RunSpec.from_json(entry.get("spec")), entry)
+        try:
+            spec = RunSpec.from_json(entry.get("spec"))
+        except UserError as error:
+            named = UserError(f"{where}.{error.field}", error.value, error.allowed, error.do)
+            raise in_file(named, self._path, error.do) from None
+        run = self._describe(spec, entry)
         expected = run.to_json()
         for key in sorted(set(expected) | set(entry)):
             there, right = entry.get(key, _ABSENT), expected.get(key, _ABSENT)

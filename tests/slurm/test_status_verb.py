@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli.status import status
-from isoflop.launch.status import STATES, runs_row
+from isoflop.launch.collect import runs_row
+from isoflop.launch.status import STATES
 from slurm.made_scheduler import Scheduler, Sent, line
 
 

@@ -27,6 +27,8 @@ class Cancellation:
     elsewhere: dict[str, str]
     """The host of each run that a process which is not visible here trains without a job: of
     another machine, or of another container of this one."""
+    damaged: tuple[str, ...] = ()
+    """A line for each record that cannot be read: what it knows of is not ended."""
 
     @property
     def run_ids(self) -> list[str]:
@@ -45,15 +47,17 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
 
     Raises:
         SchedulerError: the scheduler does not answer.
-        UserError: a damaged record.
     """
     runs = {r.run_id for r in plan.runs if wanted is None or r.run_id in wanted}
-    finished = {run_id for run_id in runs if RunFolder(study_folder, run_id).result() is not None}
+    damage = {run_id: RunFolder(study_folder, run_id).damage() for run_id in sorted(runs)}
+    damaged = {run_id for run_id, error in damage.items() if error is not None}
+    readable = runs - damaged
+    finished = {rid for rid in readable if RunFolder(study_folder, rid).result() is not None}
     queue = query_queue(study_folder, finished)
     if queue.answer.unreachable is not None:
         raise scheduler.SchedulerError("squeue", queue.answer.unreachable)
     tasks = _live_tasks(queue, runs - finished)
-    held = runs - finished - {run_id for task in tasks for run_id in task.run_ids}
+    held = readable - finished - {run_id for task in tasks for run_id in task.run_ids}
     holders: dict[str, ProcessIdentity] = {}
     elsewhere: dict[str, str] = {}
     for run_id in sorted(held):
@@ -66,7 +70,10 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
             holders[run_id] = starter or attempt.holder
         else:
             elsewhere[run_id] = attempt.holder.host
-    return Cancellation(tasks=tuple(tasks), holders=holders, elsewhere=elsewhere)
+    lines = [str(error) for error in (*queue.damaged, *damage.values()) if error is not None]
+    return Cancellation(
+        tasks=tuple(tasks), holders=holders, elsewhere=elsewhere, damaged=tuple(lines)
+    )
 
 
 def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isoflop.errors import UserError
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import Attempt
 from isoflop.launch.slurm import scheduler
@@ -18,7 +19,7 @@ from isoflop.launch.slurm.records import (
     comment_of,
     not_requeued_file,
     read_not_requeued,
-    read_submissions,
+    readable_submissions,
     slurm_task_id,
 )
 from isoflop.launch.slurm.scheduler import Answer, JobState
@@ -87,6 +88,8 @@ class Queue:
     """Of each run, oldest first; tasks that were found in the queue by their comment have a job id
     although their record has none."""
     answer: Answer = field(default_factory=Answer)
+    damaged: tuple[UserError, ...] = ()
+    """The records of submissions whose jobs are not known."""
 
     def job(self, task: SentTask) -> JobState | None:
         """Return the state of a task's job; None: it is not in the queue, or not known."""
@@ -114,12 +117,10 @@ def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
     Args:
         study_folder: the study's folder.
         finished: run ids whose jobs do not matter any more; tasks of no others are left out.
-
-    Raises:
-        UserError: a record is damaged.
     """
     done = set(finished)
-    tasks = [task for task in sent_tasks(study_folder) if not done.issuperset(task.run_ids)]
+    submissions, damaged = readable_submissions(study_folder)
+    tasks = [task for task in sent_tasks(submissions) if not done.issuperset(task.run_ids)]
     answer = _ask([task for task in tasks if not task.is_local and task.rejected is None])
     processes = _processes(task for task in tasks if task.is_local)
     answer = dataclasses.replace(answer, jobs={**answer.jobs, **processes})
@@ -127,7 +128,7 @@ def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
     for task in _identified(tasks, answer):
         for run_id in task.run_ids:
             by_run.setdefault(run_id, []).append(task)
-    return Queue(tasks=by_run, answer=answer)
+    return Queue(tasks=by_run, answer=answer, damaged=tuple(damaged))
 
 
 def add_accounting(queue: Queue, job_ids: Sequence[str]) -> Queue:
@@ -146,12 +147,8 @@ def add_accounting(queue: Queue, job_ids: Sequence[str]) -> Queue:
     return dataclasses.replace(queue, answer=answer)
 
 
-def sent_tasks(study_folder: Path) -> list[SentTask]:
-    """Return all that was ever sent, oldest first.
-
-    Raises:
-        UserError: a record is damaged.
-    """
+def sent_tasks(submissions: Iterable[Submission]) -> list[SentTask]:
+    """Return the tasks of submissions, in their order."""
     return [
         SentTask(
             submission=submission,
@@ -162,7 +159,7 @@ def sent_tasks(study_folder: Path) -> list[SentTask]:
             rejected=array.rejected,
             process=array.process,
         )
-        for submission in read_submissions(study_folder)
+        for submission in submissions
         for number, array in enumerate(submission.arrays)
         for index, run_ids in enumerate(array.tasks)
     ]

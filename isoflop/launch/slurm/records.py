@@ -180,9 +180,21 @@ def read_submissions(study_folder: Path) -> list[Submission]:
     Raises:
         UserError: a record is damaged or of another version.
     """
-    files = (study_folder / LAUNCH_FOLDER).glob(f"*/{SUBMISSION_FILE}")
-    found = [_submission(path) for path in files]
-    return sorted(found, key=lambda s: (s.created_at, s.submission_id))
+    found, damaged = readable_submissions(study_folder)
+    for error in damaged:
+        raise error
+    return found
+
+
+def readable_submissions(study_folder: Path) -> tuple[list[Submission], list[UserError]]:
+    """Return what :func:`read_submissions` does, and the mistakes of records that are damaged."""
+    found, damaged = [], []
+    for path in sorted((study_folder / LAUNCH_FOLDER).glob(f"*/{SUBMISSION_FILE}")):
+        try:
+            found.append(_submission(path))
+        except UserError as error:
+            damaged.append(error)
+    return sorted(found, key=lambda s: (s.created_at, s.submission_id)), damaged
 
 
 def read_submission(study_folder: Path, submission_id: str) -> Submission:

@@ -70,6 +70,8 @@ class Prepared:
     """Runs that a process trains or a job in the queue is going to; they are not sent."""
     num_tasks: int
     """Jobs and tasks of arrays in the queue."""
+    damaged: Mapping[str, UserError]
+    """Runs whose records cannot be read, by run id; they are not sent."""
     snapshot: Snapshot
     max_array_size: int
     submission_id: str
@@ -221,6 +223,7 @@ def prepare(
         num_done=session.num_done_before,
         num_live=len(session.jobs) - len(free),
         num_tasks=live.num_tasks,
+        damaged=session.damaged,
         snapshot=snapshot_of(folder, {run.spec.family for run in session.plan.runs}),
         max_array_size=max_array_size,
         submission_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",

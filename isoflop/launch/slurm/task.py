@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from isoflop.disk import fault_of, line_of_reason
+from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.job import DISK_FAILED, FAILED, TO_BE_CONTINUED, Job, JobResult
@@ -239,7 +240,13 @@ class ArrayTask:
             self._unfinished = True
             return
         job = self._jobs[run_id]
-        result = self._execute(job)
+        try:
+            result = self._execute(job)
+        except UserError as error:
+            # A damaged record, or data that are not there, costs this run only.
+            _say(f"run {run_id} failed: {error}", sys.stdout)
+            self._failed = True
+            return
         self._prune |= job.keep_weights == "best" and result.status == "done"
         reason = "" if result.reason is None else f": {result.reason}"
         _say(f"run {run_id} {result.status}{reason}", sys.stdout)
