@@ -201,7 +201,7 @@ def rows_of(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
 
 def _is_typed(row: Mapping[str, Any]) -> bool:
     """Return whether the figures that are computed with are numbers of a possible size."""
-    whole = [row.get("attempt"), row.get("step", 0 if "event" in row else None)]
+    whole = [row.get("attempt"), row.get("step", 0)]
     seconds = row.get("wall_s", 0)
     return all(type(value) is int and 0 <= value <= _LARGEST for value in whole) and (
         type(seconds) in (int, float) and 0 <= seconds <= _LARGEST

@@ -123,7 +123,8 @@ def run_state(folder: Path, run: PlannedRun, result: RunResult | None = None) ->
 def steps_per_s(lines_file: Path, attempt: int) -> float | None:
     """Return steps per second of training, over an attempt's last metrics; None: fewer than two."""
     rows = [row for row in rows_of(tail(lines_file)) if row["attempt"] == attempt]
-    rows = [row for row in rows if "event" not in row and "wall_s" in row][-_RATE_ROWS:]
+    rows = [row for row in rows if "event" not in row and {"step", "wall_s"} <= row.keys()]
+    rows = rows[-_RATE_ROWS:]
     if len(rows) < 2 or rows[-1]["wall_s"] <= rows[0]["wall_s"]:
         return None
     return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["wall_s"] - rows[0]["wall_s"]))
