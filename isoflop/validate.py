@@ -193,9 +193,13 @@ def _adapter(kind: Any) -> Any:
 def _most_telling(values: Any, mistakes: Sequence[ErrorDetails]) -> ErrorDetails:
     """Return the first mistake; of those of a union's alternatives, the one that went deepest.
 
-    What a function refuses comes after what the types do.
+    What a function refuses comes after what the types do, and a missing key after an unknown one
+    beside it, by which it may be meant.
     """
     first = min(mistakes, key=lambda each: _refusal(each) is not None)
+    if first["type"] in _MISSING:
+        beside = (each for each in mistakes if each["loc"][:-1] == first["loc"][:-1])
+        first = next((each for each in beside if each["type"] in _UNKNOWN), first)
     are_keys = _are_keys(values, first)
     if all(are_keys):
         return first

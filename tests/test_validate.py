@@ -57,6 +57,7 @@ def test_a_file_becomes_its_dataclass() -> None:
         ({"shares": 1}, "; write share"),
         ({"zzz": 1}, "; remove it"),
         ({"parts": [{"name": "a", "cuont": 2}]}, "whole.parts.0.cuont = 2: must be a known key"),
+        ({"parts": [{"nam": "a"}]}, "whole.parts.0.nam = 'a': must be a known key (name, count); "),
         ({"parts": [{}]}, "whole.parts.0.name = None: must be given; add it"),
         ({"parts": [{"name": 1}]}, "whole.parts.0.name = 1: must be text in quotes; correct it"),
         ({"parts": [{"name": "a", "count": 1.5}]}, "count = 1.5: must be a whole number"),

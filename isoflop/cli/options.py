@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +21,43 @@ WITH_CODE = click.option(
     help="Import families from outside the package, if their sources are those that were planned.",
 )
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+
+class _FolderOrTable(click.Path):
+    """A path; a study file in its place is answered by what to type instead."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(value)
+        if isinstance(param, click.Argument) and path.suffix == ".toml" and path.is_file():
+            assert ctx is not None
+            verb = " ".join(("isoflop", *ctx.command_path.split()[1:]))
+            raise UserError(
+                param.human_readable_name,
+                str(path),
+                "the folder of a plan, not its study file",
+                _with_the_folder_of(path, verb),
+            )
+        return super().convert(value, param, ctx)
+
+
+def _with_the_folder_of(study: Path, verb: str) -> str:
+    """Return the commands that do what was meant by a verb with a study file."""
+    import tomllib
+
+    name = "NAME"
+    # What is wrong in the file, `isoflop plan` says.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        name = str(tomllib.loads(study.read_text(encoding="utf-8"))["study"]["name"])
+    folder = Path("results") / name
+    then = f"{verb} {shlex.quote(str(folder))}"
+    if (folder / "plan.json").is_file():
+        return f"type: {then}"
+    return f"type: isoflop plan {shlex.quote(str(study))}, then: {then}"
+
+
+FOLDER = _FolderOrTable(path_type=Path, file_okay=False)
 """A folder, which may not exist yet."""
+
+FOLDER_OR_TABLE = _FolderOrTable(path_type=Path)
 
 _SELECTION = (
     click.argument("runs", nargs=-1),

@@ -88,10 +88,22 @@ def plan(
         report = estimate_power(planned, noise=noise)
     is_new = write_with_estimates(planned, estimate, folder)
     show_plan(planned, estimate, folder)
+    _tell_default_data(study, planned)
     if report is not None:
         _show_power(report)
     click.echo(f"{'written to' if is_new else 'unchanged:'} {folder}/plan.json and plan.parquet")
     click.echo(f"next: isoflop run {folder}   # here; or to a cluster: isoflop submit {folder}")
+
+
+def _tell_default_data(file: Path | None, planned: Plan) -> None:
+    """Print which data are taken, where a study file leaves it open."""
+    from isoflop.study.file import names_data
+
+    if file is not None and not names_data(file):
+        print_lines(
+            console(),
+            [f"no source in [data] of {file}: {planned.study.source} is taken, the default"],
+        )
 
 
 def read_study(path: Path | None, budgets: str | None) -> Study:

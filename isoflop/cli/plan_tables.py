@@ -171,8 +171,10 @@ def total_lines(estimate: PlanEstimate) -> list[str]:
     )
     # Fractions of an hour are hard to picture.
     short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if estimate.gpu_hours < 1 else ""
+    total = f"{estimate.gpu_hours:,.4g} {estimate.unit}{short}{cost}"
+    if not any(run.placement.fits for run in estimate.runs.values()):
+        total = f"no run fits, so that there are no {estimate.unit} to tell"
     return [
-        f"estimate on {estimate.hardware}: {estimate.gpu_hours:,.4g} {estimate.unit}{short}{cost}; "
-        f"{measured} (isoflop show --explain)",
+        f"estimate on {estimate.hardware}: {total}; {measured} (isoflop show --explain)",
         *(f"does not fit: {line}" for line in estimate.not_fitting),
     ]

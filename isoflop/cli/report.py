@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from isoflop.cli.fit import announce_fit, fit_options, runs_of
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import FOLDER, FOLDER_OR_TABLE
 
 
 @click.command()
-@click.argument("source", metavar="FOLDER_OR_TABLE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FOLDER_OR_TABLE", type=FOLDER_OR_TABLE)
 @click.option("--out", type=FOLDER, help="Folder for the results.  [default: the folder]")
 @fit_options
 def report(source: Path, out: Path | None, **chosen: Any) -> None:

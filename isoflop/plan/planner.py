@@ -223,6 +223,12 @@ def _check_epochs_differ(study: Study, runs: list[PlannedRun]) -> None:
         raise UserError("epochs", list(study.epochs), allowed, "remove one of them")
 
 
+def _by_default(study: Study) -> str:
+    """Return what to add to the name of the data that a study takes if it names none."""
+    default = {field.name: field.default for field in dataclasses.fields(Study)}["source"]
+    return " (what a study takes without a source in [data])" if study.source == default else ""
+
+
 def _check_epochs(study: Study, run: PlannedRun, data: DataIdentity) -> None:
     if run.epochs is None or run.epochs <= study.max_epochs:
         return
@@ -232,7 +238,7 @@ def _check_epochs(study: Study, run: PlannedRun, data: DataIdentity) -> None:
         study.max_epochs,
         f"{run.epochs:.3g} or more for {run.arch} size {run.size} at "
         f"{format_flops(run.budget_flops)}, which reads {format_count(run.n_tokens)} tokens of the "
-        f"{format_count(data.num_train_tokens)} in {data.source}",
+        f"{format_count(data.num_train_tokens)} in {data.source}{_by_default(study)}",
         "take a larger corpus, a smaller budget or larger sizes, or raise max_epochs",
     )
 

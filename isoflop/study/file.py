@@ -48,6 +48,11 @@ def load_study(path: Path) -> Study:
     return study_from_toml(values, folder=path.parent)
 
 
+def names_data(path: Path) -> bool:
+    """Return whether a study file, which was loaded before, says which data it takes."""
+    return "source" in tomllib.loads(path.read_text(encoding="utf-8")).get("data", {})
+
+
 def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
     """Return a study from the parsed TOML of a study file.
 

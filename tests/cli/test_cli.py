@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -242,3 +243,60 @@ def test_a_rule_that_no_machine_can_judge_is_named(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("hypothesis ")]
     assert [line.split(":")[0] for line in lines] == ["hypothesis H2"]
+
+
+def verbs_of_a_folder() -> list[str]:
+    """The verbs whose first argument is the folder of a plan."""
+    found = []
+    for verb in VERBS:
+        command = main.get_command(None, verb)  # type: ignore[arg-type]
+        assert command is not None
+        arguments = [p for p in command.params if isinstance(p, click.Argument)]
+        if arguments and arguments[0].human_readable_name in ("FOLDER", "FOLDER_OR_TABLE"):
+            found.append(verb)
+    return found
+
+
+def test_a_study_file_where_its_folder_is_expected_is_answered_by_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path(study_file(tmp_path, MICRO_STUDY).name)
+    verbs = verbs_of_a_folder()
+    assert {"run", "submit", "status", "fit", "report", "show", "cancel"} <= {*verbs}
+    for verb in verbs:
+        result = invoke(verb, file)
+        assert result.exit_code == 2
+        typed = f"type: isoflop plan {file}, then: isoflop {verb} results/micro"
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.rstrip().endswith(typed), verb
+    assert invoke("plan", file).exit_code == 0
+    assert invoke("run", file).stderr.rstrip().endswith("; type: isoflop run results/micro")
+    file.write_text("[study")
+    assert "isoflop run results/NAME" in invoke("run", file).stderr
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing(tmp_path: Path) -> None:
+    file = study_file(tmp_path, MICRO_STUDY.replace("archs =", "arch ="))
+    result = invoke("plan", file, "--out", tmp_path / "p")
+    assert result.stderr.startswith("isoflop: study.arch = ['mlp', 'sgatlin']: must be a known key")
+    assert result.stderr.rstrip().endswith("; write archs")
+    file.write_text(MICRO_STUDY.replace("[study]", "[studdy]"))
+    assert "studdy" in invoke("plan", file, "--out", tmp_path / "p").stderr
+
+
+def test_the_data_of_a_study_that_names_none_are_said(tmp_path: Path) -> None:
+    said = "no source in [data]"
+    file = study_file(tmp_path)
+    result = invoke("plan", file, "--out", tmp_path / "p")
+    assert f"{said} of {file}: sotu-embedded is taken" in " ".join(result.output.split())
+    file.write_text(MICRO_STUDY + 'source = "sotu-embedded"\n')
+    assert said not in invoke("plan", file, "--out", tmp_path / "q").output
+    result = invoke("plan", file, "--budgets", "1e13", "--out", tmp_path / "r")
+    assert "in sotu-embedded (what a study takes without a source in [data])" in result.stderr
+
+
+def test_a_plan_of_which_no_run_fits_has_no_gpu_hours(tmp_path: Path) -> None:
+    output = " ".join(invoke("plan", "--budgets", "1e25", "--out", tmp_path / "p").output.split())
+    assert "estimate on h100: no run fits, so that there are no GPU-hours to tell;" in output
+    assert " 0 GPU-hours" not in output
