@@ -31,7 +31,7 @@ def cancel(
     RUNS are run ids or their first digits. A run at work saves at its next step and stops; the
     scheduler gives it KillWait seconds (30, as SLURM comes), after which it is as its newest
     checkpoint has it. Results stay. `isoflop submit` or `isoflop run` goes on from there. Exit code
-    1 when some could not be ended, such as another user's.
+    1 when some could not be ended, such as another user's or another cluster's.
     """
     from isoflop.launch.slurm import cancel as library
     from isoflop.launch.slurm.scheduler import ENDING_ALREADY
@@ -48,9 +48,11 @@ def cancel(
             f"{shown_id(run_id)} runs on {host}, without a job and not visible from here (another "
             "machine or container): cancel it there"
         )
+    for run_id, words in found.hidden.items():
+        click.echo(f"{shown_id(run_id)} cannot be cancelled from here: {words}", err=True)
     if not found.run_ids:
         click.echo("nothing to cancel: no such run is at work or in the queue")
-        sys.exit(SOME_NOT_ENDED if found.damaged else 0)
+        sys.exit(SOME_NOT_ENDED if found.damaged or found.hidden else 0)
     click.echo(_named(found, wanted))
     if not yes:
         confirm("End them?", "nothing was ended")
@@ -59,7 +61,8 @@ def cancel(
         click.echo(f"not ended, {name}: {words}", err=True)
     if len(not_ended) < len(found.tasks) + len(found.holders):
         click.echo("asked for; `isoflop status` tells what becomes of them")
-    if found.damaged or any(words != ENDING_ALREADY for words in not_ended.values()):
+    is_left = found.damaged or found.hidden
+    if is_left or any(words != ENDING_ALREADY for words in not_ended.values()):
         sys.exit(SOME_NOT_ENDED)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from isoflop.launch.slurm.submit import Prepared, SubmitReport
 
 
-SOME_REJECTED = 1
+SOME_NOT_SENT = 1
 SOME_DAMAGED = 1
 NOTHING_SENT = 2
 NO_ANSWER = 3
@@ -67,9 +67,9 @@ def submit(
     With RUNS (run ids or their first digits), only those of them. It returns at once; `isoflop
     status` tells what becomes of the runs. Typed again, or from two shells, it sends nothing twice.
     slurm/README.md tells how to write a profile. Exit code 1 when the scheduler rejected some of
-    the jobs or records of runs are damaged, 2 when nothing could be sent, 3 when it did not answer
-    whether it took them. Options from --device on take the place of entries in the study's
-    [placement] table.
+    the jobs, records of runs are damaged, or jobs may be there that are not visible from here, 2
+    when nothing could be sent, 3 when it did not answer whether it took them. Options from --device
+    on take the place of entries in the study's [placement] table.
     """
     from isoflop.launch.slurm.submit import prepare, send
     from isoflop.plan.artefact import read_plan
@@ -83,7 +83,7 @@ def submit(
         sys.exit(code)
     _show_totals(prepared)
     if not prepared.runs:
-        sys.exit(code)
+        sys.exit(max(code, SOME_NOT_SENT if prepared.hidden else 0))
     if not yes:
         confirm("Send them?", "nothing was sent", "add it, or look with --dry-run first")
     sys.exit(max(code, show_report(send(prepared), prepared.folder)))
@@ -139,8 +139,8 @@ def show_report(report: SubmitReport, folder: Path) -> int:
     if report.unanswered:
         return NO_ANSWER
     if not report.rejected:
-        return 0
-    return SOME_REJECTED if report.job_ids else NOTHING_SENT
+        return SOME_NOT_SENT if report.hidden else 0
+    return SOME_NOT_SENT if report.job_ids else NOTHING_SENT
 
 
 def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
@@ -180,6 +180,7 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
 
     if not prepared.runs:
         yield _nothing_line(prepared.num_done, prepared.num_live)
+        yield from _hidden_lines(prepared.hidden)
         yield from _parked_lines(prepared.parked, prepared.folder)
         return
     cost = "" if prepared.cost is None else f", {prepared.cost:,.4g} at the price given"
@@ -197,6 +198,7 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
         )
         yield f"{_runs(num_left)} of them left for later ({queued})"
     yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
+    yield from _hidden_lines(prepared.hidden)
     yield from _parked_lines(prepared.parked, prepared.folder)
 
 
@@ -217,6 +219,8 @@ def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
         yield f"not sent again: {_runs(report.num_live)} at work or queued"
     for words, num_runs in report.rejected.items():
         yield f"rejected, {_runs(num_runs)}: {words}"
+    if report.hidden:
+        yield f"not sent, since their jobs may be there: {_runs(len(report.hidden))}"
     if report.rejected:
         yield "correct the profile or ask for less; the same command then sends what is left"
     if report.unanswered:
@@ -233,6 +237,11 @@ def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
 
 def _nothing_line(num_done: int, num_live: int) -> str:
     return f"nothing to send: {_runs(num_done)} complete, {num_live} at work or queued"
+
+
+def _hidden_lines(hidden: Mapping[str, str]) -> Iterator[str]:
+    for run_id, words in hidden.items():
+        yield f"not sent, since its job may be there: run {shown_id(run_id)}, {words}"
 
 
 def _parked_lines(parked: Sequence[str], folder: Path) -> Iterator[str]:

@@ -20,7 +20,13 @@ from isoflop.launch.metrics import LINES_FILE, rows_of
 from isoflop.launch.run_folder import Attempt, RunFolder, RunResult
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.logs import last_lines, tail
-from isoflop.launch.slurm.queue import Queue, SentTask, add_accounting, query_queue
+from isoflop.launch.slurm.queue import (
+    Queue,
+    SentTask,
+    add_accounting,
+    hidden_runs,
+    query_queue,
+)
 from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.plan.planner import Plan
@@ -40,7 +46,7 @@ STATES = (
 )
 """The files suffice for done, running, diverged, failed, missing and damaged (a record of the run
 cannot be read, and its reason says which); the others need a scheduler.
-unknown: sent to a scheduler that does not answer now."""
+unknown: sent to a scheduler that does not answer now, or cannot show the job from here."""
 
 LIVE = ("running", "requeued", "waiting", "unknown")
 """States that change by themselves."""
@@ -203,7 +209,9 @@ class LiveWork:
     """What of a study is at work, or in the queue."""
 
     run_ids: frozenset[str]
-    """Runs that a process is training or a job in the queue is going to train."""
+    """Runs that a process is training or a job in the queue is going to train, or may be."""
+    hidden: Mapping[str, str]
+    """Those of them whose jobs may be there without being shown, with the reason."""
     num_tasks: int
     """Jobs and tasks of arrays in the queue."""
 
@@ -228,7 +236,10 @@ def live_work(study_folder: Path, plan: Plan) -> LiveWork:
         folder = RunFolder(study_folder, run_id)
         if folder.damage() is not None or folder.attempt_at_work() is not None:
             live.add(run_id)
-    return LiveWork(run_ids=frozenset(live), num_tasks=queue.num_live_tasks)
+    hidden = hidden_runs(study_folder, queue, queue.tasks.keys() - live - finished.keys())
+    return LiveWork(
+        run_ids=frozenset(live | hidden.keys()), hidden=hidden, num_tasks=queue.num_live_tasks
+    )
 
 
 def live_runs(study_folder: Path, plan: Plan) -> frozenset[str]:
@@ -245,14 +256,14 @@ def _finished(study_folder: Path, plan: Plan) -> dict[str, RunResult]:
     return {run_id: result for run_id, result in found.items() if result is not None}
 
 
-def _forgotten(states: Sequence[RunState], queue: Queue) -> list[str]:
+def _forgotten(states: Sequence[RunState], queue: Queue) -> list[SentTask]:
     """Return newest jobs of unfinished runs that the queue does not have."""
-    ids = []
+    found = []
     for state in states:
         tasks = [t for t in queue.tasks.get(state.run.run_id, ()) if not t.is_local and t.job_id]
         if state.result is None and tasks and queue.job(tasks[-1]) is None:
-            ids.append(str(tasks[-1].job_id))
-    return list(dict.fromkeys(ids))
+            found.append(tasks[-1])
+    return [task for task in found if task.hidden is None]
 
 
 def _with_kind(study_folder: Path, state: RunState, outputs: Sequence[Path] = ()) -> RunState:
@@ -352,11 +363,17 @@ class _Merge:
         if self._queue.answer.unreachable is not None:
             sent = f"sent as {task.name}" if task.job_id else "perhaps sent"
             return _become(state, "unknown", f"{sent}; the scheduler does not answer")
+        if task.hidden is not None:
+            sent = f"sent as {task.name}" if task.job_id else "perhaps sent"
+            return _become(state, "unknown", f"{sent}; {task.hidden}")
         if task.job_id is None:
             return _become(state, "missing", "its submission was cut off; submit again")
         if self._now_s - self._last_sign_s(state, task) < GRACE_S:
             return _become(state, "waiting", f"{task.name} has just left the queue")
-        return self._lost(state, task, f"{task.name} is gone and left no result")
+        gone = "is gone and left no result"
+        if self._queue.is_reused(task):
+            gone = f"{gone}; the scheduler has given its number to another job"
+        return self._lost(state, task, f"{task.name} {gone}")
 
     def _is_cancelled(self, task: SentTask, job: JobState | None) -> bool:
         is_ended_so = job is not None and job.state == "CANCELLED"

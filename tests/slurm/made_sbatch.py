@@ -74,6 +74,8 @@ def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("PRETENDED", str(folder))
+    # Which cluster this is is remembered by it.
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     made = Pretended(folder)
     made.queue()
     made.config(MaxArraySize=1001)

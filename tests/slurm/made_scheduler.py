@@ -110,10 +110,27 @@ def line(
     status: int = 0,
     node: str = "",
     reason: str = "None",
-    comment: str = "(null)",
+    comment: str | None = None,
 ) -> str:
-    """A line of squeue, as version 22.05 prints it."""
+    """A line of squeue, as version 22.05 prints it; job 12 is of the submission s1, 13 of s2."""
+    comment = comment or comment_of("s2" if job.startswith("13") else "s1", 0)
     return f"{job}|{state}|{restarts}|{status}|{node}|{reason}|{comment}|"
+
+
+def accounted(
+    job: str,
+    state: str,
+    exit_code: str = "0:0",
+    node: str = "n2",
+    *,
+    user: str = "ada",
+    age_s: float = 900.0,
+    name: str = "isoflop-micro",
+    comment: str = comment_of("s1", 0),
+) -> str:
+    """A line of sacct."""
+    submit_s = str(int(time.time() - age_s))
+    return "\x1f".join((job, state, exit_code, node, user, submit_s, name, comment))
 
 
 @functools.cache
@@ -142,6 +159,9 @@ class Sent:
         cluster: str = "slurm",
         options: dict[str, Any] | None = None,
         process: ProcessIdentity | None = None,
+        cluster_name: str | None = None,
+        user: str | None = None,
+        job_name: str | None = None,
         **profile: Any,
     ) -> None:
         shares = [[0], [1], [2], [3]] if tasks is None else tasks
@@ -162,6 +182,9 @@ class Sent:
                 cluster=cluster,  # type: ignore[arg-type]
                 arrays=(array,),
                 options=options or {},
+                cluster_name=cluster_name,
+                user=user,
+                job_name=job_name,
             ),
         )
 

@@ -11,12 +11,12 @@ import pytest
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from slurm.made_cluster import Cluster
-from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, line
+from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, accounted, line
 
 
 def test_one_call_tells_all_jobs(told: Scheduler) -> None:
     told.queue(
-        line("27_2", "CANCELLED", status=15, node="n3"),
+        line("27_2", "CANCELLED", status=15, node="n3", comment="(null)"),
         line("27_1", "PENDING", restarts=1, reason="BeginTime", comment="isoflop:a:0"),
         line("28", "FAILED", status=1792, node="n4", reason="NonZeroExitCode", comment="x|y"),
     )
@@ -103,24 +103,28 @@ def test_no_answer_is_given_up(told: Scheduler, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_history_is_what_sacct_says(told: Scheduler) -> None:
-    told.says("sacct", "5_1|CANCELLED by 0|0:15|n1\n6|OUT_OF_MEMORY|0:125|n2\n7|NODE_FAIL|0:0|n1")
+    states = {"5_1": "CANCELLED by 0", "6": "OUT_OF_MEMORY", "7": "NODE_FAIL"}
+    told.says("sacct", "\n".join(accounted(*item) for item in states.items()))
     answer = scheduler.history(["5_1", "6", "7"])
     assert {job: state.state for job, state in answer.jobs.items()} == {
         "5_1": "CANCELLED",
         "6": "OUT_OF_MEMORY",
         "7": "NODE_FAIL",
     }
-    assert told.calls == ["sacct -n -X -P -o JobID,State,ExitCode,NodeList -j 5_1,6,7"]
+    assert told.calls == [
+        "sacct -n -X -P --delimiter=\x1f "
+        "-o JobID,State,ExitCode,NodeList,User,Submit,JobName,Comment -j 5_1,6,7"
+    ]
 
 
 def test_accounting_is_there_only_where_the_cluster_says_so(
     told: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not scheduler.has_accounting()
+    assert not scheduler.cluster().has_accounting
     told.says("scontrol", ACCOUNTING)
     monkeypatch.setenv("SLURM_CONF", "another cluster")
-    assert scheduler.has_accounting()
-    assert scheduler.has_accounting()
+    assert scheduler.cluster().has_accounting
+    assert scheduler.cluster().has_accounting
     assert told.calls == ["scontrol show config"] * 2
 
 
@@ -159,7 +163,7 @@ def test_a_real_controller_is_understood(slurm_cluster: Cluster) -> None:
     assert scheduler.query(["4000000"]) == scheduler.Answer(calls=1)
     assert failing in scheduler.query([], all_of_user=True).jobs
     assert scheduler.config()["ClusterName"]
-    assert not scheduler.has_accounting()
+    assert not scheduler.cluster().has_accounting
     scheduler.requeue(f"{array}_0", delay_s=600)
     assert scheduler.query([array]).jobs[f"{array}_0"].restarts == 1
     slurm_cluster.wait_for(f"{array}_0", "PENDING")

@@ -15,7 +15,7 @@ from isoflop.launch.slurm.records import write_options
 from isoflop.launch.slurm.retry import plan_retry
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.status import live_runs
-from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, Sent, line
+from slurm.made_scheduler import ACCOUNTING, DOWN, Scheduler, Sent, accounted, line
 
 OOM = "failed: out of memory: mlp, width 64, 2 layers; try a smaller --micro-batch (2)"
 
@@ -110,7 +110,7 @@ def test_the_queue_is_right_where_accounting_lags(
     sent.submission(tasks=[[0], [1]])
     sent.attempt(0, None, job="12_0")
     told.queue(line("12_0", "PENDING", restarts=1, reason="BeginTime"))
-    told.says("sacct", f"12_0|{lagging}|0:0|n2\n12_1|{lagging}|0:0|n2")
+    told.says("sacct", "\n".join(accounted(job, lagging) for job in ("12_0", "12_1")))
     found = sent.state(0)
     assert found.state == "requeued"
     assert found.reason == "job 12_0 PENDING (BeginTime), put back once"
@@ -341,7 +341,9 @@ def test_gone_without_a_result_is_lost_after_a_grace_time(told: Scheduler, sent:
 
 def test_accounting_says_what_became_of_a_forgotten_job(told: Scheduler, sent: Sent) -> None:
     told.says("scontrol", ACCOUNTING)
-    told.says("sacct", "12_0|OUT_OF_MEMORY|0:125|n2\n12_1|COMPLETED|0:0|n2")
+    told.says(
+        "sacct", accounted("12_0", "OUT_OF_MEMORY", "0:125") + "\n" + accounted("12_1", "COMPLETED")
+    )
     sent.submission(tasks=[[0], [1]])
     told.says("squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
     status = sent.status()

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli import main
 from isoflop.data.prepare import prepare as prepare_data
-from isoflop.launch.slurm.records import read_submissions
+from isoflop.launch.slurm.records import comment_of, read_submissions
 from slurm.made_scheduler import Scheduler, Sent, line
 
 
@@ -49,7 +49,8 @@ def test_only_the_runs_that_were_named_are_sent(taking: Scheduler, sent: Sent) -
     assert "2 runs to send" in done.stdout
     (first,) = sent_runs(sent.folder)
     assert sorted(first) == sorted(swiglu)
-    taking.queue(*(line(f"100_{i}", "PENDING") for i in range(2)))
+    comment = comment_of(read_submissions(sent.folder)[0].submission_id, 0)
+    taking.queue(*(line(f"100_{i}", "PENDING", comment=comment) for i in range(2)))
     assert "nothing to send: 0 runs complete, 1 at work" in typed(sent, swiglu[0][:12]).stdout
     wrong = typed(sent, "--archs", "swigul")
     assert wrong.exit_code == 2

@@ -8,6 +8,7 @@ does not name it, is the estimated peak times MEMORY_MARGIN, rounded up to a pow
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -93,6 +94,22 @@ def plan_arrays(
         for resources, tasks in longest_first
         for chunk in _chunks(tasks, max(1, max_array_size))
     ]
+
+
+def within_limit(
+    plans: Sequence[ArrayPlan], profile: ClusterProfile, num_tasks: int
+) -> tuple[list[ArrayPlan], int]:
+    """Return the first tasks that the limit allows, and the number of runs in the others."""
+    if profile.max_submit is None:
+        return list(plans), 0
+    room = max(0, profile.max_submit - num_tasks)
+    kept = []
+    for plan in plans:
+        tasks = plan.tasks[:room]
+        room -= len(tasks)
+        if tasks:
+            kept.append(dataclasses.replace(plan, tasks=tasks))
+    return kept, sum(p.num_runs for p in plans) - sum(p.num_runs for p in kept)
 
 
 def _tasks(runs: Iterable[RunToSend], profile: ClusterProfile) -> Iterator[list[RunToSend]]:

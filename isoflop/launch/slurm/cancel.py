@@ -11,7 +11,7 @@ from pathlib import Path
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import scheduler
-from isoflop.launch.slurm.queue import Queue, SentTask, query_queue
+from isoflop.launch.slurm.queue import Queue, SentTask, hidden_runs, query_queue
 from isoflop.launch.slurm.records import record_cancelled
 from isoflop.plan.planner import Plan
 
@@ -27,6 +27,8 @@ class Cancellation:
     elsewhere: dict[str, str]
     """The host of each run that a process which is not visible here trains without a job: of
     another machine, or of another container of this one."""
+    hidden: dict[str, str]
+    """Runs with a job that may be there without being shown here, with the reason."""
     damaged: tuple[str, ...] = ()
     """A line for each record that cannot be read: what it knows of is not ended."""
 
@@ -58,9 +60,10 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
         raise scheduler.SchedulerError("squeue", queue.answer.unreachable)
     tasks = _live_tasks(queue, runs - finished)
     held = readable - finished - {run_id for task in tasks for run_id in task.run_ids}
+    hidden = hidden_runs(study_folder, queue, held)
     holders: dict[str, ProcessIdentity] = {}
     elsewhere: dict[str, str] = {}
-    for run_id in sorted(held):
+    for run_id in sorted(held - hidden.keys()):
         attempt = RunFolder(study_folder, run_id).attempt_at_work()
         if attempt is None:
             continue
@@ -72,7 +75,11 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
             elsewhere[run_id] = attempt.holder.host
     lines = [str(error) for error in (*queue.damaged, *damage.values()) if error is not None]
     return Cancellation(
-        tasks=tuple(tasks), holders=holders, elsewhere=elsewhere, damaged=tuple(lines)
+        tasks=tuple(tasks),
+        holders=holders,
+        elsewhere=elsewhere,
+        hidden=hidden,
+        damaged=tuple(lines),
     )
 
 
@@ -86,7 +93,7 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
     Raises:
         SchedulerError: scancel failed as a whole.
     """
-    jobs = [str(task.job_id) for task in cancellation.tasks if not task.is_local]
+    jobs = _still_theirs([task for task in cancellation.tasks if not task.is_local])
     refused = scheduler.cancel(jobs)
     not_ended = {f"job {job_id}": words for job_id, words in refused.items()}
     ended = [job_id for job_id in jobs if job_id not in refused]
@@ -108,6 +115,19 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
         # The scheduler forgets a cancelled job within minutes.
         record_cancelled(study_folder, ended)
     return not_ended
+
+
+def _still_theirs(tasks: Collection[SentTask]) -> list[str]:
+    """Return the ids of jobs that still are the tasks': a person may have taken long to answer.
+
+    Raises:
+        SchedulerError: the scheduler does not answer.
+    """
+    ids = [str(task.job_id) for task in tasks]
+    queue = Queue(answer=scheduler.query(ids))
+    if queue.answer.unreachable is not None:
+        raise scheduler.SchedulerError("squeue", queue.answer.unreachable)
+    return [str(task.job_id) for task in tasks if queue.job(task) is not None]
 
 
 def _starter(pid: int) -> ProcessIdentity | None:

@@ -1,4 +1,9 @@
-"""The tasks that each run was sent as, and the state of their jobs, by one query for all."""
+"""The tasks that each run was sent as, and the state of their jobs, by one query for all.
+
+A number alone says little: after a lost state, and on another cluster, it is another's job. A job
+is a task's only if its comment says so. A job that is not there is gone only where it would be
+visible: on the cluster that it was sent to, to this user.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from isoflop.launch.slurm.records import (
     NotRequeued,
     Submission,
     array_folder,
+    cancelled_jobs,
     comment_of,
     not_requeued_file,
     read_not_requeued,
@@ -38,6 +44,13 @@ class SentTask:
     rejected: str | None
     process: ProcessIdentity | None = None
     """Which process it is on this machine; None: a job of a scheduler, or sent by 0.1.0."""
+    hidden: str | None = None
+    """Why its job may be there although the queue does not show it; None: it would be shown."""
+
+    @property
+    def comment(self) -> str:
+        """The comment of its job."""
+        return comment_of(self.submission.submission_id, self.array)
 
     @property
     def is_local(self) -> bool:
@@ -93,7 +106,15 @@ class Queue:
 
     def job(self, task: SentTask) -> JobState | None:
         """Return the state of a task's job; None: it is not in the queue, or not known."""
-        return None if task.job_id is None else self.answer.jobs.get(task.job_id)
+        job = self._found(task)
+        return job if job is not None and job.comment == task.comment else None
+
+    def is_reused(self, task: SentTask) -> bool:
+        """Return whether the scheduler has given the task's number to another job."""
+        return self._found(task) is not None and self.job(task) is None
+
+    def _found(self, task: SentTask) -> JobState | None:
+        return None if task.job_id is None else self.answer.jobs.get(_key(task))
 
     @property
     def num_live_tasks(self) -> int:
@@ -124,24 +145,53 @@ def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
     answer = _ask([task for task in tasks if not task.is_local and task.rejected is None])
     processes = _processes(task for task in tasks if task.is_local)
     answer = dataclasses.replace(answer, jobs={**answer.jobs, **processes})
+    tasks = list(_identified(tasks, answer))
+    if answer.unreachable is None:
+        try:
+            tasks = _with_hidden(Queue(answer=answer), tasks)
+        except scheduler.SchedulerError as error:
+            answer = dataclasses.replace(answer, unreachable=error.words)
     by_run: dict[str, list[SentTask]] = {}
-    for task in _identified(tasks, answer):
+    for task in tasks:
         for run_id in task.run_ids:
             by_run.setdefault(run_id, []).append(task)
     return Queue(tasks=by_run, answer=answer, damaged=tuple(damaged))
 
 
-def add_accounting(queue: Queue, job_ids: Sequence[str]) -> Queue:
+def hidden_runs(study_folder: Path, queue: Queue, run_ids: Iterable[str]) -> dict[str, str]:
+    """Return which of some runs have a job that may be there without being shown, with the reason.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    cancelled = cancelled_jobs(study_folder)
+    return {
+        run_id: f"{task.name}, {task.hidden}"
+        for run_id in sorted(run_ids)
+        for task in queue.tasks.get(run_id, ())
+        if task.hidden is not None and task.job_id not in cancelled
+    }
+
+
+def add_accounting(queue: Queue, tasks: Sequence[SentTask]) -> Queue:
     """Return the queue with the jobs that only accounting, if the cluster has it, knows."""
     try:
-        if not job_ids or not scheduler.has_accounting():
+        if not tasks or not scheduler.cluster().has_accounting:
             return queue
     except scheduler.SchedulerError:
         return queue
-    history = scheduler.history(job_ids)
+    ids = dict.fromkeys(task.job_id for task in tasks if task.job_id is not None)
+    history = scheduler.history(list(ids))
+    known = {
+        job.job_id: dataclasses.replace(job, comment=task.comment)
+        for task in tasks
+        if task.job_id is not None
+        and (job := history.jobs.get(task.job_id)) is not None
+        and _is_accounted(task, job)
+    }
     answer = dataclasses.replace(
         queue.answer,
-        jobs={**history.jobs, **queue.answer.jobs},
+        jobs={**known, **queue.answer.jobs},
         calls=queue.answer.calls + history.calls,
     )
     return dataclasses.replace(queue, answer=answer)
@@ -165,10 +215,64 @@ def sent_tasks(submissions: Iterable[Submission]) -> list[SentTask]:
     ]
 
 
+# Clocks of the machine that submits and of the controller.
+_CLOCK_SKEW_S = 600.0
+
+
+def _is_accounted(task: SentTask, job: JobState) -> bool:
+    """Return whether a job of accounting, which may not keep comments, is a task's."""
+    if job.comment is not None:
+        return job.comment == task.comment
+    sent = task.submission
+    return (
+        sent.job_name in (None, job.job_name)
+        and sent.user in (None, job.user)
+        and (job.submit_s is None or job.submit_s >= sent.created_at - _CLOCK_SKEW_S)
+    )
+
+
+def _with_hidden(queue: Queue, tasks: Sequence[SentTask]) -> list[SentTask]:
+    """Return the tasks, those whose jobs may be there without being shown with the reason.
+
+    Raises:
+        SchedulerError: the controller cannot be reached.
+    """
+    unseen = [
+        task
+        for task in tasks
+        if not task.is_local and task.rejected is None and queue.job(task) is None
+    ]
+    # Records of 0.1.0 do not say where jobs were sent and by whom.
+    if all(task.submission.cluster_name is None for task in unseen):
+        return list(tasks)
+    here = scheduler.cluster()
+    hidden = {id(task): _why_hidden(queue, task, here) for task in unseen}
+    return [
+        dataclasses.replace(task, hidden=why) if (why := hidden.get(id(task))) else task
+        for task in tasks
+    ]
+
+
+def _why_hidden(queue: Queue, task: SentTask, here: scheduler.Cluster) -> str | None:
+    sent = task.submission
+    if sent.cluster_name not in (None, here.name):
+        return f"sent to cluster {sent.cluster_name}, this is {here.name}"
+    is_others = sent.user not in (None, scheduler.user_name())
+    if here.hides_jobs and is_others and not queue.is_reused(task):
+        return f"not visible to you, submitted by {sent.user}"
+    return None
+
+
+def _key(task: SentTask) -> str:
+    """Return the key of a task's job in an answer: a process may have the number of a job."""
+    return task.name if task.is_local else str(task.job_id)
+
+
 def _ask(tasks: Sequence[SentTask]) -> Answer:
     # Submissions that were cut off before their answer are found by comment only.
     if any(task.job_id is None for task in tasks):
-        return scheduler.query([], all_of_user=True)
+        users = {task.submission.user or scheduler.user_name() for task in tasks}
+        return scheduler.query([], all_of_user=True, others=users - {scheduler.user_name()})
     return scheduler.query([task.job_id for task in tasks if task.job_id is not None])
 
 
@@ -181,8 +285,7 @@ def _identified(tasks: Iterable[SentTask], answer: Answer) -> Iterator[SentTask]
     }
     for task in tasks:
         if task.job_id is None and task.rejected is None:
-            comment = comment_of(task.submission.submission_id, task.array)
-            yield dataclasses.replace(task, job_id=found.get((comment, str(task.index))))
+            yield dataclasses.replace(task, job_id=found.get((task.comment, str(task.index))))
         else:
             yield task
 
@@ -190,7 +293,9 @@ def _identified(tasks: Iterable[SentTask], answer: Answer) -> Iterator[SentTask]
 def _processes(tasks: Iterable[SentTask]) -> dict[str, JobState]:
     """Return the tasks of submissions to this machine whose process is there."""
     return {
-        task.job_id: JobState(job_id=task.job_id, state="RUNNING", is_process=True)
+        _key(task): JobState(
+            job_id=task.job_id, state="RUNNING", comment=task.comment, is_process=True
+        )
         for task in tasks
         if task.job_id is not None and task.process is not None and task.process.is_alive()
     }

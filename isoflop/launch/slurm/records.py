@@ -47,6 +47,7 @@ _DO_OPTIONS = "correct it"
 _Name = Annotated[str, Pattern(regex="^[0-9A-Za-z][0-9A-Za-z_-]*$")]
 _JobNumber = Annotated[str, Pattern(regex="^[0-9]{1,19}$")]
 _JobId = Annotated[str, Pattern(regex="^[0-9]{1,19}(_[0-9]{1,19})?$")]
+_Printable = Annotated[str, Pattern(regex=r"^[^\x00-\x1f\x7f-\x9f]{1,255}$")]
 _Nodes = Annotated[str, Pattern(regex=r"^[0-9A-Za-z][0-9A-Za-z.,_\[\]-]*$")]
 
 
@@ -79,6 +80,11 @@ class Submission:
     arrays: tuple[SentArray, ...]
     options: PlacementTable = field(default_factory=lambda: PlacementTable())
     """What was given on its command line."""
+    cluster_name: _Printable | None = None
+    """SLURM's ClusterName where it was sent; None: this machine, or sent by 0.1.0, as the next."""
+    user: _Printable | None = None
+    """Who submitted it."""
+    job_name: _Printable | None = None
 
     def __post_init__(self) -> None:
         placement_from(self.options)

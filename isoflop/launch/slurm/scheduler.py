@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
+import pwd
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from isoflop.errors import UserError, shown
@@ -42,7 +43,12 @@ _RUNNING = frozenset(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OU
 
 # A comment may hold the separator, so it comes last.
 _SQUEUE_FIELDS = ("JobArrayID", "State", "RestartCnt", "exit_code", "NodeList", "Reason", "Comment")
-_SACCT_FIELDS = ("JobID", "State", "ExitCode", "NodeList")
+_SACCT_FIELDS = (
+    *("JobID", "State", "ExitCode", "NodeList"),
+    *("User", "Submit", "JobName", "Comment"),
+)
+# Names and comments may hold any sign that people type.
+_SACCT_DELIMITER = "\x1f"
 
 # The error of squeue for one job that it has forgotten, or never had.
 _UNKNOWN_JOB = "Invalid job id specified"
@@ -86,6 +92,11 @@ class JobState:
     exit_code: str | None = None
     """CODE:SIGNAL once it has ended."""
     comment: str | None = None
+    job_name: str | None = None
+    """This and the next two are accounting's only."""
+    user: str | None = None
+    submit_s: float | None = None
+    """Unix time at which it was submitted, or last requeued."""
     is_process: bool = False
     """Whether it is a process of this machine instead, and ``job_id`` its number."""
 
@@ -117,19 +128,53 @@ class Answer:
     """Commands that were started."""
 
 
-def query(job_ids: Sequence[str], *, all_of_user: bool = False) -> Answer:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """The cluster that SLURM's commands speak to, and what it shows to this user."""
+
+    name: str
+    hides_jobs: bool
+    """Whether jobs of other users are not visible."""
+    has_accounting: bool
+    """Whether it keeps an accounting database."""
+
+    @staticmethod
+    def of_config(values: Mapping[str, str]) -> Cluster:
+        """Return what :func:`config` says."""
+        private = {word.strip() for word in values.get("PrivateData", "").lower().split(",")}
+        slurm_user = values.get("SlurmUser", "").partition("(")[0]
+        sees_all = os.getuid() == 0 or user_name() == slurm_user
+        return Cluster(
+            name=values.get("ClusterName", ""),
+            hides_jobs=bool(private & {"jobs", "all"}) and not sees_all,
+            has_accounting=values.get("AccountingStorageType", "").endswith("slurmdbd"),
+        )
+
+
+def user_name() -> str:
+    """Return this user's name, or the number where it has none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def query(
+    job_ids: Sequence[str], *, all_of_user: bool = False, others: Collection[str] = ()
+) -> Answer:
     """Return the state of jobs by one squeue call, however many there are.
 
     Args:
         job_ids: jobs or tasks of arrays; of an array all tasks are returned.
         all_of_user: query all jobs of this user instead; those whose ids no record has are found
             by their comments.
+        others: names of further users whose jobs are queried then.
     """
     if not job_ids and not all_of_user:
         return Answer()
     arguments = ["squeue", "-h", "-r", "-t", "all", "-O", _fields(_SQUEUE_FIELDS)]
     if all_of_user:
-        arguments += ["-u", str(os.getuid())]
+        arguments += _of_users(others)
     else:
         bases = _bases(job_ids)
         # Asked for one unknown job squeue fails, asked for several it leaves it out.
@@ -156,6 +201,17 @@ def job_with_comment(comment: str) -> str | None:
     return next((job_id.partition("_")[0] for job_id in ids), None)
 
 
+def _of_users(others: Iterable[str]) -> list[str]:
+    """Return squeue's option for this user's jobs and those of others."""
+    numbers = [os.getuid()]
+    try:
+        numbers += [pwd.getpwnam(name).pw_uid for name in others]
+    except KeyError:
+        # squeue fails at a user that it does not know; without the option it shows all.
+        return []
+    return ["-u", ",".join(dict.fromkeys(map(str, numbers)))]
+
+
 def history(job_ids: Sequence[str]) -> Answer:
     """Return what the accounting database has of jobs that squeue has forgotten, by one sacct call.
 
@@ -164,12 +220,13 @@ def history(job_ids: Sequence[str]) -> Answer:
     if not job_ids:
         return Answer()
     fields = ",".join(_SACCT_FIELDS)
-    arguments = ["sacct", "-n", "-X", "-P", "-o", fields, "-j", ",".join(job_ids)]
+    arguments = ["sacct", "-n", "-X", "-P", f"--delimiter={_SACCT_DELIMITER}", "-o", fields]
+    arguments += ["-j", ",".join(job_ids)]
     try:
         text = call(arguments)
     except SchedulerError as error:
         return Answer(unreachable=error.words, calls=1)
-    return Answer(jobs=_parse(text, _SACCT_FIELDS), calls=1)
+    return Answer(jobs=_parse(text, _SACCT_FIELDS, _SACCT_DELIMITER), calls=1)
 
 
 def config() -> dict[str, str]:
@@ -182,19 +239,19 @@ def config() -> dict[str, str]:
     return {key.strip(): value.strip() for key, found, value in pairs if found}
 
 
-def has_accounting() -> bool:
-    """Return whether the cluster keeps an accounting database; asked once per cluster and process.
+def cluster() -> Cluster:
+    """Return which cluster this is; asked once per cluster and process.
 
     Raises:
         SchedulerError: the controller cannot be reached.
     """
-    return _has_accounting(os.environ.get("SLURM_CONF", ""))
+    return _cluster(os.environ.get("SLURM_CONF", ""))
 
 
 # By the configuration's path: it is another cluster under another.
 @functools.cache
-def _has_accounting(slurm_conf: str) -> bool:
-    return config().get("AccountingStorageType", "").endswith("slurmdbd")
+def _cluster(slurm_conf: str) -> Cluster:
+    return Cluster.of_config(config())
 
 
 def requeue(slurm_task_id: str, *, delay_s: int = 0) -> None:
@@ -280,12 +337,14 @@ def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 def _environment() -> dict[str, str]:
     """Return the environment without what changes the output or the cluster of SLURM's commands."""
-    return {
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_"))
         or name in CLUSTER_VARIABLES
     }
+    # Unix times.
+    return {**kept, "SLURM_TIME_FORMAT": "%s"}
 
 
 def one_line(text: str) -> str:
@@ -301,15 +360,16 @@ def _bases(job_ids: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
 
 
-def _parse(text: str, names: Sequence[str]) -> dict[str, JobState]:
+def _parse(text: str, names: Sequence[str], separator: str = "|") -> dict[str, JobState]:
     """Return the lines of squeue or sacct by job id; of a job that occurs twice, the last."""
-    rows = (line.split("|", len(names) - 1) for line in text.splitlines())
+    rows = (line.split(separator, len(names) - 1) for line in text.splitlines())
     jobs = (_job(dict(zip(names, row, strict=True))) for row in rows if len(row) == len(names))
     return {job.job_id: job for job in jobs}
 
 
 def _job(row: Mapping[str, str]) -> JobState:
     restarts = row.get("RestartCnt", "")
+    submitted = row.get("Submit", "")
     return JobState(
         job_id=(row.get("JobArrayID") or row["JobID"]).strip(),
         # "CANCELLED by 0" in sacct.
@@ -319,6 +379,9 @@ def _job(row: Mapping[str, str]) -> JobState:
         restarts=int(restarts) if restarts.isdigit() else 0,
         exit_code=_exit_code(row.get("exit_code") or row["ExitCode"]),
         comment=_known(row.get("Comment", "").removesuffix("|")),
+        job_name=_known(row.get("JobName", "")),
+        user=_known(row.get("User", "")),
+        submit_s=float(submitted) if submitted.isdigit() else None,
     )
 
 

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +28,13 @@ from isoflop.launch.local import begin, open_session
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors, records, scheduler
-from isoflop.launch.slurm.arrays import ArrayPlan, RunToSend, plan_arrays, share_evenly
+from isoflop.launch.slurm.arrays import (
+    ArrayPlan,
+    RunToSend,
+    plan_arrays,
+    share_evenly,
+    within_limit,
+)
 from isoflop.launch.slurm.environment import profile_in_shell
 from isoflop.launch.slurm.failures import num_failures
 from isoflop.launch.slurm.profile import ClusterProfile
@@ -68,12 +74,16 @@ class Prepared:
     num_done: int
     num_live: int
     """Runs that a process trains or a job in the queue is going to; they are not sent."""
+    hidden: Mapping[str, str]
+    """Likewise, runs whose job may be there without being shown, with the reason."""
     num_tasks: int
     """Jobs and tasks of arrays in the queue."""
     damaged: Mapping[str, UserError]
     """Runs whose records cannot be read, by run id; they are not sent."""
     snapshot: Snapshot
     max_array_size: int
+    cluster_name: str | None
+    """SLURM's name of the cluster; None: this machine."""
     submission_id: str
     options: Mapping[str, Any]
     """Entries of a [placement] table that were given for all runs."""
@@ -111,6 +121,8 @@ class SubmitReport:
     """Runs that the limit on submitted tasks left for later."""
     num_tasks: int = 0
     """Jobs and tasks of arrays in the queue, with those that were sent."""
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    """Runs whose job may be there without being shown, with the reason; they were not sent."""
     unanswered: str | None = None
     """What sbatch said in place of the scheduler's answer; None: every array was answered."""
     is_local: bool = False
@@ -186,10 +198,12 @@ def prepare(
         raise UserError("folder", str(folder), "a path without %, \\ and line ends", "rename it")
     # A missing plan is reported before a missing scheduler.
     read_plan(folder)
-    max_array_size = 1
+    max_array_size, cluster_name = 1, None
     if not profile.is_local:
+        config = scheduler.config()
         # One more than the largest index. A cluster without arrays has 0.
-        max_array_size = int(scheduler.config().get("MaxArraySize", "1001"))
+        max_array_size = int(config.get("MaxArraySize", "1001"))
+        cluster_name = scheduler.Cluster.of_config(config).name or None
     typed = {key: value for key, value in (options or {}).items() if value not in (None, ())}
     given = typed if profile.is_local else {**typed, "device": profile.device}
     # The study's number of workers is for `isoflop run`; here the cluster decides.
@@ -199,6 +213,8 @@ def prepare(
     specs = {run.run_id: run.spec for run in session.plan.unique_runs}
     recorded = {**records.read_options(folder, specs), **(decided or {})}
     live = live_work(folder, session.plan)
+    wanted = {job.run_id for job in session.jobs}
+    hidden = {run_id: words for run_id, words in live.hidden.items() if run_id in wanted}
     free = [job for job in session.jobs if job.run_id not in live.run_ids]
     parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
     jobs, runs = {}, {}
@@ -221,11 +237,13 @@ def prepare(
         runs=runs,
         parked=tuple(parked),
         num_done=session.num_done_before,
-        num_live=len(session.jobs) - len(free),
+        num_live=len(session.jobs) - len(free) - len(hidden),
+        hidden=hidden,
         num_tasks=live.num_tasks,
         damaged=session.damaged,
         snapshot=snapshot_of(folder, {run.spec.family for run in session.plan.runs}),
         max_array_size=max_array_size,
+        cluster_name=cluster_name,
         submission_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
         options=typed,
         shell_lines=shell_lines,
@@ -242,9 +260,10 @@ def send(prepared: Prepared) -> SubmitReport:
     with submit_lock(prepared.folder):
         live = live_work(prepared.folder, prepared.plan)
         free = [run_id for run_id in prepared.runs if run_id not in live.run_ids]
+        hidden = {r: live.hidden[r] for r in prepared.runs if r in live.hidden}
         todo = [r for r in free if RunFolder(prepared.folder, r).result() is None]
         wanted = arrays_of(prepared, todo)
-        plans, num_left = _within_limit(wanted, prepared.profile, live.num_tasks)
+        plans, num_left = within_limit(wanted, prepared.profile, live.num_tasks)
         arrays: tuple[SentArray, ...] = ()
         begin(prepared.folder, prepared.plan, todo)
         unanswered = None
@@ -255,7 +274,8 @@ def send(prepared: Prepared) -> SubmitReport:
         submission_id=prepared.submission_id if plans else None,
         arrays=arrays,
         num_done=prepared.num_done + len(free) - len(todo),
-        num_live=prepared.num_live + len(prepared.runs) - len(free),
+        num_live=prepared.num_live + len(prepared.runs) - len(free) - len(hidden),
+        hidden={**prepared.hidden, **hidden},
         parked=prepared.parked,
         num_left=num_left,
         num_tasks=live.num_tasks + sum(len(array.tasks) for array in arrays if array.job_id),
@@ -344,6 +364,9 @@ def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) 
         cluster="local" if prepared.profile.is_local else "slurm",
         arrays=tuple(arrays),
         options=cast("PlacementTable", dict(prepared.options)),
+        cluster_name=prepared.cluster_name,
+        user=None if prepared.profile.is_local else scheduler.user_name(),
+        job_name=None if prepared.profile.is_local else _job_name(prepared),
     )
     records.write_submission(prepared.folder, submission)
 
@@ -364,25 +387,9 @@ def _arguments(prepared: Prepared, array: int) -> tuple[str, str, str]:
     return (str(prepared.folder), prepared.submission_id, str(array))
 
 
-def _within_limit(
-    plans: Sequence[ArrayPlan], profile: ClusterProfile, num_tasks: int
-) -> tuple[list[ArrayPlan], int]:
-    """Return the first tasks that the limit allows, and the number of runs in the others."""
-    if profile.max_submit is None:
-        return list(plans), 0
-    room = max(0, profile.max_submit - num_tasks)
-    kept = []
-    for plan in plans:
-        tasks = plan.tasks[:room]
-        room -= len(tasks)
-        if tasks:
-            kept.append(dataclasses.replace(plan, tasks=tasks))
-    return kept, sum(p.num_runs for p in plans) - sum(p.num_runs for p in kept)
-
-
 def num_left_of(prepared: Prepared) -> int:
     """Return the runs that the limit on submitted tasks leaves for later, as things stand now."""
-    return _within_limit(arrays_of(prepared), prepared.profile, prepared.num_tasks)[1]
+    return within_limit(arrays_of(prepared), prepared.profile, prepared.num_tasks)[1]
 
 
 def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> list[ArrayPlan]:
@@ -408,10 +415,14 @@ def parameters_of(prepared: Prepared, plan: ArrayPlan, array: int) -> dict[str, 
     return executors.sbatch_parameters(
         plan,
         prepared.profile,
-        job_name=f"isoflop-{prepared.plan.study.name}",
+        job_name=_job_name(prepared),
         comment=records.comment_of(prepared.submission_id, array),
         variables=variables_of(prepared),
     )
+
+
+def _job_name(prepared: Prepared) -> str:
+    return f"isoflop-{prepared.plan.study.name}"
 
 
 def dry_run_texts(prepared: Prepared) -> list[str]:
