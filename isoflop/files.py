@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from isoflop.disk import naming
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
 
 _T = TypeVar("_T")
 
@@ -112,6 +112,38 @@ def write_many(write: Callable[[_T], object], items: Iterable[_T]) -> None:
         # The results are asked for, so that the first error is raised.
         for _ in pool.map(write, items):
             pass
+
+
+def refuse_links(path: Path, depth: int = 0) -> None:
+    """Refuse a symbolic link in the place of a study's file or folder: it may lead out of there.
+
+    Args:
+        path: below the study's folder; it need not be there.
+        depth: levels of what lies in it that are looked at, too.
+
+    Raises:
+        UserError: a link.
+    """
+    if path.is_symlink():
+        allowed = "of the study itself (no link but the study's own folder is followed)"
+        raise UserError(str(path), shown("a symbolic link"), allowed, "remove the link")
+    if depth == 0:
+        return
+    # What another process removes meanwhile is no link.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_symlink() or (depth > 1 and entry.is_dir(follow_symlinks=False)):
+                refuse_links(Path(entry.path), depth - 1)
+
+
+def make_own_folder(path: Path) -> None:
+    """Make a folder in a study's, unless it is there.
+
+    Raises:
+        UserError: there is a link in its place.
+    """
+    refuse_links(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def read_json(path: Path, what: str) -> Any:

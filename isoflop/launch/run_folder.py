@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from isoflop.errors import UserError
-from isoflop.files import dump_json, read_json, write_json_atomic, write_once
+from isoflop.files import dump_json, read_json, refuse_links, write_json_atomic, write_once
 from isoflop.launch.metrics import LINES_FILE, read_rows
 from isoflop.launch.process import ProcessIdentity
 from isoflop.placement import Placement
@@ -61,6 +61,8 @@ _WATCH_POLL_S = 1.0
 
 RESULT_SCHEMA_VERSION = 1
 
+# Levels of the folders of a run that isoflop writes or removes something in.
+_OWN_FOLDERS = {"attempts": 1, "ckpt": 2, "interpret": 1}
 _ATTEMPT_FILE = re.compile("[0-9]{4,}")
 _TRAIN_AGAIN = "remove the file to train the run again"
 
@@ -186,6 +188,7 @@ class RunFolder:
     def write_spec(self, spec: RunSpec) -> None:
         """Write spec.json once; a spec that is there already must be this one."""
         assert run_id(spec) == self.run_id
+        self.refuse_links()
         if not write_once(self.path / "spec.json", dump_json(spec.to_json()).encode()):
             self.read_spec()
 
@@ -231,8 +234,10 @@ class RunFolder:
         """Return the result, or None where there is none yet.
 
         Raises:
-            UserError: damaged, of another version or run, or of other steps than the run's spec.
+            UserError: damaged, of another version or run, of other steps than the run's spec; or
+                there is a link in the folder.
         """
+        self.refuse_links()
         path = self.path / "result.json"
         if not path.exists():
             return None
@@ -253,6 +258,18 @@ class RunFolder:
             return
         error = UserError("num_steps", found.num_steps, f"{steps}, the run's steps", _TRAIN_AGAIN)
         raise in_file(error, path, _TRAIN_AGAIN)
+
+    def refuse_links(self) -> None:
+        """Refuse symbolic links where records and checkpoints are written and removed.
+
+        Raises:
+            UserError: a link.
+        """
+        refuse_links(self.path.parent)
+        refuse_links(self.path, 1)
+        # Not below folders of sinks, which make links of their own.
+        for name, depth in _OWN_FOLDERS.items():
+            refuse_links(self.path / name, depth)
 
     def damage(self) -> UserError | None:
         """Return the first mistake in the records of the run; None: all can be read."""
@@ -310,6 +327,7 @@ class RunFolder:
             details: provenance for the attempt's record (device, versions); never identity.
             should_stop: called while it watches; a reason ends that with None.
         """
+        self.refuse_links()
         attempts = self.attempts()
         newest = attempts[-1] if attempts else None
         if newest is not None and not newest.ended:

@@ -22,6 +22,7 @@ from isoflop.analysis.figures.laws import (
 from isoflop.analysis.figures.profiles import draw_profiles, draw_residuals
 from isoflop.analysis.figures.resources import draw_resources, draw_sparsity
 from isoflop.analysis.result import Fits
+from isoflop.files import make_own_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
     """
     one_size = is_one_size(fits.selection)
     stems = ("seed_means",) if one_size else ("isoflop_profiles", "frontier", "optimum_size")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
     paths: list[Path] = []
     for stem in stems:
         with plot_style.style():

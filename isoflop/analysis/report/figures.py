@@ -15,6 +15,7 @@ from isoflop import plot_style
 from isoflop.analysis.figures import DRAWINGS, frame
 from isoflop.analysis.report.document import Document, Picture
 from isoflop.analysis.result import Fits
+from isoflop.files import make_own_folder
 
 if TYPE_CHECKING:
     pass
@@ -44,7 +45,7 @@ def write_figures(
     fits: Fits, document: Document, folder: Path
 ) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Write the document's figures; return their paths, and the inlined SVG of each by stem."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
     paths: list[Path] = []
     pictures = {}
     for stem in _stems(document):

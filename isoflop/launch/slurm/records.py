@@ -24,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from typing_extensions import TypedDict
 
 from isoflop.errors import UserError
-from isoflop.files import write_json_atomic
+from isoflop.files import refuse_links, write_json_atomic
 from isoflop.launch.job import Job
 from isoflop.launch.process import ProcessIdentity
 from isoflop.placement import PlacementTable, placement_from
@@ -194,9 +194,16 @@ def read_submissions(study_folder: Path) -> list[Submission]:
 
 def readable_submissions(study_folder: Path) -> tuple[list[Submission], list[UserError]]:
     """Return what :func:`read_submissions` does, and the mistakes of records that are damaged."""
-    found, damaged = [], []
-    for path in sorted((study_folder / LAUNCH_FOLDER).glob(f"*/{SUBMISSION_FILE}")):
+    found: list[Submission] = []
+    damaged: list[UserError] = []
+    launch = study_folder / LAUNCH_FOLDER
+    try:
+        refuse_links(launch, 1)
+    except UserError as error:
+        return found, [error]
+    for path in sorted(launch.glob(f"*/{SUBMISSION_FILE}")):
         try:
+            refuse_links(path.parent, 1)
             found.append(_submission(path))
         except UserError as error:
             damaged.append(error)
@@ -249,6 +256,7 @@ def read_options(study_folder: Path, known: Collection[str] | None = None) -> di
         UserError: a wrong key or value, which a person may have written.
     """
     path = study_folder / LAUNCH_FOLDER / OPTIONS_FILE
+    refuse_links(path.parent, 1)
     if not path.exists():
         return {}
     found = read_record(dict[str, RunOptions], path, "launch options", _DO_OPTIONS)
@@ -283,6 +291,7 @@ def cancelled_jobs(study_folder: Path) -> set[str]:
         UserError: the record is damaged.
     """
     path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
+    refuse_links(path.parent, 1)
     if not path.exists():
         return set()
     return set(read_record(list[_JobId], path, "cancelled jobs", "remove the file"))

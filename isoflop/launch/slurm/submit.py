@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from isoflop.disk import fault_of, naming
 from isoflop.errors import UserError
-from isoflop.files import write_json_atomic
+from isoflop.files import make_own_folder, write_json_atomic
 from isoflop.launch.job import Job, check_gpus, check_layout, num_gpus, resolve_placement
 from isoflop.launch.local import begin, open_session
 from isoflop.launch.process import ProcessIdentity
@@ -294,7 +294,7 @@ def submit_lock(folder: Path) -> Iterator[None]:
         UserError: another process holds it longer, or it is no file that we may lock.
     """
     path = folder / records.LAUNCH_FOLDER / LOCK_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_own_folder(path.parent)
     # No other kind of lock where the file system has none: a process that was killed would keep it.
     lock = FileLock(path, LOCK_WAIT_S, poll_interval=_LOCK_POLL_S, fallback_to_soft=False)
     try:
