@@ -219,7 +219,9 @@ def _progress(state: RunState) -> str:
         parts.append(f"{format_seconds(state.eta_s)} left")
     if state.job is not None:
         where = f" on {state.job.node}" if state.job.node else ""
-        parts.append(f"{state.job.name}{where}")
+        # What else it may be while its process is there.
+        other = "" if state.job.state in ("RUNNING", "PENDING") else f" {state.job.state}"
+        parts.append(f"{state.job.name}{other}{where}")
     return ", ".join(parts)
 
 

@@ -26,6 +26,7 @@ from isoflop.launch.slurm.queue import (
     add_accounting,
     hidden_runs,
     query_queue,
+    why_it_waits,
 )
 from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
@@ -319,23 +320,24 @@ class _Merge:
         """Return the state of a run whose job waits or runs."""
         state = dataclasses.replace(state, job=job)
         same_job = state.attempt is not None and state.attempt.job_id == job.job_id
+        if same_job and job.is_paused:
+            return _paused(state, job)
         if state.state == "running":
             if same_job and not job.is_running:
                 return _become(state, "requeued", "its earlier process has not stopped yet")
             return state
         name = "requeued" if job.restarts > 0 or same_job else "waiting"
         if not job.is_running:
-            return _become(state, name, _why_it_waits(state, job))
+            return _become(state, name, why_it_waits(job, state.attempt))
         if state.state == "failed" and same_job:
             return self._failed(state, task)
         if job.job_id in self._cancelled:
             return _become(state, "waiting", f"{job.name} is being cancelled")
-        note = _not_requeued(self._folder, state, task)
+        note = task.not_requeued(self._folder, state.attempt)
         if note is not None:
-            where = f" on {job.node}" if job.node else ""
-            tries = f"{job.name} {job.state}{where}, tries to be requeued: {note.message}"
+            tries = f"{job.text}, tries to be requeued: {note.message}"
             return _become(state, "requeued", tries)
-        return _become(state, name, _where(task, job))
+        return _become(state, name, task.why_it_does_not_train(job))
 
     def _failed(self, state: RunState, task: SentTask) -> RunState:
         """Return the state of a run whose newest attempt recorded an error."""
@@ -351,7 +353,7 @@ class _Merge:
         job = self._queue.job(task)
         if task.rejected is not None:
             return _become(state, "missing", f"rejected: {task.rejected}")
-        note = _not_requeued(self._folder, state, task)
+        note = task.not_requeued(self._folder, state.attempt)
         if note is not None and not self._is_cancelled(task, job):
             return self._not_requeued(state, task, note)
         if job is not None:
@@ -370,10 +372,21 @@ class _Merge:
             return _become(state, "missing", "its submission was cut off; submit again")
         if self._now_s - self._last_sign_s(state, task) < GRACE_S:
             return _become(state, "waiting", f"{task.name} has just left the queue")
-        gone = "is gone and left no result"
+        gone = f"{task.name} is gone and left no result"
         if self._queue.is_reused(task):
             gone = f"{gone}; the scheduler has given its number to another job"
-        return self._lost(state, task, f"{task.name} {gone}")
+        if self._queue.no_accounting is None:
+            return self._lost(state, task, gone)
+        return self._by_output(state, task, f"{gone}; {self._queue.no_accounting}")
+
+    def _by_output(self, state: RunState, task: SentTask, reason: str) -> RunState:
+        """Return the state of a run whose job is forgotten, by what it wrote."""
+        lines = self._last_lines(state, task)
+        kind = failures.kind_of_output(lines)
+        if kind is None:
+            return self._lost(state, task, reason)
+        state = dataclasses.replace(state, kind=kind, log_lines=tuple(lines[-NUM_LOG_LINES:]))
+        return _become(state, "failed", reason)
 
     def _is_cancelled(self, task: SentTask, job: JobState | None) -> bool:
         is_ended_so = job is not None and job.state == "CANCELLED"
@@ -442,32 +455,12 @@ def _attempt_of(state: RunState, task: SentTask) -> Attempt | None:
     return state.attempt if state.attempt is not None and task.is_before(state.attempt) else None
 
 
-def _not_requeued(study_folder: Path, state: RunState, task: SentTask) -> NotRequeued | None:
-    """Return that a task could not requeue itself, unless the run began again since."""
-    note = task.not_requeued(study_folder)
-    if note is None or (state.attempt is not None and state.attempt.start_s > note.at_s):
-        return None
-    return note
+def _paused(state: RunState, job: JobState) -> RunState:
+    """Return a run whose processes stand still, and whose rate means nothing."""
+    step = "" if state.step is None else f" at step {state.step} of {state.run.spec.steps}"
+    reason = f"{job.text}{step}: {job.meaning}"
+    return dataclasses.replace(_become(state, "waiting", reason), steps_per_s=None)
 
 
 def _become(state: RunState, name: str, reason: str | None) -> RunState:
     return dataclasses.replace(state, state=name, reason=reason)
-
-
-def _where(task: SentTask, job: JobState) -> str:
-    """Return the reason of a run that does not train although its job is at work."""
-    where = f"{job.name} {job.state}" + (f" on {job.node}" if job.node else "")
-    shares = len(task.run_ids)
-    return f"{where}, one of its {shares} runs" if shares > 1 else f"{where}, starting up"
-
-
-def _why_it_waits(state: RunState, job: JobState) -> str:
-    parts = [f"{job.name} {job.state}" + (f" ({job.reason})" if job.reason else "")]
-    if job.restarts:
-        parts.append(f"put back {job.restarts} times" if job.restarts > 1 else "put back once")
-    if state.attempt is not None and state.attempt.exit_reason:
-        parts.append(f"before: {state.attempt.exit_reason}")
-    # A held job waits until a person releases it.
-    if job.reason is not None and "held" in job.reason.lower():
-        parts.append(f"until `scontrol release {job.job_id}`")
-    return ", ".join(parts)

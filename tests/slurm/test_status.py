@@ -10,7 +10,6 @@ from click.testing import CliRunner, Result
 from isoflop.cli.cancel import cancel
 from isoflop.cli.status import status
 from isoflop.launch.slurm.cancel import to_cancel
-from isoflop.launch.slurm.failures import num_failures
 from isoflop.launch.slurm.records import write_options
 from isoflop.launch.slurm.retry import plan_retry
 from isoflop.launch.slurm.scheduler import SchedulerError
@@ -59,7 +58,7 @@ def test_jobs_of_finished_runs_are_not_asked_for(told: Scheduler, sent: Sent) ->
     assert told.calls[0].endswith("-j 13,13")
 
 
-@pytest.mark.parametrize("state", ["PENDING", "CONFIGURING", "REQUEUED", "RESIZING"])
+@pytest.mark.parametrize("state", ["PENDING", "REQUEUED", "REQUEUE_FED"])
 def test_a_job_in_the_queue_waits(state: str, told: Scheduler, sent: Sent) -> None:
     sent.submission()
     told.queue(line("12_0", state, reason="Resources"))
@@ -261,53 +260,6 @@ def test_a_job_that_dies_before_its_run_begins_is_told_by_its_own_output(
     assert sent.state().kind == "node"
     # The node of the job, and not that of the attempt before it.
     assert plan_retry(sent.folder, sent.status(), "node", 1).excluded_nodes == ("n1",)
-
-
-def test_a_job_that_could_not_requeue_itself_has_a_kind_of_its_own(
-    told: Scheduler, sent: Sent
-) -> None:
-    sent.submission(tasks=[[0, 1], [2], [3]])
-    sent.attempt(0, "interrupted: SIGUSR2", job="12_0")
-    for job in ("12_0", "12_1", "12_2"):
-        sent.not_requeued(job, DOWN, age_s=100)
-    told.queue(
-        line("12_0", "FAILED", status=75 << 8, node="n2"),
-        line("12_1", "CANCELLED", status=15),
-        line("12_2", "RUNNING", node="n1"),
-    )
-    reason = f"job 12_0 asked 3 times to be requeued: {DOWN}; submit again to go on"
-    # The run that was not begun, too.
-    for index in (0, 1):
-        found = sent.state(index)
-        assert (found.state, found.kind, found.reason) == ("failed", "requeue", reason)
-    assert sent.state(2).reason == "job 12_1 was cancelled"
-    trying = sent.state(3)
-    assert trying.state == "requeued"
-    assert trying.reason == f"job 12_2 RUNNING on n1, tries to be requeued: {DOWN}"
-    assert (
-        f"requeue: job 12_0 asked 3 times to be requeued: {DOWN}"
-        in invoke(status, sent.folder).output
-    )
-    # Both plain submit and retry go on; nothing is left out or counted.
-    assert live_runs(sent.folder, sent.plan) == {sent.ids[3]}
-    planned = plan_retry(sent.folder, sent.status(), "requeue", 1)
-    assert planned.run_ids == sent.ids[:2]
-    assert planned.excluded_nodes == ()
-    assert num_failures(sent.run(0), {}) == 0
-    told.queue()
-    assert sent.state(0).reason == reason
-    told.says("squeue", error=DOWN, code=1)
-    assert sent.state(0).state == "unknown"
-
-
-def test_a_record_of_no_requeue_is_over_once_the_run_began_again(
-    told: Scheduler, sent: Sent
-) -> None:
-    sent.submission(tasks=[[0]])
-    sent.not_requeued("12", DOWN, age_s=600)
-    sent.attempt(0, None, job="12", age_s=500)
-    told.queue(line("12", "NODE_FAIL", node="n2"))
-    assert sent.state(0).kind == "node"
 
 
 def test_cancelled_jobs_are_missing_even_when_the_queue_forgot(told: Scheduler, sent: Sent) -> None:

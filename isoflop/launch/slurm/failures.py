@@ -46,8 +46,15 @@ _LOST_RANK = re.compile(r"lost contact with another rank")
 # The last line of a task whose study's folder is elsewhere now: its runs go on there.
 _MOVED = re.compile(r"was moved or removed: it is not made again")
 
-# What SLURM has of a job whose log it could not open.
-_NO_LOG = "0:53"
+# The signal that SLURM makes up for a job whose log or folder it could not open. squeue has another
+# code before it than sacct.
+_NO_LOG = ":53"
+
+# What ends the output of a job that failed, and of one that was cancelled or preempted.
+_SAYS_SO = re.compile(
+    r"^(?:srun|slurmstepd): error|^Traceback|^\w*(?:Error|Exception)\b", re.MULTILINE
+)
+_ENDED_FROM_OUTSIDE = re.compile(r"CANCELLED AT \S+ (?:DUE TO PREEMPTION )?\*\*\*")
 
 # How an exception of the system gives its number, also in records of earlier versions.
 _NUMBERED = re.compile(
@@ -97,12 +104,30 @@ def kind_of_job(job: JobState, last_lines: Sequence[str]) -> str:
     if job.state == "COMPLETED":
         return "lost"
     text = "\n".join(last_lines)
-    if job.exit_code == _NO_LOG or _MOVED.search(text):
+    if _has_no_log(job) or _MOVED.search(text):
         return "lost"
     if job.exit_code in _BY_EXIT_CODE:
         return _BY_EXIT_CODE[job.exit_code]
+    return _kind_of_output(text)
+
+
+def kind_of_output(last_lines: Sequence[str]) -> str | None:
+    """Return the kind of a death that only the job's output tells of; None: it tells of none."""
+    text = "\n".join(last_lines)
+    if "DUE TO TIME LIMIT" in text:
+        return "time"
+    if _ENDED_FROM_OUTSIDE.search(text) or not _SAYS_SO.search(text):
+        return None
+    return _kind_of_output(text)
+
+
+def _kind_of_output(text: str) -> str:
     kind = _kind_of_text(text)
     return "disk" if kind == "code" and SYSTEM_WORDS.search(text) else kind
+
+
+def _has_no_log(job: JobState) -> bool:
+    return job.exit_code is not None and job.exit_code.endswith(_NO_LOG)
 
 
 def describe_job(job: JobState) -> str:
@@ -110,8 +135,8 @@ def describe_job(job: JobState) -> str:
     parts = [f"{job.name} ended {job.state}"]
     if job.node is not None:
         parts.append(f"on {job.node}")
-    if job.exit_code == _NO_LOG:
-        parts.append("since its log could not be opened (was the folder moved?)")
+    if _has_no_log(job):
+        parts.append("since SLURM could not open its log or its folder (was it moved?)")
     elif job.exit_code not in (None, "0:0"):
         code, _, signal = str(job.exit_code).partition(":")
         parts.append(f"by signal {signal}" if signal not in ("", "0") else f"with exit code {code}")

@@ -68,8 +68,12 @@ class SentTask:
             return True
         return attempt.start_s >= self.submission.created_at
 
-    def not_requeued(self, study_folder: Path) -> NotRequeued | None:
-        """Return that it could not requeue itself; None: it did not have to, or could.
+    def not_requeued(self, study_folder: Path, newest: Attempt | None) -> NotRequeued | None:
+        """Return that it could not requeue itself, unless the run began again since.
+
+        Args:
+            study_folder: the study's folder.
+            newest: the run's newest attempt.
 
         Raises:
             UserError: the record is damaged.
@@ -77,7 +81,15 @@ class SentTask:
         if self.job_id is None:
             return None
         submission_id = self.submission.submission_id
-        return read_not_requeued(not_requeued_file(study_folder, submission_id, self.job_id))
+        note = read_not_requeued(not_requeued_file(study_folder, submission_id, self.job_id))
+        is_old = note is not None and newest is not None and newest.start_s > note.at_s
+        return None if is_old else note
+
+    def why_it_does_not_train(self, job: JobState) -> str:
+        """Return why a run does not train although its job has a node, for people."""
+        shares = len(self.run_ids)
+        why = f"one of its {shares} runs" if shares > 1 else job.meaning or "starting up"
+        return f"{job.text}, {why}"
 
     def logs(self, study_folder: Path) -> list[Path]:
         """Return the files that its output goes to, those of its first process first."""
@@ -108,6 +120,8 @@ class Queue:
     answer: Answer = field(default_factory=Answer)
     damaged: tuple[UserError, ...] = ()
     """The records of submissions whose jobs are not known."""
+    no_accounting: str | None = None
+    """That accounting, which this cluster has, did not answer; None: it did, or was not asked."""
 
     def job(self, task: SentTask) -> JobState | None:
         """Return the state of a task's job; None: it is not in the queue, or not known."""
@@ -193,13 +207,32 @@ def add_accounting(queue: Queue, tasks: Sequence[SentTask]) -> Queue:
         if task.job_id is not None
         and (job := history.jobs.get(task.job_id)) is not None
         and _is_accounted(task, job)
+        # Of a job that squeue does not have, accounting can only be behind with any other state.
+        and job.is_final
     }
     answer = dataclasses.replace(
         queue.answer,
         jobs={**known, **queue.answer.jobs},
         calls=queue.answer.calls + history.calls,
     )
-    return dataclasses.replace(queue, answer=answer)
+    words = history.unreachable
+    silent = None if words is None else f"accounting does not answer: {words}"
+    return dataclasses.replace(queue, answer=answer, no_accounting=silent)
+
+
+def why_it_waits(job: JobState, attempt: Attempt | None) -> str:
+    """Return why a job has no node, and what ended the run's newest attempt, for people."""
+    parts = [f"{job.name} {job.state}" + (f" ({job.reason})" if job.reason else "")]
+    if job.meaning is not None:
+        parts.append(job.meaning)
+    if job.restarts:
+        parts.append(f"put back {job.restarts} times" if job.restarts > 1 else "put back once")
+    if attempt is not None and attempt.exit_reason:
+        parts.append(f"before: {attempt.exit_reason}")
+    # A held job waits until a person releases it.
+    if job.reason is not None and "held" in job.reason.lower():
+        parts.append(f"until `scontrol release {job.job_id}`")
+    return ", ".join(parts)
 
 
 def sent_tasks(submissions: Iterable[Submission]) -> list[SentTask]:

@@ -39,7 +39,19 @@ _FINAL = frozenset(
         "TIMEOUT",
     )
 )
-_RUNNING = frozenset(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING"))
+_PAUSED = frozenset(("SUSPENDED", "STOPPED"))
+_RUNNING = _PAUSED | frozenset(("RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"))
+# What the states say that do not say it by themselves.
+_MEANINGS = {
+    "SUSPENDED": "it goes on when it is resumed",
+    "STOPPED": "it goes on when it is continued",
+    "COMPLETING": "its processes are ending",
+    "RESIZING": "its nodes are being changed",
+    "SIGNALING": "it is being sent a signal",
+    "STAGE_OUT": "it has ended, and its files are being copied",
+    "CONFIGURING": "its nodes are being made ready",
+    "SPECIAL_EXIT": "it is held",
+}
 
 # A comment may hold the separator, so it comes last.
 _SQUEUE_FIELDS = ("JobArrayID", "State", "RestartCnt", "exit_code", "NodeList", "Reason", "Comment")
@@ -114,6 +126,21 @@ class JobState:
     def is_running(self) -> bool:
         """Whether it has a node."""
         return self.state in _RUNNING
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its processes stand still."""
+        return self.state in _PAUSED
+
+    @property
+    def meaning(self) -> str | None:
+        """What its state says; None: it says it by itself, or is not known."""
+        return _MEANINGS.get(self.state)
+
+    @property
+    def text(self) -> str:
+        """Its name, state and node: `job 123_4 RUNNING on n1`."""
+        return f"{self.name} {self.state}" + (f" on {self.node}" if self.node else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
