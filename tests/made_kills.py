@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import time
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from isoflop.data.prepare import prepare
 from isoflop.launch.execute import execute
@@ -134,3 +137,17 @@ def _with_what_is_there(figures: Figures, folder: RunFolder) -> Figures:
     steps = [row["step"] for row in rows if "grad_norm" in row]
     figures.num_redone = len(steps) - len(set(steps))
     return figures
+
+
+def shorten_leases(site: Path, monkeypatch: pytest.MonkeyPatch, *, timeout_s: float) -> None:
+    """Makes heartbeats quick, and leases short, in every process that is started from here on."""
+    # Python runs sitecustomize in every process, workers and jobs included.
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "from isoflop.launch import execute, run_folder\n"
+        "execute.HEARTBEAT_S = 0.3\n"
+        f"run_folder.LEASE_TIMEOUT_S = {timeout_s}\n"
+        "run_folder._WATCH_POLL_S = 0.2\n"
+    )
+    paths = [str(site), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))

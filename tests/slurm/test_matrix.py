@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from command import isoflop, start
+from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.slurm.records import not_requeued_file
+from made_kills import shorten_leases
 from slurm.made_cluster import Cluster, is_alive, wait_until
 from slurm.made_slurm import LONG, LONGER, SHORT, VERY_LONG, ClusterStudy, cluster_study
 
@@ -187,6 +189,48 @@ def test_the_controller_is_away_when_time_is_up(
     assert len(study.arrays()) == (1 if comes_back else 2)
     assert left.exists() is not comes_back
     assert study.run_folder().attempts()[0].exit_reason == "interrupted: SIGUSR2"
+
+
+def test_the_study_s_folder_is_moved(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    study = long_run(slurm_cluster, tmp_path)
+    study.submit()
+    study.wait_for_step()
+    job, old, study.folder = study.job(), study.folder, tmp_path / "elsewhere"
+    old.rename(study.folder)
+    slurm_cluster.wait_for(job, "FAILED")
+    # Nothing was made again, and the log that moved with the folder says so.
+    assert not old.exists()
+    assert study.run_folder().result() is None
+    state = study.state()
+    assert state.state == "lost"
+    assert any("was moved or removed: it is not made again" in line for line in state.log_lines)
+    assert not any("Traceback" in line for line in state.log_lines)
+    study.submit()
+    study.wait_for_results()
+    study.assert_each_ended_once_as_undisturbed()
+    metrics = study.run_folder().metrics()
+    assert sum(row.get("event") == "resumed" for row in metrics) == 1
+    assert not old.exists()
+
+
+def test_a_holder_of_another_boot_is_watched(
+    slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_leases(tmp_path / "site", monkeypatch, timeout_s=3.0)
+    study = long_run(slurm_cluster, tmp_path)
+    study.submit()
+    first = study.wait_for_step()
+    # As an orphan on a lost node: another machine's, of which this one sees no process.
+    path = study.run_folder().path / "attempts" / "0001.json"
+    record = read_json(path, "attempt")
+    slurm_cluster.run("scancel", "--signal=STOP", study.job())
+    record["holder"]["boot_id"] = "another"
+    write_json_atomic(path, record)
+    slurm_cluster.run("scontrol", "requeue", study.job())
+    os.kill(first, signal.SIGKILL)
+    study.wait_for_results()
+    study.assert_each_ended_once_as_undisturbed()
+    assert len(study.run_folder().attempts()) == 2
 
 
 def test_two_nodes_train_one_run(new_cluster: NewCluster, tmp_path: Path) -> None:
