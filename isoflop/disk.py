@@ -38,6 +38,9 @@ _WORDS = {os.strerror(number): number for number in _WHAT_TO_DO} | {
 SYSTEM_WORDS = re.compile("|".join(map(re.escape, _WORDS)))
 """What the system calls these errors, in any text."""
 
+# Too little for the checkpoint of any run.
+_LITTLE_BYTES = 2**18
+
 # Libraries that raise errors of their own types, or without a number, and how they write it.
 _LIBRARIES = frozenset(("safetensors", "pyarrow", "tokenizers"))
 _NUMBER_IN_TEXT = re.compile(r"\((?:os error|errno) (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
@@ -158,12 +161,23 @@ def space_at(path: Path) -> str | None:
     return f"{free} of {total} free"
 
 
-def _bytes(count: int) -> str:
+def shortage_at(path: Path) -> str | None:
+    """Return why runs can write nothing to a folder now; None: they can, as far as can be seen."""
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno in _WHAT_TO_DO else None
+    if found.f_flag & os.ST_RDONLY:
+        return os.strerror(errno.EROFS)
+    return space_at(path) if found.f_bavail * found.f_frsize < _LITTLE_BYTES else None
+
+
+def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
-        count = round(count / 1000)
-    return f"{count} TB"
+        count /= 1000
+    return f"{count:.3g} TB"
 
 
 @contextmanager

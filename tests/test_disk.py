@@ -96,18 +96,18 @@ def test_the_line_says_what_how_much_is_free_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "not" / "there"
-    space = os.statvfs_result((4096, 1000, 10**6, 300, 20, 50, 40, 30, 0, 255))
+    space = os.statvfs_result((4096, 1024, 10**6, 300, 20, 50, 40, 30, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda where: space)
     fault = disk.fault_of(failed(errno.ENOSPC, str(path)))
     assert fault is not None
     assert fault.line == (
-        f"cannot write {path}: No space left on device; 20 kB of 1 GB free; what was there before "
-        "is whole; free some space, then type the same command again"
+        f"cannot write {path}: No space left on device; 20.5 kB of 1.02 GB free; what was there "
+        "before is whole; free some space, then type the same command again"
     )
     reason = disk.reason_of(failed(errno.EROFS, str(path)))
     assert disk.line_of_reason(reason, tmp_path) == (
-        f"OSError: [Errno 30] Read-only file system: '{path}'; 20 kB of 1 GB free; have it mounted "
-        "for writing, or use another folder, then type the same command again"
+        f"OSError: [Errno 30] Read-only file system: '{path}'; 20.5 kB of 1.02 GB free; have it "
+        "mounted for writing, or use another folder, then type the same command again"
     )
     monkeypatch.setattr(os, "statvfs", lambda where: os.statvfs_result((1,) * 6 + (0,) * 4))
     assert disk.space_at(path) == "it can hold no more files"

@@ -14,6 +14,7 @@ import click
 
 from isoflop.cli.options import FOLDER
 from isoflop.cli.tables import console, new_table, print_lines
+from isoflop.disk import shortage_at
 from isoflop.launch.status import LIVE, STATES
 from isoflop.numbers import format_flops, format_seconds
 from isoflop.spec import shown_id
@@ -78,7 +79,7 @@ def _print(folder: Path, status: StudyStatus, out: Console) -> None:
 
     kept = results_without_folder(folder, list(status.states))
     out.print(status_table(status.states, kept))
-    lines = status_lines(status)
+    lines = status_lines(status) + disk_lines(folder, status.states)
     if kept:
         lines.append(
             f"kept: runs.parquet holds the results of {len(kept)} runs that have no folder here; "
@@ -155,6 +156,14 @@ def status_lines(status: StudyStatus) -> list[str]:
     return lines
 
 
+def disk_lines(folder: Path, states: Sequence[RunState]) -> list[str]:
+    """Return a line where unfinished runs can write nothing; they may not have recorded why."""
+    if all(state.state in ("done", "diverged") for state in states):
+        return []
+    shortage = shortage_at(folder)
+    return [] if shortage is None else [f"runs can write nothing to {folder}: {shortage}"]
+
+
 def next_line(states: Sequence[RunState], folder: Path) -> str | None:
     """Return what to type next, where nothing is going on any more."""
     there = {state.state for state in states}
@@ -177,7 +186,8 @@ def status_view(status: StudyStatus, folder: Path) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [*status_lines(status), next_line(status.states, folder) or ""]
+    lines = [*status_lines(status), *disk_lines(folder, status.states)]
+    lines.append(next_line(status.states, folder) or "")
     texts = (Text(line, overflow="fold") for line in lines if line)
     return Group(status_table(status.states), *texts)
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from isoflop.data.show import open_folder_tokenizer
 from isoflop.data.windows import TokenData
-from isoflop.disk import fault_of
+from isoflop.disk import fault_of, naming
 from isoflop.errors import UserError
 
 EXPORT_SCHEMA = "isoflop-export/1"
@@ -76,8 +76,9 @@ def export(
     total = sum(split["num_tokens"] for split in data.manifest["splits"].values())
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        rows = _write(temporary, format, schema, batches, lambda done: on_progress(done, total))
-        os.link(temporary, out)
+        with naming(out):
+            rows = _write(temporary, format, schema, batches, lambda done: on_progress(done, total))
+            os.link(temporary, out)
     except FileExistsError:
         raise _exists(out) from None
     except OSError as error:

@@ -30,6 +30,7 @@ from isoflop.data.pipeline import (
 )
 from isoflop.data.pool import ordered_map
 from isoflop.data.sources import HELDOUT, TRAIN, Meter, OnProgress, PrepareOptions, Source
+from isoflop.disk import naming
 from isoflop.errors import UserError
 from isoflop.files import read_json, sha256_file, sha256_json, write_bytes_atomic, write_json_atomic
 
@@ -92,7 +93,11 @@ def sort_documents(
     corpus = hashlib.sha256()
     heldout: set[bytes] = set()
     train_keys: list[NDArray[np.uint64]] = []
-    with _TableWriter(out, TRAIN) as train_table, _TableWriter(out, HELDOUT) as heldout_table:
+    with (
+        naming(out),
+        _TableWriter(out, TRAIN) as train_table,
+        _TableWriter(out, HELDOUT) as heldout_table,
+    ):
         tables = {TRAIN: train_table, HELDOUT: heldout_table}
         for part, block, table in _tables(work, parts):
             start = 0
@@ -378,7 +383,7 @@ def _copy_shard(folders: tuple[Path, Path], shard: _Shard) -> dict[str, Any]:
             return dict(found["row"])
     digest = hashlib.sha256()
     temporary = work / f"{shard.file}.tmp"
-    with temporary.open("wb") as file:
+    with naming(target), temporary.open("wb") as file:
         for data in _read_pieces(work, shard):
             digest.update(data)
             file.write(data)

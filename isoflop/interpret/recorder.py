@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoflop.data.tokenizers import PAD_ID
+from isoflop.disk import naming
 from isoflop.errors import UserError
 from isoflop.families import get_routing
 from isoflop.files import fsync_path
@@ -164,7 +165,7 @@ def _writers(out: Path, meta: Recording) -> Iterator[_Writers]:
     mark = f"{os.getpid()}-{secrets.token_hex(4)}.tmp"
     paths = {name: out / f".{name}.{mark}" for name in columns}
     try:
-        with ExitStack() as stack:
+        with naming(out), ExitStack() as stack:
             gates, tokens = (
                 stack.enter_context(
                     pq.ParquetWriter(

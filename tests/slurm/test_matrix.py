@@ -12,6 +12,9 @@ import pytest
 from command import isoflop, start
 from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.slurm.records import not_requeued_file
+from isoflop.launch.slurm.retry import plan_retry
+from isoflop.launch.status import study_status
+from made_disk import mounted
 from made_kills import shorten_leases
 from slurm.made_cluster import Cluster, is_alive, wait_until
 from slurm.made_slurm import LONG, LONGER, SHORT, VERY_LONG, ClusterStudy, cluster_study
@@ -133,6 +136,23 @@ def test_killed_without_a_word(forgotten: bool, new_cluster: NewCluster, tmp_pat
         assert job in state.reason
     study.submit()
     finish(study, num_attempts=2)
+
+
+def test_the_disk_is_full(new_cluster: NewCluster, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "24m") as disk:
+        study = long_run(new_cluster(), disk.folder)
+        study.submit()
+        study.wait_for_step()
+        disk.fill()
+        failed = study.wait_for_state("failed")
+        assert failed.kind == "disk"
+        study.wait_for_empty_queue()
+        # No node is left out for it, and plain submit sends the run again.
+        decided = plan_retry(study.folder, study_status(study.folder, study.plan), "disk", 1)
+        assert (len(decided.lines), decided.excluded_nodes) == (1, ())
+        disk.free()
+        study.submit()
+        finish(study, num_attempts=2)
 
 
 def test_out_of_memory(new_cluster: NewCluster, tmp_path: Path) -> None:
