@@ -153,7 +153,7 @@ def read_json(path: Path, what: str) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        text = _read_regular(path).decode("utf-8")
+        text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
         raise UserError(what, str(path), "an existing file", "check the path") from None
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
@@ -169,7 +169,7 @@ def read_json(path: Path, what: str) -> Any:
     return value
 
 
-def _read_regular(path: Path) -> bytes:
+def read_regular(path: Path) -> bytes:
     """Return the bytes of a file; a pipe or device, which may never end, is refused."""
 
     def opener(name: str, flags: int) -> int:

@@ -75,6 +75,7 @@ def run_folder(
     """
     from isoflop.disk import UNWRITABLE, line_of_reason
     from isoflop.launch.local import open_session, run_session
+    from isoflop.launch.run_folder import LEASE_TIMEOUT_S
     from isoflop.spec import shown_id
 
     out = console()
@@ -84,6 +85,13 @@ def run_folder(
         f"{len(session.jobs)} runs to train, {session.num_done_before} complete already; "
         f"{session.num_workers} at a time"
     )
+    if session.num_unseen:
+        out.print(
+            f"{session.num_unseen} of them may be at work on another machine, in another container "
+            f"or have ended with the last boot: each begins once its heartbeat has stood still for "
+            f"{LEASE_TIMEOUT_S:g} s",
+            soft_wrap=True,
+        )
     interrupts = Interrupts()
     # A polite kill and SLURM's warning end like Ctrl-C: workers save at their next step and record
     # why.

@@ -59,6 +59,16 @@ class Session:
     damaged: Mapping[str, UserError]
     """Runs whose records cannot be read, by run id; they are not trained."""
 
+    @property
+    def num_unseen(self) -> int:
+        """Return how many runs may be at work where it cannot be seen.
+
+        Each has to be watched before it is begun (isoflop.launch.run_folder).
+        """
+        attempts = (RunFolder(self.folder, job.run_id).attempts() for job in self.jobs)
+        newest = [found[-1] for found in attempts if found]
+        return sum(not a.ended and a.holder.is_alive() is None for a in newest)
+
 
 def open_session(
     folder: Path,

@@ -35,7 +35,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from isoflop.errors import UserError
-from isoflop.files import dump_json, read_json, refuse_links, write_json_atomic, write_once
+from isoflop.files import (
+    dump_json,
+    read_json,
+    read_regular,
+    refuse_links,
+    write_json_atomic,
+    write_once,
+)
 from isoflop.launch.metrics import LINES_FILE, read_rows
 from isoflop.launch.process import ProcessIdentity
 from isoflop.placement import Placement
@@ -461,7 +468,7 @@ class RunFolder:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return None
 
