@@ -14,7 +14,8 @@ from isoflop.families import PATHS_VARIABLE, add_family_folder
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import read_submissions, write_options
-from isoflop.launch.slurm.submit import submit
+from isoflop.launch.slurm.submit import prepare, submit
+from isoflop.launch.status import study_status
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.train.loop import Placement, train_run
@@ -98,6 +99,23 @@ def test_this_machine(tmp_path: Path) -> None:
     assert record.cluster == "local"
     assert [array.job_id for array in record.arrays] == report.job_ids
     assert submit(folder, local).num_done == 2
+
+
+def test_a_job_whose_setup_fails_says_which_line_and_ends(
+    slurm_cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    plan = planned(folder, "mlp")
+    profile = dataclasses.replace(PROFILE, setup=("true", "cat /no/such/file"))
+    report = submit(folder, profile)
+    slurm_cluster.wait_for(report.job_ids[0], "FAILED")
+    (state,) = study_status(folder, plan).states
+    assert (state.state, state.kind) == ("failed", "code")
+    assert "with exit code 78 (its modules or setup)" in str(state.reason)
+    assert state.log_lines[-1] == "isoflop: setup failed (exit code 1): cat /no/such/file"
+    # Nothing was begun, and nothing is parked: with a corrected profile it would be sent.
+    assert RunFolder(folder, plan.unique_runs[0].run_id).attempts() == []
+    assert len(prepare(folder, PROFILE).runs) == 1
 
 
 def test_a_run_that_fails_is_tried_again_and_then_parked(

@@ -30,13 +30,14 @@ _INHERITED_PREFIXES = (
     # Ranks by mpirun: Open MPI, its runtime, MVAPICH, MPICH's and Intel's process manager.
     *("OMPI_", "ORTE_", "PRTE_", "MV2_COMM_WORLD_", "MPI_LOCAL", "HYDI_"),
 )
+VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Numbers of the GPUs that a process sees, NVIDIA's and AMD's."""
 _INHERITED = frozenset(
     (
         *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK"),
         *("GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-        # Devices of the outer job, which its scheduler numbered: NVIDIA, AMD, Intel.
-        *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
-        *("GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"),
+        # Devices of the outer job, which its scheduler numbered; the last two AMD's and Intel's.
+        *(*VISIBLE_DEVICES, "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"),
         # Cores of this machine, by number.
         *("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES"),
         # Kernels interpreted on the CPU, as one debugs them: thousands of times slower.

@@ -35,7 +35,7 @@ from isoflop.launch.slurm.arrays import (
     share_evenly,
     within_limit,
 )
-from isoflop.launch.slurm.environment import profile_in_shell
+from isoflop.launch.slurm.environment import VISIBLE_DEVICES, profile_in_shell
 from isoflop.launch.slurm.failures import num_failures
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import SentArray, Submission
@@ -492,6 +492,7 @@ def _local_gpus(prepared: Prepared) -> list[int]:
     placement = next((job.placement for job in prepared.jobs.values()), None)
     if placement is None or not placement.device.startswith("cuda"):
         return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    # Tasks inherit none of them, and each is told its own.
+    visible = next(filter(None, map(os.environ.get, VISIBLE_DEVICES)), "")
     named = [int(number) for number in visible.split(",") if number.isdecimal()]
     return named or list(range(num_gpus(placement)))
