@@ -125,7 +125,9 @@ class _Run:
         if placement.compile:
             rows = placement.micro_batch or spec.batch_size // self._ranks.size
             inputs_BT = torch.ones(rows, spec.seq_len, dtype=torch.int64, device=device)
-            compile_model(model, inputs_BT, precision=spec.precision)
+            compiled = compile_model(model, inputs_BT, precision=spec.precision)
+            if compiled is not None:
+                self._hooks.on_event("compiled", compiled._asdict())
         self._module: nn.Module = self._ranks.wrap(model)
         # After wrapping, which may replace parameters by this rank's part of them.
         optimizer = recipe_adamw(model, self._recipe)

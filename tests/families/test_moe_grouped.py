@@ -51,6 +51,22 @@ def test_one_product_equals_the_loop_in_float32(sizes):
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_what_a_compiler_calls_is_the_loop_bit_for_bit(sizes):
+    tensors, group_R = inputs(sizes, torch.float32)
+    dy = gradient(tensors)
+    opaque = torch.ops.isoflop.product_loop
+    actual, expected = (results(f, tensors, group_R, dy) for f in (opaque, product_loop))
+    assert all(torch.equal(actual[name], expected[name]) for name in NAMES)
+
+
+@pytest.mark.slow
+def test_what_a_compiler_calls_is_registered_whole():
+    tensors, group_R = inputs(SIZES["ragged"], torch.float32)
+    leaves = [t.requires_grad_() for t in tensors]
+    torch.library.opcheck(torch.ops.isoflop.product_loop.default, (*leaves, group_R))
+
+
 def test_a_gradient_may_be_one_number_for_all():
     """As that of a sum comes; torch's own backward refuses it."""
     tensors, group_R = inputs(SIZES["ragged"], torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -21,10 +22,11 @@ from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
 from isoflop.spec import RunSpec
 from isoflop.study import PAPER_ARCHS
+from isoflop.train import step as train_step
 from isoflop.train.batch import made_batch, rank_batch
 from isoflop.train.calibrate import measure_step_flops
 from isoflop.train.ranks import SingleRank
-from isoflop.train.step import compile_model, gradients_of_batch
+from isoflop.train.step import Compiled, compile_model, gradients_of_batch
 from made_shapes import rung_spec
 
 FAMILIES = family_names()
@@ -258,17 +260,60 @@ def test_a_compiler_that_fails_is_given_up_with_one_line(
 def test_a_compiled_model_keeps_its_names_and_nearly_its_floats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = torch.compile
     # Without generating code, which takes a minute; what is traced is the same.
-    monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="aot_eager", **o))
+    monkeypatch.setattr(train_step, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     spec = made("mlp", batch_size=2)
     model, targets_BT = build_model(spec), padded_batch(spec)
     names = list(model.state_dict())
     before = step(model, targets_BT)
-    assert compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
+    compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
+    assert compiled == Compiled(1.0, num_graphs=1, num_breaks=0, outside=(), operators=())
     assert list(model.state_dict()) == names
     assert "forward" in vars(model)
     after = step(model, targets_BT)
     assert after[0] == pytest.approx(before[0], rel=1e-6)
     assert_close(after[2], before[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_moe_is_one_graph_around_its_products_for_any_sizes_of_groups(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(train_step, "BACKEND", "eager")
+    torch._dynamo.reset()
+    spec = dataclasses.replace(made("moe", batch_size=2), n_layers=1)
+    model = build_model(spec)
+    model.checkpoint_activations = checkpointing
+    batches = [made_batch(spec), made_batch(spec)[::-1, ::-1].copy() // 2 + 2]
+    before = [step(model, batch) for batch in batches]
+    compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
+    assert compiled is not None
+    assert compiled._replace(operators=()) == Compiled(1.0, 1, 0, (), ())
+    assert "isoflop::product_loop" in compiled.operators
+    with torch.compiler.set_stance("fail_on_recompile"):
+        after = [step(model, batch) for batch in batches]
+    for found, expected in zip(after, before, strict=True):
+        assert found[:2] == expected[:2]
+        assert_close(found[2], expected[2])
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.slow
+def test_what_is_not_compiled_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(train_step, "BACKEND", "eager")
+    torch._dynamo.reset()
+    model = build_model(dataclasses.replace(made("mlp", batch_size=2), n_layers=1))
+    layer = model.blocks[0].feedforward
+    layer.forward = torch.compiler.disable(layer.forward)
+    with caplog.at_level(logging.WARNING, "isoflop"):
+        compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
+    assert compiled is not None
+    held = sum(p.numel() for p in model.parameters())
+    assert compiled.share == 1 - sum(p.numel() for p in layer.parameters()) / held
+    assert compiled.outside == ("blocks.0.feedforward",)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("breaks; outside: blocks.0.feedforward")

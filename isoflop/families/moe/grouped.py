@@ -41,6 +41,8 @@ def one_product(x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, group_R: Tens
 
 def product_loop(x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, group_R: Tensor) -> Tensor:
     """Return one product per group that has rows."""
+    if torch.compiler.is_compiling():
+        return _uncompiled(x_RI, weight_EIO, bias_EO, group_R)
     return _ProductLoop.apply(x_RI, weight_EIO, bias_EO, _groups(group_R, len(weight_EIO)))
 
 
@@ -76,22 +78,78 @@ class _ProductLoop(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
-        out = x.new_empty(x.shape[0], weight.shape[2])
-        for group, rows in groups:
-            torch.addmm(bias[group], x[rows], weight[group], out=out[rows])
-        return out
+        return _products(x, weight, bias, groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = weight.new_zeros(weight.shape[0], weight.shape[2])
-        for group, rows in ctx.groups:
-            torch.mm(grad[rows], weight[group].T, out=grad_x[rows])
-            torch.mm(x[rows].T, grad[rows], out=grad_weight[group])
-            torch.sum(grad[rows], 0, out=grad_bias[group])
-        return grad_x, grad_weight, grad_bias, None
+        return (*_gradients(grad, x, weight, ctx.groups), None)
+
+
+def _products(x: Tensor, weight: Tensor, bias: Tensor, groups: list[tuple[int, slice]]) -> Tensor:
+    out = x.new_empty(x.shape[0], weight.shape[2])
+    for group, rows in groups:
+        torch.addmm(bias[group], x[rows], weight[group], out=out[rows])
+    return out
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, groups: list[tuple[int, slice]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(x)
+    grad_weight = torch.zeros_like(weight)
+    grad_bias = weight.new_zeros(weight.shape[0], weight.shape[2])
+    for group, rows in groups:
+        torch.mm(grad[rows], weight[group].T, out=grad_x[rows])
+        torch.mm(x[rows].T, grad[rows], out=grad_weight[group])
+        torch.sum(grad[rows], 0, out=grad_bias[group])
+    return grad_x, grad_weight, grad_bias
+
+
+# The same as two operators that torch.compile does not look into: the sizes of the groups depend on
+# the tokens, so that it would break its graph at them and compile again for others.
+@torch.library.custom_op(
+    "isoflop::product_loop",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor group) -> Tensor",
+)
+def _uncompiled(x: Tensor, weight: Tensor, bias: Tensor, group: Tensor) -> Tensor:
+    return _products(x, weight, bias, _groups(group, len(weight)))
+
+
+@torch.library.custom_op(
+    "isoflop::product_loop_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor weight, Tensor group) -> (Tensor, Tensor, Tensor)",
+)
+def _uncompiled_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, group: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(grad, x, weight, _groups(group, len(weight)))
+
+
+@_uncompiled.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, group: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[2])
+
+
+@_uncompiled_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_bias = weight.new_empty(weight.shape[0], weight.shape[2])
+    return torch.empty_like(x), torch.empty_like(weight), grad_bias
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    x, weight, _, group = inputs
+    ctx.save_for_backward(x, weight, group)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    x, weight, group = ctx.saved_tensors
+    return (*_uncompiled_backward(grad.contiguous(), x, weight, group), None)
+
+
+_uncompiled.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _groups(group_R: Tensor, num_groups: int) -> list[tuple[int, slice]]:
