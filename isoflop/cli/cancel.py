@@ -50,16 +50,19 @@ def cancel(
         )
     for run_id, words in found.hidden.items():
         click.echo(f"{shown_id(run_id)} cannot be cancelled from here: {words}", err=True)
-    if not found.run_ids:
+    if not (found.run_ids or found.fits):
         click.echo("nothing to cancel: no such run is at work or in the queue")
         sys.exit(SOME_NOT_ENDED if found.damaged or found.hidden else 0)
-    click.echo(_named(found, wanted))
+    if found.run_ids:
+        click.echo(_named(found, wanted))
+    for fit in found.fits:
+        click.echo(f"{fit.name}, which is to fit when all runs are over, ends")
     if not yes:
         confirm("End them?", "nothing was ended")
     not_ended = library.cancel(folder, found)
     for name, words in not_ended.items():
         click.echo(f"not ended, {name}: {words}", err=True)
-    if len(not_ended) < len(found.tasks) + len(found.holders):
+    if len(not_ended) < len(found.tasks) + len(found.fits) + len(found.holders):
         click.echo("asked for; `isoflop status` tells what becomes of them")
     is_left = found.damaged or found.hidden
     if is_left or any(words != ENDING_ALREADY for words in not_ended.values()):

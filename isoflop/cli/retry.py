@@ -68,7 +68,7 @@ def retry(
     from isoflop.launch.slurm import records
     from isoflop.launch.slurm.retry import failed_runs, plan_retry
     from isoflop.launch.slurm.scheduler import SchedulerError
-    from isoflop.launch.slurm.submit import prepare, submit, submit_lock
+    from isoflop.launch.slurm.submit import prepare, submit
     from isoflop.launch.status import study_status
     from isoflop.plan.artefact import read_plan
 
@@ -94,7 +94,7 @@ def retry(
         sys.exit(code)
     if not yes:
         confirm("Send them?", "nothing was sent")
-    with submit_lock(folder):
+    with records.submit_lock(folder):
         records.write_options(folder, {**records.read_options(folder), **planned.options})
     report = submit(folder, profile, options=options, only=planned.run_ids)
     sys.exit(max(code, show_report(report, folder)))

@@ -85,7 +85,7 @@ def _print(folder: Path, status: StudyStatus, out: Console) -> None:
             f"kept: runs.parquet holds the results of {len(kept)} runs that have no folder here; "
             "`isoflop fit` uses them, `isoflop run` would train them anew"
         )
-    elif (hint := next_line(status.states, folder)) is not None:
+    elif (hint := next_line(status, folder)) is not None:
         lines.append(hint)
     print_lines(out, lines)
 
@@ -98,7 +98,7 @@ def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> StudyStatu
 
     status = study_status(folder, plan)
     with Live(status_view(status, folder), console=out, auto_refresh=False) as live:
-        while any(state.state in LIVE for state in status.states):
+        while any(s.state in LIVE for s in status.states) or _is_to_be_fitted(status):
             try:
                 time.sleep(every_s)
             except KeyboardInterrupt:
@@ -153,6 +153,8 @@ def status_lines(status: StudyStatus) -> list[str]:
             shown.add(state.log_lines)
         if len(found) > _MAX_LINES:
             lines.append(f"{name:9s} … and {len(found) - _MAX_LINES} more; --json tells all")
+    if status.fit is not None:
+        lines.append(f"fit       {status.fit.line}")
     return lines
 
 
@@ -164,10 +166,10 @@ def disk_lines(folder: Path, states: Sequence[RunState]) -> list[str]:
     return [] if shortage is None else [f"runs can write nothing to {folder}: {shortage}"]
 
 
-def next_line(states: Sequence[RunState], folder: Path) -> str | None:
+def next_line(status: StudyStatus, folder: Path) -> str | None:
     """Return what to type next, where nothing is going on any more."""
-    there = {state.state for state in states}
-    if there & {*LIVE, "lost"}:
+    there = {state.state for state in status.states}
+    if there & {*LIVE, "lost"} or _is_to_be_fitted(status):
         return None
     if there <= {"done", "diverged"}:
         return f"all runs are over: `isoflop fit {folder}`"
@@ -181,13 +183,17 @@ def next_line(states: Sequence[RunState], folder: Path) -> str | None:
     )
 
 
+def _is_to_be_fitted(status: StudyStatus) -> bool:
+    return status.fit is not None and status.fit.is_live
+
+
 def status_view(status: StudyStatus, folder: Path) -> Group:
     """Return table and lines together, for a live display."""
     from rich.console import Group
     from rich.text import Text
 
     lines = [*status_lines(status), *disk_lines(folder, status.states)]
-    lines.append(next_line(status.states, folder) or "")
+    lines.append(next_line(status, folder) or "")
     texts = (Text(line, overflow="fold") for line in lines if line)
     return Group(status_table(status.states), *texts)
 
@@ -200,6 +206,7 @@ def status_json(status: StudyStatus) -> dict[str, Any]:
         "scheduler_unreachable": status.unreachable,
         "damaged": list(status.damaged),
         "scheduler_calls": status.queue.answer.calls,
+        "fit": None if status.fit is None else status.fit.line,
         "runs": [_run_json(state) for state in unique.values()],
     }
 

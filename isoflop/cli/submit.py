@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 
 from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
+from isoflop.cli.run import INTERRUPTED
 from isoflop.cli.tables import console, new_table, print_lines
 from isoflop.errors import UserError
 from isoflop.launch.command_options import placement_options
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from isoflop.launch.slurm.arrays import ArrayPlan
+    from isoflop.launch.slurm.outcome import SubmitReport
     from isoflop.launch.slurm.profile import ClusterProfile
-    from isoflop.launch.slurm.submit import Prepared, SubmitReport
+    from isoflop.launch.slurm.records import SentArray
+    from isoflop.launch.slurm.submit import Prepared
 
 
 SOME_NOT_SENT = 1
@@ -48,6 +52,16 @@ _SHOWN_JOBS = 5
     metavar="N",
     help="Runs that one job trains, one after the other.  [default: the profile's]",
 )
+@click.option("--watch", is_flag=True, help="Stay, and send what max_submit holds back.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=1),
+    show_default=False,
+    default=60,
+    metavar="SECONDS",
+    help="Between two looks, with --watch; 1 or more.  [default: 60]",
+)
+@click.option("--then-fit", is_flag=True, help="Send a last job, which fits when all is over.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before sending.")
 @placement_options
@@ -58,6 +72,9 @@ def submit(
     budgets: str | None,
     cluster: str,
     runs_per_task: int | None,
+    watch: bool,
+    every: float,
+    then_fit: bool,
     dry_run: bool,
     yes: bool,
     **options: Any,
@@ -76,17 +93,23 @@ def submit(
 
     profile = _profile(cluster, runs_per_task, options)
     only = selected(read_plan(folder), runs, archs, budgets)
-    prepared = prepare(folder, profile, options=options, only=only)
+    prepared = prepare(folder, profile, options=options, only=only, then_fit=then_fit)
     code = show_damaged(prepared.damaged.values())
     if dry_run:
         show_dry_run(prepared)
         sys.exit(code)
     _show_totals(prepared)
-    if not prepared.runs:
+    if not (prepared.runs or prepared.then_fit):
         sys.exit(max(code, SOME_NOT_SENT if prepared.hidden else 0))
     if not yes:
-        confirm("Send them?", "nothing was sent", "add it, or look with --dry-run first")
-    sys.exit(max(code, show_report(send(prepared), prepared.folder)))
+        confirm(
+            "Send them?" if prepared.runs else "Send the job that fits?",
+            "nothing was sent",
+            "add it, or look with --dry-run first",
+        )
+    report = send(prepared)
+    sent = show_report(report, prepared.folder, is_watched=watch)
+    sys.exit(max(code, _feed(prepared, report, sent, every) if watch else sent))
 
 
 def _profile(cluster: str, runs_per_task: int | None, options: dict[str, Any]) -> ClusterProfile:
@@ -132,20 +155,70 @@ def _show_totals(prepared: Prepared) -> None:
     print_lines(out, total_lines(prepared))
 
 
-def show_report(report: SubmitReport, folder: Path) -> int:
-    """Print the outcome of a submission; return the exit code."""
-    out = console(stderr=bool(report.rejected or report.unanswered))
-    print_lines(out, report_lines(report, folder))
+def _feed(prepared: Prepared, report: SubmitReport, code: int, every_s: float) -> int:
+    """Send what is left whenever there is room, until nothing is; return the exit code."""
+    from isoflop.launch.slurm.scheduler import SchedulerError
+    from isoflop.launch.slurm.submit import send_left
+
+    left, is_down = _to_come(report), False
+    if left or report.fit_is_left:
+        click.echo(
+            f"{_runs(len(left))} to send; a look every {every_s:g} s, Ctrl-C ends only the looking"
+        )
+    try:
+        while left or report.fit_is_left:
+            time.sleep(every_s)
+            try:
+                report = send_left(prepared, left)
+            except SchedulerError as error:
+                if not is_down:
+                    click.echo(f"the scheduler does not answer: {error.words}; looking goes on")
+                is_down = True
+                continue
+            if is_down:
+                click.echo("the scheduler answers again")
+            left, is_down = _to_come(report), False
+            if report.arrays:
+                code = _worse(code, show_report(report, prepared.folder, is_watched=True))
+                click.echo(f"{_runs(len(left))} to send" if left else "everything is sent")
+    except KeyboardInterrupt:
+        click.echo(f"{_runs(len(left))} left for later; the same command goes on")
+        return INTERRUPTED
+    return code
+
+
+def _to_come(report: SubmitReport) -> tuple[str, ...]:
+    """Return the runs that another look may send, or find sent."""
+    return (*report.left, *report.unknown)
+
+
+def _worse(before: int, now: int) -> int:
+    """Return the exit code of two submissions; what had no answer was looked for again."""
+    return SOME_NOT_SENT if {SOME_NOT_SENT, NOTHING_SENT} & {before, now} else now
+
+
+def show_report(report: SubmitReport, folder: Path, *, is_watched: bool = False) -> int:
+    """Print the outcome of a submission; return the exit code.
+
+    Args:
+        report: the outcome.
+        folder: the study's folder.
+        is_watched: whether what is left will be sent by this command.
+    """
+    fit_is_rejected = report.fit is not None and report.fit.rejected is not None
+    out = console(stderr=bool(report.rejected or report.unanswered or fit_is_rejected))
+    print_lines(out, report_lines(report, folder, is_watched=is_watched))
     if report.unanswered:
         return NO_ANSWER
     if not report.rejected:
-        return SOME_NOT_SENT if report.hidden else 0
+        return SOME_NOT_SENT if report.hidden or fit_is_rejected else 0
     return SOME_NOT_SENT if report.job_ids else NOTHING_SENT
 
 
 def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
     """Return one row per array."""
     excludes = any(array.resources.exclude_nodes for array in arrays)
+    waits = any(array.after_arrays or array.after_jobs for array in arrays)
     table = new_table(
         ("array", ">"),
         ("tasks", ">"),
@@ -155,23 +228,33 @@ def array_table(arrays: Sequence[ArrayPlan], profile: ClusterProfile) -> Table:
         ("GPUs" if profile.gpus_per_node else "cores", ">"),
         ("memory", ">"),
         ("limit, h:min", ">"),
+        *([("after", "<")] if waits else []),
         *([("without nodes", "<")] if excludes else []),
     )
     for number, array in enumerate(arrays):
         needs = array.resources
         cores = 1 if profile.gpus_per_node else profile.cpus_per_device
         table.add_row(
-            str(number),
+            "fit" if array.is_fit else str(number),
             str(len(array.tasks)),
             str(array.num_runs),
-            str(min(len(array.tasks), profile.throttle)),
+            str(array.at_a_time),
             str(needs.num_nodes),
             str(needs.num_ranks * cores),
             "-" if needs.memory_mb_per_node is None else f"{needs.memory_mb_per_node:,} MB",
             _clock(needs.time_min),
+            *([_after(array)] if waits else []),
             *([",".join(needs.exclude_nodes) or "-"] if excludes else []),
         )
     return table
+
+
+def _after(array: ArrayPlan) -> str:
+    """Return what an array waits for: others of the table, jobs in the queue."""
+    arrays = [f"array {number}" for number in array.after_arrays]
+    shown = [f"job {job_id}" for job_id in array.after_jobs[:_SHOWN_JOBS]]
+    more = [f"{len(array.after_jobs) - len(shown)} more"] if array.after_jobs[_SHOWN_JOBS:] else []
+    return ", ".join([*arrays, *shown, *more]) or "-"
 
 
 def total_lines(prepared: Prepared) -> Iterator[str]:
@@ -202,9 +285,9 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
     yield from _parked_lines(prepared.parked, prepared.folder)
 
 
-def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
+def report_lines(report: SubmitReport, folder: Path, *, is_watched: bool = False) -> Iterator[str]:
     """Yield what was submitted, what was not, and what to do next."""
-    if report.submission_id is None and not report.num_left:
+    if report.submission_id is None and not report.left:
         yield _nothing_line(report.num_done, report.num_live)
     if report.num_sent:
         jobs = report.job_ids
@@ -221,18 +304,30 @@ def report_lines(report: SubmitReport, folder: Path) -> Iterator[str]:
         yield f"rejected, {_runs(num_runs)}: {words}"
     if report.hidden:
         yield f"not sent, since their jobs may be there: {_runs(len(report.hidden))}"
+    if report.fit is not None:
+        yield _fit_line(report.fit)
+    elif report.fit_is_left and not is_watched:
+        yield "left for later: the job that fits"
     if report.rejected:
         yield "correct the profile or ask for less; the same command then sends what is left"
     if report.unanswered:
-        yield f"no answer about {_runs(report.num_unanswered)}: {report.unanswered}"
+        yield f"no answer about {_runs(len(report.unknown))}: {report.unanswered}"
+    if report.unanswered and not is_watched:
         yield "the same command then finds out which the scheduler took, and sends the others"
-    if report.num_left:
+    if report.left and not is_watched:
         yield (
             f"left for later by max_submit, with {_tasks(report.num_tasks)} in the queue: "
-            f"{_runs(report.num_left)}; submit again to send them"
+            f"{_runs(len(report.left))}; submit again, or with --watch, to send them"
         )
-    if report.num_sent:
+    if report.num_sent and not is_watched:
         yield f"`isoflop status {folder}` tells what becomes of them"
+
+
+def _fit_line(fit: SentArray) -> str:
+    if fit.rejected is not None:
+        return f"rejected, the job that fits: {fit.rejected}"
+    name = "no answer about the job that" if fit.job_id is None else f"job {fit.job_id}"
+    return f"{name} fits when all runs are over"
 
 
 def _nothing_line(num_done: int, num_live: int) -> str:

@@ -22,10 +22,10 @@ from isoflop.launch.slurm.records import (
     Submission,
     read_submissions,
     submission_folder,
+    submit_lock,
 )
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.slurm.snapshot import CODE_FOLDER, is_partial
-from isoflop.launch.slurm.submit import submit_lock
 from isoflop.launch.weights import superfluous_weights
 from isoflop.plan.planner import Plan
 
@@ -101,12 +101,12 @@ def _at_work(root: Path, plan: Plan) -> set[str]:
 def _live_submissions(queue: Queue, at_work: set[str]) -> set[str]:
     """Return ids of the submissions with a job in the queue, a process, or a run at work."""
     live = set()
-    for task in itertools.chain.from_iterable(queue.tasks.values()):
+    for task in itertools.chain(queue.fits, *queue.tasks.values()):
         job = queue.job(task)
         is_live = job is not None and not job.is_final
         # Its jobs may come yet, or are about to be found by their comment.
         is_open = task.job_id is None and task.rejected is None and _is_new(task)
-        if is_live or is_open or not at_work.isdisjoint(task.run_ids):
+        if is_live or is_open or task.hidden is not None or not at_work.isdisjoint(task.run_ids):
             live.add(task.submission.submission_id)
     return live
 

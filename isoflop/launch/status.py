@@ -30,6 +30,7 @@ from isoflop.launch.slurm.queue import (
 )
 from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
+from isoflop.launch.slurm.then_fit import FitState, fit_state
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 
@@ -175,6 +176,8 @@ class StudyStatus:
     queue: Queue
     damaged: tuple[str, ...] = ()
     """A line for each damaged record of the study's jobs; those of runs are in their states."""
+    fit: FitState | None = None
+    """Where the job stands that fits when all is over; None: none was sent."""
 
     def damaged_of(self, wanted: Collection[str] | None) -> list[str]:
         """Return the lines of damaged runs; ``wanted``: only of these, None: of all."""
@@ -202,7 +205,8 @@ def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
     merged = {state.run.run_id: state for state in map(merge.state, by_files)}
     states = (dataclasses.replace(merged[s.run.run_id], run=s.run) for s in by_files)
     damaged = (*map(str, queue.damaged), *merge.damaged)
-    return StudyStatus(states=tuple(states), queue=queue, damaged=damaged)
+    fit = fit_state(study_folder, queue)
+    return StudyStatus(states=tuple(states), queue=queue, damaged=damaged, fit=fit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,8 +217,8 @@ class LiveWork:
     """Runs that a process is training or a job in the queue is going to train, or may be."""
     hidden: Mapping[str, str]
     """Those of them whose jobs may be there without being shown, with the reason."""
-    num_tasks: int
-    """Jobs and tasks of arrays in the queue."""
+    queue: Queue
+    """The tasks of all runs without a result."""
 
 
 def live_work(study_folder: Path, plan: Plan) -> LiveWork:
@@ -238,9 +242,7 @@ def live_work(study_folder: Path, plan: Plan) -> LiveWork:
         if folder.damage() is not None or folder.attempt_at_work() is not None:
             live.add(run_id)
     hidden = hidden_runs(study_folder, queue, queue.tasks.keys() - live - finished.keys())
-    return LiveWork(
-        run_ids=frozenset(live | hidden.keys()), hidden=hidden, num_tasks=queue.num_live_tasks
-    )
+    return LiveWork(run_ids=frozenset(live | hidden.keys()), hidden=hidden, queue=queue)
 
 
 def live_runs(study_folder: Path, plan: Plan) -> frozenset[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.data.prepare import prepare as prepare_data
 from isoflop.plan.planner import Plan
 from slurm import made_sbatch
 from slurm.made_cluster import INSTALL, Cluster, can_install, is_installed
@@ -130,3 +131,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
 def study(tmp_path: Path) -> tuple[Path, Plan]:
     """Three runs of one core."""
     return made_sbatch.made_study(tmp_path / "a 'study'")
+
+
+@pytest.fixture
+def taking(told: Scheduler, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    """A scheduler that takes jobs."""
+    told.takes_jobs()
+    told.queue()
+    monkeypatch.setattr("submitit.core.core.PicklingExecutor._throttle", lambda self: None)
+    prepare_data("sotu-embedded", "byte")
+    return told

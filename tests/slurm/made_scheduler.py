@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from isoflop.cli import main
 from isoflop.files import write_json_atomic
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
@@ -21,6 +23,7 @@ from isoflop.launch.slurm.records import (
     array_folder,
     comment_of,
     not_requeued_file,
+    read_submissions,
     write_submission,
 )
 from isoflop.launch.status import RunState, StudyStatus, study_status
@@ -46,6 +49,7 @@ here="${0%/*}"
 echo "sbatch $*" >> "$here/calls"
 number=$(/bin/ls "$here" | /bin/grep -c '[.]sh$')
 /bin/cp "$1" "$here/$number.sh"
+[ -f "$here/refused-$number" ] && { /bin/cat "$here/refused-$number" >&2; exit 1; }
 echo "Submitted batch job $((100 + number))"
 """
 
@@ -73,6 +77,10 @@ class Scheduler:
         for name, text in (("sbatch", _SBATCH), ("srun", "#!/bin/sh\n")):
             (self.folder / name).write_text(text)
             (self.folder / name).chmod(0o755)
+
+    def refuses(self, number: int, words: str) -> None:
+        """Let sbatch refuse the job that would get this number from 0."""
+        (self.folder / f"refused-{number}").write_text(words)
 
     @property
     def scripts(self) -> list[str]:
@@ -138,6 +146,9 @@ def _plan() -> Plan:
     return make_plan(micro(archs=("mlp", "swiglu")))
 
 
+_PROFILE = {"name": "tests", "hardware": "cpu2", "max_failures": 3, "throttle": 64}
+
+
 class Sent:
     """A planned study, of four runs unless a plan is given, and what became of it."""
 
@@ -177,7 +188,7 @@ class Sent:
             Submission(
                 submission_id=name,
                 created_at=time.time() - age_s,
-                profile={"name": "tests", "hardware": "cpu2", "max_failures": 3} | profile,
+                profile={**_PROFILE, **profile},
                 snapshot=None,
                 cluster=cluster,  # type: ignore[arg-type]
                 arrays=(array,),
@@ -272,6 +283,17 @@ class Sent:
     def run(self, index: int) -> RunFolder:
         return RunFolder(self.folder, self.ids[index])
 
+    def line(self, job: str, state: str, **more: Any) -> str:
+        """A line of squeue about a job that was sent, with the comment that it was sent with."""
+        base = job.partition("_")[0]
+        (comment,) = [
+            comment_of(submission.submission_id, number)
+            for submission in read_submissions(self.folder)
+            for number, array in enumerate(submission.arrays)
+            if array.job_id == base
+        ]
+        return line(job, state, comment=comment, **more)
+
     def comment(self, name: str = "s1") -> str:
         return comment_of(name, 0)
 
@@ -281,3 +303,12 @@ class Sent:
     def state(self, index: int = 0) -> RunState:
         by_id = {state.run.run_id: state for state in self.status().states}
         return by_id[self.ids[index]]
+
+
+def typed(sent: Sent, *arguments: str, **profile: Any) -> Result:
+    """`isoflop submit` of a study to a profile with these keys."""
+    path = sent.folder.parent / "mine.toml"
+    values = {"name": "mine", "hardware": "cpu2", **profile}
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    options = ("--cluster", str(path), "--yes", *arguments)
+    return CliRunner().invoke(main, ["submit", str(sent.folder), *options])

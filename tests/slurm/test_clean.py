@@ -12,10 +12,14 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli.clean import clean
 from isoflop.launch.clean import STALE_S
-from isoflop.launch.slurm.records import array_folder, read_submissions, write_submission
+from isoflop.launch.slurm.records import (
+    array_folder,
+    read_submissions,
+    submit_lock,
+    write_submission,
+)
 from isoflop.launch.slurm.snapshot import snapshot_of
-from isoflop.launch.slurm.submit import submit_lock
-from slurm.made_scheduler import DOWN, Scheduler, Sent, line
+from slurm.made_scheduler import DOWN, Scheduler, Sent
 
 USED, UNUSED, OPEN = "a" * 16, "b" * 16, "c" * 16
 PARTIAL = f".{USED}-0123abcd"
@@ -59,7 +63,8 @@ def study_with_leftovers(sent: Sent, told: Scheduler) -> tuple[list[Path], list[
     """Returns what nothing needs, and what might be taken for it."""
     submission(sent, "12", USED, tasks=[[0], [1]])
     submission(sent, "13", UNUSED, tasks=[[2]])
-    told.queue(line("12_0", "COMPLETED"), line("12_1", "PENDING"), line("13", "COMPLETED"))
+    over = [sent.line("12_0", "COMPLETED"), sent.line("13", "COMPLETED")]
+    told.queue(*over, sent.line("12_1", "PENDING"))
     sent.result(0)
     sent.attempt(1, None, job="12_1")
     launch = sent.folder / ".launch"
@@ -129,9 +134,28 @@ def test_code_stays_for_jobs_that_may_come_yet_and_processes_without_a_job(
     record = read_submissions(sent.folder)[0]
     write_submission(sent.folder, dataclasses.replace(record, created_at=time.time()))
     submission(sent, "12", USED, tasks=[[1]])
-    told.queue(line("12", "NODE_FAIL"))
+    told.queue(sent.line("12", "NODE_FAIL"))
     sent.attempt(1, None, job="12", age_s=1.0)
     assert invoke(sent.folder, "--yes").output == "nothing to remove\n"
+
+
+def test_code_stays_for_the_job_that_fits(told: Scheduler, sent: Sent) -> None:
+    submission(sent, "12", USED, tasks=[[0]])
+    (record,) = read_submissions(sent.folder)
+    fit = dataclasses.replace(record.arrays[0], job_id="13", tasks=((),), is_fit=True)
+    write_submission(sent.folder, dataclasses.replace(record, arrays=(*record.arrays, fit)))
+    sent.result(0)
+    told.queue(sent.line("12", "COMPLETED"), sent.line("13", "RUNNING"))
+    assert invoke(sent.folder, "--yes").output == "nothing to remove\n"
+    told.queue(sent.line("13", "COMPLETED"))
+    # Where another user's jobs are hidden, none of them is known to be over.
+    told.says("scontrol", "ClusterName = lab")
+    (record,) = read_submissions(sent.folder)
+    write_submission(sent.folder, dataclasses.replace(record, cluster_name="other"))
+    told.queue()
+    assert invoke(sent.folder, "--yes").output == "nothing to remove\n"
+    write_submission(sent.folder, record)
+    assert "code that no job runs" in invoke(sent.folder, "--dry-run").output
 
 
 def test_links_are_neither_followed_nor_removed(

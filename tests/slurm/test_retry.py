@@ -13,9 +13,9 @@ from isoflop.cli.retry import _KINDS, retry
 from isoflop.errors import UserError
 from isoflop.launch.slurm import submit as submission
 from isoflop.launch.slurm.failures import KINDS
+from isoflop.launch.slurm.outcome import SubmitReport
 from isoflop.launch.slurm.records import read_options, write_options
 from isoflop.launch.slurm.retry import next_layout, plan_retry
-from isoflop.launch.slurm.submit import SubmitReport
 from isoflop.placement import Placement, placement_from
 from isoflop.plan.estimate.memory import model_shape
 from made_listing import listing
@@ -34,9 +34,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append(
             {"profile": profile.name, **options, "typed": typed, "options": read_options(folder)}
         )
-        return SubmitReport(
-            submission_id=None, arrays=(), num_done=0, num_live=0, parked=(), num_left=0
-        )
+        return SubmitReport(submission_id=None, arrays=(), num_done=0, num_live=0, parked=())
 
     monkeypatch.setattr(submission, "submit", submit)
     return calls

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from isoflop.errors import UserError
-from isoflop.launch.slurm import submit as submitting
+from isoflop.launch.slurm import records
 
 
 def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
-    lock = tmp_path / ".launch" / submitting.LOCK_FILE
+    lock = tmp_path / ".launch" / records.LOCK_FILE
     lock.parent.mkdir()
     lock.symlink_to(tmp_path / "elsewhere")
     with (
         pytest.raises(UserError, match="submit lock.*no link.*remove it"),
-        submitting.submit_lock(tmp_path),
+        records.submit_lock(tmp_path),
     ):
         pass
     assert not (tmp_path / "elsewhere").exists()
@@ -29,7 +29,7 @@ def test_a_killed_submission_lets_go_of_the_lock(tmp_path: Path) -> None:
     text = """
 import sys
 from pathlib import Path
-from isoflop.launch.slurm.submit import submit_lock
+from isoflop.launch.slurm.records import submit_lock
 with submit_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -43,6 +43,6 @@ with submit_lock(Path(sys.argv[1])):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         holder.kill()
-    with submitting.submit_lock(tmp_path):
-        lock = tmp_path / ".launch" / submitting.LOCK_FILE
+    with records.submit_lock(tmp_path):
+        lock = tmp_path / ".launch" / records.LOCK_FILE
         assert lock.read_text() == f"process {os.getpid()} of {os.uname().nodename}\n"

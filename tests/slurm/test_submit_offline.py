@@ -14,8 +14,7 @@ import pytest
 
 from isoflop.errors import UserError
 from isoflop.launch.run_folder import RunFolder
-from isoflop.launch.slurm import executors
-from isoflop.launch.slurm import submit as submitting
+from isoflop.launch.slurm import executors, records
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.records import (
     array_folder,
@@ -158,10 +157,10 @@ def test_arrays_are_cut_and_limits_kept(slurm: Pretended, study: tuple[Path, Pla
     folder, _ = study
     slurm.config(MaxArraySize=2)
     report = submit(folder, ClusterProfile(name="cpu", hardware="cpu2", max_submit=2))
-    assert (report.num_sent, report.num_left) == (2, 1)
+    assert (report.num_sent, len(report.left)) == (2, 1)
     slurm.queue(*(f"100_{i}|PENDING|0|0||Resources|@0|" for i in range(2)))
     report = submit(folder, ClusterProfile(name="cpu", hardware="cpu2", max_submit=2))
-    assert (report.num_sent, report.num_live, report.num_left) == (0, 2, 1)
+    assert (report.num_sent, report.num_live, len(report.left)) == (0, 2, 1)
     slurm.queue()
     # Nobody trained them: they are sent again.
     report = submit(folder, CPU)
@@ -372,8 +371,8 @@ def test_one_submission_at_a_time(
     slurm: Pretended, study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = study
-    monkeypatch.setattr(submitting, "LOCK_WAIT_S", 0.2)
-    lock = folder / ".launch" / submitting.LOCK_FILE
+    monkeypatch.setattr(records, "LOCK_WAIT_S", 0.2)
+    lock = folder / ".launch" / records.LOCK_FILE
     lock.parent.mkdir()
     with lock.open("w") as file:
         file.write("process 7 of login1\n")

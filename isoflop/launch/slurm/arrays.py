@@ -8,7 +8,6 @@ does not name it, is the estimated peak times MEMORY_MARGIN, rounded up to a pow
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,6 +63,14 @@ class ArrayPlan:
     resources: Resources
     tasks: tuple[tuple[str, ...], ...]
     """Run ids by array index."""
+    at_a_time: int = 1
+    """Most of its tasks that run together; isoflop.launch.slurm.limits has the say."""
+    after_arrays: tuple[int, ...] = ()
+    """Arrays of the same submission, by number, that end before it starts."""
+    after_jobs: tuple[str, ...] = ()
+    """Jobs of earlier submissions, likewise."""
+    is_fit: bool = False
+    """Whether it is the job of isoflop.launch.slurm.then_fit; its task has no runs."""
 
     @property
     def num_runs(self) -> int:
@@ -94,22 +101,6 @@ def plan_arrays(
         for resources, tasks in longest_first
         for chunk in _chunks(tasks, max(1, max_array_size))
     ]
-
-
-def within_limit(
-    plans: Sequence[ArrayPlan], profile: ClusterProfile, num_tasks: int
-) -> tuple[list[ArrayPlan], int]:
-    """Return the first tasks that the limit allows, and the number of runs in the others."""
-    if profile.max_submit is None:
-        return list(plans), 0
-    room = max(0, profile.max_submit - num_tasks)
-    kept = []
-    for plan in plans:
-        tasks = plan.tasks[:room]
-        room -= len(tasks)
-        if tasks:
-            kept.append(dataclasses.replace(plan, tasks=tasks))
-    return kept, sum(p.num_runs for p in plans) - sum(p.num_runs for p in kept)
 
 
 def _tasks(runs: Iterable[RunToSend], profile: ClusterProfile) -> Iterator[list[RunToSend]]:

@@ -13,6 +13,7 @@ from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.queue import Queue, SentTask, hidden_runs, query_queue
 from isoflop.launch.slurm.records import record_cancelled
+from isoflop.launch.slurm.then_fit import live_fits
 from isoflop.plan.planner import Plan
 
 
@@ -22,6 +23,8 @@ class Cancellation:
 
     tasks: tuple[SentTask, ...]
     """In the queue, or processes of submissions to this machine."""
+    fits: tuple[SentTask, ...]
+    """Jobs that are to fit when all runs are over."""
     holders: dict[str, ProcessIdentity]
     """Processes to end on this machine, by the id of the run that one trains without a job."""
     elsewhere: dict[str, str]
@@ -76,6 +79,7 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
     lines = [str(error) for error in (*queue.damaged, *damage.values()) if error is not None]
     return Cancellation(
         tasks=tuple(tasks),
+        fits=live_fits(queue) if wanted is None else (),
         holders=holders,
         elsewhere=elsewhere,
         hidden=hidden,
@@ -93,11 +97,12 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
     Raises:
         SchedulerError: scancel failed as a whole.
     """
-    jobs = _still_theirs([task for task in cancellation.tasks if not task.is_local])
+    tasks = (*cancellation.tasks, *cancellation.fits)
+    jobs = _still_theirs([task for task in tasks if not task.is_local])
     refused = scheduler.cancel(jobs)
     not_ended = {f"job {job_id}": words for job_id, words in refused.items()}
     ended = [job_id for job_id in jobs if job_id not in refused]
-    processes = {task.process for task in cancellation.tasks if task.process is not None}
+    processes = {task.process for task in tasks if task.process is not None}
     for process in processes.union(cancellation.holders.values()):
         # Its number may be another's since it was looked at.
         if not process.is_alive():

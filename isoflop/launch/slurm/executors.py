@@ -16,14 +16,20 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from isoflop.disk import fault_of, naming
+from isoflop.launch.job import Job, num_gpus
 from isoflop.launch.slurm.arrays import ArrayPlan
-from isoflop.launch.slurm.environment import python_command, scrubbed_environment, setup_lines
+from isoflop.launch.slurm.environment import (
+    VISIBLE_DEVICES,
+    python_command,
+    scrubbed_environment,
+    setup_lines,
+)
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.scheduler import SchedulerError, job_with_comment, one_line
 
@@ -59,10 +65,23 @@ def sbatch_parameters(
     job_name: str,
     comment: str,
     variables: Mapping[str, str],
+    after: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the parameters of an array for submitit's SlurmExecutor."""
+    """Return the parameters of an array for submitit's SlurmExecutor.
+
+    Args:
+        plan: the array.
+        profile: where it goes.
+        job_name: its name.
+        comment: its comment.
+        variables: environment of its tasks.
+        after: ids of the jobs that end before it starts, however they end.
+    """
     resources = plan.resources
     further: dict[str, Any] = {"requeue": True, **profile.sbatch}
+    dependencies = [f"afterany:{':'.join(after)}"] if after else []
+    if "dependency" in further and after:
+        dependencies.insert(0, str(further.pop("dependency")))
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "comment": comment,
@@ -75,7 +94,8 @@ def sbatch_parameters(
         "cpus_per_task": profile.cpus_per_device,
         "exclude": ",".join(resources.exclude_nodes) or None,
         "signal_delay_s": profile.signal_s,
-        "array_parallelism": profile.throttle,
+        "array_parallelism": plan.at_a_time,
+        "dependency": ",".join(dependencies) or None,
         "setup": setup_lines(profile, variables) or None,
         # Some clusters refuse submitit's own.
         "wckey": None,
@@ -86,6 +106,9 @@ def sbatch_parameters(
         parameters["srun_args"] = ["--kill-on-bad-exit=1"]
     if resources.memory_mb_per_node is not None:
         parameters["mem"] = f"{resources.memory_mb_per_node}M"
+    if plan.is_fit:
+        # It takes no GPU of those that train.
+        return parameters
     if profile.gpus_per_node and profile.gpu_type is not None:
         parameters["gres"] = f"gpu:{profile.gpu_type}:{resources.ranks_per_node}"
     elif profile.gpus_per_node:
@@ -208,6 +231,17 @@ def send_to_this_machine(
     # Only to collect the process, should this one outlive it.
     threading.Thread(target=job._process.wait, daemon=True).start()
     return str(job.job_id)
+
+
+def local_gpus(jobs: Iterable[Job]) -> list[int]:
+    """Return numbers of the GPUs that tasks of this machine share; empty: they use the CPU."""
+    placement = next((job.placement for job in jobs), None)
+    if placement is None or not placement.device.startswith("cuda"):
+        return []
+    # Tasks inherit none of them, and each is told its own.
+    visible = next(filter(None, map(os.environ.get, VISIBLE_DEVICES)), "")
+    named = [int(number) for number in visible.split(",") if number.isdecimal()]
+    return named or list(range(num_gpus(placement)))
 
 
 def _task_command(profile: ClusterProfile, arguments: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ class ClusterProfile:
     signal_s: _Positive = 120
     """Seconds before the limit at which a run saves and requeues itself."""
     throttle: _Positive = 64
-    """Most tasks of an array at a time."""
+    """Most tasks of a study at a time, over all its arrays."""
     max_submit: _Positive | None = None
     """Most tasks that may wait or run at a time, where the cluster has a limit; None: its own."""
     runs_per_task: _Positive = 1

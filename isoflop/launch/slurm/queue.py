@@ -24,6 +24,7 @@ from isoflop.launch.slurm.records import (
     cancelled_jobs,
     comment_of,
     not_requeued_file,
+    read_fit,
     read_not_requeued,
     readable_submissions,
     slurm_task_id,
@@ -58,9 +59,20 @@ class SentTask:
         return self.submission.cluster == "local"
 
     @property
+    def is_fit(self) -> bool:
+        """Whether it is the job of isoflop.launch.slurm.then_fit."""
+        return self.submission.arrays[self.array].is_fit
+
+    @property
     def name(self) -> str:
         """As shown to people: `job 123_4`, or `process 123`."""
         return f"{'process' if self.is_local else 'job'} {self.job_id}"
+
+    @property
+    def at_a_time(self) -> int:
+        """Most tasks of its array that run together."""
+        share = self.submission.arrays[self.array].at_a_time
+        return self.submission.throttle if share is None else share
 
     def is_before(self, attempt: Attempt) -> bool:
         """Return whether an attempt came after the task was sent: nothing newer is known."""
@@ -122,6 +134,8 @@ class Queue:
     """The records of submissions whose jobs are not known."""
     no_accounting: str | None = None
     """That accounting, which this cluster has, did not answer; None: it did, or was not asked."""
+    fits: Sequence[SentTask] = ()
+    """Jobs that fit when all runs are over, oldest first."""
 
     def job(self, task: SentTask) -> JobState | None:
         """Return the state of a task's job; None: it is not in the queue, or not known."""
@@ -138,7 +152,8 @@ class Queue:
     @property
     def num_live_tasks(self) -> int:
         """Jobs and tasks of arrays that wait or run; processes of this machine are none."""
-        jobs = (self.job(task) for tasks in self.tasks.values() for task in tasks)
+        tasks = itertools.chain(self.fits, *self.tasks.values())
+        jobs = (self.job(task) for task in tasks)
         live = (job for job in jobs if job is not None and not job.is_final)
         return len({job.job_id for job in live if not job.is_process})
 
@@ -160,7 +175,13 @@ def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
     """
     done = set(finished)
     submissions, damaged = readable_submissions(study_folder)
-    tasks = [task for task in sent_tasks(submissions) if not done.issuperset(task.run_ids)]
+    sent = sent_tasks(submissions)
+    fits_made = [task for task in sent if task.is_fit and _is_over(study_folder, task)]
+    tasks = [
+        task
+        for task in sent
+        if (task not in fits_made if task.is_fit else not done.issuperset(task.run_ids))
+    ]
     answer = _ask([task for task in tasks if not task.is_local and task.rejected is None])
     processes = _processes(task for task in tasks if task.is_local)
     answer = dataclasses.replace(answer, jobs={**answer.jobs, **processes})
@@ -174,7 +195,19 @@ def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
     for task in tasks:
         for run_id in task.run_ids:
             by_run.setdefault(run_id, []).append(task)
-    return Queue(tasks=by_run, answer=answer, damaged=tuple(damaged))
+    fits = sorted(
+        (*fits_made, *(task for task in tasks if task.is_fit)),
+        key=lambda task: task.submission.created_at,
+    )
+    return Queue(tasks=by_run, answer=answer, damaged=tuple(damaged), fits=fits)
+
+
+def _is_over(study_folder: Path, fit: SentTask) -> bool:
+    """Return whether a job that fits left its record; one that is damaged was left, too."""
+    try:
+        return read_fit(study_folder, fit.submission.submission_id) is not None
+    except UserError:
+        return True
 
 
 def hidden_runs(study_folder: Path, queue: Queue, run_ids: Iterable[str]) -> dict[str, str]:

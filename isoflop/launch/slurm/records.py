@@ -15,28 +15,37 @@ jobs may exist. :func:`comment_of` names them, so that the scheduler can be aske
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
 
+from isoflop.disk import fault_of, naming
 from isoflop.errors import UserError
-from isoflop.files import refuse_links, write_json_atomic
+from isoflop.files import make_own_folder, refuse_links, write_json_atomic
 from isoflop.launch.job import Job
 from isoflop.launch.process import ProcessIdentity
 from isoflop.placement import PlacementTable, placement_from
-from isoflop.validate import CLOSED, Digest, Pattern, UnixTime, Whole, in_file, read_record
+from isoflop.validate import CLOSED, Count, Digest, Pattern, UnixTime, Whole, in_file, read_record
 
 LAUNCH_FOLDER = ".launch"
 SUBMISSION_FILE = "submission.json"
 JOBS_FILE = "jobs.json"
 OPTIONS_FILE = "options.json"
 CANCELLED_FILE = "cancelled.json"
+FIT_FILE = "fit.json"
+LOCK_FILE = "submit.lock"
+LOCK_WAIT_S = 60.0
+_LOCK_POLL_S = 0.1
 SUBMISSION_SCHEMA_VERSION = 1
 DEFAULT_MAX_FAILURES = 3
+DEFAULT_THROTTLE = 64
 
 Cluster = Literal["slurm", "local"]
 
@@ -64,6 +73,10 @@ class SentArray:
     is_array: bool
     process: ProcessIdentity | None = None
     """The process that its only task is on this machine; None: a scheduler has it."""
+    at_a_time: Count | None = None
+    """Most of its tasks that run together; None (up to version 0.1.0): the profile's throttle."""
+    is_fit: bool = False
+    """Whether it is the job of isoflop.launch.slurm.then_fit; its task has no runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +101,21 @@ class Submission:
 
     def __post_init__(self) -> None:
         placement_from(self.options)
-        if type(self.max_failures) is not int:
-            error = ("profile.max_failures", self.max_failures, "a whole number", _DO_SUBMISSION)
-            raise UserError(*error)
+        for key in ("max_failures", "throttle"):
+            value = getattr(self, key)
+            if type(value) is not int or value < 1:
+                raise UserError(f"profile.{key}", value, "a whole number from 1", _DO_SUBMISSION)
 
     @property
     def max_failures(self) -> int:
         """Failed attempts after which a run of it is parked."""
         found: int = self.profile.get("max_failures", DEFAULT_MAX_FAILURES)
+        return found
+
+    @property
+    def throttle(self) -> int:
+        """Most tasks of the study at a time."""
+        found: int = self.profile.get("throttle", DEFAULT_THROTTLE)
         return found
 
 
@@ -126,6 +146,16 @@ class NotRequeued:
     num_tries: Whole
     message: str
     """The scheduler's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitOutcome:
+    """What the job that fits when all is over did."""
+
+    num_missing: Whole
+    """Runs without a result, for which it did not fit."""
+    exit_code: int | None
+    """Of `isoflop fit`; None: it did not fit."""
 
 
 def submission_folder(study_folder: Path, submission_id: str) -> Path:
@@ -172,6 +202,22 @@ def read_not_requeued(path: Path) -> NotRequeued | None:
         UserError: the record is damaged.
     """
     return read_record(NotRequeued, path, "requeue", "remove the file") if path.exists() else None
+
+
+def read_fit(study_folder: Path, submission_id: str) -> FitOutcome | None:
+    """Return what the last job of a submission did; None: nothing yet.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    path = submission_folder(study_folder, submission_id) / FIT_FILE
+    return read_record(FitOutcome, path, "fit", "remove the file") if path.exists() else None
+
+
+def write_fit(study_folder: Path, submission_id: str, outcome: FitOutcome) -> None:
+    """Write what :func:`read_fit` returns."""
+    path = submission_folder(study_folder, submission_id) / FIT_FILE
+    write_json_atomic(path, asdict(outcome))
 
 
 def write_submission(study_folder: Path, submission: Submission) -> None:
@@ -301,3 +347,34 @@ def record_cancelled(study_folder: Path, job_ids: Iterable[str]) -> None:
     """Add jobs to those that :func:`cancelled_jobs` returns."""
     path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
     write_json_atomic(path, sorted({*cancelled_jobs(study_folder), *job_ids}))
+
+
+@contextlib.contextmanager
+def submit_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a study's submissions; wait for another one for up to LOCK_WAIT_S.
+
+    The system releases it when this process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it longer, or it is no file that we may lock.
+    """
+    path = folder / LAUNCH_FOLDER / LOCK_FILE
+    make_own_folder(path.parent)
+    # No other kind of lock where the file system has none: a process that was killed would keep it.
+    lock = FileLock(path, LOCK_WAIT_S, poll_interval=_LOCK_POLL_S, fallback_to_soft=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        holder = path.read_text(encoding="utf-8").strip() or "another process"
+        raise UserError(
+            "submit lock", str(path), f"free ({holder} is submitting)", "try again later"
+        ) from None
+    except OSError as error:
+        if fault_of(error) is not None:
+            raise
+        allowed = f"a file of yours, and no link ({error.strerror})"
+        raise UserError("submit lock", str(path), allowed, "remove it") from None
+    with held:
+        with naming(path):
+            path.write_text(f"process {os.getpid()} of {os.uname().nodename}\n", encoding="utf-8")
+        yield

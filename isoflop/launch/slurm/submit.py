@@ -12,34 +12,27 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from filelock import FileLock, Timeout
-
-from isoflop.disk import fault_of, naming
 from isoflop.errors import UserError
-from isoflop.files import make_own_folder, write_json_atomic
-from isoflop.launch.job import Job, check_gpus, check_layout, num_gpus, resolve_placement
+from isoflop.files import write_json_atomic
+from isoflop.launch.job import Job, check_gpus, check_layout, resolve_placement
 from isoflop.launch.local import begin, open_session
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors, records, scheduler
-from isoflop.launch.slurm.arrays import (
-    ArrayPlan,
-    RunToSend,
-    plan_arrays,
-    share_evenly,
-    within_limit,
-)
-from isoflop.launch.slurm.environment import VISIBLE_DEVICES, profile_in_shell
+from isoflop.launch.slurm.arrays import ArrayPlan, RunToSend, plan_arrays, share_evenly
+from isoflop.launch.slurm.environment import profile_in_shell
 from isoflop.launch.slurm.failures import num_failures
+from isoflop.launch.slurm.limits import LiveArray, live_arrays, room_for, throttled, within
+from isoflop.launch.slurm.outcome import SubmitReport
 from isoflop.launch.slurm.profile import ClusterProfile
-from isoflop.launch.slurm.records import SentArray, Submission
+from isoflop.launch.slurm.records import SentArray, Submission, submit_lock
 from isoflop.launch.slurm.snapshot import Snapshot, snapshot_of
+from isoflop.launch.slurm.then_fit import fit_array, is_due
 from isoflop.launch.status import live_work
 from isoflop.launch.workers import num_cores
 from isoflop.placement import placement_from
@@ -50,9 +43,6 @@ from isoflop.plan.planner import Plan
 if TYPE_CHECKING:
     from isoflop.placement import PlacementTable
 
-LOCK_FILE = "submit.lock"
-LOCK_WAIT_S = 60.0
-_LOCK_POLL_S = 0.1
 # sbatch reads them its own way in the names of logs, however they are quoted.
 _NOT_IN_PATHS = "%\\\n"
 
@@ -84,6 +74,10 @@ class Prepared:
     max_array_size: int
     cluster_name: str | None
     """SLURM's name of the cluster; None: this machine."""
+    live: tuple[LiveArray, ...]
+    """The study's arrays that are in the queue."""
+    then_fit: bool
+    """Whether a last job is to fit when all is over."""
     submission_id: str
     options: Mapping[str, Any]
     """Entries of a [placement] table that were given for all runs."""
@@ -105,60 +99,6 @@ class Prepared:
         return None if price is None else price * self.gpu_hours
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubmitReport:
-    """Outcome of one submission."""
-
-    submission_id: str | None
-    """None: there was nothing to send."""
-    arrays: tuple[SentArray, ...]
-    num_done: int
-    """Runs that had a result before."""
-    num_live: int
-    """Runs that are at work, or in the queue, already."""
-    parked: tuple[str, ...]
-    num_left: int
-    """Runs that the limit on submitted tasks left for later."""
-    num_tasks: int = 0
-    """Jobs and tasks of arrays in the queue, with those that were sent."""
-    hidden: Mapping[str, str] = field(default_factory=dict)
-    """Runs whose job may be there without being shown, with the reason; they were not sent."""
-    unanswered: str | None = None
-    """What sbatch said in place of the scheduler's answer; None: every array was answered."""
-    is_local: bool = False
-    """Whether jobs are processes of this machine."""
-
-    @property
-    def num_sent(self) -> int:
-        """Runs in jobs that the scheduler took."""
-        return sum(len(task) for array in self._taken for task in array.tasks)
-
-    @property
-    def job_ids(self) -> list[str]:
-        """The scheduler's, of arrays and single jobs."""
-        return [str(array.job_id) for array in self._taken]
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Number of refused runs, by the scheduler's message."""
-        rejected: dict[str, int] = {}
-        for array in self.arrays:
-            if array.rejected is not None:
-                num_runs = sum(map(len, array.tasks))
-                rejected[array.rejected] = rejected.get(array.rejected, 0) + num_runs
-        return rejected
-
-    @property
-    def num_unanswered(self) -> int:
-        """Runs of which it is not known whether the scheduler took them."""
-        unknown = (a for a in self.arrays if a.job_id is None and a.rejected is None)
-        return sum(len(task) for array in unknown for task in array.tasks)
-
-    @property
-    def _taken(self) -> list[SentArray]:
-        return [array for array in self.arrays if array.job_id is not None]
-
-
 def submit(
     folder: Path,
     profile: ClusterProfile,
@@ -176,6 +116,7 @@ def prepare(
     *,
     options: Mapping[str, Any] | None = None,
     only: Collection[str] | None = None,
+    then_fit: bool = False,
     decided: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Prepared:
     """Make a study ready to be sent; query the cluster for its limits and for what it has already.
@@ -184,6 +125,7 @@ def prepare(
         folder: the study's folder, with a plan.
         profile: where the runs go.
         options: entries that take the place of those in the study's [placement] table.
+        then_fit: whether a last job is to fit when all is over.
         only: run ids; None: all. What `isoflop retry` decided for one takes the place of both.
         decided: such decisions by run id, before they are recorded; None: only those that are.
 
@@ -198,12 +140,7 @@ def prepare(
         raise UserError("folder", str(folder), "a path without %, \\ and line ends", "rename it")
     # A missing plan is reported before a missing scheduler.
     read_plan(folder)
-    max_array_size, cluster_name = 1, None
-    if not profile.is_local:
-        config = scheduler.config()
-        # One more than the largest index. A cluster without arrays has 0.
-        max_array_size = int(config.get("MaxArraySize", "1001"))
-        cluster_name = scheduler.Cluster.of_config(config).name or None
+    max_array_size, cluster_name = _cluster_of(profile)
     typed = {key: value for key, value in (options or {}).items() if value not in (None, ())}
     given = typed if profile.is_local else {**typed, "device": profile.device}
     # The study's number of workers is for `isoflop run`; here the cluster decides.
@@ -239,19 +176,35 @@ def prepare(
         num_done=session.num_done_before,
         num_live=len(session.jobs) - len(free) - len(hidden),
         hidden=hidden,
-        num_tasks=live.num_tasks,
+        num_tasks=live.queue.num_live_tasks,
         damaged=session.damaged,
         snapshot=snapshot_of(folder, {run.spec.family for run in session.plan.runs}),
         max_array_size=max_array_size,
         cluster_name=cluster_name,
-        submission_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
+        live=tuple(live_arrays(live.queue)),
+        then_fit=then_fit and (bool(runs) or is_due(live.queue, live.run_ids)),
+        submission_id=_new_id(),
         options=typed,
         shell_lines=shell_lines,
     )
 
 
-def send(prepared: Prepared) -> SubmitReport:
+def _cluster_of(profile: ClusterProfile) -> tuple[int, str | None]:
+    """Return the cluster's MaxArraySize and name; this machine has no arrays and no name."""
+    if profile.is_local:
+        return 1, None
+    config = scheduler.config()
+    # One more than the largest index. A cluster without arrays has 0.
+    size = int(config.get("MaxArraySize", "1001"))
+    return size, scheduler.Cluster.of_config(config).name or None
+
+
+def send(prepared: Prepared, *, fills_up: bool = False) -> SubmitReport:
     """Send what has no result, no live attempt and no job yet; do not wait for jobs.
+
+    Args:
+        prepared: what is to be sent.
+        fills_up: whether to send no more tasks than the throttle lets run at once now.
 
     Raises:
         UserError: another submission of this study is at work, the scheduler does not answer (then
@@ -259,11 +212,19 @@ def send(prepared: Prepared) -> SubmitReport:
     """
     with submit_lock(prepared.folder):
         live = live_work(prepared.folder, prepared.plan)
+        prepared = dataclasses.replace(
+            prepared,
+            live=tuple(live_arrays(live.queue)),
+            num_tasks=live.queue.num_live_tasks,
+        )
         free = [run_id for run_id in prepared.runs if run_id not in live.run_ids]
         hidden = {r: live.hidden[r] for r in prepared.runs if r in live.hidden}
         todo = [r for r in free if RunFolder(prepared.folder, r).result() is None]
-        wanted = arrays_of(prepared, todo)
-        plans, num_left = within_limit(wanted, prepared.profile, live.num_tasks)
+        room = _room(prepared, fills_up=fills_up)
+        plans, left = within(_grouped(prepared, todo), room)
+        num_tasks = sum(len(plan.tasks) for plan in plans)
+        fit_is_left = prepared.then_fit and (bool(left) or room == num_tasks)
+        plans = _throttled(prepared, plans, with_fit=prepared.then_fit and not fit_is_left)
         arrays: tuple[SentArray, ...] = ()
         begin(prepared.folder, prepared.plan, todo)
         unanswered = None
@@ -277,42 +238,25 @@ def send(prepared: Prepared) -> SubmitReport:
         num_live=prepared.num_live + len(prepared.runs) - len(free) - len(hidden),
         hidden={**prepared.hidden, **hidden},
         parked=prepared.parked,
-        num_left=num_left,
-        num_tasks=live.num_tasks + sum(len(array.tasks) for array in arrays if array.job_id),
+        left=left,
+        fit_is_left=fit_is_left,
+        num_tasks=prepared.num_tasks + sum(len(array.tasks) for array in arrays if array.job_id),
         unanswered=unanswered,
         is_local=prepared.profile.is_local,
     )
 
 
-@contextmanager
-def submit_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a study's submissions; wait for another one for up to LOCK_WAIT_S.
+def send_left(prepared: Prepared, left: Collection[str]) -> SubmitReport:
+    """Send those that an earlier :func:`send` left and may run at once now; raises as it does."""
+    runs = {run_id: run for run_id, run in prepared.runs.items() if run_id in left}
+    later = dataclasses.replace(
+        prepared, runs=runs, parked=(), num_done=0, num_live=0, submission_id=_new_id()
+    )
+    return send(later, fills_up=True)
 
-    The system releases it when this process ends, however it ends.
 
-    Raises:
-        UserError: another process holds it longer, or it is no file that we may lock.
-    """
-    path = folder / records.LAUNCH_FOLDER / LOCK_FILE
-    make_own_folder(path.parent)
-    # No other kind of lock where the file system has none: a process that was killed would keep it.
-    lock = FileLock(path, LOCK_WAIT_S, poll_interval=_LOCK_POLL_S, fallback_to_soft=False)
-    try:
-        held = lock.acquire()
-    except Timeout:
-        holder = path.read_text(encoding="utf-8").strip() or "another process"
-        raise UserError(
-            "submit lock", str(path), f"free ({holder} is submitting)", "try again later"
-        ) from None
-    except OSError as error:
-        if fault_of(error) is not None:
-            raise
-        allowed = f"a file of yours, and no link ({error.strerror})"
-        raise UserError("submit lock", str(path), allowed, "remove it") from None
-    with held:
-        with naming(path):
-            path.write_text(f"process {os.getpid()} of {os.uname().nodename}\n", encoding="utf-8")
-        yield
+def _new_id() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def _send_all(
@@ -335,6 +279,8 @@ def _send_all(
             tasks=plan.tasks,
             rejected=None,
             is_array=not prepared.profile.is_local and len(plan.tasks) > 1,
+            at_a_time=plan.at_a_time,
+            is_fit=plan.is_fit,
         )
         for plan in plans
     ]
@@ -342,7 +288,7 @@ def _send_all(
     _record(prepared, created_at, arrays)
     for number, plan in enumerate(plans):
         try:
-            job_id = _send(prepared, plan, number)
+            job_id = _send(prepared, plan, number, [array.job_id for array in arrays])
             process = ProcessIdentity.of(int(job_id)) if prepared.profile.is_local else None
             sent = dataclasses.replace(arrays[number], job_id=job_id, process=process)
             arrays[number] = sent
@@ -371,14 +317,15 @@ def _record(prepared: Prepared, created_at: float, arrays: Sequence[SentArray]) 
     records.write_submission(prepared.folder, submission)
 
 
-def _send(prepared: Prepared, plan: ArrayPlan, number: int) -> str:
+def _send(prepared: Prepared, plan: ArrayPlan, number: int, ids: Sequence[str | None]) -> str:
+    """Send one array, of which those before have got these ids; return its own."""
     folder = records.array_folder(prepared.folder, prepared.submission_id, number)
     arguments = _arguments(prepared, number)
     if prepared.profile.is_local:
         gpus = gpus_of(prepared, plan, number)
         variables = variables_of(prepared)
         return executors.send_to_this_machine(folder, variables, arguments, gpus)
-    parameters = parameters_of(prepared, plan, number)
+    parameters = parameters_of(prepared, plan, number, ids)
     return executors.send_to_slurm(plan, prepared.profile, folder, parameters, arguments)
 
 
@@ -389,11 +336,31 @@ def _arguments(prepared: Prepared, array: int) -> tuple[str, str, str]:
 
 def num_left_of(prepared: Prepared) -> int:
     """Return the runs that the limit on submitted tasks leaves for later, as things stand now."""
-    return within_limit(arrays_of(prepared), prepared.profile, prepared.num_tasks)[1]
+    return len(within(_grouped(prepared, None), _room(prepared, fills_up=False))[1])
+
+
+def _room(prepared: Prepared, *, fills_up: bool) -> int | None:
+    return room_for(prepared.profile, prepared.num_tasks, prepared.live, fills_up=fills_up)
 
 
 def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> list[ArrayPlan]:
     """Return the arrays that some runs, or all that are to be sent, make."""
+    return _throttled(prepared, _grouped(prepared, run_ids), with_fit=prepared.then_fit)
+
+
+def _throttled(
+    prepared: Prepared, plans: Sequence[ArrayPlan], *, with_fit: bool
+) -> list[ArrayPlan]:
+    """Return arrays with their shares of the throttle, and after them the job that fits."""
+    shared = list(plans)
+    if not prepared.profile.is_local:
+        shared = throttled(plans, prepared.profile.throttle, prepared.live)
+    fit = [fit_array(prepared.profile, len(shared), prepared.live)] if with_fit else []
+    return [*shared, *fit]
+
+
+def _grouped(prepared: Prepared, run_ids: Collection[str] | None) -> list[ArrayPlan]:
+    """Return the arrays before anything limits them."""
     profile = prepared.profile
     wanted = prepared.runs.keys() if run_ids is None else set(run_ids)
     runs = [run for run in prepared.runs.values() if run.run_id in wanted]
@@ -410,14 +377,19 @@ def arrays_of(prepared: Prepared, run_ids: Collection[str] | None = None) -> lis
     ]
 
 
-def parameters_of(prepared: Prepared, plan: ArrayPlan, array: int) -> dict[str, Any]:
-    """Return the parameters of an array for submitit."""
+def parameters_of(
+    prepared: Prepared, plan: ArrayPlan, array: int, ids: Sequence[str | None]
+) -> dict[str, Any]:
+    """Return the parameters of an array for submitit, where those before have got these ids."""
+    before = (ids[number] for number in plan.after_arrays)
     return executors.sbatch_parameters(
         plan,
         prepared.profile,
         job_name=_job_name(prepared),
         comment=records.comment_of(prepared.submission_id, array),
         variables=variables_of(prepared),
+        # One whose id is not known, or that was rejected, cannot be waited for.
+        after=[*plan.after_jobs, *(job_id for job_id in before if job_id is not None)],
     )
 
 
@@ -429,15 +401,17 @@ def dry_run_texts(prepared: Prepared) -> list[str]:
     """Return the script of each array, as it would be given to sbatch; none for this machine."""
     if prepared.profile.is_local:
         return []
+    plans = arrays_of(prepared)
+    ids = [f"JOB_OF_ARRAY_{number}" for number in range(len(plans))]
     return [
         executors.sbatch_text(
             plan,
             prepared.profile,
             records.array_folder(prepared.folder, prepared.submission_id, number),
-            parameters_of(prepared, plan, number),
+            parameters_of(prepared, plan, number, ids),
             _arguments(prepared, number),
         )
-        for number, plan in enumerate(arrays_of(prepared))
+        for number, plan in enumerate(plans)
     ]
 
 
@@ -448,7 +422,9 @@ def variables_of(prepared: Prepared) -> dict[str, str]:
 
 def gpus_of(prepared: Prepared, plan: ArrayPlan, number: int) -> list[int]:
     """Return the numbers of the GPUs of a local task."""
-    gpus = _local_gpus(prepared)
+    if plan.is_fit:
+        return []
+    gpus = executors.local_gpus(prepared.jobs.values())
     num_ranks = plan.resources.num_ranks
     first = number * num_ranks % len(gpus) if gpus else 0
     return gpus[first : first + num_ranks]
@@ -483,16 +459,5 @@ def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) ->
 
 def _num_local_tasks(runs: Sequence[RunToSend], prepared: Prepared) -> int:
     num_ranks = max((run.num_ranks for run in runs), default=1)
-    num_devices = len(_local_gpus(prepared)) or num_cores()
+    num_devices = len(executors.local_gpus(prepared.jobs.values())) or num_cores()
     return max(1, num_devices // num_ranks)
-
-
-def _local_gpus(prepared: Prepared) -> list[int]:
-    """Return numbers of the GPUs that local tasks share; empty: they use the CPU."""
-    placement = next((job.placement for job in prepared.jobs.values()), None)
-    if placement is None or not placement.device.startswith("cuda"):
-        return []
-    # Tasks inherit none of them, and each is told its own.
-    visible = next(filter(None, map(os.environ.get, VISIBLE_DEVICES)), "")
-    named = [int(number) for number in visible.split(",") if number.isdecimal()]
-    return named or list(range(num_gpus(placement)))

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -46,11 +47,12 @@ from isoflop.disk import fault_of, line_of_reason
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.callbacks import StopFlag
-from isoflop.launch.job import DISK_FAILED, FAILED, TO_BE_CONTINUED, Job, JobResult
+from isoflop.launch.job import DISK_FAILED, DONE, FAILED, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.run_folder import LEASE_TIMEOUT_S
 from isoflop.launch.slurm.profile import profile_from_mapping
 from isoflop.launch.slurm.records import (
     NotRequeued,
+    Submission,
     jobs_file,
     not_requeued_file,
     read_jobs,
@@ -103,6 +105,9 @@ def run_task(study_folder: str, submission_id: str, array: str) -> str:
             if not _is_seen(file, should_stop):
                 return _not_seen(file)
         submission = read_submission(folder, submission_id)
+        sent = submission.arrays[int(array)]
+        if sent.is_fit:
+            return _fit(folder, submission, should_stop)
         profile = profile_from_mapping(submission.profile)
         task = ArrayTask(
             folder,
@@ -111,7 +116,6 @@ def run_task(study_folder: str, submission_id: str, array: str) -> str:
             max_failures=profile.max_failures,
             signal_s=profile.signal_s,
         )
-        sent = submission.arrays[int(array)]
         index = int(os.environ["SLURM_ARRAY_TASK_ID"]) if sent.is_array else 0
         return task.run(sent.tasks[index])
     except Exception as error:
@@ -120,6 +124,30 @@ def run_task(study_folder: str, submission_id: str, array: str) -> str:
             raise
         _say(fault.line)
         sys.exit(DISK_FAILED)
+
+
+def _fit(study_folder: Path, submission: Submission, should_stop: Callable[[], str | None]) -> str:
+    """Fit if all runs are over; return a word for the log."""
+    from isoflop.launch.slurm.then_fit import fit_when_done
+
+    is_local = submission.cluster == "local"
+    live = functools.partial(_is_any_live, study_folder) if is_local else None
+    code = fit_when_done(study_folder, submission.submission_id, should_stop, is_any_live=live)
+    if code != DONE:
+        sys.exit(code)
+    return "complete"
+
+
+def _is_any_live(study_folder: Path) -> bool:
+    from isoflop.launch.slurm.scheduler import SchedulerError
+    from isoflop.launch.status import live_runs
+    from isoflop.plan.artefact import read_plan
+
+    try:
+        return bool(live_runs(study_folder, read_plan(study_folder)))
+    except SchedulerError:
+        # Of jobs that were sent to a cluster, too.
+        return True
 
 
 def _is_seen(path: Path, should_stop: Callable[[], str | None]) -> bool:
