@@ -37,6 +37,8 @@ _LINE_ORDER = (
     "damaged",
 )
 _MAX_LINES = 20
+# A run gives a sign of life every 5 s; a few may come late.
+_SILENT_S = 30
 _KEPT = "kept"
 
 
@@ -145,6 +147,7 @@ def status_lines(status: StudyStatus) -> list[str]:
             lines += together
         for state in found[:_MAX_LINES]:
             lines.append(_run_line(state))
+            lines += (f"          ! {warning}" for warning in state.warnings)
             # Runs that fail together mostly say the same.
             if state.log_lines not in shown:
                 lines += (f"          | {line}" for line in state.log_lines)
@@ -239,6 +242,8 @@ def _progress(state: RunState) -> str:
         # What else it may be while its process is there.
         other = "" if state.job.state in ("RUNNING", "PENDING") else f" {state.job.state}"
         parts.append(f"{state.job.name}{other}{where}")
+    if state.silent_s is not None and state.silent_s >= _SILENT_S:
+        parts.append(f"no sign of life for {format_seconds(state.silent_s)}")
     return ", ".join(parts)
 
 
@@ -263,4 +268,6 @@ def _run_json(state: RunState) -> dict[str, Any]:
         "restarts": None if job is None else job.restarts,
         "loss": None if state.result is None else state.result.loss,
         "log_lines": list(state.log_lines),
+        "silent_s": state.silent_s,
+        "warnings": list(state.warnings),
     }

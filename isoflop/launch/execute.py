@@ -13,7 +13,7 @@ import os
 import platform
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +177,7 @@ class RunningAttempt:
         self._spec: RunSpec | None = None
         self._first_step: int | None = None
         self._last: StepMetrics | None = None
+        self._checkpoint_trouble: str | None = None
 
     def run(self, data: TokenData, ranks: Ranks) -> JobResult:
         """Train and record. What goes wrong is recorded and never raised."""
@@ -204,7 +205,8 @@ class RunningAttempt:
             rate=_rate(self._job, spec, ranks),
             sinks=open_sinks(self._job.sinks, self._about(spec)),
         )
-        with contextlib.closing(log), Heartbeat(self._folder, self._attempt, spec.steps) as beat:
+        beat = Heartbeat(self._folder, self._attempt, spec.steps, lambda: self._warnings(log))
+        with contextlib.closing(log), beat:
             return self._train_watched(spec, data, ranks, log, beat)
 
     def _train_watched(
@@ -221,6 +223,11 @@ class RunningAttempt:
             log.write(metrics)
             self._on_step(metrics, spec.steps)
 
+        def on_event(kind: str, values: Mapping[str, Any]) -> None:
+            if kind in ("checkpoint", "checkpoint_failed"):
+                self._checkpoint_trouble = values.get("reason")
+            log.event(kind, values)
+
         def on_damaged(step: int, reason: str) -> None:
             log.event("checkpoint_damaged", {"step": step, "reason": reason})
 
@@ -236,11 +243,16 @@ class RunningAttempt:
             data,
             placement=self._job.placement,
             ranks=ranks,
-            hooks=Hooks(on_step=on_step, on_event=log.event),
+            hooks=Hooks(on_step=on_step, on_event=on_event),
             checkpoints=store,
             keep_weights=self._job.keep_weights != "none",
             should_stop=lambda: beat.lost or self._should_stop(),
         )
+
+    def _warnings(self, log: MetricsLog) -> list[str]:
+        """Return what cannot be written now, while training goes on."""
+        metrics = None if log.trouble is None else f"cannot write metrics: {log.trouble}"
+        return [text for text in (self._checkpoint_trouble, metrics) if text is not None]
 
     def _about(self, spec: RunSpec) -> About:
         return About(
@@ -308,12 +320,26 @@ class RunningAttempt:
 
 
 class Heartbeat:
-    """Writes the lease every few seconds while a run is at work, whatever the run is doing."""
+    """Writes the lease every few seconds while a run is at work, whatever the run is doing.
 
-    def __init__(self, folder: RunFolder, attempt: Attempt, steps: int) -> None:
+    Args:
+        folder: the run's.
+        attempt: whose lease.
+        steps: optimizer steps of the run.
+        warnings: called at every beat for what the attempt cannot write.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        attempt: Attempt,
+        steps: int,
+        warnings: Callable[[], Sequence[str]] = lambda: (),
+    ) -> None:
         self._folder = folder
         self._attempt = attempt
         self._steps = steps
+        self._warnings = warnings
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_stopped, daemon=True)
         self.step = 0
@@ -336,7 +362,7 @@ class Heartbeat:
                 if not self._folder.may_write(self._attempt):
                     self.lost = GONE if self._folder.is_gone(self._attempt) else "superseded"
                     return
-                self._folder.beat(self._attempt, self.step, self._steps)
+                self._folder.beat(self._attempt, self.step, self._steps, self._warnings())
 
 
 def checked_spec(folder: RunFolder, data: TokenData, job: Job) -> RunSpec:

@@ -99,6 +99,8 @@ class MetricsLog:
         self._last: StepMetrics | None = None
         self._cut_off = _is_cut_off(path)
         self._warned = False
+        self.trouble: str | None = None
+        """Why the newest row could not be written; None: it was."""
         # Unbuffered: what a full disk refused is not tried again, and a row is one write.
         self._file = path.open("ab", buffering=0)
 
@@ -140,8 +142,10 @@ class MetricsLog:
         line = b"\n" + line if self._cut_off else line
         try:
             self._cut_off = self._file.write(line) < len(line)
+            self.trouble = "the file system took a part of a row" if self._cut_off else None
         except OSError as error:
             self._cut_off = True
+            self.trouble = str(error.strerror)
             if not self._warned:
                 logger.warning("metrics are lost, training goes on: %s", error)
             self._warned = True

@@ -29,7 +29,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -154,6 +154,8 @@ class Lease:
     heartbeat_s: UnixTime
     step: Whole
     steps: Whole
+    warnings: tuple[str, ...] = ()
+    """What the attempt cannot write now; it goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -375,18 +377,16 @@ class RunFolder:
         own = self._attempt_path(attempt.number)
         return [_content(path) for path in (self._lease_path, own, next_one)]
 
-    def beat(self, attempt: Attempt, step: int, steps: int) -> None:
-        """Write the heartbeat of an attempt."""
-        write_json_atomic(
-            self._lease_path,
-            {
-                "attempt": attempt.number,
-                "heartbeat_s": time.time(),
-                "step": step,
-                "steps": steps,
-            },
-            make_folder=False,
-        )
+    def beat(self, attempt: Attempt, step: int, steps: int, warnings: Sequence[str] = ()) -> None:
+        """Write the heartbeat of an attempt, with what it cannot write."""
+        values = {
+            "attempt": attempt.number,
+            "heartbeat_s": time.time(),
+            "step": step,
+            "steps": steps,
+            **({"warnings": list(warnings)} if warnings else {}),
+        }
+        write_json_atomic(self._lease_path, values, make_folder=False)
 
     def traceback_file(self, attempt: Attempt) -> Path:
         """Return where an attempt that failed leaves its traceback."""

@@ -86,6 +86,10 @@ class RunState:
     """Its newest job, as far as the scheduler knows it."""
     log_lines: tuple[str, ...] = ()
     """The end of what a failed run wrote."""
+    silent_s: float | None = None
+    """While running, seconds since its last sign of life; None: no date of one can be trusted."""
+    warnings: tuple[str, ...] = ()
+    """While running, what it cannot write."""
 
     @property
     def eta_s(self) -> float | None:
@@ -106,11 +110,16 @@ def run_state(folder: Path, run: PlannedRun, result: RunResult | None = None) ->
     attempts = run_folder.attempts()
     newest = attempts[-1] if attempts else None
     state, reason, step, rate = "missing", None, None, None
+    last_sign_s: float | None = None
+    warnings: tuple[str, ...] = ()
     if result is not None:
         state, reason = result.status, result.status_reason
     elif newest is not None and run_folder.is_held(newest):
         lease = run_folder.lease()
         state, step = "running", 0 if lease is None else lease.step
+        last_sign_s = run_folder.last_sign_s(newest)
+        if lease is not None and lease.attempt == newest.number:
+            warnings = lease.warnings
         rate = steps_per_s(run_folder.path / LINES_FILE, newest.number)
     elif newest is not None and newest.failed:
         state, reason = "failed", newest.exit_reason
@@ -125,6 +134,8 @@ def run_state(folder: Path, run: PlannedRun, result: RunResult | None = None) ->
         result=result,
         attempt=newest,
         steps_per_s=rate,
+        silent_s=None if last_sign_s is None else max(0.0, time.time() - last_sign_s),
+        warnings=warnings,
     )
 
 

@@ -251,6 +251,8 @@ class _Run:
         self._saved_step = step
         begin_s = time.perf_counter()
         if self._state.save(self._checkpoints, self._ranks, batch_size=self._spec.batch_size):
+            # The next one that fails is reported, too.
+            self._may_save = True
             seconds = time.perf_counter() - begin_s
             self._hooks.on_event("checkpoint", {"step": step, "seconds": seconds})
 

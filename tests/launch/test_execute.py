@@ -150,6 +150,31 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def test_what_cannot_be_written_is_in_the_heartbeat_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.005)
+    job, folder = job_in(tmp_path)
+    folder.checkpoints.write_text("no folder")
+    said: list[tuple[str, ...]] = []
+
+    def on_step(metrics: Any, steps: int) -> None:
+        if metrics.step not in (3, 6):
+            return
+        before, end_s = said[-1] if said else (), time.monotonic() + 30
+        while (lease := folder.lease()) is None or lease.warnings == before:
+            assert time.monotonic() < end_s
+            time.sleep(0.002)
+        said.append(lease.warnings)
+        if metrics.step == 3:
+            folder.checkpoints.unlink()
+
+    assert go(job, on_step=on_step).status == "done"
+    (failed,), after = said
+    assert failed.startswith("cannot write the checkpoint of step 1: ")
+    assert after == ()
+
+
 @pytest.mark.parametrize("at_step", [2, 9])
 @pytest.mark.parametrize("what", ["study", "run", "replaced"])
 def test_a_folder_that_was_moved_is_not_made_again_and_goes_on_where_it_is(

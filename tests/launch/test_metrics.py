@@ -133,9 +133,13 @@ def test_a_full_disk_costs_rows_and_not_the_run(
 ) -> None:
     log = log_in(tmp_path)
     log._file = FullDisk(log._file, [-1, 9, None, None, -1, -1])  # type: ignore[assignment]
+    troubles = []
     for step in range(6):
         log.write(at(step))
+        troubles.append(log.trouble)
     log.close()
+    full = "No space left on device"
+    assert troubles == [None, "the file system took a part of a row", full, full, None, None]
     assert [r.getMessage() for r in caplog.records] == [
         "metrics are lost, training goes on: [Errno 28] No space left on device"
     ]

@@ -233,7 +233,15 @@ class Sent:
             },
         )
 
-    def heartbeat(self, index: int, *, step: int, age_s: float = 1.0, number: int = 1) -> None:
+    def heartbeat(
+        self,
+        index: int,
+        *,
+        step: int,
+        age_s: float = 1.0,
+        number: int = 1,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
         path, beat_s = self.run(index).path / "lease.json", time.time() - age_s
         write_json_atomic(
             path,
@@ -242,6 +250,7 @@ class Sent:
                 "heartbeat_s": beat_s,
                 "step": step,
                 "steps": self.plan.unique_runs[index].spec.steps,
+                "warnings": list(warnings),
             },
         )
         os.utime(path, (beat_s, beat_s))

@@ -162,3 +162,22 @@ def test_a_log_that_slurm_could_not_open_is_said(told: Scheduler, sent: Sent) ->
     assert found.reason is not None
     assert "SLURM could not open its log or its folder" in found.reason
     assert "signal" not in found.reason
+
+
+def test_a_running_run_says_since_when_it_is_silent_and_what_it_cannot_write(
+    told: Scheduler, sent: Sent
+) -> None:
+    sent.submission()
+    told.queue(*(line(f"12_{i}", "RUNNING", node="n2") for i in range(3)))
+    full = "cannot write the checkpoint of step 7: [Errno 28] No space left on device"
+    for index, age_s, warnings in ((0, 95.0, ()), (1, 10.0, (full,)), (2, 1.0, ())):
+        sent.attempt(index, None, job=f"12_{index}")
+        sent.heartbeat(index, step=7, age_s=age_s, warnings=warnings)
+    said = invoke(status, sent.folder).output.splitlines()
+    running = [i for i, text in enumerate(said) if text.startswith("running   ")]
+    assert ["no sign of life for 1m35s" in said[i] for i in running] == [True, False, False]
+    assert said[running[1] + 1] == f"          ! {full}"
+    assert sum(" ! " in text for text in said) == 1
+    # A heartbeat of an attempt before is no news.
+    sent.heartbeat(1, step=7, number=2, warnings=(full,))
+    assert sent.state(1).warnings == ()
