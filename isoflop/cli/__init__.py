@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from isoflop import __version__, disk
+from isoflop.cli.terminal import escaped_output
 from isoflop.errors import UserError
 
 USER_MISTAKE = 2
@@ -51,6 +52,10 @@ class _Verbs(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
+        with escaped_output():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             try:
                 return super().invoke(ctx)

@@ -10,6 +10,7 @@ import click
 
 from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
+from isoflop.cli.terminal import printable
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.cancel import Cancellation
@@ -42,10 +43,11 @@ def cancel(
     wanted = selected(plan, runs, archs, budgets)
     found = library.to_cancel(folder, plan, wanted)
     for line in found.damaged:
-        click.echo(f"damaged: {line}", err=True)
+        click.echo(printable(f"damaged: {line}", ""), err=True)
     for run_id, host in found.elsewhere.items():
+        where = printable(host, "")
         click.echo(
-            f"{shown_id(run_id)} runs on {host}, without a job and not visible from here (another "
+            f"{shown_id(run_id)} runs on {where}, without a job and not visible from here (another "
             "machine or container): cancel it there"
         )
     for run_id, words in found.hidden.items():

@@ -13,6 +13,7 @@ import click
 
 from isoflop.cli.progress import Bar
 from isoflop.cli.tables import console, new_table, print_lines
+from isoflop.cli.terminal import printable
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count
 
@@ -297,13 +298,13 @@ def prepared_table(prepared: Iterable[Prepared]) -> Table:
     _fold(table.columns[1])
     for each in prepared:
         if each.manifest is None:
-            table.add_row("damaged", Text(each.folder.name), "-", "-", "-")
+            table.add_row("damaged", Text(printable(each.folder.name)), "-", "-", "-")
             continue
         splits = each.manifest["splits"]
         table.add_row(
             each.manifest["data_id"],
-            Text(each.manifest["source"]),
-            Text(each.manifest["tokenizer"]),
+            Text(printable(each.manifest["source"])),
+            Text(printable(each.manifest["tokenizer"])),
             format_count(splits["train"]["num_tokens"]),
             format_count(splits["heldout"]["num_tokens"]),
         )
@@ -415,11 +416,6 @@ def sample_text(parts: Sequence[tuple[str, str]]) -> Text:
     return text
 
 
-def printable(text: str) -> str:
-    """Return text without control characters: a terminal would obey some of them."""
-    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
-
-
 def check_line(check: FileCheck) -> str:
     """Return what became of a file, in a line."""
     if check.problem is None:
@@ -439,7 +435,3 @@ def _origin_words(origin: Mapping[str, Any]) -> Iterator[str]:
         elif value is not None:
             shown = f"{value:,}" if isinstance(value, int) else value
             yield f"{key.replace('_', ' ')} {shown}"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()

@@ -21,6 +21,7 @@ from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import AXES
 from isoflop.cli.options import FOLDER, FOLDER_OR_TABLE
 from isoflop.cli.tables import console, fitted_table, new_table
+from isoflop.cli.terminal import printable
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops
 
@@ -170,7 +171,7 @@ def runs_of(source: Path, out: Path | None) -> Runs:
         folder = out or source
         rows = collect(source, read_plan(source), folder)
         for line in damaged_lines(rows):
-            click.echo(line, err=True)
+            click.echo(printable(line, ""), err=True)
         table = folder / "runs.parquet"
         return Runs(table=table, rows=rows, out_folder=folder, written=(table,))
     from isoflop.analysis.points import load_rows, table_of

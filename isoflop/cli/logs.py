@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isoflop.cli.options import FOLDER
+from isoflop.cli.terminal import printable
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> No
     run_folder = RunFolder(study, run_id)
     submissions, damaged = readable_submissions(study)
     for error in damaged:
-        click.echo(f"isoflop: {error}", err=True)
+        click.echo(printable(f"isoflop: {error}", ""), err=True)
     tasks = [task for task in sent_tasks(submissions) if run_id in task.run_ids]
     found = attempt_logs(study, run_folder, tasks)
     # A job that died before the run began has output, and the run no attempt.
@@ -69,7 +70,7 @@ def _lines(
 ) -> Iterator[str]:
     for log in found:
         mark = "=>" if log is chosen else "  "
-        yield f"{mark} attempt {log.attempt.number}: {_describe(log.attempt)}"
+        yield f"{mark} attempt {log.attempt.number}: {printable(_describe(log.attempt), '')}"
     if waiting is not None:
         mark = "=>" if chosen is None else "  "
         sent = _clock(waiting.submission.created_at)

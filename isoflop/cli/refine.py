@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isoflop.cli.options import FOLDER, WITH_CODE
+from isoflop.cli.terminal import printable
 
 if TYPE_CHECKING:
     from isoflop.analysis.refine import Refinement
@@ -44,7 +45,7 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool, with_code: boo
     plan = read_plan(folder, with_code=with_code or is_applied)
     rows = collected_rows(folder, plan)
     for line in damaged_lines(rows):
-        click.echo(line, err=True)
+        click.echo(printable(line, ""), err=True)
     fits = fit_optima(select_points(rows), methods=("parabola",), axes=("n_params",))
     proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)

@@ -14,6 +14,7 @@ import click
 
 from isoflop.cli.options import FOLDER
 from isoflop.cli.tables import console, new_table, print_lines
+from isoflop.cli.terminal import printable
 from isoflop.disk import shortage_at
 from isoflop.launch.status import LIVE, STATES
 from isoflop.numbers import format_flops, format_seconds
@@ -197,7 +198,7 @@ def status_view(status: StudyStatus, folder: Path) -> Group:
 
     lines = [*status_lines(status), *disk_lines(folder, status.states)]
     lines.append(next_line(status, folder) or "")
-    texts = (Text(line, overflow="fold") for line in lines if line)
+    texts = (Text(printable(line, ""), overflow="fold") for line in lines if line)
     return Group(status_table(status.states), *texts)
 
 

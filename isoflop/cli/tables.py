@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from isoflop.cli.terminal import console_class, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -15,10 +17,11 @@ _BETWEEN_COLUMNS = 2
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console that never folds tables in a pipe, and prints every text as it stands."""
-    from rich.console import Console
+    """Return a console that never folds tables in a pipe, and prints every text as it stands.
 
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    Control characters are escaped.
+    """
+    made = console_class()(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = _PIPE_WIDTH
     return made
@@ -27,7 +30,7 @@ def console(stderr: bool = False) -> Console:
 def print_lines(out: Console, lines: Iterable[str]) -> None:
     """Print lines of text; a narrow terminal folds them, nothing else does."""
     for line in lines:
-        out.print(line, soft_wrap=True)
+        out.print(printable(line, ""), soft_wrap=True)
 
 
 def new_table(*columns: tuple[str, str]) -> Table:

@@ -56,7 +56,7 @@ class Session:
     jobs: tuple[Job, ...]
     num_workers: int
     num_done_before: int
-    damaged: Mapping[str, UserError]
+    damaged: Mapping[str, UserError] = field(default_factory=dict)
     """Runs whose records cannot be read, by run id; they are not trained."""
 
     @property

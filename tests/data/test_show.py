@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.cli.data import END_OF_DOCUMENT, printable, sample_text
+from isoflop.cli.data import END_OF_DOCUMENT, sample_text
+from isoflop.cli.terminal import printable
 from isoflop.data.prepare import prepare
 from isoflop.data.show import find_folder, sample, scan, source_rows, summarise
 from isoflop.data.sources import PrepareOptions
