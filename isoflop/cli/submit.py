@@ -337,6 +337,8 @@ def _nothing_line(num_done: int, num_live: int) -> str:
 def _hidden_lines(hidden: Mapping[str, str]) -> Iterator[str]:
     for run_id, words in hidden.items():
         yield f"not sent, since its job may be there: run {shown_id(run_id)}, {words}"
+    if hidden:
+        yield "look from where it is visible; if it is gone for good, remove its folder in .launch"
 
 
 def _parked_lines(parked: Sequence[str], folder: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 from isoflop.launch.slurm import executors
 from isoflop.launch.slurm.records import array_folder, read_submissions
 from isoflop.launch.slurm.submit import submit
+from isoflop.launch.status import study_status
 from isoflop.plan.planner import Plan
 from slurm.made_sbatch import CPU, Pretended, typed, write_profile
 
@@ -65,3 +66,8 @@ def test_an_answer_that_is_lost_is_no_rejection(
     slurm.queue(*(f"55_{i}|RUNNING|0|0|n1|None|@0|" for i in range(2)))
     report = submit(folder, CPU)
     assert (report.num_sent, report.num_live) == (1, 2)
+    # Its number is known from now on, though the queue forgets it and its comment.
+    assert [a.job_id for a in read_submissions(folder)[0].arrays] == ["55", None]
+    slurm.queue()
+    states = study_status(folder, study[1]).states
+    assert sum("job 55_" in str(state.reason) for state in states) == 2

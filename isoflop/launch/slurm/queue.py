@@ -26,8 +26,10 @@ from isoflop.launch.slurm.records import (
     not_requeued_file,
     read_fit,
     read_not_requeued,
+    read_submission,
     readable_submissions,
     slurm_task_id,
+    write_submission,
 )
 from isoflop.launch.slurm.scheduler import Answer, JobState
 
@@ -223,6 +225,30 @@ def hidden_runs(study_folder: Path, queue: Queue, run_ids: Iterable[str]) -> dic
         for task in queue.tasks.get(run_id, ())
         if task.hidden is not None and task.job_id not in cancelled
     }
+
+
+def record_found(study_folder: Path, queue: Queue) -> None:
+    """Write down the ids of this user's jobs that were found by their comment.
+
+    The queue forgets a job minutes after its end, and its comment with it.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for task in itertools.chain.from_iterable(queue.tasks.values()):
+        sent = task.submission
+        is_new = task.job_id is not None and sent.arrays[task.array].job_id is None
+        if is_new and sent.user in (None, scheduler.user_name()):
+            ids = found.setdefault(sent.submission_id, {})
+            ids[task.array] = str(task.job_id).partition("_")[0]
+    for submission_id, ids in found.items():
+        sent = read_submission(study_folder, submission_id)
+        arrays = tuple(
+            dataclasses.replace(array, job_id=ids.get(number, array.job_id))
+            for number, array in enumerate(sent.arrays)
+        )
+        write_submission(study_folder, dataclasses.replace(sent, arrays=arrays))
 
 
 def add_accounting(queue: Queue, tasks: Sequence[SentTask]) -> Queue:

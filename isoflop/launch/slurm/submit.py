@@ -30,6 +30,7 @@ from isoflop.launch.slurm.failures import num_failures
 from isoflop.launch.slurm.limits import LiveArray, live_arrays, room_for, throttled, within
 from isoflop.launch.slurm.outcome import SubmitReport
 from isoflop.launch.slurm.profile import ClusterProfile
+from isoflop.launch.slurm.queue import record_found
 from isoflop.launch.slurm.records import SentArray, Submission, submit_lock
 from isoflop.launch.slurm.snapshot import Snapshot, snapshot_of
 from isoflop.launch.slurm.then_fit import fit_array, is_due
@@ -217,6 +218,7 @@ def send(prepared: Prepared, *, fills_up: bool = False) -> SubmitReport:
             live=tuple(live_arrays(live.queue)),
             num_tasks=live.queue.num_live_tasks,
         )
+        record_found(prepared.folder, live.queue)
         free = [run_id for run_id in prepared.runs if run_id not in live.run_ids]
         hidden = {r: live.hidden[r] for r in prepared.runs if r in live.hidden}
         todo = [r for r in free if RunFolder(prepared.folder, r).result() is None]
