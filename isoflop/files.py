@@ -219,7 +219,7 @@ def from_here(path: Path) -> Path:
 
 def sha256_file(path: Path) -> str:
     """Return hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

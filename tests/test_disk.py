@@ -92,6 +92,21 @@ def test_the_error_names_the_file_and_nothing_is_left(
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train-00000.bin"
+    path.write_bytes(b"x")
+
+    def broken(*_: object) -> None:
+        raise failed(errno.EIO)
+
+    monkeypatch.setattr("hashlib.file_digest", broken)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        files.sha256_file(path)
+    assert caught.value.filename == str(path)
+
+
 def test_the_line_says_what_how_much_is_free_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from isoflop.launch.job import Job
+from isoflop.launch.slurm import executors
 from isoflop.launch.slurm.environment import (
     SETUP_FAILED,
+    VISIBLE_DEVICES,
     profile_in_shell,
     python_command,
     scrubbed,
@@ -18,6 +22,7 @@ from isoflop.launch.slurm.environment import (
     setup_lines,
 )
 from isoflop.launch.slurm.profile import ClusterProfile
+from isoflop.placement import Placement
 
 OUTER = {
     "SLURM_JOB_ID": "7",
@@ -153,3 +158,24 @@ def test_what_the_profile_leaves_open_is_the_shell_s() -> None:
     assert profile_in_shell(found, {"SBATCH_ACCOUNT": "other"})[0] == found
     local = ClusterProfile(name="local", hardware="cpu2")
     assert profile_in_shell(local, environ) == (local, ())
+
+
+@pytest.mark.parametrize(
+    ("visible", "numbers"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, [2, 3]),
+        ({"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "1"}, [1]),
+        ({"ROCR_VISIBLE_DEVICES": "0,3"}, [0, 3]),
+        ({}, [0, 1, 2, 3]),
+    ],
+)
+def test_local_tasks_share_the_gpus_that_are_visible_here(
+    visible: dict[str, str], numbers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "num_gpus", lambda placement: 4)
+    for name in VISIBLE_DEVICES:
+        monkeypatch.setenv(name, visible.get(name, ""))
+    on_gpu = Placement(device="cuda")
+    job = Job(study_folder="a", run_id="b", data_folder="c", placement=on_gpu)
+    assert executors.local_gpus([job]) == numbers
+    assert executors.local_gpus([dataclasses.replace(job, placement=Placement())]) == []
