@@ -253,6 +253,29 @@ def test_a_holder_of_another_boot_is_watched(
     assert len(study.run_folder().attempts()) == 2
 
 
+def test_a_run_held_elsewhere_gives_its_node_back(
+    slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The task waits for twice as long.
+    shorten_leases(tmp_path / "site", monkeypatch, timeout_s=2.0)
+    study = cluster_study(slurm_cluster, tmp_path / "study")
+    study.submit()
+    # This process is faster than a job that has to start Python.
+    attempt = study.run_folder().claim({})
+    assert attempt is not None
+    job = study.job()
+    wait_until(lambda: slurm_cluster.field(job, "Restarts") == "1", "put back")
+    slurm_cluster.wait_for(job, "PENDING")
+    assert slurm_cluster.field(job, "Reason") == "BeginTime"
+    assert study.state().state == "running"
+    study.run_folder().end_attempt(attempt, "interrupted: SIGTERM")
+    assert study.state().state == "requeued"
+    slurm_cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    study.wait_for_results()
+    study.assert_each_ended_once_as_undisturbed()
+    assert len(study.run_folder().attempts()) == 2
+
+
 def test_two_nodes_train_one_run(new_cluster: NewCluster, tmp_path: Path) -> None:
     cluster = new_cluster(NODES=2)
     study = cluster_study(
