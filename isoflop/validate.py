@@ -169,7 +169,8 @@ def _check_is_json(value: Any, place: tuple[int | str, ...], do: str) -> None:
     """Refuse what TOML or Python has and JSON lacks: dates, and text that is no Unicode."""
     name = ".".join(map(str, place)) or "file"
     if isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        # Nearly all texts are ASCII, which is known without a look at each character.
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise UserError(name, value, "text without lone surrogates", do)
     elif isinstance(value, Mapping):
         for key, inner in value.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -244,6 +245,24 @@ def test_a_job_checks_the_code_again(received: Received) -> None:
     result = execute(job, open_data(Path(job.data_folder)))
     assert result.status == "failed"
     assert "source of family bilinear" in str(result.reason)
+
+
+@pytest.mark.slow
+def test_modules_in_the_current_folder_are_not_those_of_workers(tmp_path: Path) -> None:
+    folder, mark = tmp_path / "study", tmp_path / "imported"
+    study = micro(archs=("mlp",), sizes=(1,), budgets=(7 * 10**7,))
+    write_plan(make_plan(study), folder)
+    for name in ("multiprocessing.py", "torch.py", "submitit.py", "isoflop/__init__.py"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"open({str(mark)!r}, 'w').close()\n")
+    # As the installed command, which does not look in the current folder itself.
+    script = tmp_path / "bin" / "script.py"
+    script.write_text("from isoflop.cli import main\n\nif __name__ == '__main__':\n    main()\n")
+    command = [sys.executable, str(script), "run", "."]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not mark.exists()
 
 
 def test_a_plan_written_again_is_the_same(received: Received) -> None:

@@ -175,6 +175,17 @@ def test_files_and_functions_are_short() -> None:
     assert too_long == []
 
 
+def test_nothing_is_unpickled() -> None:
+    """Nothing in a folder of results is, whoever made it; submitit's jobs load what was sent."""
+    loads = re.compile(
+        r"import (c?[Pp]ickle|cloudpickle|dill|joblib|marshal|shelve)|(torch|np|numpy)\.load\("
+        r"|read_pickle|allow_pickle=True|weights_only=False|yaml\.(unsafe_)?load\("
+    )
+    packages = (REPOSITORY / "isoflop", REPOSITORY / "kernels" / "isoflop_kernels")
+    ours = [path for folder in packages for path in folder.rglob("*.py")]
+    assert [path for path in ours if loads.search(path.read_text())] == []
+
+
 def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
 

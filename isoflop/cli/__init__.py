@@ -52,6 +52,9 @@ class _Verbs(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Python would look for the modules of the processes that are started in the current folder
+        # first of all, which may be one that somebody else made.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
         with escaped_output():
             return self._invoke(ctx)
 
