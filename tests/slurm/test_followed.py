@@ -63,6 +63,23 @@ def test_a_run_is_followed_cancelled_and_sent_again(slurm_cluster: Cluster, tmp_
 
 
 @pytest.mark.slow
+def test_a_suspended_job_is_not_running(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    study = cluster_study(slurm_cluster, tmp_path / "study", budgets=(LONG,))
+    study.submit()
+    study.wait_for_step()
+    job = study.job()
+    slurm_cluster.run("scontrol", "suspend", job)
+    found = study.state()
+    assert (found.state, found.steps_per_s, found.eta_s) == ("waiting", None, None)
+    assert found.reason is not None
+    assert f"job {job} SUSPENDED on n" in found.reason
+    assert found.reason.endswith(": it goes on when it is resumed")
+    slurm_cluster.run("scontrol", "resume", job)
+    wait_for_ends(study)
+    study.assert_each_ended_once_as_undisturbed()
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_is_parked_with_its_reason_and_retried(
     slurm_cluster: Cluster, tmp_path: Path
 ) -> None:
