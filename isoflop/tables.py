@@ -246,4 +246,11 @@ def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise UserError(what, str(path), f"with column {missing[0]}", "make it again")
-    return table.select(list(schema.names)).to_pylist()
+    try:
+        return table.select(list(schema.names)).cast(schema.arrow()).to_pylist()
+    # pyarrow's errors of values and types are Python's, too.
+    except (ValueError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            what, str(path), f"with the types of its columns ({reason})", "make it again"
+        ) from None

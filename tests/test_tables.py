@@ -135,3 +135,7 @@ def test_damaged_tables_are_one_clear_line(tmp_path: Path) -> None:
     pq.write_table(table, path)
     with pytest.raises(UserError, match="with column budget_flops"):
         read_table(path, OPTIMA)
+    columns = {name: ["x"] for name in OPTIMA.names}
+    pq.write_table(pa.table(columns).replace_schema_metadata(version), path)
+    with pytest.raises(UserError, match="with the types of its columns"):
+        read_table(path, OPTIMA)

@@ -160,7 +160,14 @@ def _load_weights(model: Transformer, folder: RunFolder, plan: Plan, study_folde
     if path is None:
         raise _no_weights(folder, plan, study_folder)
     state = read_json(path.with_name(_STATE_FILE), "checkpoint state")
-    if sha256_file(path) != state["files"][path.name]["sha256"]:
+    try:
+        digest = state["files"][path.name]["sha256"]
+    except (KeyError, TypeError):
+        name = str(path.with_name(_STATE_FILE))
+        raise UserError(
+            "checkpoint state", name, "as it was written", "train the run again"
+        ) from None
+    if sha256_file(path) != digest:
         raise UserError("weights", str(path), "as they were written", "train the run again")
     load_weights(model, load_file(path))
 

@@ -35,6 +35,8 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 # Besides optimizer state, optimizer.safetensors holds tensors under this prefix.
 EXTRA = "extra:"
+# What a state that is no table, or tables without end, raises.
+_OTHER_JSON = (AttributeError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,13 +196,15 @@ class CheckpointStore:
         try:
             state = json.loads((folder / STATE_FILE).read_bytes())
             seal = state.pop("seal")
-        except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, *_OTHER_JSON) as error:
             raise _Damaged(f"{STATE_FILE}: {type(error).__name__}") from None
         if seal != _seal(state):
             raise _Damaged(f"{STATE_FILE}: its seal does not fit")
         for name, value in (("schema", SCHEMA), ("run_id", self._run_id), ("step", step)):
             if state.get(name) != value:
                 raise _Damaged(f"{STATE_FILE}: {name} is {state.get(name)!r}")
+        if not _is_typed(state):
+            raise _Damaged(f"{STATE_FILE}: meta or files is not as it is written")
         for name, file in state["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != file["num_bytes"]:
@@ -219,6 +223,17 @@ class CheckpointStore:
             extra={k.removeprefix(EXTRA): v for k, v in tensors.items() if k.startswith(EXTRA)},
             meta=state["meta"],
         )
+
+
+def _is_typed(state: Mapping[str, Any]) -> bool:
+    """Return whether a state names the two files, and no others, with their sizes and digests."""
+    files = state.get("files")
+    return (
+        isinstance(state.get("meta"), dict)
+        and isinstance(files, dict)
+        and files.keys() == {WEIGHTS_FILE, OPTIMIZER_FILE}
+        and all(isinstance(f, dict) and {"num_bytes", "sha256"} <= f.keys() for f in files.values())
+    )
 
 
 def _seal(state: Mapping[str, Any]) -> str:

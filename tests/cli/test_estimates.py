@@ -112,7 +112,9 @@ def test_a_wrong_option_is_one_line(
 
 
 def test_damaged_estimates_are_named(folder: Path) -> None:
-    for text in ("{", "[]", '{"schema_version": 9}'):
+    whole = (folder / "estimates.json").read_text()
+    wrong = whole.replace('"est_step_s": ', '"est_step_s": "x", "before": ', 1)
+    for text in ("{", "[]", '{"schema_version": 9}', wrong):
         (folder / "estimates.json").write_text(text)
         result = invoke("show", folder)
         assert result.exit_code == 2

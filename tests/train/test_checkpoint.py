@@ -233,6 +233,14 @@ def _change_meta(path: Path) -> None:
     path.write_text(path.read_text().replace('"value": 2.0', '"value": 3.0'))
 
 
+def _seal_again(path: Path, name: str) -> None:
+    """A state that fits its seal: nobody's accident."""
+    state = json.loads(path.read_text())
+    state["files"][name] = 3
+    del state["seal"]
+    path.write_text(json.dumps(state | {"seal": module._seal(state)}))
+
+
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "no weights": ("weights.safetensors", Path.unlink),
     "cut weights": ("weights.safetensors", _cut),
@@ -246,6 +254,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a list": ("state.json", lambda path: path.write_text("[]")),
     "no seal": ("state.json", lambda path: path.write_text("{}")),
     "changed meta": ("state.json", _change_meta),
+    "too deep": ("state.json", lambda path: path.write_text("[" * 5000 + "]" * 5000)),
+    "another file": ("state.json", lambda path: _seal_again(path, "/etc/hostname")),
+    "a figure as file": ("state.json", lambda path: _seal_again(path, module.WEIGHTS_FILE)),
 }
 
 

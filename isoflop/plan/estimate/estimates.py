@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.accounting import Ledger
 from isoflop.errors import UserError, shown
-from isoflop.files import dump_json, read_json, write_text_atomic
+from isoflop.files import dump_json, write_text_atomic
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import write_plan, write_plan_table
 from isoflop.plan.estimate import time
@@ -42,6 +42,7 @@ from isoflop.plan.estimate.time import estimate_step
 from isoflop.plan.planner import Plan
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
+from isoflop.validate import read_record
 
 if TYPE_CHECKING:
     from isoflop.plan.runs import PlannedRun
@@ -268,6 +269,24 @@ class StoredEstimates:
     """How each run is laid out on that hardware, by run id."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RunEntry:
+    est_step_s: float | None
+    est_gpu_hours: float | None
+    est_peak_mem_bytes: float | None
+    placement: PlacementEstimate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _EstimatesFile:
+    """What is used of estimates.json."""
+
+    schema_version: Literal[1]
+    hardware: str
+    gpu_hours: float
+    runs: Mapping[str, _RunEntry]
+
+
 def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
     """Return the est_ columns of one run."""
     return {
@@ -314,29 +333,16 @@ def load_estimates(folder: Path) -> StoredEstimates | None:
     path = folder / ESTIMATES_FILE
     if not path.exists():
         return None
-    values = read_json(path, "estimates")
-    try:
-        if values["schema_version"] != ESTIMATES_SCHEMA_VERSION:
-            raise ValueError
-        return StoredEstimates(
-            hardware=str(values["hardware"]),
-            gpu_hours=float(values["gpu_hours"]),
-            columns={
-                run_id: {name: entry[name] for name in _COLUMNS}
-                for run_id, entry in values["runs"].items()
-            },
-            placements={
-                run_id: PlacementEstimate(**entry["placement"])
-                for run_id, entry in values["runs"].items()
-            },
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(
-            "estimates",
-            str(path),
-            f"estimates in version {ESTIMATES_SCHEMA_VERSION}",
-            "remove the file and plan again",
-        ) from None
+    found = read_record(_EstimatesFile, path, "estimates", "remove the file and plan again")
+    return StoredEstimates(
+        hardware=found.hardware,
+        gpu_hours=found.gpu_hours,
+        columns={
+            run_id: {name: getattr(entry, name) for name in _COLUMNS}
+            for run_id, entry in found.runs.items()
+        },
+        placements={run_id: entry.placement for run_id, entry in found.runs.items()},
+    )
 
 
 def same_hardware_hours(
