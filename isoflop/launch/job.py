@@ -86,6 +86,11 @@ class JobResult:
         """Whether its file system could not be written or read: any other run would fail, too."""
         return self.status == "failed" and is_recorded(self.reason)
 
+    @property
+    def failed_by_mistake(self) -> bool:
+        """Whether a UserError ended it (other data or parameters than planned): it would again."""
+        return self.status == "failed" and (self.reason or "").startswith(f"{UserError.__name__}: ")
+
     @staticmethod
     def of(result: RunResult | RunOutcome) -> JobResult:
         """Return how a run ended by its result, or by what training returned."""

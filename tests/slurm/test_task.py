@@ -173,6 +173,15 @@ def test_usr2_after_the_last_run_is_nothing(told: Told, tmp_path: Path) -> None:
     assert told.requeued == []
 
 
+def test_what_would_fail_again_is_not_put_back(told: Told, tmp_path: Path) -> None:
+    mistake = JobResult(status="failed", reason="UserError: family = 'mine': must be another")
+    told.results = {RUNS[0]: [mistake], RUNS[1]: [result("done")]}
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path)
+    assert told.executed == list(RUNS)
+    assert told.requeued == []
+
+
 def test_a_held_run_is_waited_for(told: Told, tmp_path: Path) -> None:
     told.results = {RUNS[0]: [result("held")] * 3 + [result("done")], RUNS[1]: [result("done")]}
     assert run(tmp_path) == "complete"

@@ -285,7 +285,7 @@ class ArrayTask:
             self._disk_reason = result.reason
         elif result.status == "failed":
             self._failed = True
-            self._try_again |= not self._is_parked(run_id)
+            self._try_again |= not result.failed_by_mistake and not self._is_parked(run_id)
         elif result.status in ("diverged", "gone"):
             self._failed = True
 
