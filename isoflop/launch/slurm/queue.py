@@ -236,7 +236,7 @@ def record_found(study_folder: Path, queue: Queue) -> None:
         UserError: a record is damaged.
     """
     found: dict[str, dict[int, str]] = {}
-    for task in itertools.chain.from_iterable(queue.tasks.values()):
+    for task in itertools.chain(*queue.tasks.values(), queue.fits):
         sent = task.submission
         is_new = task.job_id is not None and sent.arrays[task.array].job_id is None
         if is_new and sent.user in (None, scheduler.user_name()):
