@@ -305,7 +305,7 @@ def report_lines(report: SubmitReport, folder: Path, *, is_watched: bool = False
     if report.hidden:
         yield f"not sent, since their jobs may be there: {_runs(len(report.hidden))}"
     if report.fit is not None:
-        yield _fit_line(report.fit)
+        yield _fit_line(report.fit, "process" if report.is_local else "job")
     elif report.fit_is_left and not is_watched:
         yield "left for later: the job that fits"
     if report.rejected:
@@ -323,10 +323,10 @@ def report_lines(report: SubmitReport, folder: Path, *, is_watched: bool = False
         yield f"`isoflop status {folder}` tells what becomes of them"
 
 
-def _fit_line(fit: SentArray) -> str:
+def _fit_line(fit: SentArray, kind: str) -> str:
     if fit.rejected is not None:
         return f"rejected, the job that fits: {fit.rejected}"
-    name = "no answer about the job that" if fit.job_id is None else f"job {fit.job_id}"
+    name = "no answer about the job that" if fit.job_id is None else f"{kind} {fit.job_id}"
     return f"{name} fits when all runs are over"
 
 

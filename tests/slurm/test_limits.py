@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.launch.slurm.arrays import ArrayPlan, Resources
@@ -81,6 +81,7 @@ def test_earlier_arrays_have_the_room_first(
 sizes = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 99)), min_size=1, max_size=12)
 
 
+@settings(max_examples=40)
 @given(sizes, st.integers(1, 20), st.lists(st.tuples(st.integers(1, 30), st.booleans())))
 def test_never_more_than_the_throttle_and_every_array_gets_its_turn(
     new: list[tuple[int, int]], throttle: int, earlier: list[tuple[int, bool]]

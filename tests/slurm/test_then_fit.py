@@ -218,7 +218,7 @@ def test_watch_throttle_and_fit_on_a_cluster(slurm_cluster: Cluster, tmp_path: P
     assert "fits when all runs are over" in sent.stdout
     submissions = read_submissions(study.folder)
     last = submissions[-1].submission_id
-    wait_until(lambda: read_fit(study.folder, last), "the fit", seconds=120)
+    wait_until(lambda: read_fit(study.folder, last), "the fit", seconds=400)
     assert read_fit(study.folder, last) == FitOutcome(num_missing=0, exit_code=0)
     assert (study.folder / "optima.parquet").exists()
     # One at a time, though two were sent at once.
@@ -244,6 +244,6 @@ def test_on_this_machine_a_process_waits_and_fits(tmp_path: Path) -> None:
     assert sent.exit_code == 0, sent.output
     assert "fits when all runs are over" in sent.stdout
     (record,) = read_submissions(folder)
-    wait_until(lambda: read_fit(folder, record.submission_id), "the fit", seconds=120)
+    wait_until(lambda: read_fit(folder, record.submission_id), "the fit", seconds=400)
     assert read_fit(folder, record.submission_id) == FitOutcome(num_missing=0, exit_code=0)
     assert (folder / "optima.parquet").exists()
