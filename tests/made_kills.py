@@ -16,7 +16,8 @@ import pytest
 from isoflop.data.prepare import prepare
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job
-from isoflop.launch.run_folder import RunFolder, RunResult
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import RunResult
 from isoflop.launch.weights import final_weights
 from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan

@@ -13,7 +13,8 @@ from isoflop.cli.terminal import printable
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
-    from isoflop.launch.run_folder import Attempt, RunFolder
+    from isoflop.launch.run_folder import RunFolder
+    from isoflop.launch.run_records import Attempt
     from isoflop.launch.slurm.logs import AttemptLog
     from isoflop.launch.slurm.queue import SentTask
 

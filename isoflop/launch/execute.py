@@ -24,7 +24,8 @@ from isoflop.families import check_digest, family_digest, is_built_in, is_family
 from isoflop.files import write_text_atomic
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
-from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt
 from isoflop.launch.sinks import About, open_sinks
 from isoflop.launch.weights import keep_final_weights, remove_checkpoints
 

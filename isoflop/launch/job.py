@@ -18,7 +18,7 @@ from isoflop.spec import RunSpec, run_id, shown_id
 from isoflop.validate import Digest, Pattern, validated
 
 if TYPE_CHECKING:
-    from isoflop.launch.run_folder import RunResult
+    from isoflop.launch.run_records import RunResult
     from isoflop.plan.estimate.memory import PlacementEstimate
     from isoflop.train.hooks import RunOutcome
 

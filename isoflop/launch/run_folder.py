@@ -30,9 +30,8 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import (
@@ -45,19 +44,9 @@ from isoflop.files import (
 )
 from isoflop.launch.metrics import LINES_FILE, read_rows
 from isoflop.launch.process import ProcessIdentity
-from isoflop.placement import Placement
+from isoflop.launch.run_records import TRAIN_AGAIN, Attempt, AttemptDetails, Lease, RunResult
 from isoflop.spec import RunSpec, run_id, shown_id
-from isoflop.validate import (
-    Count,
-    Digest,
-    Pattern,
-    Seconds,
-    UnixTime,
-    Whole,
-    in_file,
-    read_record,
-    validated,
-)
+from isoflop.validate import in_file, read_record, validated
 
 # A holder whose process cannot be seen is gone when its heartbeat has stood still for so long.
 # Heartbeats come every few seconds; the margin allows for a stalled shared file system, and for one
@@ -71,119 +60,6 @@ RESULT_SCHEMA_VERSION = 1
 # Levels of the folders of a run that isoflop writes or removes something in.
 _OWN_FOLDERS = {"attempts": 1, "ckpt": 2, "interpret": 1}
 _ATTEMPT_FILE = re.compile("[0-9]{4,}")
-_TRAIN_AGAIN = "remove the file to train the run again"
-
-_Digits = Annotated[str, Pattern(regex="^[0-9]{1,19}$")]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlurmDetails:
-    """The job that an attempt ran in, as SLURM's variables have it."""
-
-    job_id: _Digits
-    array_job_id: _Digits | None = None
-    array_task_id: _Digits | None = None
-    node: str | None = None
-    restart_count: _Digits = "0"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttemptDetails:
-    """What is used of an attempt's provenance; versions and the like are for people."""
-
-    placement: Placement | None = None
-    """None: attempts of an earlier version do not record it."""
-    slurm: SlurmDetails | None = None
-    """None: it was in no job."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """One attempt at a run, as its file has it."""
-
-    number: Count
-    holder: ProcessIdentity
-    start_s: UnixTime
-    """Unix time at which it began."""
-    end_s: UnixTime | None
-    exit_reason: str | None
-    """done, diverged, failed: …, interrupted: SIGNAL, superseded, already complete; None while
-    running or after a kill."""
-    step_range: tuple[Whole, Whole] | None
-    """First and last step that it completed; None: none, or it was killed."""
-    wall_s: Seconds | None = None
-    """Seconds of training; None: none, it was killed, or it is of an earlier version."""
-    details: AttemptDetails = field(default_factory=AttemptDetails)
-
-    @property
-    def job_id(self) -> str | None:
-        """The scheduler's name of the job that it ran in: 123_4 or 123; None: it was in none."""
-        job = self.details.slurm
-        if job is None:
-            return None
-        if job.array_job_id is not None and job.array_task_id is not None:
-            return f"{job.array_job_id}_{job.array_task_id}"
-        return job.job_id
-
-    @property
-    def node(self) -> str | None:
-        """The node of that job."""
-        return None if self.details.slurm is None else self.details.slurm.node
-
-    @property
-    def restarts(self) -> int:
-        """How often that job had been requeued before."""
-        return 0 if self.details.slurm is None else int(self.details.slurm.restart_count)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the attempt recorded its own end."""
-        return self.end_s is not None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended by an error of the code or the machine."""
-        return self.exit_reason is not None and self.exit_reason.startswith("failed")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lease:
-    """The newest heartbeat of a run."""
-
-    attempt: Count
-    heartbeat_s: UnixTime
-    step: Whole
-    steps: Whole
-    warnings: tuple[str, ...] = ()
-    """What the attempt cannot write now; it goes on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
-    """What came of a run; see isoflop.train.hooks.RunOutcome for the figures."""
-
-    schema_version: Literal[1]
-    run_id: Digest
-    attempt: Count
-    """The attempt that wrote it."""
-    status: Literal["done", "diverged"]
-    status_reason: str | None
-    loss: float | None
-    """A number where the run is done."""
-    num_steps: Whole
-    loss_se: float | None = None
-    perplexity: float | None = None
-    bits_per_byte: float | None = None
-    bits_per_byte_se: float | None = None
-    reference_perplexity: float | None = None
-    wall_s: Seconds | None = None
-    step_s_median: Seconds | None = None
-    tokens_per_s: float | None = None
-    peak_mem_bytes: Whole | None = None
-
-    def __post_init__(self) -> None:
-        if self.status == "done" and self.loss is None:
-            raise UserError("loss", None, "a number where the run is done", _TRAIN_AGAIN)
 
 
 class RunFolder:
@@ -250,12 +126,12 @@ class RunFolder:
         path = self.path / "result.json"
         if not path.exists():
             return None
-        found = read_record(RunResult, path, "result", _TRAIN_AGAIN)
+        found = read_record(RunResult, path, "result", TRAIN_AGAIN)
         if found.run_id != self.run_id:
             raise in_file(
-                UserError("run_id", found.run_id, f"that of run {self.path.name}", _TRAIN_AGAIN),
+                UserError("run_id", found.run_id, f"that of run {self.path.name}", TRAIN_AGAIN),
                 path,
-                _TRAIN_AGAIN,
+                TRAIN_AGAIN,
             )
         self._check_steps(found, path)
         return found
@@ -265,8 +141,8 @@ class RunFolder:
         steps = self.read_spec().steps
         if found.num_steps == steps or (found.status == "diverged" and found.num_steps < steps):
             return
-        error = UserError("num_steps", found.num_steps, f"{steps}, the run's steps", _TRAIN_AGAIN)
-        raise in_file(error, path, _TRAIN_AGAIN)
+        error = UserError("num_steps", found.num_steps, f"{steps}, the run's steps", TRAIN_AGAIN)
+        raise in_file(error, path, TRAIN_AGAIN)
 
     def refuse_links(self) -> None:
         """Refuse symbolic links where records and checkpoints are written and removed.

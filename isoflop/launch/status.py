@@ -17,7 +17,8 @@ from pathlib import Path
 
 from isoflop.errors import UserError
 from isoflop.launch.metrics import LINES_FILE, rows_of
-from isoflop.launch.run_folder import Attempt, RunFolder, RunResult
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt, RunResult
 from isoflop.launch.slurm import failures
 from isoflop.launch.slurm.logs import last_lines, tail
 from isoflop.launch.slurm.queue import (

@@ -18,6 +18,7 @@ from isoflop.launch import run_folder as module
 from isoflop.launch.metrics import newest_by_step
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt
 from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan
 from made_studies import micro, set_value
@@ -379,7 +380,7 @@ def test_seconds_of_earlier_attempts_count_and_cut_lines_do_not(folder: RunFolde
     lines = [json.dumps(row) for row in rows] + ['{"attempt": 2, "wal']
     (folder.path / "metrics.jsonl").write_text("\n".join(lines))
     first, second, third = (
-        module.Attempt(
+        Attempt(
             number=number,
             holder=ProcessIdentity.of_this_process(),
             start_s=0.0,

@@ -8,7 +8,8 @@ from typing import Any
 
 from isoflop.disk import SYSTEM_WORDS, is_recorded
 from isoflop.launch.job import DISK_FAILED
-from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt
 from isoflop.launch.slurm.environment import SETUP_FAILED
 from isoflop.launch.slurm.scheduler import JobState
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.errors import UserError, shown
-from isoflop.launch.run_folder import Attempt, RunFolder
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt
 from isoflop.launch.slurm.queue import SentTask
 
 _POLL_S = 0.5

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from isoflop.errors import UserError
 from isoflop.launch.process import ProcessIdentity
-from isoflop.launch.run_folder import Attempt
+from isoflop.launch.run_records import Attempt
 from isoflop.launch.slurm import scheduler
 from isoflop.launch.slurm.records import (
     NotRequeued,
