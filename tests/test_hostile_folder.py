@@ -156,10 +156,10 @@ def complaint(done: Result) -> str | None:
         return f"exit code {done.exit_code}"
     said = done.stderr.splitlines()
     mistakes = [text for text in said if text.startswith("isoflop: ")]
-    # Runs that cannot be read are named before a verb goes on.
+    # Records that cannot be read have a line each before a verb goes on.
     known = [text for text in said if text.startswith("damaged: ")]
-    if done.exit_code == 2 and (len(mistakes) != 1 or len(mistakes) + len(known) != len(said)):
-        return f"not one line: {done.stderr!r}"
+    if done.exit_code == 2 and (not mistakes or len(mistakes) + len(known) != len(said)):
+        return f"not a line each: {done.stderr!r}"
     if not CONTROL.isdisjoint(map(ord, done.output)):
         return f"control characters: {done.output!r}"
     return None
