@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from isoflop.cli.cancel import cancel
 from isoflop.files import write_json_atomic
 from isoflop.launch.process import ProcessIdentity
-from isoflop.launch.slurm.records import cancelled_jobs
+from isoflop.launch.slurm.records import array_folder, cancelled_jobs
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.status import live_runs
 from slurm.made_scheduler import Scheduler, Sent, line
@@ -125,6 +125,26 @@ def test_processes_of_this_machine_are_followed_and_cancelled(told: Scheduler, s
         assert told.calls == []
     finally:
         for child in (process, other, elsewhere):
+            child.kill()
+            child.wait()
+
+
+def test_a_process_that_0_1_0_started_is_found_by_its_folder(told: Scheduler, sent: Sent) -> None:
+    # Its record has the number alone, which the process of another folder may have got since.
+    code = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen([*code, str(array_folder(sent.folder.resolve(), "s1", 0))])
+    other = subprocess.Popen([*code, str(array_folder(sent.folder.resolve(), "s1", 1))])
+    try:
+        sent.submission(str(process.pid), tasks=[[0]], cluster="local")
+        sent.submission(str(other.pid), tasks=[[1]], cluster="local", name="s2")
+        assert live_runs(sent.folder, sent.plan) == {sent.ids[0]}
+        assert [sent.state(number).state for number in (0, 1)] == ["waiting", "missing"]
+        assert invoke(cancel, sent.folder, "--yes").exit_code == 0
+        assert process.wait(10) == -15
+        assert other.poll() is None
+        assert told.calls == []
+    finally:
+        for child in (process, other):
             child.kill()
             child.wait()
 

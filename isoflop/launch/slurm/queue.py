@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,8 @@ class SentTask:
     """123_4 or 123; on this machine its process; None: the scheduler's answer never came."""
     rejected: str | None
     process: ProcessIdentity | None = None
-    """Which process it is on this machine; None: a job of a scheduler, or sent by 0.1.0."""
+    """Which process it is on this machine; None: a job of a scheduler, or sent by 0.1.0 and not to
+    be seen here."""
     hidden: str | None = None
     """Why its job may be there although the queue does not show it; None: it would be shown."""
 
@@ -185,6 +187,7 @@ def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
         if (task not in fits_made if task.is_fit else not done.issuperset(task.run_ids))
     ]
     answer = _ask([task for task in tasks if not task.is_local and task.rejected is None])
+    tasks = [_with_process(study_folder, task) if task.is_local else task for task in tasks]
     processes = _processes(task for task in tasks if task.is_local)
     answer = dataclasses.replace(answer, jobs={**answer.jobs, **processes})
     tasks = list(_identified(tasks, answer))
@@ -385,6 +388,21 @@ def _identified(tasks: Iterable[SentTask], answer: Answer) -> Iterator[SentTask]
             yield dataclasses.replace(task, job_id=found.get((task.comment, str(task.index))))
         else:
             yield task
+
+
+def _with_process(study_folder: Path, task: SentTask) -> SentTask:
+    """Return a task of this machine with its process, where 0.1.0 recorded only its number."""
+    if task.process is not None or task.job_id is None:
+        return task
+    sent = array_folder(study_folder.resolve(), task.submission.submission_id, task.array)
+    try:
+        arguments = Path(f"/proc/{task.job_id}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return task
+    # The number may be another's by now; the folder is on the task's command line only.
+    if os.fsencode(sent) not in arguments:
+        return task
+    return dataclasses.replace(task, process=ProcessIdentity.of(int(task.job_id)))
 
 
 def _processes(tasks: Iterable[SentTask]) -> dict[str, JobState]:
