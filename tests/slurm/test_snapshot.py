@@ -109,6 +109,30 @@ def test_nothing_beside_or_before_the_sources_runs_in_a_task(
     snapshot.write()
 
 
+@pytest.mark.parametrize("left", ["errors.cpython-311.pyc.140234", "errors.cpython-311.pyc"])
+def test_tasks_that_start_write_bytecode_while_the_next_submission_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    snapshot = snapshot_of(tmp_path / "study", ["mlp"])
+    snapshot.write()
+    compiled = snapshot.folder / "isoflop" / "__pycache__"
+    compiled.mkdir()
+    for name in "abc":
+        (compiled / f"{name}.pyc").touch()
+    unlink = os.unlink
+
+    def unlink_beside_a_task(path: str | Path, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        # The task renames what it wrote, and writes another.
+        for old in compiled.glob("[abc].pyc"):
+            unlink(old)
+        (compiled / left).touch()
+
+    monkeypatch.setattr(os, "unlink", unlink_beside_a_task)
+    snapshot.write()
+    assert (compiled / left).exists()
+
+
 def test_a_users_python_path_comes_after_the_copy(tmp_path: Path) -> None:
     snapshot = snapshot_of(tmp_path / "study", ["mlp"])
     paths = snapshot.variables("/mine:/other")["PYTHONPATH"].split(os.pathsep)

@@ -30,6 +30,8 @@ CODE_FOLDER = "code"
 # A copy that is not whole yet.
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}-[0-9a-f]{8}")
 _PACKAGES = ("isoflop", "isoflop_kernels")
+# Where Python keeps bytecode; files of other names there are being written.
+_COMPILED = "__pycache__"
 _SHOWN_DIGITS = 16
 _READ_ONLY = 0o444
 
@@ -75,9 +77,7 @@ class Snapshot:
             self._copy()
         copied = {name: self.folder / name for name in self.roots}
         for root in copied.values():
-            # Python would run these in the place of the sources that are checked.
-            for path in root.rglob("__pycache__"):
-                shutil.rmtree(path)
+            _remove_compiled(root)
         if _digest(copied) != self.digest or self._has_more():
             raise UserError(
                 "code snapshot",
@@ -114,6 +114,19 @@ class Snapshot:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
                 target.chmod(_READ_ONLY)
+
+
+def _remove_compiled(root: Path) -> None:
+    """Remove bytecode, which Python would run in the place of the sources that are checked.
+
+    Tasks that start meanwhile write there, and rename what they wrote.
+    """
+    for folder in list(root.rglob(_COMPILED)):
+        if folder.is_symlink():
+            folder.unlink()
+            continue
+        for path in list(folder.glob("*.pyc")):
+            path.unlink(missing_ok=True)
 
 
 def is_partial(path: Path) -> bool:
@@ -154,7 +167,9 @@ def _files(root: Path) -> list[Path]:
         path
         for path in found
         if path.suffix == ".py"
-        or not any(part.startswith(".") for part in path.relative_to(root).parts)
+        or not any(
+            part.startswith(".") or part == _COMPILED for part in path.relative_to(root).parts
+        )
     )
     return sorted(visible, key=lambda path: path.relative_to(root).as_posix())
 
