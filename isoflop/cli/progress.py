@@ -123,6 +123,9 @@ class Watcher:
         self._num_jobs = len(session.jobs)
         self._num_ended = 0
         self._at_work: dict[str, _AtWork] = {}
+        self._elsewhere: set[str] = set()
+        """Runs that another process has, by the last that was heard of them."""
+        self._has_said_waits = False
         self._estimator = Estimator(num_workers=session.num_workers)
         for job in session.jobs:
             run = self._runs[job.run_id]
@@ -152,12 +155,30 @@ class Watcher:
         if event.kind == "start":
             self._at_work[run.run_id] = _AtWork(run=run, start_s=time.monotonic())
         elif event.kind == "step":
+            if run.run_id in self._elsewhere:
+                self._elsewhere.remove(run.run_id)
+                self._has_said_waits = False
             self._step(self._at_work[run.run_id], event)
         elif event.kind == "wait":
             work = self._at_work.pop(run.run_id)
             self._estimator.plan(run.arch, work.flops_before)
+            self._elsewhere.add(run.run_id)
+            self._say_waits()
         elif event.kind == "end":
+            self._elsewhere.discard(run.run_id)
             self._end(run, event)
+            self._say_waits()
+
+    def _say_waits(self) -> None:
+        """Say once that nothing is left but runs that another process has."""
+        left = self._num_jobs - self._num_ended
+        if self._has_said_waits or not 0 < left == len(self._elsewhere):
+            return
+        self._has_said_waits = True
+        runs = "1 run" if left == 1 else f"{left} runs"
+        self._console.print(
+            f"waiting for {runs} at work elsewhere: for results, or for heartbeats to stop"
+        )
 
     def _step(self, work: _AtWork, event: Event) -> None:
         is_first = work.first_step is None

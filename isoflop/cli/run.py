@@ -85,11 +85,11 @@ def run_folder(
         f"{len(session.jobs)} runs to train, {session.num_done_before} complete already; "
         f"{session.num_workers} at a time"
     )
-    if session.num_unseen:
+    if session.watches:
         out.print(
-            f"{session.num_unseen} of them may be at work on another machine, in another container "
-            f"or have ended with the last boot: each begins once its heartbeat has stood still for "
-            f"{LEASE_TIMEOUT_S:g} s",
+            f"{len(session.watches)} of them may be at work on another machine, in another "
+            f"container or have ended with the last boot: they come last, each once its heartbeat "
+            f"has stood still for {LEASE_TIMEOUT_S:g} s",
             soft_wrap=True,
         )
     interrupts = Interrupts()

@@ -24,7 +24,7 @@ from isoflop.families import check_digest, family_digest, is_built_in, is_family
 from isoflop.files import write_text_atomic
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
-from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_folder import RunFolder, Watch
 from isoflop.launch.run_records import Attempt
 from isoflop.launch.sinks import About, open_sinks
 from isoflop.launch.weights import keep_final_weights, remove_checkpoints
@@ -50,6 +50,7 @@ def execute(
     on_step: Callable[[StepMetrics, int], None] = lambda metrics, steps: None,
     should_stop: Callable[[], str | None] = lambda: None,
     ranks: Ranks | None = None,
+    watch: Watch | None = None,
 ) -> JobResult:
     """Train one run unless it is complete or held, and record how it ended.
 
@@ -61,6 +62,7 @@ def execute(
             a checkpoint.
         ranks: the processes that train the run together; None: this one alone. All of them call
             this; the main rank claims, beats and writes, the others only train.
+        watch: of the run's holder where that cannot be seen; see RunFolder.claim.
 
     A diverged run gets a result (it would diverge again); a failed or interrupted one only its
     attempt's record, so that the next attempt goes on from the newest checkpoint.
@@ -74,7 +76,7 @@ def execute(
         return _follow(job, data, folder, ranks, should_stop)
     attempt = None
     try:
-        result, attempt = _begin(job, folder, should_stop)
+        result, attempt = _begin(job, folder, watch, should_stop)
     finally:
         ranks.broadcast(float(attempt is not None))
     if attempt is None:
@@ -83,7 +85,7 @@ def execute(
 
 
 def _begin(
-    job: Job, folder: RunFolder, should_stop: Callable[[], str | None]
+    job: Job, folder: RunFolder, watch: Watch | None, should_stop: Callable[[], str | None]
 ) -> tuple[JobResult, Attempt | None]:
     """Return the claim on a run, or None and how it stands."""
     if not folder.path.is_dir():
@@ -91,7 +93,7 @@ def _begin(
     finished = folder.result()
     if finished is not None:
         return JobResult.of(finished), None
-    attempt = folder.claim(_provenance(job), should_stop=should_stop)
+    attempt = folder.claim(_provenance(job), watch=watch, should_stop=should_stop)
     if attempt is None:
         return JobResult(status="held"), None
     # The run may have been finished before the claim.

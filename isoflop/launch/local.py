@@ -19,7 +19,7 @@ from isoflop.launch.job import (
     num_gpus,
     resolve_placement,
 )
-from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_folder import RunFolder, Watch, watch_all
 from isoflop.launch.sinks import check_names
 from isoflop.launch.weights import prune_weights
 from isoflop.launch.workers import Event, num_cores, run_jobs
@@ -59,15 +59,8 @@ class Session:
     damaged: Mapping[str, UserError] = field(default_factory=dict)
     """Runs whose records cannot be read, by run id; they are not trained."""
 
-    @property
-    def num_unseen(self) -> int:
-        """Return how many runs may be at work where it cannot be seen.
-
-        Each has to be watched before it is begun (isoflop.launch.run_folder).
-        """
-        attempts = (RunFolder(self.folder, job.run_id).attempts() for job in self.jobs)
-        newest = [found[-1] for found in attempts if found]
-        return sum(not a.ended and a.holder.is_alive() is None for a in newest)
+    watches: Mapping[str, Watch] = field(default_factory=dict)
+    """Of runs that may be at work where it cannot be seen; their jobs come last."""
 
 
 def open_session(
@@ -114,8 +107,9 @@ def open_session(
     damaged = {run_id: error for run_id, error in damage.items() if error is not None}
     readable = [p for p in runs if p.run_id not in damaged]
     unfinished = [p for p in readable if RunFolder(folder, p.run_id).result() is None]
+    watches = watch_all(folder, (p.run_id for p in unfinished)) if is_here else {}
     # The longest first, so that the last workers to finish do not wait for one long run.
-    unfinished.sort(key=lambda planned: -planned.flops)
+    unfinished.sort(key=lambda planned: (planned.run_id in watches, -planned.flops))
     jobs = tuple(
         Job(
             study_folder=str(folder),
@@ -140,6 +134,7 @@ def open_session(
         num_workers=num_workers,
         num_done_before=len(readable) - len(unfinished),
         damaged=damaged,
+        watches=watches,
     )
 
 
@@ -173,7 +168,8 @@ def run_session(
     summary = RunSummary()
     begin(session.folder, session.plan, (job.run_id for job in session.jobs))
     # Closed here, so that an interrupt stops the workers wherever it strikes.
-    with closing(run_jobs(session.jobs, session.num_workers, on_stop)) as events:
+    pool = run_jobs(session.jobs, session.num_workers, on_stop, session.watches)
+    with closing(pool) as events:
         for event in events:
             if event.result is not None:
                 summary.results[event.job.run_id] = event.result

@@ -15,7 +15,8 @@ continued; torchrun makes 1 of every code but 0.
 A rank writes to standard output, one JSON object a line: `{"rank", "pid"}` at the start,
 `{"step", "steps", "loss"}` a few times a second from the main rank, `{"rank", "result"}` in the
 end. With --launched (:func:`run_ranks`) the process also ends when its standard input does, so that
-no rank outlives the one that started it, and its exit code is 0 once it wrote its result.
+no rank outlives the one that started it, and its exit code is 0 once it wrote its result; --watch
+passes a watch on (isoflop.launch.run_folder).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
 from isoflop.launch.job import DONE, Job, JobResult
+from isoflop.launch.run_folder import Watch
 
 if TYPE_CHECKING:
     from isoflop.train.ranks import Ranks
@@ -64,6 +66,7 @@ def run_ranks(
     *,
     on_step: Callable[[int, int, float], None],
     should_stop: Callable[[], str | None],
+    watch: Watch | None = None,
 ) -> JobResult:
     """Train one run in ``num_ranks`` new processes; return how it ended.
 
@@ -77,11 +80,12 @@ def run_ranks(
             and the loss.
         should_stop: called a few times a second. A reason ends the run at its next step boundary;
             the name of a signal is passed on as it is, anything else as SIGTERM.
+        watch: of the run's holder where that cannot be seen.
     """
     with tempfile.TemporaryDirectory(prefix="isoflop-ranks-") as name:
         folder = Path(name)
         write_json_atomic(folder / "job.json", job.to_json())
-        with _torchrun(job, num_ranks, folder) as process:
+        with _torchrun(job, num_ranks, folder, watch) as process:
             messages = _follow(process, on_step, should_stop)
         stderr = (folder / "stderr").read_text("utf-8")
         result = _result(messages, process.returncode, stderr)
@@ -92,9 +96,13 @@ def run_ranks(
 
 
 @contextmanager
-def _torchrun(job: Job, num_ranks: int, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def _torchrun(
+    job: Job, num_ranks: int, folder: Path, watch: Watch | None
+) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={num_ranks}", "-m", "isoflop.launch.ranks", "--launched"]
+    if watch is not None:
+        command += ["--watch", watch.signs, repr(watch.since_s)]
     threads = str(job.placement.num_threads)
     with (folder / "stderr").open("w", encoding="utf-8") as stderr:
         process = subprocess.Popen(
@@ -207,10 +215,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m isoflop.launch.ranks")
     parser.add_argument("job", type=Path)
     parser.add_argument("--launched", action="store_true")
+    parser.add_argument("--watch", nargs=2, metavar=("SIGNS", "SINCE_S"))
     arguments = parser.parse_args()
     if arguments.launched:
         threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    result = _run(arguments.job, StopFlag())
+    given = arguments.watch
+    watch = None if given is None else Watch(signs=given[0], since_s=float(given[1]))
+    result = _run(arguments.job, watch, StopFlag())
     return DONE if arguments.launched else result.exit_code
 
 
@@ -220,14 +231,14 @@ def _end_with_standard_input() -> None:
     os._exit(1)
 
 
-def _run(path: Path, should_stop: Callable[[], str | None]) -> JobResult:
+def _run(path: Path, watch: Watch | None, should_stop: Callable[[], str | None]) -> JobResult:
     from isoflop.train.parallel import ranks_from_environment
 
     job = Job.from_json(read_json(path, "job"))
     with ranks_from_environment(job.placement) as ranks:
         _tell(rank=ranks.rank, pid=os.getpid())
         try:
-            result = _execute(job, ranks, should_stop)
+            result = _execute(job, ranks, watch, should_stop)
         except Exception as error:
             failed = JobResult(status="failed", reason=reason_of(error))
             _tell(rank=ranks.rank, result=dataclasses.asdict(failed))
@@ -236,11 +247,14 @@ def _run(path: Path, should_stop: Callable[[], str | None]) -> JobResult:
     return result
 
 
-def _execute(job: Job, ranks: Ranks, should_stop: Callable[[], str | None]) -> JobResult:
+def _execute(
+    job: Job, ranks: Ranks, watch: Watch | None, should_stop: Callable[[], str | None]
+) -> JobResult:
     from isoflop.data.windows import open_data
 
     data = open_data(Path(job.data_folder))
-    return execute(job, data, on_step=Reporter(_tell_step), should_stop=should_stop, ranks=ranks)
+    on_step = Reporter(_tell_step)
+    return execute(job, data, on_step=on_step, should_stop=should_stop, ranks=ranks, watch=watch)
 
 
 def _tell_step(step: int, steps: int, loss: float) -> None:

@@ -19,17 +19,21 @@ container.
 
 No two clocks are compared for that: those of machines may be hours apart, and file systems differ
 in whose clock dates a file. Whoever wants to begin watches whether the holder writes anything, and
-begins when it has not for LEASE_TIMEOUT_S by the watcher's own monotonic clock. After a reboot or a
-kill on another machine that is a wait of so long; whatever the clocks show, no run is taken from a
-live holder. Verbs that only look do not watch; they go by the dates, without those in the future.
+begins when it has not for LEASE_TIMEOUT_S by the watcher's own monotonic clock. Whatever the clocks
+show, no run is taken from a live holder. Whoever is to begin several runs watches all their holders
+at once (:func:`watch_all`): after a reboot or a kill on another machine that is one wait for all.
+Verbs that only look do not watch; they go by the dates, without those in the future.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,28 @@ RESULT_SCHEMA_VERSION = 1
 # Levels of the folders of a run that isoflop writes or removes something in.
 _OWN_FOLDERS = {"attempts": 1, "ckpt": 2, "interpret": 1}
 _ATTEMPT_FILE = re.compile("[0-9]{4,}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """What a holder that cannot be seen had written when somebody began to watch it."""
+
+    signs: str
+    """A digest of the files that change while it lives."""
+    since_s: float
+    """When, by the monotonic clock: all processes of a machine have the same."""
+
+
+def watch_all(study_folder: Path, run_ids: Iterable[str]) -> dict[str, Watch]:
+    """Begin to watch the holders of some runs; return, by run id, those that cannot be seen."""
+    found = {}
+    for full_run_id in run_ids:
+        # What is damaged is told by whoever begins the run.
+        with contextlib.suppress(UserError, OSError):
+            watch = RunFolder(study_folder, full_run_id).watch()
+            if watch is not None:
+                found[full_run_id] = watch
+    return found
 
 
 class RunFolder:
@@ -197,19 +223,29 @@ class RunFolder:
         attempts = self.attempts()
         return attempts[-1] if attempts and self.is_held(attempts[-1]) else None
 
+    def watch(self) -> Watch | None:
+        """Begin to watch the newest attempt's holder; None: there is none that cannot be seen."""
+        attempts = self.attempts()
+        if not attempts or attempts[-1].ended or attempts[-1].holder.is_alive() is not None:
+            return None
+        signs = self._signs_of(attempts[-1])
+        # After the look: what is written in between is a sign of life.
+        return Watch(signs=signs, since_s=time.monotonic())
+
     def claim(
         self,
         details: Mapping[str, Any],
         *,
+        watch: Watch | None = None,
         should_stop: Callable[[], str | None] = lambda: None,
     ) -> Attempt | None:
         """Begin the next attempt; None if another process holds the run or wins the race.
 
-        Watches a holder whose process cannot be seen, until it gives a sign of life or has given
-        none for LEASE_TIMEOUT_S.
-
         Args:
             details: provenance for the attempt's record (device, versions); never identity.
+            watch: of the holder, where its process cannot be seen. It goes on until the holder has
+                given a sign of life, or none for LEASE_TIMEOUT_S since the watch began. Without a
+                watch, or after a sign of life, such a holder has the run: begin a new watch.
             should_stop: called while it watches; a reason ends that with None.
         """
         self.refuse_links()
@@ -218,7 +254,7 @@ class RunFolder:
         if newest is not None and not newest.ended:
             alive = newest.holder.is_alive()
             if alive is None:
-                alive = not self._stands_still(newest, should_stop)
+                alive = watch is None or not self._stands_still(newest, watch, should_stop)
             if alive:
                 return None
         attempt = Attempt(
@@ -236,22 +272,25 @@ class RunFolder:
             return None
         return dataclasses.replace(attempt, details=_details(details))
 
-    def _stands_still(self, newest: Attempt, should_stop: Callable[[], str | None]) -> bool:
-        """Watch an attempt; return whether it gave no sign of life for LEASE_TIMEOUT_S."""
-        before = self._signs_of(newest)
-        end_s = time.monotonic() + LEASE_TIMEOUT_S
-        while time.monotonic() < end_s:
-            time.sleep(_WATCH_POLL_S)
-            # After the sleep, so that a watcher that was itself suspended looks once more.
-            if should_stop() is not None or self._signs_of(newest) != before:
+    def _stands_still(
+        self, newest: Attempt, watch: Watch, should_stop: Callable[[], str | None]
+    ) -> bool:
+        """Go on watching; return whether there was no sign of life for LEASE_TIMEOUT_S."""
+        while True:
+            # Before the look, so that a watcher that was itself suspended looks once more.
+            left_s = watch.since_s + LEASE_TIMEOUT_S - time.monotonic()
+            if should_stop() is not None or self._signs_of(newest) != watch.signs:
                 return False
-        return True
+            if left_s <= 0:
+                return True
+            time.sleep(min(_WATCH_POLL_S, left_s))
 
-    def _signs_of(self, attempt: Attempt) -> list[bytes | None]:
-        """Return what changes while an attempt is at work, ends or is followed by another."""
+    def _signs_of(self, attempt: Attempt) -> str:
+        """Return a digest of what changes while an attempt works, ends or is followed."""
         next_one = self._attempt_path(attempt.number + 1)
         own = self._attempt_path(attempt.number)
-        return [_content(path) for path in (self._lease_path, own, next_one)]
+        signs = [_content(path) for path in (self._lease_path, own, next_one)]
+        return hashlib.sha256(repr((attempt.number, signs)).encode()).hexdigest()
 
     def beat(self, attempt: Attempt, step: int, steps: int, warnings: Sequence[str] = ()) -> None:
         """Write the heartbeat of an attempt, with what it cannot write."""

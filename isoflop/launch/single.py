@@ -67,7 +67,8 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
     begin(folder, session.plan, (job.run_id for job in session.jobs))
     result = None
     for job in session.jobs:
-        result = execute(job, open_data(Path(job.data_folder)), should_stop=should_stop)
+        data, watch = open_data(Path(job.data_folder)), session.watches.get(run_id)
+        result = execute(job, data, should_stop=should_stop, watch=watch)
     prune_weights(folder, session.plan)
     if result is None:
         finished = RunFolder(folder, run_id).result()

@@ -12,19 +12,21 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from isoflop.disk import reason_of
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult, assign_device, num_gpus
+from isoflop.launch.run_folder import Watch, watch_all
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
@@ -68,6 +70,7 @@ def run_jobs(
     jobs: Sequence[Job],
     num_workers: int,
     on_stop: Callable[[int], bool] = lambda num_saving: False,
+    watches: Mapping[str, Watch] = MappingProxyType({}),
 ) -> Generator[Event]:
     """Run every job once, in order, and yield what happens.
 
@@ -80,7 +83,9 @@ def run_jobs(
         num_workers: jobs at a time.
         on_stop: called when the workers are stopped, and then a few times a second, with the
             number of runs that have not saved yet; True ends these at once.
+        watches: of holders that cannot be seen, by run id.
     """
+    watched = dict(watches)
     waiting = deque(jobs)
     held: deque[Job] = deque()
     next_poll_s = 0.0
@@ -92,11 +97,12 @@ def run_jobs(
             for worker in workers:
                 if worker.job is None and waiting:
                     worker.job = waiting.popleft()
-                    worker.pipe.send(worker.job)
+                    worker.pipe.send((worker.job, watched.get(worker.job.run_id)))
                     yield Event(kind="start", job=worker.job)
             for index, event in _receive(workers):
                 if event.result is not None and event.result.status == "held":
                     held.append(event.job)
+                    watched |= watch_all(Path(event.job.study_folder), [event.job.run_id])
                     event = Event(kind="wait", job=event.job)
                 yield event
                 if event.result is not None and event.result.status == "interrupted":
@@ -193,6 +199,8 @@ def _num_saving(workers: Sequence[_Worker]) -> int:
 def work(jobs: Connection, number: int) -> None:
     """Receive jobs until None comes; send ("step", …) and ("end", …) messages in return.
 
+    With a job comes the watch of its holder, or None.
+
     Args:
         jobs: the pipe to the parent.
         number: of this worker, from 0; on a machine with several GPUs each worker has its own.
@@ -205,10 +213,10 @@ def work(jobs: Connection, number: int) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     data: dict[str, TokenData] = {}
     while should_stop.reason is None:
-        job = jobs.recv()
-        if job is None:
+        message: tuple[Job, Watch | None] | None = jobs.recv()
+        if message is None:
             return
-        jobs.send(("end", _run(job, number, data, jobs, should_stop)))
+        jobs.send(("end", _run(*message, number, data, jobs, should_stop)))
 
 
 def _die_with_parent() -> None:
@@ -219,7 +227,12 @@ def _die_with_parent() -> None:
 
 
 def _run(
-    job: Job, number: int, data: dict[str, TokenData], jobs: Connection, should_stop: StopFlag
+    job: Job,
+    watch: Watch | None,
+    number: int,
+    data: dict[str, TokenData],
+    jobs: Connection,
+    should_stop: StopFlag,
 ) -> JobResult:
     def report(step: int, steps: int, loss: float) -> None:
         jobs.send(("step", step, steps, loss))
@@ -229,11 +242,12 @@ def _run(
             from isoflop.launch.ranks import run_ranks
 
             ranks = job.placement.num_ranks
-            return run_ranks(job, ranks, on_step=report, should_stop=should_stop)
+            return run_ranks(job, ranks, on_step=report, should_stop=should_stop, watch=watch)
         opened = _opened(job.data_folder, data)
         placement = assign_device(job.placement, number, num_gpus(job.placement))
         job = dataclasses.replace(job, placement=placement)
-        return execute(job, opened, on_step=Reporter(report), should_stop=should_stop)
+        on_step = Reporter(report)
+        return execute(job, opened, on_step=on_step, should_stop=should_stop, watch=watch)
     except Exception as error:
         # What fails outside the run itself (data, damaged records, a full disk) fails this job
         # only; the worker lives on.

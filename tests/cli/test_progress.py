@@ -119,6 +119,29 @@ def test_what_a_checkpoint_holds_is_neither_done_again_nor_credited_twice(
         )
 
 
+def test_what_is_waited_for_is_said_once_for_all_and_again_after_training() -> None:
+    session = _session()
+    screen = io.StringIO()
+    first, second = session.jobs
+    with Watcher(session, Console(file=screen, width=120)) as watcher:
+
+        def tell(kind: str, job: Job, *, result: JobResult | None = None) -> str:
+            before = len(screen.getvalue())
+            watcher.on_event(Event(kind=kind, job=job, step=1, steps=40, result=result))
+            return screen.getvalue()[before:]
+
+        # One is looked at after the other.
+        assert tell("start", first) + tell("wait", first) + tell("start", second) == ""
+        words = "at work elsewhere: for results, or for heartbeats to stop"
+        assert tell("wait", second) == f"waiting for 2 runs {words}\n"
+        assert tell("start", second) + tell("wait", second) + tell("start", second) == ""
+        assert tell("step", second) == ""
+        said = tell("end", second, result=JobResult(status="done"))
+        assert said.endswith(f"waiting for 1 run {words}\n")
+        assert tell("start", first) + tell("wait", first) + tell("start", first) == ""
+        assert "waiting" not in tell("end", first, result=JobResult(status="done"))
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_every_ending_is_a_line_with_its_reason(terminal: bool) -> None:
     session = _session()
@@ -138,5 +161,6 @@ def test_every_ending_is_a_line_with_its_reason(terminal: bool) -> None:
         )
     text = screen.getvalue()
     assert f"[1/2] {first.run_id[:12]}" in text
+    assert text.count("waiting for 1 run at work elsewhere") == 1
     assert "done  loss 2.5000" in text
     assert "diverged  ([non-finite] loss)" in text

@@ -65,7 +65,7 @@ def test_one_of_two_containers_trains_and_the_other_takes_over_when_it_dies(
     both = [Container(tmp_path / "study") for _ in range(2)]
     try:
         # Several leases long, so that a steal would be seen.
-        wait_until(lambda: _step(folder) > 900, "it trains")
+        wait_until(lambda: _step(folder) > 900, "it trains", seconds=180)
         (first,) = folder.attempts()
         (holder,) = (c for c in both if c.namespace == first.holder.pid_namespace)
         (other,) = (c for c in both if c is not holder)

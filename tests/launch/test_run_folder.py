@@ -19,9 +19,8 @@ from isoflop.launch.metrics import newest_by_step
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import Attempt
-from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan
-from made_studies import micro, set_value
+from made_studies import micro
 
 RUN = make_plan(micro(archs=("mlp",), sizes=(1,))).runs[0]
 RESULT = {
@@ -158,8 +157,9 @@ def test_a_holder_that_cannot_be_seen_keeps_its_run_while_its_heart_beats(
         if clock.slept_s >= module.LEASE_TIMEOUT_S - 2:
             _beat(folder, time.time() + apart_s + clock.slept_s)
 
+    watch = folder.watch()
     clock.meanwhile = beat_late
-    assert folder.claim({}) is None
+    assert folder.claim({}, watch=watch) is None
     assert clock.slept_s < module.LEASE_TIMEOUT_S
 
 
@@ -172,7 +172,10 @@ def test_a_holder_that_cannot_be_seen_loses_its_run_when_its_heart_stands_still(
     assert attempt is not None
     _change_holder(folder, 1, **unseen)
     _beat(folder, time.time() + apart_s)
-    second = folder.claim({})
+    # Nobody watched it so far.
+    assert folder.claim({}) is None
+    assert clock.slept_s == 0
+    second = folder.claim({}, watch=folder.watch())
     assert second is not None
     assert second.number == 2
     assert module.LEASE_TIMEOUT_S <= clock.slept_s < module.LEASE_TIMEOUT_S + 5
@@ -186,18 +189,68 @@ def test_a_watch_ends_with_the_attempt_the_next_claim_or_a_signal(
     attempt = folder.claim({})
     assert attempt is not None
     _change_holder(folder, 1, pid_namespace=1)
-    assert folder.claim({}, should_stop=lambda: "SIGTERM") is None
+    watch = folder.watch()
+    assert folder.claim({}, watch=watch, should_stop=lambda: "SIGTERM") is None
     assert clock.slept_s <= 2
     clock.meanwhile = lambda: folder.end_attempt(attempt, "interrupted: SIGTERM")
-    assert folder.claim({}) is None
+    assert folder.claim({}, watch=watch) is None
     assert clock.slept_s <= 4
     clock.meanwhile = lambda: None
+    assert folder.watch() is None
     second = folder.claim({})
     assert second is not None
+    # It can be seen.
+    assert folder.watch() is None
     _change_holder(folder, 2, pid_namespace=1)
+    # Another attempt is another holder, of whom the old watch tells nothing.
+    clock.slept_s += 2 * module.LEASE_TIMEOUT_S
+    assert folder.claim({}, watch=watch) is None
+    watch, before_s = folder.watch(), clock.slept_s
     clock.meanwhile = lambda: _copy_attempt(folder, 2, 3)
-    assert folder.claim({}) is None
-    assert clock.slept_s <= 6
+    assert folder.claim({}, watch=watch) is None
+    assert clock.slept_s <= before_s + 2
+
+
+def _unseen(study: Path, number: int) -> RunFolder:
+    """A run whose holder was killed, or not, where it cannot be seen."""
+    made = RunFolder(study, f"{number:064x}"[::-1])
+    made.path.mkdir(parents=True)
+    assert made.claim({}) is not None
+    _change_holder(made, 1, boot_id="before")
+    _beat(made, 1e9)
+    return made
+
+
+def test_many_holders_that_cannot_be_seen_cost_one_wait_in_all(
+    tmp_path: Path, clock: Clock
+) -> None:
+    folders = [_unseen(tmp_path, number) for number in range(50)]
+    live, late = folders[7], folders[49]
+    watches = module.watch_all(tmp_path, [folder.run_id for folder in folders])
+    assert len(watches) == 50
+    # One beats once, a moment after all were looked at; another while the last are begun.
+    clock.meanwhile = lambda: _beat(live, 1e9 + 1)
+
+    def claim(folder: RunFolder) -> bool:
+        return folder.claim({}, watch=watches[folder.run_id]) is not None
+
+    assert [claim(folder) for folder in folders[:-1]] == [f is not live for f in folders[:-1]]
+    assert module.LEASE_TIMEOUT_S <= clock.slept_s < module.LEASE_TIMEOUT_S + 1
+    _beat(late, 1e9 + 1)
+    assert not claim(late)
+    # Whoever gave a sign of life is watched anew, from then on.
+    watches |= module.watch_all(tmp_path, [live.run_id, late.run_id])
+    clock.meanwhile = lambda: None
+    before_s = clock.slept_s
+    assert claim(live)
+    assert claim(late)
+    assert clock.slept_s - before_s == pytest.approx(module.LEASE_TIMEOUT_S)
+
+
+def test_a_damaged_run_is_not_watched_and_keeps_no_other_from_it(tmp_path: Path) -> None:
+    first, second = (_unseen(tmp_path, number) for number in range(2))
+    (first.path / "attempts" / "0001.json").write_text("{")
+    assert list(module.watch_all(tmp_path, [first.run_id, second.run_id])) == [second.run_id]
 
 
 def test_one_look_goes_by_dates_that_are_not_in_the_future(folder: RunFolder) -> None:
@@ -303,72 +356,11 @@ def test_a_result_may_be_no_pipe(folder: RunFolder) -> None:
         folder.result()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"attempt": "1"},
-        {"attempt": 0},
-        {"heartbeat_s": None},
-        {"heartbeat_s": 1e18},
-        {"step": -1},
-        {"step": 1.5},
-        {"steps": [40]},
-    ],
-)
-def test_a_damaged_lease_is_named(folder: RunFolder, damage: dict[str, Any]) -> None:
-    (key,) = damage
-    lease = {"attempt": 1, "heartbeat_s": 1.0, "step": 3, "steps": 40}
-    write_json_atomic(folder.path / "lease.json", lease | damage)
-    with pytest.raises(UserError, match=f"lease.json: {key} = "):
-        folder.lease()
-    write_json_atomic(folder.path / "lease.json", {})
-    with pytest.raises(UserError, match="lease.json: attempt = None: must be given"):
-        folder.lease()
-
-
 def test_a_spec_of_another_run_is_refused(folder: RunFolder) -> None:
     other = make_plan(micro(archs=("mlp",), sizes=(2,))).runs[0]
     write_json_atomic(folder.path / "spec.json", other.spec.to_json())
     with pytest.raises(UserError, match="must be the spec of run"):
         folder.write_spec(RUN.spec)
-
-
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        (("number",), 2),
-        (("start_s",), "now"),
-        (("end_s",), True),
-        (("exit_reason",), {"a": 1}),
-        (("step_range",), [1]),
-        (("wall_s",), "3"),
-        # Signals go to it: -1 is every process that there is.
-        (("holder", "pid"), -1),
-        (("holder", "pid"), 2**22 + 1),
-        (("holder", "start_ticks"), "7"),
-        (("details",), []),
-        (("details", "slurm"), "12_3"),
-        (("details", "slurm", "job_id"), "../../12"),
-        (("details", "slurm", "restart_count"), 2),
-        (("details", "placement", "micro_batch"), "x"),
-    ],
-)
-def test_a_damaged_attempt_is_named(
-    folder: RunFolder, keys: tuple[str, ...], value: object
-) -> None:
-    placement = {"device": "cpu", "micro_batch": 2}
-    folder.claim({"device": "cpu", "placement": placement, "slurm": {"job_id": "12"}})
-    (attempt,) = folder.attempts()
-    assert (attempt.job_id, attempt.details.placement) == ("12", Placement(micro_batch=2))
-    path = folder.path / "attempts" / "0001.json"
-    record = json.loads(path.read_text())
-    set_value(*keys, to=value)(record)
-    write_json_atomic(path, record)
-    with pytest.raises(UserError, match=f"0001.json: {'.'.join(keys)}.* = "):
-        folder.attempts()
-    with pytest.raises(UserError, match=r"0001\.json"):
-        folder.end_attempt(attempt, "done")
-    assert json.loads(path.read_text()) == record
 
 
 def test_seconds_of_earlier_attempts_count_and_cut_lines_do_not(folder: RunFolder) -> None:
@@ -406,15 +398,6 @@ def test_an_attempt_that_ended_knows_its_seconds_better_than_its_rows(folder: Ru
     assert folder.previous_wall_s(second) == 4.5
 
 
-def test_a_record_of_an_earlier_version_is_read(folder: RunFolder) -> None:
-    assert folder.claim({}) is not None
-    path = folder.path / "attempts" / "0001.json"
-    record = json.loads(path.read_text())
-    del record["wall_s"]
-    write_json_atomic(path, record)
-    assert folder.attempts()[0].wall_s is None
-
-
 def test_of_a_step_done_twice_the_last_attempt_counts(folder: RunFolder) -> None:
     def row(attempt: int, step: int, loss: float) -> dict[str, Any]:
         return {"attempt": attempt, "step": step, "loss": loss, "grad_norm": 1.0}
@@ -434,21 +417,3 @@ def test_of_a_step_done_twice_the_last_attempt_counts(folder: RunFolder) -> None
     (folder.path / "metrics.jsonl").write_text(lines)
     found = newest_by_step(folder.metrics())
     assert {step: r["loss"] for step, r in found.items()} == {0: 5.0, 2: 4.5, 4: 3.0}
-
-
-@pytest.mark.parametrize(
-    ("slurm", "job"),
-    [
-        ({"job_id": "14", "array_job_id": "12", "array_task_id": "0"}, "12_0"),
-        ({"job_id": "14"}, "14"),
-        (None, None),
-    ],
-)
-def test_a_job_is_named_as_the_scheduler_names_it(
-    slurm: dict[str, str] | None, job: str | None, folder: RunFolder
-) -> None:
-    details = {} if slurm is None else {"slurm": slurm | {"node": "n1", "restart_count": "2"}}
-    folder.claim(details)
-    (attempt,) = folder.attempts()
-    assert attempt.job_id == job
-    assert (attempt.node, attempt.restarts) == (("n1", 2) if slurm else (None, 0))

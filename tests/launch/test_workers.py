@@ -1,16 +1,21 @@
-"""How the pool of workers ends when it is interrupted."""
+"""The pool of workers: what they are given, and how they end when they are interrupted."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
+import threading
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
+from isoflop.files import write_json_atomic
 from isoflop.launch import workers as module
-from isoflop.launch.job import Job
+from isoflop.launch.job import Job, JobResult
+from isoflop.launch.run_folder import RunFolder, Watch, watch_all
 
 JOB = Job(study_folder="s", run_id="r", data_folder="d")
 
@@ -47,3 +52,56 @@ def test_how_many_runs_save_is_told_at_once_and_a_hurry_ends_them(hurry: bool) -
     assert told[0] == 2
     assert told[-1] == 1
     assert not any(w.process.is_alive() for w in pool)
+
+
+class Thread(threading.Thread):
+    """A worker of this process: it holds a run that is at work elsewhere, or ends it."""
+
+    def __init__(self, answers: dict[str, list[str]], seen: list[tuple[str, Watch | None]]) -> None:
+        self.ours, self._theirs = multiprocessing.Pipe()
+        # Ready when it has ended.
+        self.sentinel, self._end = multiprocessing.Pipe()
+        super().__init__(target=self._work, args=(answers, seen))
+        self.start()
+
+    def _work(self, answers: dict[str, list[str]], seen: list[tuple[str, Watch | None]]) -> None:
+        while (message := self._theirs.recv()) is not None:
+            job, watch = message
+            seen.append((job.run_id, watch))
+            self._theirs.send(("end", JobResult(status=answers[job.run_id].pop(0))))
+        self._end.close()
+
+
+def test_whoever_showed_a_sign_of_life_is_watched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unseen, other = RunFolder(tmp_path, "a" * 64), RunFolder(tmp_path, "b" * 64)
+    unseen.path.mkdir(parents=True)
+    assert unseen.claim({}) is not None
+    path = unseen.path / "attempts" / "0001.json"
+    record = json.loads(path.read_text())
+    write_json_atomic(path, record | {"holder": record["holder"] | {"boot_id": "before"}})
+    watches = watch_all(tmp_path, [unseen.run_id, other.run_id])
+    # A sign of life since.
+    (unseen.path / "lease.json").write_text("{}")
+    seen: list[tuple[str, Watch | None]] = []
+    answers = {unseen.run_id: ["held", "done"], other.run_id: ["done"]}
+
+    def start(index: int) -> module._Worker:
+        thread = Thread(answers, seen)
+        return module._Worker(process=thread, pipe=thread.ours)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_start_worker", start)
+    jobs = [
+        Job(study_folder=str(tmp_path), run_id=folder.run_id, data_folder="d")
+        for folder in (unseen, other)
+    ]
+    kinds = [event.kind for event in module.run_jobs(jobs, 1, watches=watches)]
+    assert kinds == ["start", "wait", "start", "end", "start", "end"]
+    (run, first), without, (again, second) = seen
+    assert (run, again) == (unseen.run_id, unseen.run_id)
+    assert without == (other.run_id, None)
+    assert first == watches[unseen.run_id]
+    assert second is not None
+    assert second.signs != watches[unseen.run_id].signs
+    assert second.since_s > watches[unseen.run_id].since_s

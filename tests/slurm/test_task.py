@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.files import write_json_atomic
+from isoflop.files import read_json, write_json_atomic
 from isoflop.launch import execute as executing
+from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.job import Job, JobResult
-from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_folder import RunFolder, Watch
 from isoflop.launch.slurm import task
 from isoflop.launch.slurm.failures import kind_of_job
 from isoflop.launch.slurm.records import (
@@ -39,6 +40,8 @@ class Told:
     def __init__(self) -> None:
         self.results: dict[str, list[JobResult]] = {run_id: [] for run_id in RUNS}
         self.executed: list[str] = []
+        self.watches: list[Watch | None] = []
+        """What each was executed with."""
         self.requeued: list[str] = []
         self.delays_s: list[int] = []
         self.signal = "SIGUSR2"
@@ -99,8 +102,11 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
     # It is the array's last task.
     write_submission(tmp_path, submission(("c" * 64,), ("d" * 64,), ("e" * 64,), RUNS))
 
-    def execute(job: Job, data: object, **others: object) -> JobResult:
+    def execute(
+        job: Job, data: object, *, watch: Watch | None = None, **others: object
+    ) -> JobResult:
         told.executed.append(job.run_id)
+        told.watches.append(watch)
         if told.stop_after == len(told.executed):
             told.stop = told.signal
         result = told.results[job.run_id].pop(0)
@@ -152,6 +158,37 @@ def test_all_done(told: Told, tmp_path: Path) -> None:
     assert run(tmp_path) == "complete"
     assert told.executed == list(RUNS)
     assert told.requeued == []
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_runs_whose_holders_cannot_be_seen_are_watched_from_the_beginning_and_come_last(
+    num_ranks: int, told: Told, tmp_path: Path
+) -> None:
+    first, second = RUNS
+    folder = RunFolder(tmp_path, first)
+    folder.path.mkdir(parents=True)
+    assert folder.claim({}) is not None
+    path = folder.path / "attempts" / "0001.json"
+    record = read_json(path, "attempt")
+    write_json_atomic(path, record | {"holder": record["holder"] | {"boot_id": "before"}})
+    (folder.path / "lease.json").write_text("{}")
+    told.results = {first: [result("held"), result("done")], second: [result("done")]}
+    if num_ranks > 1:
+        # All ranks have to begin the same run, and each looks for itself.
+        jobs = read_json(jobs_file(tmp_path, "s"), "jobs")
+        jobs[second]["placement"] |= {"num_ranks": 2, "parallel": "ddp"}
+        write_json_atomic(jobs_file(tmp_path, "s"), jobs)
+        made = task.ArrayTask(tmp_path, "s", StopFlag(()), max_failures=3, signal_s=SIGNAL_S)
+        assert made._in_order(RUNS) == [first, second]
+        return
+    assert run(tmp_path) == "complete"
+    assert told.executed == [second, first, first]
+    without, noted, anew = told.watches
+    assert without is None
+    assert noted is not None
+    assert anew is not None
+    # It was held, and so has shown a sign of life.
+    assert (anew.signs, anew.since_s > noted.since_s) == (noted.signs, True)
 
 
 @pytest.mark.parametrize(("signal", "requeued"), [("SIGUSR2", ["7_3"]), ("SIGTERM", [])])

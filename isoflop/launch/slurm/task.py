@@ -48,7 +48,7 @@ from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.job import DISK_FAILED, DONE, FAILED, TO_BE_CONTINUED, Job, JobResult
-from isoflop.launch.run_folder import LEASE_TIMEOUT_S
+from isoflop.launch.run_folder import LEASE_TIMEOUT_S, Watch, watch_all
 from isoflop.launch.slurm.profile import profile_from_mapping
 from isoflop.launch.slurm.records import (
     NotRequeued,
@@ -230,6 +230,7 @@ class ArrayTask:
         if self._slurm_id is not None and self._slurm_id.is_main:
             # It was requeued after all, by hand or by a try whose answer was lost.
             self._not_requeued(self._slurm_id).unlink(missing_ok=True)
+        self._watches: dict[str, Watch] = {}
         self._unfinished = False
         self._failed = False
         self._try_again = False
@@ -240,7 +241,7 @@ class ArrayTask:
     def run(self, run_ids: Sequence[str]) -> str:
         """Train the runs one after the other; return :meth:`end`."""
         try:
-            for run_id in run_ids:
+            for run_id in self._in_order(run_ids):
                 self.train(run_id)
             return self.end()
         except Exception:
@@ -248,6 +249,14 @@ class ArrayTask:
             if not self.is_gone:
                 raise
             self.end_without_folder()
+
+    def _in_order(self, run_ids: Sequence[str]) -> list[str]:
+        """Begin to watch holders that cannot be seen; return the runs, those of these last."""
+        self._watches = watch_all(self._folder, run_ids)
+        # Each rank looks for itself, and all have to begin the same run.
+        if any(self._jobs[run_id].placement.num_ranks > 1 for run_id in run_ids):
+            return list(run_ids)
+        return sorted(run_ids, key=lambda run_id: run_id in self._watches)
 
     @property
     def is_gone(self) -> bool:
@@ -378,6 +387,7 @@ class ArrayTask:
                 job.placement.num_ranks,
                 on_step=lambda *step: None,
                 should_stop=self._should_stop,
+                watch=self._watches.get(job.run_id),
             )
         from submitit import JobEnvironment
 
@@ -396,12 +406,14 @@ class ArrayTask:
         data = open_data(Path(job.data_folder))
         end_s = time.monotonic() + HELD_WAIT_S
         while True:
-            result = execute(job, data, should_stop=self._should_stop, ranks=ranks)
+            watch = self._watches.get(job.run_id)
+            result = execute(job, data, should_stop=self._should_stop, ranks=ranks, watch=watch)
             is_held = result.status == "held" and self._should_stop() is None
             waits = is_held and time.monotonic() < end_s
             # Ranks that are not main get "held" of a run that is complete, too.
             if not (waits if ranks is None else bool(ranks.broadcast(float(waits)))):
                 return result
+            self._watches |= watch_all(self._folder, [job.run_id])
             time.sleep(HELD_POLL_S)
 
     def _prune_weights(self) -> None:

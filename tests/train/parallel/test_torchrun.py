@@ -18,12 +18,14 @@ import pytest
 import torch
 
 from isoflop.data.windows import open_data
+from isoflop.files import write_json_atomic
 from isoflop.launch import ranks as launching
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.local import begin, open_session
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.ranks import run_ranks
+from isoflop.launch.run_folder import LEASE_TIMEOUT_S, RunFolder, Watch
 from isoflop.placement import Placement
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
@@ -46,6 +48,18 @@ def made_job(folder: Path, **placement: Any) -> Job:
 def attempts(job: Job) -> list[dict[str, Any]]:
     paths = sorted(Path(job.study_folder).glob("runs/*/attempts/*.json"))
     return [json.loads(path.read_text()) for path in paths]
+
+
+def leave_to_be_watched(job: Job) -> Watch:
+    """A holder that cannot be seen and that was watched for long enough."""
+    folder = RunFolder(Path(job.study_folder), job.run_id)
+    assert folder.claim({}) is not None
+    path = folder.path / "attempts" / "0001.json"
+    record = json.loads(path.read_text())
+    write_json_atomic(path, record | {"holder": record["holder"] | {"boot_id": "before"}})
+    watch = folder.watch()
+    assert watch is not None
+    return dataclasses.replace(watch, since_s=watch.since_s - LEASE_TIMEOUT_S)
 
 
 class FewHeldout:
@@ -112,11 +126,12 @@ def test_one_rank_is_stopped_and_one_process_goes_on(
 @pytest.mark.usefixtures("one_thread")
 def test_two_ranks_write_the_result_of_one(tmp_path: Path, parallel: str) -> None:
     job = made_job(tmp_path / "two", parallel=parallel)
-    ending = run_ranks(job, 2, on_step=lambda *_: None, should_stop=lambda: None)
+    watch = leave_to_be_watched(job)
+    ending = run_ranks(job, 2, on_step=lambda *_: None, should_stop=lambda: None, watch=watch)
     assert ending.status == "done"
     alone = execute(made_job(tmp_path / "one"), open_data(Path(job.data_folder)))
     assert ending.loss == pytest.approx(alone.loss, abs=BOUND)
-    (attempt,) = attempts(job)
+    _, attempt = attempts(job)
     assert attempt["exit_reason"] == "done"
 
 
