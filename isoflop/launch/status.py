@@ -345,7 +345,7 @@ class _Merge:
             return _become(state, name, why_it_waits(job, state.attempt))
         if state.state == "failed" and same_job:
             return self._failed(state, task)
-        if job.job_id in self._cancelled:
+        if task.is_cancelled(self._cancelled):
             return _become(state, "waiting", f"{job.name} is being cancelled")
         note = task.not_requeued(self._folder, state.attempt)
         if note is not None:
@@ -372,7 +372,7 @@ class _Merge:
             return self._not_requeued(state, task, note)
         if job is not None:
             return self._ended(state, task, job)
-        if task.job_id in self._cancelled:
+        if task.is_cancelled(self._cancelled):
             return _become(state, "missing", f"{task.name} was cancelled")
         if task.is_local:
             return self._local_gone(state, task)
@@ -404,7 +404,7 @@ class _Merge:
 
     def _is_cancelled(self, task: SentTask, job: JobState | None) -> bool:
         is_ended_so = job is not None and job.state == "CANCELLED"
-        return is_ended_so or task.job_id in self._cancelled
+        return is_ended_so or task.is_cancelled(self._cancelled)
 
     def _not_requeued(self, state: RunState, task: SentTask, note: NotRequeued) -> RunState:
         """Return the state of a run whose job saved, and was not taken back into the queue."""

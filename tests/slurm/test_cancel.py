@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from isoflop.cli.cancel import cancel
 from isoflop.files import write_json_atomic
 from isoflop.launch.process import ProcessIdentity
-from isoflop.launch.slurm.records import array_folder, cancelled_jobs
+from isoflop.launch.slurm.records import array_folder, cancelled_jobs, comment_of, record_cancelled
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.status import live_runs
 from slurm.made_scheduler import Scheduler, Sent, line
@@ -123,6 +123,12 @@ def test_processes_of_this_machine_are_followed_and_cancelled(told: Scheduler, s
         assert elsewhere.poll() is None
         assert sent.state(0).reason == f"process {process.pid} was cancelled"
         assert told.calls == []
+        # A later submission whose process gets the same number, and is gone, too.
+        again = replace(identity, start_ticks=2)
+        pid = str(process.pid)
+        sent.submission(pid, tasks=[[0]], cluster="local", name="s4", process=again, age_s=1.0)
+        assert sent.state(0).reason == f"process {pid} ended before this run began"
+        assert cancelled_jobs(sent.folder) == {comment_of("s1", 0)}
     finally:
         for child in (process, other, elsewhere):
             child.kill()
@@ -147,6 +153,13 @@ def test_a_process_that_0_1_0_started_is_found_by_its_folder(told: Scheduler, se
         for child in (process, other):
             child.kill()
             child.wait()
+
+
+def test_what_0_1_0_cancelled_by_its_number_stays_cancelled(sent: Sent) -> None:
+    # Its records do not say which process had the number.
+    sent.submission("4194300", tasks=[[0]], cluster="local")
+    record_cancelled(sent.folder, ["4194300"])
+    assert sent.state(0).reason == "process 4194300 was cancelled"
 
 
 def test_the_number_of_another_container_is_never_signalled(sent: Sent) -> None:

@@ -68,8 +68,8 @@ def test_the_record_of_cancelled_jobs_is_typed(value: Any, tmp_path: Path) -> No
     write_json_atomic(tmp_path / ".launch" / "cancelled.json", value)
     with pytest.raises(UserError, match=r"cancelled\.json: "):
         cancelled_jobs(tmp_path)
-    write_json_atomic(tmp_path / ".launch" / "cancelled.json", ["12", "12_1"])
-    assert cancelled_jobs(tmp_path) == {"12", "12_1"}
+    write_json_atomic(tmp_path / ".launch" / "cancelled.json", ["12", "12_1", "isoflop:s-1:0"])
+    assert cancelled_jobs(tmp_path) == {"12", "12_1", "isoflop:s-1:0"}
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
 def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
     """End tasks and processes without waiting: each run saves at its next step, if there is time.
 
-    The jobs that scancel took are recorded as cancelled.
+    The jobs that scancel took, and processes of tasks, are recorded as cancelled.
 
     Returns why the others were not ended, by their names (`job 123_4`, `process 123`).
 
@@ -102,8 +102,8 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
     refused = scheduler.cancel(jobs)
     not_ended = {f"job {job_id}": words for job_id, words in refused.items()}
     ended = [job_id for job_id in jobs if job_id not in refused]
-    processes = {task.process for task in tasks if task.process is not None}
-    for process in processes.union(cancellation.holders.values()):
+    names = {task.process: task.comment for task in tasks if task.process is not None}
+    for process in {*names, *cancellation.holders.values()}:
         # Its number may be another's since it was looked at.
         if not process.is_alive():
             continue
@@ -114,8 +114,8 @@ def cancel(study_folder: Path, cancellation: Cancellation) -> dict[str, str]:
         except PermissionError as error:
             not_ended[f"process {process.pid}"] = str(error.strerror)
             continue
-        if process in processes:
-            ended.append(str(process.pid))
+        if process in names:
+            ended.append(names[process])
     if ended:
         # The scheduler forgets a cancelled job within minutes.
         record_cancelled(study_folder, ended)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +77,13 @@ class SentTask:
         """Most tasks of its array that run together."""
         share = self.submission.arrays[self.array].at_a_time
         return self.submission.throttle if share is None else share
+
+    def is_cancelled(self, cancelled: Collection[str]) -> bool:
+        """Return whether it is among what :func:`cancelled_jobs` returned."""
+        # The number of a process is given again; 0.1.0 recorded it nevertheless.
+        if self.is_local and self.submission.arrays[self.array].process is not None:
+            return self.comment in cancelled
+        return self.job_id in cancelled or self.comment in cancelled
 
     def is_before(self, attempt: Attempt) -> bool:
         """Return whether an attempt came after the task was sent: nothing newer is known."""
@@ -226,7 +233,7 @@ def hidden_runs(study_folder: Path, queue: Queue, run_ids: Iterable[str]) -> dic
         run_id: f"{task.name}, {task.hidden}"
         for run_id in sorted(run_ids)
         for task in queue.tasks.get(run_id, ())
-        if task.hidden is not None and task.job_id not in cancelled
+        if task.hidden is not None and not task.is_cancelled(cancelled)
     }
 
 

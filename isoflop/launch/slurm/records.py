@@ -7,7 +7,8 @@
     .launch/SUBMISSION_ID/not-requeued-JOB.json  that a task could not requeue itself
     .launch/code/DIGEST/                   the code that its tasks run
     .launch/options.json                   what `isoflop retry` decided, by run id
-    .launch/cancelled.json                 ids of all jobs that `isoflop cancel` ended
+    .launch/cancelled.json                 what `isoflop cancel` ended: ids of jobs, and the names
+                                           (:func:`comment_of`) of processes of this machine
 
 An array whose job id is unknown and that was not rejected either was cut off between the two: its
 jobs may exist. :func:`comment_of` names them, so that the scheduler can be asked.
@@ -55,7 +56,10 @@ _DO_OPTIONS = "correct it"
 # They become parts of paths and arguments of the scheduler's commands.
 _Name = Annotated[str, Pattern(regex="^[0-9A-Za-z][0-9A-Za-z_-]*$")]
 _JobNumber = Annotated[str, Pattern(regex="^[0-9]{1,19}$")]
-_JobId = Annotated[str, Pattern(regex="^[0-9]{1,19}(_[0-9]{1,19})?$")]
+_Cancelled = Annotated[
+    str,
+    Pattern(regex="^([0-9]{1,19}(_[0-9]{1,19})?|isoflop:[0-9A-Za-z][0-9A-Za-z_-]*:[0-9]{1,19})$"),
+]
 _Printable = Annotated[str, Pattern(regex=r"^[^\x00-\x1f\x7f-\x9f]{1,255}$")]
 _Nodes = Annotated[str, Pattern(regex=r"^[0-9A-Za-z][0-9A-Za-z.,_\[\]-]*$")]
 
@@ -331,7 +335,7 @@ def write_options(study_folder: Path, options: Mapping[str, Mapping[str, Any]]) 
 
 
 def cancelled_jobs(study_folder: Path) -> set[str]:
-    """Return ids of all jobs that `isoflop cancel` ended.
+    """Return what `isoflop cancel` ended: ids of jobs, and names of processes of this machine.
 
     Raises:
         UserError: the record is damaged.
@@ -340,13 +344,13 @@ def cancelled_jobs(study_folder: Path) -> set[str]:
     refuse_links(path.parent, 1)
     if not path.exists():
         return set()
-    return set(read_record(list[_JobId], path, "cancelled jobs", "remove the file"))
+    return set(read_record(list[_Cancelled], path, "cancelled jobs", "remove the file"))
 
 
-def record_cancelled(study_folder: Path, job_ids: Iterable[str]) -> None:
-    """Add jobs to those that :func:`cancelled_jobs` returns."""
+def record_cancelled(study_folder: Path, names: Iterable[str]) -> None:
+    """Add jobs and processes to those that :func:`cancelled_jobs` returns."""
     path = study_folder / LAUNCH_FOLDER / CANCELLED_FILE
-    write_json_atomic(path, sorted({*cancelled_jobs(study_folder), *job_ids}))
+    write_json_atomic(path, sorted({*cancelled_jobs(study_folder), *names}))
 
 
 @contextlib.contextmanager
