@@ -131,9 +131,13 @@ def refuse_links(path: Path, depth: int = 0) -> None:
         return
     # What another process removes meanwhile is no link.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_symlink() or (depth > 1 and entry.is_dir(follow_symlinks=False)):
-                refuse_links(Path(entry.path), depth - 1)
+        inner = [
+            entry.path
+            for entry in entries
+            if entry.is_symlink() or (depth > 1 and entry.is_dir(follow_symlinks=False))
+        ]
+        for name in sorted(inner):
+            refuse_links(Path(name), depth - 1)
 
 
 def make_own_folder(path: Path) -> None:

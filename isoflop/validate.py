@@ -83,6 +83,8 @@ class Pattern:
 _LARGEST = 2**63 - 1
 # The end of the year 9999, the last that has a date.
 _LAST_UNIX_TIME_S = 253_402_300_799.0
+# Values that JSON has, whatever they are.
+_PLAIN = (int, float, bool, type(None))
 # Of a value in a message.
 _MAX_SHOWN = 120
 
@@ -167,21 +169,27 @@ def read_record(kind: type[Model], path: Path, what: str, do: str) -> Model:
 
 def _check_is_json(value: Any, place: tuple[int | str, ...], do: str) -> None:
     """Refuse what TOML or Python has and JSON lacks: dates, and text that is no Unicode."""
-    name = ".".join(map(str, place)) or "file"
     if isinstance(value, str):
         # Nearly all texts are ASCII, which is known without a look at each character.
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise UserError(name, value, "text without lone surrogates", do)
+        if value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value):
+            return
+        allowed = "text without lone surrogates"
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             _check_is_json(key, place, do)
-            _check_is_json(inner, (*place, key), do)
+            if type(inner) not in _PLAIN:
+                _check_is_json(inner, (*place, key), do)
+        return
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            _check_is_json(inner, (*place, index), do)
-    elif not isinstance(value, int | float | None):
+            if type(inner) not in _PLAIN:
+                _check_is_json(inner, (*place, index), do)
+        return
+    elif isinstance(value, int | float | None):
+        return
+    else:
         allowed = "text in quotes, a number, true or false, a list or a table"
-        raise UserError(name, value, allowed, do)
+    raise UserError(".".join(map(str, place)) or "file", value, allowed, do)
 
 
 @functools.cache

@@ -87,6 +87,17 @@ def selected(
     return select_runs(plan, runs, archs=words(archs), budgets=flops)
 
 
+def selected_in(
+    folder: Path, runs: tuple[str, ...], archs: str | None, budgets: str | None
+) -> set[str] | None:
+    """Return what :func:`selected` does of a folder's plan, which is read if any run is named."""
+    if not (runs or archs or budgets):
+        return None
+    from isoflop.plan.artefact import read_plan
+
+    return selected(read_plan(folder), runs, archs, budgets)
+
+
 def words(text: str | None) -> list[str]:
     """Return the entries of a comma list such as mlp,swiglu; none where it was not given."""
     return [] if text is None else [word.strip() for word in text.split(",")]

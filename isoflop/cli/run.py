@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from isoflop.cli.options import FOLDER, selected, selection
+from isoflop.cli.options import FOLDER, selected_in, selection
 from isoflop.cli.progress import Watcher
 from isoflop.cli.tables import console
 from isoflop.launch.command_options import placement_options
@@ -45,9 +45,7 @@ def run(
     The options take the place of entries in the study's [placement] table, which have the same
     names, with _ for -.
     """
-    from isoflop.plan.artefact import read_plan
-
-    only = selected(read_plan(folder), runs, archs, budgets)
+    only = selected_in(folder, runs, archs, budgets)
     code = run_folder(folder, workers, device, only=only, **options)
     if code == 0 and only is not None:
         click.echo("these runs are complete")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.cli.options import FOLDER, selected, selection
+from isoflop.cli.options import FOLDER, selected_in, selection
 from isoflop.cli.prompts import confirm
 from isoflop.cli.run import INTERRUPTED
 from isoflop.cli.tables import console, new_table, print_lines
@@ -89,10 +89,9 @@ def submit(
     on take the place of entries in the study's [placement] table.
     """
     from isoflop.launch.slurm.submit import prepare, send
-    from isoflop.plan.artefact import read_plan
 
     profile = _profile(cluster, runs_per_task, options)
-    only = selected(read_plan(folder), runs, archs, budgets)
+    only = selected_in(folder, runs, archs, budgets)
     prepared = prepare(folder, profile, options=options, only=only, then_fit=then_fit)
     code = show_damaged(prepared.damaged.values())
     if dry_run:

@@ -20,6 +20,7 @@ from isoflop.launch.job import (
     resolve_placement,
 )
 from isoflop.launch.run_folder import RunFolder, Watch, watch_all
+from isoflop.launch.run_records import RunResult
 from isoflop.launch.sinks import check_names
 from isoflop.launch.weights import prune_weights
 from isoflop.launch.workers import Event, num_cores, run_jobs
@@ -55,12 +56,18 @@ class Session:
     plan: Plan
     jobs: tuple[Job, ...]
     num_workers: int
-    num_done_before: int
+    results: Mapping[str, RunResult]
+    """Of the runs that are finished, by run id."""
     damaged: Mapping[str, UserError] = field(default_factory=dict)
     """Runs whose records cannot be read, by run id; they are not trained."""
 
     watches: Mapping[str, Watch] = field(default_factory=dict)
     """Of runs that may be at work where it cannot be seen; their jobs come last."""
+
+    @property
+    def num_done_before(self) -> int:
+        """Return how many runs are finished."""
+        return len(self.results)
 
 
 def open_session(
@@ -103,10 +110,11 @@ def open_session(
     data_folder = prepared_for_plan(
         plan.study.source, plan.study.tokenizer, runs[0].spec.data_id, data_dir
     )
-    damage = {p.run_id: RunFolder(folder, p.run_id).damage() for p in runs}
-    damaged = {run_id: error for run_id, error in damage.items() if error is not None}
+    checked = {p.run_id: RunFolder(folder, p.run_id).checked() for p in runs}
+    damaged = {run_id: error for run_id, (_, error) in checked.items() if error is not None}
     readable = [p for p in runs if p.run_id not in damaged]
-    unfinished = [p for p in readable if RunFolder(folder, p.run_id).result() is None]
+    results = {run_id: result for run_id, (result, _) in checked.items() if result is not None}
+    unfinished = [p for p in readable if p.run_id not in results]
     watches = watch_all(folder, (p.run_id for p in unfinished)) if is_here else {}
     # The longest first, so that the last workers to finish do not wait for one long run.
     unfinished.sort(key=lambda planned: (planned.run_id in watches, -planned.flops))
@@ -132,7 +140,7 @@ def open_session(
         plan=plan,
         jobs=jobs,
         num_workers=num_workers,
-        num_done_before=len(readable) - len(unfinished),
+        results=results,
         damaged=damaged,
         watches=watches,
     )

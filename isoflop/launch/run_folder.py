@@ -182,17 +182,18 @@ class RunFolder:
         for name, depth in _OWN_FOLDERS.items():
             refuse_links(self.path / name, depth)
 
-    def damage(self) -> UserError | None:
-        """Return the first mistake in the records of the run; None: all can be read."""
+    def checked(self) -> tuple[RunResult | None, UserError | None]:
+        """Return the result, and the first mistake in the run's records; None: all can be read."""
         try:
-            if self.result() is None:
+            result = self.result()
+            if result is None:
                 if (self.path / "spec.json").exists():
                     self.read_spec()
                 self.attempts()
                 self.lease()
         except UserError as error:
-            return error
-        return None
+            return None, error
+        return result, None
 
     def is_held(self, newest: Attempt | None) -> bool:
         """Return whether the newest attempt seems to be at work, by one look."""

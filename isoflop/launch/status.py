@@ -233,16 +233,23 @@ class LiveWork:
     """The tasks of all runs without a result."""
 
 
-def live_work(study_folder: Path, plan: Plan) -> LiveWork:
+def live_work(
+    study_folder: Path, plan: Plan, results: Mapping[str, RunResult] | None = None
+) -> LiveWork:
     """Return what is at work or in the queue.
 
     A run whose records are damaged may be one of them, and counts as one.
+
+    Args:
+        study_folder: the study's folder.
+        plan: its plan.
+        results: by run id, those that were read already; a result never changes.
 
     Raises:
         SchedulerError: something was sent, and the scheduler does not answer.
         UserError: a submission's record is damaged, so that its jobs are not known.
     """
-    finished = _finished(study_folder, plan)
+    finished = _finished(study_folder, plan, results)
     queue = query_queue(study_folder, finished)
     for error in queue.damaged:
         raise error
@@ -251,7 +258,7 @@ def live_work(study_folder: Path, plan: Plan) -> LiveWork:
     live = {run_id for run_id in queue.tasks if queue.live(run_id) is not None}
     for run_id in {run.run_id for run in plan.runs} - live - finished.keys():
         folder = RunFolder(study_folder, run_id)
-        if folder.damage() is not None or folder.attempt_at_work() is not None:
+        if folder.checked()[1] is not None or folder.attempt_at_work() is not None:
             live.add(run_id)
     hidden = hidden_runs(study_folder, queue, queue.tasks.keys() - live - finished.keys())
     return LiveWork(run_ids=frozenset(live | hidden.keys()), hidden=hidden, queue=queue)
@@ -262,10 +269,12 @@ def live_runs(study_folder: Path, plan: Plan) -> frozenset[str]:
     return live_work(study_folder, plan).run_ids
 
 
-def _finished(study_folder: Path, plan: Plan) -> dict[str, RunResult]:
+def _finished(
+    study_folder: Path, plan: Plan, known: Mapping[str, RunResult] | None = None
+) -> dict[str, RunResult]:
     """Return the results that there are, by run id; damaged ones are left out."""
-    found = {}
-    for run in plan.unique_runs:
+    found: dict[str, RunResult | None] = dict(known or {})
+    for run in (run for run in plan.unique_runs if run.run_id not in found):
         with contextlib.suppress(UserError):
             found[run.run_id] = RunFolder(study_folder, run.run_id).result()
     return {run_id: result for run_id, result in found.items() if result is not None}

@@ -48,7 +48,7 @@ def _session() -> Session:
     jobs = tuple(
         Job(study_folder="f", run_id=run.run_id, data_folder="d") for run in plan.unique_runs
     )
-    return Session(folder=Path("f"), plan=plan, jobs=jobs, num_workers=2, num_done_before=0)
+    return Session(folder=Path("f"), plan=plan, jobs=jobs, num_workers=2, results={})
 
 
 class Clock:

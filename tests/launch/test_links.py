@@ -143,5 +143,5 @@ def test_links_of_sinks_are_theirs(study: Path) -> None:
     run = RunFolder(study, DONE.run_id)
     write_json_atomic(run.path / "wandb" / "run-1" / "x.json", {})
     (run.path / "wandb" / "latest-run").symlink_to("run-1")
-    assert run.damage() is None
+    assert run.checked()[1] is None
     refuse_links(run.path / "absent", 2)

@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from isoflop.cli import main
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import RunResult
 from isoflop.launch.slurm.records import read_submissions
 from slurm.made_scheduler import Scheduler, Sent, typed
 
@@ -35,6 +37,23 @@ def test_only_the_runs_that_were_named_are_sent(taking: Scheduler, sent: Sent) -
     assert wrong.exit_code == 2
     assert wrong.stderr == ("isoflop: --archs = swigul: must be one of mlp, swiglu; write swiglu\n")
     assert len(sent_runs(sent.folder)) == 1
+
+
+def test_a_result_is_read_once_before_anything_is_sent(
+    taking: Scheduler, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of hundreds of runs, that is what a dry run takes its time for.
+    sent.result(0)
+    read: list[str] = []
+
+    def result(folder: RunFolder) -> RunResult | None:
+        read.append(folder.run_id)
+        return read_result(folder)
+
+    read_result = RunFolder.result
+    monkeypatch.setattr(RunFolder, "result", result)
+    assert "3 runs to send" in typed(sent, "--dry-run").stdout
+    assert read.count(sent.ids[0]) == 1
 
 
 def test_max_submit_counts_tasks(taking: Scheduler, sent: Sent) -> None:

@@ -54,10 +54,10 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
         SchedulerError: the scheduler does not answer.
     """
     runs = {r.run_id for r in plan.runs if wanted is None or r.run_id in wanted}
-    damage = {run_id: RunFolder(study_folder, run_id).damage() for run_id in sorted(runs)}
-    damaged = {run_id for run_id, error in damage.items() if error is not None}
-    readable = runs - damaged
-    finished = {rid for rid in readable if RunFolder(study_folder, rid).result() is not None}
+    checked = {run_id: RunFolder(study_folder, run_id).checked() for run_id in sorted(runs)}
+    damage = {run_id: error for run_id, (_, error) in checked.items() if error is not None}
+    readable = runs - damage.keys()
+    finished = {run_id for run_id, (result, _) in checked.items() if result is not None}
     queue = query_queue(study_folder, finished)
     if queue.answer.unreachable is not None:
         raise scheduler.SchedulerError("squeue", queue.answer.unreachable)
@@ -76,7 +76,7 @@ def to_cancel(study_folder: Path, plan: Plan, wanted: Collection[str] | None) ->
             holders[run_id] = starter or attempt.holder
         else:
             elsewhere[run_id] = attempt.holder.host
-    lines = [str(error) for error in (*queue.damaged, *damage.values()) if error is not None]
+    lines = [str(error) for error in (*queue.damaged, *damage.values())]
     return Cancellation(
         tasks=tuple(tasks),
         fits=live_fits(queue) if wanted is None else (),

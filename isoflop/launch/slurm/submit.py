@@ -150,7 +150,7 @@ def prepare(
     estimate = estimate_for(session.plan, folder, profile.hardware, profile.price_per_hour)
     specs = {run.run_id: run.spec for run in session.plan.unique_runs}
     recorded = {**records.read_options(folder, specs), **(decided or {})}
-    live = live_work(folder, session.plan)
+    live = live_work(folder, session.plan, session.results)
     wanted = {job.run_id for job in session.jobs}
     hidden = {run_id: words for run_id, words in live.hidden.items() if run_id in wanted}
     free = [job for job in session.jobs if job.run_id not in live.run_ids]
