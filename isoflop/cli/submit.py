@@ -160,6 +160,7 @@ def _feed(prepared: Prepared, report: SubmitReport, code: int, every_s: float) -
     from isoflop.launch.slurm.submit import send_left
 
     left, is_down = _to_come(report), False
+    num_rejected = sum(report.rejected.values())
     if left or report.fit_is_left:
         click.echo(
             f"{_runs(len(left))} to send; a look every {every_s:g} s, Ctrl-C ends only the looking"
@@ -179,11 +180,22 @@ def _feed(prepared: Prepared, report: SubmitReport, code: int, every_s: float) -
             left, is_down = _to_come(report), False
             if report.arrays:
                 code = _worse(code, show_report(report, prepared.folder, is_watched=True))
-                click.echo(f"{_runs(len(left))} to send" if left else "everything is sent")
+                num_rejected += sum(report.rejected.values())
+            if report.arrays and (left or not report.fit_is_left):
+                click.echo(_left_line(len(left), num_rejected))
     except KeyboardInterrupt:
         click.echo(f"{_runs(len(left))} left for later; the same command goes on")
         return INTERRUPTED
     return code
+
+
+def _left_line(num_left: int, num_rejected: int) -> str:
+    if num_left:
+        return f"{_runs(num_left)} to send"
+    if num_rejected:
+        rejected = f"what was rejected ({_runs(num_rejected)})"
+        return f"everything else is sent; the same command sends {rejected}"
+    return "everything is sent"
 
 
 def _to_come(report: SubmitReport) -> tuple[str, ...]:

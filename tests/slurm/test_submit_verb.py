@@ -161,6 +161,20 @@ def test_watching_feeds_what_max_submit_held_back(
     ]
 
 
+def test_what_was_rejected_while_watching_is_not_called_sent(
+    taking: Scheduler, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(*[lambda: taking.queue(sent.line("100_0", "RUNNING"))] * 2)
+    monkeypatch.setattr("isoflop.cli.submit.time.sleep", clock.sleep)
+    taking.refuses(1, "sbatch: error: AssocMaxSubmitJobLimit")
+    found = typed(sent, "--watch", "--every", "7", max_submit=2)
+    assert found.exit_code == 1, found.output
+    assert "rejected, 1 run: sbatch: error: AssocMaxSubmitJobLimit\n" in found.stderr
+    assert found.stdout.endswith(
+        "everything else is sent; the same command sends what was rejected (1 run)\n"
+    )
+
+
 def test_ctrl_c_ends_only_the_watching(
     taking: Scheduler, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
