@@ -12,7 +12,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from isoflop.disk import naming
 from isoflop.errors import UserError, shown
@@ -173,18 +173,29 @@ def read_json(path: Path, what: str) -> Any:
     return value
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the bytes of a file; a pipe or device, which may never end, is refused."""
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read its bytes; a pipe or device, which may never end, is refused."""
 
     def opener(name: str, flags: int) -> int:
         # Else the opening of a pipe waits for its writer.
         return os.open(name, flags | os.O_NONBLOCK)
 
-    with open(path, "rb", opener=opener) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise PermissionError(errno.EPERM, "Not a regular file", str(path))
-        with naming(path):
-            return file.read()
+    file = open(path, "rb", opener=opener)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise PermissionError(errno.EPERM, "Not a regular file", str(path))
+    return file
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a file that :func:`open_regular` opens."""
+    with open_regular(path) as file, naming(path):
+        return file.read()
+
+
+def is_plain_file(path: Path) -> bool:
+    """Return whether there is a file and not a link in its place, which may lead to any file."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _no_number(name: str) -> float:

@@ -11,6 +11,7 @@ import click
 from isoflop.cli.options import FOLDER
 from isoflop.cli.terminal import printable
 from isoflop.errors import UserError
+from isoflop.files import read_regular
 
 if TYPE_CHECKING:
     from isoflop.launch.run_folder import RunFolder
@@ -84,7 +85,7 @@ def _lines(
 
 def _file(path: Path) -> Iterator[str]:
     yield f"--- {path}"
-    yield from path.read_text(errors="replace").splitlines()
+    yield from read_regular(path).decode(errors="replace").splitlines()
 
 
 def _describe(attempt: Attempt) -> str:

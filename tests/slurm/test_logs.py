@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli.logs import logs
@@ -123,3 +126,26 @@ def test_the_tail_of_a_long_file_has_whole_lines(tmp_path: Path) -> None:
     assert lines[-1] == "\ufffd unfinished"
     assert tail(tmp_path / "nowhere") == []
     assert tail(path, 10**6)[0] == "line 0"
+
+
+def secret(path: Path) -> None:
+    target = path.parents[3] / "secret"
+    target.write_text("a secret")
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, secret, Path.mkdir])
+@pytest.mark.timeout(30)
+def test_only_a_file_of_the_run_is_shown_as_its_traceback(
+    sent: Sent, make: Callable[[Path], None]
+) -> None:
+    sent.submission("12")
+    sent.attempt(0, "failed: ValueError: x", job="12_0")
+    sent.log("12_0", "of the job\n")
+    make(sent.run(0).path / "error-0001.txt")
+    shown = invoke(sent.folder, sent.ids[0][:8])
+    assert shown.exit_code == 0
+    assert "of the job" in shown.output
+    assert tail(sent.run(0).path / "error-0001.txt") == []
+    assert "secret" not in shown.output
+    assert next(follow([sent.run(0).path / "error-0001.txt"], lambda: True), None) is None

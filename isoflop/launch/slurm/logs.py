@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.errors import UserError, shown
+from isoflop.files import is_plain_file, open_regular
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import Attempt
 from isoflop.launch.slurm.queue import SentTask
@@ -47,7 +48,7 @@ def attempt_logs(
         found.append(
             AttemptLog(
                 attempt=attempt,
-                traceback=traceback if traceback.exists() else None,
+                traceback=traceback if is_plain_file(traceback) else None,
                 outputs=() if task is None else tuple(task.logs(study_folder)),
             )
         )
@@ -108,14 +109,14 @@ def last_lines(folder: RunFolder, attempt: Attempt | None, outputs: Sequence[Pat
 
 def follow(paths: Sequence[Path], is_over: Callable[[], bool]) -> Iterator[str]:
     """Yield new text of files as it comes, until ``is_over`` is true; a file may appear late."""
-    offsets = {path: path.stat().st_size if path.exists() else 0 for path in paths}
+    offsets = {path: path.stat().st_size if is_plain_file(path) else 0 for path in paths}
     over = False
     while not over:
         # Called before the files are read, so that the last lines are not missed.
         over = is_over()
         for path in paths:
-            if path.exists():
-                with path.open("rb") as file:
+            if is_plain_file(path):
+                with open_regular(path) as file:
                     file.seek(offsets[path])
                     data = file.read()
                 offsets[path] += len(data)
@@ -131,8 +132,10 @@ def _non_empty(lines: Sequence[str]) -> list[str]:
 
 def tail(path: Path, max_bytes: int = TAIL_BYTES) -> list[str]:
     """Return the last whole lines of a file that so many bytes hold; none if it is not there."""
+    if path.is_symlink():
+        return []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - max_bytes))
             lines = file.read().decode(errors="replace").splitlines()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isoflop.errors import UserError
+from isoflop.files import is_plain_file
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_records import Attempt
 from isoflop.launch.slurm import scheduler
@@ -121,16 +122,11 @@ class SentTask:
         # Asked for by name: the folder has the files of all tasks, and there may be thousands.
         for process in itertools.count() if self.job_id else ():
             names = (f"{self.job_id}_{process}_log.{stream}" for stream in ("err", "out"))
-            there = [path for path in map(folder.joinpath, names) if _is_log(path)]
+            there = [path for path in map(folder.joinpath, names) if is_plain_file(path)]
             if not there:
                 break
             found += there
         return found
-
-
-def _is_log(path: Path) -> bool:
-    # A link in its place may lead to any file.
-    return path.is_file() and not path.is_symlink()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
