@@ -29,6 +29,7 @@ BASE = {
     "files",
     "resources",
     "tables",
+    "texts",
     "pages",
     "plot_style",
     "arrays",

@@ -99,6 +99,7 @@ def test_everything_has_a_default_but_name_budgets_and_archs() -> None:
         (_with("data", batch_size="16"), "data.batch_size = '16'"),
         (_with("placement", cluster="mars"), "placement.cluster = 'mars': .*isoflop submit"),
         (MINIMAL | {"variant": [{"arch": "mlp", "family": "mlp"}]}, "a label of its own"),
+        (MINIMAL | {"variant": [{"arch": "a\x1b", "family": "mlp"}]}, "without control characters"),
         (MINIMAL | {"variant": [{"arch": "x", "family": "rnn"}]}, "family of variant x = 'rnn'"),
     ],
 )

@@ -24,6 +24,7 @@ import numpy as np
 from isoflop.arrays import Floats
 from isoflop.errors import UserError, shown
 from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table
+from isoflop.texts import has_control
 
 Axis = Literal["n_params", "n_tokens", "n_active"]
 AXES: tuple[Axis, ...] = ("n_params", "n_tokens", "n_active")
@@ -278,6 +279,10 @@ def _row(path: Path, names: Sequence[str], number: int, cells: Sequence[Any]) ->
             row[name] = _reason(cell)
         elif name in _TEXTS:
             row[name] = None if _is_missing(cell) else str(cell)
+            if name == "arch" and has_control(row[name] or ""):
+                # Figures cannot show it, and nobody sees how it differs from the name without.
+                allowed = "a name without control characters"
+                raise UserError(f"arch in data row {number} of {path}", cell, allowed, "rename it")
         elif name in _NUMBERS:
             row[name] = _number(path, name, number, cell)
     return row

@@ -10,7 +10,7 @@ import click
 
 from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
-from isoflop.cli.terminal import printable
+from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from isoflop.launch.slurm.cancel import Cancellation

@@ -13,9 +13,9 @@ import click
 
 from isoflop.cli.progress import Bar
 from isoflop.cli.tables import console, new_table, print_lines
-from isoflop.cli.terminal import printable
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count
+from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from rich.table import Column, Table

@@ -21,9 +21,9 @@ from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import AXES
 from isoflop.cli.options import FOLDER, FOLDER_OR_TABLE
 from isoflop.cli.tables import console, fitted_table, new_table
-from isoflop.cli.terminal import printable
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops
+from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

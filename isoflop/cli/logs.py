@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from isoflop.cli.options import FOLDER
-from isoflop.cli.terminal import printable
 from isoflop.errors import UserError
 from isoflop.files import read_regular
+from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from isoflop.launch.run_folder import RunFolder

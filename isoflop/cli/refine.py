@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isoflop.cli.options import FOLDER, WITH_CODE
-from isoflop.cli.terminal import printable
+from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from isoflop.analysis.refine import Refinement

@@ -14,11 +14,11 @@ import click
 
 from isoflop.cli.options import FOLDER
 from isoflop.cli.tables import console, new_table, print_lines
-from isoflop.cli.terminal import printable
 from isoflop.disk import shortage_at
 from isoflop.launch.status import LIVE, STATES
 from isoflop.numbers import format_flops, format_seconds
 from isoflop.spec import shown_id
+from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from isoflop.cli.terminal import console_class, printable
+from isoflop.cli.terminal import console_class
+from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,27 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from isoflop.texts import LINES, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
-
-LINES = "\n\t"
-
-
-def printable(text: str, keep: str = "\n") -> str:
-    """Return text without control characters: a terminal would obey some of them.
-
-    Args:
-        text: of a file.
-        keep: control characters that stay; "" for what has to be one line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 class _Escaping:

@@ -21,6 +21,7 @@ from isoflop.families import family_names, is_family, name_of_folder
 from isoflop.numbers import format_flops
 from isoflop.placement import PlacementTable, placement_from
 from isoflop.recipe import RECIPES, name_at_rate
+from isoflop.texts import has_control
 from isoflop.validate import CLOSED, ReadBy
 
 PAPER_ARCHS = ("mlp", "swiglu", "moe", "peer", "sgatlin")
@@ -182,6 +183,9 @@ class Study:
         for label in labels:
             if label in own or is_family(label) or labels.count(label) > 1:
                 raise UserError("variant.arch", label, "a label of its own", "rename the variant")
+            if has_control(label):
+                allowed = "a label without control characters"
+                raise UserError("variant.arch", label, allowed, "rename the variant")
         for variant in self.variants:
             _check_family(f"family of variant {variant.arch}", variant.family, own)
         labels = [*own, *labels]

@@ -120,6 +120,15 @@ def test_text_in_a_number_is_named_with_row_and_column(tmp_path: Path) -> None:
     assert message.startswith("n_params in data row 1 of")
 
 
+@pytest.mark.parametrize("arch", ["a\x1b]0;x\x07", "a\u202eb", "swiglu\u200b"])
+def test_an_arch_with_characters_that_nobody_sees_is_refused(tmp_path: Path, arch: str) -> None:
+    told = refusal(csv_of(tmp_path, LINE.replace("dense", arch)))
+    assert told.startswith("arch in data row 1 of ")
+    assert "without control characters; rename it" in told
+    (row,) = load_rows(csv_of(tmp_path, LINE.replace("dense", "très\xa0dense")))
+    assert row["arch"] == "très\xa0dense"
+
+
 def test_a_fractional_seed_is_refused(tmp_path: Path) -> None:
     message = refusal(csv_of(tmp_path, f"{LINE},0.5", header=f"{HEADER},seed"))
     assert "must be a whole number" in message

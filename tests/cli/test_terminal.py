@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli import main
 from isoflop.cli.tables import new_table, print_lines
-from isoflop.cli.terminal import console_class, escaped_output, printable
+from isoflop.cli.terminal import console_class, escaped_output
 from isoflop.files import write_json_atomic
+from isoflop.texts import printable
 from slurm.made_scheduler import Scheduler, Sent, line, use
 
 # Clears the screen, sets the title, turns the direction of text, begins a line of its own.

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from isoflop.cli.data import END_OF_DOCUMENT, sample_text
-from isoflop.cli.terminal import printable
 from isoflop.data.prepare import prepare
 from isoflop.data.show import find_folder, sample, scan, source_rows, summarise
 from isoflop.data.sources import PrepareOptions
 from isoflop.data.windows import open_data
+from isoflop.texts import printable
 
 TEXTS = ["é" * 9, "two\x1b[31m", "third, the longest of them all", *[f"n{i}" for i in range(17)]]
 

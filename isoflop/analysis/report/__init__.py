@@ -32,6 +32,7 @@ from isoflop.analysis.result import Fits, excluded_note
 from isoflop.files import write_text_atomic
 from isoflop.study import Hypothesis
 from isoflop.tables import write_table
+from isoflop.texts import LINES, printable
 
 # The checks that make sense for a study without optima.
 _CHECKS_OF_ONE_SIZE = ("seed_noise", "achieved_budget")
@@ -79,9 +80,9 @@ def write_report(fits: Fits, source: Source, out_dir: Path) -> Report:
         table_paths=_write_tables(fits, source, out_dir),
         plot_paths=plot_paths,
     )
-    write_text_atomic(report.markdown_path, markdown_page(document))
-    write_text_atomic(report.html_path, html_page(document, pictures))
-    write_text_atomic(report.latex_path, latex_tables(document))
+    pages = (markdown_page(document), html_page(document, pictures), latex_tables(document))
+    for path, page in zip(report.text_paths, pages, strict=True):
+        write_text_atomic(path, printable(page, LINES))
     return report
 
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from markupsafe import escape
 
-from analysis.made_report import FAMILIES, full_table
+from analysis.made_report import FAMILIES, draw_nothing, full_table
 from isoflop.analysis.compare.differences import ExponentDifference
 from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
@@ -23,6 +23,7 @@ from isoflop.analysis.report.comparison import comparison_sentence, exponent_sen
 from isoflop.analysis.report.document import Document, Items, Table
 from isoflop.analysis.report.source import Source, source_of
 from isoflop.cli.report import report as report_command
+from isoflop.texts import has_control
 
 STUDY = {
     "name": "made",
@@ -242,6 +243,20 @@ def test_a_table_that_gives_nothing_gives_a_report(source: Source) -> None:
     for rows in ([], full_table()[2:3], full_table()[:1]):
         document = make_document(fit_rows(rows, FitOptions(n_boot=20)), source)
         assert [section.key for section in document.sections][-1] == "source"
+
+
+def test_texts_of_a_study_reach_no_terminal_as_they_are(
+    fits: Fits, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    study = STUDY | {"hypotheses": [{"id": "H", "claim": "12\xa0%\x1b[2J\u202e", "decide": "x"}]}
+    (tmp_path / "plan.json").write_text(json.dumps({"study": study}), encoding="utf-8")
+    (tmp_path / "runs.parquet").write_bytes(b"anything")
+    hostile = source_of(tmp_path / "runs.parquet", full_table())
+    for path in write_report(fits, hostile, tmp_path / "out").text_paths:
+        text = path.read_text("utf-8")
+        assert not has_control(text.replace("\n", "").replace("\t", ""))
+        assert "x1b" in text
 
 
 @pytest.mark.slow
