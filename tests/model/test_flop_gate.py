@@ -21,6 +21,7 @@ from isoflop.model.flop_gate import (
     StrictFlopCounter,
     UncountedOperatorError,
     check_family,
+    check_rung,
     check_spec,
     check_specs,
     main,
@@ -28,6 +29,7 @@ from isoflop.model.flop_gate import (
     structural_spec,
 )
 from isoflop.model.init import Initialiser, constant
+from isoflop.model.transformer import uninitialised_model
 from isoflop.plan.planner import make_plan
 from isoflop.spec import RunSpec
 from isoflop.study import Variant, paper_study
@@ -308,3 +310,25 @@ def test_the_outcome_says_what_ran() -> None:
     check = check_spec(small_spec())
     assert isinstance(check, FlopCheck)
     assert check.flops_per_token == 2 * (8 * 12 * 12 + 4 * 5 * 12 + 4 * 12 * 10) + 2 * 12 * 17
+
+
+def test_a_large_layer_whose_work_depends_on_values_is_not_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 16 experts of three matrices of 4096 x 4096: 3 GB, and as much of gradients.
+    spec = dataclasses.replace(rung_spec("moe", 1), d_model=4096, n_heads=32)
+    spec = dataclasses.replace(spec, config={**spec.config, "hidden_width": 4096})
+
+    def build(spec: RunSpec) -> nn.Module:
+        raise MemoryError
+
+    monkeypatch.setattr(flop_gate, "build_model", build)
+    assert check_rung(spec).problem is None
+
+    def wrong(spec: RunSpec) -> nn.Module:
+        model = uninitialised_model(spec)
+        model.extra = nn.Parameter(torch.empty(3))
+        return model
+
+    monkeypatch.setattr(flop_gate, "uninitialised_model", wrong)
+    assert "parameters: the model has" in str(check_rung(spec).problem)
