@@ -154,6 +154,7 @@ def _frozen(model: Transformer) -> Transformer:
 
 
 def _load_weights(model: Transformer, folder: RunFolder, plan: Plan, study_folder: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = final_weights(folder)
@@ -167,9 +168,14 @@ def _load_weights(model: Transformer, folder: RunFolder, plan: Plan, study_folde
         raise UserError(
             "checkpoint state", name, "as it was written", "train the run again"
         ) from None
+    damaged = UserError("weights", str(path), "as they were written", "train the run again")
     if sha256_file(path) != digest:
-        raise UserError("weights", str(path), "as they were written", "train the run again")
-    load_weights(model, load_file(path))
+        raise damaged
+    try:
+        load_weights(model, load_file(path))
+    # Whoever made the folder wrote the digest, too.
+    except (SafetensorError, RuntimeError):
+        raise damaged from None
 
 
 def _no_weights(folder: RunFolder, plan: Plan, study_folder: Path) -> UserError:

@@ -6,15 +6,18 @@ attempts, logs and records stay, and so do the weights that the study keeps.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoflop.errors import UserError, shown
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.queue import Queue, SentTask, query_queue
 from isoflop.launch.slurm.records import (
@@ -31,6 +34,8 @@ from isoflop.plan.planner import Plan
 
 STALE_S = 3600.0
 """A temporary file that is older than this has no writer any more: writing one takes seconds."""
+
+_MAX_DEPTH = 100
 
 # As isoflop.files and isoflop.train.checkpoint name what they rename when it is whole.
 _TEMPORARY = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}(\.old)?\.tmp")
@@ -117,11 +122,34 @@ def _is_new(task: SentTask) -> bool:
 
 def _stale_files(root: Path) -> Iterator[Path]:
     """Yield temporary files and folders that were left by writers that were killed."""
-    for parent, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(parent, name)
-            if _TEMPORARY.fullmatch(name) and time.time() - path.lstat().st_mtime > STALE_S:
-                yield path
+    for path in _below(root):
+        if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > STALE_S:
+            yield path
+
+
+def _below(top: Path) -> Iterator[Path]:
+    """Yield all that lies in a folder; links are not followed.
+
+    Raises:
+        UserError: folders are nested so deep that none of ours is, and no function that calls
+            itself would come out of them.
+    """
+    level = [top]
+    for _ in range(_MAX_DEPTH):
+        found = [Path(entry.path) for folder in level for entry in _entries(folder)]
+        yield from found
+        level = [path for path in found if path.is_dir() and not path.is_symlink()]
+        if not level:
+            return
+    allowed = f"not nested deeper than {_MAX_DEPTH} levels"
+    raise UserError("folders below", shown(str(top)), allowed, "remove the deepest")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    # What another process removes meanwhile, or nobody may read, has no leftovers.
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return list(entries)
+    return []
 
 
 def _pickles(
@@ -160,5 +188,5 @@ def _is_inside(path: Path, root: Path) -> bool:
 def _size_bytes(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
-    files = (Path(parent, name) for parent, _, names in os.walk(path) for name in names)
-    return sum(file.lstat().st_size for file in files)
+    inside = (found.lstat() for found in _below(path))
+    return sum(about.st_size for about in inside if not stat.S_ISDIR(about.st_mode))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isoflop.errors import UserError
+from isoflop.files import is_plain_file
 from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.planner import Plan
 
@@ -26,13 +27,13 @@ def final_weights(folder: RunFolder) -> Path | None:
     if result is None or result.status != "done":
         return None
     path = folder.checkpoints / str(result.num_steps) / "weights.safetensors"
-    return path if path.exists() else None
+    return path if is_plain_file(path) else None
 
 
 def remove_checkpoints(folder: RunFolder) -> None:
     """Remove all checkpoints of a run that has a result."""
     assert folder.result() is not None
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    _remove(folder.checkpoints)
 
 
 def keep_final_weights(folder: RunFolder) -> None:
@@ -92,7 +93,9 @@ def _beside_final_weights(folder: RunFolder) -> Iterator[Path]:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        # Folders nested a thousand deep are not ours, and stay, as all that cannot be removed.
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 

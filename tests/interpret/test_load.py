@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from interpret.made_models import run_study, untrained_run, write_texts
 from isoflop.data.prepare import prepare
@@ -116,6 +120,21 @@ def test_damaged_weights_are_refused(own_study: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     assert "must be as they were written" in refusal(own_study, id_of(own_study, "sgatlin"))
+
+
+@pytest.mark.parametrize("data", [b"{}", save({}), save({"x": torch.zeros(2)})])
+def test_weights_of_nothing_with_a_digest_that_fits_are_refused(
+    own_study: Path, data: bytes
+) -> None:
+    (path,) = RunFolder(own_study, id_of(own_study, "sgatlin")).checkpoints.glob("*/*.safetensors")
+    path.write_bytes(data)
+    state = json.loads(path.with_name("state.json").read_text())
+    state["files"][path.name]["sha256"] = hashlib.sha256(data).hexdigest()
+    path.with_name("state.json").write_text(json.dumps(state))
+    assert "must be as they were written" in refusal(own_study, id_of(own_study, "sgatlin"))
+    path.unlink()
+    os.mkfifo(path)
+    assert "with its weights kept" in refusal(own_study, id_of(own_study, "sgatlin"))
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli.clean import clean
+from isoflop.errors import UserError
 from isoflop.launch.clean import STALE_S
 from isoflop.launch.slurm.records import (
     array_folder,
@@ -19,6 +21,7 @@ from isoflop.launch.slurm.records import (
     write_submission,
 )
 from isoflop.launch.slurm.snapshot import snapshot_of
+from isoflop.launch.weights import prune_weights
 from slurm.made_scheduler import DOWN, Scheduler, Sent
 
 USED, UNUSED, OPEN = "a" * 16, "b" * 16, "c" * 16
@@ -176,6 +179,26 @@ def test_links_are_neither_followed_nor_removed(
     assert "removed" not in done.output
     assert listing(outside) == before
     assert (sent.folder / ".launch" / "code").is_symlink()
+
+
+def test_folders_that_are_nested_without_end_are_one_line(told: Scheduler, sent: Sent) -> None:
+    sent.result(0)
+    deepest = os.open(sent.run(0).path, os.O_RDONLY)
+    for name in ("ckpt", *["d"] * 1500):
+        os.mkdir(name, dir_fd=deepest)
+        inner = os.open(name, os.O_RDONLY, dir_fd=deepest)
+        os.close(deepest)
+        deepest = inner
+    os.close(deepest)
+    try:
+        for option in ("--dry-run", "--yes"):
+            error = invoke(sent.folder, option).exception
+            assert isinstance(error, UserError)
+            assert "not nested deeper than 100 levels; remove the deepest" in str(error)
+        prune_weights(sent.folder, sent.plan)
+    finally:
+        # pytest could not.
+        subprocess.run(["/bin/rm", "-r", str(sent.run(0).path)], check=True)
 
 
 def test_the_folder_itself_may_be_a_link(told: Scheduler, sent: Sent, tmp_path: Path) -> None:
