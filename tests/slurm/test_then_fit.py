@@ -141,6 +141,20 @@ def test_status_tells_of_it_and_cancel_ends_it(told: Scheduler, sent: Sent) -> N
     assert "13, which is to fit" in isoflop("cancel", sent.folder, "--yes").stdout
 
 
+def test_a_submission_that_was_killed_before_it_has_no_job_that_fits(
+    told: Scheduler, sent: Sent
+) -> None:
+    sent_with_fit(sent, fit_job=None)
+    told.queue(*(sent.line(f"12_{i}", "RUNNING") for i in range(4)))
+    wanted = "fit       not sent, since its submission was cut off: submit again, with --then-fit\n"
+    assert wanted in isoflop("status", sent.folder).stdout
+    told.says("squeue", error=DOWN, code=1)
+    wanted = (
+        "fit       not known, since its submission was cut off; the scheduler does not answer\n"
+    )
+    assert wanted in isoflop("status", sent.folder).stdout
+
+
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [

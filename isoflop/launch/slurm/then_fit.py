@@ -95,8 +95,15 @@ def fit_state(study_folder: Path, queue: Queue) -> FitState | None:
         )
     if task.rejected is not None:
         return FitState(line=f"rejected: {task.rejected}", is_live=False)
+    is_cut_off = task.job_id is None
     if queue.answer.unreachable is not None and not task.is_local:
-        return FitState(line=f"sent as {task.name}; the scheduler does not answer", is_live=True)
+        sent = (
+            "not known, since its submission was cut off" if is_cut_off else f"sent as {task.name}"
+        )
+        return FitState(line=f"{sent}; the scheduler does not answer", is_live=True)
+    if is_cut_off:
+        line = "not sent, since its submission was cut off: submit again, with --then-fit"
+        return FitState(line=line, is_live=False)
     ended = "is gone" if job is None else f"ended {job.state}"
     return FitState(line=f"{task.name} {ended} before it was made", is_live=False)
 
