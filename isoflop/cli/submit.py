@@ -99,6 +99,8 @@ def submit(
         sys.exit(code)
     _show_totals(prepared)
     if not (prepared.runs or prepared.then_fit):
+        if then_fit and not prepared.num_live:
+            click.echo(f"no job that fits: nothing is to come; type: isoflop fit {folder}")
         sys.exit(max(code, SOME_NOT_SENT if prepared.hidden else 0))
     if not yes:
         confirm(

@@ -82,7 +82,9 @@ def test_the_last_job_waits_for_what_is_sent_and_what_is_there(
     for index in range(4):
         sent.result(index)
     taking.queue()
-    assert "nothing to send: 4 runs complete" in typed(sent, "--then-fit").stdout
+    last = typed(sent, "--then-fit").stdout
+    assert "nothing to send: 4 runs complete" in last
+    assert f"nothing is to come; type: isoflop fit {sent.folder}\n" in last
     assert len(taking.scripts) == 3
 
 
