@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from isoflop.data import verify
 from isoflop.data.storage import TOKENS_SCHEMA, read_manifest, write_manifest
 from isoflop.data.verify import STAMP
 from isoflop.data.windows import open_data
+from isoflop.errors import UserError
 
 
 @pytest.fixture
@@ -143,3 +145,10 @@ def test_verifying_hashes_everything_whatever_was_remembered(
     assert hashed == ["train-00000.bin", "heldout-00000.bin"]
     assert told == [("train-00000.bin", 2_888_124), ("heldout-00000.bin", 3_187_428)]
     assert [check.problem for check in checks] == [None, None]
+
+
+def test_a_fraction_in_a_manifest_is_one_line(copied: Path) -> None:
+    path = copied / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 1.5}))
+    with pytest.raises(UserError, match="its sha256 differs"):
+        open_data(copied)
