@@ -19,7 +19,7 @@ from rich.table import Table
 from isoflop.analysis.bootstrap import Requested
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import AXES
-from isoflop.cli.options import FOLDER, FOLDER_OR_TABLE
+from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops
@@ -89,7 +89,7 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @click.argument("table", metavar="FOLDER_OR_TABLE", type=FOLDER_OR_TABLE)
-@click.option("--out", type=FOLDER, help="Folder for tables and plots.  [default: the folder]")
+@click.option("--out", type=OUT_FOLDER, help="Folder for tables and plots.  [default: the folder]")
 @fit_options
 def fit(table: Path, out: Path | None, **chosen: Any) -> None:
     """Fit isoFLOP optima and scaling laws to a study folder or to any table of runs.

@@ -55,7 +55,10 @@ def _with_the_folder_of(study: Path, verb: str) -> str:
 
 
 FOLDER = _FolderOrTable(path_type=Path, file_okay=False)
-"""A folder, which may not exist yet."""
+"""The folder of a plan, which may not exist yet."""
+
+OUT_FOLDER = click.Path(path_type=Path, file_okay=False)
+"""A folder for what a verb writes."""
 
 FOLDER_OR_TABLE = _FolderOrTable(path_type=Path)
 

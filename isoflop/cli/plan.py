@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isoflop.cli.options import FOLDER
+from isoflop.cli.options import OUT_FOLDER
 from isoflop.cli.plan_tables import (
     left_out_lines,
     plan_overview,
@@ -34,7 +34,7 @@ _MISSING = "-"
 @click.command()
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--budgets", metavar="1e17,1e18", help="Training FLOPs per run, ascending.")
-@click.option("--out", type=FOLDER, help="Folder for the plan.  [default: results/NAME]")
+@click.option("--out", type=OUT_FOLDER, help="Folder for the plan.  [default: results/NAME]")
 @click.option(
     "--hardware",
     metavar="NAME",

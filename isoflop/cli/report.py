@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from isoflop.cli.fit import announce_fit, fit_options, runs_of
-from isoflop.cli.options import FOLDER, FOLDER_OR_TABLE
+from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 
 
 @click.command()
 @click.argument("source", metavar="FOLDER_OR_TABLE", type=FOLDER_OR_TABLE)
-@click.option("--out", type=FOLDER, help="Folder for the results.  [default: the folder]")
+@click.option("--out", type=OUT_FOLDER, help="Folder for the results.  [default: the folder]")
 @fit_options
 def report(source: Path, out: Path | None, **chosen: Any) -> None:
     """Fit a study folder or any table of runs and report it in words, tables and figures.
