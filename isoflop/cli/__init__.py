@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -52,10 +53,7 @@ class _Verbs(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Python would look for the modules of the processes that are started in the current folder
-        # first of all, which may be one that somebody else made.
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
-        with escaped_output():
+        with _safe_path(), escaped_output():
             return self._invoke(ctx)
 
     def _invoke(self, ctx: click.Context) -> Any:
@@ -92,6 +90,22 @@ class _Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_VERBS.items()))
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Let processes that are started meanwhile take no modules from the current folder.
+
+    Python would look there first of all, and the folder may be one that somebody else made.
+    """
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _discard_output() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -300,3 +301,12 @@ def test_a_plan_of_which_no_run_fits_has_no_gpu_hours(tmp_path: Path) -> None:
     output = " ".join(invoke("plan", "--budgets", "1e25", "--out", tmp_path / "p").output.split())
     assert "estimate on h100: no run fits, so that there are no GPU-hours to tell;" in output
     assert " 0 GPU-hours" not in output
+
+
+def test_a_verb_leaves_the_environment_of_its_process_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    before = dict(os.environ)
+    CliRunner().invoke(main, ["show", "nowhere"])
+    assert dict(os.environ) == before
