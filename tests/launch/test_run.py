@@ -130,7 +130,7 @@ def test_killed_at_random_instants_it_ends_as_if_undisturbed(
     started_s = time.monotonic()
     command.isoflop("run", folder / "nowhere")
     startup_s = time.monotonic() - started_s
-    for _ in range(12):
+    for _ in range(6):
         process = command.start("run", folder)
         # From before the workers are up to well into training.
         time.sleep(dice.uniform(0, 10 * startup_s + 6))
