@@ -10,7 +10,7 @@ SLOW: dict[str, str] = {
     "experiments/README.md": "trains a study of the reader's own text",
     "isoflop/analysis/README.md": "fits, reports and simulates studies",
     "isoflop/data/README.md": "prepares a set of each kind of source",
-    "isoflop/families/README.md": "trains a family of the reader's own",
+    "isoflop/families/README.md": "gates and plans a family of the reader's own",
     "isoflop/interpret/README.md": "reads a run of 100,000 tokens in every way",
     "isoflop/launch/README.md": "trains eight runs, in processes that are sent off",
     "kernels/README.md": "compiles, checks and times kernels",
@@ -27,6 +27,7 @@ _SLOW = "runs with the document that it is taken from"
 _HOURS = "trains for hours; test_results.py makes its tables again from the committed runs"
 
 _MINUTES = "trains for minutes; test_install.py ends the same study, a run of each family"
+_OWN_FAMILY = "trains for minutes; launch/test_run.py trains and fits a family from a folder"
 
 NOT_RUN: dict[str, dict[str, str]] = {
     "README.md": {
@@ -38,6 +39,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "isoflop report results/cpu_reference": _RESULTS,
         "isoflop interpret record results/facts_tiny d71a": _SLOW,
         "isoflop interpret page results/facts_tiny d71a": _SLOW,
+    },
+    "isoflop/families/README.md": {
+        "isoflop run results/bilinear": _OWN_FAMILY,
+        "isoflop fit results/bilinear": _OWN_FAMILY,
+        "isoflop report results/bilinear": _OWN_FAMILY,
     },
     "results/README.md": {"isoflop report results/cpu_reference": _RESULTS},
     "CONTRIBUTING.md": {"make test": "runs these tests"},
