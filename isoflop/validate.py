@@ -148,6 +148,11 @@ def in_file(error: UserError, path: Path, do: str) -> UserError:
     return UserError(f"{path}: {error.field}", value, error.allowed, do)
 
 
+def wrong_in_file(path: Path, field: str, value: object, allowed: str, do: str) -> UserError:
+    """Return the mistake that a value is in a file that isoflop wrote; see :func:`in_file`."""
+    return in_file(UserError(field, value, allowed, do), path, do)
+
+
 def read_record(kind: type[Model], path: Path, what: str, do: str) -> Model:
     """Return the value of a JSON file that isoflop wrote, checked as by :func:`validated`.
 

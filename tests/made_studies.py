@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from isoflop.errors import UserError
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.planner import make_plan
+from isoflop.plan.runs import PlannedRun
 from isoflop.study import PAPER_ARCHS, Study
 
 Edit = Callable[[dict[str, Any]], object]
@@ -51,3 +54,17 @@ def check_edit_is_refused(study: Study, edit: Edit, named: str, folder: Path) ->
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=named):
         read_plan(folder)
+
+
+def begun(folder: Path, planned: PlannedRun) -> tuple[RunFolder, Attempt]:
+    """A run at work in this process, with two checkpoints."""
+    run = RunFolder(folder, planned.run_id)
+    run.write_spec(planned.spec)
+    attempt = run.claim({})
+    assert attempt is not None
+    for step in (5, planned.spec.steps):
+        path = run.checkpoints / str(step)
+        path.mkdir(parents=True)
+        for name in ("weights.safetensors", "optimizer.safetensors", "state.json"):
+            (path / name).write_text("{}")
+    return run, attempt

@@ -25,6 +25,7 @@ SOURCES = sorted(
 BASE = {
     "errors",
     "disk",
+    "environ",
     "numbers",
     "files",
     "resources",

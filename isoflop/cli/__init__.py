@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import click
 
 from isoflop import __version__, disk
-from isoflop.cli.terminal import escaped_output
+from isoflop.cli.tables import escaped_output
+from isoflop.environ import environment_with
 from isoflop.errors import UserError
 
 USER_MISTAKE = 2
@@ -53,7 +53,10 @@ class _Verbs(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _safe_path(), escaped_output():
+        # Processes that are started meanwhile take no modules from the current folder: Python would
+        # look there first of all, and it may be one that somebody else made.
+        safe_path = {"PYTHONSAFEPATH": os.environ.get("PYTHONSAFEPATH") or "1"}
+        with environment_with(safe_path), escaped_output():
             return self._invoke(ctx)
 
     def _invoke(self, ctx: click.Context) -> Any:
@@ -90,22 +93,6 @@ class _Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_VERBS.items()))
-
-
-@contextlib.contextmanager
-def _safe_path() -> Iterator[None]:
-    """Let processes that are started meanwhile take no modules from the current folder.
-
-    Python would look there first of all, and the folder may be one that somebody else made.
-    """
-    name = "PYTHONSAFEPATH"
-    before = os.environ.get(name)
-    os.environ[name] = before or "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 def _discard_output() -> None:

@@ -10,6 +10,7 @@ import click
 
 from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
+from isoflop.cli.tables import print_damaged
 from isoflop.texts import printable
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ def cancel(
     plan = read_plan(folder)
     wanted = selected(plan, runs, archs, budgets)
     found = library.to_cancel(folder, plan, wanted)
-    for line in found.damaged:
-        click.echo(printable(f"damaged: {line}", ""), err=True)
+    print_damaged(found.damaged)
     for run_id, host in found.elsewhere.items():
         where = printable(host, "")
         click.echo(

@@ -12,6 +12,7 @@ import click
 from isoflop.cli.options import FOLDER
 from isoflop.cli.prompts import confirm
 from isoflop.cli.status import SCHEDULER_UNREACHABLE
+from isoflop.cli.tables import counted
 
 if TYPE_CHECKING:
     from isoflop.launch.clean import Leftover
@@ -66,5 +67,5 @@ def _lines(found: Sequence[Leftover], folder: Path) -> Iterator[str]:
 def _total(found: Sequence[Leftover]) -> str:
     from isoflop.plan.estimate.memory import format_bytes
 
-    number = "1 path" if len(found) == 1 else f"{len(found)} paths"
-    return f"{number}, {format_bytes(sum(leftover.size_bytes for leftover in found))}"
+    size_bytes = sum(leftover.size_bytes for leftover in found)
+    return f"{counted(len(found), 'path')}, {format_bytes(size_bytes)}"

@@ -20,10 +20,9 @@ from isoflop.analysis.bootstrap import Requested
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import AXES
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.tables import console, fitted_table, new_table
+from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops
-from isoflop.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,13 +164,12 @@ def runs_of(source: Path, out: Path | None) -> Runs:
         UserError: there is no such table, or it is not in order, or it has no folder for results.
     """
     if (source / "plan.json").is_file():
-        from isoflop.launch.collect import collect, damaged_lines
+        from isoflop.launch.collect import collect, damaged_reasons
         from isoflop.plan.artefact import read_plan
 
         folder = out or source
         rows = collect(source, read_plan(source), folder)
-        for line in damaged_lines(rows):
-            click.echo(printable(line, ""), err=True)
+        print_damaged(damaged_reasons(rows))
         table = folder / "runs.parquet"
         return Runs(table=table, rows=rows, out_folder=folder, written=(table,))
     from isoflop.analysis.points import load_rows, table_of

@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from isoflop.cli.tables import counted
 from isoflop.numbers import format_count, format_flops, format_seconds
 from isoflop.spec import shown_id
 
@@ -175,9 +176,9 @@ class Watcher:
         if self._has_said_waits or not 0 < left == len(self._elsewhere):
             return
         self._has_said_waits = True
-        runs = "1 run" if left == 1 else f"{left} runs"
         self._console.print(
-            f"waiting for {runs} at work elsewhere: for results, or for heartbeats to stop"
+            f"waiting for {counted(left, 'run')} at work elsewhere: for results, or for heartbeats "
+            "to stop"
         )
 
     def _step(self, work: _AtWork, event: Event) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isoflop.cli.options import FOLDER, WITH_CODE
-from isoflop.texts import printable
+from isoflop.cli.tables import counted, print_damaged
 
 if TYPE_CHECKING:
     from isoflop.analysis.refine import Refinement
@@ -38,14 +38,13 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool, with_code: boo
     from isoflop.analysis.fit import fit_optima
     from isoflop.analysis.points import select_points
     from isoflop.analysis.refine import propose, propose_seeds
-    from isoflop.launch.collect import collected_rows, damaged_lines
+    from isoflop.launch.collect import collected_rows, damaged_reasons
     from isoflop.plan.artefact import read_plan, replace_plan
     from isoflop.plan.estimate import refresh_estimates
 
     plan = read_plan(folder, with_code=with_code or is_applied)
     rows = collected_rows(folder, plan)
-    for line in damaged_lines(rows):
-        click.echo(printable(line, ""), err=True)
+    print_damaged(damaged_reasons(rows))
     fits = fit_optima(select_points(rows), methods=("parabola",), axes=("n_params",))
     proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)
@@ -88,8 +87,8 @@ def _cost(proposal: Refinement, folder: Path) -> str:
     num_unknown = sum(value is None for value in hours)
     total = sum(value for value in hours if value is not None)
     unfit = f"; {num_unknown} of them do not fit it" if num_unknown else ""
-    runs = "1 run" if len(added) == 1 else f"{len(added)} runs"
     return (
-        f"{runs}, {format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
+        f"{counted(len(added), 'run')}, "
+        f"{format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
         f"{total:.3g} {estimate.unit} (estimate, {estimate.hardware}{unfit})"
     )

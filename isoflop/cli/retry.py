@@ -12,7 +12,8 @@ import click
 
 from isoflop.cli.options import FOLDER, selected, selection
 from isoflop.cli.prompts import confirm
-from isoflop.cli.submit import show_damaged, show_dry_run, show_report
+from isoflop.cli.submit import SOME_DAMAGED, show_dry_run, show_report
+from isoflop.cli.tables import print_damaged
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def retry(
     status = study_status(folder, plan)
     if status.unreachable is not None:
         raise SchedulerError("squeue", status.unreachable)
-    code = show_damaged(status.damaged_of(wanted))
+    code = SOME_DAMAGED if print_damaged(status.damaged_of(wanted)) else 0
     failed = Counter(str(state.kind) for state in failed_runs(status, wanted))
     if not failed or (kind != "all" and kind not in failed):
         click.echo(_nothing(kind, failed, wanted))

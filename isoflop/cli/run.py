@@ -12,7 +12,7 @@ import click
 
 from isoflop.cli.options import FOLDER, selected_in, selection
 from isoflop.cli.progress import Watcher
-from isoflop.cli.tables import console
+from isoflop.cli.tables import console, counted
 from isoflop.launch.command_options import placement_options
 
 SOME_RUNS_FAILED = 1
@@ -147,7 +147,7 @@ class Interrupts:
         if self._num_said == self._num_signals:
             return None
         self._num_said = self._num_signals
-        runs = "1 run" if num_saving == 1 else f"{num_saving} runs"
+        runs = counted(num_saving, "run")
         if self.in_a_hurry:
             return f"ending {runs} at once"
         if self._num_signals > 1:

@@ -15,7 +15,7 @@ import click
 from isoflop.cli.options import FOLDER
 from isoflop.cli.tables import console, new_table, print_lines
 from isoflop.disk import shortage_at
-from isoflop.launch.status import LIVE, STATES
+from isoflop.launch.collect import LIVE, STATES
 from isoflop.numbers import format_flops, format_seconds
 from isoflop.spec import shown_id
 from isoflop.texts import printable
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
 
-    from isoflop.launch.status import RunState, StudyStatus
+    from isoflop.launch.collect import RunState
+    from isoflop.launch.status import StudyStatus
     from isoflop.plan.planner import Plan
 
 
@@ -97,7 +98,7 @@ def _watch(folder: Path, plan: Plan, every_s: float, out: Console) -> StudyStatu
     """Show the status until nothing runs or waits any more; return the last one."""
     from rich.live import Live
 
-    from isoflop.launch.status import LIVE, study_status
+    from isoflop.launch.status import study_status
 
     status = study_status(folder, plan)
     with Live(status_view(status, folder), console=out, auto_refresh=False) as live:

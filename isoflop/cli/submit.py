@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import click
 from isoflop.cli.options import FOLDER, selected_in, selection
 from isoflop.cli.prompts import confirm
 from isoflop.cli.run import INTERRUPTED
-from isoflop.cli.tables import console, new_table, print_lines
+from isoflop.cli.tables import console, counted, new_table, print_damaged, print_lines
 from isoflop.errors import UserError
 from isoflop.launch.command_options import placement_options
 from isoflop.spec import shown_id
@@ -93,7 +93,7 @@ def submit(
     profile = _profile(cluster, runs_per_task, options)
     only = selected_in(folder, runs, archs, budgets)
     prepared = prepare(folder, profile, options=options, only=only, then_fit=then_fit)
-    code = show_damaged(prepared.damaged.values())
+    code = SOME_DAMAGED if print_damaged(prepared.damaged.values()) else 0
     if dry_run:
         show_dry_run(prepared)
         sys.exit(code)
@@ -129,13 +129,6 @@ def _profile(cluster: str, runs_per_task: int | None, options: dict[str, Any]) -
     return dataclasses.replace(profile, runs_per_task=runs_per_task)
 
 
-def show_damaged(errors: Iterable[object]) -> int:
-    """Print a line for each run whose records cannot be read; return the exit code."""
-    lines = [f"damaged: {error}" for error in errors]
-    print_lines(console(stderr=True), lines)
-    return SOME_DAMAGED if lines else 0
-
-
 def show_dry_run(prepared: Prepared) -> None:
     """Print the script of each array and the totals."""
     from isoflop.launch.slurm.submit import dry_run_texts
@@ -165,7 +158,8 @@ def _feed(prepared: Prepared, report: SubmitReport, code: int, every_s: float) -
     num_rejected = sum(report.rejected.values())
     if left or report.fit_is_left:
         click.echo(
-            f"{_runs(len(left))} to send; a look every {every_s:g} s, Ctrl-C ends only the looking"
+            f"{counted(len(left), 'run')} to send; a look every {every_s:g} s, "
+            "Ctrl-C ends only the looking"
         )
     try:
         while left or report.fit_is_left:
@@ -186,16 +180,16 @@ def _feed(prepared: Prepared, report: SubmitReport, code: int, every_s: float) -
             if report.arrays and (left or not report.fit_is_left):
                 click.echo(_left_line(len(left), num_rejected))
     except KeyboardInterrupt:
-        click.echo(f"{_runs(len(left))} left for later; the same command goes on")
+        click.echo(f"{counted(len(left), 'run')} left for later; the same command goes on")
         return INTERRUPTED
     return code
 
 
 def _left_line(num_left: int, num_rejected: int) -> str:
     if num_left:
-        return f"{_runs(num_left)} to send"
+        return f"{counted(num_left, 'run')} to send"
     if num_rejected:
-        rejected = f"what was rejected ({_runs(num_rejected)})"
+        rejected = f"what was rejected ({counted(num_rejected, 'run')})"
         return f"everything else is sent; the same command sends {rejected}"
     return "everything is sent"
 
@@ -282,17 +276,16 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
     cost = "" if prepared.cost is None else f", {prepared.cost:,.4g} at the price given"
     live = f", {prepared.num_live} at work or queued" if prepared.num_live else ""
     yield (
-        f"{_runs(len(prepared.runs))} to send to {prepared.profile.name}, {prepared.num_done} "
-        f"complete already{live}; estimate on {prepared.estimate.hardware}: "
+        f"{counted(len(prepared.runs), 'run')} to send to {prepared.profile.name}, "
+        f"{prepared.num_done} complete already{live}; estimate on {prepared.estimate.hardware}: "
         f"{prepared.gpu_hours:,.4g} {prepared.estimate.unit}{cost}"
     )
     yield from prepared.shell_lines
     num_left = num_left_of(prepared)
     if num_left:
-        queued = (
-            f"max_submit = {prepared.profile.max_submit}, {_tasks(prepared.num_tasks)} in the queue"
-        )
-        yield f"{_runs(num_left)} of them left for later ({queued})"
+        limit, tasks = prepared.profile.max_submit, counted(prepared.num_tasks, "task")
+        queued = f"max_submit = {limit}, {tasks} in the queue"
+        yield f"{counted(num_left, 'run')} of them left for later ({queued})"
     yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
     yield from _hidden_lines(prepared.hidden)
     yield from _parked_lines(prepared.parked, prepared.folder)
@@ -308,15 +301,15 @@ def report_lines(report: SubmitReport, folder: Path, *, is_watched: bool = False
         word = one if len(jobs) == 1 else many
         more = f" and {len(jobs) - _SHOWN_JOBS} more" if len(jobs) > _SHOWN_JOBS else ""
         yield (
-            f"sent {_runs(report.num_sent)} as submission {report.submission_id}: "
+            f"sent {counted(report.num_sent, 'run')} as submission {report.submission_id}: "
             f"{word} {', '.join(jobs[:_SHOWN_JOBS])}{more}"
         )
     if report.num_live and report.submission_id is not None:
-        yield f"not sent again: {_runs(report.num_live)} at work or queued"
+        yield f"not sent again: {counted(report.num_live, 'run')} at work or queued"
     for words, num_runs in report.rejected.items():
-        yield f"rejected, {_runs(num_runs)}: {words}"
+        yield f"rejected, {counted(num_runs, 'run')}: {words}"
     if report.hidden:
-        yield f"not sent, since their jobs may be there: {_runs(len(report.hidden))}"
+        yield f"not sent, since their jobs may be there: {counted(len(report.hidden), 'run')}"
     if report.fit is not None:
         yield _fit_line(report.fit, "process" if report.is_local else "job")
     elif report.fit_is_left and not is_watched:
@@ -324,13 +317,13 @@ def report_lines(report: SubmitReport, folder: Path, *, is_watched: bool = False
     if report.rejected:
         yield "correct the profile or ask for less; the same command then sends what is left"
     if report.unanswered:
-        yield f"no answer about {_runs(len(report.unknown))}: {report.unanswered}"
+        yield f"no answer about {counted(len(report.unknown), 'run')}: {report.unanswered}"
     if report.unanswered and not is_watched:
         yield "the same command then finds out which the scheduler took, and sends the others"
     if report.left and not is_watched:
         yield (
-            f"left for later by max_submit, with {_tasks(report.num_tasks)} in the queue: "
-            f"{_runs(len(report.left))}; submit again, or with --watch, to send them"
+            f"left for later by max_submit, with {counted(report.num_tasks, 'task')} in the queue: "
+            f"{counted(len(report.left), 'run')}; submit again, or with --watch, to send them"
         )
     if report.num_sent and not is_watched:
         yield f"`isoflop status {folder}` tells what becomes of them"
@@ -344,7 +337,7 @@ def _fit_line(fit: SentArray, kind: str) -> str:
 
 
 def _nothing_line(num_done: int, num_live: int) -> str:
-    return f"nothing to send: {_runs(num_done)} complete, {num_live} at work or queued"
+    return f"nothing to send: {counted(num_done, 'run')} complete, {num_live} at work or queued"
 
 
 def _hidden_lines(hidden: Mapping[str, str]) -> Iterator[str]:
@@ -359,14 +352,6 @@ def _parked_lines(parked: Sequence[str], folder: Path) -> Iterator[str]:
         yield f"parked: run {shown_id(run_id)} failed too often; `isoflop logs {folder} RUN`"
     if parked:
         yield f"`isoflop retry {folder} --failed all` sends parked runs again"
-
-
-def _tasks(number: int) -> str:
-    return "1 task" if number == 1 else f"{number} tasks"
-
-
-def _runs(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"
 
 
 def _clock(minutes: int) -> str:

@@ -1,20 +1,66 @@
-"""The console, and what all tables for the terminal share."""
+"""The console, and what lines and tables for the terminal share.
+
+A study's folder, a log or a corpus may come from anybody. Escape sequences in it could hide or
+invent lines, so that none of them is printed as it is: neither by `click.echo` nor in tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+import functools
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from isoflop.cli.terminal import console_class
-from isoflop.texts import printable
+from isoflop.texts import LINES, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 # Where output goes to a file or pipe there is no width to obey; this holds the widest table.
 _PIPE_WIDTH = 140
 _BETWEEN_COLUMNS = 2
+
+
+class _Escaping:
+    """A stream that escapes what is written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        # By this name rich finds the stream itself, to which it sends its colours.
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Write text, but for line ends and tabs without control characters."""
+        return self.rich_proxied_file.write(printable(text, LINES))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """Escape what is written to the standard streams meanwhile, tables of rich aside."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", _Escaping(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+@functools.cache
+def console_class() -> type[Console]:
+    """Return a rich console that escapes texts; its own control sequences are as they are."""
+    # Imported here: help needs no table.
+    from rich.console import Console
+
+    class EscapingConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text, LINES), **options)
+
+    return EscapingConsole
 
 
 def console(stderr: bool = False) -> Console:
@@ -32,6 +78,18 @@ def print_lines(out: Console, lines: Iterable[str]) -> None:
     """Print lines of text; a narrow terminal folds them, nothing else does."""
     for line in lines:
         out.print(printable(line, ""), soft_wrap=True)
+
+
+def print_damaged(errors: Iterable[object]) -> bool:
+    """Print a line for each record that cannot be read; return whether there is any."""
+    lines = [f"damaged: {error}" for error in errors]
+    print_lines(console(stderr=True), lines)
+    return bool(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: `1 run`, `3 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def new_table(*columns: tuple[str, str]) -> Table:

@@ -1,18 +1,49 @@
-"""The table runs.parquet: what came of every run of a plan, by the files of its folders alone."""
+"""Where every run of a plan stands by the files of its folder alone, and the table runs.parquet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.launch.status import LIVE, RunState, study_states
+from isoflop.errors import UserError
+from isoflop.launch.metrics import LINES_FILE, rows_of
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt, RunResult
+from isoflop.launch.slurm.logs import tail
+from isoflop.launch.slurm.scheduler import JobState
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
+from isoflop.plan.runs import PlannedRun
 from isoflop.tables import MEASURED, PLAN, RUNS, read_table, write_table
 
-DAMAGED = "damaged: "
-"""What runs.parquet has before the line of a damaged record."""
+STATES = (
+    "done",
+    "running",
+    "requeued",
+    "waiting",
+    "diverged",
+    "failed",
+    "lost",
+    "unknown",
+    "missing",
+    "damaged",
+)
+"""The files suffice for done, running, diverged, failed, missing and damaged (a record of the run
+cannot be read, and its reason says which); the others need a scheduler.
+unknown: sent to a scheduler that does not answer now, or cannot show the job from here."""
+
+LIVE = ("running", "requeued", "waiting", "unknown")
+"""States that change by themselves."""
+
+# Rows of metrics.jsonl that a rate is taken over.
+_RATE_ROWS = 10
+
+# What runs.parquet has before the line of a damaged record.
+_DAMAGED = "damaged: "
 
 # As long as a run trains or is going to, runs.parquet calls it missing.
 _UNFINISHED = (*LIVE, "lost", "damaged")
@@ -21,10 +52,124 @@ _UNFINISHED = (*LIVE, "lost", "damaged")
 _KEPT = RUNS.names[len(PLAN.names) :]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """One run and where it stands."""
+
+    run: PlannedRun
+    state: str
+    """One of STATES."""
+    reason: str | None
+    num_attempts: int
+    step: int | None
+    """Last step reported, while running."""
+    result: RunResult | None
+    attempt: Attempt | None = None
+    """The newest."""
+    steps_per_s: float | None = None
+    """While running, over its last metrics; None: too few of them yet."""
+    kind: str | None = None
+    """Of a failed or lost run, see isoflop.launch.slurm.failures.KINDS."""
+    job: JobState | None = None
+    """Its newest job, as far as the scheduler knows it."""
+    log_lines: tuple[str, ...] = ()
+    """The end of what a failed run wrote."""
+    silent_s: float | None = None
+    """While running, seconds since its last sign of life; None: no date of one can be trusted."""
+    warnings: tuple[str, ...] = ()
+    """While running, what it cannot write."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds of training left, while running at a known rate."""
+        if self.steps_per_s is None or self.step is None:
+            return None
+        return (self.run.spec.steps - 1 - self.step) / self.steps_per_s
+
+
+def run_state(folder: Path, run: PlannedRun, result: RunResult | None = None) -> RunState:
+    """Return where one run stands; its result is read unless the caller has it.
+
+    Raises:
+        UserError: a file of the run's folder is damaged.
+    """
+    run_folder = RunFolder(folder, run.run_id)
+    result = run_folder.result() if result is None else result
+    attempts = run_folder.attempts()
+    newest = attempts[-1] if attempts else None
+    state, reason, step, rate = "missing", None, None, None
+    last_sign_s: float | None = None
+    warnings: tuple[str, ...] = ()
+    if result is not None:
+        state, reason = result.status, result.status_reason
+    elif newest is not None and run_folder.is_held(newest):
+        lease = run_folder.lease()
+        state, step = "running", 0 if lease is None else lease.step
+        last_sign_s = run_folder.last_sign_s(newest)
+        if lease is not None and lease.attempt == newest.number:
+            warnings = lease.warnings
+        rate = steps_per_s(run_folder.path / LINES_FILE, newest.number)
+    elif newest is not None and newest.failed:
+        state, reason = "failed", newest.exit_reason
+    elif newest is not None:
+        reason = newest.exit_reason or "stopped without a word (killed, or the machine went down)"
+    return RunState(
+        run=run,
+        state=state,
+        reason=reason,
+        num_attempts=len(attempts),
+        step=step,
+        result=result,
+        attempt=newest,
+        steps_per_s=rate,
+        silent_s=None if last_sign_s is None else max(0.0, time.time() - last_sign_s),
+        warnings=warnings,
+    )
+
+
+def steps_per_s(lines_file: Path, attempt: int) -> float | None:
+    """Return steps per second of training, over an attempt's last metrics; None: fewer than two."""
+    rows = [row for row in rows_of(tail(lines_file)) if row["attempt"] == attempt]
+    rows = [row for row in rows if "event" not in row and {"step", "wall_s"} <= row.keys()]
+    rows = rows[-_RATE_ROWS:]
+    if len(rows) < 2 or rows[-1]["wall_s"] <= rows[0]["wall_s"]:
+        return None
+    return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["wall_s"] - rows[0]["wall_s"]))
+
+
+def study_states(
+    folder: Path, plan: Plan, results: Mapping[str, RunResult] | None = None
+) -> list[RunState]:
+    """Return the state of every run of a plan, in the plan's order.
+
+    Args:
+        folder: the study's folder.
+        plan: its plan.
+        results: by run id, those that were read already; a result never changes.
+    """
+    known = results or {}
+
+    def state(run: PlannedRun) -> RunState:
+        return or_damaged(run, lambda: run_state(folder, run, known.get(run.run_id)))
+
+    by_id = {run.run_id: state(run) for run in plan.unique_runs}
+    return [dataclasses.replace(by_id[run.run_id], run=run) for run in plan.runs]
+
+
+def or_damaged(run: PlannedRun, state: Callable[[], RunState]) -> RunState:
+    """Return a run's state; `damaged`, with the line that says what, where a record is."""
+    try:
+        return state()
+    except UserError as error:
+        return RunState(
+            run=run, state="damaged", reason=str(error), num_attempts=0, step=None, result=None
+        )
+
+
 def runs_row(state: RunState) -> dict[str, Any]:
     """Return the row of runs.parquet; what is not measured is null. A run at work is `missing`."""
     result = state.result
-    reasons = {"running": "running", "damaged": f"{DAMAGED}{state.reason}"}
+    reasons = {"running": "running", "damaged": f"{_DAMAGED}{state.reason}"}
     return {
         **state.run.row(),
         **{name: None if result is None else getattr(result, name) for name in MEASURED},
@@ -86,7 +231,8 @@ def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, di
     }
 
 
-def damaged_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each run of :func:`collect` whose records cannot be read."""
-    found = (row["status_reason"] for row in rows if row["status"] == "missing")
-    return list(dict.fromkeys(line for line in found if line and line.startswith(DAMAGED)))
+def damaged_reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with each run of :func:`collect` whose records cannot be read."""
+    found = (row["status_reason"] or "" for row in rows if row["status"] == "missing")
+    lines = dict.fromkeys(line for line in found if line.startswith(_DAMAGED))
+    return [line.removeprefix(_DAMAGED) for line in lines]

@@ -50,7 +50,7 @@ from isoflop.launch.metrics import LINES_FILE, read_rows
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_records import TRAIN_AGAIN, Attempt, AttemptDetails, Lease, RunResult
 from isoflop.spec import RunSpec, run_id, shown_id
-from isoflop.validate import in_file, read_record, validated
+from isoflop.validate import in_file, read_record, validated, wrong_in_file
 
 # A holder whose process cannot be seen is gone when its heartbeat has stood still for so long.
 # Heartbeats come every few seconds; the margin allows for a stalled shared file system, and for one
@@ -154,11 +154,8 @@ class RunFolder:
             return None
         found = read_record(RunResult, path, "result", TRAIN_AGAIN)
         if found.run_id != self.run_id:
-            raise in_file(
-                UserError("run_id", found.run_id, f"that of run {self.path.name}", TRAIN_AGAIN),
-                path,
-                TRAIN_AGAIN,
-            )
+            allowed = f"that of run {self.path.name}"
+            raise wrong_in_file(path, "run_id", found.run_id, allowed, TRAIN_AGAIN)
         self._check_steps(found, path)
         return found
 
@@ -167,8 +164,8 @@ class RunFolder:
         steps = self.read_spec().steps
         if found.num_steps == steps or (found.status == "diverged" and found.num_steps < steps):
             return
-        error = UserError("num_steps", found.num_steps, f"{steps}, the run's steps", TRAIN_AGAIN)
-        raise in_file(error, path, TRAIN_AGAIN)
+        allowed = f"{steps}, the run's steps"
+        raise wrong_in_file(path, "num_steps", found.num_steps, allowed, TRAIN_AGAIN)
 
     def refuse_links(self) -> None:
         """Refuse symbolic links where records and checkpoints are written and removed.
@@ -409,6 +406,6 @@ def _details(values: Mapping[str, Any]) -> AttemptDetails:
 def _attempt(path: Path, number: int) -> Attempt:
     found = read_record(Attempt, path, "attempt", "remove the file")
     if found.number != number:
-        error = UserError("number", found.number, "as the file is called", "remove the file")
-        raise in_file(error, path, error.do)
+        allowed = "as the file is called"
+        raise wrong_in_file(path, "number", found.number, allowed, "remove the file")
     return found

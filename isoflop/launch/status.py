@@ -11,16 +11,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.errors import UserError
-from isoflop.launch.metrics import LINES_FILE, rows_of
+from isoflop.launch.collect import RunState, or_damaged, study_states
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import Attempt, RunResult
 from isoflop.launch.slurm import failures
-from isoflop.launch.slurm.logs import last_lines, tail
+from isoflop.launch.slurm.logs import last_lines
 from isoflop.launch.slurm.queue import (
     Queue,
     SentTask,
@@ -33,29 +33,6 @@ from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.launch.slurm.then_fit import FitState, fit_state
 from isoflop.plan.planner import Plan
-from isoflop.plan.runs import PlannedRun
-
-STATES = (
-    "done",
-    "running",
-    "requeued",
-    "waiting",
-    "diverged",
-    "failed",
-    "lost",
-    "unknown",
-    "missing",
-    "damaged",
-)
-"""The files suffice for done, running, diverged, failed, missing and damaged (a record of the run
-cannot be read, and its reason says which); the others need a scheduler.
-unknown: sent to a scheduler that does not answer now, or cannot show the job from here."""
-
-LIVE = ("running", "requeued", "waiting", "unknown")
-"""States that change by themselves."""
-
-# Rows of metrics.jsonl that a rate is taken over.
-_RATE_ROWS = 10
 
 # A job that left the queue may still write: a shared file system shows files late, a lost node's
 # process goes on until its heartbeat is missed.
@@ -63,120 +40,6 @@ GRACE_S = 60.0
 
 # Of a failed run's output.
 NUM_LOG_LINES = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunState:
-    """One run and where it stands."""
-
-    run: PlannedRun
-    state: str
-    """One of STATES."""
-    reason: str | None
-    num_attempts: int
-    step: int | None
-    """Last step reported, while running."""
-    result: RunResult | None
-    attempt: Attempt | None = None
-    """The newest."""
-    steps_per_s: float | None = None
-    """While running, over its last metrics; None: too few of them yet."""
-    kind: str | None = None
-    """Of a failed or lost run, see isoflop.launch.slurm.failures.KINDS."""
-    job: JobState | None = None
-    """Its newest job, as far as the scheduler knows it."""
-    log_lines: tuple[str, ...] = ()
-    """The end of what a failed run wrote."""
-    silent_s: float | None = None
-    """While running, seconds since its last sign of life; None: no date of one can be trusted."""
-    warnings: tuple[str, ...] = ()
-    """While running, what it cannot write."""
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds of training left, while running at a known rate."""
-        if self.steps_per_s is None or self.step is None:
-            return None
-        return (self.run.spec.steps - 1 - self.step) / self.steps_per_s
-
-
-def run_state(folder: Path, run: PlannedRun, result: RunResult | None = None) -> RunState:
-    """Return where one run stands; its result is read unless the caller has it.
-
-    Raises:
-        UserError: a file of the run's folder is damaged.
-    """
-    run_folder = RunFolder(folder, run.run_id)
-    result = run_folder.result() if result is None else result
-    attempts = run_folder.attempts()
-    newest = attempts[-1] if attempts else None
-    state, reason, step, rate = "missing", None, None, None
-    last_sign_s: float | None = None
-    warnings: tuple[str, ...] = ()
-    if result is not None:
-        state, reason = result.status, result.status_reason
-    elif newest is not None and run_folder.is_held(newest):
-        lease = run_folder.lease()
-        state, step = "running", 0 if lease is None else lease.step
-        last_sign_s = run_folder.last_sign_s(newest)
-        if lease is not None and lease.attempt == newest.number:
-            warnings = lease.warnings
-        rate = steps_per_s(run_folder.path / LINES_FILE, newest.number)
-    elif newest is not None and newest.failed:
-        state, reason = "failed", newest.exit_reason
-    elif newest is not None:
-        reason = newest.exit_reason or "stopped without a word (killed, or the machine went down)"
-    return RunState(
-        run=run,
-        state=state,
-        reason=reason,
-        num_attempts=len(attempts),
-        step=step,
-        result=result,
-        attempt=newest,
-        steps_per_s=rate,
-        silent_s=None if last_sign_s is None else max(0.0, time.time() - last_sign_s),
-        warnings=warnings,
-    )
-
-
-def steps_per_s(lines_file: Path, attempt: int) -> float | None:
-    """Return steps per second of training, over an attempt's last metrics; None: fewer than two."""
-    rows = [row for row in rows_of(tail(lines_file)) if row["attempt"] == attempt]
-    rows = [row for row in rows if "event" not in row and {"step", "wall_s"} <= row.keys()]
-    rows = rows[-_RATE_ROWS:]
-    if len(rows) < 2 or rows[-1]["wall_s"] <= rows[0]["wall_s"]:
-        return None
-    return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["wall_s"] - rows[0]["wall_s"]))
-
-
-def study_states(
-    folder: Path, plan: Plan, results: Mapping[str, RunResult] | None = None
-) -> list[RunState]:
-    """Return the state of every run of a plan, in the plan's order.
-
-    Args:
-        folder: the study's folder.
-        plan: its plan.
-        results: by run id, those that were read already; a result never changes.
-    """
-    known = results or {}
-
-    def state(run: PlannedRun) -> RunState:
-        return _or_damaged(run, lambda: run_state(folder, run, known.get(run.run_id)))
-
-    by_id = {run.run_id: state(run) for run in plan.unique_runs}
-    return [dataclasses.replace(by_id[run.run_id], run=run) for run in plan.runs]
-
-
-def _or_damaged(run: PlannedRun, state: Callable[[], RunState]) -> RunState:
-    """Return a run's state; `damaged`, with the line that says what, where a record is."""
-    try:
-        return state()
-    except UserError as error:
-        return RunState(
-            run=run, state="damaged", reason=str(error), num_attempts=0, step=None, result=None
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,7 +187,7 @@ class _Merge:
         """Return where a run stands."""
         if state.state == "damaged":
             return state
-        return _or_damaged(state.run, lambda: self._state(state))
+        return or_damaged(state.run, lambda: self._state(state))
 
     def _state(self, state: RunState) -> RunState:
         tasks = self._queue.tasks.get(state.run.run_id, ())
@@ -385,12 +248,11 @@ class _Merge:
             return _become(state, "missing", f"{task.name} was cancelled")
         if task.is_local:
             return self._local_gone(state, task)
-        if self._queue.answer.unreachable is not None:
+        is_away = self._queue.answer.unreachable is not None
+        unseen = "the scheduler does not answer" if is_away else task.hidden
+        if unseen is not None:
             sent = f"sent as {task.name}" if task.job_id else "perhaps sent"
-            return _become(state, "unknown", f"{sent}; the scheduler does not answer")
-        if task.hidden is not None:
-            sent = f"sent as {task.name}" if task.job_id else "perhaps sent"
-            return _become(state, "unknown", f"{sent}; {task.hidden}")
+            return _become(state, "unknown", f"{sent}; {unseen}")
         if task.job_id is None:
             return _become(state, "missing", "its submission was cut off; submit again")
         if self._now_s - self._last_sign_s(state, task) < GRACE_S:
@@ -398,18 +260,11 @@ class _Merge:
         gone = f"{task.name} is gone and left no result"
         if self._queue.is_reused(task):
             gone = f"{gone}; the scheduler has given its number to another job"
-        if self._queue.no_accounting is None:
-            return self._lost(state, task, gone)
-        return self._by_output(state, task, f"{gone}; {self._queue.no_accounting}")
-
-    def _by_output(self, state: RunState, task: SentTask, reason: str) -> RunState:
-        """Return the state of a run whose job is forgotten, by what it wrote."""
         lines = self._last_lines(state, task)
-        kind = failures.kind_of_output(lines)
-        if kind is None:
-            return self._lost(state, task, reason)
-        state = dataclasses.replace(state, kind=kind, log_lines=tuple(lines[-NUM_LOG_LINES:]))
-        return _become(state, "failed", reason)
+        if self._queue.no_accounting is None:
+            return _died(state, "lost", gone, lines)
+        kind = failures.kind_of_output(lines) or "lost"
+        return _died(state, kind, f"{gone}; {self._queue.no_accounting}", lines)
 
     def _is_cancelled(self, task: SentTask, job: JobState | None) -> bool:
         is_ended_so = job is not None and job.state == "CANCELLED"
@@ -434,7 +289,8 @@ class _Merge:
             return _become(state, "missing", f"{task.name} ended before this run began")
         if attempt.ended:
             return state
-        return self._lost(state, task, f"{task.name} is gone and left no result")
+        reason = f"{task.name} is gone and left no result"
+        return _died(state, "lost", reason, self._last_lines(state, task))
 
     def _ended(self, state: RunState, task: SentTask, job: JobState) -> RunState:
         """Return the state of a run whose job ended without a result or an error's record."""
@@ -444,22 +300,7 @@ class _Merge:
         lines = self._last_lines(state, task)
         kind = failures.kind_of_job(job, lines)
         reason = failures.describe_job(job)
-        if kind == "lost":
-            return self._lost(state, task, f"{reason} without a result")
-        return dataclasses.replace(
-            _become(state, "failed", reason),
-            kind=kind,
-            log_lines=tuple(lines[-NUM_LOG_LINES:]),
-        )
-
-    def _lost(self, state: RunState, task: SentTask, reason: str) -> RunState:
-        lines = self._last_lines(state, task)
-        last = state.attempt.exit_reason if state.attempt is not None else None
-        return dataclasses.replace(
-            _become(state, "lost", reason if last is None else f"{reason} ({last})"),
-            kind="lost",
-            log_lines=tuple(lines[-NUM_LOG_LINES:]),
-        )
+        return _died(state, kind, f"{reason} without a result" if kind == "lost" else reason, lines)
 
     def _last_lines(self, state: RunState, task: SentTask) -> list[str]:
         folder = RunFolder(self._folder, state.run.run_id)
@@ -483,6 +324,15 @@ def _paused(state: RunState, job: JobState) -> RunState:
     step = "" if state.step is None else f" at step {state.step} of {state.run.spec.steps}"
     reason = f"{job.text}{step}: {job.meaning}"
     return dataclasses.replace(_become(state, "waiting", reason), steps_per_s=None)
+
+
+def _died(state: RunState, kind: str, reason: str, lines: Sequence[str]) -> RunState:
+    """Return the state of a run whose job or process is over, with the end of what it wrote."""
+    last = None if state.attempt is None else state.attempt.exit_reason
+    if kind == "lost" and last is not None:
+        reason = f"{reason} ({last})"
+    state = _become(state, "lost" if kind == "lost" else "failed", reason)
+    return dataclasses.replace(state, kind=kind, log_lines=tuple(lines[-NUM_LOG_LINES:]))
 
 
 def _become(state: RunState, name: str, reason: str | None) -> RunState:

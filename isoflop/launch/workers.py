@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from isoflop.disk import reason_of
+from isoflop.environ import environment_with
 from isoflop.launch.callbacks import Reporter, StopFlag
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult, assign_device, num_gpus
@@ -38,6 +39,8 @@ HELD_POLL_S = 1.0
 # killed. That loses no more than the work since the last checkpoint.
 STOP_GRACE_S = 30.0
 _STOP_POLL_S = 0.1
+# Of the math libraries; they must be set before a worker loads them.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,26 +154,10 @@ def _start_worker(index: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, index), daemon=True)
-    with _one_thread_each():
+    with environment_with(_ONE_THREAD):
         process.start()
     theirs.close()
     return _Worker(process=process, pipe=ours)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let workers inherit one thread per math library, which must be set before they load it."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _stop(workers: Sequence[_Worker], on_stop: Callable[[int], bool]) -> None:

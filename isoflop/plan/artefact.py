@@ -37,7 +37,7 @@ from isoflop.plan.runs import (
 from isoflop.spec import LATER_FIELDS, LATER_SPEC_FIELDS, RunSpec, run_id
 from isoflop.study import LATER_ENTRIES, SIZES_AUTO, Hypothesis, Study, Variant, check_more_seeds_at
 from isoflop.tables import PLAN, write_table
-from isoflop.validate import CLOSED, Count, Digest, in_file, validated
+from isoflop.validate import CLOSED, Count, Digest, in_file, validated, wrong_in_file
 
 PLAN_FILE = "plan.json"
 PLAN_SCHEMA_VERSION = 2
@@ -274,8 +274,8 @@ class _RunReader:
         try:
             spec = RunSpec.from_json(entry.get("spec"))
         except UserError as error:
-            named = UserError(f"{where}.{error.field}", error.value, error.allowed, error.do)
-            raise in_file(named, self._path, error.do) from None
+            field = f"{where}.{error.field}"
+            raise wrong_in_file(self._path, field, error.value, error.allowed, error.do) from None
         run = self._describe(spec, entry)
         expected = run.to_json()
         for key in sorted(set(expected) | set(entry)):

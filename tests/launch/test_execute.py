@@ -25,7 +25,7 @@ from isoflop.spec import RunSpec, run_id
 from isoflop.train import loop
 from isoflop.train.checkpoint import CheckpointStore
 from made_data import MadeData
-from made_studies import micro
+from made_studies import begun, micro
 from made_training import made_spec, undisturbed
 
 EVERY_STEP = Placement(checkpoint_every_s=0.0)
@@ -373,15 +373,7 @@ STUDY = micro(budgets=(5 * 10**8, 10**9), archs=("mlp", "moe"), sizes=(1, 2), se
 
 def finish(folder: Path, run: Any, loss: float | None) -> RunFolder:
     """A run with two checkpoints and a result: done, or diverged where there is no loss."""
-    run_folder = RunFolder(folder, run.run_id)
-    run_folder.write_spec(run.spec)
-    attempt = run_folder.claim({})
-    assert attempt is not None
-    for step in (5, run.spec.steps):
-        path = run_folder.checkpoints / str(step)
-        path.mkdir(parents=True)
-        for name in ("weights.safetensors", "optimizer.safetensors", "state.json"):
-            (path / name).write_text(name)
+    run_folder, attempt = begun(folder, run)
     status = "diverged" if loss is None else "done"
     steps = run.spec.steps
     values = {"status": status, "status_reason": None, "loss": loss, "num_steps": steps}

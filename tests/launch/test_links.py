@@ -15,7 +15,7 @@ from isoflop.launch.weights import prune_weights
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
 from made_listing import listing
-from made_studies import micro
+from made_studies import begun, micro
 
 PLAN = make_plan(micro(archs=("mlp",), sizes=(1, 2), budgets=(2 * 10**8,), keep_weights="all"))
 DONE, OTHER = PLAN.runs
@@ -52,15 +52,7 @@ def study(tmp_path: Path) -> Path:
     folder = tmp_path / "study"
     prepare("sotu-embedded", "byte")
     write_plan(PLAN, folder)
-    run = RunFolder(folder, DONE.run_id)
-    run.write_spec(DONE.spec)
-    attempt = run.claim({})
-    assert attempt is not None
-    for step in (5, DONE.spec.steps):
-        path = run.checkpoints / str(step)
-        path.mkdir(parents=True)
-        for name in ("weights.safetensors", "optimizer.safetensors", "state.json"):
-            (path / name).write_text("{}")
+    begun(folder, DONE)
     return folder
 
 

@@ -143,15 +143,21 @@ UNSEEN = [
 APART_S = [0.0, 3600.0, -3600.0, 365 * 86400.0, -365 * 86400.0]
 
 
+def _hold_unseen(folder: RunFolder, apart_s: float, unseen: dict[str, Any]) -> Attempt:
+    """Begin an attempt by a holder that cannot be seen, whose clock is so far from ours."""
+    attempt = folder.claim({})
+    assert attempt is not None
+    _change_holder(folder, 1, **unseen)
+    _beat(folder, time.time() + apart_s)
+    return attempt
+
+
 @pytest.mark.parametrize("unseen", UNSEEN)
 @pytest.mark.parametrize("apart_s", APART_S)
 def test_a_holder_that_cannot_be_seen_keeps_its_run_while_its_heart_beats(
     apart_s: float, unseen: dict[str, Any], folder: RunFolder, clock: Clock
 ) -> None:
-    attempt = folder.claim({})
-    assert attempt is not None
-    _change_holder(folder, 1, **unseen)
-    _beat(folder, time.time() + apart_s)
+    _hold_unseen(folder, apart_s, unseen)
 
     def beat_late() -> None:
         if clock.slept_s >= module.LEASE_TIMEOUT_S - 2:
@@ -168,10 +174,7 @@ def test_a_holder_that_cannot_be_seen_keeps_its_run_while_its_heart_beats(
 def test_a_holder_that_cannot_be_seen_loses_its_run_when_its_heart_stands_still(
     apart_s: float, unseen: dict[str, Any], folder: RunFolder, clock: Clock
 ) -> None:
-    attempt = folder.claim({})
-    assert attempt is not None
-    _change_holder(folder, 1, **unseen)
-    _beat(folder, time.time() + apart_s)
+    attempt = _hold_unseen(folder, apart_s, unseen)
     # Nobody watched it so far.
     assert folder.claim({}) is None
     assert clock.slept_s == 0

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli import main
 from isoflop.files import write_json_atomic
+from isoflop.launch.collect import RunState
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.records import (
@@ -26,7 +27,7 @@ from isoflop.launch.slurm.records import (
     read_submissions,
     write_submission,
 )
-from isoflop.launch.status import RunState, StudyStatus, study_status
+from isoflop.launch.status import StudyStatus, study_status
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from made_studies import micro

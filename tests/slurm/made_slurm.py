@@ -13,9 +13,10 @@ from typing import Any
 from command import isoflop
 from isoflop.data.prepare import prepare
 from isoflop.data.windows import open_data
+from isoflop.launch.collect import RunState
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.records import SentArray, read_submissions, slurm_task_id
-from isoflop.launch.status import RunState, study_status
+from isoflop.launch.status import study_status
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.plan.runs import PlannedRun

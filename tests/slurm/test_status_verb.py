@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli.status import status
-from isoflop.launch.collect import runs_row
-from isoflop.launch.status import STATES
+from isoflop.launch.collect import STATES, runs_row
 from slurm.made_scheduler import Scheduler, Sent, line
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from isoflop.environ import environment_with
 from isoflop.launch.slurm.profile import ClusterProfile
 from isoflop.launch.slurm.scheduler import CLUSTER_VARIABLES
 
@@ -64,17 +65,9 @@ def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
 @contextmanager
 def scrubbed_environment(more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Scrub this process's environment and add ``more`` variables, within the context."""
-    before = dict(os.environ)
-    try:
-        _replace_environment({**scrubbed(before), **(more or {})})
+    removed = dict.fromkeys(os.environ.keys() - scrubbed(os.environ).keys())
+    with environment_with({**removed, **(more or {})}):
         yield
-    finally:
-        _replace_environment(before)
-
-
-def _replace_environment(environ: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environ)
 
 
 def profile_in_shell(

@@ -38,6 +38,8 @@ _REFUSED_OPTIONS = {
     ),
 }
 
+DEFAULT_MAX_FAILURES = 3
+DEFAULT_THROTTLE = 64
 
 _Text = Annotated[str, MinLen(1)]
 _Positive = Annotated[int, Ge(1)]
@@ -75,13 +77,13 @@ class ClusterProfile:
     """Factor on the estimated time."""
     signal_s: _Positive = 120
     """Seconds before the limit at which a run saves and requeues itself."""
-    throttle: _Positive = 64
+    throttle: _Positive = DEFAULT_THROTTLE
     """Most tasks of a study at a time, over all its arrays."""
     max_submit: _Positive | None = None
     """Most tasks that may wait or run at a time, where the cluster has a limit; None: its own."""
     runs_per_task: _Positive = 1
     """Runs of one device that share a task, one after the other."""
-    max_failures: _Positive = 3
+    max_failures: _Positive = DEFAULT_MAX_FAILURES
     """Failed attempts after which a run is parked."""
     price_per_hour: _Amount | None = None
     """Of one device; None: the hardware profile's."""

@@ -32,8 +32,18 @@ from isoflop.errors import UserError
 from isoflop.files import make_own_folder, refuse_links, write_json_atomic
 from isoflop.launch.job import Job
 from isoflop.launch.process import ProcessIdentity
+from isoflop.launch.slurm.profile import DEFAULT_MAX_FAILURES, DEFAULT_THROTTLE
 from isoflop.placement import PlacementTable, placement_from
-from isoflop.validate import CLOSED, Count, Digest, Pattern, UnixTime, Whole, in_file, read_record
+from isoflop.validate import (
+    CLOSED,
+    Count,
+    Digest,
+    Pattern,
+    UnixTime,
+    Whole,
+    read_record,
+    wrong_in_file,
+)
 
 LAUNCH_FOLDER = ".launch"
 SUBMISSION_FILE = "submission.json"
@@ -45,8 +55,6 @@ LOCK_FILE = "submit.lock"
 LOCK_WAIT_S = 60.0
 _LOCK_POLL_S = 0.1
 SUBMISSION_SCHEMA_VERSION = 1
-DEFAULT_MAX_FAILURES = 3
-DEFAULT_THROTTLE = 64
 
 Cluster = Literal["slurm", "local"]
 
@@ -273,8 +281,8 @@ def _submission(path: Path) -> Submission:
     found = read_record(_SubmissionFile, path, "submission", _DO_SUBMISSION)
     name = path.parent.name
     if found.submission_id != name:
-        error = UserError("submission_id", found.submission_id, f"{name!r}", _DO_SUBMISSION)
-        raise in_file(error, path, _DO_SUBMISSION)
+        given = found.submission_id
+        raise wrong_in_file(path, "submission_id", given, f"{name!r}", _DO_SUBMISSION)
     return Submission(**{f.name: getattr(found, f.name) for f in fields(Submission)})
 
 
@@ -290,8 +298,8 @@ def read_jobs(study_folder: Path, submission_id: str) -> dict[str, Job]:
         wanted = {"run_id": run_id, "study_folder": str(study_folder)}
         for name, value in wanted.items():
             if getattr(job, name) != value:
-                error = UserError(f"{run_id}.{name}", getattr(job, name), value, "submit again")
-                raise in_file(error, path, error.do)
+                given = getattr(job, name)
+                raise wrong_in_file(path, f"{run_id}.{name}", given, value, "submit again")
     return jobs
 
 
@@ -316,8 +324,7 @@ def read_options(study_folder: Path, known: Collection[str] | None = None) -> di
             placement_from(options.get("placement", {}))
         except UserError as error:
             name = error.field if error.field == "run id" else f"{run_id}.placement.{error.field}"
-            named = UserError(name, error.value, error.allowed, error.do)
-            raise in_file(named, path, error.do) from None
+            raise wrong_in_file(path, name, error.value, error.allowed, error.do) from None
     return found
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isoflop.launch.collect import RunState
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import records
 from isoflop.launch.slurm.failures import num_counted
-from isoflop.launch.status import RunState, StudyStatus
+from isoflop.launch.status import StudyStatus
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import ModelShape, estimate_memory, format_bytes, model_shape
 from isoflop.spec import shown_id

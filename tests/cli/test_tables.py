@@ -11,8 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from isoflop.cli import main
-from isoflop.cli.tables import new_table, print_lines
-from isoflop.cli.terminal import console_class, escaped_output
+from isoflop.cli.tables import console_class, escaped_output, new_table, print_lines
 from isoflop.files import write_json_atomic
 from isoflop.texts import printable
 from slurm.made_scheduler import Scheduler, Sent, line, use
