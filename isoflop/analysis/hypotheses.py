@@ -7,8 +7,7 @@ is a case with a value and an interval; the intervals decide: supported, not sup
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,7 @@ from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.compare.one_size import paired_loss
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.result import Fits
-from isoflop.analysis.rules import GRAMMAR, Rule, parse_rule
+from isoflop.analysis.rules import GRAMMAR, SIGNS, Rule, parse_rule
 from isoflop.numbers import format_flops
 from isoflop.study import Hypothesis
 from isoflop.tables import schema_of
@@ -180,13 +179,6 @@ def _joined(*notes: str) -> str:
 
 Answer = Literal["supported", "not supported", "undecided"]
 
-_SIGNS: Mapping[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
@@ -252,7 +244,7 @@ def _answer(rule: Rule, bounds: Interval) -> Answer:
             return "undecided"
         is_inside = low <= rule.number <= high
         return "supported" if is_inside == (rule.comparator == "contains") else "not supported"
-    holds = _SIGNS[rule.comparator]
+    holds = SIGNS[rule.comparator]
     named, opposite = (low, high) if rule.side == "lower" else (high, low)
     if holds(named, rule.number):
         return "supported"

@@ -136,11 +136,11 @@ def table_of(path: Path) -> Path:
     raise UserError(_WHAT, str(path), allowed, do)
 
 
-def load_rows(path: Path) -> list[dict[str, Any]]:
+def load_rows(path: Path, required: Sequence[str] = REQUIRED) -> list[dict[str, Any]]:
     """Return the rows of a study folder's runs.parquet or of a csv or parquet file.
 
     A csv file is UTF-8 (with or without a byte-order mark), comma-separated, with a header; empty
-    cells, ``NA`` and ``null`` are missing values.
+    cells, ``NA`` and ``null`` are missing values. Columns that are not ``required`` may be absent.
 
     Raises:
         UserError: no such file, not a table, columns missing or named twice, text in a number.
@@ -149,7 +149,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1" or path.suffix == ".parquet"
     names, rows = _read_parquet(path) if is_parquet else _read_csv(path)
-    _check_columns(path, names)
+    _check_columns(path, names, required)
     converted = [_row(path, names, number, row) for number, row in enumerate(rows, start=1)]
     if not converted:
         raise UserError(_WHAT, str(path), "a table with at least one row", "add runs to it")
@@ -255,20 +255,20 @@ def _read_csv(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
     return names, lines[1:]
 
 
-def _check_columns(path: Path, names: Sequence[str]) -> None:
+def _check_columns(path: Path, names: Sequence[str], required: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1 and name in _KNOWN]
     if twice:
         raise UserError(
             f"column {twice[0]} of {path}", shown("twice"), "there once", "rename or drop one"
         )
-    missing = [name for name in REQUIRED if name not in names]
+    missing = [name for name in required if name not in names]
     if missing:
         raise UserError(
             f"columns of {path}",
             ", ".join(names) or "none",
-            f"{', '.join(REQUIRED)}, and any others",
+            f"{', '.join(required)}, and any others",
             f"add {', '.join(missing)}, or rename what holds them (also read: "
-            f"{', '.join(OPTIONAL)})",
+            f"{', '.join(name for name in (*REQUIRED, *OPTIONAL) if name not in required)})",
         )
 
 
@@ -340,8 +340,22 @@ def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
     """Return (reason, detail) when the row is no point, None when it is one."""
     if not row.get("arch"):
         return "no_arch", None
-    if _positive(row.get("budget_flops")) is None:
+    if positive(row.get("budget_flops")) is None:
         return "no_budget", _given(row, "budget_flops")
+    refusal = loss_refusal(row)
+    if refusal is not None:
+        return refusal
+    if positive(row.get("n_params")) is None:
+        return "no_params", _given(row, "n_params")
+    if positive(row.get("n_tokens")) is None:
+        return "no_tokens", _given(row, "n_tokens")
+    if row.get("flops") is not None and positive(row["flops"]) is None:
+        return "no_flops", f"flops is {row['flops']!r}"
+    return None
+
+
+def loss_refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """Return (reason, detail) where a row has no loss that can be used, None where it has."""
     status = row.get("status", "done")
     if status in _UNFINISHED:
         return str(status), row.get("status_reason")
@@ -353,12 +367,6 @@ def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         return "no_loss", None
     if _usable_loss(row["loss"]) is None:
         return "bad_loss", f"loss is {row['loss']!r}"
-    if _positive(row.get("n_params")) is None:
-        return "no_params", _given(row, "n_params")
-    if _positive(row.get("n_tokens")) is None:
-        return "no_tokens", _given(row, "n_tokens")
-    if row.get("flops") is not None and _positive(row["flops"]) is None:
-        return "no_flops", f"flops is {row['flops']!r}"
     return None
 
 
@@ -369,14 +377,14 @@ def _point(row: Mapping[str, Any]) -> Point:
         budget_flops=float(row["budget_flops"]),
         n_params=float(row["n_params"]),
         n_tokens=float(row["n_tokens"]),
-        n_active=_positive(row.get("n_active")),
+        n_active=positive(row.get("n_active")),
         loss=float(row["loss"]),
-        flops=_positive(row.get("flops")),
+        flops=positive(row.get("flops")),
         seed=_whole(row.get("seed")),
-        n_nonembed=_positive(row.get("n_nonembed")),
-        wall_s=_positive(row.get("wall_s")),
-        peak_mem_bytes=_positive(row.get("peak_mem_bytes")),
-        loss_se=_positive(row.get("loss_se")),
+        n_nonembed=positive(row.get("n_nonembed")),
+        wall_s=positive(row.get("wall_s")),
+        peak_mem_bytes=positive(row.get("peak_mem_bytes")),
+        loss_se=positive(row.get("loss_se")),
     )
 
 
@@ -384,8 +392,8 @@ def _excluded(row: Mapping[str, Any], reason: str, detail: str | None) -> Exclud
     return Excluded(
         run_id=row.get("run_id"),
         arch=row.get("arch") or None,
-        budget_flops=_positive(row.get("budget_flops")),
-        n_params=_positive(row.get("n_params")),
+        budget_flops=positive(row.get("budget_flops")),
+        n_params=positive(row.get("n_params")),
         loss=_usable_loss(row.get("loss")),
         reason=reason,
         detail=detail,
@@ -402,7 +410,7 @@ def _is_given(value: Any) -> bool:
     return value is not None and value is not False and value != "" and value == value
 
 
-def _positive(value: Any) -> float | None:
+def positive(value: Any) -> float | None:
     """Return the value as a float when it is finite and positive, None otherwise."""
     if value is None:
         return None
@@ -416,7 +424,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _usable_loss(value: Any) -> float | None:
-    number = _positive(value)
+    number = positive(value)
     return number if number is not None and number <= MAX_LOSS_NATS else None
 
 

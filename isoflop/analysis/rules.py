@@ -20,7 +20,9 @@ n_active or loss. Without WHERE a rule is meant for every budget; an exponent ha
 from __future__ import annotations
 
 import math
+import operator
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +33,14 @@ Kind = Literal["multiplier", "exponent", "exponent_difference", "loss_ratio", "s
 Comparator = Literal[">", ">=", "<", "<=", "contains", "excludes"]
 Side = Literal["lower", "upper"]
 Where = Literal["every", "some", "largest", "smallest"] | float
+
+SIGNS: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+"""What the comparators of bounds mean."""
 
 GRAMMAR = (
     "multiplier(A, B[, RESOURCE]) | exponent(A, AXIS)[ - exponent(B, AXIS)] | loss(A) / loss(B) | "
