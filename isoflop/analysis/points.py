@@ -45,7 +45,7 @@ class Point:
     run_id: str | None
     arch: str
     budget_flops: float
-    """Nominal training FLOPs of the budget the run belongs to."""
+    """Nominal training FLOPs of the budget the run belongs to; without one, what the run spent."""
     n_params: float
     n_tokens: float
     flops: float | None = None
@@ -96,6 +96,9 @@ class Selection:
     groups: dict[GroupKey, tuple[Point, ...]]
     """A group whose rows are all excluded is kept, empty, so that the fit reports it."""
     excluded: tuple[Excluded, ...]
+    loose: tuple[Point, ...] = ()
+    """Points without a budget: of no isoFLOP group, and in the laws through all points. Their
+    ``budget_flops`` is what they spent (6 · N · D where the table does not say)."""
 
     def excluded_counts(self) -> dict[str, int]:
         """Return the number of excluded rows per reason, most frequent first."""
@@ -164,13 +167,15 @@ def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
     tokens are positive; a table that has FLOPs must have positive ones. A second row that repeats
     a run is excluded as ``exact_dup``, so that a table read twice gives the fit of a table read
     once: the same arch, budget, run id and loss, or without run ids the same arch, budget,
-    parameters, tokens, seed and loss. Other seeds of one size all count. The result does not
-    depend on the order of the rows.
+    parameters, tokens, seed and loss. Other seeds of one size all count. A point whose row has no
+    budget is loose. The result does not depend on the order of the rows.
     """
     groups: dict[GroupKey, list[Point]] = {}
+    loose: list[Point] = []
     excluded: list[Excluded] = []
     seen: set[tuple[object, ...]] = set()
-    for row in rows:
+    # Rows without a budget last: one that repeats a run of a budget is the one left out.
+    for row in sorted(rows, key=lambda row: _is_absent(row.get("budget_flops"))):
         refusal = _refusal(row)
         if refusal is not None:
             entry = _excluded(row, *refusal)
@@ -180,14 +185,19 @@ def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
             continue
         point = _point(row)
         identity = _identity(point)
-        if identity in seen:
+        has_budget = not _is_absent(row.get("budget_flops"))
+        if (identity if has_budget else (None, *identity[1:])) in seen:
             excluded.append(_excluded(row, "exact_dup", "the same run is in the table twice"))
             continue
-        seen.add(identity)
-        groups.setdefault((point.arch, point.budget_flops), []).append(point)
+        seen.update((identity, (None, *identity[1:])))
+        if has_budget:
+            groups.setdefault((point.arch, point.budget_flops), []).append(point)
+        else:
+            loose.append(point)
     return Selection(
         groups={key: _sorted_points(groups[key]) for key in sorted(groups)},
         excluded=tuple(sorted(excluded, key=_excluded_order)),
+        loose=tuple(sorted(loose, key=lambda point: (point.arch, *_point_order(point)))),
     )
 
 
@@ -333,14 +343,15 @@ def _identity(point: Point) -> tuple[object, ...]:
     run: tuple[object, ...] = (point.run_id,)
     if point.run_id is None:
         run = (None, point.n_params, point.n_tokens, point.seed)
-    return point.arch, point.budget_flops, *run, point.loss
+    return point.budget_flops, point.arch, *run, point.loss
 
 
 def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
     """Return (reason, detail) when the row is no point, None when it is one."""
     if not row.get("arch"):
         return "no_arch", None
-    if positive(row.get("budget_flops")) is None:
+    budget = row.get("budget_flops")
+    if not _is_absent(budget) and positive(budget) is None:
         return "no_budget", _given(row, "budget_flops")
     refusal = loss_refusal(row)
     if refusal is not None:
@@ -371,10 +382,13 @@ def loss_refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
 
 
 def _point(row: Mapping[str, Any]) -> Point:
+    budget: Any = row.get("budget_flops")
+    if _is_absent(budget):
+        budget = row.get("flops") or 6.0 * float(row["n_params"]) * float(row["n_tokens"])
     return Point(
         run_id=row.get("run_id"),
         arch=row["arch"],
-        budget_flops=float(row["budget_flops"]),
+        budget_flops=float(budget),
         n_params=float(row["n_params"]),
         n_tokens=float(row["n_tokens"]),
         n_active=positive(row.get("n_active")),
@@ -410,6 +424,11 @@ def _is_given(value: Any) -> bool:
     return value is not None and value is not False and value != "" and value == value
 
 
+def _is_absent(value: Any) -> bool:
+    """Return whether there is no number at all, a data frame's NaN included."""
+    return value is None or value != value
+
+
 def positive(value: Any) -> float | None:
     """Return the value as a float when it is finite and positive, None otherwise."""
     if value is None:
@@ -419,8 +438,8 @@ def positive(value: Any) -> float | None:
 
 
 def _whole(value: Any) -> int | None:
-    """Return the value as an int; None where it is missing, also as a data frame's NaN."""
-    return None if value is None or value != value else int(value)
+    """Return the value as an int; None where it is missing."""
+    return None if _is_absent(value) else int(value)
 
 
 def _usable_loss(value: Any) -> float | None:

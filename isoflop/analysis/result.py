@@ -156,13 +156,22 @@ class Fits:
 
 
 def excluded_note(fits: Fits) -> str:
-    """Return a sentence such as "3 runs excluded: 2 diverged, 1 failed."."""
+    """Return a sentence such as "3 runs excluded: 2 diverged, 1 failed.".
+
+    A second one, where there are runs without a budget, says what they are used for.
+    """
     counts = fits.selection.excluded_counts()
+    num_loose = len(fits.selection.loose)
+    loose = ""
+    if num_loose:
+        loose = (
+            f" {num_loose} run{'s' if num_loose > 1 else ''} without a budget: in the surface only."
+        )
     if not counts:
-        return "No runs excluded."
+        return f"No runs excluded.{loose}"
     total = sum(counts.values())
     reasons = ", ".join(f"{num} {reason.replace('_', ' ')}" for reason, num in counts.items())
-    return f"{total} run{'s' if total > 1 else ''} excluded: {reasons}."
+    return f"{total} run{'s' if total > 1 else ''} excluded: {reasons}.{loose}"
 
 
 def _group(optimum: Optimum) -> GroupKey:

@@ -125,6 +125,8 @@ def _print_tables(fits: Fits, out: Console) -> list[str]:
     from isoflop.analysis.compare.one_size import is_one_size
 
     if not any(fits.groups.values()):
+        if fits.selection.loose:
+            return ["No run has a budget, so no optima: the surface is in fits.parquet."]
         return ["Nothing to fit yet: no run has a usable loss."]
     if is_one_size(fits.selection):
         out.print(seed_means_table(fits))

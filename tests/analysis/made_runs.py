@@ -11,18 +11,18 @@ FAMILIES = ("mlp", "swiglu", "moe", "peer", "sgatlin")
 
 def row(
     arch: str = "mlp",
-    budget: float = 1e17,
+    budget: float | None = 1e17,
     n_params: float = 1e7,
     loss: float | None = 3.0,
     **others: Any,
 ) -> dict[str, Any]:
-    """One finished run with D = C / 6N."""
+    """One finished run with D = C / 6N; without a budget the tokens must be given."""
     made: dict[str, Any] = {
         "run_id": None,
         "arch": arch,
-        "budget_flops": float(budget),
+        "budget_flops": None if budget is None else float(budget),
         "n_params": n_params,
-        "n_tokens": budget / (6 * n_params),
+        "n_tokens": None if budget is None else budget / (6 * n_params),
         "n_active": n_params / 2,
         "loss": loss,
         "status": "done",

@@ -32,8 +32,10 @@ from isoflop.analysis import select_points
         ({"n_tokens": None}, "no_tokens"),
         ({"n_tokens": -5}, "no_tokens"),
         ({"arch": None}, "no_arch"),
-        ({"budget_flops": None}, "no_budget"),
-        ({"budget_flops": math.nan}, "no_budget"),
+        ({"budget_flops": 0.0}, "no_budget"),
+        ({"budget_flops": math.inf}, "no_budget"),
+        ({"budget_flops": None, "loss": math.nan}, "bad_loss"),
+        ({"budget_flops": math.nan, "status": "diverged"}, "diverged"),
     ],
 )
 def test_a_row_that_is_no_point_is_excluded_with_its_reason(
@@ -117,3 +119,26 @@ def test_points_and_excluded_rows_add_up_to_the_table() -> None:
     selection = select_points(rows)
     assert len(selection.excluded) == 7
     assert sum(len(points) for points in selection.groups.values()) == 13
+
+
+def test_a_run_without_a_budget_is_loose_and_one_that_repeats_another_is_a_copy() -> None:
+    whole = [row(n_params=n, flops=9e16, run_id=f"{n:g}") for n in (1e7, 2e7)]
+    free = [
+        row(n_params=5e7, n_tokens=1e9, seed=1, budget=None, flops=4e17, run_id="a"),
+        row(n_params=4e7, n_tokens=1e9, seed=1, budget=None, flops=None, run_id="b"),
+        row(n_params=3e7, n_tokens=1e9, arch="dense", budget=None, run_id="c"),
+    ]
+    copies = [{**whole[0], "budget_flops": math.nan}, free[0]]
+    for table in (copies + free + whole, whole + free + copies):
+        selection = select_points(table)
+        assert [p.n_params for p in selection.groups["mlp", 1e17]] == [1e7, 2e7]
+        assert list(selection.groups) == [("mlp", 1e17)]
+        assert [(p.arch, p.n_params, p.budget_flops) for p in selection.loose] == [
+            ("dense", 3e7, 6 * 3e7 * 1e9),
+            ("mlp", 4e7, 6 * 4e7 * 1e9),
+            ("mlp", 5e7, 4e17),
+        ]
+        assert {(e.reason, e.run_id) for e in selection.excluded} == {
+            ("exact_dup", "a"),
+            ("exact_dup", "1e+07"),
+        }

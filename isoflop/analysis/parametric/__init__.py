@@ -58,8 +58,8 @@ def fit_parametric(
     """Fit every law to every arch, archs sorted.
 
     Per arch: chinchilla by huber and by vpnls; the frontier through the ``optima`` of ``method``,
-    with ``draws`` of the same method over n_params; the joint law where the arch has experts.
-    ``n_boot`` of 0 gives no intervals.
+    with ``draws`` of the same method over n_params; the joint law where the arch has experts. The
+    laws through points take those without a budget, too. ``n_boot`` of 0 gives no intervals.
     """
     resampling = Resampling(n_boot=n_boot, seed=seed, kind=bootstrap, confidence=confidence)
     known_optima = tuple(optima)
@@ -80,4 +80,6 @@ def _points_by_arch(selection: Selection) -> dict[str, list[Point]]:
     by_arch: dict[str, list[Point]] = {}
     for (arch, _), points in selection.groups.items():
         by_arch.setdefault(arch, []).extend(points)
+    for point in selection.loose:
+        by_arch.setdefault(point.arch, []).append(point)
     return {arch: by_arch[arch] for arch in sorted(by_arch)}

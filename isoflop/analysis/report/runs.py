@@ -54,6 +54,9 @@ def runs_section(fits: Fits) -> Section:
     if fits.excluded:
         blocks.append(_excluded_table(fits.excluded))
     blocks.append(table("Runs in the fits", columns, [_run_row(point) for point in points]))
+    if fits.selection.loose:
+        loose = [{**_run_row(p), "budget_flops": None} for p in fits.selection.loose]
+        blocks.append(table("Runs without a budget, in the surface only", columns, loose))
     return Section(key="runs", title="Runs", blocks=tuple(blocks))
 
 

@@ -278,7 +278,7 @@ def convention_findings(rows: Rows, fits: Fits, claims: tuple[PairOrder, ...]) -
     with the parameters that the table has.
     """
     findings: list[Finding] = []
-    points = [row for row in rows if not select_points([row]).excluded]
+    points = [row for row in rows if any(select_points([row]).groups.values())]
     for name, price in _prices(points).items():
         priced = [{**row, "flops": price(row)} for row in points]
         if any(row["flops"] is None for row in priced):

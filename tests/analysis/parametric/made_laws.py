@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from isoflop.analysis.parametric import ChinchillaLaw
-from isoflop.analysis.points import Point
+from isoflop.analysis.points import Point, load_rows
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "scaling-data"
 
@@ -83,14 +83,21 @@ def chinchilla_points(*, exclude: bool = True) -> list[Point]:
     """The 240 points of the published fit, or all 245."""
     return [
         point(
-            budget_flops=float(row["budget_flops"] or row["flops"]),
-            n_params=float(row["n_params"]),
-            n_tokens=float(row["n_tokens"]),
-            loss=float(row["loss"]),
+            budget_flops=row["budget_flops"] or row["flops"],
+            n_params=row["n_params"],
+            n_tokens=row["n_tokens"],
+            loss=row["loss"],
         )
-        for row in csv.DictReader(_need("chinchilla_epoch.csv").read_text().splitlines())
-        if not (exclude and row["besiroglu_excluded"] == "True")
+        for row in chinchilla_rows(exclude=exclude)
     ]
+
+
+def chinchilla_rows(*, exclude: bool = True) -> list[dict[str, Any]]:
+    """The rows of those points, a third of them without a budget."""
+    table = load_rows(_need("chinchilla_epoch.csv"))
+    lines = csv.DictReader((DATA / "chinchilla_epoch.csv").read_text().splitlines())
+    dropped = [exclude and line["besiroglu_excluded"] == "True" for line in lines]
+    return [row for row, is_out in zip(table, dropped, strict=True) if not is_out]
 
 
 def chinchilla_published() -> dict[str, Any]:

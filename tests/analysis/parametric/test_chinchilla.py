@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.parametric.made_laws import chinchilla_points, chinchilla_published
+from analysis.parametric.made_laws import (
+    chinchilla_points,
+    chinchilla_published,
+    chinchilla_rows,
+)
+from isoflop.analysis import select_points
 from isoflop.analysis.parametric import (
     ParametricFit,
     Resampling,
+    fit_parametric,
     fit_surface,
     surface_draws,
     surface_of,
@@ -100,6 +106,17 @@ def test_the_five_highest_losses_matter(published) -> None:
         assert fit.values[name] == pytest.approx(expected[name], abs=1e-4)
     for name in COEFFICIENTS:
         assert fit.values[name] == pytest.approx(expected[name], rel=1e-3)
+
+
+def test_the_217_points_below_1e21_flops_by_squared_loss() -> None:
+    """Of the 240, those below 1e21 FLOPs; 81 of them are of no budget and still enter."""
+    rows = [row for row in chinchilla_rows() if float(row["flops"]) < 1e21]
+    selection = select_points(rows)
+    assert len(selection.loose) == 81
+    fit = next(f for f in fit_parametric(selection, n_boot=0) if f.method == "vpnls")
+    assert fit.n_points == 217
+    found = {name: round(fit.values[name], 4) for name in SCALES}
+    assert found == {"E": 1.9051, "alpha": 0.3511, "beta": 0.4587}
 
 
 def test_hoffmanns_parameters_are_rejected(fitted, problem, published) -> None:
