@@ -1,26 +1,35 @@
-"""Coverage of the intervals on simulated studies; tests/benchmarks/coverage.py has all designs."""
+"""Coverage of the intervals on simulated studies; tests/benchmarks/coverage.py has all cases."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.coverage import DESIGNS, Count, measure
-from isoflop.analysis import FitOptions
+from benchmarks.coverage import CASES, Count, Record, Settings, chosen, measure
 
 
-@pytest.mark.parametrize("design", DESIGNS[:2], ids=lambda design: design.name)
-def test_intervals_hold_the_truth_as_often_as_they_say(design: object) -> None:
-    (counts,) = measure(design, ["parabola"], 60, FitOptions(n_boot=200)).values()
-    for name in ("ln N*", "L*"):
-        assert counts[name].missing == 0
-        assert 0.90 <= counts[name].hits / counts[name].known <= 0.98
-    for name in ("exponent of N*", "exponent of L*"):
-        assert counts[name].known == 60
-        assert counts[name].hits >= 53
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["noise 0.005, 1 seed, m = 1", "noise 0.015, 1 seed, m = 1"])
+def test_intervals_hold_the_truth_as_often_as_they_say(case: str) -> None:
+    (index,) = (index for index in chosen(["coverage"]) if CASES[index].title == case)
+    (tally,) = measure([index], 30, Settings(n_boot=300))
+    for name in ("ln N*", "ln D*", "L*"):
+        count = tally.count(name)
+        assert count.missing == 0
+        assert count.known == 240
+        assert count.coverage is not None
+        assert 0.90 <= count.coverage <= 0.98
+    for name in ("exponent of N*", "exponent of D*", "exponent of L*"):
+        assert tally.count(name).known == 60
+        assert tally.count(name).hits >= 53
 
 
 def test_a_count_counts() -> None:
     count = Count()
-    for interval in ((0.0, 1.0), (2.0, 3.0), None):
-        count.add(interval, 0.5)
-    assert str(count) == "0.500 / 1.0000 (1 missing)"
+    for study, (lo, hi) in enumerate([(0.0, 1.0), (2.0, 3.0), (None, None)]):
+        record = Record(
+            quantity="L*", arch="ref", budget=1e17, estimate=None, lo=lo, hi=hi, truth=0.5
+        )
+        count.add(record, study)
+    assert (count.hits, count.known, count.missing, count.above) == (1, 2, 1, 1)
+    assert count.coverage == 0.5
+    assert count.standard_error == 0.5
