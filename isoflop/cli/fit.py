@@ -22,21 +22,22 @@ from isoflop.analysis.points import AXES
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
 from isoflop.errors import UserError, shown
-from isoflop.numbers import format_count, format_flops
+from isoflop.numbers import format_count, format_flops, format_multiplier
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from isoflop.analysis.compare.multipliers import Comparison
     from isoflop.analysis.fit import FitOptions
-    from isoflop.analysis.laws import PowerLaw
+    from isoflop.analysis.laws import LawRow, PowerLaw
     from isoflop.analysis.optima import Optimum
+    from isoflop.analysis.parametric import ParametricFit
     from isoflop.analysis.result import Fits
 
 
 # Left out of a terminal that is too narrow for all, the first ones first.
 _LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
-_TEXT = ("arch", "law", "status", "claimed")
+_TEXT = ("arch", "law", "status", "claimed", "parameter")
 _MISSING = "-"
 
 Row = dict[str, str]
@@ -108,12 +109,14 @@ def fit_folder(
 ) -> None:
     """Fit a study folder or a table, plot it, and print the optima and the paths written."""
     from isoflop.analysis import FitOptions, excluded_note, fit_table
+    from isoflop.analysis.validity.attention import attention
 
     runs = runs_of(source, out_folder)
     announce_fit(runs)
     made = fit_table(runs.rows, runs.out_folder, options or FitOptions())
     out = console()
     notes = _print_tables(made.fits, out)
+    notes += [f"Attention: {sentence}" for sentence in attention(made.fits)]
     for note in (*notes, excluded_note(made.fits), *excluded_lines(made.fits)):
         out.print(note, soft_wrap=not out.is_terminal)
     for path in (*runs.written, *made.paths):
@@ -129,16 +132,34 @@ def _print_tables(fits: Fits, out: Console) -> list[str]:
             return ["No run has a budget, so no optima: the surface is in fits.parquet."]
         return ["Nothing to fit yet: no run has a usable loss."]
     if is_one_size(fits.selection):
-        out.print(seed_means_table(fits))
-        return ["One size each, so no optima and no laws: `isoflop report` compares the losses."]
+        return _print_one_size(fits, out)
     absent: list[str] = []
     for make in (optima_table, laws_table, multipliers_table):
         table, left_out = make(fits, out.width)
         absent += left_out
         if table.row_count:
             out.print(table)
-    notes = [f"Not in this width: {', '.join(absent)}; `isoflop report` has all."] if absent else []
-    return [*notes, *reading_notes(fits)]
+    return [*_left_out_note(absent), *reading_notes(fits)]
+
+
+def _print_one_size(fits: Fits, out: Console) -> list[str]:
+    """Print the losses that can be compared, and the surface where there are sizes for one."""
+    from isoflop.analysis.compare.one_size import has_no_shared_budget, is_scattered
+
+    notes: list[str] = []
+    if not is_scattered(fits.selection):
+        out.print(seed_means_table(fits))
+        notes = ["One size each, so no optima and no laws: `isoflop report` compares the losses."]
+    if has_no_shared_budget(fits.selection):
+        surfaces, left_out = surfaces_table(fits, out.width)
+        if surfaces.row_count:
+            out.print(surfaces)
+        notes += [*_left_out_note(left_out), *surface_notes(fits)]
+    return notes
+
+
+def _left_out_note(columns: Sequence[str]) -> list[str]:
+    return [f"Not in this width: {', '.join(columns)}; `isoflop report` has all."] * bool(columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,6 +218,48 @@ def multipliers_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
     return _by_arch(multiplier_rows(fits), width)
 
 
+def surfaces_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return the parameters of the surface over all runs of each arch."""
+    rows = [row for surface in _surfaces(fits) if surface.has_values for row in surface.rows()]
+    return _by_arch([_surface_row(row) for row in rows], width)
+
+
+def surface_notes(fits: Fits) -> list[str]:
+    """Return what the table of surfaces means, and why an arch has none or a doubtful one."""
+    notes = [
+        "Surface: L = E + A/N^alpha + B/D^beta over all runs, Huber's criterion on ln L; a and b "
+        "are the exponents of N* and D* in C = 6ND."
+    ]
+    notes += [
+        f"{surface.arch}: surface {surface.status.replace('_', ' ')} ({surface.reason})."
+        for surface in _surfaces(fits)
+        if surface.reason
+    ]
+    drawn = [surface for surface in _surfaces(fits) if surface.draws]
+    if not drawn:
+        return [*notes, "No intervals (0 bootstrap draws)."] if not fits.options.n_boot else notes
+    kinds = ", ".join(sorted({str(surface.bootstrap_kind) for surface in drawn}))
+    level = f"{fits.options.confidence:.0%}, {kinds} bootstrap, {fits.options.n_boot:,} draws"
+    return [*notes, f"Intervals: {level}."]
+
+
+def _surfaces(fits: Fits) -> list[ParametricFit]:
+    return [fit for fit in fits.parametric if (fit.form, fit.method) == ("chinchilla", "huber")]
+
+
+def _surface_row(row: LawRow) -> Row:
+    return {
+        "arch": row.arch,
+        "parameter": row.parameter,
+        "value": _MISSING if row.value is None else f"{row.value:.4g}",
+        "interval": _MISSING
+        if row.ci_lo is None or row.ci_hi is None
+        else f"{row.ci_lo:.4g} to {row.ci_hi:.4g}",
+        "runs": str(row.n_points),
+        "rmse of ln L": _MISSING if row.rmse is None else f"{row.rmse:.2g}",
+    }
+
+
 def seed_means_table(fits: Fits) -> Table:
     """Return the mean loss over the seeds of each arch that has one size at a budget."""
     from isoflop.analysis.compare.one_size import seed_means
@@ -240,10 +303,10 @@ def multiplier_rows(fits: Fits) -> list[Row]:
             "budget": format_flops(row.budget_flops),
             "compute multiplier": _MISSING
             if row.multiplier is None
-            else f"{signs.get(row.status, '')}{row.multiplier:.2f}",
+            else f"{signs.get(row.status, '')}{format_multiplier(row.multiplier)}",
             "its interval": _MISSING
-            if row.ci_lo is None
-            else f"{row.ci_lo:.2f} to {row.ci_hi:.2f}",
+            if row.ci_lo is None or row.ci_hi is None
+            else f"{format_multiplier(row.ci_lo)} to {format_multiplier(row.ci_hi)}",
             "claimed": _claim(row),
         }
         for row in fits.compare
@@ -252,7 +315,7 @@ def multiplier_rows(fits: Fits) -> list[Row]:
 
 
 def reading_notes(fits: Fits) -> list[str]:
-    """Return what the tables for a terminal mean: laws, multipliers, bounds, intervals."""
+    """Return what the tables for a terminal mean: laws, multipliers, intervals."""
     notes = ["Laws: N*, D*, active* and L* = coefficient · C^exponent, C in FLOPs."]
     if not _laws(fits):
         notes = ["No laws: they need minima inside their grids at two budgets or more."]
@@ -264,13 +327,6 @@ def reading_notes(fits: Fits) -> list[str]:
             "the arch's own; above 1 the arch is better. Claimed where the whole interval is on "
             f"one side of 1. Extrapolated: beyond the losses measured of {reference}, and the "
             "interval leaves out the error of that."
-        )
-    num = sum(o.is_bound for o in fits.optima_by_group("n_params").values())
-    if num:
-        what = "1 optimum is a bound" if num == 1 else f"{num} optima are bounds"
-        notes.append(
-            f"{what} (< or >): the minimum lies beyond the sizes that were run; "
-            "`isoflop refine` proposes more of them."
         )
     return [*notes, _interval_note(fits)]
 

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from analysis.made_runs import row
-from isoflop.analysis.compare.one_size import PairedLoss, is_one_size, paired_loss, seed_means
+from isoflop.analysis.compare.claims import rejected_together
+from isoflop.analysis.compare.one_size import (
+    PairedLoss,
+    claim_together,
+    has_no_shared_budget,
+    is_one_size,
+    is_scattered,
+    paired_loss,
+    seed_means,
+)
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import select_points
@@ -168,3 +177,55 @@ def test_sizes_that_all_failed_still_make_a_study_of_many_sizes() -> None:
     unfinished = [*BASE, row("base", BUDGET, 2e5, None, status="missing", seed=0)]
     assert not is_one_size(select_points(unfinished))
     assert not is_one_size(select_points([]))
+
+
+def test_holm_rejects_from_the_smallest_and_stops_at_the_first_that_fails() -> None:
+    # 0.01 <= 0.05 / 4, 0.013 <= 0.05 / 3, 0.03 > 0.05 / 2: the last is not looked at.
+    assert rejected_together([0.03, 0.01, 0.04, 0.013], 0.05) == [False, True, False, True]
+    # What is not tested takes no share: 0.03 <= 0.05 / 1.
+    assert rejected_together([None, 0.03, None], 0.05) == [False, True, False]
+    assert rejected_together([], 0.05) == []
+
+
+def test_an_order_is_claimed_for_all_comparisons_of_a_table_together() -> None:
+    """Alone each is claimed: |t| = 0.02 sqrt(3) / 0.004 = 8.7 with two degrees, p = 0.013."""
+    base = runs("base", (0.0, 0.0, 0.0))
+    others = {f"x{i}": runs(f"x{i}", (0.016, 0.02, 0.024)) for i in range(5)}
+    others["far"] = runs("far", (0.4, 0.4001, 0.4002))
+    table = base + [one for each in others.values() for one in each]
+    pairs = [paired(table, arch) for arch in others]
+    assert all((pair.bounds[0] or 0.0) > 1.0 for pair in pairs)
+    claims = dict(zip(others, claim_together(pairs, 0.95), strict=True))
+    assert {arch for arch, claim in claims.items() if claim.order == "higher"} == {"far"}
+    assert all((claims[f"x{i}"].bounds[0] or 2.0) < 1.0 for i in range(5))
+    (alone,) = claim_together(pairs[:1], 0.95)
+    assert alone.bounds == pytest.approx(pairs[0].bounds)
+    assert alone.order == "higher"
+    lost = paired(base + others["x0"][:1], "x0")
+    assert claim_together([lost, pairs[0]], 0.95)[0].bounds == (None, None)
+    # A comparison without an interval takes no share of the 5 %.
+    assert claim_together([lost, pairs[0]], 0.95)[1] == alone
+
+
+def test_identical_losses_claim_nothing_and_equal_gaps_claim_their_order() -> None:
+    same = runs("same", (0.0, 0.0, 0.0))
+    shifted = runs("shifted", (0.25, 0.25, 0.25))
+    pairs = [paired(BASE + same + shifted, arch) for arch in ("same", "shifted")]
+    assert [claim.order for claim in claim_together(pairs, 0.95)] == ["none", "higher"]
+
+
+def test_sizes_that_share_no_budget_are_told_from_one_size_each() -> None:
+    ladder = [
+        row(arch, 1e17 * 2**i, 1e7 * 2**i, 3.0 - i / 9, seed=0) for arch in "ab" for i in range(4)
+    ]
+    achieved = [{**one, "budget_flops": 1e17 * 1.1**i} for i, one in enumerate(ladder)]
+    for table, no_shared, scattered in (
+        (BASE + WORSE, False, False),
+        (ladder, True, False),
+        (achieved, True, True),
+        ([*achieved, row("a", 1e17, 9e7, 3.0)], False, False),
+        ([], False, False),
+    ):
+        selection = select_points(table)
+        assert has_no_shared_budget(selection) is no_shared
+        assert is_scattered(selection) is scattered

@@ -16,6 +16,7 @@ from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.compare.one_size import natural_order, seed_means
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
 from isoflop.analysis.points import select_points
+from isoflop.analysis.validity.attention import attention
 from isoflop.cli import main
 from isoflop.cli.fit import (
     excluded_lines,
@@ -84,9 +85,11 @@ def test_a_claim_beyond_the_measured_losses_says_so() -> None:
 
 def test_a_bound_names_the_command_that_helps() -> None:
     edges = [*study(["mlp"], [1e17]), *curve(parabola(1e6), spaced(1e8), "peer", 1e17)]
-    notes = reading_notes(fit_rows(edges, FitOptions(n_boot=0)))
-    assert any(note.startswith("1 optimum is a bound") and "refine" in note for note in notes)
-    assert any(note.startswith("No laws") for note in notes)
+    fits = fit_rows(edges, FitOptions(n_boot=0))
+    (sentence,) = [line for line in attention(fits) if "bound" in line]
+    assert sentence.startswith("1 optimum is a bound")
+    assert "at 1e17 of peer; `isoflop refine`" in sentence
+    assert any(note.startswith("No laws") for note in reading_notes(fits))
 
 
 def test_rows_that_enter_no_fit_are_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -47,3 +48,23 @@ def order(strict: Interval, neutral: float) -> Order:
     if high is not None and high < neutral:
         return "lower"
     return "none"
+
+
+def rejected_together(p_values: Sequence[float | None], level: float) -> list[bool]:
+    """Return which hypotheses Holm's step-down rejects, any false one with at most this chance.
+
+    One without a p value is not tested and does not count.
+    """
+    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    rejected = [False] * len(p_values)
+    for rank, (p, index) in enumerate(tested):
+        if p > level / (len(tested) - rank):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def claimed_note(num_claimed: int, num: int, what: str, confidence: float) -> str:
+    """Return how many of a table's comparisons are claimed, such as "3 of 16 multipliers ..."."""
+    level = f"at {100 * (1 - confidence):.3g} % for all together"
+    return f"{num_claimed} of {num} {what} claimed, {level}."

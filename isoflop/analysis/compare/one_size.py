@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.compare.claims import Interval, Order
+from isoflop.analysis.compare.claims import Interval, Order, order, rejected_together
+from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES
 from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
 from isoflop.analysis.result import Fits
 from isoflop.tables import schema_of
@@ -53,9 +54,13 @@ class SeedMeanRow(SeedMean):
     ratio: float | None = None
     ci_lo: float | None = None
     ci_hi: float | None = None
+    ci_lo_simultaneous: float | None = None
+    """Of the interval that holds for all comparisons of the table together."""
+    ci_hi_simultaneous: float | None = None
     n_shared: int | None = None
     """Seeds that both have."""
     order_claimed: Order | None = None
+    """On which side of 1 the ratio is shown to lie, at the level of all comparisons together."""
     confidence: float | None = None
     note: str | None = None
 
@@ -74,6 +79,8 @@ class PairedLoss:
     """Geometric mean over the shared seeds; None without one shape of each or a shared seed."""
     bounds: Interval
     """Student's interval of the ratio; (None, None) where ``problem`` says why."""
+    log_ratios: tuple[float, ...]
+    """ln(loss / loss) of each shared seed; empty where there is no interval."""
     seeds: tuple[int, ...]
     """The shared ones."""
     problem: str
@@ -94,6 +101,25 @@ def is_one_size(selection: Selection) -> bool:
         if row.arch is not None and row.budget_flops is not None and row.n_params is not None:
             sizes[row.arch, row.budget_flops].add(row.n_params)
     return any(sizes.values()) and all(len(found) <= 1 for found in sizes.values())
+
+
+def has_no_shared_budget(selection: Selection) -> bool:
+    """Return whether a family has sizes enough for a profile, of which no two share a budget."""
+    sizes: dict[str, set[float]] = {}
+    for (arch, _), points in selection.groups.items():
+        sizes.setdefault(arch, set()).update(point.n_params for point in points)
+    most = max(map(len, sizes.values()), default=0)
+    return is_one_size(selection) and most >= MIN_DISTINCT_SIZES
+
+
+def is_scattered(selection: Selection) -> bool:
+    """Return whether no budget is shared, and most runs are the only ones of theirs, of any family.
+
+    Then there are no losses to compare either.
+    """
+    runs = Counter(budget for (_, budget), points in selection.groups.items() for _ in points)
+    alone = sum(num == 1 for num in runs.values())
+    return has_no_shared_budget(selection) and 2 * alone > len(runs)
 
 
 def natural_order(key: GroupKey) -> tuple[object, ...]:
@@ -124,6 +150,7 @@ def paired_loss(fits: Fits, arch: str, reference: str, budget_flops: float) -> P
         budget_flops=budget_flops,
         ratio=math.exp(math.fsum(log_ratios) / len(shared)) if has_ratio else None,
         bounds=(None, None) if problem else _student(log_ratios, fits.options.confidence),
+        log_ratios=() if problem else tuple(log_ratios),
         seeds=shared,
         problem=problem,
         note=_unpaired(sides, shared),
@@ -187,6 +214,48 @@ def _counts_against(row: Excluded, archs: Mapping[str, object], budget: float) -
 def _named(row: Excluded) -> str:
     run = "" if row.run_id is None else f" {row.run_id[:12]}"
     return f"{row.arch}{run} {row.reason.replace('_', ' ')}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointClaim:
+    """What one comparison of a table shows at the level of all of them together."""
+
+    bounds: Interval
+    """Bonferroni's: all intervals of the table hold at once with the confidence asked for."""
+    order: Order
+    """By Holm's step-down, which claims at least what these intervals claim."""
+
+
+def claim_together(pairs: Sequence[PairedLoss], confidence: float) -> tuple[JointClaim, ...]:
+    """Return what each comparison shows, so that any false claim at all is as rare as one alone.
+
+    Holm (1979, "A simple sequentially rejective multiple test procedure") needs no independence,
+    which families over one reference do not have.
+    """
+    num = sum(bool(pair.log_ratios) for pair in pairs)
+    p_values = [_p_value(pair.log_ratios) if pair.log_ratios else None for pair in pairs]
+    claimed = rejected_together(p_values, 1 - confidence)
+    return tuple(
+        JointClaim(
+            bounds=_student(pair.log_ratios, 1 - (1 - confidence) / num)
+            if pair.log_ratios
+            else (None, None),
+            order=order(pair.bounds, 1.0) if is_claimed else "none",
+        )
+        for pair, is_claimed in zip(pairs, claimed, strict=True)
+    )
+
+
+def _p_value(log_ratios: Sequence[float]) -> float:
+    """Return the p value of Student's two-sided test that the mean is 0."""
+    from scipy.special import stdtr
+
+    num = len(log_ratios)
+    middle = abs(math.fsum(log_ratios) / num)
+    spread = float(np.std(log_ratios, ddof=1)) / math.sqrt(num)
+    if spread == 0.0:
+        return 1.0 if middle == 0.0 else 0.0
+    return 2 * float(stdtr(num - 1, -middle / spread))
 
 
 def _student(log_ratios: Sequence[float], confidence: float) -> Interval:

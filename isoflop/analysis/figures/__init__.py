@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop import plot_style
-from isoflop.analysis.compare.one_size import is_one_size
+from isoflop.analysis.compare.one_size import is_one_size, is_scattered
 from isoflop.analysis.figures.comparison import draw_multipliers, draw_seed_means
 from isoflop.analysis.figures.laws import (
     draw_frontier,
@@ -45,12 +45,13 @@ DRAWINGS: dict[str, Callable[[Fits], Figure]] = {
 def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
     """Write isoflop_profiles, frontier and optimum_size as PNG and SVG; return the six paths.
 
-    Where families have one size each, which none of them could show, write seed_means instead. A
-    table from which nothing can be drawn gives figures that say so. The report draws more
-    (isoflop.analysis.report.figures).
+    Where families have one size each, which none of them could show, write seed_means instead, and
+    where most runs have a budget of their own, resources. A table from which nothing can be drawn
+    gives figures that say so. The report draws more (isoflop.analysis.report.figures).
     """
-    one_size = is_one_size(fits.selection)
-    stems = ("seed_means",) if one_size else ("isoflop_profiles", "frontier", "optimum_size")
+    stems: tuple[str, ...] = ("isoflop_profiles", "frontier", "optimum_size")
+    if is_one_size(fits.selection):
+        stems = ("resources",) if is_scattered(fits.selection) else ("seed_means",)
     make_own_folder(folder)
     paths: list[Path] = []
     for stem in stems:

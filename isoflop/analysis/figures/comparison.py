@@ -12,7 +12,7 @@ from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Point
 from isoflop.analysis.result import Fits, excluded_note
-from isoflop.numbers import format_flops
+from isoflop.numbers import format_flops, format_multiplier
 from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> 
     )
     right = multiplier >= 1.0
     axes.annotate(
-        f"{multiplier:.2f}×",
+        f"{format_multiplier(multiplier)}×",
         (budget * multiplier, loss),
         xytext=(3 if right else -3, 1),
         textcoords="offset points",

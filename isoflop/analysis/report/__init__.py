@@ -11,19 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.analysis.compare.one_size import SEED_MEANS, is_one_size
+from isoflop.analysis.compare.one_size import (
+    SEED_MEANS,
+    has_no_shared_budget,
+    is_one_size,
+    is_scattered,
+)
 from isoflop.analysis.hypotheses import HYPOTHESES, Verdict, judge
 from isoflop.analysis.report.comparison import comparison_section, findings, findings_section
 from isoflop.analysis.report.document import Document, Section
 from isoflop.analysis.report.figures import write_figures
-from isoflop.analysis.report.optima import laws_section, optima_section
+from isoflop.analysis.report.optima import laws_section, optima_section, surface_section
 from isoflop.analysis.report.renderers import html_page, latex_tables, markdown_page
 from isoflop.analysis.report.runs import (
     compare_shapes,
     reference_of,
     runs_section,
     seed_mean_rows,
-    shape_sentence,
+    shape_sentences,
     sizes_section,
 )
 from isoflop.analysis.report.source import Source, checklist_section, source_section
@@ -35,7 +40,7 @@ from isoflop.tables import write_table
 from isoflop.texts import LINES, printable
 
 # The checks that make sense for a study without optima.
-_CHECKS_OF_ONE_SIZE = ("seed_noise", "achieved_budget")
+_CHECKS_OF_ONE_SIZE = ("seed_noise", "achieved_budget", "near_budget", "duplicate_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +99,7 @@ def _write_tables(fits: Fits, source: Source, out_dir: Path) -> tuple[Path, ...]
         write_table(paths[-1], _verdicts(fits, source), HYPOTHESES)
     reference = reference_of(fits, source)
     if reference is not None and is_one_size(fits.selection):
-        rows = seed_mean_rows(fits, compare_shapes(fits, reference), reference)
+        rows = seed_mean_rows(fits, compare_shapes(fits, reference))
         rows.sort(key=lambda row: (row.arch, row.budget_flops))
         paths.append(out_dir / "seed_means.parquet")
         write_table(paths[-1], rows, SEED_MEANS)
@@ -139,10 +144,17 @@ def _sections_of_optima(fits: Fits, stated: Section) -> tuple[Section, ...]:
 def _sections_of_one_size(fits: Fits, reference: str, stated: Section) -> tuple[Section, ...]:
     pairs = compare_shapes(fits, reference)
     checks = fits.validity.findings if fits.validity is not None else ()
+    sentences: list[str] = []
+    fitted: list[Section] = []
+    if not is_scattered(fits.selection):
+        sentences = shape_sentences(pairs, fits.options.confidence)
+        fitted = [sizes_section(fits, pairs, reference)]
+    if has_no_shared_budget(fits.selection):
+        fitted.append(surface_section(fits))
     return (
-        findings_section([shape_sentence(pair, fits.options.confidence) for pair in pairs], fits),
+        findings_section(sentences, fits),
         stated,
-        sizes_section(fits, pairs, reference),
+        *fitted,
         validity_section([check for check in checks if check.check in _CHECKS_OF_ONE_SIZE]),
     )
 

@@ -5,6 +5,7 @@ Each sentence is made from its numbers and is no stronger than they allow.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -26,9 +27,11 @@ from isoflop.analysis.report.document import (
 )
 from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import Fits
-from isoflop.numbers import format_flops
+from isoflop.analysis.validity.attention import attention
+from isoflop.numbers import format_flops, format_multiplier
 
 _NO_ORDER = "no order is claimed"
+_THREE_DECIMALS = functools.partial(format_multiplier, digits=3)
 _AXIS = {
     "n_params": "N*",
     "n_tokens": "D*",
@@ -92,8 +95,8 @@ def _multiplier_table(rows: Sequence[Comparison]) -> Block:
             {
                 **asdict(row),
                 "resource": RESOURCES[row.resource].words,
-                "multiplier": bounded(signs.get(row.status, ""), row.multiplier, "{:.3f}".format),
-                "interval": interval(row.ci_lo, row.ci_hi, "{:.3f}".format),
+                "multiplier": bounded(signs.get(row.status, ""), row.multiplier, _THREE_DECIMALS),
+                "interval": interval(row.ci_lo, row.ci_hi, _THREE_DECIMALS),
             }
             for row in rows
         ],
@@ -134,7 +137,7 @@ def comparison_sentence(row: Comparison) -> str:
         side = "at least" if row.status == "lower_bound" else "at most"
         return (
             f"{start} against {row.reference}: the multiplier in {resource} is {side} "
-            f"{row.multiplier:.2f} (a bound, since {_because(row)}); {_NO_ORDER}."
+            f"{format_multiplier(row.multiplier)} (a bound, since {_because(row)}); {_NO_ORDER}."
         )
     return f"{place} {_outcome(row.multiplier, row, resource)} ({_interval_words(row)})."
 
@@ -148,7 +151,8 @@ def _outcome(multiplier: float, row: Comparison, resource: str) -> str:
     ratio, better, worse = multiplier, row.arch, row.reference
     if multiplier < 1.0:
         ratio, better, worse = 1 / multiplier, row.reference, row.arch
-    return f"{worse} needs {ratio:.2f} times the {resource} of {better} for the same loss"
+    times = f"{format_multiplier(ratio)} times the {resource}"
+    return f"{worse} needs {times} of {better} for the same loss"
 
 
 def _interval_words(row: Comparison) -> str:
@@ -157,7 +161,7 @@ def _interval_words(row: Comparison) -> str:
     ends = (row.ci_lo, row.ci_hi)
     if row.multiplier is not None and row.multiplier < 1.0:
         ends = (1 / row.ci_hi, 1 / row.ci_lo)
-    words = f"{100 * row.confidence:g} % interval {ends[0]:.2f} to {ends[1]:.2f}"
+    words = f"{100 * row.confidence:g} % interval {' to '.join(map(format_multiplier, ends))}"
     if row.order_claimed == "none":
         words += f"; {_NO_ORDER}"
         if row.n_failed and not row.ci_lo <= 1.0 <= row.ci_hi:
@@ -192,15 +196,14 @@ def exponent_sentence(row: ExponentDifference) -> str:
 
 
 def findings_section(sentences: Sequence[str], fits: Fits) -> Section:
-    """Return the findings, with a warning where other choices move any of the answers."""
+    """Return the findings, and a sentence for every check of the fit that needs attention."""
     blocks: list[Block] = [Items(items=tuple(sentences))] if sentences else []
     if not sentences:
-        blocks.append("There is one family or none, so nothing to compare.")
-    if fits.validity is not None and fits.validity.moved:
-        blocks.append(
-            f"Fitted another way (other methods, FLOP conventions, runs), "
-            f"{len(fits.validity.moved)} of {len(fits.validity.varied)} answers move: see Validity."
-        )
+        alone = "There is one family or none, so nothing to compare."
+        blocks.append(alone if len(fits.archs) < 2 else "No two families share a budget.")
+    minded = attention(fits)
+    if minded:
+        blocks += ["What needs attention:", Items(items=minded)]
     return Section(key="findings", title="Findings", blocks=tuple(blocks))
 
 

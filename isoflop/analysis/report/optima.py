@@ -9,6 +9,7 @@ from typing import Any
 
 from isoflop.analysis.laws import LawRow
 from isoflop.analysis.optima import Optimum
+from isoflop.analysis.parametric import ParametricFit
 from isoflop.analysis.points import Axis
 from isoflop.analysis.report.document import (
     ARCH,
@@ -34,6 +35,11 @@ _AXES: Mapping[Axis, str] = {
     "n_params": "N* (parameters)",
     "n_tokens": "D* (tokens)",
     "n_active": "Active parameters*",
+}
+_FORMS = {
+    "chinchilla": "L = E + A/N^alpha + B/D^beta, a and b the exponents of N* and D*",
+    "frontier": "L = L_inf + A · C^-alpha through the optima",
+    "joint": "with A · N_active^-alpha · (N / N_active)^-gamma for A/N^alpha",
 }
 _STATUS_MEANING = (
     "A status of edge low or edge high is a bound: the minimum lies beyond the sizes measured "
@@ -130,25 +136,7 @@ def laws_section(fits: Fits) -> Section:
             left_out=("form", "method"),
         ),
     ]
-    if fits.parametric:
-        blocks.append(
-            "chinchilla: L = E + A/N^alpha + B/D^beta, a and b the exponents of N* and D*; "
-            "frontier: L = L_inf + A · C^-alpha through the optima; joint: with "
-            "A · N_active^-alpha · (N / N_active)^-gamma for A/N^alpha. huber: Huber's criterion "
-            "on ln L; vpnls: least squares on L. Points are runs, of a frontier optima."
-        )
-        blocks.append(
-            _law_table("Parametric laws", [row for fit in fits.parametric for row in fit.rows()])
-        )
-        doubts = [
-            f"{fit.arch}, {fit.form} by {fit.method}: {fit.status.replace('_', ' ')}"
-            + (f" ({fit.reason})." if fit.reason else ".")
-            for fit in fits.parametric
-            if fit.status != "ok"
-        ]
-        blocks += [Items(items=tuple(doubts))] if doubts else []
-    else:
-        blocks.append("No parametric law was fitted.")
+    blocks += _parametric_blocks(fits.parametric)
     blocks.append(
         Picture(
             stem="sensitivity",
@@ -159,6 +147,38 @@ def laws_section(fits: Fits) -> Section:
         Picture(stem="residuals", caption="Residuals of the isoFLOP parabolas, in percent.")
     )
     return Section(key="laws", title="Laws", blocks=tuple(blocks))
+
+
+def surface_section(fits: Fits) -> Section:
+    """Return the surfaces over all runs, for a table without isoFLOP profiles."""
+    surfaces = [fit for fit in fits.parametric if fit.form == "chinchilla"]
+    blocks = [
+        "No two sizes of a family share a budget, so there are no isoFLOP profiles and no optima. "
+        "A surface is fitted to all runs of a family and needs neither.",
+        *_parametric_blocks(surfaces),
+        Picture(stem="resources", caption="Runs against each resource."),
+    ]
+    return Section(key="surface", title="Surface", blocks=tuple(blocks))
+
+
+def _parametric_blocks(fitted: Sequence[ParametricFit]) -> list[Block]:
+    """Return what the parametric laws are, their parameters, and what is wrong with any of them."""
+    if not fitted:
+        return ["No parametric law was fitted."]
+    forms = dict.fromkeys(fit.form for fit in fitted)
+    said = "; ".join(f"{form}: {_FORMS[form]}" for form in _FORMS if form in forms)
+    blocks: list[Block] = [
+        f"{said}. huber: Huber's criterion on ln L; vpnls: least squares on L. Points are runs, "
+        "of a frontier optima.",
+        _law_table("Parametric laws", [row for fit in fitted for row in fit.rows()]),
+    ]
+    doubts = [
+        f"{fit.arch}, {fit.form} by {fit.method}: {fit.status.replace('_', ' ')}"
+        + (f" ({fit.reason})." if fit.reason else ".")
+        for fit in fitted
+        if fit.status != "ok"
+    ]
+    return [*blocks, Items(items=tuple(doubts))] if doubts else blocks
 
 
 def _law_table(caption: str, rows: Sequence[LawRow], left_out: Sequence[str] = ()) -> Block:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from isoflop.analysis.compare.claims import order
+from isoflop.analysis.compare.claims import claimed_note, order
 from isoflop.analysis.compare.one_size import (
+    JointClaim,
     PairedLoss,
     SeedMeanRow,
+    claim_together,
     natural_order,
     paired_loss,
     seed_means,
@@ -119,7 +121,18 @@ def compare_shapes(fits: Fits, reference: str) -> tuple[PairedLoss, ...]:
     )
 
 
-def shape_sentence(pair: PairedLoss, confidence: float) -> str:
+def shape_sentences(pairs: Sequence[PairedLoss], confidence: float) -> list[str]:
+    """Return what each comparison says, after how many of them are claimed."""
+    claims = claim_together(pairs, confidence)
+    num = sum(bool(pair.log_ratios) for pair in pairs)
+    claimed = sum(claim.order != "none" for claim in claims)
+    start = [claimed_note(claimed, num, "differences of losses", confidence)] if num else []
+    return start + [
+        _shape_sentence(pair, claim, confidence) for pair, claim in zip(pairs, claims, strict=True)
+    ]
+
+
+def _shape_sentence(pair: PairedLoss, claim: JointClaim, confidence: float) -> str:
     """Return what one comparison says.
 
     For example: "At 8e10 FLOPs sgatlin's loss is 1.20 % lower than peer's (95 % interval 0.50 to
@@ -131,10 +144,14 @@ def shape_sentence(pair: PairedLoss, confidence: float) -> str:
         return f"{start} is not compared with {pair.reference}'s: {pair.problem}."
     level = f"{100 * confidence:g} % interval"
     seeds = f"{len(pair.seeds)} shared seeds"
-    side = order(pair.bounds, 1.0)
+    side = claim.order
     if side == "none":
         span = f"{100 * (low - 1):+.2f} to {100 * (high - 1):+.2f} %"
-        return f"{start} is not shown to differ from {pair.reference}'s ({level} {span}, {seeds})."
+        alone = "" if order(pair.bounds, 1.0) == "none" else " on its own, not with the others"
+        return (
+            f"{start} is not shown to differ from {pair.reference}'s "
+            f"({level}{alone} {span}, {seeds})."
+        )
     near, far = sorted(100 * abs(end - 1) for end in (low, high))
     return (
         f"{start} is {100 * abs(pair.ratio - 1):.2f} % {side} than {pair.reference}'s "
@@ -155,6 +172,7 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
         number_column("perplexity", "Perplexity"),
         loss_column("ratio", f"Loss / {reference}'s"),
         number_column("interval", "Interval"),
+        number_column("interval_together", "For all together"),
         text_column("order_claimed", "Order claimed"),
         label_column("note", "Note"),
     ]
@@ -163,17 +181,20 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
             **asdict(row),
             "perplexity": math.exp(row.loss),
             "interval": interval(row.ci_lo, row.ci_hi, "{:.4f}".format),
+            "interval_together": interval(
+                row.ci_lo_simultaneous, row.ci_hi_simultaneous, "{:.4f}".format
+            ),
         }
-        for row in seed_mean_rows(fits, pairs, reference)
+        for row in seed_mean_rows(fits, pairs)
     ]
     words = (
         "Every family has one size at a budget, so there is no optimum, no law and no multiplier. "
         "Losses are geometric means over the seeds. A ratio compares runs of equal seed, which "
         "read the same text in the same order; its "
-        f"{100 * fits.options.confidence:g} % interval is Student's, and an order is claimed where "
-        f"it leaves out 1. It is wide with few seeds, and each is on its own: of {len(pairs)} "
-        f"such intervals {(1 - fits.options.confidence) * len(pairs):.1f} would leave out 1 by "
-        "chance where nothing differs."
+        f"{100 * fits.options.confidence:g} % interval is Student's, wide with few seeds. The "
+        "intervals for all together hold at once for the whole table (Bonferroni); an order is "
+        "claimed by Holm's step-down at the same level, which may claim one whose interval for "
+        "all together just holds 1."
     )
     return Section(
         key="sizes",
@@ -186,29 +207,30 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
     )
 
 
-def seed_mean_rows(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> list[SeedMeanRow]:
+def seed_mean_rows(fits: Fits, pairs: Sequence[PairedLoss]) -> list[SeedMeanRow]:
     """Return the rows of seed_means.parquet, in natural order."""
-    by_key = {(pair.arch, pair.budget_flops): pair for pair in pairs}
+    claims = claim_together(pairs, fits.options.confidence)
+    by_key = {
+        (pair.arch, pair.budget_flops): _against(pair, claim, fits)
+        for pair, claim in zip(pairs, claims, strict=True)
+    }
     return [
-        SeedMeanRow(
-            **asdict(mean),
-            **_against(by_key.get((mean.arch, mean.budget_flops)), reference, fits),
-        )
+        SeedMeanRow(**asdict(mean), **by_key.get((mean.arch, mean.budget_flops), {}))
         for mean in seed_means(fits.selection)
     ]
 
 
-def _against(pair: PairedLoss | None, reference: str, fits: Fits) -> dict[str, Any]:
-    """Return the columns on the reference; nothing in the reference's own rows."""
-    if pair is None:
-        return {}
+def _against(pair: PairedLoss, claim: JointClaim, fits: Fits) -> dict[str, Any]:
+    """Return the columns on the reference."""
     return {
-        "reference": reference,
+        "reference": pair.reference,
         "ratio": pair.ratio,
         "ci_lo": pair.bounds[0],
         "ci_hi": pair.bounds[1],
+        "ci_lo_simultaneous": claim.bounds[0],
+        "ci_hi_simultaneous": claim.bounds[1],
         "n_shared": len(pair.seeds),
-        "order_claimed": order(pair.bounds, 1.0),
+        "order_claimed": claim.order,
         "confidence": fits.options.confidence,
         "note": "; ".join(words for words in (pair.problem, pair.note) if words) or None,
     }

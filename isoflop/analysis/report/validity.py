@@ -21,11 +21,13 @@ from isoflop.analysis.validity import Finding
 
 _TITLES = {
     "selection": "Selection of runs: the fit with the excluded but usable runs back in",
-    "held_out": "Held-out budgets: fitted on the smaller ones, scored on the next",
+    "held_out": "Held-out budgets (the largest eight at most): fitted on the smaller ones, scored "
+    "on the next",
     "method": "Sensitivity to the method of finding optima",
     "convention": "Sensitivity to the FLOP convention",
     "seed_noise": "Seed noise, from repeated cells",
     "achieved_budget": "Budgets as achieved instead of nominal",
+    "near_budget": "Budgets that nearly agree and are taken as different ones",
     "off_centre": "Optima off the centre of their grids",
     "duplicate_size": "Sizes that occur more than once",
     "ranking": "Ranking of the families by loss",
@@ -75,7 +77,8 @@ def validity_section(findings: Sequence[Finding]) -> Section:
     blocks: list[Block] = [
         "ok: the answer does not depend on it. moves: the answer leaves its interval, or a "
         "claimed order turns round. attention: a property of the design that biases or weakens "
-        "the answer. not measured: the table does not say. info: no judgement."
+        "the answer, or a prediction that failed. not measured: the table does not say. info: no "
+        "judgement."
     ]
     moved = [finding for finding in findings if finding.status == "moves"]
     if moved:

@@ -8,6 +8,7 @@ from isoflop.analysis.validity.design import (
     budget_findings,
     centre_findings,
     duplicate_findings,
+    near_budget_findings,
     noise_findings,
 )
 from isoflop.analysis.validity.finding import VALIDITY, Finding, Validity
@@ -39,6 +40,7 @@ def validity(rows: Rows, fits: Fits) -> Validity:
             *convention_findings(rows, fits, pairs),
             *noise_findings(fits),
             *budget_findings(fits),
+            *near_budget_findings(fits),
             *centre_findings(fits),
             *duplicate_findings(fits),
             *_pair_findings(fits, pairs),

@@ -13,12 +13,19 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Point
 from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Finding, FindingStatus
+from isoflop.numbers import format_flops
 
 # At a slope of −0.2 nats per e-fold of compute, 5 % of the budget are 0.01 nats.
 MAX_BUDGET_ERROR = 0.05
 
-# Share of the half grid: beyond it a minimum has much more of the grid on one side.
+# Share of the half grid: beyond it a minimum has much more of the grid on one side. The same
+# share, wandered from the smallest to the largest budget, is a drift.
 MAX_OFF_CENTRE = 0.5
+
+# Budgets of a design lie at least a factor apart; closer ones are one budget, written twice.
+NEAR_BUDGETS = 0.01
+
+_MOST_LISTED = 4
 
 
 def noise_findings(fits: Fits) -> list[Finding]:
@@ -68,7 +75,7 @@ def budget_findings(fits: Fits) -> list[Finding]:
 def _achieved(
     arch: str, budget: float, points: Sequence[Point], budgets: Sequence[float]
 ) -> Finding:
-    ratios = [point.flops / budget for point in points if point.flops is not None]
+    ratios = achieved_ratios(points, budget)
     status: FindingStatus = "not_measured"
     detail = "the table does not state the FLOPs achieved"
     if ratios:
@@ -76,8 +83,7 @@ def _achieved(
         detail = f"from {min(ratios) - 1:+.4f} to {max(ratios) - 1:+.4f}"
         if max(abs(ratio - 1) for ratio in ratios) > MAX_BUDGET_ERROR:
             status = "attention"
-        nearest = [min(budgets, key=lambda b: abs(math.log(r * budget / b))) for r in ratios]
-        if any(other != budget for other in nearest):
+        if num_nearer_elsewhere(points, budget, budgets):
             status, detail = "attention", f"{detail}; a run is nearer to another budget"
     return Finding(
         check="achieved_budget",
@@ -89,6 +95,52 @@ def _achieved(
         n_points=len(ratios),
         detail=detail,
     )
+
+
+def achieved_ratios(points: Sequence[Point], budget: float) -> list[float]:
+    """Return achieved over nominal FLOPs of the points that state what they spent."""
+    return [point.flops / budget for point in points if point.flops is not None]
+
+
+def num_nearer_elsewhere(points: Sequence[Point], budget: float, budgets: Sequence[float]) -> int:
+    """Return how many points of a budget spent what is nearer to another of the sorted budgets."""
+    place = budgets.index(budget)
+    # The geometric means with the neighbours bound what is nearest to a budget.
+    low = math.sqrt(budgets[place - 1] * budget) if place else 0.0
+    high = math.sqrt(budget * budgets[place + 1]) if place + 1 < len(budgets) else math.inf
+    spent = [point.flops for point in points if point.flops is not None]
+    return sum(not low <= flops <= high for flops in spent)
+
+
+def near_budget_findings(fits: Fits) -> list[Finding]:
+    """Return each set of budgets of which neighbours differ by less than `NEAR_BUDGETS`."""
+    sets: list[list[float]] = []
+    for budget in fits.budgets:
+        if sets and budget < (1 + NEAR_BUDGETS) * sets[-1][-1]:
+            sets[-1].append(budget)
+        else:
+            sets.append([budget])
+    return [
+        Finding(
+            check="near_budget",
+            quantity="distinct_budgets",
+            status="attention",
+            budget_flops=near[0],
+            value=float(len(near)),
+            detail=_listed(near),
+        )
+        for near in sets
+        if len(near) > 1
+    ]
+
+
+def _listed(budgets: Sequence[float]) -> str:
+    # As many digits as make what is told apart look apart, up to those of a float64.
+    for digits in range(5, 18):
+        shown = [format_flops(budget, digits) for budget in budgets[:_MOST_LISTED]]
+        if len(set(shown)) == len(shown):
+            break
+    return ", ".join(shown) + (" and more" if len(budgets) > _MOST_LISTED else "")
 
 
 def centre_findings(fits: Fits) -> list[Finding]:
@@ -129,14 +181,16 @@ def _centre(fits: Fits, arch: str, budget: float, place: float) -> Finding:
 
 def _drift(fits: Fits, arch: str, places: Sequence[tuple[float, float]]) -> Finding:
     decades, where = np.log10([b for b, _ in places]), np.array([place for _, place in places])
+    slope = float(np.polyfit(decades, where, 1)[0])
+    wandered = abs(slope) * float(decades.max() - decades.min())
     return Finding(
         check="off_centre",
         quantity="drift_per_decade",
-        status="info",
+        status="ok" if wandered <= MAX_OFF_CENTRE else "attention",
         arch=arch,
         axis=fits.options.axis,
         method=fits.options.method,
-        value=float(np.polyfit(decades, where, 1)[0]),
+        value=slope,
         n_points=len(places),
     )
 

@@ -14,6 +14,7 @@ Check = Literal[
     "convention",
     "seed_noise",
     "achieved_budget",
+    "near_budget",
     "off_centre",
     "duplicate_size",
     "ranking",
@@ -22,8 +23,8 @@ Check = Literal[
 FindingStatus = Literal["ok", "moves", "attention", "not_measured", "info"]
 """ok: the answer does not depend on it, or the design is as it should be; moves: the answer leaves
 its interval, or an order that is claimed turns round; attention: a property of the design that
-biases or weakens the answer; not_measured: the table does not say, or there is no interval to hold
-it against; info: a number to know, without a judgement."""
+biases or weakens the answer, or a prediction that failed; not_measured: the table does not say, or
+there is no interval to hold it against; info: a number to know, without a judgement."""
 
 _VARIANTS: tuple[Check, ...] = ("selection", "method", "convention")
 

@@ -1,51 +1,118 @@
 """Held-out extrapolation: laws fitted on the smaller budgets, scored on the next one, rolling.
 
 The errors are relative: predicted / observed − 1. The power laws are scored on the optimum of the
-budget that was held out, the surface on each of its runs.
+budget that was held out, the surface on each of its runs. The paired draws of law and optimum give
+an error of a power law its interval. It needs attention where it is off by more than chance allows
+in as many scores as the table has (Bonferroni; tails beyond the draws are those of a Gaussian).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from isoflop.analysis.laws import PowerLaw, fit_laws, law_source
+from isoflop.analysis.laws import PowerLaw, fit_laws, law_draws, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point
 from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Finding
-from isoflop.arrays import Floats
+from isoflop.arrays import Floats, percentiles
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
     from isoflop.analysis.parametric import ChinchillaLaw
 
+# The largest budgets; of dozens, each would take a fit of a surface.
+MOST_HELD_OUT = 8
+
 SURFACE_METHOD: Literal["vpnls"] = "vpnls"
 
 
 def held_out_findings(fits: Fits) -> list[Finding]:
-    """Return a finding per arch, held-out budget and law; the smallest two budgets only train."""
+    """Return a finding per arch, held-out budget and law; the smallest two budgets only train.
+
+    Of more than `MOST_HELD_OUT` others the largest are held out.
+    """
+    scores = {arch: _power_laws(fits, arch) for arch in fits.archs}
+    num_scores = sum(score.errors is not None for found in scores.values() for score in found)
     return [
         finding
         for arch in fits.archs
-        for finding in (*_power_laws(fits, arch), *_surfaces(fits, arch))
+        for finding in (
+            *(_judged(score, num_scores, fits.options.confidence) for score in scores[arch]),
+            *_surfaces(fits, arch),
+        )
     ]
 
 
-def _power_laws(fits: Fits, arch: str) -> list[Finding]:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Score:
+    """An error of a law, without a judgement, and the error in every draw."""
+
+    finding: Finding
+    errors: Floats | None
+
+
+def _held(budgets: Sequence[float]) -> range:
+    """Return the places of the budgets that are held out, in turn."""
+    return range(max(2, len(budgets) - MOST_HELD_OUT), len(budgets))
+
+
+def _judged(score: _Score, num_scores: int, confidence: float) -> Finding:
+    """Return the finding with the interval of its error, and whether chance explains it."""
+    value = score.finding.value
+    bounds = None if score.errors is None else percentiles(score.errors, confidence)
+    if value is None or score.errors is None or bounds is None:
+        return score.finding
+    from scipy.special import ndtri
+
+    spread = float(np.nanstd(np.where(np.isfinite(score.errors), score.errors, np.nan)))
+    allowed = float(ndtri(1 - (1 - confidence) / (2 * num_scores))) * spread
+    return replace(
+        score.finding,
+        ci_lo=bounds[0],
+        ci_hi=bounds[1],
+        status="ok" if abs(value) <= allowed else "attention",
+    )
+
+
+def _power_laws(fits: Fits, arch: str) -> list[_Score]:
     optima = [o for o in fits.optima if o.arch == arch and o.method == fits.options.method]
     budgets = sorted({o.budget_flops for o in optima})
-    findings = []
-    for index in range(2, len(budgets)):
+    scores = []
+    for index in _held(budgets):
         held, train = budgets[index], set(budgets[:index])
         laws = fit_laws([o for o in optima if o.budget_flops in train])
         for law in laws:
             source = law_source(law.axis)
             target = [o for o in optima if o.budget_flops == held and o.axis == source]
-            findings.append(_score(law, target[0] if target else None, held, budgets[:index]))
-    return findings
+            found = _score(law, target[0] if target else None, held, budgets[:index])
+            errors = None
+            if found.value is not None:
+                errors = _drawn_errors(
+                    fits, law, held, [o for o in optima if o.budget_flops in train]
+                )
+            scores.append(_Score(finding=found, errors=errors))
+    return scores
+
+
+def _drawn_errors(
+    fits: Fits, law: PowerLaw, held: float, optima: Sequence[Optimum]
+) -> Floats | None:
+    """Return the relative error of a law in every draw; None where law or optimum has none."""
+    draws = fits.draws_of(law_source(law.axis))
+    drawn = None if draws is None else law_draws(optima, draws, law.arch, law.axis)
+    if draws is None or drawn is None:
+        return None
+    observed = (draws.loss_opt if law.axis == "loss" else draws.x_opt).get((law.arch, held))
+    if observed is None:
+        return None
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        predicted = np.exp(drawn.log_coefficient + drawn.exponent * np.log(held))
+        return np.asarray(predicted / observed - 1)
 
 
 def _score(law: PowerLaw, target: Optimum | None, held: float, train: Sequence[float]) -> Finding:
@@ -91,8 +158,7 @@ def _surfaces(fits: Fits, arch: str) -> list[Finding]:
     by_budget = _by_budget(fits.groups, arch)
     budgets = sorted(by_budget)
     return [
-        _score_surface(arch, by_budget, budgets[:index], budgets[index])
-        for index in range(2, len(budgets))
+        _score_surface(arch, by_budget, budgets[:index], budgets[index]) for index in _held(budgets)
     ]
 
 

@@ -62,7 +62,8 @@ def test_the_findings_are_paired_differences_to_the_studys_first_arch(
 ) -> None:
     (findings,) = [s for s in made[0].sections if s.key == "findings"]
     (items,) = [block for block in findings.blocks if isinstance(block, Items)]
-    better, lost = items.items
+    count, better, lost = items.items
+    assert count == "1 of 1 differences of losses claimed, at 5 % for all together."
     assert better.startswith(
         "At 1e11 FLOPs alpha's loss is 4.88 % lower than peer's (95 % interval"
     )
@@ -93,6 +94,9 @@ def test_the_means_are_written_as_a_table(made: tuple[Document, Path]) -> None:
     lines = {line["arch"]: line for line in read_table(made[1] / "seed_means.parquet", SEED_MEANS)}
     assert lines["alpha"]["ratio"] == pytest.approx(math.exp(-0.05 * 1.001), rel=1e-12)
     assert (lines["alpha"]["n_shared"], lines["alpha"]["order_claimed"]) == (3, "lower")
+    # One comparison has no others to share its 5 % with.
+    assert lines["alpha"]["ci_lo_simultaneous"] == pytest.approx(lines["alpha"]["ci_lo"])
+    assert lines["lost"]["ci_hi_simultaneous"] is None
     assert (lines["peer"]["reference"], lines["peer"]["ratio"]) == (None, None)
     assert lines["lost"]["ci_lo"] is None
     assert "diverged" in lines["lost"]["note"]

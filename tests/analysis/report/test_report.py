@@ -199,7 +199,7 @@ def test_hypotheses_are_judged(fits: Fits, source: Source) -> None:
 def test_findings_name_the_known_gain(fits: Fits, source: Source) -> None:
     """The made families differ in compute by 1.9 / 1.2 = 1.58."""
     (section,) = [s for s in make_document(fits, source).sections if s.key == "findings"]
-    (items,) = [block for block in section.blocks if isinstance(block, Items)]
+    items, *_ = [block for block in section.blocks if isinstance(block, Items)]
     found = [
         float(match[1])
         for item in items.items

@@ -237,7 +237,7 @@ def test_an_optimum_off_the_centre_and_its_drift() -> None:
     ]
     found = checked(rows, n_boot=0).of("off_centre")
     assert [f.value for f in found] == pytest.approx([0.0, 1 / 3, 2 / 3, 1 / 3], abs=1e-9)
-    assert [f.status for f in found] == ["ok", "ok", "attention", "info"]
+    assert [f.status for f in found] == ["ok", "ok", "attention", "attention"]
 
 
 def test_a_size_that_occurs_twice_with_one_seed() -> None:

@@ -1,0 +1,223 @@
+"""What to mind about a fit: a sentence for every check that needs attention.
+
+However many budgets and families a check concerns, it is one sentence; the tables hold the rest.
+`isoflop fit` prints the sentences below its tables, the report lists them among its findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from isoflop.analysis.compare.one_size import has_no_shared_budget, is_one_size
+from isoflop.analysis.optima import Optimum, Status
+from isoflop.analysis.points import GroupKey
+from isoflop.analysis.result import Fits
+from isoflop.analysis.validity.design import (
+    MAX_BUDGET_ERROR,
+    MAX_OFF_CENTRE,
+    NEAR_BUDGETS,
+    achieved_ratios,
+    num_nearer_elsewhere,
+)
+from isoflop.analysis.validity.finding import Check, Finding, Validity
+from isoflop.numbers import format_flops
+
+# Of more budgets or families than this a sentence gives the number.
+_MOST_NAMED = 3
+
+_OF_VARIANTS: Mapping[Check, str] = {
+    "selection": "excluded rows let in",
+    "method": "other methods of finding optima",
+    "convention": "other FLOP conventions",
+}
+_OF_LAWS: Mapping[str, str] = {
+    "n_params": "N*",
+    "n_tokens": "D*",
+    "n_active": "active*",
+    "loss": "L*",
+}
+_WITHOUT_MINIMUM: Mapping[Status, str] = {
+    "too_few": "too few sizes",
+    "flat": "flat",
+    "not_convex": "not convex",
+}
+
+
+def attention(fits: Fits) -> tuple[str, ...]:
+    """Return a sentence per check of the fit that needs attention; none where all is well."""
+    checks = fits.validity or Validity(findings=())
+    of_checks: tuple[Callable[[Fits, Validity], Iterable[str]], ...] = (
+        _budgets,
+        _achieved,
+        _duplicates,
+        _without_minimum,
+        _bounds,
+        _off_centre,
+        _drift,
+        _held_out,
+        _variants,
+    )
+    return tuple(sentence for check in of_checks for sentence in check(fits, checks))
+
+
+def _budgets(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = checks.of("near_budget")
+    num, of = sum(int(f.value or 0) for f in found), len(fits.budgets)
+    advice = "give them one value of budget_flops if one is meant"
+    if has_no_shared_budget(fits.selection):
+        near = f" ({num} of {of} budgets are less than {NEAR_BUDGETS:.0%} away from another: "
+        yield (
+            f"No two sizes of a family share a budget{f'{near}{advice})' if num else ''}, so there "
+            "are no isoFLOP profiles and no optima; the surface over all runs needs neither."
+        )
+    elif found:
+        yield (
+            f"{num} of {of} budgets are less than {NEAR_BUDGETS:.0%} away from another and taken "
+            f"as different ones ({found[0].detail}{' and others' if len(found) > 1 else ''}): "
+            f"{advice}."
+        )
+
+
+def _achieved(fits: Fits, checks: Validity) -> Iterable[str]:
+    off: dict[GroupKey, float] = {}
+    elsewhere: dict[GroupKey, int] = {}
+    for key in _keys(_attended(checks, "achieved_budget")):
+        errors = [ratio - 1 for ratio in achieved_ratios(fits.groups[key], key[1])]
+        furthest = max(errors, key=abs)
+        if abs(furthest) > MAX_BUDGET_ERROR:
+            off[key] = furthest
+        if num := num_nearer_elsewhere(fits.groups[key], key[1], fits.budgets):
+            elsewhere[key] = num
+    if off:
+        yield (
+            f"FLOPs spent differ from the budget by more than {MAX_BUDGET_ERROR:.0%} at "
+            f"{_places(off)} (up to {max(off.values(), key=abs):+.0%})."
+        )
+    if elsewhere:
+        yield (
+            f"Runs that spent what is nearer to another budget than to their own: "
+            f"{sum(elsewhere.values())}, at {_places(elsewhere)}."
+        )
+
+
+def _duplicates(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = _attended(checks, "duplicate_size")
+    if found:
+        yield (
+            f"Sizes that occur more than once with one seed count as repeats: at "
+            f"{_places(_keys(found))}."
+        )
+
+
+def _without_minimum(fits: Fits, checks: Validity) -> Iterable[str]:
+    if is_one_size(fits.selection):
+        return
+    kinds = {
+        words: [_key(o) for o in _optima(fits) if o.status == status]
+        for status, words in _WITHOUT_MINIMUM.items()
+    }
+    parts = [f"{words} at {_places(keys)}" for words, keys in kinds.items() if keys]
+    if parts:
+        yield f"No minimum of the isoFLOP curve: {'; '.join(parts)}."
+
+
+def _bounds(fits: Fits, checks: Validity) -> Iterable[str]:
+    keys = [_key(o) for o in _optima(fits) if o.is_bound]
+    if keys:
+        what = "1 optimum is a bound" if len(keys) == 1 else f"{len(keys)} optima are bounds"
+        yield (
+            f"{what} (< or >): the minimum lies beyond the sizes that were run at "
+            f"{_places(keys)}; `isoflop refine` proposes more of them."
+        )
+
+
+def _off_centre(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = [f for f in _attended(checks, "off_centre") if f.budget_flops is not None]
+    if found:
+        yield (
+            f"Optima nearer to an end of their grid than to its centre (beyond "
+            f"{MAX_OFF_CENTRE:.0%} of the way): at {_places(_keys(found))}."
+        )
+
+
+def _drift(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = [f for f in _attended(checks, "off_centre") if f.budget_flops is None]
+    if found:
+        each = [f"{f.arch} {f.value:+.2f}" for f in found]
+        yield (
+            "Optima wander through their grids as budgets grow, which biases the exponents: "
+            f"{_listed(each)} of the half grid per decade."
+        )
+
+
+def _held_out(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = _attended(checks, "held_out")
+    if not found:
+        return
+    furthest = max(found, key=lambda f: abs(f.value or 0.0))
+    counts = []
+    for axis, name in _OF_LAWS.items():
+        scored = [f for f in checks.of("held_out") if f.axis == axis and f.ci_lo is not None]
+        missed = sum(f.status == "attention" for f in scored)
+        counts += [f"{name} {missed} of {len(scored)}"] * bool(missed)
+    yield (
+        "Budgets held out, predicted by the laws of the smaller ones, are missed by more than "
+        f"chance allows: {_joined(counts)} (furthest: {_OF_LAWS[furthest.axis or 'loss']} of "
+        f"{furthest.arch} at {format_flops(furthest.budget_flops or 0.0)}, "
+        f"{furthest.value or 0.0:+.2%})."
+    )
+
+
+def _variants(fits: Fits, checks: Validity) -> Iterable[str]:
+    parts = []
+    for check, words in _OF_VARIANTS.items():
+        varied = [f for f in checks.varied if f.check == check]
+        moved = sum(f.status == "moves" for f in varied)
+        if moved:
+            parts.append(f"{words} ({moved} of {len(varied)})")
+    if parts:
+        yield (
+            "Answers leave their interval, or a claimed order turns round, by "
+            f"{', '.join(parts)}: see Validity in the report."
+        )
+
+
+def _attended(checks: Validity, check: Check) -> list[Finding]:
+    return [f for f in checks.of(check) if f.status == "attention"]
+
+
+def _optima(fits: Fits) -> list[Optimum]:
+    return list(fits.optima_by_group("n_params").values())
+
+
+def _key(optimum: Optimum) -> GroupKey:
+    return optimum.arch, optimum.budget_flops
+
+
+def _keys(findings: Iterable[Finding]) -> list[GroupKey]:
+    return [(f.arch, f.budget_flops) for f in findings if f.arch and f.budget_flops]
+
+
+def _places(keys: Iterable[GroupKey]) -> str:
+    """Return where: "1e17 and 3e17 of mlp", "12 budgets of mlp"; of many families their number."""
+    budgets: dict[str, list[float]] = {}
+    for arch, budget in keys:
+        budgets.setdefault(arch, []).append(budget)
+    return _listed([f"{_listed_budgets(found)} of {arch}" for arch, found in budgets.items()])
+
+
+def _listed_budgets(budgets: Sequence[float]) -> str:
+    if len(budgets) > _MOST_NAMED:
+        return f"{len(budgets)} budgets"
+    return _joined([format_flops(budget) for budget in budgets])
+
+
+def _listed(each: Sequence[str]) -> str:
+    if len(each) <= _MOST_NAMED:
+        return _joined(each)
+    rest = len(each) - _MOST_NAMED + 1
+    return _joined([*each[: _MOST_NAMED - 1], f"{rest} more families"])
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
