@@ -52,6 +52,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/recording.py
 	$(BIN)/python tests/benchmarks/parametric.py
 	$(BIN)/python tests/benchmarks/coverage.py
+	$(BIN)/python tests/benchmarks/methods.py
 	@if PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null; \
 	then $(BIN)/python tests/benchmarks/submit_scale.py; fi
 

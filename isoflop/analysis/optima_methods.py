@@ -1,8 +1,9 @@
-"""Four ways to read the minimum off an isoFLOP profile, each for many sets of losses at once.
+"""Five ways to read the minimum off an isoFLOP profile, each for many sets of losses at once.
 
 All take ln x of the points (ascending), their losses [B, n] and optionally weights [B, n] or [1, n]
 (how often a bootstrap drew each point), and return the minima of all B sets:
 
+- ``two_powers``: least squares of two power laws and a slope held near 0 (``two_powers.py``).
 - ``parabola``: least squares of the loss on 1, ln x, (ln x)² over all points (approach 2 of
   Hoffmann et al. 2022, section 3.2, there in log10).
 - ``parabola_window``: the same over the sizes within a factor of ``WINDOW_FACTOR`` of the size with
@@ -28,6 +29,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from isoflop.analysis.two_powers import TwoPowers, fit_two_powers, two_powers_curve
 from isoflop.arrays import Floats
 
 Codes = npt.NDArray[np.int8]
@@ -40,9 +42,9 @@ INTERIOR, BELOW, ABOVE, NO_MINIMUM, TOO_FEW = 0, -1, 1, 2, 3
 # Losses are means of float32 terms: differences below this share of the loss are rounding.
 LOSS_RESOLUTION = 1e-6
 
-# A parabola has three coefficients. Three sizes determine it without a residual, which is allowed
-# here (a small study has no more) and shown by n_points; two leave it undetermined. Akima's slopes
-# need a fourth size to be more than that parabola.
+# Three sizes determine a parabola without a residual, and two powers with a slope of 0. That is
+# allowed here (a small study has no more) and shown by n_points; two leave both undetermined.
+# Akima's slopes need a fourth size to be more than that parabola.
 MIN_DISTINCT_SIZES = 3
 AKIMA_MIN_SIZES = 4
 
@@ -112,8 +114,7 @@ def minima_of_parabolas(parabolas: Parabolas, low: float, high: float) -> Minima
         vertex = -slope / (2 * quadratic)
         loss = parabolas.scale * (constant - quadratic * vertex**2)
         log_x = parabolas.centre + parabolas.half_width * vertex
-    # One rounding outwards is no edge: the vertex of points symmetric about an end lies on it.
-    slack = 1e-12 * max(1.0, abs(low), abs(high))
+    slack = _slack(low, high)
     code = np.where(log_x < low - slack, BELOW, np.where(log_x > high + slack, ABOVE, INTERIOR))
     code = np.where(quadratic > LOSS_RESOLUTION, code, NO_MINIMUM)
     code = np.where(np.isfinite(constant), code, TOO_FEW).astype(np.int8)
@@ -124,6 +125,42 @@ def minima_of_parabolas(parabolas: Parabolas, low: float, high: float) -> Minima
         code=code,
         curvature=parabolas.scale * quadratic / parabolas.half_width**2,
     )
+
+
+def minima_of_two_powers(curves: TwoPowers, low: float, high: float) -> Minima:
+    """Return the lowest points between low and high (ln x); those at an end are edges."""
+    lowest, loss, curvature = curves.lowest()
+    at_low, at_high = curves.at(np.array([low, high])).T
+    slack = _slack(low, high)
+    # A leaning curve can fall below its minimum again on the far side of a maximum.
+    inside = (lowest >= low - slack) & (lowest <= high + slack)
+    inside &= loss <= np.minimum(at_low, at_high) * (1 + slack)
+    code = np.where(inside, INTERIOR, np.where(at_low < at_high, BELOW, ABOVE))
+    code = np.where(curves.bend > LOSS_RESOLUTION, code, NO_MINIMUM)
+    code = np.where(np.isfinite(curves.bend), code, TOO_FEW).astype(np.int8)
+    inside = code == INTERIOR
+    return Minima(
+        log_x=np.where(inside, np.clip(lowest, low, high), np.nan),
+        loss=np.where(inside, loss, np.nan),
+        code=code,
+        curvature=np.where(inside, curvature, curves.coefficients[:, 2]),
+    )
+
+
+def _slack(low: float, high: float) -> float:
+    """Return by how much ln x may leave its range: one rounding outwards is no edge.
+
+    The minimum of points symmetric about an end lies on it.
+    """
+    return 1e-12 * max(1.0, abs(low), abs(high))
+
+
+def two_powers(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Minima:
+    """Return the lowest points of two power laws and a slope over all points."""
+    curves = fit_two_powers(log_x, loss_BN, weight_BN)
+    if weight_BN is not None:
+        curves.coefficients[_num_sizes(log_x, weight_BN) < MIN_DISTINCT_SIZES] = np.nan
+    return minima_of_two_powers(curves, log_x[0], log_x[-1])
 
 
 def parabola(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Minima:
@@ -281,12 +318,37 @@ def _solve(z: Floats, loss_BN: Floats, weight_BN: Floats) -> Floats:
     return np.where(usable[:, None], solved, np.nan)
 
 
-def parabola_residuals(
-    log_x: Floats, loss: Floats, fit: Callable[[Floats, Floats], Parabolas] = fit_parabolas
+def parabola_curve(
+    log_x: Floats,
+    loss: Floats,
+    at: Floats,
+    fit: Callable[[Floats, Floats], Parabolas] = fit_parabolas,
+) -> Floats:
+    """Return the parabola at some ln x."""
+    return fit(log_x, loss[None]).at(at)[0]
+
+
+def window_curve(log_x: Floats, loss: Floats, at: Floats) -> Floats:
+    """Return the windowed parabola at some ln x, NaN outside its window."""
+    inside = _window(log_x, loss)
+    there = (at >= log_x[inside][0]) & (at <= log_x[inside][-1])
+    return np.where(there, parabola_curve(log_x[inside], loss[inside], at), np.nan)
+
+
+def akima_curve(log_x: Floats, loss: Floats, at: Floats) -> Floats:
+    """Return Akima's spline at some ln x; it passes through the mean of every size."""
+    from scipy.interpolate import Akima1DInterpolator
+
+    sizes, means = size_means(log_x, loss[None])
+    return np.asarray(np.exp(Akima1DInterpolator(sizes, np.log(np.maximum(means[0], _TINY)))(at)))
+
+
+def curve_residuals(
+    log_x: Floats, loss: Floats, curve: Callable[[Floats, Floats, Floats], Floats]
 ) -> tuple[Floats, Floats]:
-    """Return the parabola at all points and the relative residuals of all."""
-    curve = fit(log_x, loss[None]).at(log_x)[0]
-    return curve, loss / curve - 1
+    """Return a curve at all points and the relative residuals of all."""
+    fitted = curve(log_x, loss, log_x)
+    return fitted, loss / fitted - 1
 
 
 def window_residuals(log_x: Floats, loss: Floats) -> tuple[Floats, Floats]:
@@ -295,10 +357,18 @@ def window_residuals(log_x: Floats, loss: Floats) -> tuple[Floats, Floats]:
     It stands in for Akima's spline, too, which passes through the mean of every size and leaves no
     residual: noise added to noisy means would count twice.
     """
-    sizes, means = size_means(log_x, loss[None])
-    inside = window_of(log_x, sizes, int(np.argmin(means[0])))
-    curve = fit_parabolas(log_x[inside], loss[None, inside]).at(log_x)[0]
+    inside = _window(log_x, loss)
+    curve = parabola_curve(log_x[inside], loss[inside], log_x)
     return curve, (loss / curve - 1)[inside]
+
+
+def _window(log_x: Floats, loss: Floats) -> npt.NDArray[np.bool_]:
+    sizes, means = size_means(log_x, loss[None])
+    return window_of(log_x, sizes, int(np.argmin(means[0])))
+
+
+def _num_distinct(log_x: Floats) -> float:
+    return float(len(np.unique(log_x)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,32 +378,76 @@ class FitMethod:
     name: Method
     find: Callable[[Floats, Floats, Floats | None], Minima]
     """From (ln x, losses, weights or None) to the minimum of each set of losses."""
+    curve: Callable[[Floats, Floats, Floats], Floats]
+    """From (ln x [n], losses [n], other ln x [m]) to the fitted curve there [m]; NaN where the
+    method fits none."""
     residuals: Callable[[Floats, Floats], tuple[Floats, Floats]]
     """From (ln x [n], losses [n]) to a smooth curve [n] and the relative residuals of the points
     that it was fitted to: what the residual bootstrap draws."""
+    is_linear: bool = False
+    """Whether the curve is linear in the losses, whatever they are."""
+    is_interpolation: bool = False
+    """Whether the curve passes through the mean of each size."""
     min_sizes: int = MIN_DISTINCT_SIZES
     """Distinct sizes needed; with fewer the verdict is ``too_few``."""
     is_low: bool = False
     """Whether the minimum found in noisy losses lies too low. Draws made about a smooth curve are
     then shifted so that the estimate is their median."""
 
+    def smoother(self, log_x: Floats) -> Floats:
+        """Return the matrix [n, n] that makes fitted losses of losses; only of linear methods."""
+        assert self.is_linear
+        columns = [self.curve(log_x, unit, log_x) for unit in np.eye(len(log_x))]
+        return np.stack(columns, axis=1)
+
+    def num_coefficients(self, log_x: Floats) -> float:
+        """Return how many coefficients the curve has: what it takes of the degrees of freedom.
+
+        Of a linear method the trace of its smoother; a coefficient per size of an interpolation;
+        three of the other parabolas.
+        """
+        if self.is_linear:
+            return float(np.trace(self.smoother(log_x)))
+        return _num_distinct(log_x) if self.is_interpolation else MIN_DISTINCT_SIZES
+
+
+def _of_curve(
+    name: Method,
+    find: Callable[[Floats, Floats, Floats | None], Minima],
+    curve: Callable[[Floats, Floats, Floats], Floats],
+    *,
+    is_linear: bool,
+) -> FitMethod:
+    """Return a method whose residuals are those of its own curve at all points."""
+    residuals = partial(curve_residuals, curve=curve)
+    return FitMethod(name=name, find=find, curve=curve, residuals=residuals, is_linear=is_linear)
+
 
 METHODS: dict[Method, FitMethod] = {
     method.name: method
     for method in (
-        FitMethod(name="parabola", find=parabola, residuals=parabola_residuals),
-        FitMethod(name="parabola_window", find=parabola_window, residuals=window_residuals),
+        _of_curve("two_powers", two_powers, two_powers_curve, is_linear=True),
+        _of_curve("parabola", parabola, parabola_curve, is_linear=True),
+        FitMethod(
+            name="parabola_window",
+            find=parabola_window,
+            curve=window_curve,
+            residuals=window_residuals,
+        ),
         FitMethod(
             name="akima",
             find=akima,
+            curve=akima_curve,
             residuals=window_residuals,
+            is_interpolation=True,
             min_sizes=AKIMA_MIN_SIZES,
             is_low=True,
         ),
-        FitMethod(
-            name="parabola_robust",
-            find=parabola_robust,
-            residuals=partial(parabola_residuals, fit=fit_robust),
+        _of_curve(
+            "parabola_robust",
+            parabola_robust,
+            partial(parabola_curve, fit=fit_robust),
+            is_linear=False,
         ),
     )
 }

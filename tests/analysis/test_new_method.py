@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from isoflop.analysis.optima_methods import (
     METHODS,
     FitMethod,
     Minima,
-    parabola_residuals,
+    curve_residuals,
+    parabola_curve,
     size_means,
 )
 from isoflop.arrays import Floats
@@ -37,7 +39,12 @@ def lowest_size(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None)
 
 
 def test_a_new_method_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = FitMethod(name="lowest_size", find=lowest_size, residuals=parabola_residuals)
+    method = FitMethod(
+        name="lowest_size",
+        find=lowest_size,
+        curve=parabola_curve,
+        residuals=partial(curve_residuals, curve=parabola_curve),
+    )
     monkeypatch.setitem(METHODS, method.name, method)
     rng = random.Random(0)
     rows = [
