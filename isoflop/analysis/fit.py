@@ -109,6 +109,7 @@ def _with_parametric(fits: Fits) -> Fits:
         optima=fits.optima,
         draws=fits.draws_of("n_params"),
         method=options.method,
+        constraints=options.constraints,
     )
     return replace(fits, parametric=laws)
 

@@ -10,6 +10,7 @@ from isoflop.analysis.bootstrap import Draws, Requested
 from isoflop.analysis.laws import LawAxis, PowerLaw
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
+from isoflop.analysis.parametric.terms import HUBER_DELTA, Constraints
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
 from isoflop.errors import UserError
 
@@ -35,6 +36,17 @@ class FitOptions:
     bootstrap: Requested = "auto"
     confidence: float = 0.95
     seed: int = 0
+    tied: bool = False
+    """Whether surfaces have one exponent for parameters and tokens."""
+    fixed_e: float | None = None
+    """The irreducible loss of surfaces, where it is given, in the unit of the losses."""
+    huber_delta: float = HUBER_DELTA
+    """Huber's δ of surfaces, in ln L."""
+
+    @property
+    def constraints(self) -> Constraints:
+        """What is set of the laws through points."""
+        return Constraints(tied=self.tied, fixed_e=self.fixed_e, huber_delta=self.huber_delta)
 
 
 DEFAULT_REFERENCES = ("swiglu", "mlp")

@@ -6,6 +6,7 @@ a value that does not exist. Columns that do not fit the terminal are left out a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from isoflop.analysis.bootstrap import Requested
 from isoflop.analysis.optima_methods import METHODS
+from isoflop.analysis.parametric.terms import HUBER_DELTA
 from isoflop.analysis.points import AXES
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
@@ -42,6 +44,34 @@ _MISSING = "-"
 
 Row = dict[str, str]
 """Cells by the heading of their column."""
+
+
+def _irreducible_loss(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> float | None:
+    """Return the loss that ``E=LOSS`` gives; UserError for anything else."""
+    if text is None:
+        return None
+    values = given_parameters("--fix", text, ("E",))
+    return values["E"]
+
+
+def given_parameters(option: str, text: str, names: Sequence[str]) -> dict[str, float]:
+    """Return the values of ``NAME=VALUE,…``, all of the names.
+
+    Raises:
+        UserError: it reads otherwise, or a value is no number that a law can have.
+    """
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    values: dict[str, float] = {}
+    with contextlib.suppress(ValueError):
+        values = {name.strip(): float(value) for name, _, value in pairs}
+    is_right = all(math.isfinite(value) and value >= 0 for value in values.values())
+    if sorted(values) != sorted(names) or len(pairs) != len(names) or not is_right:
+        allowed = ",".join(f"{name}=NUMBER" for name in names)
+        raise UserError(option, text, f"{allowed}, none below 0", "correct it")
+    return values
+
 
 FIT_OPTIONS = (
     click.option(
@@ -76,6 +106,21 @@ FIT_OPTIONS = (
         default=1000,
         show_default=True,
         help="Bootstrap draws; 0 for no intervals.",
+    ),
+    click.option("--tied", is_flag=True, help="One exponent for both terms of the surface."),
+    click.option(
+        "--fix",
+        "fixed_e",
+        metavar="E=LOSS",
+        callback=_irreducible_loss,
+        help="The surface's irreducible loss, where it is known, as in E=1.7.",
+    ),
+    click.option(
+        "--huber-delta",
+        type=click.FloatRange(min=0, min_open=True, max=1),
+        default=HUBER_DELTA,
+        show_default=True,
+        help="Residuals of ln L beyond it weigh linearly in the surface.",
     ),
 )
 

@@ -23,11 +23,12 @@ from isoflop.analysis.parametric.forms import (
     surface_draws,
     surface_of,
 )
-from isoflop.analysis.parametric.terms import Criterion
+from isoflop.analysis.parametric.terms import FREE, Constraints, Criterion
 from isoflop.analysis.points import Point, Selection
 
 __all__ = [
     "ChinchillaLaw",
+    "Constraints",
     "FrontierLaw",
     "ParametricFit",
     "Resampling",
@@ -54,25 +55,35 @@ def fit_parametric(
     optima: Iterable[Optimum] = (),
     draws: Draws | None = None,
     method: str = "parabola",
+    constraints: Constraints = FREE,
 ) -> tuple[ParametricFit, ...]:
     """Fit every law to every arch, archs sorted.
 
     Per arch: chinchilla by huber and by vpnls; the frontier through the ``optima`` of ``method``,
     with ``draws`` of the same method over n_params; the joint law where the arch has experts. The
-    laws through points take those without a budget, too. ``n_boot`` of 0 gives no intervals.
+    laws through points take those without a budget, too, and ``constraints``. ``n_boot`` of 0 gives
+    no intervals.
     """
     resampling = Resampling(n_boot=n_boot, seed=seed, kind=bootstrap, confidence=confidence)
     known_optima = tuple(optima)
     fits: list[ParametricFit] = []
     for arch, points in _points_by_arch(selection).items():
         for surface_method in SURFACE_METHODS:
-            surface = fit_surface(points, arch=arch, method=surface_method, resampling=resampling)
-            fits.append(surface)
+            fits.append(
+                fit_surface(
+                    points,
+                    arch=arch,
+                    method=surface_method,
+                    resampling=resampling,
+                    constraints=constraints,
+                )
+            )
         fits.append(
             fit_frontier(known_optima, arch=arch, method=method, draws=draws, confidence=confidence)
         )
         if has_experts(points):
-            fits.append(fit_joint(points, arch=arch, resampling=resampling))
+            joint = fit_joint(points, arch=arch, resampling=resampling, constraints=constraints)
+            fits.append(joint)
     return tuple(fits)
 
 

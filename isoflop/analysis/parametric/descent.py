@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from isoflop.analysis.parametric.terms import HUBER_DELTA, NO_FLOOR, Problem, evaluate
+from isoflop.analysis.parametric.terms import NO_FLOOR, Problem, evaluate
 from isoflop.arrays import Floats
 
 _MAX_DIRECT_STEPS = 60
 _MAX_STEPS = 300
-_WIDE_DELTAS = (3e-2, 1e-2, 3e-3)
+# Times the problem's δ.
+_WIDE_DELTAS = (30.0, 10.0, 3.0)
 _MAX_WIDE_STEPS = 25
 # Longest step in the norm of standardised parameters: far starts must not jump out of range.
 _MAX_STEP = 2.0
@@ -52,7 +53,8 @@ class Descent:
 def minimise(problem: Problem, start_BP: Floats, target_Bn: Floats, weight_Bn: Floats) -> Descent:
     """Return a local minimum from each start.
 
-    ``target_Bn`` and ``weight_Bn`` have one row per start or a single row for all. A constant that
+    ``target_Bn`` and ``weight_Bn`` have one row per start or a single row for all. Starts keep to
+    the problem's constraints, and vectors move along its basis alone. A constant that
     sinks to nothing stays at NO_FLOOR. Where residuals are far beyond 1e-3, Huber's criterion is
     close to a sum of absolute values, whose many kinks hold Newton steps up: vectors that have not
     settled within 60 steps begin anew with the criterion first wide, then narrow. One that still
@@ -61,15 +63,17 @@ def minimise(problem: Problem, start_BP: Floats, target_Bn: Floats, weight_Bn: F
     theta = np.maximum(start_BP, _lowest(problem))
     target = np.broadcast_to(target_Bn, (len(theta), problem.num_points))
     weight = np.broadcast_to(weight_Bn, (len(theta), problem.num_points))
-    direct = _descend(problem, theta, target, weight, HUBER_DELTA, _MAX_DIRECT_STEPS)
+    delta = problem.constraints.huber_delta
+    direct = _descend(problem, theta, target, weight, delta, _MAX_DIRECT_STEPS)
     left = np.flatnonzero(~direct.converged)
     if not len(left):
         return direct
     theta, target, weight = direct.theta[left], target[left], weight[left]
     if problem.is_log:
-        for delta in _WIDE_DELTAS:
-            theta = _descend(problem, theta, target, weight, delta, _MAX_WIDE_STEPS).theta
-    found = _descend(problem, theta, target, weight, HUBER_DELTA, _MAX_STEPS)
+        for factor in _WIDE_DELTAS:
+            wide = factor * delta
+            theta = _descend(problem, theta, target, weight, wide, _MAX_WIDE_STEPS).theta
+    found = _descend(problem, theta, target, weight, delta, _MAX_STEPS)
     for whole, part in zip(direct.arrays, found.arrays, strict=True):
         whole[left] = part
     return direct
@@ -97,7 +101,9 @@ def _descend(
     at_work = np.arange(len(theta))
     for taken in range(max_steps + 1):
         held = (theta[at_work] <= lowest) & (gradient[at_work] > 0)
-        step, fall = _newton_step(gradient[at_work], hessian[at_work], damping[at_work], held)
+        step, fall = _step_along(
+            problem.basis, gradient[at_work], hessian[at_work], damping[at_work], held
+        )
         done = fall <= _RELATIVE_FALL * value[at_work] + _ABSOLUTE_FALL
         stuck = (damping[at_work] >= _MAX_DAMPING) | (taken == max_steps)
         stalled = fall <= _STALLED_RELATIVE_FALL * value[at_work] + _STALLED_ABSOLUTE_FALL
@@ -114,6 +120,23 @@ def _descend(
         value[moved], gradient[moved], hessian[moved] = (part[better] for part in found)
         damping[at_work] *= np.where(better, 0.25, 4.0)
     return Descent(theta=theta, value=value, converged=converged)
+
+
+def _step_along(
+    basis: Floats | None,
+    gradient_BP: Floats,
+    hessian_BPP: Floats,
+    damping_B: Floats,
+    held_BP: npt.NDArray[np.bool_],
+) -> tuple[Floats, Floats]:
+    """Return `_newton_step` in the directions of a basis (p, q); None is all directions."""
+    if basis is None:
+        return _newton_step(gradient_BP, hessian_BPP, damping_B, held_BP)
+    held_BQ = held_BP @ (basis != 0)
+    step_BQ, fall = _newton_step(
+        gradient_BP @ basis, basis.T @ hessian_BPP @ basis, damping_B, held_BQ
+    )
+    return step_BQ @ basis.T, fall
 
 
 def _newton_step(

@@ -20,7 +20,8 @@ from isoflop.analysis.parametric.solve import (
     solve,
 )
 from isoflop.analysis.parametric.terms import (
-    HUBER_DELTA,
+    FREE,
+    Constraints,
     Criterion,
     Form,
     Problem,
@@ -29,10 +30,17 @@ from isoflop.analysis.parametric.terms import (
 )
 from isoflop.arrays import Floats, percentiles
 
-SETTINGS: dict[Criterion, str] = {
-    "huber": f"sum of Huber({HUBER_DELTA:g}) of ln L residuals",
-    "vpnls": "sum of squares of L residuals",
-}
+
+def settings_of(method: Criterion, constraints: Constraints = FREE) -> str:
+    """Return the criterion of a fit in words, and what is not free in it."""
+    words = ["sum of squares of L residuals"]
+    if method == "huber":
+        words = [f"sum of Huber({constraints.huber_delta:g}) of ln L residuals"]
+    if constraints.tied:
+        words.append("alpha = beta")
+    if constraints.fixed_e is not None:
+        words.append(f"E = {constraints.fixed_e:g} given")
+    return "; ".join(words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +90,8 @@ class ParametricFit:
     budget_hi: float | None = None
     settings: str | None = None
     """The criterion and the numbers that define it."""
+    given: tuple[str, ...] = ()
+    """Parameters that were given or follow from what was, and so have no interval."""
 
     @property
     def has_values(self) -> bool:
@@ -90,7 +100,7 @@ class ParametricFit:
 
     def interval(self, parameter: str) -> tuple[float, float] | None:
         """Return the percentile interval of a parameter; None without (enough) draws."""
-        if parameter not in self.draws:
+        if parameter not in self.draws or parameter in self.given:
             return None
         return percentiles(self.draws[parameter], self.confidence)
 
@@ -141,8 +151,9 @@ def fit_law(
     derive: Callable[[Mapping[str, Floats]], dict[str, Floats]] | None = None,
     derived: tuple[str, ...] = (),
     refuse: Callable[[Data], tuple[Status, str] | None] | None = None,
+    constraints: Constraints = FREE,
 ) -> ParametricFit:
-    """Fit a form to data; never raises for data that do not allow it.
+    """Fit a form, under constraints, to data; never raises for data that do not allow it.
 
     ``derive`` maps the form's parameters, one array per name, to the ``derived`` ones. ``refuse``
     says why data with enough points do not allow the form.
@@ -153,13 +164,13 @@ def fit_law(
         method=method,
         budgets=data.budgets,
         confidence=resampling.confidence,
-        settings=SETTINGS[method],
+        settings=settings_of(method, constraints),
     )
-    known.update(parameters=form.parameters + derived)
-    refusal = _refusal(data, form, refuse)
+    known.update(parameters=form.parameters + derived, given=_given(form, derived, constraints))
+    refusal = _refusal(data, form, constraints, refuse)
     if refusal is not None:
         return ParametricFit(**known, status=refusal[0], reason=refusal[1])
-    problem = make_problem(form, method, data.inputs, data.losses)
+    problem = make_problem(form, method, data.inputs, data.losses, constraints)
     solution = solve(problem)
     known.update(solution.verdict)
     if solution.status not in WITH_VALUES:
@@ -180,7 +191,7 @@ def fit_law(
             data.cells,
             kind,
             resampling,
-            num_coefficients=len(solution.theta),
+            num_coefficients=len(solution.theta) - constraints.num,
             arch=data.arch,
         )
         theta = refit_each(problem, solution.theta, *drawn)
@@ -225,11 +236,20 @@ def natural_values(
     return natural if derive is None else {**natural, **derive(natural)}
 
 
+def _given(form: Form, derived: tuple[str, ...], constraints: Constraints) -> tuple[str, ...]:
+    """Return the parameters that no data move: a given constant, exponents that tied ones fix."""
+    constant = form.parameters[-1:] if constraints.fixed_e is not None else ()
+    return constant + (derived if constraints.tied else ())
+
+
 def _refusal(
-    data: Data, form: Form, refuse: Callable[[Data], tuple[Status, str] | None] | None
+    data: Data,
+    form: Form,
+    constraints: Constraints,
+    refuse: Callable[[Data], tuple[Status, str] | None] | None,
 ) -> tuple[Status, str] | None:
-    """Return why no fit is tried. One point more than parameters leaves one residual."""
-    needed = len(form.parameters) + 1
+    """Return why no fit is tried. One point more than free parameters leaves one residual."""
+    needed = len(form.parameters) - constraints.num + 1
     distinct = len(set(data.cells))
     if distinct < needed:
         return "too_few", f"{distinct} distinct points; {form.name} needs {needed}"

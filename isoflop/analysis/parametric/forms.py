@@ -34,7 +34,14 @@ from isoflop.analysis.parametric.fitting import (
     natural_values,
 )
 from isoflop.analysis.parametric.solve import WITH_VALUES, Status, log_rmse, refit_each, solve
-from isoflop.analysis.parametric.terms import Criterion, Form, Problem, make_problem
+from isoflop.analysis.parametric.terms import (
+    FREE,
+    Constraints,
+    Criterion,
+    Form,
+    Problem,
+    make_problem,
+)
 from isoflop.analysis.points import Point
 from isoflop.arrays import Floats
 
@@ -110,11 +117,14 @@ def fit_surface(
     arch: str,
     method: Criterion = "huber",
     resampling: Resampling = DEFAULT_RESAMPLING,
+    constraints: Constraints = FREE,
 ) -> ParametricFit:
     """Fit the surface to points of any budgets; N is n_params, D is n_tokens.
 
     ``huber`` minimises the sum of Huber(1e-3) of the residuals of ln L, ``vpnls`` the sum of
-    squares of those of L. A fit that these points do not allow has no values and says why.
+    squares of those of L. With ``constraints`` the exponents are tied (the surface of Gadre et al.
+    2024, arXiv 2403.08540, which extrapolates better from small runs), E is given, or Huber's δ
+    is another. A fit that these points do not allow has no values and says why.
     """
     ordered = sorted(points, key=lambda p: (p.budget_flops, p.n_params, p.n_tokens, p.loss))
     n_params = np.array([point.n_params for point in ordered], dtype=np.float64)
@@ -132,6 +142,7 @@ def fit_surface(
         resampling,
         derive=_exponents,
         derived=("a", "b"),
+        constraints=constraints,
     )
 
 
@@ -273,6 +284,7 @@ def fit_joint(
     arch: str,
     method: Criterion = "huber",
     resampling: Resampling = DEFAULT_RESAMPLING,
+    constraints: Constraints = FREE,
 ) -> ParametricFit:
     """Fit the joint law to points whose n_active is known.
 
@@ -299,6 +311,7 @@ def fit_joint(
         method,
         resampling,
         refuse=_refuse_fixed_sparsity,
+        constraints=constraints,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from isoflop.analysis.parametric.descent import minimise
-from isoflop.analysis.parametric.terms import NO_FLOOR, Form, Problem, predict
+from isoflop.analysis.parametric.terms import NO_FLOOR, TIED, Problem, predict
 from isoflop.arrays import Floats
 
 Status = Literal[
@@ -99,7 +99,10 @@ class Solution:
 
 
 def solve(problem: Problem) -> Solution:
-    """Fit from the starts of the problem's method: a grid and variable projection, or only that."""
+    """Fit from the starts of the problem's method: a grid and variable projection, or only that.
+
+    All starts, and so the solution, keep to the problem's constraints.
+    """
     starts = projected_starts(problem, _NUM_PROJECTED[problem.method])
     if problem.method == "huber":
         starts = np.concatenate([starts, grid_starts(problem)])
@@ -163,8 +166,9 @@ def _bound(problem: Problem, theta_P: Floats) -> str | None:
         float(np.exp(column @ theta_P[part]).mean())
         for part, column in zip(problem.form.slices, problem.columns, strict=True)
     ]
-    for names, share in zip(problem.form.terms, shares, strict=True):
-        if share < _ZERO_SHARE:
+    is_given = [False] * (len(shares) - 1) + [problem.fixed_share is not None]
+    for names, share, given in zip(problem.form.terms, shares, is_given, strict=True):
+        if share < _ZERO_SHARE and not given:
             return f"{names[0]} goes to zero"
     for names, part in zip(problem.form.terms, problem.form.slices, strict=True):
         for name, exponent in zip(names[1:], theta_P[part][1:], strict=True):
@@ -184,6 +188,8 @@ def conditioning(problem: Problem, theta_P: Floats) -> float:
     )
     if not problem.is_log:
         jacobian = jacobian / prediction[0][:, None]
+    if problem.basis is not None:
+        jacobian = jacobian @ problem.basis
     lengths = np.linalg.norm(jacobian, axis=0)
     singular = np.linalg.svd(jacobian / np.where(lengths > 0, lengths, 1.0), compute_uv=False)
     return float(singular[0] / max(singular[-1], 1e-300))
@@ -208,9 +214,13 @@ def log_rmse(problem: Problem, theta_P: Floats) -> float:
 def grid_starts(problem: Problem) -> Floats:
     """Return (B, p): every combination of 3 or 4 values per exponent and 3 shares of the constant.
 
-    The rest of the loss is split evenly over the other terms at the centre of the data.
+    The rest of the loss is split evenly over the other terms at the centre of the data. Exponents
+    that are tied are one; a constant that is given has its own share.
     """
-    exponents = _combinations(problem.form, _GRID_EXPONENTS[_num_exponents(problem.form)])
+    exponents = _combinations(problem, _GRID_EXPONENTS[_num_exponents(problem)])
+    shares: tuple[float, ...] = _GRID_SHARES
+    if problem.fixed_share is not None:
+        shares = (min(max(problem.fixed_share, _GRID_SHARES[0]), _GRID_SHARES[-1]),)
     powers = len(problem.form.terms) - 1
     return np.concatenate(
         [
@@ -220,7 +230,7 @@ def grid_starts(problem: Problem) -> Floats:
                 np.full((len(exponents), powers + 1), (1 - share) / powers)
                 * np.array([1.0] * powers + [share * powers / (1 - share)]),
             )
-            for share in _GRID_SHARES
+            for share in shares
         ]
     )
 
@@ -231,14 +241,16 @@ def projected_starts(problem: Problem, num: int) -> Floats:
     For fixed exponents the law is linear, and non-negative least squares on the loss gives its
     coefficients (variable projection: Golub and Pereyra 1973). The last vector is the best without
     a constant: the valley to a floor of zero is long and flat, and starts elsewhere may not reach
-    its end.
+    its end. There is no such vector where the constant is given.
     """
-    num_steps = _PROJECTED_EXPONENTS[_num_exponents(problem.form)]
+    num_steps = _PROJECTED_EXPONENTS[_num_exponents(problem)]
     steps = np.geomspace(*_PROJECTED_RANGE, num_steps)
-    exponents = _combinations(problem.form, steps)
+    exponents = _combinations(problem, steps)
     with_floor, residuals = _coefficients(problem, exponents, constant=True)
-    without, floorless_residuals = _coefficients(problem, exponents, constant=False)
     best = np.argsort(residuals, kind="stable")[:num]
+    if problem.fixed_share is not None:
+        return _assemble(problem, exponents[best], np.maximum(with_floor[best], _LEAST_SHARE))
+    without, floorless_residuals = _coefficients(problem, exponents, constant=False)
     last = [int(np.argmin(floorless_residuals))]
     coefficients = np.concatenate([with_floor[best], without[last]])
     least = np.full(coefficients.shape, _LEAST_SHARE)
@@ -252,14 +264,18 @@ def _coefficients(
 ) -> tuple[Floats, Floats]:
     """Return the best non-negative coefficients (B, K) for each vector of exponents, and residuals.
 
-    Without ``constant`` the last coefficient is zero.
+    Without ``constant`` the last coefficient is zero; where it is given it is that.
     """
     from scipy.optimize import nnls
 
     loss = np.exp(problem.target) if problem.is_log else problem.target
     num_terms = len(problem.form.terms)
-    num_free = num_terms if constant else num_terms - 1
+    given = problem.fixed_share
+    num_free = num_terms if constant and given is None else num_terms - 1
     coefficients = np.zeros((len(exponents_BE), num_terms))
+    if given is not None:
+        coefficients[:, -1] = given
+        loss = loss - given
     residuals = np.empty(len(exponents_BE))
     for i, vector in enumerate(exponents_BE):
         found = nnls(_powers(problem, vector)[:, :num_free], loss)
@@ -267,13 +283,18 @@ def _coefficients(
     return coefficients, residuals
 
 
-def _combinations(form: Form, exponents: Sequence[float] | Floats) -> Floats:
+def _combinations(problem: Problem, exponents: Sequence[float] | Floats) -> Floats:
     """Return every vector of the law's exponents, in the order of its terms."""
-    return np.array(list(itertools.product(exponents, repeat=_num_exponents(form))))
+    combinations = np.array(list(itertools.product(exponents, repeat=_num_exponents(problem))))
+    if not problem.constraints.tied:
+        return combinations
+    first, second = (problem.form.exponents.index(name) for name in TIED)
+    return np.insert(combinations, second, combinations[:, first], axis=1)
 
 
-def _num_exponents(form: Form) -> int:
-    return len(form.parameters) - len(form.terms)
+def _num_exponents(problem: Problem) -> int:
+    """Return how many exponents are free."""
+    return len(problem.form.exponents) - int(problem.constraints.tied)
 
 
 def _assemble(problem: Problem, exponents_BE: Floats, coefficients_BK: Floats) -> Floats:
@@ -284,7 +305,13 @@ def _assemble(problem: Problem, exponents_BE: Floats, coefficients_BK: Floats) -
         columns.append(np.log(coefficients_BK[:, k : k + 1]))
         columns.append(exponents_BE[:, first : first + len(spread)] * spread)
         first += len(spread)
+    if problem.fixed_share is not None:
+        columns[-2] = np.full_like(columns[-2], _log_or_nothing(problem.fixed_share))
     return np.concatenate(columns, axis=1)
+
+
+def _log_or_nothing(share: float) -> float:
+    return max(float(np.log(share)), NO_FLOOR) if share > 0 else NO_FLOOR
 
 
 def _powers(problem: Problem, exponents_E: Floats) -> Floats:

@@ -11,8 +11,9 @@ n points, p parameters.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +24,9 @@ from isoflop.arrays import Floats
 Criterion = Literal["huber", "vpnls"]
 """What a fit minimises; tables have it as the method of the fit."""
 
-# Residuals beyond this weigh linearly (Hoffmann et al. 2022, section D.2). It is also the unit of
-# a residual: objectives are minimised divided by its square, so that optimisers do not stop early.
+# By default residuals beyond this weigh linearly (Hoffmann et al. 2022, section D.2). It is also
+# the unit of a residual: objectives are minimised divided by its square, so that optimisers do not
+# stop early.
 HUBER_DELTA = 1e-3
 
 # Logarithm of the constant's share of the loss below which the constant is zero.
@@ -32,6 +34,30 @@ NO_FLOOR = -14.0
 
 # exp(300) squared is still a float64.
 _MAX_EXPONENT = 300.0
+
+
+# Exponents that are one where a user ties them, where a form has both.
+TIED = ("alpha", "beta")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constraints:
+    """What a user sets of the laws through points; by default all parameters are free."""
+
+    tied: bool = False
+    """alpha = beta: one exponent for parameters and tokens."""
+    fixed_e: float | None = None
+    """The irreducible loss E, in the unit of the losses."""
+    huber_delta: float = HUBER_DELTA
+    """Residuals of ln L beyond this weigh linearly."""
+
+    @property
+    def num(self) -> int:
+        """Parameters that are not free."""
+        return int(self.tied) + int(self.fixed_e is not None)
+
+
+FREE = Constraints()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +77,18 @@ class Form:
     @property
     def slices(self) -> tuple[slice, ...]:
         """Where each term's parameters stand in a parameter vector."""
-        ends = np.cumsum([len(term) for term in self.terms]).tolist()
-        return tuple(slice(end - len(t), end) for end, t in zip(ends, self.terms, strict=True))
+        return _slices(self.terms)
+
+    @property
+    def exponents(self) -> tuple[str, ...]:
+        """Names of the exponents, in the order of the terms."""
+        return tuple(name for term in self.terms for name in term[1:])
+
+
+@functools.cache
+def _slices(terms: tuple[tuple[str, ...], ...]) -> tuple[slice, ...]:
+    ends = np.cumsum([len(term) for term in terms]).tolist()
+    return tuple(slice(end - len(t), end) for end, t in zip(ends, terms, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +105,9 @@ class Problem:
     """Mean of ln L."""
     target: Floats
     """(n,): ln L − log_scale for huber, L / exp(log_scale) for vpnls."""
+    constraints: Constraints = FREE
+    basis: Floats | None = None
+    """(p, q): the directions in which a constrained vector may move; None where all are free."""
 
     @property
     def num_points(self) -> int:
@@ -93,7 +132,29 @@ class Problem:
             if names == self.form.terms[-1]:
                 values[names[0]] = np.where(theta_BP[:, -1] > NO_FLOOR, values[names[0]], 0.0)
             values.update(zip(names[1:], exponents_BF.T, strict=True))
+        # Without the rounding of the standardised vector.
+        if self.constraints.tied:
+            values[TIED[1]] = values[TIED[0]]
+        if self.constraints.fixed_e is not None:
+            values[self.form.parameters[-1]] = np.full(len(theta_BP), self.constraints.fixed_e)
         return values
+
+    def standardised(self, values: Mapping[str, float]) -> Floats:
+        """Return the parameter vector (p,) of coefficients and exponents in the table's units."""
+        theta: list[float] = []
+        for names, centre, spread in zip(self.form.terms, self.centres, self.spreads, strict=True):
+            exponents = np.array([values[name] for name in names[1:]], dtype=np.float64)
+            scale = float(exponents @ centre) + self.log_scale
+            coefficient = values[names[0]]
+            theta.append(math.log(coefficient) - scale if coefficient > 0 else NO_FLOOR)
+            theta.extend((exponents * spread).tolist())
+        return np.array(theta)
+
+    @property
+    def fixed_share(self) -> float | None:
+        """The given constant as a share of the geometric mean loss; None where it is free."""
+        given = self.constraints.fixed_e
+        return None if given is None else given * math.exp(-self.log_scale)
 
     def objective(self, value: float) -> float:
         """Return a minimised value as a Huber sum in (ln L)², or a sum of squares in L²."""
@@ -102,7 +163,11 @@ class Problem:
 
 
 def make_problem(
-    form: Form, method: Criterion, inputs: Sequence[Sequence[Floats]], losses: Floats
+    form: Form,
+    method: Criterion,
+    inputs: Sequence[Sequence[Floats]],
+    losses: Floats,
+    constraints: Constraints = FREE,
 ) -> Problem:
     """Standardise inputs (per term, one positive array per exponent) and losses."""
     logs = [np.log(np.array(term)).reshape(len(term), len(losses)).T for term in inputs]
@@ -123,7 +188,23 @@ def make_problem(
         spreads=spreads,
         log_scale=log_scale,
         target=relative if method == "huber" else np.exp(relative),
+        constraints=constraints,
+        basis=_basis(form, spreads, constraints),
     )
+
+
+def _basis(form: Form, spreads: Sequence[Floats], constraints: Constraints) -> Floats | None:
+    """Return the directions (p, q), of length one, that leave what is given as it is."""
+    if not constraints.num:
+        return None
+    basis = np.eye(len(form.parameters))
+    if constraints.tied:
+        first, second = (form.parameters.index(name) for name in TIED)
+        scales = [np.concatenate(([1.0], spread)) for spread in spreads]
+        scale = np.concatenate(scales)[[first, second]]
+        basis[[first, second], first] = scale / np.hypot(*scale)
+        basis = np.delete(basis, second, axis=1)
+    return basis if constraints.fixed_e is None else basis[:, :-1]
 
 
 def predict(problem: Problem, theta_BP: Floats) -> tuple[Floats, list[Floats]]:
@@ -150,14 +231,15 @@ def evaluate(
     theta_BP: Floats,
     target_Bn: Floats,
     weight_Bn: Floats,
-    delta: float = HUBER_DELTA,
+    delta: float | None = None,
 ) -> tuple[Floats, Floats, Floats]:
     """Return value (B,), gradient (B, p) and Hessian (B, p, p) of the weighted sum over points.
 
     The value is Σ w · Huber(r) / u² with r = target − prediction for huber, and Σ w · r² / (2 u²)
-    for vpnls, in units of u = 1e-3. ``delta`` is where Huber's criterion turns linear. Derivatives
-    are exact.
+    for vpnls, in units of u = 1e-3. ``delta`` is where Huber's criterion turns linear, by default
+    the problem's. Derivatives are exact.
     """
+    delta = problem.constraints.huber_delta if delta is None else delta
     prediction_Bn, slopes = predict(problem, theta_BP)
     residual_Bn = target_Bn - prediction_Bn
     value_Bn, gradient_Bn, second_derivative_Bn = _criterion(

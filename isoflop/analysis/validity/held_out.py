@@ -23,7 +23,7 @@ from isoflop.arrays import Floats, percentiles
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
-    from isoflop.analysis.parametric import ChinchillaLaw
+    from isoflop.analysis.parametric import ChinchillaLaw, Constraints
 
 # The largest budgets; of dozens, each would take a fit of a surface.
 MOST_HELD_OUT = 8
@@ -158,12 +158,17 @@ def _surfaces(fits: Fits, arch: str) -> list[Finding]:
     by_budget = _by_budget(fits.groups, arch)
     budgets = sorted(by_budget)
     return [
-        _score_surface(arch, by_budget, budgets[:index], budgets[index]) for index in _held(budgets)
+        _score_surface(arch, by_budget, budgets[:index], budgets[index], fits.options.constraints)
+        for index in _held(budgets)
     ]
 
 
 def _score_surface(
-    arch: str, by_budget: Mapping[float, Sequence[Point]], train: Sequence[float], held: float
+    arch: str,
+    by_budget: Mapping[float, Sequence[Point]],
+    train: Sequence[float],
+    held: float,
+    constraints: Constraints,
 ) -> Finding:
     from isoflop.analysis.parametric import Resampling, fit_surface, surface_of
 
@@ -173,6 +178,7 @@ def _score_surface(
         arch=arch,
         method=SURFACE_METHOD,
         resampling=Resampling(n_boot=0, seed=0, kind="auto", confidence=0.95),
+        constraints=constraints,
     )
     errors = _errors(surface_of(fit), by_budget[held]) if fit.has_values else None
     note = f"trained on {_list(train)}"

@@ -143,14 +143,7 @@ def test_a_fit_started_at_hoffmanns_parameters_leaves_them(problem, fitted, publ
     from isoflop.analysis.parametric.descent import minimise
 
     rounded = published["hoffmann"]["rounded"]
-    theta = []
-    for names, centre, spread in zip(
-        CHINCHILLA.terms, problem.centres, problem.spreads, strict=True
-    ):
-        exponents = np.array([rounded[name] for name in names[1:]])
-        theta.append(np.log(rounded[names[0]]) - exponents @ centre - problem.log_scale)
-        theta.extend(exponents * spread)
-    start, ones = np.array(theta)[None], np.ones((1, problem.num_points))
+    start, ones = problem.standardised(rounded)[None], np.ones((1, problem.num_points))
     at_start = evaluate(problem, start, problem.target[None], ones)[0][0]
     assert problem.objective(at_start) == pytest.approx(_objective(problem, rounded), rel=1e-9)
     found = minimise(problem, start, problem.target[None], ones)
