@@ -24,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -423,17 +424,16 @@ def measure(
         for index in cases
         for first in range(0, num_studies, 10)
     ]
-    if jobs == 1:
-        for part in parts:
-            index, results = _some(part)
+    with ExitStack() as stack:
+        run = map
+        if jobs > 1:
+            # In the order of the parts, so that sums of floats do not depend on who is faster.
+            run = stack.enter_context(get_context("fork").Pool(jobs)).imap
+        for index, results in run(_some, parts):
             for result in results:
                 tallies[index].add(result)
-        return list(tallies.values())
-    with get_context("fork").Pool(jobs) as pool:
-        # In the order of the parts, so that sums of floats do not depend on who is faster.
-        for index, results in pool.imap(_some, parts):
-            for result in results:
-                tallies[index].add(result)
+            if results[0].number == 0:
+                print(f"{CASES[index].title} …", file=sys.stderr)
     return list(tallies.values())
 
 

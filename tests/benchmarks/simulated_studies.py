@@ -194,11 +194,11 @@ def _sweep(rows: list[Row], rng: np.random.Generator) -> list[Row]:
     """Five learning rates a size and no seeds: larger models want lower rates.
 
     The middle rate is the best for the smallest size, the lowest for the largest. Taken for seeds,
-    the mean of the rates puts N* too low; `new` minds a wrong rate twice as much, and seems worse.
+    the mean of the rates puts N* too low; `new` minds a wrong rate three times as much, and seems worse.
     """
     swept = []
     for row in rows:
-        steepness = 0.02 if row["arch"] == NEW else 0.01
+        steepness = 0.03 if row["arch"] == NEW else 0.01
         place = math.log(4 * row["n_params"] / optimum(row["budget_flops"])) / math.log(16)
         for rate in (-1.4, -0.7, 0.0, 0.7, 1.4):
             factor = 1 + steepness * (rate + 1.4 * place) ** 2
