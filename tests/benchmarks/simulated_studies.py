@@ -194,7 +194,8 @@ def _sweep(rows: list[Row], rng: np.random.Generator) -> list[Row]:
     """Five learning rates a size and no seeds: larger models want lower rates.
 
     The middle rate is the best for the smallest size, the lowest for the largest. Taken for seeds,
-    the mean of the rates puts N* too low; `new` minds a wrong rate three times as much, and seems worse.
+    the mean of the rates puts N* too low; `new` minds a wrong rate three times as much and seems
+    worse.
     """
     swept = []
     for row in rows:
