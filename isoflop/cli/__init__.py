@@ -34,6 +34,7 @@ _VERBS = {
     "retry": "Send failed runs again, with what should help.",
     "clean": "Remove what nothing needs any more: code, checkpoints.",
     "fit": "Fit optima and laws with intervals, compare, check and plot.",
+    "gate": "Judge one run or a few against a study's frontier: pass or fail.",
     "refine": "Propose runs that would sharpen the results.",
     "report": "Fit, and report it as Markdown, HTML and LaTeX, with figures.",
     "interpret": "Read the experts of a trained run: record, geometry, interventions.",

@@ -27,6 +27,7 @@ VERBS = (
     "retry",
     "clean",
     "fit",
+    "gate",
     "refine",
     "report",
     "interpret",

@@ -1,0 +1,418 @@
+"""One run or a few against the frontier of a finished study: pass, fail or undecided.
+
+The multiplier of a run is what the reference's frontier needs of a resource for the loss of the
+run, over what the run took; above 1 the run is better. It is judged as it is: a run off its best
+size has a higher loss, and a lower multiplier than its family.
+
+Each draw takes the reference's optima as the bootstrap has them, and the run's loss with the noise
+that one run of the reference has at those FLOPs. That the multiplier is above t says that the loss
+is below the frontier at t times what the run took. So a bound rests on the frontier there alone,
+and counts only where the reference was measured: of a draw that leads beyond that, it takes no more
+than the side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from isoflop.analysis.gate.reference import (
+    Frontier,
+    RunNoise,
+    frontier_of,
+    noise_of_runs,
+    reached,
+)
+from isoflop.analysis.gate.rule import GateRule, Resource, default_rule
+from isoflop.analysis.optima_methods import Method
+from isoflop.analysis.points import loss_refusal, positive
+from isoflop.analysis.result import Fits
+from isoflop.analysis.rules import SIGNS, Rule
+from isoflop.arrays import Floats
+from isoflop.tables import schema_of
+
+Answer = Literal["pass", "fail", "undecided"]
+
+# How far beyond the reference's optima a multiplier is shown, in logs.
+_FURTHEST = math.log(100)
+
+# What makes two rows runs of one cell, and what makes them one run.
+_CELL = ("arch", "budget_flops", "n_params", "n_tokens", "flops")
+_REPEAT = ("run_id", "seed", "loss", "wall_s", "status", "excluded_reason")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateRow:
+    """A run, or the mean of the seeds of one cell, along a resource: a row of gate.parquet."""
+
+    run_id: str | None
+    """Of a mean, the ids joined by commas."""
+    arch: str | None
+    num_runs: int
+    """Seeds averaged."""
+    n_params: float | None
+    n_tokens: float | None
+    flops: float | None
+    loss: float | None
+    """Of a mean, the geometric one. None where it cannot be used."""
+    reference: str | None
+    resource: str
+    taken: float | None
+    """What the run took of the resource."""
+    noise_sd: float | None = None
+    """Of ln loss: what one run of the reference has there, over the root of the seeds."""
+    multiplier: float | None = None
+    """None where there is none, or where it leads over 100 times beyond the reference's optima."""
+    extrapolated: bool | None = None
+    """Whether the loss lies beyond the reference's measured optima."""
+    ci_lo: float | None = None
+    ci_hi: float | None = None
+    """None where the draws have no end."""
+    ci_lo_simultaneous: float | None = None
+    ci_hi_simultaneous: float | None = None
+    """For all runs of the table together."""
+    claim_lo: float | None = None
+    claim_hi: float | None = None
+    """The bounds that decide: those of the interval as far as the reference was measured."""
+    verdict: Answer = "undecided"
+    reason: str = ""
+    """Why it is undecided."""
+    confidence: float
+    method: Method
+    n_boot: int | None = None
+    n_failed: int | None = None
+    """Draws in which the frontier was not monotone or had no optimum."""
+    rule_sha: str
+
+
+GATE = schema_of("gate", GateRow)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """The verdict on one run or a few."""
+
+    rule: GateRule
+    rows: tuple[GateRow, ...]
+    """By run in the order of the table, each along FLOPs and time."""
+    verdict: Answer
+    """Of all runs together, by intervals that hold for all of them at once."""
+
+    def along(self, resource: str) -> list[GateRow]:
+        """Return the rows along a resource."""
+        return [row for row in self.rows if row.resource == resource]
+
+
+def gate(fits: Fits, rows: Iterable[Mapping[str, Any]], rule: GateRule | None = None) -> Gate:
+    """Judge runs against the frontier of the reference of a fit.
+
+    Args:
+        fits: with the draws of the options' axis and method.
+        rows: runs with ``loss`` and ``flops`` or ``wall_s``, as `load_rows` gives them.
+        rule: when a run passes; None: `default_rule`.
+
+    Raises:
+        UserError: the reference of the options is not in the table.
+    """
+    rule = rule or default_rule()
+    runs = cells_of(rows)
+    judged = {name: _along(fits, runs, rule, name) for name in get_args(Resource)}
+    in_order = zip(*judged.values(), strict=True)
+    return Gate(
+        rule=rule,
+        rows=tuple(one.row for of_run in in_order for one in of_run),
+        verdict=_together(judged[rule.resource], rule),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What is known of a run, or of the seeds of one cell."""
+
+    run_id: str | None
+    arch: str | None
+    num_runs: int
+    n_params: float | None
+    n_tokens: float | None
+    flops: float | None
+    wall_s: float | None
+    loss: float | None
+    problem: str
+    """Why the loss cannot be used; empty where it can."""
+
+
+def cells_of(rows: Iterable[Mapping[str, Any]]) -> list[Run]:
+    """Return the runs of a table in its order, the seeds of one cell as one run.
+
+    Only runs whose seeds are known and differ are averaged: without, they may as well be the
+    values of a sweep. A row that is there twice counts once.
+    """
+    by_cell: dict[object, list[Mapping[str, Any]]] = {}
+    once = {tuple(row.get(name) for name in (*_CELL, *_REPEAT)): row for row in rows}
+    for row in once.values():
+        is_whole = not _problem(row) and row.get("flops") and row.get("seed") is not None
+        cell = tuple(row.get(name) for name in _CELL) if is_whole else len(by_cell)
+        by_cell.setdefault(cell, []).append(row)
+    runs = []
+    for cell_rows in by_cell.values():
+        if len({row.get("seed") for row in cell_rows}) == len(cell_rows):
+            runs.append(_run(cell_rows))
+        else:
+            runs += [_run([row]) for row in cell_rows]
+    return runs
+
+
+def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
+    first, problem = rows[0], _problem(rows[0])
+    names = [str(row["run_id"]) for row in rows if row.get("run_id")]
+    times = [time for row in rows if (time := positive(row.get("wall_s")))]
+    return Run(
+        run_id=", ".join(names) or None,
+        arch=first.get("arch"),
+        num_runs=len(rows),
+        n_params=positive(first.get("n_params")),
+        n_tokens=positive(first.get("n_tokens")),
+        flops=positive(first.get("flops")),
+        wall_s=_geometric_mean(times) if len(times) == len(rows) else None,
+        loss=None if problem else _geometric_mean([float(row["loss"]) for row in rows]),
+        problem=problem,
+    )
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    refusal = loss_refusal(row)
+    if refusal is None:
+        return ""
+    reason, detail = refusal
+    return reason.replace("_", " ") + (f" ({detail})" if detail else "")
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Judged:
+    """A row, its draws, and the verdict on it that stands beside those on all other runs."""
+
+    row: GateRow
+    drawn: Floats | None = None
+    """Ln of the multiplier in every draw; NaN failed, infinite beyond any number."""
+    span: tuple[float, float] = (0.0, 0.0)
+    """Ln of the multipliers that lead to the reference's ends."""
+    margin: float = 0.0
+    """How far beyond them its frontier counts, in logs."""
+    beside_all: Answer = "undecided"
+
+
+def _along(fits: Fits, runs: Sequence[Run], rule: GateRule, resource: Resource) -> list[_Judged]:
+    """Judge every run along one resource."""
+    reference = fits.reference
+    frontier: Frontier | str = "the reference's table has no runs"
+    noise = None
+    if reference is not None:
+        frontier = frontier_of(fits, reference, resource)
+        noise = noise_of_runs(fits, reference)
+    judged = []
+    for index, run in enumerate(runs):
+        row = _row(run, fits, rule, resource)
+        problem = _why_not(run, row, frontier)
+        if problem or isinstance(frontier, str):
+            judged.append(_Judged(row=replace(row, reason=problem)))
+        else:
+            judged.append(_measured(row, frontier, noise, rule, (fits.options.seed, index)))
+    tail = _shared_tail([one.drawn for one in judged if one.drawn is not None], rule.confidence)
+    return [_with_verdict(one, rule, tail) for one in judged]
+
+
+def _row(run: Run, fits: Fits, rule: GateRule, resource: Resource) -> GateRow:
+    return GateRow(
+        run_id=run.run_id,
+        arch=run.arch,
+        num_runs=run.num_runs,
+        n_params=run.n_params,
+        n_tokens=run.n_tokens,
+        flops=run.flops,
+        loss=run.loss,
+        reference=fits.reference,
+        resource=resource,
+        taken=getattr(run, resource),
+        confidence=rule.confidence,
+        method=fits.options.method,
+        rule_sha=rule.sha,
+    )
+
+
+def _why_not(run: Run, row: GateRow, frontier: Frontier | str) -> str:
+    """Return why a run has no multiplier; empty where it has one."""
+    if run.problem:
+        return run.problem
+    if row.taken is None:
+        return f"{row.resource} of the run is missing or not above 0"
+    return frontier if isinstance(frontier, str) else ""
+
+
+def _measured(
+    row: GateRow,
+    frontier: Frontier,
+    noise: RunNoise | None,
+    rule: GateRule,
+    seed: tuple[int, int],
+) -> _Judged:
+    """Fill in the multiplier of a run, and its draws."""
+    assert row.loss is not None
+    assert row.taken is not None
+    log_loss, log_taken = np.array([math.log(row.loss)]), math.log(row.taken)
+    found = float(reached(frontier.curve, log_loss)[0]) - log_taken
+    low, high = (end - log_taken for end in frontier.span)
+    # Further out no form of the frontier means anything.
+    is_near = low - _FURTHEST < found < high + _FURTHEST
+    row = replace(
+        row,
+        multiplier=_factor(found) if is_near else None,
+        extrapolated=not low <= found <= high,
+    )
+    if noise is None or frontier.drawn is None:
+        reason = "no draws of the reference: too few sizes or seeds to know its noise"
+        return _Judged(row=replace(row, reason=reason))
+    sd = noise.sd_at(row.flops, row.num_runs)
+    num = len(frontier.drawn.log_r)
+    drawn = reached(frontier.drawn, log_loss + sd * noise.draws(num, seed)) - log_taken
+    return _Judged(
+        row=replace(row, noise_sd=sd, n_boot=num, n_failed=int(np.isnan(drawn).sum())),
+        drawn=drawn,
+        span=(low, high),
+        # One optimum has no slope: beyond it nothing is known but the side.
+        margin=math.log(rule.max_extrapolation) if frontier.num_optima > 1 else 0.0,
+    )
+
+
+def _shared_tail(drawn: Sequence[Floats], confidence: float) -> float | None:
+    """Return the share of draws to leave out at each end, for intervals that hold for all at once.
+
+    By the most extreme rank of a draw over all runs: the maximum of the statistic, with no
+    assumption about its form. Of one run it is that of the single interval. None: too few draws
+    for so many runs.
+    """
+    if len(drawn) < 2:
+        return (1 - confidence) / 2
+    num = len(drawn[0])
+    depth = np.full(num, num)
+    for one in drawn:
+        for sign in (1, -1):
+            depth = np.minimum(depth, np.argsort(np.argsort(sign * _failed_below(sign * one))))
+    left_out = float(np.quantile(depth, 1 - confidence, method="lower"))
+    return left_out / num if left_out >= 1 else None
+
+
+def _failed_below(values: Floats) -> Floats:
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def _ends(low: Floats, high: Floats, tail: float | None) -> tuple[float, float]:
+    """Return the lower bound from one set of draws and the upper one from another, in logs."""
+    if tail is None:
+        return -math.inf, math.inf
+    return (
+        float(np.quantile(low, tail, method="lower")),
+        float(np.quantile(high, 1 - tail, method="higher")),
+    )
+
+
+def _claim(one: _Judged, tail: float | None, margin: float) -> tuple[float, float]:
+    """Return the bounds as far as the reference counts, in logs; infinite: none.
+
+    A draw beyond the upper end says that the multiplier leads at least there, one beyond the lower
+    end that it leads at most there. A failed one counts against any claim.
+    """
+    assert one.drawn is not None
+    first, last = one.span[0] - margin, one.span[1] + margin
+    failed = np.isnan(one.drawn)
+    at_least = np.where(failed | (one.drawn < first), -np.inf, np.minimum(one.drawn, last))
+    at_most = np.where(failed | (one.drawn > last), np.inf, np.maximum(one.drawn, first))
+    return _ends(at_least, at_most, tail)
+
+
+def _with_verdict(one: _Judged, rule: GateRule, tail: float | None) -> _Judged:
+    if one.drawn is None:
+        return one
+    single = (1 - rule.confidence) / 2
+    claim = _claim(one, single, one.margin)
+    row = replace(one.row, claim_lo=_factor(claim[0]), claim_hi=_factor(claim[1]))
+    row = replace(row, verdict=_answer(rule, claim))
+    known = one.drawn[~np.isnan(one.drawn)]
+    if row.multiplier is not None and 2 * len(known) >= len(one.drawn):
+        (low, high), (low_all, high_all) = (_ends(known, known, t) for t in (single, tail))
+        row = replace(
+            row,
+            ci_lo=_factor(low),
+            ci_hi=_factor(high),
+            ci_lo_simultaneous=_factor(low_all),
+            ci_hi_simultaneous=_factor(high_all),
+        )
+    if row.verdict == "undecided":
+        row = replace(row, reason=_why_undecided(one, rule))
+    return replace(one, row=row, beside_all=_answer(rule, _claim(one, tail, one.margin)))
+
+
+def _answer(rule: GateRule, log_bounds: tuple[float, float]) -> Answer:
+    if _holds(rule.fails, log_bounds):
+        return "fail"
+    return "pass" if _holds(rule.passes, log_bounds) else "undecided"
+
+
+def _holds(test: Rule, log_bounds: tuple[float, float]) -> bool:
+    bound = log_bounds[0] if test.side == "lower" else log_bounds[1]
+    return math.isfinite(bound) and SIGNS[test.comparator](bound, math.log(test.number))
+
+
+def _why_undecided(one: _Judged, rule: GateRule) -> str:
+    """Return in words why neither test holds."""
+    assert one.drawn is not None
+    row, single = one.row, (1 - rule.confidence) / 2
+    if row.n_failed and row.n_failed > single * len(one.drawn):
+        return (
+            f"in {row.n_failed} of {row.n_boot} draws the loss of {row.reference} does not fall "
+            "from budget to budget"
+        )
+    if one.span[0] == one.span[1]:
+        return f"{row.reference} has an optimum at one budget, which is no frontier"
+    answer = _answer(rule, _claim(one, single, math.inf))
+    if answer == "undecided":
+        return "the interval holds what it is asked to clear"
+    test = rule.fails if answer == "fail" else rule.passes
+    at, beyond = math.log(test.number), "the largest"
+    factor = at - one.span[1]
+    if factor < 0:
+        factor, beyond = one.span[0] - at, "the smallest"
+    return (
+        f"{answer} only by where the frontier of {row.reference} would be {_exp(factor)} times "
+        f"beyond {beyond} of its optima"
+    )
+
+
+def _together(judged: Sequence[_Judged], rule: GateRule) -> Answer:
+    """Return the verdict on all runs: all have to pass, or any.
+
+    That all of them pass (or fail) is as sure as the least sure; that some do is claimed by
+    intervals that hold for all at once.
+    """
+    one_is_enough: Answer = "fail" if rule.runs == "all" else "pass"
+    all_needed: Answer = "pass" if rule.runs == "all" else "fail"
+    if any(one.beside_all == one_is_enough for one in judged):
+        return one_is_enough
+    is_all = judged and all(one.row.verdict == all_needed for one in judged)
+    return all_needed if is_all else "undecided"
+
+
+def _factor(log_factor: float) -> float | None:
+    """Return a factor; None where there is none."""
+    return math.exp(log_factor) if math.isfinite(log_factor) else None
+
+
+def _exp(log_factor: float) -> str:
+    return f"{math.exp(log_factor):.3g}" if log_factor < 20 else "many"

@@ -1,0 +1,212 @@
+"""`isoflop gate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
+from isoflop.cli.tables import console, fitted_table, print_damaged, print_lines
+from isoflop.numbers import format_flops
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isoflop.analysis.gate import Gate, GateRow
+    from isoflop.analysis.gate.rule import GateRule
+    from isoflop.analysis.result import Fits
+
+# Enough that simultaneous bounds of a hundred runs lie within the draws.
+_NUM_DRAWS = 4000
+_MISSING = "-"
+_ANSWERS = ("pass", "fail", "undecided")
+_TEXT = ("run", "arch", "verdict")
+_LEAST_WANTED = ("arch", "all at once", "by time")
+
+
+@click.command()
+@click.argument("reference", metavar="REFERENCE", type=FOLDER_OR_TABLE)
+@click.argument("runs", metavar="RUNS", type=FOLDER_OR_TABLE)
+@click.option(
+    "--reference",
+    "arch",
+    metavar="ARCH",
+    help="Whose frontier.  [default: swiglu, else mlp, else the first]",
+)
+@click.option(
+    "--rule",
+    "rule_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TOML file that says what passes.  [default: a multiplier above 1 at 95 %]",
+)
+@click.option(
+    "--undecided-is",
+    type=click.Choice(("pass", "fail")),
+    default="fail",
+    show_default=True,
+    help="How an undecided verdict ends.",
+)
+@click.option("--out", type=OUT_FOLDER, help="Folder for gate.parquet.  [default: nothing written]")
+@click.pass_context
+def gate(
+    ctx: click.Context,
+    reference: Path,
+    runs: Path,
+    arch: str | None,
+    rule_file: Path | None,
+    undecided_is: str,
+    out: Path | None,
+) -> None:
+    """Judge one run or a few against the frontier of a finished study.
+
+    REFERENCE is a study folder or a table that `isoflop fit` takes. RUNS is a study folder or a csv
+    or parquet file with the columns loss and flops; wall_s, arch, run_id, n_params, n_tokens and
+    seed are used where they are there, and the seeds of one cell are averaged.
+
+    The multiplier is the compute (or time) that the reference's frontier needs for a run's loss,
+    over what the run took. Its interval holds the uncertainty of the frontier and the noise of one
+    run. The run is judged as it is: one off its best size has a lower multiplier than its family.
+
+    Exit code 0: pass. 1: fail or undecided. 2: a mistake in what was typed.
+    """
+    from isoflop.analysis.fit import fit_optima
+    from isoflop.analysis.gate import GATE, gate
+    from isoflop.analysis.gate.rule import default_rule, load_rule
+    from isoflop.analysis.points import REQUIRED, select_points
+    from isoflop.analysis.result import FitOptions, pick_reference
+    from isoflop.tables import write_table
+
+    rule = default_rule() if rule_file is None else load_rule(rule_file)
+    options = FitOptions(n_boot=_NUM_DRAWS, reference=arch, confidence=rule.confidence)
+    selection = select_points(_rows(reference, REQUIRED))
+    judged = _rows(runs, ("loss", "flops"))
+    pick_reference([label for label, _ in selection.groups], arch)
+    fits = fit_optima(selection, options, methods=(options.method,), axes=(options.axis,))
+    made = gate(fits, judged, rule)
+    _show(made, fits, rule_file)
+    if out is not None:
+        path = out / "gate.parquet"
+        out.mkdir(parents=True, exist_ok=True)
+        write_table(path, made.rows, GATE)
+        print_lines(console(), [str(path)])
+    if made.verdict != "pass" and (made.verdict, undecided_is) != ("undecided", "pass"):
+        ctx.exit(1)
+
+
+def _rows(source: Path, required: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of a study folder as its runs are now, or of a table; nothing is written."""
+    if (source / "plan.json").is_file():
+        from isoflop.launch.collect import collected_rows, damaged_reasons
+        from isoflop.plan.artefact import read_plan
+
+        rows = collected_rows(source, read_plan(source))
+        print_damaged(damaged_reasons(rows))
+        return rows
+    from isoflop.analysis.points import load_rows
+
+    return load_rows(source, required)
+
+
+def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:
+    out = console()
+    rows = made.along(made.rule.resource)
+    other = made.along("wall_s" if made.rule.resource == "flops" else "flops")
+    names = _names(rows)
+    cells = [_cells(*each) for each in zip(names, rows, other, strict=True)]
+    if len(rows) == 1:
+        cells[0].pop("all at once")
+    table, left_out = fitted_table(
+        cells, out.width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=[0] * len(rows)
+    )
+    out.print(table)
+    lines = [f"Not in this width: {', '.join(left_out)}; --out has all."] if left_out else []
+    lines += [
+        f"{name}: {row.verdict}, {row.reason}"
+        for name, row in zip(names, rows, strict=True)
+        if row.reason
+    ]
+    lines += [_reading(rows, fits), _rule_line(made.rule, rule_file), _last_line(made, rows)]
+    for line in lines:
+        out.print(line, soft_wrap=not out.is_terminal)
+
+
+def _names(rows: Sequence[GateRow]) -> list[str]:
+    """Return what to call the runs: short ids, else their arch and place in the table."""
+    from isoflop.spec import shown_id
+
+    found = []
+    for number, row in enumerate(rows, start=1):
+        ids = [shown_id(one) if len(one) == 64 else one for one in (row.run_id or "").split(", ")]
+        name = ids[0] or f"{row.arch or 'run'} {number}"
+        found.append(name if row.num_runs == 1 else f"{name} and {row.num_runs - 1} more seeds")
+    return found
+
+
+def _cells(name: str, row: GateRow, other: GateRow) -> dict[str, str]:
+    return {
+        "run": name,
+        "arch": row.arch or _MISSING,
+        "FLOPs": _MISSING if row.flops is None else format_flops(row.flops, digits=3),
+        "loss": _MISSING if row.loss is None else f"{row.loss:.4f}",
+        "multiplier": _factor(row),
+        "interval": _between(row.ci_lo, row.ci_hi),
+        "all at once": _between(row.ci_lo_simultaneous, row.ci_hi_simultaneous),
+        "by time" if row.resource == "flops" else "by compute": _factor(other),
+        "verdict": row.verdict,
+    }
+
+
+def _factor(row: GateRow) -> str:
+    if row.multiplier is None:
+        if row.claim_lo is not None:
+            return f"> {row.claim_lo:.3g}"
+        return _MISSING if row.claim_hi is None else f"< {row.claim_hi:.3g}"
+    return f"{row.multiplier:.4g}" + (" (extrapolated)" if row.extrapolated else "")
+
+
+def _between(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return _MISSING
+    return f"{_end(low)} to {_end(high)}"
+
+
+def _end(value: float | None) -> str:
+    return "no end" if value is None else f"{value:.3g}"
+
+
+def _reading(rows: Sequence[GateRow], fits: Fits) -> str:
+    """Return what the reference is and what the numbers mean."""
+    reference = fits.reference
+    words = {"flops": "compute", "wall_s": "time"}[rows[0].resource]
+    optima = [] if reference is None else [o for o in fits.optima_of(reference) if o.is_point]
+    at = ", ".join(format_flops(o.budget_flops, digits=3) for o in optima)
+    noise = sorted({row.noise_sd for row in rows if row.noise_sd is not None})
+    of_noise = "" if not noise else f"; one run scatters by {noise[-1]:.2g} in ln loss"
+    return (
+        f"Multiplier: {words} that {reference} needs for the run's loss, over the run's own; above "
+        f"1 the run, as it is, is better. {reference}: optima at {at or 'no budget'}{of_noise}."
+    )
+
+
+def _rule_line(rule: GateRule, rule_file: Path | None) -> str:
+    from isoflop.analysis.gate.rule import words_of
+
+    tests = f"pass where the {words_of(rule.passes)}, fail where the {words_of(rule.fails)}"
+    return (
+        f"Rule {rule_file or 'by default'} (sha256 {rule.sha[:12]}): along {rule.resource}, "
+        f"{tests}, at {rule.confidence:.4g}, up to {rule.max_extrapolation:g} times beyond the "
+        "reference's optima."
+    )
+
+
+def _last_line(made: Gate, rows: Sequence[GateRow]) -> str:
+    if len(rows) == 1:
+        return f"Verdict: {made.verdict}."
+    counts = {answer: sum(row.verdict == answer for row in rows) for answer in _ANSWERS}
+    shown = ", ".join(f"{number} {answer}" for answer, number in counts.items() if number)
+    return (
+        f"Verdict, {made.rule.runs} of {len(rows)} to pass: {made.verdict} (each alone: {shown})."
+    )

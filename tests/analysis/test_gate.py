@@ -1,0 +1,290 @@
+"""One run or a few against a frontier whose form is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.made_runs import row, spaced
+from benchmarks.gate import CASES, measure
+from isoflop.analysis import FitOptions, Fits, fit_optima, select_points
+from isoflop.analysis.gate import Gate, cells_of, gate
+from isoflop.analysis.gate.rule import default_rule, load_rule
+from isoflop.errors import UserError
+
+BUDGETS = (1e17, 3e17, 1e18, 3e18)
+
+
+def best_loss(flops: float) -> float:
+    return 1.8 + 1.5 * (flops / 1e17) ** -0.12
+
+
+def reference(budgets: tuple[float, ...] = BUDGETS, shift: float = 1.0, **others: Any) -> Fits:
+    """A family of that frontier, with noise of .001 and ten times more seconds than 1e17 FLOPs."""
+    rng = np.random.default_rng(5)
+    rows = [
+        row(
+            "dense",
+            budget,
+            size,
+            best_loss(budget)
+            * math.exp(0.02 * math.log(size / 1e7 * shift) ** 2 + rng.normal(0, 0.001)),
+            flops=budget,
+            wall_s=budget / 1e16,
+        )
+        for budget in budgets
+        for size in spaced(1e7, 7)
+    ]
+    options = FitOptions(n_boot=500, **others)
+    return fit_optima(select_points(rows), options, methods=["parabola"], axes=["n_params"])
+
+
+@pytest.fixture(scope="module")
+def dense() -> Fits:
+    return reference()
+
+
+def run(flops: float, multiplier: float = 1.0, **others: Any) -> dict[str, Any]:
+    """A run with the loss that the frontier has at so many times its FLOPs."""
+    return {"arch": "new", "flops": flops, "loss": best_loss(flops * multiplier), **others}
+
+
+def rule_of(tmp_path: Path, text: str) -> Any:
+    path = tmp_path / "rule.toml"
+    path.write_text(f"[gate]\n{text}\n")
+    return load_rule(path)
+
+
+def test_a_run_taken_from_the_frontier_gives_one(dense: Fits) -> None:
+    found = dense.optima_of("dense")
+    runs = [{"flops": o.mean_flops, "loss": o.loss_opt} for o in found]
+    for got in gate(dense, runs).along("flops"):
+        assert got.multiplier == pytest.approx(1.0, abs=1e-9)
+        assert got.verdict == "undecided"
+        assert got.reason == "the interval holds what it is asked to clear"
+    quiet = gate(dense, [run(flops) for flops in np.geomspace(1e17, 3e18, 9)])
+    for got in quiet.along("flops"):
+        assert got.multiplier == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "verdict"), [(1.5, "pass"), (0.7, "fail"), (1.0, "undecided")]
+)
+def test_the_verdict_is_the_interval_against_the_rule(
+    dense: Fits, multiplier: float, verdict: str
+) -> None:
+    made = gate(dense, [run(5e17, multiplier, wall_s=500.0)])
+    by_flops, by_time = made.rows
+    assert made.verdict == by_flops.verdict == verdict
+    assert by_flops.ci_lo < multiplier < by_flops.ci_hi
+    assert by_flops.rule_sha == default_rule().sha
+    # Ten times slower than the reference.
+    assert by_time.resource == "wall_s"
+    assert by_time.multiplier == pytest.approx(by_flops.multiplier / 10)
+    assert by_time.verdict == "fail"
+
+
+def test_beyond_the_reference_only_the_side_is_known(dense: Fits) -> None:
+    runs = [
+        # At the largest budget, and far better: what decides are the losses there.
+        run(3e18, 4.0),
+        # Dearer, and better than all of the reference: how much better it should be nobody knows.
+        run(1.2e19, 0.5),
+        # Dearer, and worse than the reference's best: whatever the frontier does, it is worse.
+        run(1.2e19, 0.1),
+        # Cheaper than all of it, and better; and worse.
+        run(3e16, 10.0),
+        run(3e16, 0.5),
+    ]
+    got = gate(dense, runs).along("flops")
+    assert [one.verdict for one in got] == ["pass", "undecided", "fail", "pass", "undecided"]
+    assert [one.extrapolated for one in got] == [True, True, False, False, True]
+    assert got[1].reason == (
+        "fail only by where the frontier of dense would be 4 times beyond the largest of its optima"
+    )
+    assert "3.33 times beyond the smallest" in got[4].reason
+    # The interval is shown as far as the form goes, and the claim ends with the measurements.
+    assert got[0].ci_hi > 3
+    assert got[0].claim_lo == pytest.approx(1.1, rel=1e-3)
+    assert got[0].claim_hi is None
+
+
+def test_a_rule_may_ask_for_more_and_for_time(dense: Fits, tmp_path: Path) -> None:
+    better = [run(5e17, 1.5, wall_s=20.0)]
+    rule = rule_of(tmp_path, 'pass = "lower bound > 1.6"\nfail = "upper bound < 1.6"')
+    assert gate(dense, better, rule).verdict == "fail"
+    rule = rule_of(tmp_path, 'resource = "wall_s"\npass = "> 3"')
+    assert gate(dense, better, rule).verdict == "pass"
+    assert gate(dense, [run(5e17, 1.5)], rule).verdict == "undecided"
+    # At three times the largest budget, where nothing was measured.
+    rule = rule_of(tmp_path, 'pass = "lower bound > 3"')
+    top = [run(3e18, 4.0)]
+    assert gate(dense, top, rule).verdict == "undecided"
+    rule = rule_of(tmp_path, 'pass = "lower bound > 3"\nmax_extrapolation = 4.0')
+    assert gate(dense, top, rule).rows[0].claim_lo > 1.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('pas = "lower bound > 1"', "gate.pas"),
+        ('pass = "upper bound > 1"', "gate.pass = 'upper bound > 1'"),
+        ('pass = "interval excludes 1"', "gate.pass"),
+        ('fail = "upper bound < 1 at every budget"', "gate.fail"),
+        ('fail = "upper bound < 0"', "gate.fail"),
+        ("pass = 1.0", "gate.pass = 1.0: must be text in quotes"),
+        ("confidence = 1.0", "gate.confidence"),
+        ("confidence = nan", "gate.confidence"),
+        ("max_extrapolation = 0.5", "gate.max_extrapolation"),
+        ("max_extrapolation = inf", "gate.max_extrapolation"),
+        ('resource = "n_params"', "gate.resource"),
+        ('runs = "most"', "gate.runs"),
+        ("runs = ", "--rule"),
+    ],
+)
+def test_a_wrong_rule_is_the_users_mistake(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        rule_of(tmp_path, text)
+    assert str(raised.value).startswith(message)
+
+
+def test_a_frozen_rule_is_named_by_its_bytes(dense: Fits, tmp_path: Path) -> None:
+    rule = rule_of(tmp_path, "confidence = 0.5 # even odds")
+    assert rule.sha != default_rule().sha
+    assert rule.passes == default_rule().passes
+    (wide,) = gate(dense, [run(5e17)]).along("flops")
+    (narrow,) = gate(dense, [run(5e17)], rule).along("flops")
+    assert narrow.rule_sha == rule.sha
+    assert wide.ci_lo < narrow.ci_lo < narrow.ci_hi < wide.ci_hi
+
+
+def test_seeds_are_averaged_and_a_sweep_is_not(dense: Fits) -> None:
+    one = run(5e17, 1.5, n_params=1e7)
+    losses = [one["loss"] * factor for factor in (0.99, 1.0, 1.02)]
+    seeds = [{**one, "seed": seed, "loss": loss} for seed, loss in enumerate(losses)]
+    single, mean = (gate(dense, rows).rows[0] for rows in ([seeds[0]], [*seeds, seeds[1]]))
+    assert mean.num_runs == 3
+    assert mean.loss == pytest.approx(math.prod(losses) ** (1 / 3))
+    assert mean.noise_sd == pytest.approx(single.noise_sd / math.sqrt(3))
+    unnamed = [{**seed, "seed": None} for seed in seeds]
+    again = [*seeds, {**seeds[0], "loss": 3.0}]
+    bad = [seeds[0], {**seeds[1], "loss": math.nan}, seeds[2]]
+    assert [len(cells_of(rows)) for rows in (seeds, unnamed, again, bad)] == [1, 3, 4, 2]
+    assert [each.num_runs for each in cells_of(bad)] == [2, 1]
+
+
+def test_of_several_runs_some_are_claimed_by_what_holds_for_all(
+    dense: Fits, tmp_path: Path
+) -> None:
+    runs = [run(flops) for flops in np.geomspace(1e17, 3e18, 30)]
+    for got in gate(dense, runs).along("flops"):
+        assert got.ci_lo_simultaneous < got.ci_lo < got.ci_hi < got.ci_hi_simultaneous
+    (alone,) = gate(dense, runs[:1]).along("flops")
+    assert (alone.ci_lo_simultaneous, alone.ci_hi_simultaneous) == (alone.ci_lo, alone.ci_hi)
+    any_passes = rule_of(tmp_path, 'runs = "any"')
+    good, bad, nan = run(5e17, 1.5), run(5e17, 0.7), {"flops": 5e17, "loss": math.nan}
+    for rows, of_all, of_any in (
+        ([good, good | {"flops": 4e17}], "pass", "pass"),
+        ([good, runs[3]], "undecided", "pass"),
+        ([good, nan], "undecided", "pass"),
+        ([good, bad], "fail", "pass"),
+        ([bad, nan], "fail", "undecided"),
+        ([bad, runs[3]], "fail", "undecided"),
+        ([bad, bad | {"flops": 6e17}], "fail", "fail"),
+    ):
+        assert (gate(dense, rows).verdict, gate(dense, rows, any_passes).verdict) == (
+            of_all,
+            of_any,
+        )
+
+
+def test_too_many_runs_for_so_many_draws_claim_nothing_of_some(
+    dense: Fits, tmp_path: Path
+) -> None:
+    # Independent of each other but for the frontier: 500 draws cannot hold 95 % of all of them.
+    runs = [run(flops, 1.03) for flops in np.geomspace(1e17, 3e18, 200)]
+    made = gate(dense, runs, rule_of(tmp_path, 'runs = "any"'))
+    assert {got.ci_lo_simultaneous for got in made.along("flops")} == {None}
+    assert made.verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        ({"loss": math.nan}, "bad loss (loss is nan)"),
+        ({"loss": None}, "no loss"),
+        ({"loss": -1.0}, "bad loss (loss is -1.0)"),
+        ({"loss": 1e9}, "bad loss (loss is 1000000000.0)"),
+        ({"flops": None}, "flops of the run is missing or not above 0"),
+        ({"flops": 0.0}, "flops of the run is missing or not above 0"),
+        ({"flops": math.inf}, "flops of the run is missing or not above 0"),
+        ({"status": "diverged"}, "diverged"),
+        ({"excluded_reason": "by hand"}, "excluded in table (by hand)"),
+    ],
+)
+def test_a_run_that_cannot_be_judged_is_undecided_and_says_why(
+    dense: Fits, spoilt: dict[str, Any], reason: str
+) -> None:
+    made = gate(dense, [run(5e17, 1.5) | spoilt])
+    (got,) = made.along("flops")
+    assert (made.verdict, got.multiplier, got.ci_lo, got.reason) == ("undecided", None, None, reason)
+
+
+@pytest.mark.parametrize(
+    ("fits", "reason"),
+    [
+        (lambda: reference(shift=100.0), "dense has no optimum inside its grid at any budget"),
+        (lambda: reference(shift=1.0, method="parabola", seed=1), ""),
+        (
+            lambda: replace(reference(), draws={}),
+            "no draws of the reference: too few sizes or seeds to know its noise",
+        ),
+        (
+            lambda: fit_optima(select_points([]), methods=["parabola"], axes=["n_params"]),
+            "the reference's table has no runs",
+        ),
+    ],
+)
+def test_a_reference_that_is_none_decides_nothing(fits: Any, reason: str) -> None:
+    made = gate(fits(), [run(5e17, 1.5)])
+    assert made.along("flops")[0].reason == reason
+    assert made.verdict == ("undecided" if reason else "pass")
+
+
+def test_one_budget_knows_sides_only() -> None:
+    one = reference((3e17,))
+    runs = [run(3e17, 1.5), run(3e17, 0.7), run(4e17, 0.7), run(4e17, 1.5), run(2e17, 2.0)]
+    got = gate(one, runs).along("flops")
+    assert [each.verdict for each in got] == ["pass", "fail", "fail", "undecided", "pass"]
+    assert {each.multiplier for each in got} == {None}
+    assert got[3].reason == "dense has an optimum at one budget, which is no frontier"
+
+
+def test_a_reference_that_does_not_fall_and_one_without_time() -> None:
+    rising = reference((1e17,)), reference((3e17,))
+    rows = [
+        {**vars_of(point), "budget_flops": budget, "flops": budget, "wall_s": None}
+        for fits, budget in zip(rising, (3e17, 1e17), strict=True)
+        for point in next(iter(fits.groups.values()))
+    ]
+    fits = fit_optima(select_points(rows), methods=["parabola"], axes=["n_params"])
+    by_flops, by_time = gate(fits, [run(2e17, 1.5, wall_s=5.0)]).rows
+    assert by_flops.reason == "the loss of dense does not fall with compute from budget to budget"
+    assert by_time.reason == "the table of dense lacks training time"
+
+
+def vars_of(point: Any) -> dict[str, Any]:
+    return {name: getattr(point, name) for name in ("arch", "n_params", "n_tokens", "loss")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_intervals_hold_the_true_multiplier(case: Any) -> None:
+    counts = measure(case, num_studies=30)
+    for name, count in counts.items():
+        assert count.hits / count.known >= 0.9, name
