@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _NUM_DRAWS = 4000
 _MISSING = "-"
 _ANSWERS = ("pass", "fail", "undecided")
+_MOST_REASONS = 8
 _TEXT = ("run", "arch", "verdict")
 _LEAST_WANTED = ("arch", "all at once", "by time")
 
@@ -81,6 +82,7 @@ def gate(
 
     rule = default_rule() if rule_file is None else load_rule(rule_file)
     options = FitOptions(n_boot=_NUM_DRAWS, reference=arch, confidence=rule.confidence)
+    _check_same_losses(reference, runs)
     selection = select_points(_rows(reference, REQUIRED))
     judged = _rows(runs, ("loss", "flops"))
     pick_reference([label for label, _ in selection.groups], arch)
@@ -94,6 +96,30 @@ def gate(
         print_lines(console(), [str(path)])
     if made.verdict != "pass" and (made.verdict, undecided_is) != ("undecided", "pass"):
         ctx.exit(1)
+
+
+def _check_same_losses(reference: Path, runs: Path) -> None:
+    """Refuse two studies whose losses or FLOPs are not of one kind; tables are taken as they are.
+
+    Raises:
+        UserError: other data or another FLOP convention.
+    """
+    from isoflop.errors import UserError, shown
+    from isoflop.plan.artefact import read_plan
+
+    if not all((folder / "plan.json").is_file() for folder in (reference, runs)):
+        return
+    kinds = []
+    for plan in map(read_plan, (reference, runs)):
+        data = sorted({run.spec.data_id for run in plan.runs})
+        kinds.append(f"FLOPs by {plan.study.convention}, data {', '.join(data)}")
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            "RUNS",
+            shown(kinds[1]),
+            f"as REFERENCE: {kinds[0]}",
+            "name a table of runs that compare",
+        )
 
 
 def _rows(source: Path, required: Sequence[str]) -> list[dict[str, Any]]:
@@ -123,11 +149,14 @@ def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:
     )
     out.print(table)
     lines = [f"Not in this width: {', '.join(left_out)}; --out has all."] if left_out else []
-    lines += [
+    reasons = [
         f"{name}: {row.verdict}, {row.reason}"
         for name, row in zip(names, rows, strict=True)
         if row.reason
     ]
+    lines += reasons[:_MOST_REASONS]
+    if len(reasons) > _MOST_REASONS:
+        lines.append(f"and {len(reasons) - _MOST_REASONS} more; --out has all")
     lines += [_reading(rows, fits), _rule_line(made.rule, rule_file), _last_line(made, rows)]
     for line in lines:
         out.print(line, soft_wrap=not out.is_terminal)

@@ -13,7 +13,7 @@ import pytest
 from analysis.made_runs import row, spaced
 from benchmarks.gate import CASES, measure
 from isoflop.analysis import FitOptions, Fits, fit_optima, select_points
-from isoflop.analysis.gate import Gate, cells_of, gate
+from isoflop.analysis.gate import cells_of, gate
 from isoflop.analysis.gate.rule import default_rule, load_rule
 from isoflop.errors import UserError
 
@@ -67,9 +67,6 @@ def test_a_run_taken_from_the_frontier_gives_one(dense: Fits) -> None:
         assert got.multiplier == pytest.approx(1.0, abs=1e-9)
         assert got.verdict == "undecided"
         assert got.reason == "the interval holds what it is asked to clear"
-    quiet = gate(dense, [run(flops) for flops in np.geomspace(1e17, 3e18, 9)])
-    for got in quiet.along("flops"):
-        assert got.multiplier == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +200,7 @@ def test_of_several_runs_some_are_claimed_by_what_holds_for_all(
         )
 
 
-def test_too_many_runs_for_so_many_draws_claim_nothing_of_some(
-    dense: Fits, tmp_path: Path
-) -> None:
+def test_too_many_runs_for_so_many_draws_claim_nothing_of_some(dense: Fits, tmp_path: Path) -> None:
     # Independent of each other but for the frontier: 500 draws cannot hold 95 % of all of them.
     runs = [run(flops, 1.03) for flops in np.geomspace(1e17, 3e18, 200)]
     made = gate(dense, runs, rule_of(tmp_path, 'runs = "any"'))
@@ -232,7 +227,12 @@ def test_a_run_that_cannot_be_judged_is_undecided_and_says_why(
 ) -> None:
     made = gate(dense, [run(5e17, 1.5) | spoilt])
     (got,) = made.along("flops")
-    assert (made.verdict, got.multiplier, got.ci_lo, got.reason) == ("undecided", None, None, reason)
+    assert (made.verdict, got.multiplier, got.ci_lo, got.reason) == (
+        "undecided",
+        None,
+        None,
+        reason,
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from docs.shell import blocks
 from isoflop.analysis.compare.differences import EXPONENTS
 from isoflop.analysis.compare.multipliers import COMPARE
 from isoflop.analysis.compare.one_size import SEED_MEANS
+from isoflop.analysis.gate import GATE
 from isoflop.analysis.hypotheses import HYPOTHESES
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
@@ -63,7 +64,8 @@ def test_verbs_and_options_named_in_sentences_exist() -> None:
 
 def test_every_column_of_every_table_is_documented() -> None:
     text = (REPOSITORY / "results" / "README.md").read_text()
-    for schema in (PLAN, RUNS, OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, HYPOTHESES, SEED_MEANS):
+    analysed = (OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, HYPOTHESES, SEED_MEANS, GATE)
+    for schema in (PLAN, RUNS, *analysed):
         for name, kind in schema.columns:
             shown_kind = {"list<string>": "list of string"}.get(kind, kind)
             assert f"| `{name}` | {shown_kind} |" in text, (schema.table, name)

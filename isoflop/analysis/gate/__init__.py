@@ -40,6 +40,9 @@ Answer = Literal["pass", "fail", "undecided"]
 # How far beyond the reference's optima a multiplier is shown, in logs.
 _FURTHEST = math.log(100)
 
+# As much of a resource, but for rounding, in logs.
+_EQUAL = 1e-6
+
 # What makes two rows runs of one cell, and what makes them one run.
 _CELL = ("arch", "budget_flops", "n_params", "n_tokens", "flops")
 _REPEAT = ("run_id", "seed", "loss", "wall_s", "status", "excluded_reason")
@@ -286,9 +289,14 @@ def _measured(
         row=replace(row, noise_sd=sd, n_boot=num, n_failed=int(np.isnan(drawn).sum())),
         drawn=drawn,
         span=(low, high),
-        # One optimum has no slope: beyond it nothing is known but the side.
-        margin=math.log(rule.max_extrapolation) if frontier.num_optima > 1 else 0.0,
+        margin=_margin(frontier, rule),
     )
+
+
+def _margin(frontier: Frontier, rule: GateRule) -> float:
+    # One optimum has no slope: beyond it nothing is known but the side.
+    factor = rule.max_extrapolation if frontier.num_optima > 1 else 1.0
+    return max(math.log(factor), _EQUAL)
 
 
 def _shared_tail(drawn: Sequence[Floats], confidence: float) -> float | None:
