@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
-from isoflop.analysis.laws import FITS, LawRow, fit_laws
+from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, Axis, Selection, load_rows, select_points
@@ -71,8 +71,12 @@ def fit_optima(
         }
     optima = find_optima(selection.groups, axes, methods)
     optima = with_intervals(optima, draws, options.confidence)
-    laws = fit_laws(optima, draws, confidence=options.confidence)
-    return Fits(selection=selection, options=options, optima=optima, laws=laws, draws=draws)
+    laws = [
+        law
+        for budget in BUDGETS
+        for law in fit_laws(optima, draws, confidence=options.confidence, budget=budget)
+    ]
+    return Fits(selection=selection, options=options, optima=optima, laws=tuple(laws), draws=draws)
 
 
 def fit_rows(rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS) -> Fits:
@@ -140,7 +144,7 @@ def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
     laws += [row for law in fits.parametric for row in law.rows()]
     tables: dict[Schema, Sequence[DataclassInstance]] = {
         OPTIMA: fits.optima,
-        FITS: [_with_heldout(row, fits) for row in laws],
+        FITS: _with_heldout(laws, fits),
         COMPARE: fits.compare,
         EXPONENTS: fits.exponents,
         VALIDITY: () if fits.validity is None else fits.validity.findings,
@@ -153,13 +157,20 @@ def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _with_heldout(row: LawRow, fits: Fits) -> LawRow:
+def _with_heldout(rows: Sequence[LawRow], fits: Fits) -> list[LawRow]:
     """Fill heldout_error in the rows of the laws that the checks of validity held out."""
     from isoflop.analysis.validity.held_out import SURFACE_METHOD
 
-    if fits.validity is None or row.status != "ok":
-        return row
-    checked = {"power_law": fits.options.method, "chinchilla": SURFACE_METHOD}
-    if row.method != checked.get(row.form):
-        return row
-    return replace(row, heldout_error=fits.validity.heldout_error(row.arch, row.axis))
+    validity = fits.validity
+    if validity is None:
+        return list(rows)
+    checked = {
+        "power_law": (fits.options.method, fits.law_budget),
+        "chinchilla": (SURFACE_METHOD, None),
+    }
+    return [
+        replace(row, heldout_error=validity.heldout_error(row.arch, row.axis))
+        if row.status == "ok" and (row.method, row.budget) == checked.get(row.form)
+        else row
+        for row in rows
+    ]

@@ -1,19 +1,26 @@
 """Power laws through the interior optima of a family: N*(C), D*(C), active*(C) and L*(C).
 
-Each law is y = coefficient · C^exponent with C the budget in training FLOPs, fitted by ordinary
-least squares of ln y on ln C. The loss law has no irreducible term: it describes the budgets
-measured and is no basis for extrapolation far beyond them. Intervals are percentiles of the laws
-through the drawn optima of isoflop.analysis.bootstrap.
+Each law is y = coefficient · C^exponent, fitted by ordinary least squares of ln y on ln C. C is in
+training FLOPs and of two kinds: the nominal budget, and the mean of the FLOPs that the runs of an
+optimum achieved. Both laws are fitted; ``default_budget`` says which one is shown, compared and
+predicted from. The loss law has no irreducible term: it describes the budgets measured and is no
+basis for extrapolation far beyond them.
+
+Intervals are percentiles of the laws through the drawn optima of isoflop.analysis.bootstrap. In
+each draw the law goes through the optima that the draw has, at least two, so that an optimum which
+is often lost widens the interval and does not remove it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.optima import Optimum
@@ -26,6 +33,8 @@ LawAxis = Literal["n_params", "n_tokens", "n_active", "loss"]
 LAW_AXES: tuple[LawAxis, ...] = (*AXES, "loss")
 
 Budget = Literal["nominal", "achieved"]
+"""What C of a law is: the nominal budget, or the mean of the FLOPs achieved."""
+BUDGETS: tuple[Budget, ...] = ("nominal", "achieved")
 Interval = tuple[float, float]
 
 
@@ -38,6 +47,8 @@ class LawRow:
     """power_law, or one of the parametric laws."""
     axis: str | None
     method: str
+    budget: Budget | None = None
+    """What C is; null where a law has no C."""
     parameter: str
     value: float | None
     ci_lo: float | None
@@ -59,6 +70,9 @@ class LawRow:
     status: str
 
 
+MIN_OPTIMA = 2
+"""Optima that a law needs, in the estimate and in a draw."""
+
 FITS = schema_of("fits", LawRow)
 
 
@@ -72,7 +86,7 @@ class PowerLaw:
     method: Method = "parabola"
     """How the optima were found."""
     exponent: float | None
-    """None with fewer than two interior optima."""
+    """None with fewer than two interior optima, or where their C is not known or all the same."""
     log_coefficient: float | None
     """Natural logarithm of the coefficient."""
     n_points: int
@@ -82,14 +96,13 @@ class PowerLaw:
     budget_lo: float | None
     budget_hi: float | None
     budget: Budget = "nominal"
-    """Whether C is the nominal budget or the mean of the FLOPs achieved."""
     exponent_ci: Interval | None = None
     log_coefficient_ci: Interval | None = None
     confidence: float | None = None
     bootstrap_kind: str | None = None
     n_boot: int | None = None
     n_failed: int | None = None
-    """Draws in which an optimum of the law was not interior; they give no law."""
+    """Draws that left fewer than two optima of the law; they give none."""
 
     @property
     def coefficient(self) -> float | None:
@@ -101,6 +114,15 @@ class PowerLaw:
         if self.exponent is None or self.log_coefficient is None:
             raise ValueError(f"no power law for {self.arch} on {self.axis}")
         return math.exp(self.log_coefficient + self.exponent * math.log(budget_flops))
+
+    @property
+    def status(self) -> str:
+        """`ok`, or why there is no law: `too_few`, `flops_unknown`, `degenerate` (one C only)."""
+        if self.exponent is not None:
+            return "ok"
+        if self.n_points < MIN_OPTIMA:
+            return "too_few"
+        return "flops_unknown" if self.budget_lo is None else "degenerate"
 
     def rows(self) -> list[LawRow]:
         """Return the law's two rows of fits.parquet; a law that is missing has null values."""
@@ -120,6 +142,7 @@ class PowerLaw:
             form="power_law",
             axis=self.axis,
             method=self.method,
+            budget=self.budget,
             parameter=parameter,
             value=value,
             ci_lo=None if ci is None else ci[0],
@@ -132,8 +155,8 @@ class PowerLaw:
             confidence=self.confidence,
             budget_lo=self.budget_lo,
             budget_hi=self.budget_hi,
-            settings=f"least squares of ln y on ln C; C {self.budget}; interior optima only",
-            status="too_few" if self.exponent is None else "ok",
+            settings="least squares of ln y on ln C; interior optima only",
+            status=self.status,
         )
 
 
@@ -145,9 +168,57 @@ class LawDraws:
     log_coefficient: Floats
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DrawnOptima:
+    """The optima of one law in every draw, smallest budget first."""
+
+    log_flops: Floats
+    """ln C [K]."""
+    log_y: Floats
+    """ln of what the law gives [n_boot, K]; NaN where a draw lost the optimum."""
+
+    def law(self) -> LawDraws:
+        """Return the line through the optima of each draw."""
+        exponent, log_coefficient = fit_known_lines(self.log_flops, self.log_y)
+        return LawDraws(exponent=exponent, log_coefficient=log_coefficient)
+
+    def without(self, is_lost: npt.NDArray[np.bool_]) -> DrawnOptima:
+        """Return the same with more of the optima lost, named by [n_boot, K]."""
+        return replace(self, log_y=np.where(is_lost, np.nan, self.log_y))
+
+
 def law_source(axis: LawAxis) -> Axis:
     """Return the axis whose optima give a law: the loss is that of the optima over parameters."""
     return "n_params" if axis == "loss" else axis
+
+
+def flops_of(optimum: Optimum, budget: Budget) -> float | None:
+    """Return C of an optimum in training FLOPs; None where a run does not tell what it achieved."""
+    return optimum.budget_flops if budget == "nominal" else optimum.mean_flops
+
+
+def default_budget(optima: Iterable[Optimum]) -> Budget:
+    """Return the kind of C that laws are shown, compared and predicted with.
+
+    Achieved, where every interior optimum tells it and more was achieved at every larger budget;
+    else nominal. One kind for all optima, so that families are compared at the same. Budgets are
+    met in whole steps and sizes, and what was not spent bought no loss: the eight exponents that
+    Beck et al. 2025 (arXiv 2510.02228) publish are met to six digits with the mean FLOPs achieved,
+    and missed by 0.0008 to 0.0022 with the nominal budgets.
+    """
+    achieved: dict[tuple[str, Axis, Method], dict[float, float]] = {}
+    for optimum in optima:
+        if not optimum.is_point:
+            continue
+        if optimum.mean_flops is None:
+            return "nominal"
+        group = achieved.setdefault((optimum.arch, optimum.axis, optimum.method), {})
+        group[optimum.budget_flops] = optimum.mean_flops
+    rising = (list(dict(sorted(group.items())).values()) for group in achieved.values())
+    is_known = achieved and all(
+        low < high for flops in rising for low, high in itertools.pairwise(flops)
+    )
+    return "achieved" if is_known else "nominal"
 
 
 def fit_laws(
@@ -174,33 +245,49 @@ def fit_laws(
     )
 
 
-def law_draws(optima: Sequence[Optimum], draws: Draws, arch: str, axis: LawAxis) -> LawDraws | None:
-    """Return an arch's law in every draw, through the optima that are interior in the estimate.
+def drawn_optima(
+    optima: Sequence[Optimum], draws: Draws, arch: str, axis: LawAxis, budget: Budget
+) -> DrawnOptima | None:
+    """Return the optima of an arch's law in every draw, those that are interior in the estimate.
 
     ``optima`` may hold any optima; those of the arch, the draws' method and the law's axis are
-    used. None when there are fewer than two or one of them was not drawn.
+    used. None when there are fewer than two, or one of them was not drawn or does not tell its C.
     """
     used = _used([o for o in optima if o.arch == arch and o.method == draws.method], axis)
     source = draws.loss_opt if axis == "loss" else draws.x_opt
+    flops = [flops_of(optimum, budget) for optimum, _ in used]
     keys = [(optimum.arch, optimum.budget_flops) for optimum, _ in used]
-    if len(used) < 2 or any(key not in source for key in keys):
+    if len(used) < MIN_OPTIMA or None in flops or any(key not in source for key in keys):
         return None
-    x = np.log(np.array([budget for _, budget in keys]))
     values = np.stack([source[key] for key in keys], axis=1)
     # A vertex of scattered losses can dip below zero, where no power law passes.
     log_y = np.log(np.where(values > 0, values, np.nan))
-    exponent, log_coefficient = fit_lines(x, log_y)
-    return LawDraws(exponent=exponent, log_coefficient=log_coefficient)
+    return DrawnOptima(log_flops=np.log(np.array(flops, dtype=np.float64)), log_y=log_y)
 
 
-def fit_lines(x: Floats, y_BK: Floats) -> tuple[Floats, Floats]:
-    """Return the least-squares slope and intercept [B] of each row over x [K].
+def law_draws(
+    optima: Sequence[Optimum], draws: Draws, arch: str, axis: LawAxis, budget: Budget
+) -> LawDraws | None:
+    """Return an arch's law in every draw; None where ``drawn_optima`` has none."""
+    drawn = drawn_optima(optima, draws, arch, axis, budget)
+    return None if drawn is None else drawn.law()
 
-    NaN for a row with a NaN; K must be at least 2.
-    """
-    off = x - x.mean()
-    slope = (y_BK @ off) / (off @ off)
-    return slope, y_BK.mean(axis=1) - slope * x.mean()
+
+def fit_known_lines(x: Floats, y_BK: Floats) -> tuple[Floats, Floats]:
+    """Return slope and intercept [B] of each row over x [K], its NaN left out; NaN without two."""
+    slope, intercept = (np.full(len(y_BK), np.nan) for _ in range(2))
+    is_known = np.isfinite(y_BK)
+    # Draws that lost the same optima are fitted together.
+    for known in np.unique(is_known, axis=0):
+        rows = np.flatnonzero((is_known == known).all(axis=1))
+        off = x[known] - x[known].mean() if known.any() else x[known]
+        squares = off @ off
+        if np.count_nonzero(known) < MIN_OPTIMA or squares == 0:
+            continue
+        y = y_BK[np.ix_(rows, known)]
+        slope[rows] = (y @ off) / squares
+        intercept[rows] = y.mean(axis=1) - slope[rows] * x[known].mean()
+    return slope, intercept
 
 
 def _used(optima: Sequence[Optimum], axis: LawAxis) -> list[tuple[Optimum, float]]:
@@ -224,31 +311,30 @@ def _fit_law(
     confidence: float,
     budget: Budget,
 ) -> PowerLaw:
-    used = [(o, value) for o, value in _used(optima, axis) if _flops_of(o, budget) is not None]
-    points = sorted((float(_flops_of(o, budget) or 0.0), value) for o, value in used)
-    line = _line([(math.log(flops), math.log(value)) for flops, value in points])
+    used = _used(optima, axis)
+    flops = [flops_of(optimum, budget) for optimum, _ in used]
+    points = sorted((c, y) for c, (_, y) in zip(flops, used, strict=True) if c is not None)
+    if len(points) < len(used):
+        points = []
+    line = _line([(math.log(c), math.log(y)) for c, y in points])
     exponent, log_coefficient, rmse = (None, None, None) if line is None else line
     drawn = draws.get((law_source(axis), method))
     interval: dict[str, Any] = {}
-    if drawn is not None and line is not None and budget == "nominal":
-        interval = _interval(law_draws(optima, drawn, arch, axis), drawn, confidence)
+    if drawn is not None and line is not None:
+        interval = _interval(law_draws(optima, drawn, arch, axis, budget), drawn, confidence)
     return PowerLaw(
         arch=arch,
         axis=axis,
         method=method,
         exponent=exponent,
         log_coefficient=log_coefficient,
-        n_points=len(points),
+        n_points=len(used),
         rmse=rmse,
         budget_lo=points[0][0] if points else None,
         budget_hi=points[-1][0] if points else None,
         budget=budget,
         **interval,
     )
-
-
-def _flops_of(optimum: Optimum, budget: Budget) -> float | None:
-    return optimum.budget_flops if budget == "nominal" else optimum.mean_flops
 
 
 def _interval(laws: LawDraws | None, draws: Draws, confidence: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isoflop.analysis.laws import fit_lines
+from isoflop.analysis.laws import fit_known_lines
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.parametric import ChinchillaLaw
 from isoflop.arrays import Floats, percentiles
@@ -179,18 +179,6 @@ def fit_optima(cell: Cell, losses: Floats) -> tuple[Floats, Floats]:
     minima = METHODS[METHOD].find(log_x[order], losses[:, order], None)
     usable = minima.loss > 0
     return np.where(usable, minima.log_x, np.nan), np.log(np.where(usable, minima.loss, np.nan))
-
-
-def fit_known_lines(x: Floats, y_BK: Floats) -> tuple[Floats, Floats]:
-    """Return slope and intercept [B] of each row over x [K], its NaN left out; NaN without two."""
-    slope, intercept = (np.full(len(y_BK), np.nan) for _ in range(2))
-    is_known = np.isfinite(y_BK)
-    # Draws that lost the same budgets are fitted together.
-    for known in np.unique(is_known, axis=0):
-        rows = np.flatnonzero((is_known == known).all(axis=1))
-        if np.count_nonzero(known) >= 2:
-            slope[rows], intercept[rows] = fit_lines(x[known], y_BK[np.ix_(rows, known)])
-    return slope, intercept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from isoflop.analysis.bootstrap import Draws, Requested
-from isoflop.analysis.laws import LawAxis, PowerLaw
+from isoflop.analysis.laws import Budget, LawAxis, PowerLaw, default_budget
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.parametric.terms import HUBER_DELTA, Constraints
@@ -34,6 +34,8 @@ class FitOptions:
     reference: str | None = None
     """The arch that others are compared with; None: `default_reference`."""
     bootstrap: Requested = "auto"
+    law_budget: Literal["auto", Budget] = "auto"
+    """What C of the laws is that are shown, compared and predicted from; the tables have both."""
     confidence: float = 0.95
     seed: int = 0
     tied: bool = False
@@ -85,7 +87,7 @@ class Fits:
     optima: tuple[Optimum, ...]
     """Sorted by arch and budget; all axes and methods each."""
     laws: tuple[PowerLaw, ...] = ()
-    """Sorted by method, arch and axis; a law without values says that it is missing."""
+    """Sorted by kind of C, method, arch and axis; one without values says that it is missing."""
     draws: dict[tuple[Axis, Method], Draws] = field(default_factory=dict, compare=False)
     """By (axis, method); empty where n_boot is 0."""
     parametric: tuple[ParametricFit, ...] = ()
@@ -123,6 +125,18 @@ class Fits:
         """Sorted budgets in training FLOPs."""
         return sorted({budget for _, budget in self.groups})
 
+    @property
+    def law_budget(self) -> Budget:
+        """What C is in the laws that are shown, compared and predicted from."""
+        asked = self.options.law_budget
+        return default_budget(self.optima) if asked == "auto" else asked
+
+    @property
+    def shown_laws(self) -> list[PowerLaw]:
+        """The power laws by the method of the options and with the C of `law_budget`."""
+        method, budget = self.options.method, self.law_budget
+        return [law for law in self.laws if (law.method, law.budget) == (method, budget)]
+
     def under(
         self,
         *,
@@ -154,13 +168,23 @@ class Fits:
         chosen = [o for o in self.optima if o.axis == axis and o.method == method]
         return {(o.arch, o.budget_flops): o for o in sorted(chosen, key=_group)}
 
-    def law(self, arch: str, axis: LawAxis, method: Method | None = None) -> PowerLaw:
-        """Return the arch's law; KeyError for an arch that is not in the table."""
-        method = method or self.options.method
+    def law(
+        self,
+        arch: str,
+        axis: LawAxis,
+        method: Method | None = None,
+        budget: Budget | None = None,
+    ) -> PowerLaw:
+        """Return the arch's law; method as in the options, C as in `law_budget`.
+
+        Raises:
+            KeyError: the arch is not in the table.
+        """
+        key = (arch, axis, method or self.options.method, budget or self.law_budget)
         for law in self.laws:
-            if (law.arch, law.axis, law.method) == (arch, axis, method):
+            if (law.arch, law.axis, law.method, law.budget) == key:
                 return law
-        raise KeyError((arch, axis, method))
+        raise KeyError(key)
 
     def draws_of(self, axis: Axis | None = None, method: Method | None = None) -> Draws | None:
         """Return the draws of an axis and method (as in the options); None without any."""

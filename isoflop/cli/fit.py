@@ -18,6 +18,7 @@ import click
 from rich.table import Table
 
 from isoflop.analysis.bootstrap import Requested
+from isoflop.analysis.laws import BUDGETS
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.parametric.terms import HUBER_DELTA
 from isoflop.analysis.points import AXES
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
 _LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
 _TEXT = ("arch", "law", "status", "claimed", "parameter")
 _MISSING = "-"
+_LAW_NAMES = {"n_params": "N*", "n_tokens": "D*", "n_active": "active*", "loss": "L*"}
+_C_OF_LAWS = {
+    "nominal": "the nominal budget in FLOPs",
+    "achieved": "the mean of the FLOPs that the runs achieved",
+}
 
 Row = dict[str, str]
 """Cells by the heading of their column."""
@@ -87,6 +93,13 @@ FIT_OPTIONS = (
         default="n_params",
         show_default=True,
         help="Size that comparisons and plots are over; the tables have all.",
+    ),
+    click.option(
+        "--law-budget",
+        type=click.Choice(("auto", *BUDGETS)),
+        default="auto",
+        show_default=True,
+        help="C of laws: FLOPs achieved where all runs tell them, else nominal; tables have both.",
     ),
     click.option(
         "--reference",
@@ -361,7 +374,8 @@ def multiplier_rows(fits: Fits) -> list[Row]:
 
 def reading_notes(fits: Fits) -> list[str]:
     """Return what the tables for a terminal mean: laws, multipliers, intervals."""
-    notes = ["Laws: N*, D*, active* and L* = coefficient · C^exponent, C in FLOPs."]
+    c_is = _C_OF_LAWS[fits.law_budget]
+    notes = [f"Laws: N*, D*, active* and L* = coefficient · C^exponent, C {c_is}."]
     if not _laws(fits):
         notes = ["No laws: they need minima inside their grids at two budgets or more."]
     compared = [row for row in fits.compare if row.arch != row.reference]
@@ -399,11 +413,13 @@ def _interval_note(fits: Fits) -> str:
     if drawn is None:
         return "No intervals (0 bootstrap draws)."
     optima = fits.optima_by_group("n_params").values()
-    failed = sum(o.n_failed or 0 for o in optima)
-    num = sum(o.n_boot or 0 for o in optima)
     note = f"Intervals: {options.confidence:.0%}, {drawn.kind} bootstrap, {drawn.n_boot:,} draws"
-    if num and failed:
-        note += f"; {failed / num:.1%} of the draws gave no interior optimum"
+    worst = max(_laws(fits), key=lambda law: law.n_failed or 0, default=None)
+    if worst is not None and worst.n_failed:
+        note += (
+            f"; {worst.n_failed:,} draws of {worst.arch}'s {_LAW_NAMES[worst.axis]} gave no law, "
+            "the most of any"
+        )
     without = sum(o.is_point and o.ci_lo is None for o in optima)
     if without:
         note += (
@@ -421,16 +437,14 @@ def _by_arch(rows: Sequence[Row], width: int) -> tuple[Table, tuple[str, ...]]:
 
 
 def _laws(fits: Fits) -> list[PowerLaw]:
-    """Return the power laws that there are, by the method of the options."""
-    method = fits.options.method
-    return [law for law in fits.laws if law.method == method and law.exponent is not None]
+    """Return the power laws to show that there are."""
+    return [law for law in fits.shown_laws if law.exponent is not None]
 
 
 def _law_row(law: PowerLaw) -> Row:
-    names = {"n_params": "N*", "n_tokens": "D*", "n_active": "active*", "loss": "L*"}
     return {
         "arch": law.arch,
-        "law": names[law.axis],
+        "law": _LAW_NAMES[law.axis],
         "exponent": f"{law.exponent:.4f}",
         "interval": _MISSING
         if law.exponent_ci is None

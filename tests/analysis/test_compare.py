@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,6 +257,38 @@ def test_exponent_differences_are_those_of_the_shared_budgets() -> None:
     for reference, sign in (("swiglu", 1), ("new", -1)):
         shared = {d.axis: d for d in exponent_differences(fitted(bent).under(reference=reference))}
         assert shared["n_params"].difference == pytest.approx(sign * 0.1)
+
+
+def test_a_difference_of_exponents_is_over_the_budgets_that_a_draw_left_to_both() -> None:
+    rows = family("swiglu") + family("new")
+    fits = fitted(rows, n_boot=4)
+    draws = fits.draws["n_params", "parabola"]
+    for arch, bend in (("swiglu", 1.0), ("new", 1.5)):
+        for budget in BUDGETS:
+            size = budget**0.5 * (bend if budget == BUDGETS[2] else 1.0)
+            draws.x_opt[arch, budget] = np.full(4, size)
+    draws.x_opt["swiglu", BUDGETS[2]][1:] = np.nan
+    draws.x_opt["new", BUDGETS[1]][2:] = np.nan
+    (found,) = exponent_differences(fits, ["n_params"])
+    # Draw 0 has all budgets; draw 1 not the bent one; the others one only.
+    slopes = np.polyfit(np.log(BUDGETS), [0.0, 0.0, math.log(1.5)], 1)[0], 0.0
+    assert (found.n_boot, found.n_failed) == (4, 2)
+    assert found.ci_hi == pytest.approx(0.975 * slopes[0])
+    assert found.ci_lo == pytest.approx(0.025 * slopes[0])
+
+
+def test_exponents_of_both_families_have_one_kind_of_compute() -> None:
+    spent = {
+        budget: budget * share for budget, share in zip(BUDGETS, (0.6, 0.8, 0.99), strict=True)
+    }
+    full = family("swiglu")
+    short = [{**r, "flops": spent[r["budget_flops"]]} for r in family("new")]
+    slope = np.polyfit(np.log(list(spent.values())), 0.5 * np.log(BUDGETS), 1)[0]
+    (found,) = exponent_differences(fitted(full + short), ["n_params"])
+    assert found.difference == pytest.approx(slope - 0.5, abs=1e-9)
+    unknown = [{**r, "flops": None} for r in full]
+    (found,) = exponent_differences(fitted(unknown + short), ["n_params"])
+    assert found.difference == pytest.approx(0.0, abs=1e-9)
 
 
 def test_an_order_is_claimed_budget_by_budget() -> None:

@@ -127,11 +127,15 @@ def test_a_table_on_disk_gives_the_tables_and_plots(tmp_path: Path) -> None:
     laws = [
         r for r in read_table(tmp_path / "fit" / "fits.parquet", FITS) if r["form"] == "power_law"
     ]
-    assert len(laws) == len(FAMILIES) * 4 * 2 * len(METHODS)
+    assert len(laws) == len(FAMILIES) * 4 * 2 * 2 * len(METHODS)
     exponents = [r for r in laws if r["parameter"] == "exponent"]
-    assert all(r["ci_lo"] <= r["value"] <= r["ci_hi"] for r in exponents if r["axis"] == "loss")
-    held_out = {(r["method"], r["heldout_error"] is not None) for r in exponents}
-    assert held_out == {(method, method == "parabola") for method in METHODS}
+    # The made runs do not tell their FLOPs.
+    unknown = [r for r in exponents if r["budget"] == "achieved"]
+    assert {(r["value"], r["status"]) for r in unknown} == {(None, "flops_unknown")}
+    losses = [r for r in exponents if (r["axis"], r["budget"]) == ("loss", "nominal")]
+    assert all(r["ci_lo"] <= r["value"] <= r["ci_hi"] for r in losses)
+    held_out = {(r["method"], r["budget"]) for r in exponents if r["heldout_error"] is not None}
+    assert held_out == {("parabola", report.fits.law_budget)}
 
 
 def test_an_empty_table_gives_empty_tables(tmp_path: Path) -> None:
@@ -222,7 +226,8 @@ def test_no_rows_crash_the_fit_and_no_bound_enters_a_law(
     rows: list[dict[str, Any]], rng: random.Random
 ) -> None:
     fits = optima_and_laws(rows, n_boot=0)
-    assert len(fits.excluded) + sum(map(len, fits.groups.values())) == len(rows)
+    used = (*fits.groups.values(), fits.selection.loose)
+    assert len(fits.excluded) + sum(map(len, used)) == len(rows)
     for optimum in fits.optima:
         missing = optimum.status in ("not_convex", "flat", "too_few")
         assert (optimum.x_opt is None) == (optimum.loss_opt is None) == missing
@@ -239,14 +244,15 @@ def test_no_rows_crash_the_fit_and_no_bound_enters_a_law(
     bounds = {(o.arch, o.budget_flops) for o in fits.optima if o.is_bound}
     kept = [r for r in rows if (r["arch"], r["budget_flops"]) not in bounds]
     laws = {
-        (law.method, law.arch, law.axis): law.log_coefficient
+        (law.method, law.arch, law.axis, law.budget): law.log_coefficient
         for law in optima_and_laws(kept, n_boot=0).laws
     }
     for law in fits.laws:
         axis = "n_params" if law.axis == "loss" else law.axis
         sources = fits.optima_of(law.arch, axis, law.method)
         if all((o.arch, o.budget_flops) not in bounds or o.is_bound for o in sources):
-            assert laws.get((law.method, law.arch, law.axis)) == law.log_coefficient
+            key = (law.method, law.arch, law.axis, law.budget)
+            assert laws.get(key) == law.log_coefficient
     assert optima_and_laws(rng.sample(rows, len(rows)), n_boot=0).laws == fits.laws
     optima_rows(fits)
 

@@ -18,7 +18,14 @@ from isoflop.analysis.compare.claims import (
     order,
     strict_interval,
 )
-from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_draws, law_source
+from isoflop.analysis.laws import (
+    LAW_AXES,
+    DrawnOptima,
+    LawAxis,
+    drawn_optima,
+    fit_laws,
+    law_source,
+)
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.result import Fits
@@ -35,15 +42,16 @@ class Exponent:
     value: float | None
     """None with fewer than two interior optima."""
     drawn: Floats | None
-    """[n_boot]; NaN where a draw lost one of the optima; None without draws of all of them."""
+    """[n_boot]; NaN where a draw left fewer than two optima; None without draws of two."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExponentDifference:
     """One row of exponents.parquet: the exponent of ``arch`` minus that of ``reference``.
 
-    Over the budgets at which both have an interior optimum, so that a bend of the laws is not
-    taken for a difference. With equal budgets it is the difference of the two laws.
+    Over the budgets at which both have an interior optimum, in the estimate and in every draw, so
+    that a bend of the laws is not taken for a difference. C is of the same kind for both
+    (`Fits.law_budget`). With equal budgets it is the difference of the two laws.
     """
 
     arch: str
@@ -75,12 +83,17 @@ def exponent(
     optima = [
         o for o in _interior(fits, arch, axis) if budgets is None or o.budget_flops in budgets
     ]
-    laws = [law for law in fit_laws(optima) if law.axis == axis]
-    draws = fits.draws_of(law_source(axis))
-    drawn = None if draws is None else law_draws(optima, draws, arch, axis)
+    laws = [law for law in fit_laws(optima, budget=fits.law_budget) if law.axis == axis]
+    drawn = _drawn(fits, optima, arch, axis)
     return Exponent(
-        value=laws[0].exponent if laws else None, drawn=None if drawn is None else drawn.exponent
+        value=laws[0].exponent if laws else None,
+        drawn=None if drawn is None else drawn.law().exponent,
     )
+
+
+def _drawn(fits: Fits, optima: Sequence[Optimum], arch: str, axis: LawAxis) -> DrawnOptima | None:
+    draws = fits.draws_of(law_source(axis))
+    return None if draws is None else drawn_optima(optima, draws, arch, axis, fits.law_budget)
 
 
 def exponent_differences(
@@ -107,7 +120,7 @@ def exponent_difference(fits: Fits, arch: str, reference: str, axis: LawAxis) ->
     one = exponent(fits, arch, axis, shared)
     other = exponent(fits, reference, axis, shared)
     known = one.value is not None and other.value is not None
-    drawn = None if one.drawn is None or other.drawn is None else one.drawn - other.drawn
+    drawn = _drawn_difference(fits, arch, reference, axis, shared)
     confidence = fits.options.confidence
     bounds: Interval = interval(drawn, confidence)
     strict = strict_interval(drawn, confidence)
@@ -128,6 +141,22 @@ def exponent_difference(fits: Fits, arch: str, reference: str, axis: LawAxis) ->
         n_failed=num_failed(drawn),
         status="estimate" if known else "too_few",
     )
+
+
+def _drawn_difference(
+    fits: Fits, arch: str, reference: str, axis: LawAxis, budgets: Collection[float]
+) -> Floats | None:
+    """Return the difference in every draw, over the budgets that the draw left to both."""
+    optima = {
+        name: [o for o in _interior(fits, name, axis) if o.budget_flops in budgets]
+        for name in (arch, reference)
+    }
+    one, other = (_drawn(fits, optima[name], name, axis) for name in (arch, reference))
+    if one is None or other is None:
+        return None
+    is_lost = np.isnan(one.log_y) | np.isnan(other.log_y)
+    laws = [drawn.without(is_lost).law() for drawn in (one, other)]
+    return laws[0].exponent - laws[1].exponent
 
 
 def _interior(fits: Fits, arch: str, axis: LawAxis) -> list[Optimum]:

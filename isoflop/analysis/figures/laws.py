@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
-from isoflop.analysis.laws import LawAxis, PowerLaw, law_source
+from isoflop.analysis.laws import LawAxis, PowerLaw, flops_of, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Axis
@@ -86,7 +86,7 @@ def _draw_against_compute(
     form: Callable[[float], str],
     arrow: Callable[[Optimum], int],
 ) -> Figure:
-    """Draw one value of the optima against the budget, log-log.
+    """Draw one value of the optima against C, log-log; C as in the law that is shown.
 
     The loss is that of the optima over parameters. ``ends`` gives the interval of what a law
     fits, ``arrow`` says on which side of a bound the optimum lies: −1 below, 1 above.
@@ -102,18 +102,19 @@ def _draw_against_compute(
         )
     notes = _notes(fits, optima, axis)
     figure, axes, height = frame.compute_axes(fits.archs, title, notes)
-    budgets = [o.budget_flops for o in drawn]
+    flops = {id(o): flops_of(o, fits.law_budget) or o.budget_flops for o in drawn}
     values = [value(o) or 0.0 for o in drawn]
     values += [end_value(end) for o in drawn for end in ends(o) if end is not None]
-    frame.scale(axes, budgets, values, form)
+    frame.scale(axes, list(flops.values()), values, form)
     axes.set(xlabel=_BUDGET_LABEL, ylabel=label)
     labels = []
     for index, arch in enumerate(fits.archs):
         mark = plot_style.family_mark(index)
         _draw_law(axes, fits.law(arch, axis), mark, law_value)
         for optimum in optima[arch]:
-            _draw_ends(axes, optimum.budget_flops, ends(optimum), end_value, mark)
-            _draw_optimum(axes, optimum, value(optimum) or 0.0, mark, arrow(optimum))
+            place = (flops[id(optimum)], value(optimum) or 0.0)
+            _draw_ends(axes, place[0], ends(optimum), end_value, mark)
+            _draw_optimum(axes, optimum, place, mark, arrow(optimum))
         if optima[arch]:
             labels.append((arch, value(optima[arch][-1]) or 0.0, mark))
     plot_style.direct_labels(axes, labels, height)
@@ -141,7 +142,7 @@ def _draw_law(
 
 def _draw_ends(
     axes: Axes,
-    budget: float,
+    flops: float,
     ends: tuple[float | None, float | None],
     end_value: Callable[[float], float],
     mark: Mark,
@@ -150,13 +151,15 @@ def _draw_ends(
     low, high = ends
     if low is None or high is None:
         return
-    axes.plot([budget, budget], [end_value(low), end_value(high)], color=mark.colour, lw=0.9)
+    axes.plot([flops, flops], [end_value(low), end_value(high)], color=mark.colour, lw=0.9)
 
 
-def _draw_optimum(axes: Axes, optimum: Optimum, y: float, mark: Mark, side: int) -> None:
+def _draw_optimum(
+    axes: Axes, optimum: Optimum, place: tuple[float, float], mark: Mark, side: int
+) -> None:
     frame.draw_marks(
         axes,
-        [(optimum.budget_flops, y)],
+        [place],
         mark,
         [frame.optimum_text(optimum)],
         markersize=5,
@@ -168,7 +171,7 @@ def _draw_optimum(axes: Axes, optimum: Optimum, y: float, mark: Mark, side: int)
     if optimum.is_bound:
         axes.annotate(
             "",
-            xy=(optimum.budget_flops, y),
+            xy=place,
             xytext=(0, 13 * side),
             textcoords="offset points",
             arrowprops={"arrowstyle": "<-", "color": mark.colour, "shrinkA": 0, "shrinkB": 2},

@@ -122,6 +122,7 @@ class ParametricFit:
             form=self.form,
             axis=self.axis,
             method=self.method,
+            budget="nominal" if self.axis == "loss" else None,
             parameter=parameter,
             value=value if value is not None and math.isfinite(value) else None,
             ci_lo=lo,

@@ -128,11 +128,11 @@ def laws_section(fits: Fits) -> Section:
     """Return the power laws, the parametric laws, and what is wrong with any of them."""
     blocks: list[Block] = [
         "y = coefficient · C^exponent by least squares of ln y on ln C through the interior "
-        "optima; C is the budget in training FLOPs. Coefficients are rounded here; the parquet "
-        "tables hold full precision.",
+        f"optima; {_c_of_laws(fits)} Coefficients are rounded here; the parquet tables hold full "
+        "precision.",
         _law_table(
             f"Power laws through the optima, method {fits.options.method}",
-            [row for law in fits.laws if law.method == fits.options.method for row in law.rows()],
+            [row for law in fits.shown_laws for row in law.rows()],
             left_out=("form", "method"),
         ),
     ]
@@ -179,6 +179,27 @@ def _parametric_blocks(fitted: Sequence[ParametricFit]) -> list[Block]:
         if fit.status != "ok"
     ]
     return [*blocks, Items(items=tuple(doubts))] if doubts else blocks
+
+
+def _c_of_laws(fits: Fits) -> str:
+    """Return what C of the laws is, and how far exponents are from those with the other kind."""
+    if fits.law_budget == "nominal":
+        return (
+            "C is the nominal budget in training FLOPs (not every optimum tells the FLOPs that its "
+            "runs achieved, or they do not rise with the budget)."
+            if fits.options.law_budget == "auto"
+            else "C is the nominal budget in training FLOPs."
+        )
+    both = [(law, fits.law(law.arch, law.axis, budget="nominal")) for law in fits.shown_laws]
+    apart = [
+        abs(law.exponent - nominal.exponent)
+        for law, nominal in both
+        if law.exponent is not None and nominal.exponent is not None
+    ]
+    sentence = "C is the mean of the training FLOPs that the runs of an optimum achieved."
+    if apart:
+        sentence += f" With the nominal budgets exponents differ by at most {max(apart):.2g}."
+    return sentence
 
 
 def _law_table(caption: str, rows: Sequence[LawRow], left_out: Sequence[str] = ()) -> Block:

@@ -17,6 +17,7 @@ from typing import Any
 
 from isoflop import __version__
 from isoflop.analysis.bootstrap import seed_noise
+from isoflop.analysis.laws import Budget
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.files import read_json, sha256_file
@@ -118,13 +119,19 @@ def checklist_section(fits: Fits, source: Source) -> Section:
     )
 
 
+_C_OF_LAWS: dict[Budget, str] = {
+    "nominal": "budget_flops: nominal training FLOPs of the budget",
+    "achieved": "flops: training FLOPs achieved, the mean of the runs of an optimum",
+}
+
+
 def _form(fits: Fits, study: Mapping[str, Any]) -> list[Entry]:
     forms = sorted({fit.form for fit in fits.parametric})
     return [
         ("Equations", "power laws y = k · C^p" + (f"; {', '.join(forms)}" if forms else "")),
         ("N", "n_params: all parameters, the tied embedding once" if study else "n_params"),
         ("D", "n_tokens: training tokens of the run"),
-        ("C", "budget_flops: nominal training FLOPs of the budget"),
+        ("C of the power laws", _C_OF_LAWS[fits.law_budget]),
         ("FLOP convention", str(study.get("convention", UNKNOWN))),
         ("Unit of the loss", "nats per token" if study else "that of the table"),
         ("What optima are taken over", fits.options.axis),
@@ -216,7 +223,10 @@ def _fitting(fits: Fits) -> list[Entry]:
     starts = [fit for fit in fits.parametric if fit.n_starts is not None]
     return [
         ("Optima", f"{fits.options.method}, beside the other methods in the validity section"),
-        ("Power laws", "least squares of ln y on ln C, interior optima only"),
+        (
+            "Power laws",
+            f"least squares of ln y on ln C ({fits.law_budget}), interior optima only",
+        ),
         ("Parametric objective", "; ".join(settings) or "none fitted"),
         (
             "Starts of the optimiser",

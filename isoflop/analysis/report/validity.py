@@ -29,6 +29,7 @@ _TITLES = {
     "achieved_budget": "Budgets as achieved instead of nominal",
     "near_budget": "Budgets that nearly agree and are taken as different ones",
     "off_centre": "Optima off the centre of their grids",
+    "selected_optima": "Optima at edges of their grids, which enter no law",
     "duplicate_size": "Sizes that occur more than once",
     "ranking": "Ranking of the families by loss",
 }

@@ -10,6 +10,7 @@ from isoflop.analysis.validity.design import (
     duplicate_findings,
     near_budget_findings,
     noise_findings,
+    selected_findings,
 )
 from isoflop.analysis.validity.finding import VALIDITY, Finding, Validity
 from isoflop.analysis.validity.held_out import held_out_findings
@@ -42,6 +43,7 @@ def validity(rows: Rows, fits: Fits) -> Validity:
             *budget_findings(fits),
             *near_budget_findings(fits),
             *centre_findings(fits),
+            *selected_findings(fits),
             *duplicate_findings(fits),
             *_pair_findings(fits, pairs),
         )

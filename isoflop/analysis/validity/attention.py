@@ -52,6 +52,7 @@ def attention(fits: Fits) -> tuple[str, ...]:
         _duplicates,
         _without_minimum,
         _bounds,
+        _selected,
         _off_centre,
         _drift,
         _held_out,
@@ -128,6 +129,16 @@ def _bounds(fits: Fits, checks: Validity) -> Iterable[str]:
         yield (
             f"{what} (< or >): the minimum lies beyond the sizes that were run at "
             f"{_places(keys)}; `isoflop refine` proposes more of them."
+        )
+
+
+def _selected(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = _attended(checks, "selected_optima")
+    if found:
+        each = [f"{f.arch} {f.variant}" for f in found]
+        yield (
+            "Laws leave out optima at edges and have those next to them that noise kept inside: "
+            f"this biases exponents by little, {_listed(each)}."
         )
 
 

@@ -16,6 +16,7 @@ Check = Literal[
     "achieved_budget",
     "near_budget",
     "off_centre",
+    "selected_optima",
     "duplicate_size",
     "ranking",
 ]

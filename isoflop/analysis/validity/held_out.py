@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from isoflop.analysis.laws import PowerLaw, fit_laws, law_draws, law_source
+from isoflop.analysis.laws import PowerLaw, fit_laws, flops_of, law_draws, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point
 from isoflop.analysis.result import Fits
@@ -85,33 +85,34 @@ def _power_laws(fits: Fits, arch: str) -> list[_Score]:
     scores = []
     for index in _held(budgets):
         held, train = budgets[index], set(budgets[:index])
-        laws = fit_laws([o for o in optima if o.budget_flops in train])
-        for law in laws:
+        known = [o for o in optima if o.budget_flops in train]
+        for law in fit_laws(known, budget=fits.law_budget):
             source = law_source(law.axis)
             target = [o for o in optima if o.budget_flops == held and o.axis == source]
             found = _score(law, target[0] if target else None, held, budgets[:index])
             errors = None
             if found.value is not None:
-                errors = _drawn_errors(
-                    fits, law, held, [o for o in optima if o.budget_flops in train]
-                )
+                errors = _drawn_errors(fits, law, target[0], known)
             scores.append(_Score(finding=found, errors=errors))
     return scores
 
 
 def _drawn_errors(
-    fits: Fits, law: PowerLaw, held: float, optima: Sequence[Optimum]
+    fits: Fits, law: PowerLaw, held: Optimum, optima: Sequence[Optimum]
 ) -> Floats | None:
     """Return the relative error of a law in every draw; None where law or optimum has none."""
     draws = fits.draws_of(law_source(law.axis))
-    drawn = None if draws is None else law_draws(optima, draws, law.arch, law.axis)
-    if draws is None or drawn is None:
+    drawn = None if draws is None else law_draws(optima, draws, law.arch, law.axis, law.budget)
+    flops = flops_of(held, law.budget)
+    if draws is None or drawn is None or flops is None:
         return None
-    observed = (draws.loss_opt if law.axis == "loss" else draws.x_opt).get((law.arch, held))
+    observed = (draws.loss_opt if law.axis == "loss" else draws.x_opt).get(
+        (law.arch, held.budget_flops)
+    )
     if observed is None:
         return None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        predicted = np.exp(drawn.log_coefficient + drawn.exponent * np.log(held))
+        predicted = np.exp(drawn.log_coefficient + drawn.exponent * np.log(flops))
         return np.asarray(predicted / observed - 1)
 
 
@@ -119,7 +120,8 @@ def _score(law: PowerLaw, target: Optimum | None, held: float, train: Sequence[f
     observed = None
     if target is not None and target.is_point:
         observed = target.loss_opt if law.axis == "loss" else target.x_opt
-    predicted = _predicted(law, held)
+    flops = None if target is None else flops_of(target, law.budget)
+    predicted = None if flops is None else _predicted(law, flops)
     error = None
     if predicted is not None and observed is not None and observed > 0:
         error = predicted / observed - 1
@@ -144,12 +146,12 @@ def _score(law: PowerLaw, target: Optimum | None, held: float, train: Sequence[f
     )
 
 
-def _predicted(law: PowerLaw, budget: float) -> float | None:
+def _predicted(law: PowerLaw, flops: float) -> float | None:
     """Return the law's value; None without a law, or where no float64 can hold it."""
     if law.exponent is None:
         return None
     try:
-        return law.at(budget)
+        return law.at(flops)
     except OverflowError:
         return None
 

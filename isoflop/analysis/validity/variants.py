@@ -30,13 +30,13 @@ Rows = Sequence[Mapping[str, Any]]
 def refit_rows(rows: Iterable[Mapping[str, Any]], fits: Fits) -> Fits:
     """Return the optima of other rows, on the fit's axis and over parameters (for the loss).
 
-    They have no draws, and keep the reference of the fit.
+    They have no draws, and keep the reference of the fit and what C of its laws is.
     """
     selection = select_points(rows)
     axes: tuple[Axis, ...] = tuple(dict.fromkeys((fits.options.axis, law_source("loss"))))
     return Fits(
         selection=selection,
-        options=replace(fits.options, reference=fits.reference),
+        options=replace(fits.options, reference=fits.reference, law_budget=fits.law_budget),
         optima=find_optima(selection.groups, axes=axes, methods=(fits.options.method,)),
     )
 

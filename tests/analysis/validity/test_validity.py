@@ -240,6 +240,32 @@ def test_an_optimum_off_the_centre_and_its_drift() -> None:
     assert [f.status for f in found] == ["ok", "ok", "attention", "attention"]
 
 
+@pytest.mark.parametrize(
+    ("edges", "way"),
+    [({0: 8.0}, "downwards"), ({3: 1 / 8}, "downwards"), ({0: 1 / 8}, "upwards"),
+     ({3: 8.0}, "upwards"), ({0: 8.0, 3: 8.0}, "either way")],
+)  # fmt: skip
+def test_optima_left_out_at_edges_say_which_way_they_bias_the_law(
+    edges: dict[int, float], way: str
+) -> None:
+    # At the named budgets the grid's centre is that factor off the optimum.
+    rows = [
+        row("swiglu", c, n, parabola(1e7)(n), flops=c)
+        for index, c in enumerate((1e17, 1e18, 1e19, 1e20))
+        for n in spaced(1e7 * edges.get(index, 1.0), num=5)
+    ]
+    (found,) = checked(rows, n_boot=0).of("selected_optima")
+    assert (found.status, found.value, found.n_points) == (
+        "attention",
+        float(len(edges)),
+        4 - len(edges),
+    )
+    assert found.detail is not None
+    assert f"biased {way}" in found.detail
+    inside = [r for r in rows if r["budget_flops"] in (1e18, 1e19)]
+    assert checked(inside, n_boot=0).of("selected_optima") == ()
+
+
 def test_a_size_that_occurs_twice_with_one_seed() -> None:
     rows = family("swiglu")
     again = {**rows[2], "loss": rows[2]["loss"] + 0.01}
