@@ -76,7 +76,12 @@ class Hostile:
             "refine": [study],
             "retry": [study, "--failed", "oom"],
         }
-        rare = {"fit": [study, *few], "report": [study, "--out", str(self.out), *few]}
+        against = [study, str(self.top / "pristine"), "--undecided-is", "pass"]
+        rare = {
+            "fit": [study, *few],
+            "gate": against,
+            "report": [study, "--out", str(self.out), *few],
+        }
         for turn, table in ((seed, sends), (seed // 2, more)):
             name = list(table)[turn % len(table)]
             chosen[f"{name} in turn"] = table[name]

@@ -42,6 +42,7 @@ LOOKS = (
     ["cancel", "STUDY"],
     ["clean", "STUDY", "--dry-run"],
     ["fit", "STUDY", "--out", "OUT", "--n-boot", "0"],
+    ["gate", "STUDY", "STUDY", "--undecided-is", "pass"],
     ["report", "STUDY", "--out", "OUT", "--n-boot", "0"],
 )
 RUNS = (
