@@ -35,7 +35,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
-from coverage_tables import markdown
+from coverage_tables import markdown, widths
 from hostile_tables import hostile_verdicts
 from simulated_studies import CASES, NEW, REFERENCE, Case, loss_of_optimum, optimum
 
@@ -446,6 +446,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=(), help="kinds, names or parts of names")
     parser.add_argument("--method", help="of optima; the package's default without it")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file too")
+    parser.add_argument("--before", type=Path, help="numbers of --out, whose widths are compared")
     parser.add_argument("--out", type=Path, help="write all numbers to this file, as json")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -453,6 +454,8 @@ def main() -> None:
     tallies = measure(chosen(args.cases), args.studies, settings, args.jobs)
     hostile = hostile_verdicts() if not args.cases or "hostile" in args.cases else []
     text = markdown(tallies, hostile)
+    if args.before is not None:
+        text += "\n" + widths(tallies, json.loads(args.before.read_text())["cases"])
     print(text)
     print(f"{args.studies} studies each, {time.perf_counter() - start:.0f} s")
     if args.markdown is not None:

@@ -239,9 +239,40 @@ def smallest_found(tallies: Sequence[Tally], rate: str) -> float | None:
     return None
 
 
+def widths(tallies: Sequence[Tally], before: Sequence[dict[str, Any]]) -> str:
+    """Return a table of mean widths over those before, of the same studies and quantities.
+
+    Where the intervals before covered 93 % or more; `before` are the cases of an `--out` file.
+    """
+    known = {(case["name"], case["label"]): case["counts"] for case in before}
+    rows = []
+    for tally in tallies:
+        cells, is_wider = [], False
+        for name in WIDTHS:
+            now, then = tally.count(name), None
+            for count in known.get((tally.case.name, tally.case.label), ()):
+                if (count["quantity"], count["arch"], count["budget"]) == (name, "", None):
+                    then = count
+            if then is None or not now.known or (then["coverage"] or 0) < LEAST:
+                cells.append("")
+                continue
+            ratio = now.width / now.known / then["mean_width"]
+            mark = "!" if ratio > MOST_WIDER else ""
+            is_wider = is_wider or bool(mark)
+            cells.append(f"{ratio:.2f}{mark}")
+        if any(cells):
+            rows.append([tally.case.title, *cells, "no" if is_wider else "yes"])
+    title = "Widths over those before, where those covered"
+    return _table(title, ["case", *WIDTHS, "holds"], rows)
+
+
+MOST_WIDER = 1.1
+WIDTHS = ("ln N*", "L*", "exponent of N*", "exponent of L*", "ln m interpolated")
+
+
 def _hostile(verdicts: Sequence[dict[str, Any]]) -> str:
     rows = [
-        [v["table"], v["end"], str(v["k"]), v["says"].replace("|", "/").replace("\n", " ")]
+        [v["table"], v["end"], str(v["claims"]), v["says"].replace("|", "/").replace("\n", " ")]
         for v in verdicts
     ]
     return _table("Hostile tables, equal families", ["table", "end", "claims", "says"], rows)

@@ -50,11 +50,13 @@ TABLES: dict[str, Callable[[], list[Row]]] = {
 
 
 def hostile_verdicts() -> list[dict[str, Any]]:
-    """Read and fit each table as `isoflop fit` does; return how it ended and what was claimed."""
-    return [_verdict(name, rows()) for name, rows in TABLES.items()]
+    """Return the verdicts on all tables."""
+    return [verdict_on(name) for name in TABLES]
 
 
-def _verdict(name: str, rows: list[Row]) -> dict[str, Any]:
+def verdict_on(name: str) -> dict[str, Any]:
+    """Read and fit a table as `isoflop fit` does; return how it ended and how many were claimed."""
+    rows = TABLES[name]()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.csv"
         with path.open("w", newline="") as file:
@@ -64,9 +66,10 @@ def _verdict(name: str, rows: list[Row]) -> dict[str, Any]:
         try:
             fits = fit_rows(load_rows(path), FitOptions(n_boot=100))
         except UserError as error:
-            return {"table": name, "end": "refused", "says": str(error).replace(folder, ""), "k": 0}
+            says = str(error).replace(folder, "")
+            return {"table": name, "end": "refused", "claims": 0, "says": says}
         except Exception as error:
-            return {"table": name, "end": "TRACEBACK", "says": repr(error), "k": 0}
+            return {"table": name, "end": "TRACEBACK", "claims": 0, "says": repr(error)}
     claims = [row for row in fits.compare if row.order_claimed != "none"]
     claims += [row for row in fits.exponents if row.order_claimed != "none"]
     counts = fits.selection.excluded_counts()
@@ -76,6 +79,6 @@ def _verdict(name: str, rows: list[Row]) -> dict[str, Any]:
     return {
         "table": name,
         "end": "fitted",
+        "claims": len(claims),
         "says": f"optima {statuses}, excluded {counts}",
-        "k": len(claims),
     }
