@@ -52,6 +52,7 @@ RUNS = (
     ["extend", "STUDY", "--seeds", "1"],
     ["refine", "STUDY", "--with-code"],
     ["refine", "STUDY", "--apply"],
+    ["predict", "STUDY", "--budget", "1e12", "--plan"],
     ["show", "STUDY", "--with-code"],
     ["flops", "STUDY", "--check"],
     ["calibrate", "STUDY"],
@@ -188,6 +189,16 @@ def test_a_proposal_that_takes_the_code_says_so(received: Received) -> None:
     with pytest.raises(UserError, match="add --with-code"):
         grow_plan(plan, plan.study)
     assert not received.mark.exists()
+
+
+def test_a_prediction_reads_the_table_alone(received: Received) -> None:
+    before = listing(received.folder)
+    done = received.invoke(["predict", "STUDY", "--budget", "1e12"])
+    # The study is of a single budget; it was read as far as that.
+    assert done.exit_code == 2
+    assert "minima inside their grids at" in done.output
+    assert not received.mark.exists()
+    assert listing(received.folder) == before
 
 
 def test_a_family_of_that_name_elsewhere_is_not_touched_by_looking(

@@ -36,6 +36,7 @@ _VERBS = {
     "fit": "Fit optima and laws with intervals, compare, check and plot.",
     "gate": "Judge one run or a few against a study's frontier: pass or fail.",
     "refine": "Propose runs that would sharpen the results.",
+    "predict": "Predict a larger budget, with prediction intervals; plan it.",
     "report": "Fit, and report it as Markdown, HTML and LaTeX, with figures.",
     "interpret": "Read the experts of a trained run: record, geometry, interventions.",
     "quickstart": "Plan, run and fit the built-in micro study.",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from isoflop.accounting import Ledger
-from isoflop.errors import UserError
-from isoflop.numbers import format_flops
+from isoflop.errors import UserError, shown
+from isoflop.numbers import format_count, format_flops
 from isoflop.plan.models import Model, Models
 from isoflop.recipe import get_recipe
 from isoflop.study import SIZES_AUTO, Study
@@ -89,12 +89,39 @@ class Grid:
             arch=self._arch, budget_flops=self._budget_flops, size=round(rung, 3)
         )
 
-    def sizes(self, num_sizes: int | None) -> tuple[int, ...]:
+    def rung_of(self, n_params: float) -> float:
+        """Return the rung of a number of parameters, interpolated between whole rungs.
+
+        Raises:
+            UserError: the ladder ends before, or begins above.
+        """
+        below, above = 1, 2
+        while above < self._top and self._num_params(above) < n_params:
+            below, above = above, min(2 * above, self._top)
+        while above - below > 1:
+            middle = (above + below) // 2
+            below, above = (
+                (middle, above) if self._num_params(middle) < n_params else (below, middle)
+            )
+        low, high = self._num_params(below), self._num_params(above)
+        if not low <= n_params <= high:
+            raise UserError(
+                "sizes",
+                shown(f"{format_count(n_params)} parameters"),
+                f"within the ladder of {self._arch} under recipe {self._recipe.name} (size "
+                f"{below if n_params < low else above} has "
+                f"{format_count(low if n_params < low else high)})",
+                "take another budget or recipe",
+            )
+        return below + math.log(n_params / low) / math.log(high / low) * (above - below)
+
+    def sizes(self, num_sizes: int | None, expected: float | None = None) -> tuple[int, ...]:
         """Return rungs, evenly spaced in the logarithm of parameters as far as whole rungs allow.
 
         Args:
             num_sizes: as many; None: up to 7 within the reach, never fewer than 5, and two on
                 either side of the optimum where the ladder has them.
+            expected: the optimum's rung; None: where the prior expects it.
 
         Raises:
             UserError: the ladder has fewer rungs.
@@ -103,7 +130,7 @@ class Grid:
         if least > self._top:
             allowed = f"at most {self._top} under recipe {self._recipe.name}"
             raise UserError("num_sizes", num_sizes, allowed, "lower it")
-        expected = self.expected().size
+        expected = self.expected().size if expected is None else expected
         centre = self._log_params(expected)
         reach = math.log(REACH)
         ideal = [centre + reach * (2 * i / (most - 1) - 1) for i in range(most)]
@@ -132,6 +159,10 @@ class Grid:
 
     def _model(self, rung: int) -> Model:
         return self._models.before_matching(self._arch, rung, self._seq_len)
+
+    def _num_params(self, rung: int) -> int:
+        """Return all parameters of the model that is trained."""
+        return self._models.model(self._arch, rung, self._seq_len).ledger.num_params
 
     def _excess(self, rung: int) -> float:
         """Log of the tokens that the budget buys, over those that the prior asks for."""

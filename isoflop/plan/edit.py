@@ -13,6 +13,8 @@ from typing import Any
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan, read_plan_file, replace_plan
+from isoflop.plan.auto import Grid
+from isoflop.plan.models import Models
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.spec import shown_id
@@ -334,6 +336,39 @@ def extend_plan(
     grown = _grown_sizes(plan, study, sizes, at)
     num_sizes = plan.study.num_sizes if grown == plan.study.sizes else None
     return grow_plan(plan, dataclasses.replace(study, sizes=grown, num_sizes=num_sizes))
+
+
+def add_budget(plan: Plan, budget_flops: int, n_params: Mapping[str, float]) -> Plan:
+    """Return the plan with one budget more, whose sizes lie about given models.
+
+    As many of each arch as it has at the largest budget of the plan, as far as its ladder reaches,
+    spread as an ``auto`` grid.
+
+    Args:
+        plan: what there is; without that budget.
+        budget_flops: training FLOPs per run.
+        n_params: parameters of the model in the middle, for every arch of the study.
+
+    Raises:
+        UserError: a model is beyond its ladder, or as :func:`grow_plan`.
+    """
+    _need_code(plan)
+    largest = max(run.budget_flops for run in plan.runs)
+    table = planned_rungs(plan)
+    study = dataclasses.replace(
+        plan.study,
+        budgets=tuple(sorted({*plan.study.budgets, budget_flops})),
+        sizes=None,
+        num_sizes=None,
+    )
+    models = Models(study, plan.runs[0].spec.vocab_size)
+    table[budget_flops] = {}
+    for arch in study.archs:
+        grid = Grid(study, models, budget_flops, arch)
+        num_sizes = len(table[largest][arch])
+        table[budget_flops][arch] = grid.sizes(num_sizes, grid.rung_of(n_params[arch]))
+    sizes = {budget: compact(table[budget]) for budget in study.budgets}
+    return grow_plan(plan, dataclasses.replace(study, sizes=sizes))
 
 
 def grow_plan(plan: Plan, study: Study) -> Plan:

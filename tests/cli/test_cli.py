@@ -29,6 +29,7 @@ VERBS = (
     "fit",
     "gate",
     "refine",
+    "predict",
     "report",
     "interpret",
     "quickstart",

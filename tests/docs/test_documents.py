@@ -17,6 +17,7 @@ from isoflop.analysis.gate import GATE
 from isoflop.analysis.hypotheses import HYPOTHESES
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
+from isoflop.analysis.predict import PREDICTIONS
 from isoflop.analysis.validity import VALIDITY
 from isoflop.cli import main
 from isoflop.study.file import study_from_toml
@@ -64,8 +65,8 @@ def test_verbs_and_options_named_in_sentences_exist() -> None:
 
 def test_every_column_of_every_table_is_documented() -> None:
     text = (REPOSITORY / "results" / "README.md").read_text()
-    analysed = (OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, HYPOTHESES, SEED_MEANS, GATE)
-    for schema in (PLAN, RUNS, *analysed):
+    fitted = (OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, HYPOTHESES, SEED_MEANS)
+    for schema in (PLAN, RUNS, *fitted, GATE, PREDICTIONS):
         for name, kind in schema.columns:
             shown_kind = {"list<string>": "list of string"}.get(kind, kind)
             assert f"| `{name}` | {shown_kind} |" in text, (schema.table, name)

@@ -22,6 +22,7 @@ from isoflop.analysis.report.comparison import comparison_section, findings, fin
 from isoflop.analysis.report.document import Document, Section
 from isoflop.analysis.report.figures import write_figures
 from isoflop.analysis.report.optima import laws_section, optima_section, surface_section
+from isoflop.analysis.report.predictions import predictions_section
 from isoflop.analysis.report.renderers import html_page, latex_tables, markdown_page
 from isoflop.analysis.report.runs import (
     compare_shapes,
@@ -115,8 +116,10 @@ def make_document(fits: Fits, source: Source) -> Document:
         answers = _sections_of_one_size(fits, reference, stated)
     else:
         answers = _sections_of_optima(fits, stated)
+    registered = source.registered
     sections = (
         *answers,
+        *([predictions_section(registered, fits)] if registered else []),
         runs_section(fits),
         checklist_section(fits, source),
         source_section(source, fits),

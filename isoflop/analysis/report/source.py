@@ -18,6 +18,7 @@ from typing import Any
 from isoflop import __version__
 from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.laws import Budget
+from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.files import read_json, sha256_file
@@ -46,6 +47,8 @@ class Source:
     """Commit of the checkout that isoflop runs from; None where it is installed otherwise."""
     columns: frozenset[str]
     """Columns of the table that hold a value in any row."""
+    registered: tuple[Registered, ...] = ()
+    """Predictions of the study that were registered before their budgets' runs."""
 
     @property
     def name(self) -> str:
@@ -62,9 +65,10 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
         study_folder: where a plan.json may lie; None: beside the table.
 
     Raises:
-        UserError: the plan.json is not JSON.
+        UserError: the plan.json is not JSON, or predictions.json is damaged.
     """
-    plan = (study_folder or table.parent) / _PLAN
+    folder = study_folder or table.parent
+    plan = folder / _PLAN
     study = read_json(plan, "plan").get("study") if plan.is_file() else None
     return Source(
         table=table.name,
@@ -78,6 +82,7 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
         },
         git_sha=_git_sha(),
         columns=frozenset(key for row in rows for key, value in row.items() if value is not None),
+        registered=read_registered(folder) if study is not None else (),
     )
 
 

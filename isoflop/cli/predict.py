@@ -1,0 +1,202 @@
+"""`isoflop predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
+from isoflop.cli.tables import console, fitted_table, print_damaged, print_lines
+from isoflop.errors import UserError, shown
+from isoflop.numbers import format_flops
+
+if TYPE_CHECKING:
+    from isoflop.analysis.predict import Prediction
+    from isoflop.analysis.result import Fits
+    from isoflop.plan.planner import Plan
+
+_MISSING = "-"
+_TEXT = ("arch", "of", "by")
+
+
+@click.command()
+@click.argument("source", metavar="FOLDER_OR_TABLE", type=FOLDER_OR_TABLE)
+@click.option(
+    "--budget", required=True, metavar="1e19", help="Training FLOPs per run, not run yet."
+)
+@click.option(
+    "--arch", "archs", multiple=True, metavar="ARCH", help="Only this family; may repeat."
+)
+@click.option(
+    "--reference",
+    metavar="ARCH",
+    help="What multipliers are over.  [default: swiglu, else mlp, else the first]",
+)
+@click.option(
+    "--plan",
+    "is_planned",
+    is_flag=True,
+    help="Plan that budget's runs about N*, and register the prediction.",
+)
+@click.option("--out", type=OUT_FOLDER, help="Write the table as predictions.parquet there.")
+def predict(
+    source: Path,
+    budget: str,
+    archs: tuple[str, ...],
+    reference: str | None,
+    is_planned: bool,
+    out: Path | None,
+) -> None:
+    """Predict what a study at a larger budget would measure, with prediction intervals.
+
+    Per family: N* and D*, the loss there, the learning rate where there is a law of it, and the
+    compute multiplier over the reference. An interval holds what a new study of as many sizes as
+    the largest budget's measures, in 95 of 100 studies: the error of the law and the noise of the
+    new runs. Up to 10 times the largest budget measured; beyond, nothing is predicted.
+
+    Looking writes nothing. --plan adds that budget to the study's plan, with sizes about each N*,
+    and writes the prediction into predictions.json, where it stays: `isoflop report` compares it
+    with what is measured.
+    """
+    from isoflop.analysis.fit import fit_optima
+    from isoflop.analysis.points import select_points
+    from isoflop.analysis.predict import SIZE_AXES
+    from isoflop.analysis.predict import predict as predicted
+    from isoflop.analysis.result import FitOptions
+    from isoflop.study import parse_flops
+
+    budget_flops = parse_flops(budget, "--budget")
+    if is_planned and archs:
+        do = "leave --arch out"
+        raise UserError("--plan", shown("with --arch"), "for all families of the study", do)
+    plan, rows = _runs_of(source, is_planned)
+    if plan is not None and is_planned:
+        from isoflop.analysis.registered import check_open
+
+        check_open(source, budget_flops, rows)
+    options = FitOptions(reference=reference)
+    fits = fit_optima(select_points(rows), options, methods=(options.method,), axes=SIZE_AXES)
+    predictions = predicted(fits, budget_flops, archs)
+    # Before anything is printed or written: a plan that cannot grow is refused as a whole.
+    grown = _grown(plan, budget_flops, predictions) if plan is not None and is_planned else None
+    _show(fits, predictions)
+    if out is not None:
+        _write_table(predictions, out)
+    if not is_planned:
+        return
+    from isoflop.analysis.registered import register
+
+    # The plan first: cut off in between, the same command finds the budget planned and no run of it
+    # begun, and registers.
+    if grown is not None:
+        _write_plan(grown, source)
+    path = register(source, budget_flops, fits, predictions)
+    click.echo(f"registered in {path}; run `isoflop run {source}`, then `isoflop report {source}`")
+
+
+def _runs_of(source: Path, is_planned: bool) -> tuple[Plan | None, list[dict[str, Any]]]:
+    """Return the plan and the rows of a study's folder, or the rows of a table; nothing written."""
+    if (source / "plan.json").is_file():
+        from isoflop.launch.collect import collected_rows, damaged_reasons
+        from isoflop.plan.artefact import read_plan
+
+        plan = read_plan(source, with_code=is_planned)
+        rows = collected_rows(source, plan)
+        print_damaged(damaged_reasons(rows))
+        return plan, rows
+    if is_planned:
+        do = "leave --plan out, or plan a study first"
+        raise UserError("--plan", shown(str(source)), "for a study's folder, with plan.json", do)
+    from isoflop.analysis.points import load_rows
+
+    return None, load_rows(source)
+
+
+def _grown(plan: Plan, budget_flops: int, predictions: Sequence[Prediction]) -> Plan | None:
+    """Return the plan with the budget's runs about each N*; None if it has runs of the budget."""
+    from isoflop.analysis.predict import MEANINGS
+    from isoflop.plan.edit import add_budget
+
+    sizes = {row.arch: row for row in predictions if row.quantity == "n_params"}
+    for arch in plan.study.archs:
+        if arch not in sizes or sizes[arch].value is None:
+            why = (
+                "the table has no row of it" if arch not in sizes else MEANINGS[sizes[arch].status]
+            )
+            allowed = f"for families with a predicted N* (not {arch}: {why})"
+            do = (
+                f"use `isoflop extend --budgets {format_flops(budget_flops)}`, without a prediction"
+            )
+            raise UserError("--plan", shown(format_flops(budget_flops)), allowed, do)
+    if budget_flops in plan.study.budgets:
+        return None
+    return add_budget(
+        plan, budget_flops, {arch: row.value for arch, row in sizes.items() if row.value}
+    )
+
+
+def _write_plan(grown: Plan, folder: Path) -> None:
+    from isoflop.plan.artefact import replace_plan
+    from isoflop.plan.estimate import refresh_estimates
+
+    replace_plan(grown, folder)
+    refresh_estimates(grown, folder)
+    click.echo(f"written to {folder}/plan.json and plan.parquet")
+
+
+def _write_table(predictions: Sequence[Prediction], out: Path) -> None:
+    from isoflop.analysis.predict import PREDICTIONS
+    from isoflop.tables import write_table
+
+    path = out / f"{PREDICTIONS.table}.parquet"
+    write_table(path, predictions, PREDICTIONS)
+    click.echo(str(path))
+
+
+def _show(fits: Fits, predictions: Sequence[Prediction]) -> None:
+    """Print the predictions, what the intervals are of, and why there is none of a quantity."""
+    from isoflop.analysis.predict import MEANINGS
+
+    out = console()
+    rows = [_cells(row) for row in predictions if row.quantity != "learning_rate"]
+    archs = [row["arch"] for row in rows]
+    table, absent = fitted_table(rows, out.width, least_wanted=("by",), text=_TEXT, groups=archs)
+    out.print(table)
+    first = predictions[0]
+    notes = [f"Not in this width: {', '.join(absent)}."] if absent else []
+    notes.append(
+        f"At {format_flops(first.budget_flops)} FLOPs. {first.confidence:.0%} prediction "
+        "intervals: of what a new study there measures, with as many sizes and seeds as at the "
+        "largest budget."
+    )
+    if any(row.quantity == "multiplier" for row in predictions):
+        notes.append(
+            f"Multiplier: compute that {fits.reference} needs for the family's loss, over the "
+            "budget. No order is claimed beyond the data."
+        )
+    for status in dict.fromkeys(row.status for row in predictions if not row.is_predicted):
+        of = [row for row in predictions if row.status == status]
+        what = ", ".join(dict.fromkeys(row.name for row in of))
+        whose = "" if status == "no_law" else f" of {', '.join(dict.fromkeys(r.arch for r in of))}"
+        notes.append(f"No {what}{whose}: {MEANINGS[status]}.")
+    print_lines(out, notes)
+
+
+def _cells(row: Prediction) -> dict[str, str]:
+    def form(value: float | None) -> str:
+        return _MISSING if value is None else row.written(value)
+
+    interval = _MISSING
+    if row.pi_lo is not None and row.pi_hi is not None:
+        interval = f"{form(row.pi_lo)} to {form(row.pi_hi)}"
+    return {
+        "arch": row.arch,
+        "of": row.name,
+        "predicted": form(row.value),
+        "interval": interval,
+        "beyond": _MISSING if row.ratio is None else f"{row.ratio:.3g} ×",
+        "by": row.law or row.status.replace("_", " "),
+    }
