@@ -27,7 +27,7 @@ from typing import Literal
 
 import numpy as np
 
-from isoflop.analysis.laws import fit_lines
+from isoflop.analysis.laws import fit_known_lines
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Axis
 from isoflop.analysis.result import Fits
@@ -311,7 +311,7 @@ class _Family:
         drawn = np.log(_stacked(draws.x_opt, optima))
         if _lack_of_fit_p(log_c, log_x, drawn) < LACK_OF_FIT_P:
             return "off_law"
-        slope, intercept = fit_lines(log_c, drawn)
+        slope, intercept = fit_known_lines(log_c, drawn)
         growth = self._frontier.steepness(self._log_c) / self._frontier.steepness(log_c[-1])
         noise = growth * self._measured_anew(drawn[:, -1] - log_x[-1])
         return np.asarray(np.exp(intercept + slope * self._log_c + noise))
@@ -370,7 +370,7 @@ def _lack_of_fit_p(log_c: Floats, log_x: Floats, drawn: Floats) -> float:
     variance = np.maximum(errors.var(axis=0), 1e-300)
 
     def misfit(values: Floats) -> Floats:
-        slope, intercept = fit_lines(log_c, values)
+        slope, intercept = fit_known_lines(log_c, values)
         residuals = values - slope[:, None] * log_c - intercept[:, None]
         return np.asarray((residuals**2 / variance).sum(axis=1))
 
