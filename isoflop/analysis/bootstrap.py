@@ -1,45 +1,48 @@
-"""The one bootstrap: its kinds, how much losses scatter, and what is drawn from that.
+"""The one bootstrap: its kinds, and what is drawn from the noise.
 
 Three kinds, always named in the tables:
 
-- ``residual``: relative residuals of the fit, times √(m / (m − p)) for its p coefficients, are
-  drawn with replacement and put on the fitted losses.
-- ``parametric``: Gaussian noise as large as the scatter of repeated cells (the same parameters and
-  tokens, other seeds).
+- ``parametric``: Gaussian noise is put on the fitted curve. For optima its size is that of
+  isoflop.analysis.noise: a variance for every family and budget, drawn anew each time.
+- ``residual``: residuals of the family are drawn with replacement and put on the fitted curve, for
+  optima scaled to the same drawn variance.
 - ``case``: points are drawn with replacement. A draw with too few sizes fails, so that intervals
   are too wide with few points; meant for many.
 
-The first two multiply the noise of each draw by √(dof / χ²_dof), the uncertainty of a variance that
-was estimated from few degrees of freedom, so that intervals have Student's tails.
-
 Two sorts of fits are drawn for. *Optima* of single budgets (``draw_optima``): ``auto`` is
-parametric with ``MIN_SEED_DOF`` degrees of freedom of repeats, else residual, and a budget with
-fewer than ``OWN_DOF`` residual degrees of freedom draws from those of all budgets of its family.
-*Laws* of all points of a family (``draw_losses``): ``auto`` is case from ``MIN_POINTS_FOR_CASES``
-points on, else residual.
+parametric. *Laws* of all points of a family (``draw_losses``): ``auto`` is case from
+``MIN_POINTS_FOR_CASES`` points on, else residual; their noise is pooled, and multiplied in each
+draw by √(dof / χ²_dof), the uncertainty of a variance from few degrees of freedom, so that
+intervals have Student's tails.
 
-Pairing: draw i of one family belongs with draw i of every other. The random numbers of a budget
-come from (seed, budget) alone, and points are in the order of their sizes and seeds, so two
-families with the same design draw the same cells; those of a law from the seed and the number of
-points. Parametric noise is independent between families, since equal seeds need not mean equal
-noise.
+Draw i of one family belongs with draw i of every other. Noise is independent between families,
+since equal seeds need not mean equal noise; with ``case`` two families of one design draw the same
+cells.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from isoflop.analysis.noise import (
+    GroupNoise,
+    MeanSquare,
+    NoiseDraws,
+    Scatter,
+    draw_noise,
+    group_noise,
+)
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
     INTERIOR,
     METHODS,
-    MIN_DISTINCT_SIZES,
+    Bools,
     Codes,
     FitMethod,
     Method,
@@ -58,20 +61,13 @@ from isoflop.arrays import Floats
 Kind = Literal["residual", "parametric", "case"]
 Requested = Literal["auto", "residual", "parametric", "case"]
 
-# Degrees of freedom of repeated cells from which `auto` trusts their noise for optima.
-MIN_SEED_DOF = 4
-# Those that a law needs where `parametric` is requested.
+# Degrees of freedom of repeated cells that a law needs where `parametric` is requested.
 MIN_SEED_DOF_OF_LAW = 3
 MIN_POINTS_FOR_CASES = 60
 
-# A budget with fewer residual degrees of freedom uses those of all budgets of its family: Student's
-# 97.5 % quantile is 12.7, 3.2 and 2.3 at 1, 3 and 8, and the residuals of four points about a
-# parabola are one number.
-OWN_DOF = 8
-
-# A parabola has as many coefficients as it needs sizes.
-_COEFFICIENTS = MIN_DISTINCT_SIZES
 _STREAM_OF_LAWS = 81_263
+# Of lack of fit; rounding leaves three sizes about a parabola with a little more than none.
+_LEAST_DOF = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,14 +96,9 @@ class SeedNoise:
     """Cells with repeats."""
 
 
-def kind_for_optima(selection: Selection, requested: Requested = "auto") -> Kind:
-    """Return the kind of bootstrap that a table supports for its optima.
-
-    A request for ``parametric`` without any repeated cell falls back to ``residual``.
-    """
-    dof = seed_noise(selection).dof
-    automatic: Kind = "parametric" if dof >= MIN_SEED_DOF else "residual"
-    return _kind(requested, automatic, has_repeats=dof > 0)
+def kind_for_optima(requested: Requested = "auto") -> Kind:
+    """Return the kind of bootstrap for optima: parametric unless another is asked for."""
+    return "parametric" if requested == "auto" else requested
 
 
 def kind_for_law(cells: Sequence[object], requested: Requested = "auto") -> Kind:
@@ -117,13 +108,9 @@ def kind_for_law(cells: Sequence[object], requested: Requested = "auto") -> Kind
     too few repeats falls back to ``residual``.
     """
     automatic: Kind = "case" if len(cells) >= MIN_POINTS_FOR_CASES else "residual"
-    dof = len(cells) - len(set(cells))
-    return _kind(requested, automatic, has_repeats=dof >= MIN_SEED_DOF_OF_LAW)
-
-
-def _kind(requested: Requested, automatic: Kind, *, has_repeats: bool) -> Kind:
     kind = automatic if requested == "auto" else requested
-    return "residual" if kind == "parametric" and not has_repeats else kind
+    dof = len(cells) - len(set(cells))
+    return "residual" if kind == "parametric" and dof < MIN_SEED_DOF_OF_LAW else kind
 
 
 def seed_noise(selection: Selection, arch: str | None = None) -> SeedNoise:
@@ -164,13 +151,6 @@ def widened(residuals: Floats, num_coefficients: int) -> Floats:
 def student_factor(chi_squared: Floats, dof: int) -> Floats:
     """Return √(dof / χ²_dof), which gives Gaussian noise Student's tails."""
     return np.asarray(np.sqrt(dof / chi_squared))
-
-
-def chi_squared_at(uniform: Floats, dof: int) -> Floats:
-    """Turn uniform draws into draws of χ²_dof."""
-    from scipy.special import gammaincinv
-
-    return np.asarray(2 * gammaincinv(dof / 2, np.maximum(uniform, 1e-9)))
 
 
 def draw_losses(
@@ -217,19 +197,6 @@ def draw_losses(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Noise:
-    """What the residual bootstrap of one group draws from."""
-
-    curve: Floats
-    """The fitted loss at each point [n], in the points' order."""
-    pool: Floats
-    """Relative residuals, loss / curve − 1, times √(m / (m − 3)), m being the points of the fit."""
-    dof: int
-    is_shared: bool
-    """Whether the pool holds the residuals of the family's other budgets too."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Draws:
     """The optima of all groups in every draw, for one axis and method.
 
@@ -252,6 +219,10 @@ class Draws:
     resource: dict[str, dict[GroupKey, Floats]]
     """By resource: its value at the drawn optimum, interpolated in ln x between the group's sizes;
     no entry where the table lacks the resource at any of them."""
+    scatter: dict[GroupKey, Scatter] = field(default_factory=dict)
+    """What each group tells of its noise."""
+    noise: dict[GroupKey, GroupNoise] = field(default_factory=dict)
+    """The noise of one run of each group, as drawn."""
 
 
 def draw_optima(
@@ -259,7 +230,7 @@ def draw_optima(
     *,
     axis: Axis,
     method: Method,
-    kind: Kind = "residual",
+    kind: Kind = "parametric",
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Draws:
@@ -267,11 +238,19 @@ def draw_optima(
     used = METHODS[method]
     profiles = {key: profile_of(points, axis) for key, points in selection.groups.items()}
     profiles = {k: p for k, p in profiles.items() if p.num_sizes >= used.min_sizes}
-    noise = _residual_noise(profiles, used)
-    seeds = seed_noise(selection)
+    fitted = {key: used.smooth(p.log_x, p.loss) for key, p in profiles.items()}
+    scatter = {key: _scatter(profiles[key], used, *fitted[key]) for key in profiles}
+    noise = draw_noise(scatter, n_boot, seed)
+    shapes = _standard_residuals(profiles, fitted, scatter)
     x_opt, loss_opt, edge = {}, {}, {}
-    for key in noise:
-        loss, weight = _losses(profiles[key], key, noise[key], seeds, kind, n_boot, seed)
+    for key, drawn in noise.items():
+        rng = _budget_rng(seed, key[1], key[0])
+        if kind == "case":
+            loss, weight = _draw_cases(profiles[key].loss, n_boot, _budget_rng(seed, key[1]))
+        elif kind == "residual":
+            loss, weight = _draw_shapes(fitted[key][0], shapes[key[0]], drawn, rng), None
+        else:
+            loss, weight = _draw_gaussian(profiles[key], fitted[key][0], drawn, rng), None
         minima = used.find(profiles[key].log_x, loss, weight)
         if used.is_low and weight is None:
             minima = _about_estimate(minima, profiles[key], used)
@@ -283,6 +262,8 @@ def draw_optima(
         kind=kind,
         n_boot=n_boot,
         seed=seed,
+        scatter={key: scatter[key] for key in noise},
+        noise={key: group_noise(drawn) for key, drawn in noise.items()},
         x_opt=x_opt,
         loss_opt=loss_opt,
         edge=edge,
@@ -290,69 +271,79 @@ def draw_optima(
     )
 
 
-def _residual_noise(
-    profiles: Mapping[GroupKey, Profile], method: FitMethod
-) -> dict[GroupKey, Noise]:
-    """Return the noise of each group with at least one residual degree of freedom.
+def _scatter(profile: Profile, method: FitMethod, curve: Floats, used: Bools) -> Scatter:
+    """Return the mean squares of a profile.
 
-    Only budgets with an interior optimum lend their residuals to others: about a minimum far off
-    the grid a parabola fits worst.
+    Only a profile with a minimum inside its grid tells of lack of fit: about one far off the grid
+    the curve fits worst.
     """
-    fitted = {key: method.residuals(p.log_x, p.loss) for key, p in profiles.items()}
-    fitted = {key: pair for key, pair in fitted.items() if len(pair[1]) > _COEFFICIENTS}
+    repeats = noise_of_repeats(
+        np.log(profile.loss).tolist(), [point.size_key for point in profile.points]
+    )
+    pure = MeanSquare(value=repeats.relative_sd**2, dof=repeats.dof)
+    _, size_of, num = np.unique(profile.log_x[used], return_inverse=True, return_counts=True)
+    dof = method.lack_of_fit_dof(profile.log_x, used)
+    if dof < _LEAST_DOF or _estimate(profile, method).code[0] != INTERIOR:
+        return Scatter(lack_of_fit=MeanSquare(value=0.0, dof=0), pure_error=pure, repeats=1.0)
+    residuals = (profile.loss / curve - 1)[used]
+    sums = np.bincount(size_of, weights=residuals)
+    total = num.sum()
+    return Scatter(
+        lack_of_fit=MeanSquare(value=float(np.sum(sums**2 / num)) / dof, dof=dof),
+        pure_error=pure,
+        repeats=float((total - np.sum(num**2) / total) / (len(num) - 1)),
+    )
+
+
+def _standard_residuals(
+    profiles: Mapping[GroupKey, Profile],
+    fitted: Mapping[GroupKey, tuple[Floats, Bools]],
+    scatter: Mapping[GroupKey, Scatter],
+) -> dict[str, Floats]:
+    """Return the residuals of each family, of unit mean square, of the groups that tell of any."""
     by_arch: dict[str, list[Floats]] = {}
-    for key in sorted(fitted):
-        if _estimate(profiles[key], method).code[0] == INTERIOR:
-            by_arch.setdefault(key[0], []).append(fitted[key][1])
-    noise = {}
-    for key, (curve, residuals) in fitted.items():
-        is_shared = len(residuals) - _COEFFICIENTS < OWN_DOF
-        pools = by_arch.get(key[0], []) if is_shared else [residuals]
-        if not pools:
-            continue
-        noise[key] = Noise(
-            curve=curve,
-            pool=np.concatenate([widened(pool, _COEFFICIENTS) for pool in pools]),
-            dof=sum(len(pool) - _COEFFICIENTS for pool in pools),
-            is_shared=is_shared,
-        )
-    return noise
+    for key, (curve, used) in fitted.items():
+        residuals = (profiles[key].loss / curve - 1)[used]
+        size = float(np.sqrt(np.mean(residuals**2)))
+        shape = residuals / size if scatter[key].lack_of_fit.dof and size > 0 else np.zeros(1)
+        by_arch.setdefault(key[0], []).append(shape)
+    return {arch: np.concatenate(shapes) for arch, shapes in by_arch.items()}
 
 
 def _estimate(profile: Profile, method: FitMethod) -> Minima:
     return method.find(profile.log_x, profile.loss[None], None)
 
 
-def _losses(
-    profile: Profile,
-    key: GroupKey,
-    noise: Noise,
-    seeds: SeedNoise,
-    kind: Kind,
-    n_boot: int,
-    seed: int,
-) -> tuple[Floats, Floats | None]:
-    """Return the losses [B, n] of all draws of one group and, for ``case``, the points' weights."""
-    arch, budget = key
-    num = len(profile.loss)
-    rng = _budget_rng(seed, budget)
-    own_scale = rng.random(n_boot)
+def _draw_cases(loss: Floats, n_boot: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Return the losses [B, n], alike in all draws, and how often each point was drawn."""
+    num = len(loss)
     # Drawn point by point, so that two families share the draws of the points both have.
-    share = rng.random((num, n_boot)).T
-    if kind == "case":
-        picked = (share * num).astype(np.int64)
-        weight = np.stack([(picked == i).sum(axis=1) for i in range(num)], axis=1)
-        return np.broadcast_to(profile.loss, (n_boot, num)), weight.astype(np.float64)
-    common_scale = np.random.default_rng(seed).random(n_boot)
-    if kind == "residual":
-        drawn = noise.pool[(share * len(noise.pool)).astype(np.int64)]
-        scale, dof = common_scale if noise.is_shared else own_scale, noise.dof
-    else:
-        drawn = _budget_rng(seed, budget, arch).standard_normal((num, n_boot)).T
-        drawn = drawn * seeds.relative_sd
-        scale, dof = common_scale, seeds.dof
-    factor = student_factor(chi_squared_at(scale, dof), dof)
-    return noise.curve * (1 + factor[:, None] * drawn), None
+    # The first row of numbers is left out: the draws stay those of earlier versions.
+    picked = (rng.random((num + 1, n_boot))[1:].T * num).astype(np.int64)
+    weight = np.stack([(picked == i).sum(axis=1) for i in range(num)], axis=1)
+    return np.broadcast_to(loss, (n_boot, num)), weight.astype(np.float64)
+
+
+def _draw_shapes(
+    curve: Floats, shapes: Floats, noise: NoiseDraws, rng: np.random.Generator
+) -> Floats:
+    """Return losses [B, n] about a curve, with residuals of the family and drawn sizes of them."""
+    sd = np.sqrt(noise.between_sizes**2 + noise.between_runs**2)
+    drawn = shapes[rng.integers(0, len(shapes), (len(sd), len(curve)))]
+    return np.asarray(curve * (1 + sd[:, None] * drawn))
+
+
+def _draw_gaussian(
+    profile: Profile, curve: Floats, noise: NoiseDraws, rng: np.random.Generator
+) -> Floats:
+    """Return losses [B, n] about a curve, with noise of sizes and of runs."""
+    sizes, size_of = np.unique(profile.log_x, return_inverse=True)
+    n_boot = len(noise.between_runs)
+    of_sizes = rng.standard_normal((len(sizes), n_boot))[size_of]
+    of_runs = rng.standard_normal((len(curve), n_boot))
+    return np.asarray(
+        curve * (1 + (noise.between_sizes * of_sizes + noise.between_runs * of_runs).T)
+    )
 
 
 def _budget_rng(seed: int, budget_flops: float, arch: str | None = None) -> np.random.Generator:

@@ -56,7 +56,7 @@ def fit_optima(
     """Fit optima and power laws with their intervals, and nothing that compares or validates."""
     draws: dict[tuple[Axis, Method], Draws] = {}
     if options.n_boot:
-        kind = kind_for_optima(selection, options.bootstrap)
+        kind = kind_for_optima(options.bootstrap)
         draws = {
             (axis, method): draw_optima(
                 selection,

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from isoflop.analysis.two_powers import TwoPowers, fit_two_powers, two_powers_curve
 from isoflop.arrays import Floats
 
+Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 
 Method = str
@@ -192,7 +193,7 @@ def parabola_window(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = N
     return Minima(code=code, **found)
 
 
-def window_of(log_x: Floats, sizes: Floats, lowest: int) -> npt.NDArray[np.bool_]:
+def window_of(log_x: Floats, sizes: Floats, lowest: int) -> Bools:
     """Return which points [n] lie in the window about sizes[lowest]; sizes are distinct ln x."""
     distance = np.abs(sizes - sizes[lowest])
     reach = float(np.log(WINDOW_FACTOR))
@@ -343,26 +344,24 @@ def akima_curve(log_x: Floats, loss: Floats, at: Floats) -> Floats:
     return np.asarray(np.exp(Akima1DInterpolator(sizes, np.log(np.maximum(means[0], _TINY)))(at)))
 
 
-def curve_residuals(
+def smooth_everywhere(
     log_x: Floats, loss: Floats, curve: Callable[[Floats, Floats, Floats], Floats]
-) -> tuple[Floats, Floats]:
-    """Return a curve at all points and the relative residuals of all."""
-    fitted = curve(log_x, loss, log_x)
-    return fitted, loss / fitted - 1
+) -> tuple[Floats, Bools]:
+    """Return a curve at all points, which are all fitted."""
+    return curve(log_x, loss, log_x), np.ones(len(log_x), dtype=np.bool_)
 
 
-def window_residuals(log_x: Floats, loss: Floats) -> tuple[Floats, Floats]:
-    """Return the windowed parabola at all points and the relative residuals inside its window.
+def smooth_in_window(log_x: Floats, loss: Floats) -> tuple[Floats, Bools]:
+    """Return the windowed parabola at all points, and which lie inside its window.
 
     It stands in for Akima's spline, too, which passes through the mean of every size and leaves no
     residual: noise added to noisy means would count twice.
     """
     inside = _window(log_x, loss)
-    curve = parabola_curve(log_x[inside], loss[inside], log_x)
-    return curve, (loss / curve - 1)[inside]
+    return parabola_curve(log_x[inside], loss[inside], log_x), inside
 
 
-def _window(log_x: Floats, loss: Floats) -> npt.NDArray[np.bool_]:
+def _window(log_x: Floats, loss: Floats) -> Bools:
     sizes, means = size_means(log_x, loss[None])
     return window_of(log_x, sizes, int(np.argmin(means[0])))
 
@@ -381,9 +380,9 @@ class FitMethod:
     curve: Callable[[Floats, Floats, Floats], Floats]
     """From (ln x [n], losses [n], other ln x [m]) to the fitted curve there [m]; NaN where the
     method fits none."""
-    residuals: Callable[[Floats, Floats], tuple[Floats, Floats]]
-    """From (ln x [n], losses [n]) to a smooth curve [n] and the relative residuals of the points
-    that it was fitted to: what the residual bootstrap draws."""
+    smooth: Callable[[Floats, Floats], tuple[Floats, Bools]]
+    """From (ln x [n], losses [n]) to a smooth curve [n], about which losses are drawn, and which
+    points it was fitted to: their residuals measure the noise."""
     is_linear: bool = False
     """Whether the curve is linear in the losses, whatever they are."""
     is_interpolation: bool = False
@@ -399,6 +398,17 @@ class FitMethod:
         assert self.is_linear
         columns = [self.curve(log_x, unit, log_x) for unit in np.eye(len(log_x))]
         return np.stack(columns, axis=1)
+
+    def lack_of_fit_dof(self, log_x: Floats, used: Bools) -> float:
+        """Return the degrees of freedom of the means of the sizes about the smooth curve.
+
+        Those of the residuals of a linear smoother H are tr (I − H)ᵀ(I − H), less those of repeats.
+        """
+        num_sizes = len(np.unique(log_x[used]))
+        if not self.is_linear:
+            return float(num_sizes - MIN_DISTINCT_SIZES)
+        left = np.eye(len(log_x)) - self.smoother(log_x)
+        return float(np.sum(left**2)) - (len(log_x) - num_sizes)
 
     def num_coefficients(self, log_x: Floats) -> float:
         """Return how many coefficients the curve has: what it takes of the degrees of freedom.
@@ -418,9 +428,9 @@ def _of_curve(
     *,
     is_linear: bool,
 ) -> FitMethod:
-    """Return a method whose residuals are those of its own curve at all points."""
-    residuals = partial(curve_residuals, curve=curve)
-    return FitMethod(name=name, find=find, curve=curve, residuals=residuals, is_linear=is_linear)
+    """Return a method that is its own smooth curve."""
+    smooth = partial(smooth_everywhere, curve=curve)
+    return FitMethod(name=name, find=find, curve=curve, smooth=smooth, is_linear=is_linear)
 
 
 METHODS: dict[Method, FitMethod] = {
@@ -432,13 +442,13 @@ METHODS: dict[Method, FitMethod] = {
             name="parabola_window",
             find=parabola_window,
             curve=window_curve,
-            residuals=window_residuals,
+            smooth=smooth_in_window,
         ),
         FitMethod(
             name="akima",
             find=akima,
             curve=akima_curve,
-            residuals=window_residuals,
+            smooth=smooth_in_window,
             is_interpolation=True,
             min_sizes=AKIMA_MIN_SIZES,
             is_low=True,

@@ -13,7 +13,6 @@ from analysis.made_runs import curve, parabola, row, spaced
 from isoflop.analysis import FitOptions, fit_optima, select_points
 from isoflop.analysis.bootstrap import (
     Draws,
-    chi_squared_at,
     draw_optima,
     kind_for_optima,
     seed_noise,
@@ -66,17 +65,14 @@ def test_draws_lie_about_the_estimate(kind: Any, method: Method) -> None:
     assert 0.003 < float(np.nanstd(np.log(draws.x_opt[KEY]))) < 0.4
 
 
-def test_families_of_one_design_share_their_draws() -> None:
+def test_cases_are_shared_by_families_of_one_design_and_noise_is_not() -> None:
     rows = [*noisy("mlp"), *noisy("sgatlin")]
-    draws = drawn(rows)
-    np.testing.assert_array_equal(draws.x_opt[KEY], draws.x_opt["sgatlin", 1e17])
-    # A budget's draws depend on that budget alone.
+    cases = drawn(rows, kind="case")
+    np.testing.assert_array_equal(cases.x_opt[KEY], cases.x_opt["sgatlin", 1e17])
+    # A budget's cases depend on that budget alone.
     alone = drawn([*rows, *noisy("mlp", num=12, budget=1e18)], kind="case")
-    np.testing.assert_array_equal(alone.x_opt[KEY], drawn(rows, kind="case").x_opt[KEY])
-
-
-def test_parametric_noise_is_not_shared() -> None:
-    draws = drawn([*noisy("mlp", seeds=2), *noisy("sgatlin", seeds=2)], kind="parametric")
+    np.testing.assert_array_equal(alone.x_opt[KEY], cases.x_opt[KEY])
+    draws = drawn(rows)
     assert np.corrcoef(draws.x_opt[KEY], draws.x_opt["sgatlin", 1e17])[0, 1] < 0.2
 
 
@@ -95,16 +91,9 @@ def test_four_times_the_noise_is_four_times_the_spread() -> None:
     assert wide / narrow == pytest.approx(4, rel=0.2)
 
 
-def test_the_kind_follows_from_the_repeated_cells() -> None:
-    once, twice = select_points(noisy()), select_points(noisy(seeds=2))
-    assert kind_for_optima(once) == "residual"
-    assert kind_for_optima(once, "parametric") == "residual"
-    assert kind_for_optima(twice) == "parametric"
-    assert kind_for_optima(twice, "residual") == "residual"
-    assert kind_for_optima(once, "case") == "case"
-    few = select_points([*noisy(), *(noisy(seeds=2)[7:10])])
-    assert seed_noise(few).dof == 3
-    assert kind_for_optima(few) == "residual"
+def test_auto_is_the_noise_model() -> None:
+    assert kind_for_optima() == "parametric"
+    assert kind_for_optima("case") == "case"
 
 
 def test_seed_noise_pools_the_cells() -> None:
@@ -128,16 +117,6 @@ def test_no_interval_without_a_residual() -> None:
         o for o in fit_optima(select_points(rows)).optima_of("mlp", "n_params", "parabola")
     )
     assert (optimum.status, optimum.ci_lo, optimum.n_boot) == ("interior", None, None)
-
-
-def test_few_points_borrow_the_noise_of_the_familys_other_budgets() -> None:
-    quiet = noisy(num=5, noise=1e-5)
-    loud = noisy(num=5, noise=0.01, budget=1e18, number=1)
-    assert spread(drawn(quiet + loud)) > 10 * spread(drawn(quiet))
-    other = [{**r, "arch": "peer"} for r in loud]
-    assert spread(drawn(quiet + other)) == spread(drawn(quiet))
-    many = noisy(num=13, noise=1e-5)
-    assert spread(drawn(many + loud)) == spread(drawn(many))
 
 
 def test_an_interval_at_the_end_of_the_grid_says_so() -> None:
@@ -184,7 +163,7 @@ def test_resources_at_the_drawn_optima() -> None:
 def test_the_students_factor_gives_the_quantiles_of_t() -> None:
     rng = np.random.default_rng(0)
     for dof, quantile in ((3, 3.182), (10, 2.228), (200, 1.972)):
-        factor = student_factor(chi_squared_at(rng.random(400_000), dof), dof)
+        factor = student_factor(rng.chisquare(dof, 400_000), dof)
         t = factor * rng.standard_normal(400_000)
         assert np.quantile(t, 0.975) == pytest.approx(quantile, rel=0.02)
 

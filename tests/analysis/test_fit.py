@@ -267,5 +267,3 @@ def test_no_rows_crash_the_whole_fit_and_every_interval_is_in_order(
         if optimum.ci_lo is not None:
             assert optimum.is_point
             assert optimum.grid_lo <= optimum.ci_lo <= optimum.ci_hi <= optimum.grid_hi
-        if optimum.n_points <= 3:
-            assert optimum.ci_lo is None

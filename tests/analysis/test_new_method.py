@@ -17,9 +17,9 @@ from isoflop.analysis.optima_methods import (
     METHODS,
     FitMethod,
     Minima,
-    curve_residuals,
     parabola_curve,
     size_means,
+    smooth_everywhere,
 )
 from isoflop.arrays import Floats
 
@@ -43,7 +43,7 @@ def test_a_new_method_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
         name="lowest_size",
         find=lowest_size,
         curve=parabola_curve,
-        residuals=partial(curve_residuals, curve=parabola_curve),
+        smooth=partial(smooth_everywhere, curve=parabola_curve),
     )
     monkeypatch.setitem(METHODS, method.name, method)
     rng = random.Random(0)
@@ -65,7 +65,7 @@ def test_a_new_method_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
     law = fits.law("mlp", "n_params")
     assert law.exponent == pytest.approx(0.477, abs=0.1)
     assert law.exponent_ci is not None
-    assert fits.draws["n_params", "lowest_size"].kind == "residual"
+    assert fits.draws["n_params", "lowest_size"].kind == "parametric"
     assert {row.method for row in fits.compare} == {"lowest_size"}
     assert fits.validity is not None
     assert {law.method for law in fits.laws} == set(METHODS)

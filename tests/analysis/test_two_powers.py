@@ -102,9 +102,9 @@ def test_the_smoother_makes_the_curve(method: Method) -> None:
     curve = used.curve(log_x, losses, log_x)
     np.testing.assert_allclose(smoother @ losses, curve, rtol=1e-12)
     np.testing.assert_allclose(smoother, smoother.T, atol=1e-12)
-    fitted, residuals = used.residuals(log_x, losses)
-    np.testing.assert_allclose(fitted, curve, rtol=1e-12)
-    np.testing.assert_allclose(residuals, losses / curve - 1, atol=1e-12)
+    smooth, is_fitted = used.smooth(log_x, losses)
+    np.testing.assert_allclose(smooth, curve, rtol=1e-12)
+    assert is_fitted.all()
 
 
 def test_coefficients_grow_from_three_to_four_with_the_width() -> None:
@@ -116,6 +116,14 @@ def test_coefficients_grow_from_three_to_four_with_the_width() -> None:
     assert counts[0] == pytest.approx(3.0, abs=1e-6)
     assert counts[2] < 3.15
     assert 3.8 < counts[4] < counts[5] < 4.0
+
+
+def test_repeats_are_no_degrees_of_freedom_of_lack_of_fit() -> None:
+    log_x = np.repeat(grid(4.0, 7), 3)
+    every = np.ones(21, dtype=np.bool_)
+    for name in ("parabola", "parabola_robust"):
+        assert METHODS[name].lack_of_fit_dof(log_x, every) == pytest.approx(4.0, abs=1e-9)
+    assert 3.5 < METHODS["two_powers"].lack_of_fit_dof(log_x, every) < 4.0
 
 
 def test_other_methods_have_the_coefficients_of_their_form() -> None:
