@@ -120,7 +120,8 @@ def noise_of_runs(fits: Fits, arch: str) -> RunNoise | None:
     for optimum in fits.optima_of(arch):
         if optimum.is_point:
             profile = profile_of(fits.groups[arch, optimum.budget_flops], fits.options.axis)
-            _, residuals = METHODS[fits.options.method].residuals(profile.log_x, profile.loss)
+            curve, used = METHODS[fits.options.method].smooth(profile.log_x, profile.loss)
+            residuals = (profile.loss / curve - 1)[used]
             squares += float(np.sum(residuals**2))
             dof += max(len(residuals) - MIN_DISTINCT_SIZES, 0)
             log_flops.append(math.log(optimum.budget_flops))
