@@ -27,7 +27,7 @@ from typing import Literal
 
 import numpy as np
 
-from isoflop.analysis.laws import fit_known_lines
+from isoflop.analysis.laws import fit_known_lines, flops_of
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Axis
 from isoflop.analysis.result import Fits
@@ -218,8 +218,11 @@ class _Family:
         self._options = fits.options
         self._arch = arch
         self._budget_flops = budget_flops
-        self._log_c = math.log(budget_flops)
-        self.budgets = [o.budget_flops for o in self._optima("n_params")]
+        optima = self._optima("n_params")
+        self.budgets = [optimum.budget_flops for optimum in optima]
+        # What a run of the new budget achieves of it: as much as those of the largest one.
+        share = math.exp(self._log_flops(optima)[-1]) / self.budgets[-1] if optima else 1.0
+        self._log_c = math.log(share * budget_flops)
 
     def row(self, quantity: Quantity, drawn: Floats | Status) -> Prediction:
         """Return the row of one quantity from its draws, or from why there are none."""
@@ -282,8 +285,21 @@ class _Family:
         return self._budget_flops / self.budgets[-1] if self.budgets else None
 
     def _optima(self, axis: Axis) -> list[Optimum]:
+        """Return the optima that a law passes through; a vertex may dip below a loss of 0."""
         found = self._fits.optima_of(self._arch, axis)
-        return sorted((o for o in found if o.is_point), key=lambda o: o.budget_flops)
+        used = (
+            optimum
+            for optimum in found
+            if optimum.is_point
+            and (optimum.loss_opt or 0.0) > 0
+            and flops_of(optimum, self._fits.law_budget) is not None
+        )
+        return sorted(used, key=lambda optimum: optimum.budget_flops)
+
+    def _log_flops(self, optima: Sequence[Optimum]) -> Floats:
+        """Return ln C of optima, nominal or achieved as the laws have it."""
+        flops = [flops_of(optimum, self._fits.law_budget) for optimum in optima]
+        return np.log(np.array(flops, dtype=np.float64))
 
     def _refusal(self, optima: Sequence[Optimum]) -> Status | None:
         """Return why nothing is predicted from some optima; None where there is no such reason."""
@@ -307,7 +323,8 @@ class _Family:
             return self._frontier
         draws = self._fits.draws_of(axis)
         assert draws is not None
-        log_c, log_x = _points(optima, [o.x_opt for o in optima])
+        log_c = self._log_flops(optima)
+        log_x = np.log(np.array([o.x_opt for o in optima], dtype=np.float64))
         drawn = np.log(_stacked(draws.x_opt, optima))
         if _lack_of_fit_p(log_c, log_x, drawn) < LACK_OF_FIT_P:
             return "off_law"
@@ -324,7 +341,8 @@ class _Family:
             return refusal
         draws = self._fits.draws_of("n_params")
         assert draws is not None
-        log_c, log_loss = _points(optima, [o.loss_opt for o in optima])
+        log_c = self._log_flops(optima)
+        log_loss = np.log(np.array([o.loss_opt for o in optima], dtype=np.float64))
         drawn = _stacked(draws.loss_opt, optima)
         with np.errstate(invalid="ignore"):
             log_drawn = np.log(np.where(drawn > 0, drawn, np.nan))
@@ -344,13 +362,6 @@ class _Family:
         """
         order = np.random.default_rng((_STREAM, self._options.seed)).permutation(len(errors))
         return errors[order]
-
-
-def _points(optima: Sequence[Optimum], values: Sequence[float | None]) -> tuple[Floats, Floats]:
-    return (
-        np.log([optimum.budget_flops for optimum in optima]),
-        np.log(np.array(values, dtype=np.float64)),
-    )
 
 
 def _stacked(values: Mapping[tuple[str, float], Floats], optima: Sequence[Optimum]) -> Floats:

@@ -79,6 +79,19 @@ def test_laws_without_noise_are_carried_on() -> None:
     assert (rate.status, rate.value, rate.law) == ("no_law", None, None)
 
 
+def test_what_small_budgets_did_not_spend_bends_no_law() -> None:
+    """Of small budgets much is left over in whole steps; what was achieved is what was bought."""
+    shares = dict(zip(BUDGETS, (0.7, 0.85, 0.95, 0.98), strict=True))
+    rows = []
+    for budget, share in shares.items():
+        for row in runs(budgets=[share * budget]):
+            rows.append(row | {"budget_flops": budget, "flops": share * budget})
+    found = by_quantity(fitted(rows), 3e19)
+    assert found["n_params"].value == pytest.approx(best_at(0.98 * 3e19), rel=0.01)
+    assert found["loss"].value == pytest.approx(loss_at(0.98 * 3e19), rel=0.003)
+    assert found["loss"].ratio == pytest.approx(10)
+
+
 def test_an_interval_holds_the_new_measurement_and_not_only_the_law() -> None:
     fits = fitted(runs(noise=0.002))
     row = by_quantity(fits, 3e18)["n_params"]
@@ -125,9 +138,13 @@ def test_an_unknown_family_is_refused() -> None:
         [row | {"status": "diverged", "loss": None} for row in runs()],
         [row for row in runs() if row["n_params"] < 0.6 * best_at(row["budget_flops"])],
         runs()[::7],
+        [
+            r | {"loss": 1e-3 + math.log(r["n_params"] / best_at(r["budget_flops"])) ** 4}
+            for r in runs()
+        ],
         [],
     ],
-    ids=["two budgets", "flat", "NaN", "diverged", "one side", "one size", "nothing"],
+    ids=["two budgets", "flat", "NaN", "diverged", "one side", "one size", "below 0", "nothing"],
 )
 def test_a_table_without_laws_is_refused_in_one_line(rows: list[dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="minima inside their grids at") as caught:
