@@ -12,7 +12,7 @@ from isoflop.analysis.figures import write_plots
 from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, Axis, Selection, load_rows, select_points
+from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, load_rows, select_points
 from isoflop.analysis.result import FitOptions, Fits, pick_reference
 from isoflop.tables import Schema, write_table
 
@@ -92,7 +92,7 @@ def fit_rows(rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS)
     from isoflop.analysis.validity import validity
 
     table = list(rows)
-    selection = select_points(table)
+    selection = select_points(table, options.repeats, screened=options.screen)
     # Before any fit, which takes seconds.
     pick_reference([arch for arch, _ in selection.groups], options.reference)
     fits = _with_parametric(fit_optima(selection, options))
@@ -135,7 +135,7 @@ def fit_table(
 
 
 def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
-    """Write optima, fits, compare, exponents and validity.parquet; return their paths."""
+    """Write optima, fits, compare, exponents, validity and excluded.parquet; return their paths."""
     from isoflop.analysis.compare.differences import EXPONENTS
     from isoflop.analysis.compare.multipliers import COMPARE
     from isoflop.analysis.validity import VALIDITY
@@ -148,6 +148,7 @@ def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
         COMPARE: fits.compare,
         EXPONENTS: fits.exponents,
         VALIDITY: () if fits.validity is None else fits.validity.findings,
+        EXCLUDED: fits.excluded,
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []

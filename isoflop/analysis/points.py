@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from isoflop.analysis.screening import Repeats, screen
 from isoflop.arrays import Floats
 from isoflop.errors import UserError, shown
-from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table
+from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table, schema_of
 from isoflop.texts import has_control
 
 Axis = Literal["n_params", "n_tokens", "n_active"]
@@ -85,8 +86,12 @@ class Excluded:
     """The row's loss where it is a usable number, for drawing only."""
     reason: str
     """diverged | failed | missing | unknown_status | excluded_in_table | no_arch | no_budget |
-    no_loss | bad_loss | no_params | no_tokens | no_flops | exact_dup."""
+    no_loss | bad_loss | no_params | no_tokens | no_flops | exact_dup | near_dup |
+    unexplained_repeat | not_best | off_budget | outlier."""
     detail: str | None = None
+
+
+EXCLUDED = schema_of("excluded", Excluded)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +104,8 @@ class Selection:
     loose: tuple[Point, ...] = ()
     """Points without a budget: of no isoFLOP group, and in the laws through all points. Their
     ``budget_flops`` is what they spent (6 · N · D where the table does not say)."""
+    notes: tuple[str, ...] = ()
+    """What screening leaves to the user, a sentence each."""
 
     def excluded_counts(self) -> dict[str, int]:
         """Return the number of excluded rows per reason, most frequent first."""
@@ -159,7 +166,9 @@ def load_rows(path: Path, required: Sequence[str] = REQUIRED) -> list[dict[str, 
     return converted
 
 
-def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
+def select_points(
+    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None = None, *, screened: bool = True
+) -> Selection:
     """Split the rows of runs.parquet, or of a table like it, into points and excluded rows.
 
     A row is a point when its status is ``done`` (or the table has no statuses), its
@@ -168,9 +177,24 @@ def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
     a run is excluded as ``exact_dup``, so that a table read twice gives the fit of a table read
     once: the same arch, budget, run id and loss, or without run ids the same arch, budget,
     parameters, tokens, seed and loss. Other seeds of one size all count. A point whose row has no
-    budget is loose. The result does not depend on the order of the rows.
+    budget is loose. The others are screened as `screen` says; unless ``screened``, outliers and
+    runs off their budget stay. The result does not depend on the order of the rows.
     """
+    return _split(rows, repeats, screened)[0]
+
+
+def entering_rows(
+    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None = None, *, screened: bool = True
+) -> list[Mapping[str, Any]]:
+    """Return the rows that become points of groups in `select_points`."""
+    return _split(rows, repeats, screened)[1]
+
+
+def _split(
+    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None, screened: bool
+) -> tuple[Selection, list[Mapping[str, Any]]]:
     groups: dict[GroupKey, list[Point]] = {}
+    pairs: list[tuple[Mapping[str, Any], Point]] = []
     loose: list[Point] = []
     excluded: list[Excluded] = []
     seen: set[tuple[object, ...]] = set()
@@ -191,14 +215,22 @@ def select_points(rows: Iterable[Mapping[str, Any]]) -> Selection:
             continue
         seen.update((identity, (None, *identity[1:])))
         if has_budget:
-            groups.setdefault((point.arch, point.budget_flops), []).append(point)
+            groups.setdefault((point.arch, point.budget_flops), [])
+            pairs.append((row, point))
         else:
             loose.append(point)
-    return Selection(
+    found = screen([point for _, point in pairs], repeats, finds_odd=screened)
+    excluded += [_excluded(pairs[i][0], *why) for i, why in found.refused.items()]
+    entering = [pair for i, pair in enumerate(pairs) if i not in found.refused]
+    for _, point in entering:
+        groups[point.arch, point.budget_flops].append(point)
+    selection = Selection(
         groups={key: _sorted_points(groups[key]) for key in sorted(groups)},
         excluded=tuple(sorted(excluded, key=_excluded_order)),
         loose=tuple(sorted(loose, key=lambda point: (point.arch, *_point_order(point)))),
+        notes=found.notes,
     )
+    return selection, [row for row, _ in entering]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -457,11 +489,12 @@ def _point_order(point: Point) -> tuple[float, float, float, float, str]:
     return point.n_params, point.n_tokens, seed, point.loss, point.run_id or ""
 
 
-def _excluded_order(row: Excluded) -> tuple[str, float, float, str, str]:
+def _excluded_order(row: Excluded) -> tuple[object, ...]:
     return (
         row.arch or "",
         row.budget_flops or 0.0,
         row.n_params or 0.0,
         row.run_id or "",
         row.reason,
+        row.loss or 0.0,
     )

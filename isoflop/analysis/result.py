@@ -12,6 +12,7 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.parametric.terms import HUBER_DELTA, Constraints
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
+from isoflop.analysis.screening import Repeats
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class FitOptions:
     """What C of the laws is that are shown, compared and predicted from; the tables have both."""
     confidence: float = 0.95
     seed: int = 0
+    repeats: Repeats | None = None
+    """What runs of one cell are that no seed tells apart; None: not said, none of them counts."""
+    screen: bool = True
+    """Whether outliers and runs off their budget are left out."""
     tied: bool = False
     """Whether surfaces have one exponent for parameters and tokens."""
     fixed_e: float | None = None

@@ -22,6 +22,7 @@ from isoflop.analysis.laws import BUDGETS
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.parametric.terms import HUBER_DELTA
 from isoflop.analysis.points import AXES
+from isoflop.analysis.screening import Repeats
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
 from isoflop.errors import UserError, shown
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from isoflop.analysis.laws import LawRow, PowerLaw
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.parametric import ParametricFit
+    from isoflop.analysis.points import Excluded
     from isoflop.analysis.result import Fits
 
 
@@ -135,6 +137,18 @@ FIT_OPTIONS = (
         show_default=True,
         help="Residuals of ln L beyond it weigh linearly in the surface.",
     ),
+    click.option(
+        "--repeats",
+        type=click.Choice(get_args(Repeats)),
+        help="Runs of one size and budget that no seed tells apart: their mean counts (seeds), or "
+        "the lowest loss (best).  [default: none of them counts]",
+    ),
+    click.option(
+        "--screen/--no-screen",
+        default=True,
+        show_default=True,
+        help="Leave out losses far from the curve of the other sizes, and runs off their budget.",
+    ),
 )
 
 
@@ -188,6 +202,8 @@ def _print_tables(fits: Fits, out: Console) -> list[str]:
     if not any(fits.groups.values()):
         if fits.selection.loose:
             return ["No run has a budget, so no optima: the surface is in fits.parquet."]
+        if any(row.reason == "unexplained_repeat" for row in fits.excluded):
+            return ["Nothing to fit: no run is left."]
         return ["Nothing to fit yet: no run has a usable loss."]
     if is_one_size(fits.selection):
         return _print_one_size(fits, out)
@@ -391,19 +407,29 @@ def reading_notes(fits: Fits) -> list[str]:
 
 
 def excluded_lines(fits: Fits, most: int = 5) -> list[str]:
-    """Return a line per excluded row that is not just missing, and how many more there are."""
-    rows = [row for row in fits.excluded if row.reason != "missing"]
-    lines = []
-    for row in rows[:most]:
-        budget = "no budget" if row.budget_flops is None else format_flops(row.budget_flops)
-        size = "" if row.n_params is None else f", {format_count(row.n_params)} parameters"
-        detail = "" if row.detail is None else f" ({row.detail})"
-        lines.append(
-            f"  {row.arch or 'no arch'} at {budget}{size}: {row.reason.replace('_', ' ')}{detail}"
-        )
-    if len(rows) > most:
-        lines.append(f"  and {len(rows) - most} more, listed by `isoflop report`")
+    """Return lines on the excluded rows that are not just missing, some of every reason.
+
+    Of repeats that no seed tells apart there is a sentence already.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for row in fits.excluded:
+        if row.reason not in ("missing", "unexplained_repeat"):
+            by_reason.setdefault(row.reason, []).append(_excluded_line(row))
+    lines: list[str] = []
+    for reason in fits.selection.excluded_counts():
+        named = by_reason.get(reason, [])
+        lines += named[:most]
+        if len(named) > most:
+            more = f"{len(named) - most:,} more {reason.replace('_', ' ')}"
+            lines.append(f"  and {more}, listed by `isoflop report`")
     return lines
+
+
+def _excluded_line(row: Excluded) -> str:
+    budget = "no budget" if row.budget_flops is None else format_flops(row.budget_flops)
+    size = "" if row.n_params is None else f", {format_count(row.n_params)} parameters"
+    detail = "" if row.detail is None else f" ({row.detail})"
+    return f"  {row.arch or 'no arch'} at {budget}{size}: {row.reason.replace('_', ' ')}{detail}"
 
 
 def _interval_note(fits: Fits) -> str:

@@ -31,7 +31,9 @@ from isoflop.cli.fit import optima_rows
 from isoflop.errors import UserError
 from isoflop.tables import RUNS, read_table, write_table
 
-TABLES = [f"{name}.parquet" for name in ("optima", "fits", "compare", "exponents", "validity")]
+TABLES = [
+    f"{name}.parquet" for name in ("optima", "fits", "compare", "exponents", "validity", "excluded")
+]
 PLOTS = [
     f"plots/{stem}.{suffix}"
     for stem in ("isoflop_profiles", "frontier", "optimum_size")
@@ -45,7 +47,8 @@ FAMILIES = ("mlp", "sgatlin")
 def noisy_study() -> list[dict[str, Any]]:
     """Two families with noise, seeds and two excluded runs; every run has an id."""
     rng = random.Random(7)
-    rows = study(FAMILIES) + study(FAMILIES, num=3)
+    rows = study(FAMILIES) + [{**one, "seed": 1} for one in study(FAMILIES, num=3)]
+    rows = [{"seed": 0, **one} for one in rows]
     for index, one in enumerate(rows):
         one.update(run_id=f"run{index}", loss=one["loss"] + rng.gauss(0, 0.002))
     rows[3].update(status="diverged", loss=math.inf)

@@ -20,7 +20,8 @@ def only(
     rows: list[dict[str, Any]], axis: Axis = "n_params", method: Method = "parabola"
 ) -> Optimum:
     """The one optimum of a table with one family and budget."""
-    (optimum,) = find_optima(select_points(rows).groups, [axis], [method])
+    selection = select_points(rows, "seeds", screened=False)
+    (optimum,) = find_optima(selection.groups, [axis], [method])
     return optimum
 
 

@@ -65,7 +65,7 @@ def test_a_group_without_points_is_kept_empty() -> None:
 
 
 def test_a_row_repeated_is_excluded_and_other_seeds_are_not() -> None:
-    rows = [row(run_id="a"), row(run_id="b"), row(run_id="a")]
+    rows = [row(run_id="a", seed=0), row(run_id="b", seed=1), row(run_id="a", seed=0)]
     selection = select_points(rows)
     assert [p.run_id for p in selection.groups["mlp", 1e17]] == ["a", "b"]
     assert [(e.run_id, e.reason) for e in selection.excluded] == [("a", "exact_dup")]
@@ -73,7 +73,7 @@ def test_a_row_repeated_is_excluded_and_other_seeds_are_not() -> None:
 
 def test_without_run_ids_the_whole_cell_and_its_loss_tell_runs_apart() -> None:
     rows = [row(), row(), row(seed=1), row(loss=3.1), row(n_tokens=7e9), row(arch="peer")]
-    selection = select_points(rows)
+    selection = select_points(rows, "seeds")
     assert [e.reason for e in selection.excluded] == ["exact_dup"]
     assert sum(map(len, selection.groups.values())) == 5
 
@@ -84,7 +84,9 @@ def test_a_table_without_statuses_is_of_finished_runs() -> None:
 
 
 def test_flops_of_zero_are_a_reason_and_unknown_ones_are_not() -> None:
-    selection = select_points([row(flops=0), row(flops=None), row(flops=1e17, loss=3.1)])
+    selection = select_points(
+        [row(flops=0), row(flops=None, seed=0), row(flops=1e17, loss=3.1, seed=1)]
+    )
     assert [e.reason for e in selection.excluded] == ["no_flops"]
     assert [p.flops for p in selection.groups["mlp", 1e17]] == [None, 1e17]
 
@@ -115,7 +117,7 @@ def test_a_run_that_two_budgets_share_counts_in_both() -> None:
 
 
 def test_points_and_excluded_rows_add_up_to_the_table() -> None:
-    rows = [row(run_id=str(i), loss=None if i % 3 == 0 else 3.0) for i in range(20)]
+    rows = [row(run_id=str(i), seed=i, loss=None if i % 3 == 0 else 3.0) for i in range(20)]
     selection = select_points(rows)
     assert len(selection.excluded) == 7
     assert sum(len(points) for points in selection.groups.values()) == 13

@@ -98,7 +98,7 @@ def test_rows_that_enter_no_fit_are_named() -> None:
     lines = excluded_lines(fit_rows(bad + missing, FitOptions(n_boot=0)))
     assert lines[0] == "  mlp at 1e17, 10M parameters: bad loss (loss is -1.0)"
     assert len(lines) == 6
-    assert lines[-1] == "  and 2 more, listed by `isoflop report`"
+    assert lines[-1] == "  and 2 more bad loss, listed by `isoflop report`"
 
 
 def test_families_of_one_size_come_in_natural_order() -> None:

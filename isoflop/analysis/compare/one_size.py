@@ -22,6 +22,7 @@ from isoflop.analysis.compare.claims import Interval, Order, order, rejected_tog
 from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES
 from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
 from isoflop.analysis.result import Fits
+from isoflop.analysis.screening import STOOD_FOR
 from isoflop.tables import schema_of
 
 # A mean needs two seeds before it has a spread.
@@ -98,7 +99,9 @@ def is_one_size(selection: Selection) -> bool:
         key: {point.n_params for point in points} for key, points in selection.groups.items()
     }
     for row in selection.excluded:
-        if row.arch is not None and row.budget_flops is not None and row.n_params is not None:
+        if row.arch is None or row.budget_flops is None or row.n_params is None:
+            continue
+        if row.reason not in STOOD_FOR:
             sizes[row.arch, row.budget_flops].add(row.n_params)
     return any(sizes.values()) and all(len(found) <= 1 for found in sizes.values())
 
@@ -208,7 +211,7 @@ def _problem(
 
 def _counts_against(row: Excluded, archs: Mapping[str, object], budget: float) -> bool:
     # A copy of a run that is there is no loss.
-    return row.arch in archs and row.budget_flops == budget and row.reason != "exact_dup"
+    return row.arch in archs and row.budget_flops == budget and row.reason not in STOOD_FOR
 
 
 def _named(row: Excluded) -> str:

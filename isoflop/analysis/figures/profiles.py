@@ -11,6 +11,7 @@ from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum, fit_parabola
 from isoflop.analysis.points import Axis, Excluded, Point
 from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.screening import STOOD_FOR
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
 
@@ -201,7 +202,7 @@ def _drawn_excluded(fits: Fits) -> list[Excluded]:
     return [
         row
         for row in fits.excluded
-        if row.n_params is not None and row.reason not in ("missing", "exact_dup")
+        if row.n_params is not None and row.reason not in {"missing", *STOOD_FOR}
     ]
 
 

@@ -58,7 +58,8 @@ def attention(fits: Fits) -> tuple[str, ...]:
         _held_out,
         _variants,
     )
-    return tuple(sentence for check in of_checks for sentence in check(fits, checks))
+    found = (sentence for check in of_checks for sentence in check(fits, checks))
+    return (*fits.selection.notes, *found)
 
 
 def _budgets(fits: Fits, checks: Validity) -> Iterable[str]:

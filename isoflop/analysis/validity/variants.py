@@ -20,7 +20,7 @@ from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_source
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, Axis, GroupKey, select_points
+from isoflop.analysis.points import AXES, Axis, GroupKey, entering_rows, select_points
 from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 
@@ -30,9 +30,10 @@ Rows = Sequence[Mapping[str, Any]]
 def refit_rows(rows: Iterable[Mapping[str, Any]], fits: Fits) -> Fits:
     """Return the optima of other rows, on the fit's axis and over parameters (for the loss).
 
-    They have no draws, and keep the reference of the fit and what C of its laws is.
+    They have no draws, and keep the reference of the fit and what C of its laws is. Outliers and
+    runs off their budget are not looked for: the rows are those that a variant means.
     """
-    selection = select_points(rows)
+    selection = select_points(rows, fits.options.repeats, screened=False)
     axes: tuple[Axis, ...] = tuple(dict.fromkeys((fits.options.axis, law_source("loss"))))
     return Fits(
         selection=selection,
@@ -164,8 +165,9 @@ VARIANT = "excluded rows let in"
 def selection_findings(rows: Rows, fits: Fits) -> list[Finding]:
     """Return a finding per excluded row, then the with/without lines.
 
-    Let in are excluded rows that have a usable loss, parameters and tokens; a row that repeats
-    another stays out. The lines' baseline is the fit without them.
+    Let in are excluded rows that have a usable loss, parameters and tokens, outliers and runs off
+    their budget included; a row that repeats another stays out, as do repeats that no seed tells
+    apart. The lines' baseline is the fit without them.
     """
     findings = [
         Finding(
@@ -278,7 +280,7 @@ def convention_findings(rows: Rows, fits: Fits, claims: tuple[PairOrder, ...]) -
     with the parameters that the table has.
     """
     findings: list[Finding] = []
-    points = [row for row in rows if any(select_points([row]).groups.values())]
+    points = entering_rows(rows, fits.options.repeats, screened=fits.options.screen)
     for name, price in _prices(points).items():
         priced = [{**row, "flops": price(row)} for row in points]
         if any(row["flops"] is None for row in priced):

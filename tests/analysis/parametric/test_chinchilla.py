@@ -109,9 +109,12 @@ def test_the_five_highest_losses_matter(published) -> None:
 
 
 def test_the_217_points_below_1e21_flops_by_squared_loss() -> None:
-    """Of the 240, those below 1e21 FLOPs; 81 of them are of no budget and still enter."""
+    """Of the 240, those below 1e21 FLOPs; 81 of them are of no budget and still enter.
+
+    None is screened: the published fit has all, two of one cell among them.
+    """
     rows = [row for row in chinchilla_rows() if float(row["flops"]) < 1e21]
-    selection = select_points(rows)
+    selection = select_points(rows, "seeds", screened=False)
     assert len(selection.loose) == 81
     fit = next(f for f in fit_parametric(selection, n_boot=0) if f.method == "vpnls")
     assert fit.n_points == 217

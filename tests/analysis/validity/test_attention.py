@@ -10,6 +10,7 @@ import pytest
 from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.points import select_points
+from isoflop.analysis.screening import Repeats
 from isoflop.analysis.validity import Finding, Validity
 from isoflop.analysis.validity.attention import attention
 from isoflop.analysis.validity.design import (
@@ -24,9 +25,12 @@ from isoflop.analysis.validity.variants import selection_findings
 BUDGETS = (1e17, 3e17, 1e18)
 
 
-def fitted(rows: list[dict[str, Any]], n_boot: int = 0) -> Fits:
+def fitted(rows: list[dict[str, Any]], n_boot: int = 0, repeats: Repeats | None = None) -> Fits:
     fits = fit_optima(
-        select_points(rows), FitOptions(n_boot=n_boot), methods=("parabola",), axes=("n_params",)
+        select_points(rows, repeats),
+        FitOptions(n_boot=n_boot, repeats=repeats),
+        methods=("parabola",),
+        axes=("n_params",),
     )
     checks = (
         *budget_findings(fits),
@@ -112,7 +116,8 @@ def test_a_drift_and_repeated_sizes_are_said() -> None:
     ]
     assert "mlp +0.33 of the half grid per decade" in about("wander", fitted(rows))
     again = {**rows[1], "loss": rows[1]["loss"] + 0.01}
-    assert "one seed count as repeats: at 1e17 of mlp." in about("one seed", fitted([*rows, again]))
+    repeated = fitted([*rows, again], repeats="seeds")
+    assert "one seed count as repeats: at 1e17 of mlp." in about("one seed", repeated)
 
 
 def held_out(fits: Fits, axis: str) -> list[Finding]:

@@ -34,13 +34,14 @@ def family(
     return rows
 
 
-def fitted(rows: list[dict[str, Any]], n_boot: int = 200, all_methods: bool = False) -> Fits:
-    selected = select_points(rows)
+def fitted(
+    rows: list[dict[str, Any]], n_boot: int = 200, all_methods: bool = False, **chosen: Any
+) -> Fits:
+    options = FitOptions(n_boot=n_boot, **chosen)
+    selected = select_points(rows, options.repeats, screened=options.screen)
     if all_methods:
-        return fit_optima(selected, FitOptions(n_boot=n_boot))
-    return fit_optima(
-        selected, FitOptions(n_boot=n_boot), methods=("parabola",), axes=("n_params",)
-    )
+        return fit_optima(selected, options)
+    return fit_optima(selected, options, methods=("parabola",), axes=("n_params",))
 
 
 def checked(rows: list[dict[str, Any]], **options: Any) -> Validity:
@@ -219,7 +220,7 @@ def test_runs_far_from_their_budget_are_called_out() -> None:
     rows[3]["flops"] = 0.9e17
     rows[8]["flops"] = 2e17
     rows[15]["flops"] = None
-    found = checked(rows, n_boot=0).of("achieved_budget")
+    found = checked(rows, n_boot=0, screen=False).of("achieved_budget")
     first, second, third, fourth = found
     assert first.status == "attention"
     assert first.value == pytest.approx(-0.1 / 7)
@@ -269,6 +270,6 @@ def test_optima_left_out_at_edges_say_which_way_they_bias_the_law(
 def test_a_size_that_occurs_twice_with_one_seed() -> None:
     rows = family("swiglu")
     again = {**rows[2], "loss": rows[2]["loss"] + 0.01}
-    found = checked([*rows, again], n_boot=0).of("duplicate_size")
+    found = checked([*rows, again], n_boot=0, repeats="seeds").of("duplicate_size")
     assert [(f.arch, f.budget_flops, f.value) for f in found] == [("swiglu", 1e17, 1.0)]
     assert checked(family("swiglu", seeds=2), n_boot=0).of("duplicate_size") == ()
