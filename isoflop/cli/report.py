@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from isoflop.cli.fit import announce_fit, fit_options, runs_of
+from isoflop.cli.fit import announce_fit, runs_of
+from isoflop.cli.fit_options import fit_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 
 

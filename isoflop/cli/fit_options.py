@@ -1,0 +1,123 @@
+"""The options that say how to fit, of the verbs that fit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import click
+
+from isoflop.analysis.bootstrap import Requested
+from isoflop.analysis.laws import BUDGETS
+from isoflop.analysis.optima_methods import METHODS
+from isoflop.analysis.parametric.terms import HUBER_DELTA
+from isoflop.analysis.points import AXES
+from isoflop.analysis.screening import Repeats
+from isoflop.errors import UserError
+
+
+def _irreducible_loss(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> float | None:
+    """Return the loss that ``E=LOSS`` gives; UserError for anything else."""
+    if text is None:
+        return None
+    values = given_parameters("--fix", text, ("E",))
+    return values["E"]
+
+
+def given_parameters(option: str, text: str, names: Sequence[str]) -> dict[str, float]:
+    """Return the values of ``NAME=VALUE,…``, all of the names.
+
+    Raises:
+        UserError: it reads otherwise, or a value is no number that a law can have.
+    """
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    values: dict[str, float] = {}
+    with contextlib.suppress(ValueError):
+        values = {name.strip(): float(value) for name, _, value in pairs}
+    is_right = all(math.isfinite(value) and value >= 0 for value in values.values())
+    if sorted(values) != sorted(names) or len(pairs) != len(names) or not is_right:
+        allowed = ",".join(f"{name}=NUMBER" for name in names)
+        raise UserError(option, text, f"{allowed}, none below 0", "correct it")
+    return values
+
+
+FIT_OPTIONS = (
+    click.option(
+        "--method",
+        type=click.Choice(tuple(METHODS)),
+        default="parabola",
+        show_default=True,
+        help="How optima are found for laws, comparisons and plots; the tables have all.",
+    ),
+    click.option(
+        "--axis",
+        type=click.Choice(AXES),
+        default="n_params",
+        show_default=True,
+        help="Size that comparisons and plots are over; the tables have all.",
+    ),
+    click.option(
+        "--law-budget",
+        type=click.Choice(("auto", *BUDGETS)),
+        default="auto",
+        show_default=True,
+        help="C of laws: FLOPs achieved where all runs tell them, else nominal; tables have both.",
+    ),
+    click.option(
+        "--reference",
+        metavar="ARCH",
+        help="What the others are compared with.  [default: swiglu, else mlp, else the first]",
+    ),
+    click.option(
+        "--bootstrap",
+        type=click.Choice(get_args(Requested)),
+        default="auto",
+        show_default=True,
+        help="Kind of the intervals; auto takes what the table can support.",
+    ),
+    click.option(
+        "--n-boot",
+        type=click.IntRange(min=0),
+        default=1000,
+        show_default=True,
+        help="Bootstrap draws; 0 for no intervals.",
+    ),
+    click.option("--tied", is_flag=True, help="One exponent for both terms of the surface."),
+    click.option(
+        "--fix",
+        "fixed_e",
+        metavar="E=LOSS",
+        callback=_irreducible_loss,
+        help="The surface's irreducible loss, where it is known, as in E=1.7.",
+    ),
+    click.option(
+        "--huber-delta",
+        type=click.FloatRange(min=0, min_open=True, max=1),
+        default=HUBER_DELTA,
+        show_default=True,
+        help="Residuals of ln L beyond it weigh linearly in the surface.",
+    ),
+    click.option(
+        "--repeats",
+        type=click.Choice(get_args(Repeats)),
+        help="Runs of one size and budget that no seed tells apart: their mean counts (seeds), or "
+        "the lowest loss (best).  [default: none of them counts]",
+    ),
+    click.option(
+        "--screen/--no-screen",
+        default=True,
+        show_default=True,
+        help="Leave out losses far from the curve of the other sizes, and runs off their budget.",
+    ),
+)
+
+
+def fit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how to fit; their names are those of FitOptions."""
+    for option in reversed(FIT_OPTIONS):
+        command = option(command)
+    return command
