@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Far beyond any measured range: such a number is an extrapolation of a flat frontier.
-_MOST_MULTIPLIER = 1000.0
+MAX_MULTIPLIER = 1000.0
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -25,10 +25,10 @@ def format_count(count: int | float, digits: int = 3) -> str:
 
 def format_multiplier(multiplier: float, digits: int = 2) -> str:
     """Return a multiplier to some decimals; what no table can mean is "> 1000" or "< 0.001"."""
-    if multiplier > _MOST_MULTIPLIER:
-        return f"> {_MOST_MULTIPLIER:g}"
-    if multiplier < 1 / _MOST_MULTIPLIER:
-        return f"< {1 / _MOST_MULTIPLIER:g}"
+    if multiplier > MAX_MULTIPLIER:
+        return f"> {MAX_MULTIPLIER:g}"
+    if multiplier < 1 / MAX_MULTIPLIER:
+        return f"< {1 / MAX_MULTIPLIER:g}"
     return f"{multiplier:.{digits}f}"
 
 

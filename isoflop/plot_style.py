@@ -7,12 +7,13 @@ which is too pale for a white page.
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +39,9 @@ TITLE_SIZE = FONT_SIZE + 1
 _SMALL_CHARACTER = 0.056
 # ... and a bold one of the title.
 _TITLE_CHARACTER = 0.08
+
+# Characters before the first that differs, which names cut alike are shown from.
+_BEFORE_DIFFERENCE = 6
 
 Format = Literal["png", "svg", "pdf"]
 
@@ -155,9 +159,9 @@ def _settle(figure: Figure) -> None:
         axes.set_position(Bbox(corners))
 
 
-def math_flops(flops: float) -> str:
+def math_flops(flops: float, digits: int = 5) -> str:
     """Return a budget for matplotlib's math text: 3×10¹⁰."""
-    mantissa, exponent = format_flops(flops).split("e")
+    mantissa, exponent = format_flops(flops, digits).split("e")
     factor = "" if mantissa == "1" else rf"{mantissa}\times "
     return rf"${factor}10^{{{exponent}}}$"
 
@@ -220,7 +224,7 @@ def set_budget_ticks(axes: Axes, budgets: Sequence[float]) -> None:
     """Label the compute axis at the budgets where they lie far enough apart, else at decades."""
     low, high = axes.get_xlim()
     chosen = sorted(set(budgets))
-    steps = [math.log(b / a) for a, b in pairwise(chosen)]
+    steps = [math.log(b / a) for a, b in itertools.pairwise(chosen)]
     if steps and min(steps) < math.log(high / low) / 5:
         chosen = log_ticks(low, high, 4)
     set_ticks(axes.xaxis, chosen, math_flops)
@@ -230,6 +234,62 @@ def wrapped(lines: Sequence[str], width_inches: float) -> list[str]:
     """Break lines of the small size so that they fit a width."""
     characters = max(20, int((width_inches - 0.15) / _SMALL_CHARACTER))
     return [part for line in lines for part in textwrap.wrap(line, characters)]
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """Return the inches that a line of text takes at a size in points, without kerning."""
+    return size * sum(_character_width(character, bold) for character in text) / 72
+
+
+@functools.cache
+def _character_width(character: str, bold: bool) -> float:
+    """Return the width of a character of the figures' font, in units of its size."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
+    font.set_size(1, 72)
+    # In 65536ths of a point.
+    return float(font.load_char(ord(character)).linearHoriAdvance) / 65536
+
+
+def shortened(names: Sequence[str], width: float, size: float, *, bold: bool = False) -> list[str]:
+    """Return names that fit a width in inches: too long ones lose their middle.
+
+    Names that would then look alike are shown from shortly before they begin to differ.
+    """
+    shown = [_cut(name, width, size, bold, head=0.5) for name in names]
+    # Each round tells at least two of those apart that begin to differ at one place.
+    for _ in names:
+        alike: dict[str, set[str]] = {}
+        for name, text in zip(names, shown, strict=True):
+            alike.setdefault(text, set()).add(name)
+        if all(len(group) == 1 for group in alike.values()):
+            break
+        for index, name in enumerate(names):
+            group = alike[shown[index]]
+            if len(group) > 1:
+                start = max(0, _num_alike(group) - _BEFORE_DIFFERENCE)
+                shown[index] = _cut(f"…{name[start:]}", width, size, bold, head=1.0)
+    return shown
+
+
+def _num_alike(names: Collection[str]) -> int:
+    """Return how many characters all names begin with."""
+    columns = zip(*names, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _cut(name: str, width: float, size: float, bold: bool, head: float) -> str:
+    """Return a text that fits a width, the share ``head`` of what is kept being its beginning."""
+    full = text_width(name, size, bold=bold)
+    if full <= width:
+        return name
+    for kept in range(min(len(name) - 1, int(len(name) * width / full) + 3), 0, -1):
+        start = round(kept * head)
+        short = f"{name[:start]}…{name[len(name) - (kept - start) :]}"
+        if text_width(short, size, bold=bold) <= width:
+            return short
+    return "…"
 
 
 def title(figure: Figure, text: str) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from isoflop import plot_style
 from isoflop.analysis.compare.multipliers import Comparison
-from isoflop.analysis.compare.one_size import SeedMean, seed_means
+from isoflop.analysis.compare.one_size import seed_means
 from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Point
 from isoflop.analysis.result import Fits, excluded_note
-from isoflop.numbers import format_flops, format_multiplier
+from isoflop.numbers import MAX_MULTIPLIER, format_flops, format_multiplier
 from isoflop.plot_style import Mark
 
 if TYPE_CHECKING:
@@ -23,22 +23,30 @@ if TYPE_CHECKING:
 _MULTIPLIERS_TITLE = "Compute multipliers: loss at each family's optimum"
 _SEED_MEANS_TITLE = "Loss of each family at its one size"
 _ROW_INCHES = 0.19
+# Rows on one page, and seeds that have a marker of their own.
+_MOST_ROWS = 50
+_MOST_SEEDS = 8
 
 
 def draw_multipliers(fits: Fits) -> Figure:
     """Draw a panel per family: its optima, those of the reference, and arrows between them."""
-    arrows = estimates(fits)
+    found = [c for c in estimates(fits) if c.arch in frame.drawn_archs(fits)]
+    arrows = [c for c in found if 1 / MAX_MULTIPLIER <= (c.multiplier or 0.0) <= MAX_MULTIPLIER]
+    beyond = f"Multipliers beyond {MAX_MULTIPLIER:g} are left out: {len(found) - len(arrows)}."
     archs = sorted({c.arch for c in arrows})
     if not archs:
         return plot_style.sentence_figure(
             _MULTIPLIERS_TITLE,
-            f"No family has an estimated multiplier over another. {excluded_note(fits)}",
+            f"No family has an estimated multiplier over another. {beyond if found else ''} "
+            f"{excluded_note(fits)}".replace("  ", " "),
         )
     reference = arrows[0].reference
     notes = [
         f"Arrow: from a family's optimum to the compute at which {reference} has the same loss; "
         "the number is the multiplier. Bold: its whole interval lies above 1, or below; the others "
         f"claim no order. Dotted: beyond {reference}'s measured losses.",
+        *([beyond] if len(arrows) < len(found) else []),
+        *frame.left_out_note(fits),
         excluded_note(fits),
     ]
     figure, grid = frame.panels(
@@ -49,7 +57,8 @@ def draw_multipliers(fits: Fits) -> Figure:
         notes=notes,
         panel_height=2.2,
     )
-    for axes, arch in zip(grid, archs, strict=True):
+    for axes, arch, name in zip(grid, archs, frame.panel_titles(archs), strict=True):
+        axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
         _draw_panel(axes, fits, [c for c in arrows if c.arch == arch], index_of(fits, reference))
     _scale(grid, fits, arrows)
     return figure
@@ -78,7 +87,6 @@ def _points(fits: Fits, arch: str) -> list[Optimum]:
 
 def _draw_panel(axes: Axes, fits: Fits, arrows: Sequence[Comparison], reference_index: int) -> None:
     arch, reference = arrows[0].arch, arrows[0].reference
-    axes.set_title(arch, loc="left", fontweight="bold", parse_math=False)
     axes.set_xlabel("Training compute (FLOPs)")
     _draw_optima(axes, _points(fits, reference), plot_style.family_mark(reference_index))
     mark = plot_style.family_mark(index_of(fits, arch))
@@ -153,15 +161,20 @@ def draw_seed_means(fits: Fits) -> Figure:
         return plot_style.sentence_figure(
             _SEED_MEANS_TITLE, f"No family has exactly one size at a budget. {excluded_note(fits)}"
         )
+    num, means = len(means), means[:_MOST_ROWS]
     groups = [fits.groups[mean.arch, mean.budget_flops] for mean in means]
     seeds = sorted({p.seed for points in groups for p in points if p.seed is not None})
-    names = ", ".join(f"{seed} {_mark_name(i)}" for i, seed in enumerate(seeds))
+    names = ", ".join(f"{seed} {_mark_name(i)}" for i, seed in enumerate(seeds[:_MOST_SEEDS]))
+    names += ", …" if len(seeds) > _MOST_SEEDS else ""
     notes = [
         "Bar: geometric mean over the seeds. Runs of one seed read the same text, so families are "
         f"compared seed by seed{f' ({names})' if names else ''}.",
+        *([f"Drawn: the first {len(means)} of {num} rows."] if len(means) < num else []),
         excluded_note(fits),
     ]
-    figure, axes = _axes([_label(mean, fits) for mean in means], notes)
+    short = frame.short_names([mean.arch for mean in means])
+    labels = [_label(short[mean.arch], mean.budget_flops, fits) for mean in means]
+    figure, axes = _axes(labels, notes)
     for place, (mean, points) in enumerate(zip(means, groups, strict=True)):
         axes.plot([mean.loss] * 2, [place - 0.35, place + 0.35], color="#606060", lw=1.4)
         for point in points:
@@ -187,10 +200,10 @@ def _axes(labels: Sequence[str], notes: Sequence[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _label(mean: SeedMean, fits: Fits) -> str:
-    budget = f", {format_flops(mean.budget_flops)}" if len(fits.budgets) > 1 else ""
+def _label(name: str, budget_flops: float, fits: Fits) -> str:
+    budget = f", {format_flops(budget_flops)}" if len(fits.budgets) > 1 else ""
     # A dollar would start math.
-    return f"{mean.arch}{budget}".replace("$", r"\$")
+    return f"{name}{budget}".replace("$", r"\$")
 
 
 def _draw_run(axes: Axes, place: int, point: Point, seeds: Sequence[int]) -> None:

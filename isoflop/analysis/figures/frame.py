@@ -20,11 +20,56 @@ if TYPE_CHECKING:
 
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.points import Point
+    from isoflop.analysis.result import Fits
 
 
+# Panels on one page.
+MOST_FAMILIES = 11
+# Names beside a plot, or in a legend.
+MOST_NAMED = 40
 _PANELS_A_ROW = 3
+_NAME_INCHES = 2.3
+_TITLE_INCHES = 2.02
 _TIP_PREFIX = "tip-"
 _BETWEEN_TIPS = "\x1f"
+
+
+def drawn_archs(fits: Fits) -> list[str]:
+    """Return the families that get a panel or rows: the first ones, the reference among them."""
+    archs = fits.archs
+    if len(archs) <= MOST_FAMILIES:
+        return archs
+    reference = fits.reference
+    others = [arch for arch in archs if arch != reference][: MOST_FAMILIES - 1]
+    return [arch for arch in archs if arch == reference or arch in others]
+
+
+def unnamed_note(archs: Sequence[str]) -> list[str]:
+    """Return a line on the families that are drawn without a name; none where all have one."""
+    if len(archs) <= MOST_NAMED:
+        return []
+    return [f"Named: the first {MOST_NAMED} of {len(archs)} families."]
+
+
+def left_out_note(fits: Fits) -> list[str]:
+    """Return a line on the families that are not drawn; none where all are."""
+    num = len(fits.archs)
+    if num <= MOST_FAMILIES:
+        return []
+    return [f"Drawn: {MOST_FAMILIES} of {num} families, the reference among them."]
+
+
+def panel_titles(archs: Sequence[str]) -> list[str]:
+    """Return names of families that fit above a panel, a third of a page wide."""
+    return plot_style.shortened(archs, _TITLE_INCHES, plot_style.FONT_SIZE, bold=True)
+
+
+def short_names(archs: Sequence[str]) -> dict[str, str]:
+    """Return the names of families for legends and labels; long ones lose a part."""
+    size = plot_style.FONT_SIZE
+    distinct = list(dict.fromkeys(archs))
+    shown = plot_style.shortened(distinct, _NAME_INCHES, size, bold=True)
+    return dict(zip(distinct, shown, strict=True))
 
 
 def compute_axes(
@@ -34,11 +79,11 @@ def compute_axes(
 
     The right margin has room for the family labels, the height for all of them and the notes.
     """
-    longest = max(len(arch) for arch in archs)
+    longest = max(map(len, short_names(archs).values()))
     left, right = 0.62, 0.42 + 0.075 * longest
     plot_width = max(1.7, plot_style.COLUMN_WIDTH - left - right)
     bottom = 0.42 + plot_style.note_height(notes, left + plot_width + right)
-    plot_height, top = max(2.2, 0.17 * len(archs)), 0.28
+    plot_height, top = max(2.2, 0.17 * min(len(archs), MOST_NAMED)), 0.28
     width, height = left + plot_width + right, bottom + plot_height + top
     figure = plot_style.new_figure(width, height)
     axes = figure.add_axes(
@@ -72,13 +117,15 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of at most a page's width with ``num`` axes and a legend of the families.
 
-    The leftmost axes are labelled.
+    The leftmost axes are labelled. Of very many families the legend names the first.
     """
+    notes = [*notes, *unnamed_note(archs)]
     # Four are a square rather than a row of three and one.
     columns = 2 if num == 4 else min(num, _PANELS_A_ROW)
     rows = -(-num // columns)
     width = plot_style.PAGE_WIDTH if num > 1 else plot_style.COLUMN_WIDTH
-    legend_rows = -(-len(archs) // legend_columns(archs, width))
+    names = _legend_names(archs)
+    legend_rows = -(-len(names) // legend_columns(names, width))
     note = plot_style.note_height(notes, width)
     strip = note + 0.06 + 0.16 * legend_rows
     height = panel_height * rows + plot_style.title_height(title, width) + strip
@@ -100,12 +147,17 @@ def legend_columns(archs: Sequence[str], width: float) -> int:
     return max(1, min(len(archs), int(width / (0.4 + 0.065 * longest))))
 
 
+def _legend_names(archs: Sequence[str]) -> list[str]:
+    return list(short_names(archs[:MOST_NAMED]).values())
+
+
 def _family_legend(figure: Figure, archs: Sequence[str], bottom: float) -> None:
     """Put the legend across the figure, above a height given as a share of it."""
     from matplotlib.lines import Line2D
 
+    names = _legend_names(archs)
     handles = []
-    for index, arch in enumerate(archs):
+    for index, name in enumerate(names):
         mark = plot_style.family_mark(index)
         handles.append(
             Line2D(
@@ -117,7 +169,7 @@ def _family_legend(figure: Figure, archs: Sequence[str], bottom: float) -> None:
                 ls=mark.line,
                 lw=1.1,
                 # An underscore would hide the entry, a dollar start math.
-                label=arch.replace("$", r"\$") if not arch.startswith("_") else f" {arch}",
+                label=name.replace("$", r"\$") if not name.startswith("_") else f" {name}",
             )
         )
     figure.legend(
@@ -125,7 +177,7 @@ def _family_legend(figure: Figure, archs: Sequence[str], bottom: float) -> None:
         loc="lower center",
         bbox_to_anchor=(0.5, bottom),
         borderaxespad=0.0,
-        ncols=legend_columns(archs, float(figure.get_figwidth())),
+        ncols=legend_columns(names, float(figure.get_figwidth())),
         frameon=False,
         handlelength=2.2,
         columnspacing=1.2,

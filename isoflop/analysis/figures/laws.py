@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _LAW_SAMPLES = 60
+_MOST_ABSENT = 5
 _BUDGET_LABEL = "Training compute per run (FLOPs)"
 _SENSITIVITY_TITLE = "Exponents of the optimum under each method"
 # The chinchilla surface names the exponents of N* and D* a and b.
@@ -107,7 +108,8 @@ def _draw_against_compute(
     values += [end_value(end) for o in drawn for end in ends(o) if end is not None]
     frame.scale(axes, list(flops.values()), values, form)
     axes.set(xlabel=_BUDGET_LABEL, ylabel=label)
-    labels = []
+    names = frame.short_names(fits.archs)
+    labels: list[tuple[str, float, Mark]] = []
     for index, arch in enumerate(fits.archs):
         mark = plot_style.family_mark(index)
         _draw_law(axes, fits.law(arch, axis), mark, law_value)
@@ -115,8 +117,8 @@ def _draw_against_compute(
             place = (flops[id(optimum)], value(optimum) or 0.0)
             _draw_ends(axes, place[0], ends(optimum), end_value, mark)
             _draw_optimum(axes, optimum, place, mark, arrow(optimum))
-        if optima[arch]:
-            labels.append((arch, value(optima[arch][-1]) or 0.0, mark))
+        if optima[arch] and len(labels) < frame.MOST_NAMED:
+            labels.append((names[arch], value(optima[arch][-1]) or 0.0, mark))
     plot_style.direct_labels(axes, labels, height)
     plot_style.note(figure, notes)
     return figure
@@ -191,8 +193,9 @@ def _notes(fits: Fits, drawn: dict[str, list[Optimum]], axis: LawAxis) -> list[s
         lines.append("Hollow: bound only; the minimum lies beyond, in the direction of the arrow.")
     absent = [arch for arch, group in drawn.items() if not group]
     if absent:
-        lines.append(f"No minimum found: {', '.join(absent)}.")
-    lines.append(excluded_note(fits))
+        more = f" and {len(absent) - _MOST_ABSENT} more" if len(absent) > _MOST_ABSENT else ""
+        lines.append(f"No minimum found: {', '.join(absent[:_MOST_ABSENT])}{more}.")
+    lines += [*frame.unnamed_note([arch for arch in drawn if drawn[arch]]), excluded_note(fits)]
     return lines
 
 
@@ -209,25 +212,30 @@ class Estimate:
 
 def draw_sensitivity(fits: Fits) -> Figure:
     """Draw the exponents of N* and D* as marks with bars, a row per family and method."""
-    panels = [exponents(fits, axis, parameter) for axis, parameter, _ in _PANELS]
+    archs = frame.drawn_archs(fits)
+    panels = [
+        [one for one in exponents(fits, axis, parameter) if one.arch in archs]
+        for axis, parameter, _ in _PANELS
+    ]
     if all(estimate.value is None for panel in panels for estimate in panel):
         return plot_style.sentence_figure(
             _SENSITIVITY_TITLE, f"No family has optima at two budgets. {excluded_note(fits)}"
         )
     notes = [
         f"Bar: {100 * fits.options.confidence:g} % interval. No mark: too few optima.",
+        *frame.left_out_note(fits),
         excluded_note(fits),
     ]
     figure, grid = frame.panels(
         2,
         title=_SENSITIVITY_TITLE,
-        archs=fits.archs,
+        archs=archs,
         notes=notes,
         panel_height=0.5 + 0.13 * len(panels[0]),
     )
     for axes, estimates, (_, _, label) in zip(grid, panels, _PANELS, strict=True):
         axes.set_xlabel(label)
-        _draw_exponents(axes, estimates, fits.archs)
+        _draw_exponents(axes, estimates, archs)
     _name_rows(grid[0], panels[0])
     return figure
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum, fit_parabola
-from isoflop.analysis.points import Axis, Excluded, Point
+from isoflop.analysis.points import Axis, Excluded, GroupKey, Point
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.analysis.screening import STOOD_FOR
 from isoflop.numbers import format_count
@@ -28,6 +28,10 @@ AXIS_LABELS: dict[Axis, str] = {
 }
 # More budgets than this crowd a panel, so their marks are smaller.
 _FEW_BUDGETS = 4
+_ROW_INCHES = 2.0
+# More curves hide each other; more legend entries need their lines closer.
+_MOST_BUDGETS = 10
+_MOST_NAMED = 8
 _CURVE_SAMPLES = 80
 _RESIDUALS_TITLE = "Residuals of the isoFLOP parabolas"
 
@@ -36,22 +40,26 @@ def draw_profiles(fits: Fits) -> Figure:
     """Draw the profiles on the axis of the options; families side by side on one loss axis.
 
     The loss axis spans the points, the optima and their intervals; an excluded run whose loss is
-    missing or far outside is drawn at the upper edge.
+    missing or far outside is drawn at the upper edge. Of many families or budgets some are drawn,
+    and the note says how many.
     """
     if not any(fits.groups.values()):
         return plot_style.sentence_figure(
             _PROFILES_TITLE, f"No finished runs to draw. {excluded_note(fits)}"
         )
-    losses = [p.loss for points in fits.groups.values() for p in points]
+    archs = frame.drawn_archs(fits)
+    losses = [p.loss for key in _keys(fits, archs) for p in fits.groups[key]]
+    losses = losses or [p.loss for points in fits.groups.values() for p in points]
     for optimum in _optima(fits):
         ends = (optimum.loss_opt, optimum.loss_ci_lo, optimum.loss_ci_hi)
         losses += [end for end in ends if end is not None]
     notes = _notes(fits)
-    figure, panels, legend = _panels(fits.archs, notes)
+    figure, panels, legend = _panels(archs, notes)
     low, high = min(losses), max(losses)
     pad = 0.08 * (high - low) or 0.05 * high
-    marks = [plot_style.budget_mark(i, len(fits.budgets)) for i in range(len(fits.budgets))]
-    for arch, axes in zip(fits.archs, panels, strict=True):
+    budgets = sorted({budget for _, budget in _keys(fits, archs)})
+    marks = {b: plot_style.budget_mark(i, len(budgets)) for i, b in enumerate(budgets)}
+    for arch, axes in zip(archs, panels, strict=True):
         axes.set_ylim(low - pad, high + 1.6 * pad)
         _draw_family(axes, fits, arch, marks)
     plot_style.title(figure, _PROFILES_TITLE)
@@ -61,7 +69,34 @@ def draw_profiles(fits: Fits) -> Figure:
 
 
 def _optima(fits: Fits) -> list[Optimum]:
-    return [o for arch in fits.archs for o in fits.optima_of(arch)]
+    """Return the optima that are drawn."""
+    return [o for arch in frame.drawn_archs(fits) for o in _optima_of(fits, arch)]
+
+
+def _optima_of(fits: Fits, arch: str) -> list[Optimum]:
+    budgets = _budgets(fits, arch)
+    return [o for o in fits.optima_of(arch) if o.budget_flops in budgets]
+
+
+def _budgets(fits: Fits, arch: str) -> list[float]:
+    """Return the budgets of a family that are drawn; of many, those with runs come first."""
+    found = [budget for name, budget in fits.groups if name == arch]
+    if len(found) > _MOST_BUDGETS:
+        found = [budget for budget in found if fits.groups[arch, budget]]
+    return evenly(found, _MOST_BUDGETS)
+
+
+def _keys(fits: Fits, archs: Sequence[str]) -> list[GroupKey]:
+    """Return the groups that are drawn."""
+    return [(arch, budget) for arch in archs for budget in _budgets(fits, arch)]
+
+
+def evenly(values: Sequence[float], most: int) -> list[float]:
+    """Return at most so many of the values, the first, the last and evenly chosen ones between."""
+    num = len(values)
+    if num <= most:
+        return list(values)
+    return [values[round(i * (num - 1) / (most - 1))] for i in range(most)]
 
 
 def _notes(fits: Fits) -> list[str]:
@@ -69,7 +104,15 @@ def _notes(fits: Fits) -> list[str]:
     if any(o.ci_lo is not None for o in _optima(fits)):
         share = f"{100 * fits.options.confidence:g} %"
         lines.insert(0, f"Shaded box: {share} interval of the minimum, in size and loss.")
-    return lines
+    most = max((sum(name == arch for name, _ in fits.groups) for arch in fits.archs), default=0)
+    if most > _MOST_BUDGETS:
+        lines.append(
+            f"Drawn: {_MOST_BUDGETS} budgets of a family at most, evenly chosen of up to {most}."
+        )
+    drawn = {budget for _, budget in _keys(fits, frame.drawn_archs(fits))}
+    if len(drawn) > _MOST_BUDGETS:
+        lines.append(f"Named: {_MOST_NAMED} of the {len(drawn)} budgets drawn.")
+    return [*lines, *frame.left_out_note(fits)]
 
 
 def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Axes], Axes]:
@@ -78,19 +121,19 @@ def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Ax
     columns = min(places, 3)
     rows = math.ceil(places / columns)
     width = plot_style.PAGE_WIDTH * columns / 3
-    height = 2.0 * rows + 0.15 + plot_style.title_height(_PROFILES_TITLE, width)
+    height = _ROW_INCHES * rows + 0.15 + plot_style.title_height(_PROFILES_TITLE, width)
     figure = plot_style.new_figure(width, height, strip=plot_style.note_height(notes, width))
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
     for axes in grid[len(archs) :]:
         axes.set_axis_off()
-    for axes, arch in zip(grid, archs, strict=False):
-        axes.set_title(arch, fontweight="bold", loc="left", parse_math=False)
+    for axes, name in zip(grid, frame.panel_titles(archs), strict=False):
+        axes.set_title(name, fontweight="bold", loc="left", parse_math=False)
     for axes in grid[: len(archs) : columns]:
         axes.set_ylabel("Loss (nats per token)")
     return figure, grid[: len(archs)], grid[len(archs)]
 
 
-def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Sequence[Mark]) -> None:
+def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Mapping[float, Mark]) -> None:
     axis = fits.options.axis
     excluded = [row for row in _drawn_excluded(fits) if row.arch == arch]
     sizes = [
@@ -101,7 +144,7 @@ def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Sequence[Mark]) -> No
         if (x := p.on(axis)) is not None
     ]
     sizes += [row.n_params for row in excluded if row.n_params is not None]
-    optima = {o.budget_flops: o for o in fits.optima_of(arch)}
+    optima = {o.budget_flops: o for o in _optima_of(fits, arch)}
     axes.set_xscale("log")
     axes.set_xlabel(AXIS_LABELS[axis])
     if sizes:
@@ -111,11 +154,10 @@ def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Sequence[Mark]) -> No
         _, high = plot_style.padded(min(sizes), max(sizes), 0.4 if "edge_high" in kinds else 0.1)
         axes.set_xlim(low, high)
         plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
-    scale = 0.75 if len(fits.budgets) <= _FEW_BUDGETS else 0.55
-    for budget, mark in zip(fits.budgets, marks, strict=True):
-        if budget in optima:
-            _draw_profile(axes, fits.groups[arch, budget], axis, mark, scale)
-            _draw_interval(axes, optima[budget], mark)
+    scale = 0.75 if len(marks) <= _FEW_BUDGETS else 0.55
+    for budget, optimum in optima.items():
+        _draw_profile(axes, fits.groups[arch, budget], axis, marks[budget], scale)
+        _draw_interval(axes, optimum, marks[budget])
     for optimum in optima.values():
         _draw_optimum(axes, optimum, scale)
     _draw_excluded(axes, excluded)
@@ -224,15 +266,26 @@ def _draw_excluded(axes: Axes, excluded: Sequence[Excluded]) -> None:
         )
 
 
-def _legend(axes: Axes, fits: Fits, marks: Sequence[Mark]) -> None:
+def _legend(axes: Axes, fits: Fits, marks: Mapping[float, Mark]) -> None:
     """Explain the marks that occur."""
     from matplotlib.lines import Line2D
 
+    named = list(marks)
+    if len(named) > _MOST_BUDGETS:
+        named = evenly(named, _MOST_NAMED)
+    # Budgets of a design are round numbers; of many others three digits are enough to know them.
+    digits = 5 if len(fits.budgets) <= _MOST_NAMED else 3
     handles = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, ms=4.5, lw=1.1, label=label)
-        for mark, label in zip(
-            marks, (f"{plot_style.math_flops(b)} FLOPs" for b in fits.budgets), strict=True
+        Line2D(
+            [],
+            [],
+            color=marks[budget].colour,
+            marker=marks[budget].marker,
+            ms=4.5,
+            lw=1.1,
+            label=f"{plot_style.math_flops(budget, digits)} FLOPs",
         )
+        for budget in named
     ]
     hollow: dict[str, Any] = {"color": "none", "markeredgecolor": "black", "linestyle": "none"}
     kinds = {o.status for o in _optima(fits)}
@@ -254,7 +307,11 @@ def _legend(axes: Axes, fits: Fits, marks: Sequence[Mark]) -> None:
                 label="excluded (at edge: no loss\nor off scale)",
             )
         )
-    axes.legend(handles=handles, loc="center left", frameon=False, labelspacing=0.7)
+    is_long = len(handles) > _MOST_NAMED
+    spacing = 0.3 if is_long else 0.7
+    legend = axes.legend(handles=handles, loc="center left", frameon=False, labelspacing=spacing)
+    # It may be higher than a panel, which must not shrink all panels.
+    legend.set_in_layout(not is_long)
 
 
 def draw_residuals(fits: Fits) -> Figure:

@@ -79,15 +79,15 @@ def _with_resource(fits: Fits, arch: str, resource: Resource) -> list[tuple[floa
 def _draw_resource(axes: Axes, fits: Fits, resource: Resource) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(resource.axis_label)
-    everything: list[float] = []
-    for index, arch in enumerate(fits.archs):
-        placed = _with_resource(fits, arch, resource)
+    by_arch = {arch: _with_resource(fits, arch, resource) for arch in fits.archs}
+    everything = [value for placed in by_arch.values() for value, _ in placed]
+    low, high = plot_style.padded(min(everything), max(everything), 0.06)
+    # Before anything is drawn: matplotlib cannot find limits where all runs take the same.
+    axes.set_xlim(low, high)
+    for index, (arch, placed) in enumerate(by_arch.items()):
         if placed:
-            everything += [value for value, _ in placed]
             _draw_runs(axes, placed, plot_style.family_mark(index), resource.axis_label)
             _draw_optima(axes, fits, arch, resource, plot_style.family_mark(index))
-    low, high = plot_style.padded(min(everything), max(everything), 0.06)
-    axes.set_xlim(low, high)
     form = plot_style.math_flops if resource.is_budget else format_count
     plot_style.set_log_ticks(axes.xaxis, low, high, 4, form)
 
