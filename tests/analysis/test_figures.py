@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,21 @@ from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis import excluded_note
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.figures.laws import draw_frontier, draw_optimum_size
-from isoflop.analysis.figures.profiles import draw_profiles
-from isoflop.analysis.fit import FitOptions, Fits
+from isoflop.analysis.figures.profiles import draw_profiles, evenly
+from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.fit import fit_rows as fit_all
+from isoflop.analysis.points import select_points
 from isoflop.numbers import format_count, format_flops
-from isoflop.plot_style import family_mark, log_ticks, math_flops, padded, spread_labels
+from isoflop.plot_style import (
+    FONT_SIZE,
+    family_mark,
+    log_ticks,
+    math_flops,
+    padded,
+    shortened,
+    spread_labels,
+    text_width,
+)
 
 EDGES = [
     *curve(parabola(1e6), spaced(1e8), "sgatlin/gelu", 1e17),
@@ -125,7 +136,7 @@ def test_a_law_is_drawn_over_interior_optima_only() -> None:
 
 def test_the_frontier_shows_perplexities() -> None:
     fits = fit_rows(study(["mlp"], [1e17]))
-    loss = fits.optima[0].loss_opt
+    loss = fits.optima_of("mlp")[0].loss_opt
     assert loss is not None
     axes = draw_frontier(fits).axes[0]
     assert axes.lines[0].get_ydata()[0] == pytest.approx(math.exp(loss), rel=1e-12)
@@ -211,3 +222,44 @@ def test_numbers_are_written_short() -> None:
         "2e+15",
         "0.25",
     ]
+
+
+LONG = [
+    f"family-of-a-very-long-name-number-{i:02d}/and-a-variant-of-it-too-long" for i in range(14)
+]
+
+
+def test_names_fit_a_width_and_stay_apart() -> None:
+    short = shortened([*LONG, "mlp", "W" * 60, "$x_1$"], 2.0, FONT_SIZE, bold=True)
+    assert len(set(short)) == len(short)
+    assert max(text_width(name, FONT_SIZE, bold=True) for name in short) <= 2.0
+    assert short[-3] == "mlp"
+    assert short[-1] == "$x_1$"
+    assert all(f"{i:02d}" in name for i, name in enumerate(short[:14]))
+    (middle,) = shortened(["abcdefgh" * 8], 1.0, FONT_SIZE)
+    assert re.fullmatch("abc.*….*fgh", middle)
+    assert shortened([], 1.0, FONT_SIZE) == []
+
+
+def test_values_are_chosen_evenly_with_both_ends() -> None:
+    chosen = evenly(list(range(40)), 10)
+    assert (len(chosen), chosen[0], chosen[-1]) == (10, 0, 39)
+    assert {b - a for a, b in pairwise(chosen)} <= {4, 5}
+    assert evenly([1, 2], 10) == [1, 2]
+
+
+def test_many_budgets_and_families_are_drawn_in_part_and_the_note_says_so() -> None:
+    rows = study(LONG, [1e17])
+    rows += [one for i in range(40) for one in study(LONG[:1], [1e17 * 1.2 ** (i + 1)])]
+    fits = fit_optima(
+        select_points(rows), FitOptions(n_boot=0), methods=("parabola",), axes=("n_params",)
+    )
+    figure = draw_profiles(fits)
+    words = text_of(figure)
+    assert "10 budgets of a family at most, evenly chosen of up to 41" in words
+    assert "Drawn: 11 of 14 families, the reference among them." in words
+    legend = figure.axes[-1].get_legend()
+    assert len(legend.get_texts()) == 10 + 1
+    assert figure.get_figheight() < 9.0
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:11]]
+    assert len(set(titles)) == 11

@@ -73,6 +73,25 @@ def test_figures_fit_a_page_and_their_words_can_be_read(stem: str, fits: Fits) -
     assert box.y1 < figure.get_figheight() + 0.02
 
 
+def test_many_long_names_and_budgets_leave_every_figure_whole() -> None:
+    names = [f"family-of-a-very-long-name-number-{i:02d}/and-a-variant-of-it" for i in range(12)]
+    rows = study(names, [1e17, 1e18]) + study(names[:1], [1e17 * 1.2**i for i in range(1, 30)])
+    for one in rows:
+        one["wall_s"] = 5.0
+        one["flops"] = 1e18
+    made = fit_optima(select_points(rows), FitOptions(n_boot=20), methods=("parabola", "akima"))
+    many = dataclasses.replace(made, compare=compare_archs(made))
+    for stem in ("isoflop_profiles", "frontier", "multipliers", "resources", "seed_means"):
+        with plot_style.style():
+            figure = DRAWINGS[stem](many)
+            figure.canvas.draw()
+        box = figure.get_tightbbox()
+        assert min(box.x0, box.y0) > -0.02, stem
+        assert box.x1 < figure.get_figwidth() + 0.02, stem
+        assert box.y1 < figure.get_figheight() + 0.02, stem
+        assert figure.get_figheight() < 15, stem
+
+
 def test_short_labels_fit_a_column() -> None:
     narrow = fit_rows(study(["mlp", "sgatlin"], [1e17, 1e18]), QUICK)
     for stem in ("frontier", "optimum_size", "optimum_tokens"):
