@@ -23,6 +23,8 @@ _NUM_DRAWS = 4000
 _MISSING = "-"
 _ANSWERS = ("pass", "fail", "undecided")
 _MOST_REASONS = 8
+# From here on a run is named as off the reference's best size: a factor.
+_OFF_SIZE = 2.0
 _TEXT = ("run", "arch", "verdict")
 _LEAST_WANTED = ("arch", "all at once", "by time")
 
@@ -154,6 +156,11 @@ def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:
         for name, row in zip(names, rows, strict=True)
         if row.reason
     ]
+    reasons += [
+        f"{name}: {row.size_ratio:.2g} times the optimal size of {row.reference} at these FLOPs"
+        for name, row in zip(names, rows, strict=True)
+        if row.size_ratio is not None and not 1 / _OFF_SIZE < row.size_ratio < _OFF_SIZE
+    ]
     lines += reasons[:_MOST_REASONS]
     if len(reasons) > _MOST_REASONS:
         lines.append(f"and {len(reasons) - _MOST_REASONS} more; --out has all")
@@ -212,8 +219,9 @@ def _reading(rows: Sequence[GateRow], fits: Fits) -> str:
     words = {"flops": "compute", "wall_s": "time"}[rows[0].resource]
     optima = [] if reference is None else [o for o in fits.optima_of(reference) if o.is_point]
     at = ", ".join(format_flops(o.budget_flops, digits=3) for o in optima)
-    noise = sorted({row.noise_sd for row in rows if row.noise_sd is not None})
-    of_noise = "" if not noise else f"; one run scatters by {noise[-1]:.2g} in ln loss"
+    noise = sorted({f"{row.noise_sd:.2g}" for row in rows if row.noise_sd is not None}, key=float)
+    scatter = " to ".join(dict.fromkeys((noise[0], noise[-1]))) if noise else ""
+    of_noise = f"; runs like these scatter by {scatter} in ln loss" if noise else ""
     return (
         f"Multiplier: {words} that {reference} needs for the run's loss, over the run's own; above "
         f"1 the run, as it is, is better. {reference}: optima at {at or 'no budget'}{of_noise}."

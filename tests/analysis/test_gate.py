@@ -14,6 +14,7 @@ from analysis.made_runs import row, spaced
 from benchmarks.gate import CASES, measure
 from isoflop.analysis import FitOptions, Fits, fit_optima, select_points
 from isoflop.analysis.gate import cells_of, gate
+from isoflop.analysis.gate.reference import RunNoise
 from isoflop.analysis.gate.rule import default_rule, load_rule
 from isoflop.errors import UserError
 
@@ -178,7 +179,7 @@ def test_seeds_are_averaged_and_a_sweep_is_not(dense: Fits) -> None:
 def test_of_several_runs_some_are_claimed_by_what_holds_for_all(
     dense: Fits, tmp_path: Path
 ) -> None:
-    runs = [run(flops) for flops in np.geomspace(1e17, 3e18, 30)]
+    runs = [run(flops) for flops in np.geomspace(1e17, 3e18, 8)]
     for got in gate(dense, runs).along("flops"):
         assert got.ci_lo_simultaneous < got.ci_lo < got.ci_hi < got.ci_hi_simultaneous
     (alone,) = gate(dense, runs[:1]).along("flops")
@@ -206,6 +207,26 @@ def test_too_many_runs_for_so_many_draws_claim_nothing_of_some(dense: Fits, tmp_
     made = gate(dense, runs, rule_of(tmp_path, 'runs = "any"'))
     assert {got.ci_lo_simultaneous for got in made.along("flops")} == {None}
     assert made.verdict == "undecided"
+
+
+def test_noise_is_that_of_the_budgets_around_and_of_seeds_what_a_size_does_not_share() -> None:
+    noise = RunNoise(
+        log_flops=np.log([1e17, 1e19]),
+        between_sizes=np.array([[0.0, 0.0], [9e-6, 9e-6]]),
+        between_runs=np.array([[4e-6, 1e-6], [16e-6, 16e-6]]),
+    )
+    assert noise.sd(1e17, 1) == pytest.approx([2e-3, 5e-3])
+    assert noise.sd(1e18, 1) == pytest.approx([math.sqrt(2) * 1e-3, 5e-3])
+    assert noise.sd(1e21, 1) == pytest.approx([1e-3, 5e-3])
+    assert noise.sd(None, 1) == pytest.approx([2e-3, 5e-3])
+    assert noise.sd(1e19, 4) == pytest.approx([0.5e-3, math.sqrt(13) * 1e-3])
+
+
+def test_a_run_off_the_reference_s_best_size_is_named_by_it(dense: Fits) -> None:
+    runs = [run(flops, n_params=3e7) for flops in (5e17, 1e17, 3.2e18, 9e18)]
+    ratios = [got.size_ratio for got in gate(dense, [*runs, run(5e17)]).along("flops")]
+    assert ratios[:3] == pytest.approx([3.0] * 3, rel=0.05)
+    assert ratios[3:] == [None, None]
 
 
 @pytest.mark.parametrize(

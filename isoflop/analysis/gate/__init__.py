@@ -26,6 +26,7 @@ from isoflop.analysis.gate.reference import (
     frontier_of,
     noise_of_runs,
     reached,
+    size_ratio,
 )
 from isoflop.analysis.gate.rule import GateRule, Resource, default_rule
 from isoflop.analysis.optima_methods import Method
@@ -36,6 +37,8 @@ from isoflop.arrays import Floats
 from isoflop.tables import schema_of
 
 Answer = Literal["pass", "fail", "undecided"]
+
+_STREAM = 40_961
 
 # How far beyond the reference's optima a multiplier is shown, in logs.
 _FURTHEST = math.log(100)
@@ -66,6 +69,8 @@ class GateRow:
     resource: str
     taken: float | None
     """What the run took of the resource."""
+    size_ratio: float | None = None
+    """Parameters over the reference's N* at as many FLOPs; None beyond its budgets."""
     noise_sd: float | None = None
     """Of ln loss: what one run of the reference has there, over the root of the seeds."""
     multiplier: float | None = None
@@ -244,6 +249,9 @@ def _row(run: Run, fits: Fits, rule: GateRule, resource: Resource) -> GateRow:
         reference=fits.reference,
         resource=resource,
         taken=getattr(run, resource),
+        size_ratio=None
+        if fits.reference is None
+        else size_ratio(fits, fits.reference, run.n_params, run.flops),
         confidence=rule.confidence,
         method=fits.options.method,
         rule_sha=rule.sha,
@@ -282,11 +290,16 @@ def _measured(
     if noise is None or frontier.drawn is None:
         reason = "no draws of the reference: too few sizes or seeds to know its noise"
         return _Judged(row=replace(row, reason=reason))
-    sd = noise.sd_at(row.flops, row.num_runs)
-    num = len(frontier.drawn.log_r)
-    drawn = reached(frontier.drawn, log_loss + sd * noise.draws(num, seed)) - log_taken
+    sd = noise.sd(row.flops, row.num_runs)
+    error = sd * np.random.default_rng((_STREAM, *seed)).standard_normal(len(sd))
+    drawn = reached(frontier.drawn, log_loss + error) - log_taken
     return _Judged(
-        row=replace(row, noise_sd=sd, n_boot=num, n_failed=int(np.isnan(drawn).sum())),
+        row=replace(
+            row,
+            noise_sd=float(np.median(sd)),
+            n_boot=len(drawn),
+            n_failed=int(np.isnan(drawn).sum()),
+        ),
         drawn=drawn,
         span=(low, high),
         margin=_margin(frontier, rule),

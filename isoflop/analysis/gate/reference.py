@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.bootstrap import student_factor
 from isoflop.analysis.compare.frontier_curve import FrontierCurve
+from isoflop.analysis.noise import draw_noise
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import METHODS, MIN_DISTINCT_SIZES
 from isoflop.analysis.points import profile_of
 from isoflop.analysis.resources import RESOURCES, resource_at
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
 
-_STREAM = 40_961
+# Budgets that are taken for the same one, in ln C.
+_SAME = math.log(1.1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,43 +89,57 @@ def reached(curve: FrontierCurve, log_loss: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RunNoise:
-    """How much ln loss scatters between single runs of the reference, by FLOPs."""
+    """How much ln loss scatters between single runs of the reference, by budget and draw."""
 
     log_flops: Floats
-    log_sd: Floats
-    dof: int
+    """Of the budgets [K], ascending."""
+    between_sizes: Floats
+    """Variance of what all runs of one size share [draws, K]."""
+    between_runs: Floats
+    """Variance of what each run has alone [draws, K]."""
 
-    def sd_at(self, flops: float | None, num_runs: int) -> float:
-        """Return the noise of a mean of runs; without FLOPs, the largest that there is."""
-        log_sd = float(self.log_sd.max())
-        if flops is not None:
-            log_sd = float(np.interp(math.log(flops), self.log_flops, self.log_sd))
-        return math.exp(log_sd) / math.sqrt(num_runs)
+    def sd(self, flops: float | None, num_runs: int) -> Floats:
+        """Return the noise of a mean of seeds at some FLOPs [draws].
 
-    def draws(self, n_boot: int, seed: tuple[int, int]) -> Floats:
-        """Return noise of sd 1 with Student's tails [n_boot].
-
-        Args:
-            n_boot: draws.
-            seed: of the fit and of the run; the scale of the noise is the same for all runs.
+        Between budgets ln of the variance is linear in ln C, beyond them it is that of the nearest.
+        Without FLOPs it is the largest that there is.
         """
-        scale = np.random.default_rng((_STREAM, seed[0])).chisquare(self.dof, n_boot)
-        normal = np.random.default_rng((_STREAM, *seed)).standard_normal(n_boot)
-        return normal * student_factor(scale, self.dof)
+        log_variance = np.log(self.between_sizes + self.between_runs / num_runs)
+        if flops is None:
+            return np.asarray(np.exp(log_variance.max(axis=1) / 2))
+        places = np.arange(len(self.log_flops))
+        place = float(np.interp(math.log(flops), self.log_flops, places))
+        left = min(int(place), max(len(places) - 2, 0))
+        right = min(left + 1, len(places) - 1)
+        share = place - left
+        between = (1 - share) * log_variance[:, left] + share * log_variance[:, right]
+        return np.asarray(np.exp(between / 2))
 
 
 def noise_of_runs(fits: Fits, arch: str) -> RunNoise | None:
-    """Return the noise of a family's runs about its fitted profiles; None without any."""
-    squares, dof, log_flops = 0.0, 0, []
-    for optimum in fits.optima_of(arch):
-        if optimum.is_point:
-            profile = profile_of(fits.groups[arch, optimum.budget_flops], fits.options.axis)
-            curve, used = METHODS[fits.options.method].smooth(profile.log_x, profile.loss)
-            residuals = (profile.loss / curve - 1)[used]
-            squares += float(np.sum(residuals**2))
-            dof += max(len(residuals) - MIN_DISTINCT_SIZES, 0)
-            log_flops.append(math.log(optimum.budget_flops))
-    if not dof or not squares:
+    """Return the noise that one run of a family has; None where the draws know of none."""
+    draws = fits.draws_of()
+    if draws is None:
         return None
-    log_sd = np.full(len(log_flops), math.log(squares / dof) / 2)
-    return RunNoise(log_flops=np.array(log_flops), log_sd=log_sd, dof=dof)
+    # The same numbers again: those that the optima were drawn with.
+    noise = draw_noise(draws.scatter, draws.n_boot, draws.seed)
+    own = {budget: drawn for (label, budget), drawn in sorted(noise.items()) if label == arch}
+    if not own:
+        return None
+    return RunNoise(
+        log_flops=np.log(np.array(list(own))),
+        between_sizes=np.stack([drawn.between_sizes**2 for drawn in own.values()], axis=1),
+        between_runs=np.stack([drawn.between_runs**2 for drawn in own.values()], axis=1),
+    )
+
+
+def size_ratio(fits: Fits, arch: str, n_params: float | None, flops: float | None) -> float | None:
+    """Return parameters over the family's N* at some FLOPs, between its optima in logs."""
+    optima = [o for o in fits.optima_of(arch, "n_params") if o.is_point and o.x_opt]
+    if not optima or n_params is None or flops is None:
+        return None
+    log_c = [math.log(o.budget_flops) for o in optima]
+    if not log_c[0] - _SAME <= math.log(flops) <= log_c[-1] + _SAME:
+        return None
+    log_n = [math.log(o.x_opt or 1.0) for o in optima]
+    return n_params / math.exp(float(np.interp(math.log(flops), log_c, log_n)))
