@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.made_runs import row, spaced
-from benchmarks.gate import CASES, measure
+from benchmarks.gate import CASES, Case, measure
 from isoflop.analysis import FitOptions, Fits, fit_optima, select_points
 from isoflop.analysis.gate import cells_of, gate
 from isoflop.analysis.gate.reference import RunNoise
@@ -304,8 +304,12 @@ def vars_of(point: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_intervals_hold_the_true_multiplier(case: Any) -> None:
-    counts = measure(case, num_studies=30)
-    for name, count in counts.items():
-        assert count.hits / count.known >= 0.9, name
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=lambda case: case.name)
+def test_intervals_hold_the_true_multiplier(case: Case) -> None:
+    tally = measure(case, num_studies=20, n_boot=400)
+    for kind in ("at a budget", "between budgets"):
+        assert 0.90 <= tally.counts[kind].hits / tally.counts[kind].known <= 0.99, kind
+    assert set(tally.verdicts["beyond"]) == {"undecided"}
+    assert set(tally.verdicts["m = 2"]) == {"pass"}
+    same = tally.verdicts["m = 1"]
+    assert same.count("undecided") >= 0.9 * len(same)
