@@ -20,9 +20,10 @@ import numpy as np
 from seconds_per_flop import CellKey, SecondsPerFlop, cells, centre, markdown_table
 
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
-from isoflop.analysis.fit import FitOptions, Fits, fit_optima
+from isoflop.analysis.fit import Fits, fit_optima
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.optima import OPTIMA
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import select_points
 from isoflop.analysis.report.comparison import comparison_sentence
 from isoflop.errors import UserError
@@ -63,13 +64,13 @@ class Clock:
 
 
 def interior_optima(folder: Path) -> Optima:
-    """Return the optimal parameters (by parabola) of a study; none where it is not fitted."""
+    """Return the optimal parameters of a study; none where it is not fitted."""
     path = folder / "optima.parquet"
     rows = read_table(path, OPTIMA) if path.is_file() else []
     return {
         (row["arch"], int(row["budget_flops"])): row["x_opt"]
         for row in rows
-        if (row["axis"], row["method"], row["status"]) == ("n_params", "parabola", "interior")
+        if (row["axis"], row["method"], row["status"]) == ("n_params", DEFAULT_METHOD, "interior")
     }
 
 
@@ -184,7 +185,7 @@ def timed_fits(folder: Path, plan: Plan, calibration: Calibration) -> Fits | Non
             raise UserError("runs table", row["run_id"], "runs of the plan", "fit the study again")
         spec = specs[row["run_id"]]
         row["wall_s"] = spec.steps * measured[shape_key(spec)].step_s
-    return fit_optima(select_points(rows), FitOptions(), methods=("parabola",), axes=("n_params",))
+    return fit_optima(select_points(rows), methods=(DEFAULT_METHOD,), axes=("n_params",))
 
 
 def time_section(fits: Fits, plan: Plan, reference: str) -> str:

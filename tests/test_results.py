@@ -17,6 +17,7 @@ from isoflop.analysis.compare.one_size import SEED_MEANS
 from isoflop.analysis.hypotheses import HYPOTHESES
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.validity import VALIDITY
 from isoflop.plan.artefact import plan_to_json, read_plan
 from isoflop.plan.planner import make_plan
@@ -121,7 +122,7 @@ def test_most_minima_of_the_quick_start_are_interior() -> None:
     statuses = [
         row["status"]
         for row in read_table(QUICKSTART / "optima.parquet", OPTIMA)
-        if (row["axis"], row["method"]) == ("n_params", "parabola")
+        if (row["axis"], row["method"]) == ("n_params", DEFAULT_METHOD)
     ]
     assert len(statuses) == 15
     assert statuses.count("interior") > 7

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import METHODS, Method
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS, Method
 from isoflop.analysis.points import AXES, Axis
 from isoflop.arrays import Floats, percentiles
 from isoflop.tables import schema_of
@@ -83,7 +83,7 @@ class PowerLaw:
     arch: str
     axis: LawAxis
     """What the law gives; the loss is that of the optima over n_params."""
-    method: Method = "parabola"
+    method: Method = DEFAULT_METHOD
     """How the optima were found."""
     exponent: float | None
     """None with fewer than two interior optima, or where their C is not known or all the same."""

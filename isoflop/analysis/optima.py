@@ -18,6 +18,7 @@ from isoflop.analysis.bootstrap import Draws, num_failed
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
+    DEFAULT_METHOD,
     INTERIOR,
     LOSS_RESOLUTION,
     METHODS,
@@ -61,7 +62,7 @@ class Optimum:
     arch: str
     budget_flops: float
     axis: Axis
-    method: Method = "parabola"
+    method: Method = DEFAULT_METHOD
     x_opt: float | None
     loss_opt: float | None
     ci_lo: float | None = None
@@ -137,7 +138,7 @@ def find_optimum(
     arch: str,
     budget_flops: float,
     axis: Axis,
-    method: Method = "parabola",
+    method: Method = DEFAULT_METHOD,
 ) -> Optimum:
     """Return the verdict on one family at one budget along one axis by one method.
 

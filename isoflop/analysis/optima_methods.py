@@ -38,6 +38,8 @@ Codes = npt.NDArray[np.int8]
 Method = str
 """The name of a method, as it stands in ``METHODS`` and in the tables."""
 
+DEFAULT_METHOD: Method = "two_powers"
+
 INTERIOR, BELOW, ABOVE, NO_MINIMUM, TOO_FEW = 0, -1, 1, 2, 3
 
 # Losses are means of float32 terms: differences below this share of the loss are rounding.

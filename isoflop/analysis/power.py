@@ -1,8 +1,8 @@
 """How sharp the answer of a plan can be: intervals to expect, by simulation, before any run.
 
 Losses are drawn from a stated surface with stated noise for every run of the plan, fitted like
-results (a parabola per budget, power laws through the interior optima), and the spread over the
-draws is reported. It is an estimate: PowerReport.assumptions says on what it rests.
+results (an optimum per budget by the default method, power laws through the interior ones), and the
+spread over the draws is reported. It is an estimate: PowerReport.assumptions says on what it rests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isoflop.analysis.laws import fit_known_lines
-from isoflop.analysis.optima_methods import METHODS
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS
 from isoflop.analysis.parametric import ChinchillaLaw
 from isoflop.arrays import Floats, percentiles
 from isoflop.errors import UserError
@@ -30,8 +30,6 @@ DEFAULT_NOISE = 0.005
 NUM_DRAWS = 2000
 SEED = 0
 CONFIDENCE = 0.95
-# How optima are found: the default of the analysis.
-METHOD = "parabola"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +55,7 @@ class Cell:
 
     budget_flops: float
     log_x: tuple[float, ...]
-    """ln of the parameters: the axis that the parabola is fitted on."""
+    """ln of the parameters: the axis that optima are found on."""
     log_tokens: tuple[float, ...]
     flops: tuple[float, ...]
 
@@ -172,11 +170,11 @@ def fit_optima(cell: Cell, losses: Floats) -> tuple[Floats, Floats]:
         cell: the design that the losses belong to.
         losses: nats per token [draws, runs].
     """
-    if cell.num_sizes < METHODS[METHOD].min_sizes:
+    if cell.num_sizes < METHODS[DEFAULT_METHOD].min_sizes:
         return np.full(len(losses), np.nan), np.full(len(losses), np.nan)
     log_x = np.array(cell.log_x)
     order = np.argsort(log_x, kind="stable")
-    minima = METHODS[METHOD].find(log_x[order], losses[:, order], None)
+    minima = METHODS[DEFAULT_METHOD].find(log_x[order], losses[:, order], None)
     usable = minima.loss > 0
     return np.where(usable, minima.log_x, np.nan), np.log(np.where(usable, minima.loss, np.nan))
 
@@ -401,7 +399,7 @@ def _assumptions(design: Design, noise: float, num_draws: int, surface: Surface)
     law = surface.law
     lines = [
         f"estimate by simulation: {num_draws} seeded draws of every loss, fitted like results "
-        "(a parabola in ln parameters per budget, power laws through the interior optima)",
+        f"(optima over ln parameters by {DEFAULT_METHOD}, power laws through the interior ones)",
         f"loss noise between seeds: {noise:g} of the loss (standard deviation of ln loss), the "
         "same everywhere, independent between runs; measure it with repeated seeds",
         f"loss surface: {law.E} + {law.A}/N^{law.alpha} + "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from isoflop.analysis.bootstrap import Draws, Requested
 from isoflop.analysis.laws import Budget, LawAxis, PowerLaw, default_budget
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import Method
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, Method
 from isoflop.analysis.parametric.terms import HUBER_DELTA, Constraints
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
 from isoflop.analysis.screening import Repeats
@@ -28,7 +28,7 @@ class FitOptions:
 
     n_boot: int = 1000
     """Bootstrap draws; 0 makes no intervals."""
-    method: Method = "parabola"
+    method: Method = DEFAULT_METHOD
     """The method of optima that laws, comparisons and plots show first; all are fitted."""
     axis: Axis = "n_params"
     """The x axis that comparisons and plots use."""

@@ -11,7 +11,7 @@ import click
 
 from isoflop.analysis.bootstrap import Requested
 from isoflop.analysis.laws import BUDGETS
-from isoflop.analysis.optima_methods import METHODS
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS
 from isoflop.analysis.parametric.terms import HUBER_DELTA
 from isoflop.analysis.points import AXES
 from isoflop.analysis.screening import Repeats
@@ -49,7 +49,7 @@ FIT_OPTIONS = (
     click.option(
         "--method",
         type=click.Choice(tuple(METHODS)),
-        default="parabola",
+        default=DEFAULT_METHOD,
         show_default=True,
         help="How optima are found for laws, comparisons and plots; the tables have all.",
     ),

@@ -36,6 +36,7 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool, with_code: boo
     """
     from isoflop.analysis.compare.one_size import is_one_size
     from isoflop.analysis.fit import fit_optima
+    from isoflop.analysis.optima_methods import DEFAULT_METHOD
     from isoflop.analysis.points import select_points
     from isoflop.analysis.refine import propose, propose_seeds
     from isoflop.launch.collect import collected_rows, damaged_reasons
@@ -45,7 +46,7 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool, with_code: boo
     plan = read_plan(folder, with_code=with_code or is_applied)
     rows = collected_rows(folder, plan)
     print_damaged(damaged_reasons(rows))
-    fits = fit_optima(select_points(rows), methods=("parabola",), axes=("n_params",))
+    fits = fit_optima(select_points(rows), methods=(DEFAULT_METHOD,), axes=("n_params",))
     proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)
     if num_seeds is None and is_one_size(fits.selection):

@@ -122,9 +122,8 @@ def test_no_interval_without_a_residual() -> None:
 def test_an_interval_at_the_end_of_the_grid_says_so() -> None:
     rng = random.Random(4)
     rows = curve(lambda n: parabola(3.1e6)(n) + rng.gauss(0, 0.02), spaced(1e7, 9))
-    (optimum,) = fit_optima(select_points(rows), methods=["parabola"], axes=["n_params"]).optima_of(
-        "mlp"
-    )
+    fits = fit_optima(select_points(rows), methods=["parabola"], axes=["n_params"])
+    (optimum,) = fits.optima_of("mlp", method="parabola")
     assert optimum.status == "interior"
     assert optimum.ci_at_edge == "low"
     assert optimum.ci_lo == optimum.grid_lo < optimum.x_opt < optimum.ci_hi < optimum.grid_hi

@@ -54,7 +54,7 @@ def family(
 
 
 def fitted(rows: list[dict[str, Any]], n_boot: int = 0) -> Fits:
-    options = FitOptions(n_boot=n_boot)
+    options = FitOptions(n_boot=n_boot, method="parabola")
     return fit_optima(select_points(rows), options, methods=("parabola",), axes=("n_params",))
 
 

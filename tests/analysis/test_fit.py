@@ -26,6 +26,7 @@ from isoflop.analysis import (
 )
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import AXES
 from isoflop.cli.fit import optima_rows
 from isoflop.errors import UserError
@@ -138,7 +139,7 @@ def test_a_table_on_disk_gives_the_tables_and_plots(tmp_path: Path) -> None:
     losses = [r for r in exponents if (r["axis"], r["budget"]) == ("loss", "nominal")]
     assert all(r["ci_lo"] <= r["value"] <= r["ci_hi"] for r in losses)
     held_out = {(r["method"], r["budget"]) for r in exponents if r["heldout_error"] is not None}
-    assert held_out == {("parabola", report.fits.law_budget)}
+    assert held_out == {(DEFAULT_METHOD, report.fits.law_budget)}
 
 
 def test_an_empty_table_gives_empty_tables(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_display_rows_mark_bounds_and_missing_values() -> None:
         *(row("moe", 3e10, n, 3 - 0.1 * i + 0.005 * i * i) for i, n in enumerate([1e4, 2e4, 4e4])),
         row("peer", 3e10, status="missing", loss=None),
     ]
-    shown = optima_rows(optima_and_laws(rows))
+    shown = optima_rows(optima_and_laws(rows).under(method="parabola"))
     assert [(r["arch"], r["params N*"], r["status"]) for r in shown] == [
         ("mlp", "20.8k", "interior"),
         ("moe", "> 40k", "edge_high"),

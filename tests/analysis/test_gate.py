@@ -41,7 +41,7 @@ def reference(budgets: tuple[float, ...] = BUDGETS, shift: float = 1.0, **others
         for budget in budgets
         for size in spaced(1e7, 7)
     ]
-    options = FitOptions(n_boot=500, **others)
+    options = FitOptions(**{"n_boot": 500, "method": "parabola", **others})
     return fit_optima(select_points(rows), options, methods=["parabola"], axes=["n_params"])
 
 
@@ -293,7 +293,8 @@ def test_a_reference_that_does_not_fall_and_one_without_time() -> None:
         for fits, budget in zip(rising, (3e17, 1e17), strict=True)
         for point in next(iter(fits.groups.values()))
     ]
-    fits = fit_optima(select_points(rows), methods=["parabola"], axes=["n_params"])
+    options = FitOptions(method="parabola")
+    fits = fit_optima(select_points(rows), options, methods=["parabola"], axes=["n_params"])
     by_flops, by_time = gate(fits, [run(2e17, 1.5, wall_s=5.0)]).rows
     assert by_flops.reason == "the loss of dense does not fall with compute from budget to budget"
     assert by_time.reason == "the table of dense lacks training time"

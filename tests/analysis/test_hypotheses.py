@@ -39,7 +39,7 @@ def fits(n_boot: int = 300) -> Fits:
         + rows("better", 2.0, power=0.6)
         + rows("edge", 3.0, shift=1 / 20)
     )
-    options = FitOptions(n_boot=n_boot)
+    options = FitOptions(n_boot=n_boot, method="parabola")
     return fit_optima(
         select_points(table), options, methods=("parabola",), axes=("n_params", "n_tokens")
     )

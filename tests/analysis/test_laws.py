@@ -38,7 +38,9 @@ TRUE_INTERCEPT = {"symmetric": -0.389076, "chinchilla": -0.555357, "asymmetric":
 
 def fit_rows(rows: list[dict[str, Any]]) -> Fits:
     """Parabolas and their laws, without intervals."""
-    return fit_optima(select_points(rows), FitOptions(n_boot=0), methods=["parabola"])
+    return fit_optima(
+        select_points(rows), FitOptions(n_boot=0, method="parabola"), methods=["parabola"]
+    )
 
 
 def surface_rows(a: float, b: float, alpha: float, beta: float) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ def test_the_law_of_llama_3() -> None:
     # Llama 3 paper, section 3.2.1: D* = 0.29 C^0.53, 402B parameters on 16.55T tokens at 3.8e25;
     # points extracted from its figure 2. Interval: case bootstrap of those points.
     selection = select_points(load_rows(LLAMA))
-    options = FitOptions(bootstrap="case")
+    options = FitOptions(bootstrap="case", method="parabola")
     fits = fit_optima(selection, options, methods=["parabola"], axes=["n_params", "n_tokens"])
     tokens, size = fits.law("llama3_dense", "n_tokens"), fits.law("llama3_dense", "n_params")
     assert tokens.exponent == pytest.approx(0.53, abs=0.01)
@@ -122,7 +124,7 @@ def test_the_law_of_llama_3() -> None:
 @pytest.mark.skipif(not LLAMA.is_file(), reason="the points of the paper's figure are not there")
 def test_the_interval_of_llama_3_lies_within_that_of_resampled_points() -> None:
     fits = fit_optima(select_points(load_rows(LLAMA)), methods=["parabola"], axes=["n_tokens"])
-    law = fits.law("llama3_dense", "n_tokens")
+    law = fits.law("llama3_dense", "n_tokens", "parabola")
     assert law.bootstrap_kind == "parametric"
     assert law.exponent_ci is not None
     low, high = law.exponent_ci
@@ -221,7 +223,9 @@ def test_laws_are_shown_in_the_flops_achieved_and_written_in_both() -> None:
 
 def test_both_kinds_of_laws_are_written_where_they_are_the_same() -> None:
     rows = [{**r, "flops": r["budget_flops"]} for r in noisy()]
-    fits = fit_optima(select_points(rows), FitOptions(n_boot=40), methods=["parabola"])
+    fits = fit_optima(
+        select_points(rows), FitOptions(n_boot=40, method="parabola"), methods=["parabola"]
+    )
     for axis in LAW_AXES:
         achieved = fits.law("mlp", axis)
         assert achieved.budget == "achieved"
@@ -259,6 +263,7 @@ def drawn(log_x: list[list[float]], arch: str = "mlp") -> tuple[list[Optimum], D
     keys = [(arch, math.exp(index)) for index in range(len(log_x))]
     found = find_optimum([], arch="", budget_flops=1.0, axis="n_params")
     known = {
+        "method": "parabola",
         "x_opt": 1.0,
         "loss_opt": 1.0,
         "status": "interior",

@@ -39,7 +39,7 @@ def test_a_new_resource_is_one_record(monkeypatch: pytest.MonkeyPatch, tmp_path:
         {**row, "wall_s": row["budget_flops"] / 1e9, "peak_mem_bytes": 16 * row["n_params"]}
         for row in study(("mlp", "swiglu"))
     ]
-    options = FitOptions(n_boot=20)
+    options = FitOptions(n_boot=20, method="parabola")
     fits = fit_optima(select_points(rows), options, methods=("parabola",), axes=("n_params",))
     fits = replace(fits, compare=compare_archs(fits))
 

@@ -56,7 +56,7 @@ def paired(
 
 
 def verdict(rule: str, table: list[dict[str, Any]]) -> tuple[str, str]:
-    options = FitOptions(n_boot=0)
+    options = FitOptions(n_boot=0, method="parabola")
     fits = fit_optima(select_points(table), options, methods=("parabola",), axes=("n_params",))
     (found,) = judge([Hypothesis(id="H1", claim="a claim", decide=rule)], fits)
     return found.verdict, found.detail

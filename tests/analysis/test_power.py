@@ -84,10 +84,13 @@ def test_the_surface_has_its_optimum_where_its_terms_balance() -> None:
     assert int(losses.argmin()) == 2000
 
 
-def test_noise_shrinks_with_seeds_like_a_mean() -> None:
-    one, four = powers((1e17, 1e18), 7, 0.004)[0], powers((1e17, 1e18), 7, 0.004, num_seeds=4)[0]
-    assert one.exponent_sd is not None
-    assert four.exponent_sd == pytest.approx(one.exponent_sd / 2, rel=0.08)
+def test_the_spread_shrinks_with_the_noise_and_with_seeds() -> None:
+    def sd(noise: float, num_seeds: int = 1) -> float:
+        return powers((1e17, 1e18), 7, noise, num_seeds=num_seeds)[0].exponent_sd or math.inf
+
+    assert sd(0.002) == pytest.approx(sd(0.004) / 2, rel=0.02)
+    # Not quite like a mean: the more is known, the freer is the slope of the curve, for less bias.
+    assert sd(0.002) < sd(0.004, num_seeds=4) < 1.2 * sd(0.002)
 
 
 def cell_of(log_x: Sequence[float]) -> Cell:
@@ -157,7 +160,7 @@ def test_a_report_is_deterministic_and_says_what_it_assumes() -> None:
     assert [entry.arch for entry in report.archs] == list(PAPER.study.archs)
     assert sum(entry.num_runs for entry in report.archs) == len(PAPER.runs)
     text = "\n".join(report.assumptions)
-    for word in ("estimate", "0.005", "2404.10102", "centre", "parabola", "multiplier"):
+    for word in ("estimate", "0.005", "2404.10102", "centre", "two_powers", "multiplier"):
         assert word in text
     assert "below 1e17" not in text
 
@@ -171,9 +174,10 @@ def test_more_runs_give_narrower_intervals_at_their_price() -> None:
     # A tenth of the budget's FLOPs were at 1e17, the new budget is at 1e19.
     assert 9 < budget.cost < 11
     assert planned.exponent_halfwidth is not None
-    for more in (seed, size, budget):
+    # The grid that a larger size widens is told more of the curve's slope, which has its price.
+    for more, at_most in ((seed, 0.85), (size, 0.97), (budget, 0.85)):
         assert more.exponent_halfwidth is not None
-        assert more.exponent_halfwidth < 0.85 * planned.exponent_halfwidth
+        assert more.exponent_halfwidth < at_most * planned.exponent_halfwidth
 
 
 def test_more_noise_gives_wider_intervals() -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from analysis.made_runs import parabola
 from isoflop.analysis.fit import Fits, fit_optima
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import select_points
 from isoflop.analysis.refine import Refinement, propose
 from isoflop.cli.refine import refine
@@ -61,7 +62,7 @@ def results(
 
 
 def fitted(rows: list[dict[str, Any]]) -> Fits:
-    return fit_optima(select_points(rows), methods=("parabola",), axes=("n_params",))
+    return fit_optima(select_points(rows), methods=(DEFAULT_METHOD,), axes=("n_params",))
 
 
 def at(plan: Plan, places: dict[str, float]) -> Callable[[PlannedRun], float]:

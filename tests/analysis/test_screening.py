@@ -177,7 +177,12 @@ def test_a_loss_of_nine_at_the_largest_size_is_an_outlier(everywhere: bool) -> N
     assert [e.reason for e in selection.excluded] == ["outlier"] * (4 if everywhere else 1)
     assert {e.loss for e in selection.excluded} == {9.0}
     assert all("loss 9 where the other sizes give" in str(e.detail) for e in selection.excluded)
-    fits = fit_optima(selection, FitOptions(n_boot=0), methods=("parabola",), axes=("n_params",))
+    fits = fit_optima(
+        selection,
+        FitOptions(n_boot=0, method="parabola"),
+        methods=("parabola",),
+        axes=("n_params",),
+    )
     assert all(optimum.status == "interior" for optimum in fits.optima)
 
 
@@ -216,7 +221,12 @@ def test_an_outlier_comes_back_in_the_check_of_the_selection() -> None:
     table = [*rows, copy]
     selection = select_points(table)
     assert selection.excluded_counts() == {"near_dup": 1, "outlier": 1}
-    fits = fit_optima(selection, FitOptions(n_boot=0), methods=("parabola",), axes=("n_params",))
+    fits = fit_optima(
+        selection,
+        FitOptions(n_boot=0, method="parabola"),
+        methods=("parabola",),
+        axes=("n_params",),
+    )
     (let_in,) = [f for f in selection_findings(table, fits) if f.quantity == "rows_let_in"]
     assert (let_in.value, let_in.baseline) == (1.0, 55.0)
 

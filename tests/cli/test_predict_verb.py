@@ -225,7 +225,7 @@ def test_a_ladder_that_ends_too_early_is_said_before_anything_is_written(folder:
         before,
         folder,
         lambda run: (
-            parabola(6e3 * (run.budget_flops / 1e10) ** 0.95, floor=_floor(run), bend=0.05)(
+            parabola(5e3 * (run.budget_flops / 1e10) ** 0.95, floor=_floor(run), bend=0.05)(
                 run.n_params
             )
             * (1 + random.Random(run.run_id).gauss(0, 1e-4))

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.made_scripts import script
 from isoflop.analysis.optima import OPTIMA
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import Calibration
@@ -79,8 +80,8 @@ def test_at_an_optimum_it_is_interpolated_between_sizes(
     assert found["sgatlin", BUDGET].at_optimum
 
 
-def test_only_interior_optima_of_the_parabola_count(tmp_path: Path) -> None:
-    made = {"arch": "mlp", "axis": "n_params", "method": "parabola", "status": "interior"}
+def test_only_interior_optima_of_the_default_method_count(tmp_path: Path) -> None:
+    made = {"arch": "mlp", "axis": "n_params", "method": DEFAULT_METHOD, "status": "interior"}
     rows = [
         OPTIMA.row(**made, budget_flops=1e10, x_opt=5e4),
         OPTIMA.row(**{**made, "status": "edge_low"}, budget_flops=2e10, x_opt=1.0),

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from isoflop.analysis.bootstrap import Draws, Requested, Resampling
 from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.parametric.fitting import ParametricFit
 from isoflop.analysis.parametric.forms import (
     ChinchillaLaw,
@@ -54,7 +55,7 @@ def fit_parametric(
     confidence: float = 0.95,
     optima: Iterable[Optimum] = (),
     draws: Draws | None = None,
-    method: str = "parabola",
+    method: str = DEFAULT_METHOD,
     constraints: Constraints = FREE,
 ) -> tuple[ParametricFit, ...]:
     """Fit every law to every arch, archs sorted.

@@ -8,6 +8,7 @@ import pytest
 from analysis.parametric.made_laws import BESIROGLU, studied
 from isoflop.analysis.bootstrap import draw_optima
 from isoflop.analysis.optima import Optimum, find_optima
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.parametric import FrontierLaw, fit_frontier, frontier_of
 from isoflop.analysis.points import GroupKey, Point, Selection
 
@@ -44,7 +45,7 @@ def _selection(points: Sequence[Point]) -> Selection:
 
 
 def _fit(optima, **options):
-    return fit_frontier(optima, arch="dense", method="parabola", **options)
+    return fit_frontier(optima, arch="dense", method=DEFAULT_METHOD, **options)
 
 
 @pytest.mark.parametrize("num", [3, 4, 5])
@@ -121,7 +122,7 @@ def test_scaled_budgets_and_losses_move_only_coefficients() -> None:
 def test_intervals_come_from_the_draws_of_the_optima() -> None:
     points = studied(budgets=BUDGETS, noise=0.001, num=9, factor=2.0, seed=1)
     selection = _selection(points)
-    draws = draw_optima(selection, axis="n_params", method="parabola", n_boot=200)
+    draws = draw_optima(selection, axis="n_params", method=DEFAULT_METHOD, n_boot=200)
     fit = _fit(find_optima(selection.groups), draws=draws)
     assert fit.bootstrap_kind == draws.kind
     assert fit.n_boot == 200
@@ -136,7 +137,7 @@ def test_intervals_come_from_the_draws_of_the_optima() -> None:
 
 def test_draws_without_an_optimum_fail_and_are_counted() -> None:
     selection = _selection(studied(budgets=BUDGETS, noise=0.001, num=9))
-    draws = draw_optima(selection, axis="n_params", method="parabola", n_boot=50)
+    draws = draw_optima(selection, axis="n_params", method=DEFAULT_METHOD, n_boot=50)
     draws.loss_opt["dense", 1e18][:7] = np.nan
     fit = _fit(find_optima(selection.groups), draws=draws)
     assert fit.n_failed("A") == 7
@@ -146,7 +147,7 @@ def test_draws_without_an_optimum_fail_and_are_counted() -> None:
 
 def test_three_optima_get_no_interval_even_with_draws() -> None:
     selection = _selection(studied(budgets=BUDGETS[:3], noise=0.001))
-    draws = draw_optima(selection, axis="n_params", method="parabola", n_boot=20)
+    draws = draw_optima(selection, axis="n_params", method=DEFAULT_METHOD, n_boot=20)
     fit = _fit(find_optima(selection.groups), draws=draws)
     assert fit.interval("alpha") is None
     assert fit.bootstrap_kind is None

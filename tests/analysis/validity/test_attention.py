@@ -28,7 +28,7 @@ BUDGETS = (1e17, 3e17, 1e18)
 def fitted(rows: list[dict[str, Any]], n_boot: int = 0, repeats: Repeats | None = None) -> Fits:
     fits = fit_optima(
         select_points(rows, repeats),
-        FitOptions(n_boot=n_boot, repeats=repeats),
+        FitOptions(n_boot=n_boot, repeats=repeats, method="parabola"),
         methods=("parabola",),
         axes=("n_params",),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from analysis.made_runs import parabola, row, spaced
 from isoflop.accounting import get_convention, stored_ledger
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS
 from isoflop.analysis.points import select_points
 from isoflop.analysis.validity import Finding, Validity, validity
 from isoflop.errors import UserError
@@ -41,6 +43,7 @@ def fitted(
     selected = select_points(rows, options.repeats, screened=options.screen)
     if all_methods:
         return fit_optima(selected, options)
+    options = replace(options, method="parabola")
     return fit_optima(selected, options, methods=("parabola",), axes=("n_params",))
 
 
@@ -138,16 +141,18 @@ def test_a_surface_fitted_below_predicts_the_next_budget() -> None:
 def test_methods_and_axes_stand_side_by_side_and_a_kept_ranking_is_ok() -> None:
     found = checked(TWO, n_boot=100, all_methods=True)
     rankings = found.of("method", "ranking")
-    assert len(rankings) == 3 * 4 * len(BUDGETS)
+    assert len(rankings) == 3 * len(METHODS) * len(BUDGETS)
     assert {f.status for f in rankings} == {"ok"}
     assert {f.detail for f in rankings} == {"new > swiglu"}
     exponents = [f for f in found.of("method", "exponent") if f.arch == "new"]
     assert {(f.axis, f.method) for f in exponents} == {
         (axis, method)
         for axis in ("n_params", "n_tokens", "n_active", "loss")
-        for method in ("parabola", "parabola_window", "akima", "parabola_robust")
+        for method in METHODS
     }
-    own = one(found.of("method"), arch="new", quantity="exponent", variant="n_params/parabola")
+    own = one(
+        found.of("method"), arch="new", quantity="exponent", variant=f"n_params/{DEFAULT_METHOD}"
+    )
     assert own.value == own.baseline
     assert own.status == "ok"
 
