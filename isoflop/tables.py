@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from _typeshed import DataclassInstance
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+_UNCHANGED_SINCE = 3
 VERSION_KEY = b"isoflop_schema_version"
 
 
@@ -35,6 +36,9 @@ class Schema:
 
     table: str
     columns: tuple[tuple[str, str], ...]
+    since: int = _UNCHANGED_SINCE
+    """The first schema version in which the table means what it does now; older files are
+    refused."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +62,7 @@ class Schema:
         return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
-def schema_of(table: str, row: type) -> Schema:
+def schema_of(table: str, row: type, *, since: int = _UNCHANGED_SINCE) -> Schema:
     """Return the schema of the table whose rows are instances of a dataclass.
 
     Its fields are the columns, in order, but for those with the metadata `NOT_A_COLUMN`. Types come
@@ -67,6 +71,7 @@ def schema_of(table: str, row: type) -> Schema:
     kinds = typing.get_type_hints(row)
     return Schema(
         table=table,
+        since=since,
         columns=tuple(
             (field.name, _kind(kinds[field.name]))
             for field in dataclasses.fields(row)
@@ -239,7 +244,7 @@ def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
         raise UserError(what, str(path), "an existing file", "make it again")
     table = open_parquet(path, what)
     version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
-    if version != str(SCHEMA_VERSION):
+    if version not in map(str, range(schema.since, SCHEMA_VERSION + 1)):
         raise UserError(
             what, str(path), f"schema version {SCHEMA_VERSION} (it is {version})", "make it again"
         )

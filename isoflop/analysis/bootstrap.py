@@ -239,7 +239,7 @@ def draw_optima(
     profiles = {key: profile_of(points, axis) for key, points in selection.groups.items()}
     profiles = {k: p for k, p in profiles.items() if p.num_sizes >= used.min_sizes}
     fitted = {key: used.smooth(p.log_x, p.loss) for key, p in profiles.items()}
-    scatter = {key: _scatter(profiles[key], used, *fitted[key]) for key in profiles}
+    scatter = {key: scatter_of(profiles[key], used) for key in profiles}
     noise = draw_noise(scatter, n_boot, seed)
     shapes = _standard_residuals(profiles, fitted, scatter)
     x_opt, loss_opt, edge = {}, {}, {}
@@ -271,12 +271,13 @@ def draw_optima(
     )
 
 
-def _scatter(profile: Profile, method: FitMethod, curve: Floats, used: Bools) -> Scatter:
-    """Return the mean squares of a profile.
+def scatter_of(profile: Profile, method: FitMethod) -> Scatter:
+    """Return the mean squares of ln loss in a profile, about a method's smooth curve.
 
     Only a profile with a minimum inside its grid tells of lack of fit: about one far off the grid
     the curve fits worst.
     """
+    curve, used = method.smooth(profile.log_x, profile.loss)
     repeats = noise_of_repeats(
         np.log(profile.loss).tolist(), [point.size_key for point in profile.points]
     )

@@ -19,7 +19,7 @@ from isoflop.analysis.compare.claims import (
     num_failed,
     strict_interval,
 )
-from isoflop.analysis.compare.differences import exponent, exponent_difference, pair_orders
+from isoflop.analysis.compare.differences import exponent, exponent_differences, pair_orders
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
 from isoflop.analysis.compare.one_size import paired_loss
 from isoflop.analysis.laws import LawAxis
@@ -37,8 +37,9 @@ class Case:
     place: str
     value: float | None
     bounds: Interval
+    """Of all comparisons of its table together."""
     strict: Interval
-    """The interval in which failed draws count against any claim: what decides."""
+    """The same with failed draws counted against any claim: what decides."""
     note: str
     """Empty, or why there is no interval or what to mind about it."""
 
@@ -57,7 +58,7 @@ def _cases(rule: Rule, fits: Fits) -> list[Case]:
     if rule.kind == "seed_ratio":
         return [_seed_case(rule, fits, budget) for budget in budgets]
     ratios = _loss_ratios(rule, fits)
-    return [ratios.get(budget, _missing(budget)) for budget in budgets]
+    return [ratios.get(budget, _missing(format_flops(budget))) for budget in budgets]
 
 
 def _at(rule: Rule, budgets: Sequence[float]) -> list[float]:
@@ -71,9 +72,9 @@ def _at(rule: Rule, budgets: Sequence[float]) -> list[float]:
     return list(budgets)
 
 
-def _missing(budget: float) -> Case:
+def _missing(place: str) -> Case:
     return Case(
-        place=format_flops(budget),
+        place=place,
         value=None,
         bounds=(None, None),
         strict=(None, None),
@@ -83,14 +84,14 @@ def _missing(budget: float) -> Case:
 
 def _multiplier_case(budget: float, row: Comparison | None) -> Case:
     if row is None:
-        return _missing(budget)
+        return _missing(format_flops(budget))
     note = "" if row.status == "estimate" else row.status.replace("_", " ")
     if row.extrapolated:
         note = _joined(note, "extrapolated")
     return Case(
         place=format_flops(budget),
         value=row.multiplier,
-        bounds=row.bounds,
+        bounds=(row.ci_lo_simultaneous, row.ci_hi_simultaneous),
         strict=row.strict,
         note=_with_failed(note, row.n_failed, row.n_boot),
     )
@@ -113,11 +114,14 @@ def _exponent_case(rule: Rule, fits: Fits) -> Case:
 
 def _difference_case(rule: Rule, fits: Fits) -> Case:
     assert rule.other is not None
-    found = exponent_difference(fits, rule.arch, rule.other, _law_axis(rule))
+    rows = exponent_differences(fits.under(reference=rule.other))
+    found = next((row for row in rows if (row.arch, row.axis) == (rule.arch, rule.along)), None)
+    if found is None:
+        return _missing(f"difference of the exponents of {rule.along}")
     return Case(
         place=f"difference of the exponents of {rule.along}",
         value=found.difference,
-        bounds=(found.ci_lo, found.ci_hi),
+        bounds=(found.ci_lo_simultaneous, found.ci_hi_simultaneous),
         strict=found.strict,
         note=_with_failed(
             "" if found.status == "estimate" else "fewer than two shared interior optima",
@@ -136,7 +140,7 @@ def _loss_ratios(rule: Rule, fits: Fits) -> dict[float, Case]:
         cases[pair.budget_flops] = Case(
             place=format_flops(pair.budget_flops),
             value=math.exp(sign * pair.log_ratio),
-            bounds=_exp((pair.ci_lo, pair.ci_hi), sign),
+            bounds=_exp(pair.strict, sign),
             strict=_exp(pair.strict, sign),
             note="",
         )
@@ -192,7 +196,7 @@ class Verdict:
     """The numbers that decided, or why nothing could be decided."""
 
 
-HYPOTHESES = schema_of("hypotheses", Verdict)
+HYPOTHESES = schema_of("hypotheses", Verdict, since=4)
 
 
 def judge(hypotheses: Iterable[Hypothesis], fits: Fits) -> tuple[Verdict, ...]:

@@ -158,7 +158,8 @@ def test_an_edge_of_the_reference_is_an_upper_bound() -> None:
     assert first.multiplier is not None
     assert first.multiplier > 1.2
     assert found[BUDGETS[1], "flops"].status == "estimate"
-    assert found[BUDGETS[1], "flops"].multiplier == pytest.approx(1.2)
+    # Two optima of the reference do not tell its floor, which an estimate takes from the prior.
+    assert found[BUDGETS[1], "flops"].multiplier == pytest.approx(1.2, rel=0.02)
     # Both arms at an edge bound nothing.
     own = by_place(compare_archs(fitted(rows)), "swiglu")
     assert own[BUDGETS[0], "flops"].status == "no_optimum"
@@ -176,7 +177,10 @@ def test_one_budget_tells_the_side(gain: float, status: str) -> None:
 def test_two_budgets_have_a_slope() -> None:
     rows = family("swiglu", budgets=BUDGETS[:2]) + family("new", gain=0.5, budgets=BUDGETS[:2])
     found = by_place(compare_archs(fitted(rows)), "new")
-    assert [found[b, "flops"].multiplier for b in BUDGETS[:2]] == pytest.approx([0.5, 0.5])
+    # They do not tell the floor, and the reference has none: beyond and between them it shows.
+    beyond, between = (found[b, "flops"].multiplier for b in BUDGETS[:2])
+    assert 0.5 < beyond < 0.53
+    assert 0.48 < between < 0.5
     assert [found[b, "flops"].extrapolated for b in BUDGETS[:2]] == [True, False]
 
 

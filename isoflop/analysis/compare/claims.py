@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,9 @@ from isoflop.arrays import Floats, percentiles
 Interval = tuple[float | None, float | None]
 
 Order = Literal["higher", "lower", "none"]
+
+# Widths of intervals without any noise.
+_LEAST = 1e-300
 
 
 def interval(values: Floats | None, confidence: float) -> Interval:
@@ -68,3 +72,75 @@ def claimed_note(num_claimed: int, num: int, what: str, confidence: float) -> st
     """Return how many of a table's comparisons are claimed, such as "3 of 16 multipliers ..."."""
     level = f"at {100 * (1 - confidence):.3g} % for all together"
     return f"{num_claimed} of {num} {what} claimed, {level}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointClaims:
+    """What several comparisons together let us claim."""
+
+    orders: tuple[Order, ...]
+    stretch: float
+    """How much longer than alone every interval is, about the median of its draws, so that all of
+    them hold at once; 1 with a single one."""
+
+
+def joint_claims(drawn: Sequence[Floats | None], confidence: float) -> JointClaims:
+    """Return which of several quantities lie on one side of 0, wrong in any with 1 − confidence.
+
+    The distance of each draw from its median is measured in single intervals; the quantile of the
+    largest over all quantities is the stretch of simultaneous intervals (balanced max statistic:
+    Beran 1988). Claims step down (Romano and Wolf 2005): the clearest is held against the largest
+    over all, the next against the largest over the others, and so on up to the first that fails.
+    A quantity without draws, or that fails in so many that a strict interval has no end, is none.
+    """
+    orders: list[Order] = ["none"] * len(drawn)
+    tested, distances, needed = [], [], []
+    for index, values in enumerate(drawn):
+        low, high = strict_interval(values, confidence)
+        if values is None or low is None or high is None or not np.isfinite([low, high]).all():
+            continue
+        middle = float(np.nanmedian(values))
+        below, above = max(middle - low, _LEAST), max(high - middle, _LEAST)
+        far = np.where(values >= middle, (values - middle) / above, (middle - values) / below)
+        tested.append(index)
+        distances.append(np.where(np.isfinite(values), far, np.inf))
+        needed.append(middle / below if middle > 0 else -middle / above)
+    if not tested:
+        return JointClaims(orders=tuple(orders), stretch=1.0)
+    clearest = np.argsort(needed)[::-1]
+    # The largest over each comparison and all that are less clear.
+    ranked = np.stack([distances[i] for i in clearest[::-1]])
+    largest = np.maximum.accumulate(ranked)[::-1]
+    bounds = np.quantile(largest, confidence, axis=1, method="higher")
+    for index, bound in zip(clearest, bounds, strict=True):
+        if not needed[index] > bound:
+            break
+        values = drawn[tested[index]]
+        assert values is not None
+        orders[tested[index]] = "higher" if np.nanmedian(values) > 0 else "lower"
+    return JointClaims(orders=tuple(orders), stretch=max(1.0, float(bounds[0])))
+
+
+def stretched(values: Floats | None, single: Interval, claims: JointClaims) -> Interval:
+    """Return an interval about the median of its draws that holds together with the others."""
+    low, high = single
+    if values is None or low is None or high is None:
+        return None, None
+    middle = float(np.nanmedian(values))
+    return middle - claims.stretch * (middle - low), middle + claims.stretch * (high - middle)
+
+
+def agreeing(bounds: Interval, order_claimed: Order) -> Interval:
+    """Return a simultaneous interval about 0 cut so that it says what is claimed.
+
+    A claim of a later step may be clear of 0 by less than the stretch of all: its interval then
+    ends at 0 (Strassburger and Bretz 2008). Without a claim the interval holds 0.
+    """
+    low, high = bounds
+    if low is None or high is None:
+        return bounds
+    if order_claimed == "higher":
+        return max(low, 0.0), max(high, 0.0)
+    if order_claimed == "lower":
+        return min(low, 0.0), min(high, 0.0)
+    return min(low, 0.0), max(high, 0.0)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from isoflop.analysis.compare.claims import (
     Interval,
+    JointClaims,
     Order,
+    agreeing,
     interval,
+    joint_claims,
     num_failed,
-    order,
+    stretched,
     strict_interval,
 )
 from isoflop.analysis.laws import (
@@ -60,11 +63,15 @@ class ExponentDifference:
     method: Method
     difference: float | None
     ci_lo: float | None
+    """Of this difference alone."""
     ci_hi: float | None
+    ci_lo_simultaneous: float | None
+    """Of all differences of the table together."""
+    ci_hi_simultaneous: float | None
     order_claimed: Order
-    """Whether the whole strict interval lies above 0 (`higher`) or below it (`lower`)."""
+    """Whether it lies above 0 (`higher`) or below it (`lower`), all of the table taken together."""
     strict: Interval = field(metadata=NOT_A_COLUMN)
-    """The interval with every failed draw counted against a claim."""
+    """The simultaneous interval with every failed draw counted against a claim."""
     confidence: float
     bootstrap_kind: str | None
     n_boot: int | None
@@ -73,7 +80,7 @@ class ExponentDifference:
     """`too_few`: fewer than two budgets at which both have an interior optimum."""
 
 
-EXPONENTS = schema_of("exponents", ExponentDifference)
+EXPONENTS = schema_of("exponents", ExponentDifference, since=4)
 
 
 def exponent(
@@ -105,16 +112,36 @@ def exponent_differences(
         UserError: the reference is not in the table.
     """
     reference = fits.reference
-    return tuple(
-        exponent_difference(fits, arch, reference, axis)
+    found = [
+        _difference(fits, arch, reference, axis)
         for arch in fits.archs
         if reference is not None and arch != reference
         for axis in axes
+    ]
+    claims = joint_claims([drawn for _, drawn in found], fits.options.confidence)
+    return tuple(
+        _claimed(row, drawn, claimed, claims)
+        for (row, drawn), claimed in zip(found, claims.orders, strict=True)
     )
 
 
-def exponent_difference(fits: Fits, arch: str, reference: str, axis: LawAxis) -> ExponentDifference:
-    """Return the exponent of ``arch`` minus that of ``reference``."""
+def _claimed(
+    row: ExponentDifference, drawn: Floats | None, claimed: Order, claims: JointClaims
+) -> ExponentDifference:
+    together = agreeing(stretched(drawn, (row.ci_lo, row.ci_hi), claims), claimed)
+    return replace(
+        row,
+        ci_lo_simultaneous=together[0],
+        ci_hi_simultaneous=together[1],
+        order_claimed=claimed,
+        strict=agreeing(stretched(drawn, row.strict, claims), claimed),
+    )
+
+
+def _difference(
+    fits: Fits, arch: str, reference: str, axis: LawAxis
+) -> tuple[ExponentDifference, Floats | None]:
+    """Return the exponent of ``arch`` minus that of ``reference``, alone, and its draws."""
     shared = {o.budget_flops for o in _interior(fits, arch, axis)}
     shared &= {o.budget_flops for o in _interior(fits, reference, axis)}
     one = exponent(fits, arch, axis, shared)
@@ -122,10 +149,10 @@ def exponent_difference(fits: Fits, arch: str, reference: str, axis: LawAxis) ->
     known = one.value is not None and other.value is not None
     drawn = _drawn_difference(fits, arch, reference, axis, shared)
     confidence = fits.options.confidence
-    bounds: Interval = interval(drawn, confidence)
+    bounds = interval(drawn, confidence)
     strict = strict_interval(drawn, confidence)
     draws = fits.draws_of(law_source(axis))
-    return ExponentDifference(
+    row = ExponentDifference(
         arch=arch,
         reference=reference,
         axis=axis,
@@ -133,7 +160,9 @@ def exponent_difference(fits: Fits, arch: str, reference: str, axis: LawAxis) ->
         difference=one.value - other.value if known else None,  # type: ignore[operator]
         ci_lo=bounds[0],
         ci_hi=bounds[1],
-        order_claimed=order(strict, 0.0),
+        ci_lo_simultaneous=None,
+        ci_hi_simultaneous=None,
+        order_claimed="none",
         strict=strict,
         confidence=confidence,
         bootstrap_kind=None if drawn is None or draws is None else draws.kind,
@@ -141,6 +170,7 @@ def exponent_difference(fits: Fits, arch: str, reference: str, axis: LawAxis) ->
         n_failed=num_failed(drawn),
         status="estimate" if known else "too_few",
     )
+    return row, drawn
 
 
 def _drawn_difference(
@@ -173,42 +203,52 @@ class PairOrder:
     log_ratio: float
     """ln(loss of better) − ln(loss of worse), at most 0."""
     ci_lo: float | None
+    """Of this pair alone."""
     ci_hi: float | None
     strict: Interval
-    """The interval with every failed draw counted against a claim."""
+    """Of all pairs at all budgets together, every failed draw counted against a claim."""
     claimed: bool
-    """Whether the strict interval lies below 0."""
+    """Whether the ratio lies below 1, all pairs at all budgets taken together."""
 
 
 def pair_orders(fits: Fits) -> tuple[PairOrder, ...]:
     """Return every pair with two interior optima at a budget, by budget and label."""
-    draws, confidence = fits.draws_of(), fits.options.confidence
+    confidence = fits.options.confidence
     points = [o for o in fits.optima_by_group().values() if _log_loss(o) is not None]
+    pairs = [
+        sorted(pair, key=lambda o: (_log_loss(o) or 0.0, o.arch))
+        for pair in itertools.combinations(points, 2)
+        if pair[0].budget_flops == pair[1].budget_flops
+    ]
+    ratios = [_drawn_ratio(fits, better, worse) for better, worse in pairs]
+    claims = joint_claims(ratios, confidence)
     found = []
-    for one, other in itertools.combinations(points, 2):
-        if one.budget_flops != other.budget_flops:
-            continue
-        better, worse = sorted((one, other), key=lambda o: (_log_loss(o) or 0.0, o.arch))
-        keys = [(o.arch, o.budget_flops) for o in (better, worse)]
-        drawn = None
-        if draws is not None and all(key in draws.loss_opt for key in keys):
-            with np.errstate(invalid="ignore", divide="ignore"):
-                drawn = np.log(draws.loss_opt[keys[0]]) - np.log(draws.loss_opt[keys[1]])
-        bounds: Interval = interval(drawn, confidence)
-        strict = strict_interval(drawn, confidence)
+    for (better, worse), drawn, claimed in zip(pairs, ratios, claims.orders, strict=True):
+        bounds = interval(drawn, confidence)
+        strict = stretched(drawn, strict_interval(drawn, confidence), claims)
         found.append(
             PairOrder(
-                budget_flops=one.budget_flops,
+                budget_flops=better.budget_flops,
                 better=better.arch,
                 worse=worse.arch,
                 log_ratio=(_log_loss(better) or 0.0) - (_log_loss(worse) or 0.0),
                 ci_lo=bounds[0],
                 ci_hi=bounds[1],
-                strict=strict,
-                claimed=order(strict, 0.0) == "lower",
+                strict=agreeing(strict, claimed),
+                claimed=claimed == "lower",
             )
         )
     return tuple(sorted(found, key=lambda p: (p.budget_flops, sorted((p.better, p.worse)))))
+
+
+def _drawn_ratio(fits: Fits, better: Optimum, worse: Optimum) -> Floats | None:
+    """Return ln of the ratio of two optimal losses in every draw; None without draws of both."""
+    draws = fits.draws_of()
+    keys = [(o.arch, o.budget_flops) for o in (better, worse)]
+    if draws is None or not all(key in draws.loss_opt for key in keys):
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.log(draws.loss_opt[keys[0]]) - np.log(draws.loss_opt[keys[1]]))
 
 
 def _log_loss(optimum: Optimum) -> float | None:

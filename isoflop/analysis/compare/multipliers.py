@@ -4,8 +4,14 @@ m = R_ref(L*) / R: the resource that the reference's frontier needs for the loss
 reaches at its own optimum of a budget, over what the family's optimum takes. Above 1 the family is
 better. Along FLOPs it is the compute-efficiency gain (effective speed-up) of the literature.
 
-Each arm is taken at its own optimum. Draws are paired, so the interval is that of the ratio. An
-optimum at the edge of its grid is a bound on the loss, and gives a bound on m or nothing.
+Each arm is taken at its own optimum. Draw i of one belongs with draw i of the other, so the
+interval is that of the ratio. An optimum at the edge of its grid is a bound on the loss, and gives
+a bound on m or nothing.
+
+An order is claimed from losses at equal resource alone: the family's against the reference's
+frontier at what the family takes, where the reference was measured. m itself may lie beyond, and
+then rests on the form of the frontier; which side of 1 it is on does not. Orders along one resource
+are claimed together (claims.py): wrong in any of them with 1 − confidence.
 """
 
 from __future__ import annotations
@@ -17,22 +23,29 @@ from typing import Literal
 
 import numpy as np
 
+from isoflop.analysis.bootstrap import scatter_of
 from isoflop.analysis.compare.claims import (
     Interval,
+    JointClaims,
     Order,
+    agreeing,
     interval,
+    joint_claims,
     num_failed,
-    order,
+    stretched,
     strict_interval,
 )
-from isoflop.analysis.compare.frontier_curve import FrontierCurve, Inverse
+from isoflop.analysis.compare.frontier_curve import FrontierCurve, Inverse, draw_floors
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import Method
+from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, Axis, profile_of
 from isoflop.analysis.resources import RESOURCES, resource_at
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
 from isoflop.tables import NOT_A_COLUMN, schema_of
+
+# Relative; where nothing tells of the noise of the losses.
+_UNKNOWN_ERROR = 0.002
 
 CompareStatus = Literal[
     "estimate",
@@ -42,6 +55,7 @@ CompareStatus = Literal[
     "no_reference",
     "no_overlap",
     "not_monotone",
+    "too_far",
     "no_data",
 ]
 
@@ -56,8 +70,14 @@ MEANINGS: Mapping[CompareStatus, str] = {
     "no_overlap": "the loss lies outside the reference's frontier, which has too few optima for a "
     "slope",
     "not_monotone": "the reference's loss does not fall with this resource from budget to budget",
+    "too_far": "the loss lies farther beyond the reference's frontier than it can be followed: by "
+    "more than 100 times the resource, or below what it reaches at all",
     "no_data": "the table lacks this resource",
 }
+
+SLACK = math.log(1.05)
+"""How far beyond the reference's optima, in ln of the resource, losses still count as measured at
+equal resource: budgets of the same name are spent to within a few percent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +91,11 @@ class Comparison:
     multiplier: float | None
     """None where the status says that there is neither an estimate nor a bound."""
     ci_lo: float | None
-    """Of an estimate; a bound carries no interval of its own."""
+    """Of an estimate, alone; a bound carries no interval of its own."""
     ci_hi: float | None
+    ci_lo_simultaneous: float | None
+    """Of all estimates along this resource together."""
+    ci_hi_simultaneous: float | None
     local_slope: float | None
     """d loss / d ln resource of the reference there, in the unit of the loss: an error of the loss
     divided by it is the relative error of the multiplier."""
@@ -80,13 +103,14 @@ class Comparison:
     """Whether the loss lies beyond the reference's measured optima."""
     status: CompareStatus
     order_claimed: Order
-    """Whether the whole strict interval lies above 1 (`higher`) or below it (`lower`)."""
+    """Whether the loss is below that of the reference's frontier at equal resource (`higher`) or
+    above it (`lower`), all comparisons along this resource taken together."""
     strict: Interval = field(metadata=NOT_A_COLUMN)
-    """The interval with every failed draw counted against a claim."""
+    """The simultaneous interval with every failed draw counted against a claim."""
     axis: Axis
     method: Method
-    frontier: str = "log_log"
-    """ln loss linear in ln resource between neighbouring optima."""
+    frontier: str = "floored"
+    """ln (loss − floor) linear in ln resource between neighbouring optima, the floor drawn."""
     confidence: float
     bootstrap_kind: str | None
     n_boot: int | None
@@ -104,7 +128,7 @@ class Comparison:
         return MEANINGS[self.status]
 
 
-COMPARE = schema_of("compare", Comparison)
+COMPARE = schema_of("compare", Comparison, since=4)
 
 
 def compare_archs(fits: Fits, resources: Sequence[str] | None = None) -> tuple[Comparison, ...]:
@@ -125,20 +149,50 @@ def compare_archs(fits: Fits, resources: Sequence[str] | None = None) -> tuple[C
         return ()
     if resources is None:
         resources = sorted(RESOURCES, key=lambda name: (*AXES, name).index(name))
-    frontiers = [_frontier(fits, reference, resource) for resource in resources]
-    return tuple(
-        _compare(fits, optimum, frontier)
-        for optimum in fits.optima_by_group().values()
-        for frontier in frontiers
-    )
+    rows: list[Comparison] = []
+    for resource in resources:
+        rows += _compare_along(fits, _frontier(fits, reference, resource))
+    place = {resource: index for index, resource in enumerate(resources)}
+    order_of = {key: index for index, key in enumerate(fits.optima_by_group())}
+    rows.sort(key=lambda row: (order_of[row.arch, row.budget_flops], place[row.resource]))
+    return tuple(rows)
 
 
-def _compare(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Comparison:
+def _compare_along(fits: Fits, frontier: _Frontier) -> list[Comparison]:
+    """Return the comparisons along one resource, claimed together."""
+    found = [(o, _multiplier(fits, o, frontier)) for o in fits.optima_by_group().values()]
+    multipliers = [
+        _drawn_multipliers(fits, o, frontier) if one.status == "estimate" else None
+        for o, one in found
+    ]
+    gaps = [
+        _drawn_gaps(fits, o, frontier)
+        if one.status in ("estimate", "too_far") and o.arch != frontier.arch
+        else None
+        for o, one in found
+    ]
+    claims = joint_claims(gaps, fits.options.confidence)
+    return [
+        _comparison(fits, optimum, frontier, one, drawn, claimed, claims)
+        for (optimum, one), drawn, claimed in zip(found, multipliers, claims.orders, strict=True)
+    ]
+
+
+def _comparison(
+    fits: Fits,
+    optimum: Optimum,
+    frontier: _Frontier,
+    found: _Found,
+    drawn: Floats | None,
+    claimed: Order,
+    claims: JointClaims,
+) -> Comparison:
+    """Return a row; ``drawn`` is ln of the multiplier in every draw."""
     options = fits.options
-    found = _multiplier(fits, optimum, frontier)
-    drawn = _drawn_multipliers(fits, optimum, frontier) if found.status == "estimate" else None
-    bounds: Interval = interval(drawn, options.confidence)
-    strict = strict_interval(drawn, options.confidence)
+    single = interval(drawn, options.confidence)
+    strict = agreeing(stretched(drawn, strict_interval(drawn, options.confidence), claims), claimed)
+    together = agreeing(stretched(drawn, single, claims), claimed)
+    (low, high), (low_all, high_all) = _exp_both(single), _exp_both(together)
     draws = fits.draws_of()
     return Comparison(
         arch=optimum.arch,
@@ -146,13 +200,15 @@ def _compare(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Comparison:
         budget_flops=optimum.budget_flops,
         resource=frontier.resource,
         multiplier=found.multiplier,
-        ci_lo=bounds[0],
-        ci_hi=bounds[1],
+        ci_lo=low,
+        ci_hi=high,
+        ci_lo_simultaneous=low_all,
+        ci_hi_simultaneous=high_all,
         local_slope=found.local_slope,
         extrapolated=found.extrapolated,
         status=found.status,
-        order_claimed=order(strict, 1.0),
-        strict=strict,
+        order_claimed=claimed,
+        strict=_exp_both(strict),
         axis=options.axis,
         method=options.method,
         confidence=options.confidence,
@@ -160,6 +216,14 @@ def _compare(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Comparison:
         n_boot=None if drawn is None else len(drawn),
         n_failed=num_failed(drawn),
     )
+
+
+def _exp_both(log_bounds: Interval) -> Interval:
+    low, high = log_bounds
+    if low is None or high is None:
+        return None, None
+    with np.errstate(over="ignore"):
+        return float(np.exp(low)), float(np.exp(high))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +252,8 @@ def _multiplier(fits: Fits, optimum: Optimum, frontier: _Frontier) -> _Found:
     inverse, touched = frontier.invert(log_loss)
     if not np.isfinite(inverse.log_r[0]):
         return _Found(status="no_overlap")
+    if inverse.too_far[0]:
+        return _Found(status="too_far", extrapolated=True)
     if touched and (optimum.is_bound or any(node.grows_beyond for node in touched)):
         return _Found(status="no_optimum")
     status: CompareStatus = "upper_bound" if touched else "estimate"
@@ -199,17 +265,39 @@ def _multiplier(fits: Fits, optimum: Optimum, frontier: _Frontier) -> _Found:
     )
 
 
-def _drawn_multipliers(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Floats | None:
-    """Return the multiplier in every draw; None without draws of either arm."""
+def _drawn_arm(fits: Fits, optimum: Optimum, resource: str) -> tuple[Floats, Floats] | None:
+    """Return ln loss and ln resource of an optimum in every draw; None without draws of it."""
     key, draws = (optimum.arch, optimum.budget_flops), fits.draws_of()
-    if draws is None or frontier.drawn is None or key not in draws.loss_opt:
+    if draws is None or key not in draws.loss_opt:
         return None
-    own = draws.resource.get(frontier.resource, {}).get(key)
+    own = draws.resource.get(resource, {}).get(key)
     if own is None:
         return None
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        log_loss = np.log(draws.loss_opt[key])
-        return np.asarray(np.exp(frontier.drawn.invert(log_loss).log_r - np.log(own)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.log(draws.loss_opt[key]), np.log(own)
+
+
+def _drawn_multipliers(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Floats | None:
+    """Return ln of the multiplier in every draw; None without draws of either arm."""
+    arm = _drawn_arm(fits, optimum, frontier.resource)
+    if arm is None or frontier.drawn is None:
+        return None
+    log_loss, log_r = arm
+    with np.errstate(invalid="ignore"):
+        return np.asarray(frontier.drawn.invert(log_loss).log_r - log_r)
+
+
+def _drawn_gaps(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Floats | None:
+    """Return by how much, in ln, the loss is below the reference's at equal resource, per draw.
+
+    NaN where the reference was not measured there, nor within ``SLACK`` of it.
+    """
+    arm = _drawn_arm(fits, optimum, frontier.resource)
+    if arm is None or frontier.drawn is None:
+        return None
+    log_loss, log_r = arm
+    with np.errstate(invalid="ignore"):
+        return np.asarray(frontier.drawn.at(log_r, SLACK) - log_loss)
 
 
 def _against_single(log_loss: float, log_r: float, node: _Node, *, is_bound: bool) -> _Found:
@@ -277,13 +365,15 @@ def _frontier(fits: Fits, arch: str, resource: str) -> _Frontier:
     optima = [o for o in fits.optima_of(arch) if o.loss_opt is not None and o.loss_opt > 0]
     nodes = [node for optimum in optima if (node := _node(fits, optimum, resource))]
     interior = [node for node in nodes if not node.is_edge]
+    error = _loss_error(fits, arch)
+    share = _floor_share(interior, error)
     return _Frontier(
         arch=arch,
         resource=resource,
         nodes=tuple(nodes),
-        curve=_curve(nodes),
-        interior=_curve(interior),
-        drawn=_drawn_curve(fits, arch, resource, interior),
+        curve=_curve(nodes, share),
+        interior=_curve(interior, share),
+        drawn=_drawn_curve(fits, arch, resource, interior, error),
         lacks_data=bool(optima) and not nodes,
     )
 
@@ -302,15 +392,46 @@ def _node(fits: Fits, optimum: Optimum, resource: str) -> _Node | None:
     )
 
 
-def _curve(nodes: Sequence[_Node]) -> FrontierCurve:
+def _loss_error(fits: Fits, arch: str) -> float:
+    """Return the standard error of ln loss at an optimum of an arch, of all its budgets together.
+
+    From the scatter about the curves alone, so that an estimate does not depend on the draws.
+    Nine quarters of the variance of a mean: what the height of a parabola has at its middle.
+    """
+    squares, dof, per_run = 0.0, 0.0, []
+    method = METHODS[fits.options.method]
+    for optimum in fits.optima_of(arch):
+        if optimum.is_point:
+            profile = profile_of(fits.groups[arch, optimum.budget_flops], fits.options.axis)
+            lack = scatter_of(profile, method).lack_of_fit
+            squares, dof = squares + lack.value * lack.dof, dof + lack.dof
+            per_run.append(2.25 / len(profile.points))
+    if not dof:
+        return _UNKNOWN_ERROR
+    return math.sqrt(squares / dof * float(np.mean(per_run)))
+
+
+def _floor_share(nodes: Sequence[_Node], error: float) -> float:
+    """Return the floor of the estimated frontier as a share of its lowest loss."""
+    if not nodes:
+        return 0.0
+    log_loss = np.array([[node.log_loss for node in nodes]])
+    log_r = np.array([[node.log_r for node in nodes]])
+    floor = draw_floors(log_r, log_loss, np.full(len(nodes), error))
+    return float(floor[0] / np.exp(log_loss.min()))
+
+
+def _curve(nodes: Sequence[_Node], share: float) -> FrontierCurve:
+    log_loss = np.array([[node.log_loss for node in nodes]])
     return FrontierCurve(
         log_r=np.array([[node.log_r for node in nodes]]),
-        log_loss=np.array([[node.log_loss for node in nodes]]),
+        log_loss=log_loss,
+        floor=share * np.exp(log_loss.min(axis=1)) if nodes else None,
     )
 
 
 def _drawn_curve(
-    fits: Fits, arch: str, resource: str, nodes: Sequence[_Node]
+    fits: Fits, arch: str, resource: str, nodes: Sequence[_Node], error: float
 ) -> FrontierCurve | None:
     draws = fits.draws_of()
     if draws is None or not nodes:
@@ -319,11 +440,15 @@ def _drawn_curve(
     by_group = draws.resource.get(resource, {})
     if not all(key in by_group and key in draws.loss_opt for key in keys):
         return None
-    with np.errstate(invalid="ignore"):
-        return FrontierCurve(
-            log_r=np.log(np.stack([by_group[key] for key in keys], axis=1)),
-            log_loss=np.log(np.stack([draws.loss_opt[key] for key in keys], axis=1)),
-        )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log_r = np.log(np.stack([by_group[key] for key in keys], axis=1))
+        log_loss = np.log(np.stack([draws.loss_opt[key] for key in keys], axis=1))
+    errors = np.full(len(keys), error)
+    return FrontierCurve(
+        log_r=log_r,
+        log_loss=log_loss,
+        floor=draw_floors(log_r, log_loss, errors, seed=draws.seed),
+    )
 
 
 def _log_resource(fits: Fits, optimum: Optimum, resource: str) -> float | None:
