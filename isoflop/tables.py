@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from _typeshed import DataclassInstance
 
-SCHEMA_VERSION = 4
-_UNCHANGED_SINCE = 3
+FIRST_VERSION = 3
 VERSION_KEY = b"isoflop_schema_version"
 
 
@@ -36,9 +35,8 @@ class Schema:
 
     table: str
     columns: tuple[tuple[str, str], ...]
-    since: int = _UNCHANGED_SINCE
-    """The first schema version in which the table means what it does now; older files are
-    refused."""
+    version: int = FIRST_VERSION
+    """The schema version since which the table means what it does now."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,10 +57,10 @@ class Schema:
             (name, kinds[kind] if kind in kinds else pa.type_for_alias(kind))
             for name, kind in self.columns
         ]
-        return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
+        return pa.schema(fields, metadata={VERSION_KEY: str(self.version).encode()})
 
 
-def schema_of(table: str, row: type, *, since: int = _UNCHANGED_SINCE) -> Schema:
+def schema_of(table: str, row: type, *, version: int = FIRST_VERSION) -> Schema:
     """Return the schema of the table whose rows are instances of a dataclass.
 
     Its fields are the columns, in order, but for those with the metadata `NOT_A_COLUMN`. Types come
@@ -71,7 +69,7 @@ def schema_of(table: str, row: type, *, since: int = _UNCHANGED_SINCE) -> Schema
     kinds = typing.get_type_hints(row)
     return Schema(
         table=table,
-        since=since,
+        version=version,
         columns=tuple(
             (field.name, _kind(kinds[field.name]))
             for field in dataclasses.fields(row)
@@ -244,9 +242,9 @@ def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
         raise UserError(what, str(path), "an existing file", "make it again")
     table = open_parquet(path, what)
     version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
-    if version not in map(str, range(schema.since, SCHEMA_VERSION + 1)):
+    if version != str(schema.version):
         raise UserError(
-            what, str(path), f"schema version {SCHEMA_VERSION} (it is {version})", "make it again"
+            what, str(path), f"schema version {schema.version} (it is {version})", "make it again"
         )
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:

@@ -196,7 +196,7 @@ class Verdict:
     """The numbers that decided, or why nothing could be decided."""
 
 
-HYPOTHESES = schema_of("hypotheses", Verdict, since=4)
+HYPOTHESES = schema_of("hypotheses", Verdict, version=4)
 
 
 def judge(hypotheses: Iterable[Hypothesis], fits: Fits) -> tuple[Verdict, ...]:

@@ -73,7 +73,7 @@ class LawRow:
 MIN_OPTIMA = 2
 """Optima that a law needs, in the estimate and in a draw."""
 
-FITS = schema_of("fits", LawRow, since=4)
+FITS = schema_of("fits", LawRow, version=4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

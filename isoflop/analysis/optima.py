@@ -97,7 +97,7 @@ class Optimum:
         return self.status in ("edge_low", "edge_high")
 
 
-OPTIMA = schema_of("optima", Optimum, since=4)
+OPTIMA = schema_of("optima", Optimum, version=4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,7 +80,7 @@ class ExponentDifference:
     """`too_few`: fewer than two budgets at which both have an interior optimum."""
 
 
-EXPONENTS = schema_of("exponents", ExponentDifference, since=4)
+EXPONENTS = schema_of("exponents", ExponentDifference, version=4)
 
 
 def exponent(

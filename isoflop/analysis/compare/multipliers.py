@@ -128,7 +128,7 @@ class Comparison:
         return MEANINGS[self.status]
 
 
-COMPARE = schema_of("compare", Comparison, since=4)
+COMPARE = schema_of("compare", Comparison, version=4)
 
 
 def compare_archs(fits: Fits, resources: Sequence[str] | None = None) -> tuple[Comparison, ...]:

@@ -66,7 +66,7 @@ class SeedMeanRow(SeedMean):
     note: str | None = None
 
 
-SEED_MEANS = schema_of("seed_means", SeedMeanRow)
+SEED_MEANS = schema_of("seed_means", SeedMeanRow, version=4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

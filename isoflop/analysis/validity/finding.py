@@ -54,7 +54,7 @@ class Finding:
     detail: str | None = None
 
 
-VALIDITY = schema_of("validity", Finding, since=4)
+VALIDITY = schema_of("validity", Finding, version=4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
