@@ -17,6 +17,8 @@ from isoflop.analysis.points import AXES
 from isoflop.analysis.screening import Repeats
 from isoflop.errors import UserError
 
+_Option = Callable[[Callable[..., None]], Callable[..., None]]
+
 
 def _irreducible_loss(
     _context: click.Context, _option: click.Parameter, text: str | None
@@ -45,6 +47,25 @@ def given_parameters(option: str, text: str, names: Sequence[str]) -> dict[str, 
     return values
 
 
+REFERENCE = click.option(
+    "--reference",
+    metavar="ARCH",
+    help="What the others are compared with.  [default: swiglu, else mlp, else the first]",
+)
+SCREENING = (
+    click.option(
+        "--repeats",
+        type=click.Choice(get_args(Repeats)),
+        help="Runs of one size and budget that no seed tells apart: their mean counts (seeds), or "
+        "the lowest loss (best).  [default: none of them counts]",
+    ),
+    click.option(
+        "--screen/--no-screen",
+        default=True,
+        show_default=True,
+        help="Leave out losses far from the curve of the other sizes, and runs off their budget.",
+    ),
+)
 FIT_OPTIONS = (
     click.option(
         "--method",
@@ -67,11 +88,7 @@ FIT_OPTIONS = (
         show_default=True,
         help="C of laws: FLOPs achieved where all runs tell them, else nominal; tables have both.",
     ),
-    click.option(
-        "--reference",
-        metavar="ARCH",
-        help="What the others are compared with.  [default: swiglu, else mlp, else the first]",
-    ),
+    REFERENCE,
     click.option(
         "--bootstrap",
         type=click.Choice(get_args(Requested)),
@@ -101,23 +118,21 @@ FIT_OPTIONS = (
         show_default=True,
         help="Residuals of ln L beyond it weigh linearly in the surface.",
     ),
-    click.option(
-        "--repeats",
-        type=click.Choice(get_args(Repeats)),
-        help="Runs of one size and budget that no seed tells apart: their mean counts (seeds), or "
-        "the lowest loss (best).  [default: none of them counts]",
-    ),
-    click.option(
-        "--screen/--no-screen",
-        default=True,
-        show_default=True,
-        help="Leave out losses far from the curve of the other sizes, and runs off their budget.",
-    ),
+    *SCREENING,
 )
 
 
 def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how to fit; their names are those of FitOptions."""
-    for option in reversed(FIT_OPTIONS):
+    return _with(FIT_OPTIONS, command)
+
+
+def screening_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which runs enter; their names are those of FitOptions."""
+    return _with(SCREENING, command)
+
+
+def _with(options: Sequence[_Option], command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(options):
         command = option(command)
     return command

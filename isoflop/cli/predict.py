@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isoflop.cli.fit_options import REFERENCE, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, print_damaged, print_lines
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
-    from isoflop.analysis.predict import Prediction
+    from isoflop.analysis.predict import Prediction, Status
     from isoflop.analysis.result import Fits
     from isoflop.plan.planner import Plan
 
@@ -30,11 +31,7 @@ _TEXT = ("arch", "of", "by")
 @click.option(
     "--arch", "archs", multiple=True, metavar="ARCH", help="Only this family; may repeat."
 )
-@click.option(
-    "--reference",
-    metavar="ARCH",
-    help="What multipliers are over.  [default: swiglu, else mlp, else the first]",
-)
+@REFERENCE
 @click.option(
     "--plan",
     "is_planned",
@@ -42,13 +39,14 @@ _TEXT = ("arch", "of", "by")
     help="Plan that budget's runs about N*, and register the prediction.",
 )
 @click.option("--out", type=OUT_FOLDER, help="Write the table as predictions.parquet there.")
+@screening_options
 def predict(
     source: Path,
     budget: str,
     archs: tuple[str, ...],
-    reference: str | None,
     is_planned: bool,
     out: Path | None,
+    **chosen: Any,
 ) -> None:
     """Predict what a study at a larger budget would measure, with prediction intervals.
 
@@ -77,8 +75,9 @@ def predict(
         from isoflop.analysis.registered import check_open
 
         check_open(source, budget_flops, rows)
-    options = FitOptions(reference=reference)
-    fits = fit_optima(select_points(rows), options, methods=(options.method,), axes=SIZE_AXES)
+    options = FitOptions(**chosen)
+    selection = select_points(rows, options.repeats, screened=options.screen)
+    fits = fit_optima(selection, options, methods=(options.method,), axes=SIZE_AXES)
     predictions = predicted(fits, budget_flops, archs)
     # Before anything is printed or written: a plan that cannot grow is refused as a whole.
     grown = _grown(plan, budget_flops, predictions) if plan is not None and is_planned else None
@@ -158,7 +157,7 @@ def _write_table(predictions: Sequence[Prediction], out: Path) -> None:
 
 def _show(fits: Fits, predictions: Sequence[Prediction]) -> None:
     """Print the predictions, what the intervals are of, and why there is none of a quantity."""
-    from isoflop.analysis.predict import MEANINGS
+    from isoflop.analysis.result import excluded_note
 
     out = console()
     rows = [_cells(row) for row in predictions if row.quantity != "learning_rate"]
@@ -177,12 +176,28 @@ def _show(fits: Fits, predictions: Sequence[Prediction]) -> None:
             f"Multiplier: compute that {fits.reference} needs for the family's loss, over the "
             "budget. No order is claimed beyond the data."
         )
-    for status in dict.fromkeys(row.status for row in predictions if not row.is_predicted):
-        of = [row for row in predictions if row.status == status]
-        what = ", ".join(dict.fromkeys(row.name for row in of))
-        whose = "" if status == "no_law" else f" of {', '.join(dict.fromkeys(r.arch for r in of))}"
+    print_lines(
+        out, [*notes, *_missing_notes(predictions), *fits.selection.notes, excluded_note(fits)]
+    )
+
+
+def _missing_notes(predictions: Sequence[Prediction]) -> list[str]:
+    """Return why quantities are not predicted: a line for families that lack the same."""
+    from isoflop.analysis.predict import MEANINGS
+
+    lacking: dict[tuple[str, Status], list[str]] = {}
+    for row in predictions:
+        if not row.is_predicted:
+            lacking.setdefault((row.arch, row.status), []).append(row.name)
+    alike: dict[tuple[Status, str], list[str]] = {}
+    for (arch, status), names in lacking.items():
+        alike.setdefault((status, ", ".join(names)), []).append(arch)
+    every = list(dict.fromkeys(row.arch for row in predictions))
+    notes = []
+    for (status, what), archs in alike.items():
+        whose = "" if archs == every else f" of {', '.join(archs)}"
         notes.append(f"No {what}{whose}: {MEANINGS[status]}.")
-    print_lines(out, notes)
+    return notes
 
 
 def _cells(row: Prediction) -> dict[str, str]:
