@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
-from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws
+from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws, weighed
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, load_rows, select_points
@@ -70,7 +70,7 @@ def fit_optima(
             for method in methods
         }
     optima = find_optima(selection.groups, axes, methods)
-    optima = with_intervals(optima, draws, options.confidence)
+    optima = weighed(with_intervals(optima, draws, options.confidence), draws)
     laws = [
         law
         for budget in BUDGETS

@@ -85,6 +85,8 @@ class Optimum:
     n_boot: int | None = None
     n_failed: int | None = None
     """Draws without an interior minimum."""
+    law_weight: float | None = None
+    """Its weight in the law of its size (isoflop.analysis.laws.weighed); null where all are 1."""
 
     @property
     def is_point(self) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from isoflop.analysis import (
     select_points,
 )
 from isoflop.analysis.bootstrap import Draws
-from isoflop.analysis.laws import LAW_AXES, drawn_optima, fit_laws, law_draws
+from isoflop.analysis.laws import LAW_AXES, drawn_optima, fit_laws, law_draws, weighed
 from isoflop.analysis.optima import Optimum, find_optima, find_optimum
 from isoflop.analysis.optima_methods import Method
 from isoflop.arrays import percentiles
@@ -308,6 +310,60 @@ def test_a_law_of_which_most_draws_failed_has_no_interval() -> None:
     optima, draws = drawn([[0.0] * 5, [1.0, 1.0, math.nan, math.nan, math.nan]])
     law = fit_laws(optima, {("n_params", "parabola"): draws})[0]
     assert (law.exponent_ci, law.n_failed) == (None, 3)
+
+
+def noisy_at(sds: Sequence[float], num: int = 4000) -> tuple[list[Optimum], Draws]:
+    """Optima on y = C whose draws scatter in ln x by the given standard deviations."""
+    grid = NormalDist().inv_cdf
+    shares = [(index + 0.5) / num for index in range(num)]
+    rng = random.Random(0)
+    columns = []
+    for place, sd in enumerate(sds):
+        rng.shuffle(shares)
+        columns.append([place + sd * grid(share) for share in shares])
+    return drawn(columns)
+
+
+def test_an_unsure_optimum_has_the_weight_of_its_variance_and_the_others_the_same() -> None:
+    optima, draws = noisy_at([0.1, 0.1, 0.13, 0.6])
+    table = {("n_params", "parabola"): draws}
+    weights = [o.law_weight for o in weighed(optima, table)]
+    # The median variance is (0.01 + 0.0169) / 2; twice that over 0.36.
+    assert weights == [None, None, None, pytest.approx(0.0269 / 0.36, rel=0.01)]
+    tilted = [
+        replace(o, x_opt=math.e**place) for o, place in zip(optima, (0, 1, 2, 6), strict=True)
+    ]
+    law, equal = (fit_laws(found, table)[0] for found in (weighed(tilted, table), tilted))
+    slope = np.polyfit(range(4), heights, 1, w=np.sqrt([1, 1, 1, 0.0269 / 0.36]))[0]
+    assert law.exponent == pytest.approx(slope, rel=0.002)
+    assert equal.exponent == pytest.approx(np.polyfit(range(4), heights, 1)[0])
+    assert law.exponent_ci[1] - law.exponent_ci[0] < equal.exponent_ci[1] - equal.exponent_ci[0]
+    assert "less weight" in law.rows()[0].settings
+    # Not the law of the loss, which bends.
+    assert fit_laws(weighed(tilted, table))[3] == fit_laws(tilted)[3]
+
+
+@pytest.mark.parametrize("sds", [(0.1, 0.12, 0.13, 0.14), (0.1, 5.0), (0.0, 0.0, 0.0), (0.3,)])
+def test_optima_that_are_about_as_sure_make_ordinary_least_squares(sds: tuple[float, ...]) -> None:
+    optima, draws = noisy_at(sds, num=100)
+    table = {("n_params", "parabola"): draws}
+    assert weighed(optima, table) == tuple(optima)
+    assert weighed(optima, {("n_params", "parabola"): replace(draws, kind="case")}) == tuple(optima)
+    assert weighed(optima, {}) == tuple(optima)
+
+
+def test_an_optimum_that_most_draws_lose_is_less_sure_than_its_draws_show() -> None:
+    optima, draws = noisy_at([0.1, 0.1, 0.1])
+    key = ("mlp", math.exp(2))
+    draws.x_opt[key][::2] = math.nan
+    found = weighed(optima, {("n_params", "parabola"): draws})
+    assert found[2].law_weight == pytest.approx(0.5, rel=0.05)
+    draws.x_opt[key][1:] = math.nan
+    found = weighed(optima, {("n_params", "parabola"): draws})
+    assert found[2].law_weight == 0.0
+    law = fit_laws(found, {("n_params", "parabola"): draws})[0]
+    assert law.n_failed == 0
+    assert law.exponent_ci is not None
 
 
 @pytest.mark.parametrize("weak", [0, 1, 3])

@@ -30,15 +30,24 @@ Rows = Sequence[Mapping[str, Any]]
 def refit_rows(rows: Iterable[Mapping[str, Any]], fits: Fits) -> Fits:
     """Return the optima of other rows, on the fit's axis and over parameters (for the loss).
 
-    They have no draws, and keep the reference of the fit and what C of its laws is. Outliers and
-    runs off their budget are not looked for: the rows are those that a variant means.
+    They have no draws, and keep of the fit its reference, the weights of its optima and what C of
+    its laws is. Outliers and runs off their budget are not looked for: the rows are those that a
+    variant means.
     """
     selection = select_points(rows, fits.options.repeats, screened=False)
     axes: tuple[Axis, ...] = tuple(dict.fromkeys((fits.options.axis, law_source("loss"))))
+    found = find_optima(selection.groups, axes=axes, methods=(fits.options.method,))
+    weights = {
+        (o.axis, o.arch, o.budget_flops): o.law_weight
+        for axis in axes
+        for o in fits.optima_by_group(axis).values()
+    }
     return Fits(
         selection=selection,
         options=replace(fits.options, reference=fits.reference, law_budget=fits.law_budget),
-        optima=find_optima(selection.groups, axes=axes, methods=(fits.options.method,)),
+        optima=tuple(
+            replace(o, law_weight=weights.get((o.axis, o.arch, o.budget_flops))) for o in found
+        ),
     )
 
 
