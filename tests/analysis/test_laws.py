@@ -330,9 +330,8 @@ def test_an_unsure_optimum_has_the_weight_of_its_variance_and_the_others_the_sam
     weights = [o.law_weight for o in weighed(optima, table)]
     # The median variance is (0.01 + 0.0169) / 2; twice that over 0.36.
     assert weights == [None, None, None, pytest.approx(0.0269 / 0.36, rel=0.01)]
-    tilted = [
-        replace(o, x_opt=math.e**place) for o, place in zip(optima, (0, 1, 2, 6), strict=True)
-    ]
+    heights = (0, 1, 2, 6)
+    tilted = [replace(o, x_opt=math.e**y) for o, y in zip(optima, heights, strict=True)]
     law, equal = (fit_laws(found, table)[0] for found in (weighed(tilted, table), tilted))
     slope = np.polyfit(range(4), heights, 1, w=np.sqrt([1, 1, 1, 0.0269 / 0.36]))[0]
     assert law.exponent == pytest.approx(slope, rel=0.002)
