@@ -7,7 +7,7 @@ the table) and the budget is the nominal one; ``mean_flops`` holds the FLOPs ach
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,14 +22,12 @@ from isoflop.analysis.optima_methods import (
     INTERIOR,
     LOSS_RESOLUTION,
     METHODS,
-    MIN_DISTINCT_SIZES,
     NO_MINIMUM,
     TOO_FEW,
     Method,
-    fit_parabolas,
 )
 from isoflop.analysis.points import AXES, Axis, GroupKey, Point, Profile, profile_of
-from isoflop.arrays import percentiles
+from isoflop.arrays import Floats, percentiles
 from isoflop.tables import schema_of
 
 Status = Literal["interior", "edge_low", "edge_high", "not_convex", "flat", "too_few"]
@@ -102,36 +100,18 @@ class Optimum:
 OPTIMA = schema_of("optima", Optimum, version=4)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parabola:
-    """The least-squares parabola of a profile, for drawing."""
+def fitted_curve(
+    points: Sequence[Point], axis: Axis, method: Method = DEFAULT_METHOD
+) -> Callable[[Floats], Floats] | None:
+    """Return the curve whose minimum a method takes: losses at any x, NaN where it fits none.
 
-    centre: float
-    half_width: float
-    coefficients: tuple[float, float, float]
-    """Coefficients of 1, z and z² over z = (ln x − centre) / half_width, nats per token."""
-
-    def loss_at(self, x: float) -> float:
-        """Return the fitted loss in nats per token at x."""
-        z = (float(np.log(x)) - self.centre) / self.half_width
-        constant, slope, quadratic = self.coefficients
-        return constant + z * (slope + z * quadratic)
-
-
-def fit_parabola(points: Sequence[Point], axis: Axis) -> Parabola | None:
-    """Fit loss against ln x over all points; None when three coefficients are undetermined."""
+    None where the points are too few for the method.
+    """
     profile = profile_of(points, axis)
-    if profile.num_sizes < MIN_DISTINCT_SIZES:
+    used = METHODS[method]
+    if profile.num_sizes < used.min_sizes:
         return None
-    fitted = fit_parabolas(profile.log_x, profile.loss[None])
-    constant, slope, quadratic = (float(c) for c in fitted.scale[0] * fitted.coefficients[0])
-    if not np.isfinite(constant):
-        return None
-    return Parabola(
-        centre=fitted.centre,
-        half_width=fitted.half_width,
-        coefficients=(constant, slope, quadratic),
-    )
+    return lambda x: used.curve(profile.log_x, profile.loss, np.log(x))
 
 
 def find_optimum(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +18,10 @@ from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis import excluded_note
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.figures.laws import draw_frontier, draw_optimum_size
-from isoflop.analysis.figures.profiles import draw_profiles, evenly
+from isoflop.analysis.figures.profiles import draw_profiles, evenly, relative_residuals
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.fit import fit_rows as fit_all
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS, Method
 from isoflop.analysis.points import select_points
 from isoflop.numbers import format_count, format_flops
 from isoflop.plot_style import (
@@ -150,7 +153,7 @@ def test_a_family_without_an_optimum_is_named_in_the_note() -> None:
 def test_empty_figures_say_why() -> None:
     failed = fit_rows(CASES["all excluded"])
     assert "No finished runs to draw. 1 run excluded: 1 failed." in text_of(draw_profiles(failed))
-    assert "no parabola has a minimum" in text_of(draw_frontier(failed))
+    assert "no curve has a minimum" in text_of(draw_frontier(failed))
     assert excluded_note(fit_rows([])) == "No runs excluded."
 
 
@@ -251,10 +254,7 @@ def test_values_are_chosen_evenly_with_both_ends() -> None:
 def test_many_budgets_and_families_are_drawn_in_part_and_the_note_says_so() -> None:
     rows = study(LONG, [1e17])
     rows += [one for i in range(40) for one in study(LONG[:1], [1e17 * 1.2 ** (i + 1)])]
-    fits = fit_optima(
-        select_points(rows), FitOptions(n_boot=0), methods=("parabola",), axes=("n_params",)
-    )
-    figure = draw_profiles(fits)
+    figure = draw_profiles(optima_of(rows, DEFAULT_METHOD))
     words = text_of(figure)
     assert "10 budgets of a family at most, evenly chosen of up to 41" in words
     assert "Drawn: 11 of 14 families, the reference among them." in words
@@ -263,3 +263,52 @@ def test_many_budgets_and_families_are_drawn_in_part_and_the_note_says_so() -> N
     assert figure.get_figheight() < 9.0
     titles = [axes.get_title(loc="left") for axes in figure.axes[:11]]
     assert len(set(titles)) == 11
+
+
+def optima_of(rows: list[dict[str, Any]], method: Method) -> Fits:
+    options = FitOptions(n_boot=0, method=method)
+    return fit_optima(select_points(rows), options, methods=[method], axes=["n_params"])
+
+
+def test_residuals_are_those_of_the_method_named() -> None:
+    on_parabola = curve(parabola(1e8), spaced(1e8))
+    residuals = [r for _, r in relative_residuals(optima_of(on_parabola, "parabola"), "mlp")]
+    assert residuals == pytest.approx([0.0] * 5, abs=1e-12)
+    residuals = [r for _, r in relative_residuals(optima_of(on_parabola, "two_powers"), "mlp")]
+    assert 1e-5 < max(map(abs, residuals)) < 1e-3
+    # A spline leaves no residual of single runs; of repeats it leaves half of what they differ by.
+    assert relative_residuals(optima_of(on_parabola, "akima"), "mlp") == []
+    repeated = [{**r, "seed": seed} for r in on_parabola for seed in (0, 1)]
+    repeated = [{**r, "loss": r["loss"] * (1 + 0.02 * r["seed"])} for r in repeated]
+    residuals = [r for _, r in relative_residuals(optima_of(repeated, "akima"), "mlp")]
+    assert [abs(r) for r in residuals] == pytest.approx([0.01 / 1.01] * 10, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_three_points_leave_no_residual(method: Method) -> None:
+    three = optima_of(curve(parabola(1e8), spaced(1e8, num=3)), method)
+    assert relative_residuals(three, "mlp") == []
+
+
+def test_points_outside_the_window_have_no_residual() -> None:
+    wide = optima_of(curve(parabola(1e8), spaced(1e8, num=13, factor=64.0)), "parabola_window")
+    sizes = [point.n_params for point, _ in relative_residuals(wide, "mlp")]
+    assert sizes == pytest.approx(spaced(1e8, num=5, factor=4.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_curve_drawn_is_that_of_the_method(method: Method) -> None:
+    rng = random.Random(7)
+    rows = [
+        {**r, "loss": r["loss"] * (1 + rng.gauss(0, 0.003))}
+        for r in curve(parabola(1.6e8), spaced(1e8, num=9, factor=16.0))
+    ]
+    fits = optima_of(rows, method)
+    figure = draw_profiles(fits)
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) > len(rows)]
+    x, losses = (np.asarray(values) for values in (drawn[0].get_xdata(), drawn[0].get_ydata()))
+    (optimum,) = fits.optima
+    lowest = int(np.nanargmin(losses))
+    assert len(drawn) == 1
+    assert losses[lowest] == pytest.approx(optimum.loss_opt, rel=1e-4)
+    assert abs(math.log(x[lowest] / optimum.x_opt)) <= math.log(x[1] / x[0])

@@ -99,7 +99,7 @@ def _draw_against_compute(
     drawn = [o for group in optima.values() for o in group]
     if not drawn:
         return plot_style.sentence_figure(
-            title, f"Nothing to draw: no parabola has a minimum. {excluded_note(fits)}"
+            title, f"Nothing to draw: no curve has a minimum. {excluded_note(fits)}"
         )
     notes = _notes(fits, optima, axis)
     figure, axes, height = frame.compute_axes(fits.archs, title, notes)

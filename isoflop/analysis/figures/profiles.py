@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
-from isoflop.analysis.optima import Optimum, fit_parabola
-from isoflop.analysis.points import Axis, Excluded, GroupKey, Point
+from isoflop.analysis.optima import Optimum, fitted_curve
+from isoflop.analysis.optima_methods import METHODS, Method
+from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, profile_of
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.analysis.screening import STOOD_FOR
 from isoflop.numbers import format_count
@@ -33,7 +34,9 @@ _ROW_INCHES = 2.0
 _MOST_BUDGETS = 10
 _MOST_NAMED = 8
 _CURVE_SAMPLES = 80
-_RESIDUALS_TITLE = "Residuals of the isoFLOP parabolas"
+# Below this many degrees of freedom, residuals are what a ridge leaves, or rounding.
+_LEAST_FREE = 0.5
+_RESIDUALS_TITLE = "Residuals of the isoFLOP curves"
 
 
 def draw_profiles(fits: Fits) -> Figure:
@@ -156,7 +159,8 @@ def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Mapping[float, Mark])
         plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
     scale = 0.75 if len(marks) <= _FEW_BUDGETS else 0.55
     for budget, optimum in optima.items():
-        _draw_profile(axes, fits.groups[arch, budget], axis, marks[budget], scale)
+        points = fits.groups[arch, budget]
+        _draw_profile(axes, points, axis, fits.options.method, marks[budget], scale)
         _draw_interval(axes, optimum, marks[budget])
     for optimum in optima.values():
         _draw_optimum(axes, optimum, scale)
@@ -164,7 +168,7 @@ def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Mapping[float, Mark])
 
 
 def _draw_profile(
-    axes: Axes, points: Sequence[Point], axis: Axis, mark: Mark, scale: float
+    axes: Axes, points: Sequence[Point], axis: Axis, method: Method, mark: Mark, scale: float
 ) -> None:
     import numpy as np
 
@@ -175,10 +179,10 @@ def _draw_profile(
     tips = [frame.run_text(point) for _, point in placed]
     marks = [(x, point.loss) for x, point in placed]
     frame.draw_marks(axes, marks, mark, tips, markersize=5.5 * scale, zorder=4)
-    parabola = fit_parabola(points, axis)
-    if parabola is not None:
-        curve = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
-        axes.plot(curve, [parabola.loss_at(float(x)) for x in curve], color=mark.colour, lw=1.1)
+    curve = fitted_curve(points, axis, method)
+    if curve is not None:
+        across = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
+        axes.plot(across, curve(across), color=mark.colour, lw=1.1)
 
 
 def _draw_interval(axes: Axes, optimum: Optimum, mark: Mark) -> None:
@@ -320,10 +324,10 @@ def draw_residuals(fits: Fits) -> Figure:
     if not any(residuals.values()):
         return plot_style.sentence_figure(
             _RESIDUALS_TITLE,
-            f"No group has more sizes than the parabola coefficients. {excluded_note(fits)}",
+            f"No group has more points than its curve has coefficients. {excluded_note(fits)}",
         )
     notes = [
-        "Above zero: the run is worse than the parabola over its family's sizes at that budget.",
+        "Above zero: the run is worse than the curve over its family's sizes at that budget.",
         excluded_note(fits),
     ]
     figure, (by_size, by_compute) = frame.panels(
@@ -337,16 +341,29 @@ def draw_residuals(fits: Fits) -> Figure:
 
 
 def relative_residuals(fits: Fits, arch: str) -> list[tuple[Point, float]]:
-    """Return (point, (loss − fit) / fit) of the groups with a residual degree of freedom."""
+    """Return (point, (loss − fit) / fit) of the groups with a residual degree of freedom.
+
+    The fit is the curve of the options' method; points that it leaves out are left out.
+    """
+    import numpy as np
+
+    axis, method = fits.options.axis, fits.options.method
     found = []
     for (label, _), points in fits.groups.items():
-        placed = [p for p in points if p.on(fits.options.axis) is not None]
-        if label != arch or len(placed) <= 3:
+        curve = fitted_curve(points, axis, method)
+        if label != arch or curve is None:
             continue
-        parabola = fit_parabola(points, fits.options.axis)
-        if parabola is not None:
-            fitted = [parabola.loss_at(p.on(fits.options.axis) or 1.0) for p in placed]
-            found += [(p, (p.loss - f) / f) for p, f in zip(placed, fitted, strict=True)]
+        placed = profile_of(points, axis)
+        fitted = curve(placed.x)
+        known = np.isfinite(fitted)
+        num_free = np.count_nonzero(known) - METHODS[method].num_coefficients(placed.log_x[known])
+        if num_free >= _LEAST_FREE:
+            residuals = placed.loss / fitted - 1
+            found += [
+                (point, float(residual))
+                for point, residual, there in zip(placed.points, residuals, known, strict=True)
+                if there
+            ]
     return found
 
 

@@ -143,9 +143,7 @@ def laws_section(fits: Fits) -> Section:
             caption="Exponents under every method of finding the optima, and of the surfaces.",
         )
     )
-    blocks.append(
-        Picture(stem="residuals", caption="Residuals of the isoFLOP parabolas, in percent.")
-    )
+    blocks.append(Picture(stem="residuals", caption="Residuals of the isoFLOP curves, in percent."))
     return Section(key="laws", title="Laws", blocks=tuple(blocks))
 
 

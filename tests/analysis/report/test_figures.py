@@ -17,9 +17,9 @@ from analysis.report.made_document import made_svg
 from isoflop import plot_style
 from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.figures import DRAWINGS, frame
-from isoflop.analysis.figures.profiles import relative_residuals
 from isoflop.analysis.figures.resources import hull, params_per_flop
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima, fit_rows
+from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import select_points
 from isoflop.analysis.report.figures import inline
 
@@ -79,7 +79,7 @@ def test_many_long_names_and_budgets_leave_every_figure_whole() -> None:
     for one in rows:
         one["wall_s"] = 5.0
         one["flops"] = 1e18
-    made = fit_optima(select_points(rows), FitOptions(n_boot=20), methods=("parabola", "akima"))
+    made = fit_optima(select_points(rows), FitOptions(n_boot=20), methods=(DEFAULT_METHOD, "akima"))
     many = dataclasses.replace(made, compare=compare_archs(made))
     for stem in ("isoflop_profiles", "frontier", "multipliers", "resources", "seed_means"):
         with plot_style.style():
@@ -150,12 +150,3 @@ def test_parameters_per_flop_of_a_dense_model_are_a_half(fits: Fits) -> None:
     """C = 6 N D is 2 N forward FLOPs per token."""
     points = [p for (arch, _), group in fits.groups.items() if arch == "mlp" for p in group]
     assert all(params_per_flop(p) == pytest.approx(0.5 / 0.998) for p in points)
-
-
-def test_residuals_of_points_on_a_parabola_vanish() -> None:
-    exact = fit_rows(curve(parabola(1e8), spaced(1e8)), QUICK)
-    residuals = [residual for _, residual in relative_residuals(exact, "mlp")]
-    assert len(residuals) == 5
-    assert residuals == pytest.approx([0.0] * 5, abs=1e-12)
-    three = fit_rows(curve(parabola(1e8), spaced(1e8, num=3)), QUICK)
-    assert relative_residuals(three, "mlp") == []
