@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from isoflop.cli.fit_options import fit_options
+from isoflop.cli.fit_options import fit_options, given_parameters
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
 from isoflop.errors import UserError, shown
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from isoflop.analysis.fit import FitOptions
     from isoflop.analysis.laws import LawRow, PowerLaw
     from isoflop.analysis.optima import Optimum
-    from isoflop.analysis.parametric import ParametricFit
+    from isoflop.analysis.parametric import LawTest, ParametricFit
     from isoflop.analysis.points import Excluded
     from isoflop.analysis.result import Fits
 
@@ -52,7 +52,12 @@ Row = dict[str, str]
 @click.argument("table", metavar="FOLDER_OR_TABLE", type=FOLDER_OR_TABLE)
 @click.option("--out", type=OUT_FOLDER, help="Folder for tables and plots.  [default: the folder]")
 @fit_options
-def fit(table: Path, out: Path | None, **chosen: Any) -> None:
+@click.option(
+    "--against",
+    metavar="E=..,A=..,B=..,alpha=..,beta=..",
+    help="Test the surface of each arch against these parameters, all at once.",
+)
+def fit(table: Path, out: Path | None, against: str | None, **chosen: Any) -> None:
     """Fit isoFLOP optima and scaling laws to a study folder or to any table of runs.
 
     A study's results are collected into its runs.parquet first. Any csv or parquet file with the
@@ -62,13 +67,21 @@ def fit(table: Path, out: Path | None, **chosen: Any) -> None:
     """
     from isoflop.analysis.fit import FitOptions
 
-    fit_folder(table, out, FitOptions(**chosen))
+    names = ("E", "A", "B", "alpha", "beta")
+    given = None if against is None else given_parameters("--against", against, names)
+    fit_folder(table, out, FitOptions(**chosen), given)
 
 
 def fit_folder(
-    source: Path, out_folder: Path | None = None, options: FitOptions | None = None
+    source: Path,
+    out_folder: Path | None = None,
+    options: FitOptions | None = None,
+    against: Mapping[str, float] | None = None,
 ) -> None:
-    """Fit a study folder or a table, plot it, and print the optima and the paths written."""
+    """Fit a study folder or a table, plot it, and print the optima and the paths written.
+
+    With parameters of a surface ``against`` there is a line per arch on the test of its own.
+    """
     from isoflop.analysis import FitOptions, excluded_note, fit_table
     from isoflop.analysis.validity.attention import attention
 
@@ -78,6 +91,7 @@ def fit_folder(
     out = console()
     notes = _print_tables(made.fits, out)
     notes += [f"Attention: {sentence}" for sentence in attention(made.fits)]
+    notes += against_lines(made.fits, against) if against is not None else []
     for note in (*notes, excluded_note(made.fits), *excluded_lines(made.fits)):
         out.print(note, soft_wrap=not out.is_terminal)
     for path in (*runs.written, *made.paths):
@@ -90,7 +104,7 @@ def _print_tables(fits: Fits, out: Console) -> list[str]:
 
     if not any(fits.groups.values()):
         if fits.selection.loose:
-            return ["No run has a budget, so no optima: the surface is in fits.parquet."]
+            return ["No run has a budget, so no optima.", *_print_surfaces(fits, out)]
         if any(row.reason == "unexplained_repeat" for row in fits.excluded):
             return ["Nothing to fit: no run is left."]
         return ["Nothing to fit yet: no run has a usable loss."]
@@ -102,7 +116,8 @@ def _print_tables(fits: Fits, out: Console) -> list[str]:
         absent += left_out
         if table.row_count:
             out.print(table)
-    return [*_left_out_note(absent), *reading_notes(fits)]
+    notes = [*_left_out_note(absent), *reading_notes(fits)]
+    return notes + (_print_surfaces(fits, out) if fits.options.constraints.are_set else [])
 
 
 def _print_one_size(fits: Fits, out: Console) -> list[str]:
@@ -114,11 +129,15 @@ def _print_one_size(fits: Fits, out: Console) -> list[str]:
         out.print(seed_means_table(fits))
         notes = ["One size each, so no optima and no laws: `isoflop report` compares the losses."]
     if has_no_shared_budget(fits.selection):
-        surfaces, left_out = surfaces_table(fits, out.width)
-        if surfaces.row_count:
-            out.print(surfaces)
-        notes += [*_left_out_note(left_out), *surface_notes(fits)]
+        notes += _print_surfaces(fits, out)
     return notes
+
+
+def _print_surfaces(fits: Fits, out: Console) -> list[str]:
+    surfaces, left_out = surfaces_table(fits, out.width)
+    if surfaces.row_count:
+        out.print(surfaces)
+    return [*_left_out_note(left_out), *surface_notes(fits)]
 
 
 def _left_out_note(columns: Sequence[str]) -> list[str]:
@@ -221,6 +240,32 @@ def _surface_row(row: LawRow) -> Row:
         "runs": str(row.n_points),
         "rmse of ln L": _MISSING if row.rmse is None else f"{row.rmse:.2g}",
     }
+
+
+def against_lines(fits: Fits, given: Mapping[str, float]) -> list[str]:
+    """Return a line per arch: whether its surface and the given parameters can both be true."""
+    from isoflop.analysis.parametric import law_test
+
+    lines = []
+    for surface in _surfaces(fits):
+        if surface.has_values:
+            found = law_test(surface, given, n_draws=max(fits.options.n_boot, 100))
+            lines.append(f"{surface.arch} against the given surface: {_verdict(found)}.")
+        else:
+            status = surface.status.replace("_", " ")
+            lines.append(f"{surface.arch} against the given surface: not tested ({status}).")
+    return lines
+
+
+def _verdict(found: LawTest) -> str:
+    least = 1 / (found.n_draws + 1)
+    p_value = f"p {found.p_value:.2g}" if found.p_value > least else f"p < {least:.1g}"
+    words = "rejected" if found.is_rejected else "not rejected"
+    words += f" by the likelihood ratio, {p_value} of {found.n_draws:,} draws"
+    if found.chi2 is None:
+        return words
+    chi2 = f"chi-squared {found.chi2:.3g} at {found.dof} degrees of freedom"
+    return f"{words}; {chi2}, p {found.chi2_p_value:.2g}"
 
 
 def seed_means_table(fits: Fits) -> Table:

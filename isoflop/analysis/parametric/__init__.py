@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from isoflop.analysis.bootstrap import Draws, Requested, Resampling
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import DEFAULT_METHOD
+from isoflop.analysis.parametric.against import LawTest, law_test
 from isoflop.analysis.parametric.fitting import ParametricFit
 from isoflop.analysis.parametric.forms import (
     ChinchillaLaw,
@@ -31,6 +31,7 @@ __all__ = [
     "ChinchillaLaw",
     "Constraints",
     "FrontierLaw",
+    "LawTest",
     "ParametricFit",
     "Resampling",
     "fit_frontier",
@@ -39,6 +40,7 @@ __all__ = [
     "fit_surface",
     "frontier_of",
     "has_experts",
+    "law_test",
     "surface_draws",
     "surface_of",
 ]
@@ -55,7 +57,7 @@ def fit_parametric(
     confidence: float = 0.95,
     optima: Iterable[Optimum] = (),
     draws: Draws | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str = "parabola",
     constraints: Constraints = FREE,
 ) -> tuple[ParametricFit, ...]:
     """Fit every law to every arch, archs sorted.

@@ -92,6 +92,8 @@ class ParametricFit:
     """The criterion and the numbers that define it."""
     given: tuple[str, ...] = ()
     """Parameters that were given or follow from what was, and so have no interval."""
+    problem: Problem | None = field(default=None, compare=False, repr=False)
+    """The points as they were fitted; None where there is no fit, and of a frontier."""
 
     @property
     def has_values(self) -> bool:
@@ -183,6 +185,7 @@ def fit_law(
         },
         objective=problem.objective(solution.value),
         rmse=log_rmse(problem, solution.theta),
+        problem=problem,
     )
     if resampling.n_boot:
         kind = kind_for_law(data.cells, resampling.kind)

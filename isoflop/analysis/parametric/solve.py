@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isoflop.analysis.parametric.descent import minimise
+from isoflop.analysis.parametric.descent import Descent, minimise
 from isoflop.analysis.parametric.terms import NO_FLOOR, TIED, Problem, predict
 from isoflop.arrays import Floats
 
@@ -128,6 +128,12 @@ def solve(problem: Problem) -> Solution:
 
 def refit_each(problem: Problem, theta_P: Floats, targets_Bn: Floats, weights_Bn: Floats) -> Floats:
     """Return one parameter vector per row of targets or weights; NaN where it did not settle."""
+    found = refit_all(problem, theta_P, targets_Bn, weights_Bn)
+    return np.where(found.converged[:, None], found.theta, np.nan)
+
+
+def refit_all(problem: Problem, theta_P: Floats, targets_Bn: Floats, weights_Bn: Floats) -> Descent:
+    """Return where each row of targets or weights ends from ``theta_P``, settled or not."""
     n_boot = max(len(targets_Bn), len(weights_Bn))
     size = max(1, _BATCH_ELEMENTS // problem.num_points)
     parts = []
@@ -140,8 +146,9 @@ def refit_each(problem: Problem, theta_P: Floats, targets_Bn: Floats, weights_Bn
             targets_Bn[rows] if len(targets_Bn) > 1 else targets_Bn,
             weights_Bn[rows] if len(weights_Bn) > 1 else weights_Bn,
         )
-        parts.append(np.where(found.converged[:, None], found.theta, np.nan))
-    return np.concatenate(parts)
+        parts.append(found.arrays)
+    theta, value, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Descent(theta=theta, value=value, converged=converged)
 
 
 def _verdict(

@@ -52,6 +52,11 @@ class Constraints:
     """Residuals of ln L beyond this weigh linearly."""
 
     @property
+    def are_set(self) -> bool:
+        """Whether anything differs from what holds by default."""
+        return self != FREE
+
+    @property
     def num(self) -> int:
         """Parameters that are not free."""
         return int(self.tied) + int(self.fixed_e is not None)
