@@ -223,10 +223,12 @@ def fitted(rows: list[dict[str, Any]], case: Case, settings: Settings) -> Fits:
     options = FitOptions(n_boot=settings.n_boot, reference=REFERENCE)
     if settings.method is not None:
         options = replace(options, method=settings.method)
-    if case.repeats is not None and hasattr(options, "repeats"):
+    selection = select_points(rows)
+    if case.repeats is not None:
         options = replace(options, repeats=case.repeats)
+        selection = select_points(rows, case.repeats)
     axes = ["n_params", "n_tokens"] if _has_tokens(case) else ["n_params"]
-    fits = fit_optima(select_points(rows), options, methods=[options.method], axes=axes)
+    fits = fit_optima(selection, options, methods=[options.method], axes=axes)
     compared = compare_archs(fits, None if case.all_resources else ("flops",))
     return replace(fits, compare=compared)
 
