@@ -177,7 +177,7 @@ def _trimmed(cells: Sequence[_Cells]) -> list[_Trimmed]:
     pairs = [(_USUAL_EXPONENT, _USUAL_EXPONENT)]
     if sum(c.dof for c in cells) >= _DOF_OF_EXPONENTS:
         pairs = list(itertools.product(_EXPONENTS, _EXPONENTS))
-    designs = [np.stack([_design(c, *pair) for pair in pairs]) for c in cells]
+    designs = [_designs(c, np.array(pairs)) for c in cells]
     fits = [
         (_all_sets if len(c.x) <= _EXHAUSTIVE else _in_turn)(design, c.loss / c.level)
         for c, design in zip(cells, designs, strict=True)
@@ -190,11 +190,11 @@ def _trimmed(cells: Sequence[_Cells]) -> list[_Trimmed]:
     ]
 
 
-def _design(cells: _Cells, down: float, up: float) -> Floats:
-    powers = np.clip(
-        np.stack([0 * cells.x, -down * cells.x, up * cells.x]), -_MOST_POWER, _MOST_POWER
-    )
-    return np.asarray(np.linalg.qr((np.exp(powers) / cells.level).T)[0])
+def _designs(cells: _Cells, pairs: Floats) -> Floats:
+    """Return orthonormal columns [K, n, 3] by pair of exponents: falling term, rising term."""
+    rates = np.stack([np.zeros(len(pairs)), -pairs[:, 0], pairs[:, 1]], axis=1)
+    powers = np.clip(rates[:, None] * cells.x[:, None], -_MOST_POWER, _MOST_POWER)
+    return np.asarray(np.linalg.qr(np.exp(powers) / cells.level[:, None])[0])
 
 
 def _costs(cells: _Cells, kept: Flags, squares: Floats) -> Floats:
@@ -335,11 +335,11 @@ class _Judge:
     def is_rough(self, prior: float | None) -> bool:
         """Return whether nobody can say which sizes are off.
 
-        What stays is no smooth curve; or, of few sizes, more than one is off and one of them lies
-        lower, which a fault of a run rarely does: the others may be the faulty ones.
+        What stays is no smooth curve; or, of few sizes, two are off below it, which a fault of a
+        run rarely does: the others may be the faulty ones.
         """
-        cut = ~self.kept
-        if len(cut) <= _EXHAUSTIVE and cut.sum() > 1 and np.any(self.error[cut] < 0):
+        num_below = int((self.error[~self.kept] < 0).sum())
+        if len(self.kept) <= _EXHAUSTIVE and num_below > 1:
             return True
         ratio = math.inf if prior is None else self.own_variance / max(prior, _FLOOR**2)
         return self.own_variance > _ROUGH**2 and ratio > _ROUGH_RATIO**2
