@@ -151,14 +151,14 @@ def compare_archs(fits: Fits, resources: Sequence[str] | None = None) -> tuple[C
         resources = sorted(RESOURCES, key=lambda name: (*AXES, name).index(name))
     rows: list[Comparison] = []
     for resource in resources:
-        rows += _compare_along(fits, _frontier(fits, reference, resource))
+        rows += _compare_along(fits, frontier_along(fits, reference, resource))
     place = {resource: index for index, resource in enumerate(resources)}
     order_of = {key: index for index, key in enumerate(fits.optima_by_group())}
     rows.sort(key=lambda row: (order_of[row.arch, row.budget_flops], place[row.resource]))
     return tuple(rows)
 
 
-def _compare_along(fits: Fits, frontier: _Frontier) -> list[Comparison]:
+def _compare_along(fits: Fits, frontier: Frontier) -> list[Comparison]:
     """Return the comparisons along one resource, claimed together."""
     found = [(o, _multiplier(fits, o, frontier)) for o in fits.optima_by_group().values()]
     multipliers = [
@@ -181,7 +181,7 @@ def _compare_along(fits: Fits, frontier: _Frontier) -> list[Comparison]:
 def _comparison(
     fits: Fits,
     optimum: Optimum,
-    frontier: _Frontier,
+    frontier: Frontier,
     found: _Found,
     drawn: Floats | None,
     claimed: Order,
@@ -234,7 +234,7 @@ class _Found:
     extrapolated: bool | None = None
 
 
-def _multiplier(fits: Fits, optimum: Optimum, frontier: _Frontier) -> _Found:
+def _multiplier(fits: Fits, optimum: Optimum, frontier: Frontier) -> _Found:
     if optimum.x_opt is None or optimum.loss_opt is None or optimum.loss_opt <= 0:
         return _Found(status="no_optimum")
     log_r = _log_resource(fits, optimum, frontier.resource)
@@ -277,7 +277,7 @@ def _drawn_arm(fits: Fits, optimum: Optimum, resource: str) -> tuple[Floats, Flo
         return np.log(draws.loss_opt[key]), np.log(own)
 
 
-def _drawn_multipliers(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Floats | None:
+def _drawn_multipliers(fits: Fits, optimum: Optimum, frontier: Frontier) -> Floats | None:
     """Return ln of the multiplier in every draw; None without draws of either arm."""
     arm = _drawn_arm(fits, optimum, frontier.resource)
     if arm is None or frontier.drawn is None:
@@ -287,7 +287,7 @@ def _drawn_multipliers(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Flo
         return np.asarray(frontier.drawn.invert(log_loss).log_r - log_r)
 
 
-def _drawn_gaps(fits: Fits, optimum: Optimum, frontier: _Frontier) -> Floats | None:
+def _drawn_gaps(fits: Fits, optimum: Optimum, frontier: Frontier) -> Floats | None:
     """Return by how much, in ln, the loss is below the reference's at equal resource, per draw.
 
     NaN where the reference was not measured there, nor within ``SLACK`` of it.
@@ -327,7 +327,7 @@ class _Node:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Frontier:
+class Frontier:
     """The frontier of the reference along one resource."""
 
     arch: str
@@ -360,14 +360,14 @@ class _Frontier:
         return self.interior.invert(np.array([log_loss])), []
 
 
-def _frontier(fits: Fits, arch: str, resource: str) -> _Frontier:
-    """Return the frontier of an arch along a resource."""
+def frontier_along(fits: Fits, arch: str, resource: str) -> Frontier:
+    """Return the frontier of an arch along a resource, whatever optima it has."""
     optima = [o for o in fits.optima_of(arch) if o.loss_opt is not None and o.loss_opt > 0]
     nodes = [node for optimum in optima if (node := _node(fits, optimum, resource))]
     interior = [node for node in nodes if not node.is_edge]
     error = _loss_error(fits, arch)
     share = _floor_share(interior, error)
-    return _Frontier(
+    return Frontier(
         arch=arch,
         resource=resource,
         nodes=tuple(nodes),

@@ -20,13 +20,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from isoflop.analysis.compare.frontier_curve import FrontierCurve
+from isoflop.analysis.compare.multipliers import SLACK, Frontier, frontier_along
 from isoflop.analysis.gate.reference import (
-    Frontier,
     RunNoise,
-    frontier_of,
     noise_of_runs,
     reached,
     size_ratio,
+    why_no_frontier,
 )
 from isoflop.analysis.gate.rule import GateRule, Resource, default_rule
 from isoflop.analysis.optima_methods import Method
@@ -39,9 +40,6 @@ from isoflop.tables import schema_of
 Answer = Literal["pass", "fail", "undecided"]
 
 _STREAM = 40_961
-
-# How far beyond the reference's optima a multiplier is shown, in logs.
-_FURTHEST = math.log(100)
 
 # As much of a resource, but for rounding, in logs.
 _EQUAL = 1e-6
@@ -71,6 +69,8 @@ class GateRow:
     """What the run took of the resource."""
     size_ratio: float | None = None
     """Parameters over the reference's N* at as many FLOPs; None beyond its budgets."""
+    frontier_loss: float | None = None
+    """The reference's at as much of the resource; None beyond what was measured."""
     noise_sd: float | None = None
     """Of ln loss: what one run of the reference has there, over the root of the seeds."""
     multiplier: float | None = None
@@ -97,7 +97,7 @@ class GateRow:
     rule_sha: str
 
 
-GATE = schema_of("gate", GateRow)
+GATE = schema_of("gate", GateRow, version=4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,16 +220,13 @@ class _Judged:
 def _along(fits: Fits, runs: Sequence[Run], rule: GateRule, resource: Resource) -> list[_Judged]:
     """Judge every run along one resource."""
     reference = fits.reference
-    frontier: Frontier | str = "the reference's table has no runs"
-    noise = None
-    if reference is not None:
-        frontier = frontier_of(fits, reference, resource)
-        noise = noise_of_runs(fits, reference)
+    frontier = None if reference is None else frontier_along(fits, reference, resource)
+    noise = None if reference is None else noise_of_runs(fits, reference)
     judged = []
     for index, run in enumerate(runs):
         row = _row(run, fits, rule, resource)
         problem = _why_not(run, row, frontier)
-        if problem or isinstance(frontier, str):
+        if problem or frontier is None:
             judged.append(_Judged(row=replace(row, reason=problem)))
         else:
             judged.append(_measured(row, frontier, noise, rule, (fits.options.seed, index)))
@@ -258,13 +255,15 @@ def _row(run: Run, fits: Fits, rule: GateRule, resource: Resource) -> GateRow:
     )
 
 
-def _why_not(run: Run, row: GateRow, frontier: Frontier | str) -> str:
+def _why_not(run: Run, row: GateRow, frontier: Frontier | None) -> str:
     """Return why a run has no multiplier; empty where it has one."""
     if run.problem:
         return run.problem
     if row.taken is None:
         return f"{row.resource} of the run is missing or not above 0"
-    return frontier if isinstance(frontier, str) else ""
+    if frontier is None:
+        return "the reference's table has no runs"
+    return why_no_frontier(frontier)
 
 
 def _measured(
@@ -278,13 +277,14 @@ def _measured(
     assert row.loss is not None
     assert row.taken is not None
     log_loss, log_taken = np.array([math.log(row.loss)]), math.log(row.taken)
-    found = float(reached(frontier.curve, log_loss)[0]) - log_taken
-    low, high = (end - log_taken for end in frontier.span)
-    # Further out no form of the frontier means anything.
-    is_near = low - _FURTHEST < found < high + _FURTHEST
+    curve = frontier.interior
+    found = float(reached(curve, log_loss)[0]) - log_taken
+    low, high = (float(curve.log_r[0, end]) - log_taken for end in (0, -1))
+    equal = float(curve.at(np.array([log_taken]), SLACK)[0])
     row = replace(
         row,
-        multiplier=_factor(found) if is_near else None,
+        frontier_loss=_factor(equal),
+        multiplier=_factor(found),
         extrapolated=not low <= found <= high,
     )
     if noise is None or frontier.drawn is None:
@@ -302,13 +302,13 @@ def _measured(
         ),
         drawn=drawn,
         span=(low, high),
-        margin=_margin(frontier, rule),
+        margin=_margin(curve, rule),
     )
 
 
-def _margin(frontier: Frontier, rule: GateRule) -> float:
+def _margin(curve: FrontierCurve, rule: GateRule) -> float:
     # One optimum has no slope: beyond it nothing is known but the side.
-    factor = rule.max_extrapolation if frontier.num_optima > 1 else 1.0
+    factor = rule.max_extrapolation if curve.log_r.shape[1] > 1 else 1.0
     return max(math.log(factor), _EQUAL)
 
 

@@ -8,83 +8,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoflop.analysis.compare.frontier_curve import FrontierCurve
+from isoflop.analysis.compare.multipliers import SLACK, Frontier
 from isoflop.analysis.noise import draw_noise
-from isoflop.analysis.optima import Optimum
-from isoflop.analysis.points import profile_of
-from isoflop.analysis.resources import RESOURCES, resource_at
+from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
 
-# Budgets that are taken for the same one, in ln C.
-_SAME = math.log(1.1)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Frontier:
-    """The reference's frontier along one resource."""
-
-    curve: FrontierCurve
-    """Through the optima that are points; one draw."""
-    drawn: FrontierCurve | None
-    """The same in every draw; None without draws of all of them."""
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Ln of the resource at the cheapest and at the dearest optimum."""
-        return float(self.curve.log_r.min()), float(self.curve.log_r.max())
-
-    @property
-    def num_optima(self) -> int:
-        """Optima that it goes through."""
-        return self.curve.log_r.shape[1]
-
-
-def frontier_of(fits: Fits, arch: str, resource: str) -> Frontier | str:
-    """Return the frontier of a family along a resource, or why there is none."""
-    optima = [o for o in fits.optima_of(arch) if o.is_point and (o.loss_opt or 0) > 0]
-    if not optima:
-        return f"{arch} has no optimum inside its grid at any budget"
-    nodes = {(arch, o.budget_flops): _node(fits, o, resource) for o in optima}
-    found = {key: node for key, node in nodes.items() if node is not None}
-    if not found:
-        return f"the table of {arch} lacks {RESOURCES[resource].words}"
-    log_r, log_loss = np.array(list(found.values())).T[:, None]
-    curve = FrontierCurve(log_r=log_r, log_loss=log_loss)
-    if not curve.is_monotone[0]:
-        words = RESOURCES[resource].words
-        return f"the loss of {arch} does not fall with {words} from budget to budget"
-    draws, drawn = fits.draws_of(), None
-    by_group = {} if draws is None else draws.resource.get(resource, {})
-    if draws is not None and found.keys() <= by_group.keys():
-        with np.errstate(invalid="ignore"):
-            drawn = FrontierCurve(
-                log_r=np.log(np.stack([by_group[key] for key in found], axis=1)),
-                log_loss=np.log(np.stack([draws.loss_opt[key] for key in found], axis=1)),
-            )
-    return Frontier(curve=curve, drawn=drawn)
-
-
-def _node(fits: Fits, optimum: Optimum, resource: str) -> tuple[float, float] | None:
-    """Return ln of the resource and of the loss at an optimum; None without the resource."""
-    assert optimum.x_opt is not None
-    assert optimum.loss_opt is not None
-    points = fits.groups[optimum.arch, optimum.budget_flops]
-    value = resource_at(profile_of(points, optimum.axis), resource, np.array([optimum.x_opt]))
-    return None if value is None else (math.log(value[0]), math.log(optimum.loss_opt))
+def why_no_frontier(frontier: Frontier) -> str:
+    """Return in words why a family has no frontier along a resource; empty where it has one."""
+    words = RESOURCES[frontier.resource].words
+    if frontier.lacks_data:
+        return f"the table of {frontier.arch} lacks {words}"
+    if not any(not node.is_edge for node in frontier.nodes):
+        return f"{frontier.arch} has no optimum inside its grid at any budget"
+    if not frontier.interior.is_monotone[0]:
+        return f"the loss of {frontier.arch} does not fall with {words} from budget to budget"
+    return ""
 
 
 def reached(curve: FrontierCurve, log_loss: Floats) -> Floats:
     """Return ln of the resource at which each draw's frontier reaches a loss [draws].
 
-    Of a frontier of one optimum only the side is known: infinite. NaN where the draw has none, or
-    one that is not monotone.
+    Infinite where that is too far to say more than the side, as always with one optimum. NaN where
+    the draw has no optimum, or a frontier that is not monotone.
     """
+    inverse = curve.invert(log_loss)
     there = np.isfinite(curve.log_r) & np.isfinite(curve.log_loss)
-    only = np.max(np.where(there, curve.log_loss, -np.inf), axis=1)
-    side = np.where(log_loss < only, np.inf, np.where(log_loss > only, -np.inf, np.nan))
-    found = curve.invert(log_loss).log_r
-    is_side = (there.sum(axis=1) == 1) & np.isnan(found)
-    return np.where(is_side, side, found)
+    lowest = np.min(np.where(there, curve.log_loss, np.inf), axis=1)
+    only_side = inverse.too_far | ((there.sum(axis=1) == 1) & (log_loss != lowest))
+    return np.where(only_side, np.where(log_loss < lowest, np.inf, -np.inf), inverse.log_r)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -139,7 +92,7 @@ def size_ratio(fits: Fits, arch: str, n_params: float | None, flops: float | Non
     if not optima or n_params is None or flops is None:
         return None
     log_c = [math.log(o.budget_flops) for o in optima]
-    if not log_c[0] - _SAME <= math.log(flops) <= log_c[-1] + _SAME:
+    if not log_c[0] - SLACK <= math.log(flops) <= log_c[-1] + SLACK:
         return None
     log_n = [math.log(o.x_opt or 1.0) for o in optima]
     return n_params / math.exp(float(np.interp(math.log(flops), log_c, log_n)))

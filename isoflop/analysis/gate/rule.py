@@ -5,7 +5,7 @@
     pass = "lower bound > 1.0"       # of the multiplier's interval
     fail = "upper bound < 1.0"
     confidence = 0.95
-    max_extrapolation = 1.1          # how far beyond the reference's budgets a bound may rest
+    max_extrapolation = 1.05         # how far beyond the reference's budgets a bound may rest
     runs = "all"                     # of several runs: all have to pass, or any
 
 Keys may be left out. A test is that of a hypothesis' rule (isoflop.analysis.rules): that the lower
@@ -35,7 +35,7 @@ resource = "flops"
 pass = "lower bound > 1.0"
 fail = "upper bound < 1.0"
 confidence = 0.95
-max_extrapolation = 1.1
+max_extrapolation = 1.05
 runs = "all"
 """
 """What holds without a file, as one."""
