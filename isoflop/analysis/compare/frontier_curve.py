@@ -141,7 +141,8 @@ class FrontierCurve:
         """Return draws that lack the same optima together: which, their optima, their curve."""
         there = np.isfinite(self.log_r) & np.isfinite(self.log_loss)
         parts = []
-        for pattern in np.unique(there, axis=0):
+        # Sorting the patterns takes longer than all the rest, and mostly there is one.
+        for pattern in there[:1] if there.all() else np.unique(there, axis=0):
             rows, kept = np.all(there == pattern, axis=1), np.flatnonzero(pattern)
             if len(kept):
                 part = FrontierCurve(
