@@ -13,9 +13,9 @@ import pytest
 from analysis.made_runs import row, spaced
 from benchmarks.gate import CASES, Case, measure
 from isoflop.analysis import FitOptions, Fits, fit_optima, select_points
-from isoflop.analysis.gate import cells_of, gate
-from isoflop.analysis.gate.reference import RunNoise
+from isoflop.analysis.gate import gate
 from isoflop.analysis.gate.rule import default_rule, load_rule
+from isoflop.analysis.gate.runs import RunNoise, cells_of
 from isoflop.errors import UserError
 
 BUDGETS = (1e17, 3e17, 1e18, 3e18)

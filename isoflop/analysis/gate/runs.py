@@ -1,43 +1,89 @@
-"""What a run is held against: the reference's frontier, how far it was measured, and its noise."""
+"""The runs that a gate judges, and how much runs of the reference scatter."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.compare.frontier_curve import FrontierCurve
-from isoflop.analysis.compare.multipliers import SLACK, Frontier
+from isoflop.analysis.compare.multipliers import SLACK
 from isoflop.analysis.noise import draw_noise
-from isoflop.analysis.resources import RESOURCES
+from isoflop.analysis.points import loss_refusal, positive
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
 
-
-def why_no_frontier(frontier: Frontier) -> str:
-    """Return in words why a family has no frontier along a resource; empty where it has one."""
-    words = RESOURCES[frontier.resource].words
-    if frontier.lacks_data:
-        return f"the table of {frontier.arch} lacks {words}"
-    if not any(not node.is_edge for node in frontier.nodes):
-        return f"{frontier.arch} has no optimum inside its grid at any budget"
-    if not frontier.interior.is_monotone[0]:
-        return f"the loss of {frontier.arch} does not fall with {words} from budget to budget"
-    return ""
+# What makes two rows runs of one cell, and what makes them one run.
+_CELL = ("arch", "budget_flops", "n_params", "n_tokens", "flops")
+_REPEAT = ("run_id", "seed", "loss", "wall_s", "status", "excluded_reason")
 
 
-def reached(curve: FrontierCurve, log_loss: Floats) -> Floats:
-    """Return ln of the resource at which each draw's frontier reaches a loss [draws].
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What is known of a run, or of the seeds of one cell."""
 
-    Infinite where that is too far to say more than the side, as always with one optimum. NaN where
-    the draw has no optimum, or a frontier that is not monotone.
+    run_id: str | None
+    arch: str | None
+    num_runs: int
+    n_params: float | None
+    n_tokens: float | None
+    flops: float | None
+    wall_s: float | None
+    loss: float | None
+    problem: str
+    """Why the loss cannot be used; empty where it can."""
+
+
+def cells_of(rows: Iterable[Mapping[str, Any]]) -> list[Run]:
+    """Return the runs of a table in its order, the seeds of one cell as one run.
+
+    Only runs whose seeds are known and differ are averaged: without, they may as well be the
+    values of a sweep. A row that is there twice counts once.
     """
-    inverse = curve.invert(log_loss)
-    there = np.isfinite(curve.log_r) & np.isfinite(curve.log_loss)
-    lowest = np.min(np.where(there, curve.log_loss, np.inf), axis=1)
-    only_side = inverse.too_far | ((there.sum(axis=1) == 1) & (log_loss != lowest))
-    return np.where(only_side, np.where(log_loss < lowest, np.inf, -np.inf), inverse.log_r)
+    by_cell: dict[object, list[Mapping[str, Any]]] = {}
+    once = {tuple(row.get(name) for name in (*_CELL, *_REPEAT)): row for row in rows}
+    for row in once.values():
+        is_whole = not _problem(row) and row.get("flops") and row.get("seed") is not None
+        cell = tuple(row.get(name) for name in _CELL) if is_whole else len(by_cell)
+        by_cell.setdefault(cell, []).append(row)
+    runs = []
+    for cell_rows in by_cell.values():
+        if len({row.get("seed") for row in cell_rows}) == len(cell_rows):
+            runs.append(_run(cell_rows))
+        else:
+            runs += [_run([row]) for row in cell_rows]
+    return runs
+
+
+def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
+    first, problem = rows[0], _problem(rows[0])
+    names = [str(row["run_id"]) for row in rows if row.get("run_id")]
+    times = [time for row in rows if (time := positive(row.get("wall_s")))]
+    return Run(
+        run_id=", ".join(names) or None,
+        arch=first.get("arch"),
+        num_runs=len(rows),
+        n_params=positive(first.get("n_params")),
+        n_tokens=positive(first.get("n_tokens")),
+        flops=positive(first.get("flops")),
+        wall_s=_geometric_mean(times) if len(times) == len(rows) else None,
+        loss=None if problem else _geometric_mean([float(row["loss"]) for row in rows]),
+        problem=problem,
+    )
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    refusal = loss_refusal(row)
+    if refusal is None:
+        return ""
+    reason, detail = refusal
+    return reason.replace("_", " ") + (f" ({detail})" if detail else "")
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
