@@ -9,7 +9,7 @@ budget measured, of as many sizes and seeds at the same spacing. All is computed
   is shallower the nearer the loss is to its floor; so the noise is scaled by that from the largest
   budget to the new one. The bias of a method is a constant factor along C on grids of one width,
   so that the line carries it over to what the new study measures.
-- loss: L_inf + A · C^−α with the floor drawn (``_draw_floors``), plus the noise of the new optimum.
+- loss: L_inf + A · C^−α with the floor drawn (``draw_floors``), plus the noise of the new optimum.
 - multiplier: the reference's drawn frontier, inverted at the family's loss there, both of them with
   the noise of a new optimum. No order is ever claimed.
 
@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import functools
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from isoflop.analysis.compare.frontier_curve import draw_floors
 from isoflop.analysis.laws import fit_known_lines, flops_of
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Axis
@@ -62,11 +62,6 @@ MIN_BUDGETS = 3
 MAX_FAILED_SHARE = 0.05
 # A line that its optima miss by this much has one chance in a hundred.
 LACK_OF_FIT_P = 0.01
-
-# The floor as a share of the lowest optimal loss: what is believed before the optima are seen, and
-# where it is looked for. Published surfaces have .5 to .9 of the loss at their largest budgets.
-_FLOOR_MEAN, _FLOOR_SD = 0.5, 0.25
-_FLOOR_SHARES = np.linspace(0.0, 0.95, 39)
 
 SIZE_AXES: tuple[Axis, ...] = ("n_params", "n_tokens")
 _STREAM = 60_493
@@ -114,7 +109,7 @@ class Prediction:
         return _WRITTEN[self.quantity][1](value)
 
 
-PREDICTIONS = schema_of("predictions", Prediction)
+PREDICTIONS = schema_of("predictions", Prediction, version=4)
 
 _WRITTEN: Mapping[Quantity, tuple[str, Callable[[float], str]]] = {
     "n_params": ("N*", format_count),
@@ -199,12 +194,13 @@ class _Frontier:
 
     def excess(self, log_c: float) -> Floats:
         """Return the loss above the floor."""
-        return np.asarray(np.exp(self.intercept + self.slope * log_c))
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(self.intercept + self.slope * log_c))
 
     def steepness(self, log_c: float) -> Floats:
         """Return L / (L − L_inf): how much relative noise of the loss moves a minimum."""
-        excess = self.excess(log_c)
-        return np.asarray((self.floor + excess) / excess)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            return np.asarray(1 + self.floor / self.excess(log_c))
 
     def log_c_of(self, loss: Floats) -> Floats:
         """Return ln C at which each draw reaches a loss; NaN where it never does."""
@@ -265,8 +261,9 @@ class _Family:
         if isinstance(self._frontier, str):
             return self._frontier
         frontier = self._frontier
-        smooth = frontier.floor + frontier.excess(self._log_c)
-        return np.asarray(smooth * np.exp(frontier.noise))
+        with np.errstate(over="ignore", invalid="ignore"):
+            smooth = frontier.floor + frontier.excess(self._log_c)
+            return np.asarray(smooth * np.exp(frontier.noise))
 
     def multiplier(self, reference: _Family) -> Floats | Status:
         """Return the reference's compute for the family's loss, over the budget, in every draw."""
@@ -312,6 +309,8 @@ class _Family:
         keys = [(o.arch, o.budget_flops) for o in optima]
         if draws is None or any(key not in draws.x_opt for key in keys):
             return "no_intervals"
+        if not all(np.isfinite(draws.x_opt[key]).any() for key in keys):
+            return "draws_failed"
         return None
 
     def _drawn_size(self, axis: Axis) -> Floats | Status:
@@ -330,9 +329,10 @@ class _Family:
         if _lack_of_fit_p(log_c, log_x, drawn) < LACK_OF_FIT_P:
             return "off_law"
         slope, intercept = fit_known_lines(log_c, drawn)
-        growth = self._frontier.steepness(self._log_c) / self._frontier.steepness(log_c[-1])
-        noise = growth * self._measured_anew(drawn[:, -1] - log_x[-1])
-        return np.asarray(np.exp(intercept + slope * self._log_c + noise))
+        with np.errstate(invalid="ignore", over="ignore"):
+            growth = self._frontier.steepness(self._log_c) / self._frontier.steepness(log_c[-1])
+            noise = growth * self._measured_anew(drawn[:, -1] - log_x[-1])
+            return np.asarray(np.exp(intercept + slope * self._log_c + noise))
 
     @functools.cached_property
     def _frontier(self) -> _Frontier | Status:
@@ -347,8 +347,10 @@ class _Family:
         drawn = _stacked(draws.loss_opt, optima)
         with np.errstate(invalid="ignore"):
             log_drawn = np.log(np.where(drawn > 0, drawn, np.nan))
-        rng = np.random.default_rng((_STREAM, self._options.seed, zlib.crc32(self._arch.encode())))
-        floor, slope, intercept = _draw_floors(log_c, log_drawn, rng)
+        sd = np.nanstd(log_drawn, axis=0)
+        all_log_c = np.broadcast_to(log_c, log_drawn.shape)
+        floor = draw_floors(all_log_c, log_drawn, sd, seed=draws.seed)
+        slope, intercept = _lines_above(floor, log_c, log_drawn, sd)
         return _Frontier(
             floor=floor,
             slope=np.where(slope < 0, slope, np.nan),
@@ -389,46 +391,21 @@ def _lack_of_fit_p(log_c: Floats, log_x: Floats, drawn: Floats) -> float:
     return float(np.mean(misfit(errors) >= misfit(log_x[None])[0]))
 
 
-def _draw_floors(
-    log_c: Floats, log_loss: Floats, rng: np.random.Generator
-) -> tuple[Floats, Floats, Floats]:
-    """Return floor, slope and intercept of L = floor + exp(intercept) · C^slope in every draw.
+def _lines_above(
+    floor: Floats, log_c: Floats, log_loss_BK: Floats, sd_K: Floats
+) -> tuple[Floats, Floats]:
+    """Return slope and intercept of ln(loss − floor) on ln C in each draw, weighted by errors.
 
-    In each draw the floor minimises the weighted squares of the line of ln(L − floor) on ln C, plus
-    the square of its distance from a mean that is drawn from the prior: randomised so, minima are
-    draws from the posterior (exactly so for a linear model with Gaussian errors).
-
-    Args:
-        log_c: ln of the budgets [K], ascending.
-        log_loss: ln of the drawn optimal losses [B, K].
-        rng: of the prior.
+    Through the optima that the draw has; NaN for a draw with fewer than two.
     """
-    sd = np.maximum(np.nanstd(log_loss, axis=0), 1e-12)
-    loss = np.exp(log_loss)
-    lowest = loss[:, -1:]
-    mean = rng.normal(_FLOOR_MEAN, _FLOOR_SD, len(loss))
-    best = np.full(len(loss), np.inf)
-    found = np.full((3, len(loss)), np.nan)
-    for share in _FLOOR_SHARES:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            excess = loss - share * lowest
-            log_excess = np.log(np.where(excess > 0, excess, np.nan))
-            weight = (excess / (loss * sd)) ** 2
-        slope, intercept, squares = _weighted_lines(log_c, log_excess, weight)
-        total = squares + ((share - mean) / _FLOOR_SD) ** 2
-        better = total < best
-        best = np.where(better, total, best)
-        found = np.where(better, np.stack([share * lowest[:, 0], slope, intercept]), found)
-    floor, slope, intercept = found
-    return floor, slope, intercept
-
-
-def _weighted_lines(x: Floats, y_BK: Floats, weight_BK: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return slope, intercept and weighted squares of the residuals of each row over x."""
-    total = weight_BK.sum(axis=1)
-    mean_x = (weight_BK @ x) / total
-    mean_y = (weight_BK * y_BK).sum(axis=1) / total
-    off = x - mean_x[:, None]
-    slope = (weight_BK * off * y_BK).sum(axis=1) / (weight_BK * off**2).sum(axis=1)
-    residual = y_BK - mean_y[:, None] - slope[:, None] * off
-    return slope, mean_y - slope * mean_x, (weight_BK * residual**2).sum(axis=1)
+    there = np.isfinite(log_loss_BK) & (np.isfinite(log_loss_BK).sum(axis=1) > 1)[:, None]
+    loss = np.exp(np.where(there, log_loss_BK, 0.0))
+    excess = np.where(there, loss - floor[:, None], 1.0)
+    weight = np.where(there, (excess / (loss * np.maximum(sd_K, 1e-12))) ** 2, 0.0)
+    total = np.where(there.any(axis=1), weight.sum(axis=1), np.nan)
+    mean_c = (weight @ log_c) / total
+    log_excess = np.log(excess)
+    mean_y = (weight * log_excess).sum(axis=1) / total
+    off = log_c - mean_c[:, None]
+    slope = (weight * off * log_excess).sum(axis=1) / (weight * off**2).sum(axis=1)
+    return slope, mean_y - slope * mean_c

@@ -181,12 +181,20 @@ def test_draws_that_fail_too_often_give_no_interval() -> None:
     fits = fitted(runs(noise=0.002))
     draws = fits.draws_of("n_params")
     assert draws is not None
-    draws.loss_opt["mlp", 1e18][:20] = math.nan
+    draws.loss_opt["mlp", 3e18][:20] = math.nan
     row = by_quantity(fits, 1e19)["loss"]
     assert (row.status, row.value, row.n_failed) == ("draws_failed", None, 20)
-    draws.loss_opt["mlp", 1e18][8:20] = loss_at(1e18)
+    draws.loss_opt["mlp", 3e18][8:20] = loss_at(3e18)
     again = by_quantity(fits, 1e19)["loss"]
     assert (again.status, again.n_failed) == ("ok", 8)
+    # One budget that is often lost takes no draw with it, but an optimum that all draws lose does.
+    draws.loss_opt["mlp", 1e17][:] = draws.x_opt["mlp", 1e17][:] = math.nan
+    assert by_quantity(fits, 1e19)["loss"].status == "draws_failed"
+    draws.loss_opt["mlp", 1e17][50:] = loss_at(1e17)
+    draws.x_opt["mlp", 1e17][50:] = best_at(1e17)
+    lost = by_quantity(fits, 1e19)
+    assert (lost["loss"].status, lost["loss"].n_failed) == ("ok", 8)
+    assert (lost["n_params"].status, lost["n_params"].n_failed) == ("ok", 8)
 
 
 @pytest.mark.slow
