@@ -21,13 +21,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from isoflop.analysis.compare.frontier_curve import draw_floors
-from isoflop.analysis.laws import fit_known_lines, flops_of
+from isoflop.analysis.laws import DrawnOptima, LawAxis, drawn_optima, flops_of
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import Axis
 from isoflop.analysis.result import Fits
@@ -321,18 +321,23 @@ class _Family:
             return refusal
         if isinstance(self._frontier, str):
             return self._frontier
-        draws = self._fits.draws_of(axis)
-        assert draws is not None
-        log_c = self._log_flops(optima)
+        drawn = self._drawn(optima, axis)
         log_x = np.log(np.array([o.x_opt for o in optima], dtype=np.float64))
-        drawn = np.log(_stacked(draws.x_opt, optima))
-        if _lack_of_fit_p(log_c, log_x, drawn) < LACK_OF_FIT_P:
+        if _lack_of_fit_p(drawn, log_x) < LACK_OF_FIT_P:
             return "off_law"
-        slope, intercept = fit_known_lines(log_c, drawn)
+        law, log_c = drawn.law(), float(drawn.log_flops[-1])
         with np.errstate(invalid="ignore", over="ignore"):
-            growth = self._frontier.steepness(self._log_c) / self._frontier.steepness(log_c[-1])
-            noise = growth * self._measured_anew(drawn[:, -1] - log_x[-1])
-            return np.asarray(np.exp(intercept + slope * self._log_c + noise))
+            growth = self._frontier.steepness(self._log_c) / self._frontier.steepness(log_c)
+            noise = growth * self._measured_anew(drawn.log_y[:, -1] - log_x[-1])
+            return np.asarray(np.exp(law.log_coefficient + law.exponent * self._log_c + noise))
+
+    def _drawn(self, optima: Sequence[Optimum], axis: LawAxis) -> DrawnOptima:
+        draws = self._fits.draws_of(optima[0].axis)
+        assert draws is not None
+        drawn = drawn_optima(optima, draws, self._arch, axis, self._fits.law_budget)
+        assert drawn is not None
+        assert drawn.log_y.shape[1] == len(optima)
+        return drawn
 
     @functools.cached_property
     def _frontier(self) -> _Frontier | Status:
@@ -340,22 +345,17 @@ class _Family:
         refusal = self._refusal(optima)
         if refusal is not None:
             return refusal
-        draws = self._fits.draws_of("n_params")
-        assert draws is not None
-        log_c = self._log_flops(optima)
+        drawn = self._drawn(optima, "loss")
+        log_c = np.broadcast_to(drawn.log_flops, drawn.log_y.shape)
         log_loss = np.log(np.array([o.loss_opt for o in optima], dtype=np.float64))
-        drawn = _stacked(draws.loss_opt, optima)
-        with np.errstate(invalid="ignore"):
-            log_drawn = np.log(np.where(drawn > 0, drawn, np.nan))
-        sd = np.nanstd(log_drawn, axis=0)
-        all_log_c = np.broadcast_to(log_c, log_drawn.shape)
-        floor = draw_floors(all_log_c, log_drawn, sd, seed=draws.seed)
-        slope, intercept = _lines_above(floor, log_c, log_drawn, sd)
+        sd = np.nanstd(drawn.log_y, axis=0)
+        floor = draw_floors(log_c, drawn.log_y, sd, seed=self._options.seed)
+        slope, intercept = _lines_above(floor, drawn, sd)
         return _Frontier(
             floor=floor,
             slope=np.where(slope < 0, slope, np.nan),
             intercept=intercept,
-            noise=self._measured_anew(log_drawn[:, -1] - log_loss[-1]),
+            noise=self._measured_anew(drawn.log_y[:, -1] - log_loss[-1]),
         )
 
     def _measured_anew(self, errors: Floats) -> Floats:
@@ -367,45 +367,40 @@ class _Family:
         return errors[order]
 
 
-def _stacked(values: Mapping[tuple[str, float], Floats], optima: Sequence[Optimum]) -> Floats:
-    return np.stack([values[o.arch, o.budget_flops] for o in optima], axis=1)
-
-
-def _lack_of_fit_p(log_c: Floats, log_x: Floats, drawn: Floats) -> float:
+def _lack_of_fit_p(drawn: DrawnOptima, log_x: Floats) -> float:
     """Return how often optima on a line lie as far off it, by chance, as these do.
 
     The squares of residuals, each over the variance of its optimum, are compared with those of the
     draws, whose errors about the estimate are those of optima on a line.
     """
-    errors = drawn - log_x
+    errors = drawn.log_y - log_x
     errors = errors[np.isfinite(errors).all(axis=1)]
     if not len(errors):
         return 1.0
     variance = np.maximum(errors.var(axis=0), 1e-300)
 
     def misfit(values: Floats) -> Floats:
-        slope, intercept = fit_known_lines(log_c, values)
-        residuals = values - slope[:, None] * log_c - intercept[:, None]
-        return np.asarray((residuals**2 / variance).sum(axis=1))
+        law = replace(drawn, log_y=values).law()
+        line = law.exponent[:, None] * drawn.log_flops + law.log_coefficient[:, None]
+        return np.asarray(((values - line) ** 2 / variance).sum(axis=1))
 
     return float(np.mean(misfit(errors) >= misfit(log_x[None])[0]))
 
 
-def _lines_above(
-    floor: Floats, log_c: Floats, log_loss_BK: Floats, sd_K: Floats
-) -> tuple[Floats, Floats]:
+def _lines_above(floor: Floats, drawn: DrawnOptima, sd_K: Floats) -> tuple[Floats, Floats]:
     """Return slope and intercept of ln(loss − floor) on ln C in each draw, weighted by errors.
 
     Through the optima that the draw has; NaN for a draw with fewer than two.
     """
-    there = np.isfinite(log_loss_BK) & (np.isfinite(log_loss_BK).sum(axis=1) > 1)[:, None]
-    loss = np.exp(np.where(there, log_loss_BK, 0.0))
+    there = np.isfinite(drawn.log_y)
+    there &= (there.sum(axis=1) > 1)[:, None]
+    loss = np.exp(np.where(there, drawn.log_y, 0.0))
     excess = np.where(there, loss - floor[:, None], 1.0)
+    log_excess = np.log(excess)
     weight = np.where(there, (excess / (loss * np.maximum(sd_K, 1e-12))) ** 2, 0.0)
     total = np.where(there.any(axis=1), weight.sum(axis=1), np.nan)
-    mean_c = (weight @ log_c) / total
-    log_excess = np.log(excess)
+    mean_c = (weight @ drawn.log_flops) / total
     mean_y = (weight * log_excess).sum(axis=1) / total
-    off = log_c - mean_c[:, None]
+    off = drawn.log_flops - mean_c[:, None]
     slope = (weight * off * log_excess).sum(axis=1) / (weight * off**2).sum(axis=1)
     return slope, mean_y - slope * mean_c
