@@ -28,7 +28,8 @@ Cell = tuple[str, int]
 # One rung may just reach the minimum; the second is on its far side.
 EDGE_RUNGS = 2
 
-# An interval shrinks with the square root of the number of runs.
+# An interval shrinks with the square root of the number of runs: with so many to half, or to 0.6 by
+# two_powers, whose slope is freer the more is known.
 RUNS_TO_HALVE = 4
 
 # Sizes further than this from the optimum, as a factor of parameters, hardly narrow its interval.

@@ -51,16 +51,19 @@ class TwoPowers:
 
         NaN for a curve without a minimum. With u = e^(kz) the slope is rising·u + falling/u + d.
         """
-        _, p, q, d = self.coefficients.T
-        rising, falling = p / 2 + q / RATE, p / 2 - q / RATE
-        with np.errstate(divide="ignore", invalid="ignore"):
+        # A quotient of coefficients, whose squares would overflow in a tiny unit of the loss.
+        largest = np.abs(self.coefficients).max(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            _, p, q, d = self.coefficients.T / largest
+            rising, falling = p / 2 + q / RATE, p / 2 - q / RATE
             root = np.sqrt(d * d - 4 * rising * falling)
             # Two forms of the same root: each is exact where the other subtracts equal numbers.
             u = np.where(d > 0, -2 * falling / (d + root), (root - d) / (2 * rising))
             u = np.where((u > 0) & np.isfinite(u), u, np.nan)
             z = np.log(u) / RATE
             loss = np.einsum("bi,bi->b", self.coefficients, _columns(z))
-            return self.centre + z, loss, RATE * (rising * u - falling / u) / 2
+            bend = largest * RATE * (rising * u - falling / u) / 2
+            return self.centre + z, loss, bend
 
 
 def fit_two_powers(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> TwoPowers:

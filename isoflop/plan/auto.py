@@ -16,8 +16,8 @@ from isoflop.study import SIZES_AUTO, Study
 from isoflop.validate import CLOSED, Count, ReadBy
 
 # The grid reaches this factor in parameters to either side of the expected optimum: wide enough to
-# bracket it, narrow enough that a parabola describes the losses (the published grids reach 3 to 8;
-# at 16 a parabola is badly biased without any noise).
+# bracket it, narrow enough that three coefficients describe the losses (the published grids reach
+# 3 to 8; at 16 it takes a fourth, and the optimum is no sharper than at 4).
 REACH = 4.0
 MOST_RUNGS = 7
 # Where rungs are so far apart that fewer fit into the reach, the grid grows to as many as the

@@ -207,6 +207,26 @@ def test_any_losses_at_any_sizes_get_a_code(width: float) -> None:
     assert ((minima.loss[inside] - sampled.min(axis=1)) / largest).max() < 1e-6
 
 
+@pytest.mark.parametrize("unit", [1e-250, 1e-3, 1e250])
+def test_the_unit_of_the_loss_moves_no_optimum(unit: float) -> None:
+    rng = np.random.default_rng(5)
+    log_x = grid(16.0, 9, 18.0)
+    losses = own_form(log_x, 18.5) + rng.normal(0, 0.03, (50, 9))
+    before, after = FIND(log_x, losses, None), FIND(log_x, unit * losses, None)
+    assert (before.code == after.code).all()
+    np.testing.assert_allclose(after.log_x, before.log_x, rtol=1e-9)
+    np.testing.assert_allclose(after.loss, unit * before.loss, rtol=1e-9)
+    np.testing.assert_allclose(after.curvature, unit * before.curvature, rtol=1e-6)
+
+
+def test_a_minimum_beyond_all_numbers_is_an_edge() -> None:
+    # Falling ever slower over sizes of three hundred decades.
+    log_x = np.linspace(0.0, 700.0, 5)
+    losses = np.array([[5.0, 2.0, 2.0 - 1e-4, 2.0 - 2e-4, 2.0 - 3e-4]])
+    assert FIND(log_x, losses, None).code[0] in (ABOVE, INTERIOR)
+    assert FIND(log_x, losses[:, ::-1], None).code[0] in (BELOW, INTERIOR)
+
+
 def test_a_curve_that_falls_again_is_at_its_edge() -> None:
     # Steep on the left, then flat, then down: a minimum and a maximum inside, the end lowest.
     log_x = grid(1e3, 9)
