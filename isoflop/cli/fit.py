@@ -304,18 +304,20 @@ def multiplier_rows(fits: Fits) -> list[Row]:
     ``claimed`` is better or worse where an order is claimed, - where none is, and why where there
     is no estimate.
     """
+    from isoflop.analysis.validity.attention import budgets_beyond
+
     signs = {"lower_bound": "≥ ", "upper_bound": "≤ "}
+    beyond = budgets_beyond(fits.compare)
     return [
         {
             "arch": row.arch,
             "budget": format_flops(row.budget_flops),
-            "compute multiplier": _MISSING
+            "multiplier": _MISSING
             if row.multiplier is None
             else f"{signs.get(row.status, '')}{format_multiplier(row.multiplier)}",
-            "its interval": _MISSING
-            if row.ci_lo is None or row.ci_hi is None
-            else f"{format_multiplier(row.ci_lo)} to {format_multiplier(row.ci_hi)}",
-            "claimed": _claim(row),
+            "its interval": _between(row.ci_lo, row.ci_hi),
+            "for all": _between(row.ci_lo_simultaneous, row.ci_hi_simultaneous),
+            "claimed": _claim(row, row.budget_flops in beyond),
         }
         for row in fits.compare
         if row.resource == "flops" and row.arch != row.reference
@@ -324,6 +326,8 @@ def multiplier_rows(fits: Fits) -> list[Row]:
 
 def reading_notes(fits: Fits) -> list[str]:
     """Return what the tables for a terminal mean: laws, multipliers, intervals."""
+    from isoflop.analysis.validity.attention import claimed_notes
+
     c_is = _C_OF_LAWS[fits.law_budget]
     notes = [f"Laws: N*, D*, active* and L* = coefficient · C^exponent, C {c_is}."]
     if not _laws(fits):
@@ -333,10 +337,12 @@ def reading_notes(fits: Fits) -> list[str]:
         reference = compared[0].reference
         notes.append(
             f"Multiplier: compute that {reference} needs for the loss of the arch's optimum, over "
-            "the arch's own; above 1 the arch is better. Claimed where the whole interval is on "
-            f"one side of 1. Extrapolated: beyond the losses measured of {reference}, and the "
-            "interval leaves out the error of that."
+            "the arch's own; above 1 the arch is better. For all: intervals that hold together; an "
+            "order is claimed where such a one leaves out 1, by losses at equal compute: none "
+            f"beyond {reference}'s budgets. Extrapolated: the loss is beyond those measured of "
+            f"{reference}."
         )
+        notes += claimed_notes(fits)
     return [*notes, _interval_note(fits)]
 
 
@@ -452,8 +458,17 @@ def _interval(optimum: Optimum) -> str:
     return f"{low}{format_count(optimum.ci_lo)} to {high}{format_count(optimum.ci_hi)}"
 
 
-def _claim(row: Comparison) -> str:
-    if row.status != "estimate":
-        return row.status.replace("_", " ")
+def _between(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return _MISSING
+    return f"{format_multiplier(low)} to {format_multiplier(high)}"
+
+
+def _claim(row: Comparison, is_beyond: bool) -> str:
     words = {"higher": "better", "lower": "worse", "none": _MISSING}[row.order_claimed]
+    if row.status != "estimate":
+        status = row.status.replace("_", " ")
+        return status if row.order_claimed == "none" else f"{words} ({status})"
+    if row.order_claimed == "none" and is_beyond:
+        return "- (beyond budgets)"
     return f"{words} (extrapolated)" if row.extrapolated else words

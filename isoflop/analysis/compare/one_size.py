@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.compare.claims import Interval, Order, order, rejected_together
+from isoflop.analysis.compare.claims import Interval, Order, agreeing, order, rejected_together
 from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES
 from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
 from isoflop.analysis.result import Fits
@@ -152,7 +152,9 @@ def paired_loss(fits: Fits, arch: str, reference: str, budget_flops: float) -> P
         reference=reference,
         budget_flops=budget_flops,
         ratio=math.exp(math.fsum(log_ratios) / len(shared)) if has_ratio else None,
-        bounds=(None, None) if problem else _student(log_ratios, fits.options.confidence),
+        bounds=(None, None)
+        if problem
+        else _exp_both(_log_student(log_ratios, fits.options.confidence)),
         log_ratios=() if problem else tuple(log_ratios),
         seeds=shared,
         problem=problem,
@@ -224,9 +226,10 @@ class JointClaim:
     """What one comparison of a table shows at the level of all of them together."""
 
     bounds: Interval
-    """Bonferroni's: all intervals of the table hold at once with the confidence asked for."""
+    """Bonferroni's: all intervals of the table hold at once with the confidence asked for. That of
+    an order which Holm's later steps claim ends at 1."""
     order: Order
-    """By Holm's step-down, which claims at least what these intervals claim."""
+    """By Holm's step-down."""
 
 
 def claim_together(pairs: Sequence[PairedLoss], confidence: float) -> tuple[JointClaim, ...]:
@@ -238,15 +241,15 @@ def claim_together(pairs: Sequence[PairedLoss], confidence: float) -> tuple[Join
     num = sum(bool(pair.log_ratios) for pair in pairs)
     p_values = [_p_value(pair.log_ratios) if pair.log_ratios else None for pair in pairs]
     claimed = rejected_together(p_values, 1 - confidence)
-    return tuple(
-        JointClaim(
-            bounds=_student(pair.log_ratios, 1 - (1 - confidence) / num)
-            if pair.log_ratios
-            else (None, None),
-            order=order(pair.bounds, 1.0) if is_claimed else "none",
-        )
-        for pair, is_claimed in zip(pairs, claimed, strict=True)
-    )
+    claims = []
+    for pair, is_claimed in zip(pairs, claimed, strict=True):
+        side: Order = order(pair.bounds, 1.0) if is_claimed else "none"
+        bounds: Interval = (None, None)
+        if pair.log_ratios:
+            bounds = agreeing(_log_student(pair.log_ratios, 1 - (1 - confidence) / num), side)
+            bounds = _exp_both(bounds)
+        claims.append(JointClaim(bounds=bounds, order=side))
+    return tuple(claims)
 
 
 def _p_value(log_ratios: Sequence[float]) -> float:
@@ -261,14 +264,19 @@ def _p_value(log_ratios: Sequence[float]) -> float:
     return 2 * float(stdtr(num - 1, -middle / spread))
 
 
-def _student(log_ratios: Sequence[float], confidence: float) -> Interval:
+def _log_student(log_ratios: Sequence[float], confidence: float) -> Interval:
     from scipy.special import stdtrit
 
     num = len(log_ratios)
     middle = math.fsum(log_ratios) / num
     spread = float(np.std(log_ratios, ddof=1)) / math.sqrt(num)
     half = float(stdtrit(num - 1, (1 + confidence) / 2)) * spread
-    return math.exp(middle - half), math.exp(middle + half)
+    return middle - half, middle + half
+
+
+def _exp_both(log_bounds: Interval) -> Interval:
+    low, high = log_bounds
+    return None if low is None else math.exp(low), None if high is None else math.exp(high)
 
 
 def _unpaired(sides: Mapping[str, Sequence[Point]], shared: Sequence[int]) -> str:

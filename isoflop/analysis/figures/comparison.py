@@ -43,8 +43,8 @@ def draw_multipliers(fits: Fits) -> Figure:
     reference = arrows[0].reference
     notes = [
         f"Arrow: from a family's optimum to the compute at which {reference} has the same loss; "
-        "the number is the multiplier. Bold: its whole interval lies above 1, or below; the others "
-        f"claim no order. Dotted: beyond {reference}'s measured losses.",
+        "the number is the multiplier. Bold: an order is claimed, all multipliers counted; the "
+        f"others claim none. Dotted: beyond {reference}'s measured losses.",
         *([beyond] if len(arrows) < len(found) else []),
         *frame.left_out_note(fits),
         excluded_note(fits),

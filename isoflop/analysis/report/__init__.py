@@ -135,7 +135,7 @@ def make_document(fits: Fits, source: Source) -> Document:
 
 def _sections_of_optima(fits: Fits, stated: Section) -> tuple[Section, ...]:
     return (
-        findings_section(findings(fits.compare, fits.exponents), fits),
+        findings_section(findings(fits), fits),
         stated,
         comparison_section(fits.compare, fits.exponents),
         optima_section(fits),

@@ -6,6 +6,7 @@ Each sentence is made from its numbers and is no stronger than they allow.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -27,7 +28,7 @@ from isoflop.analysis.report.document import (
 )
 from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import Fits
-from isoflop.analysis.validity.attention import attention
+from isoflop.analysis.validity.attention import attention, budgets_beyond, claimed_notes
 from isoflop.numbers import format_flops, format_multiplier
 
 _NO_ORDER = "no order is claimed"
@@ -57,8 +58,10 @@ def comparison_section(
         f"A multiplier is what {others[0].reference} needs of a resource for the loss that a "
         "family reaches at its own optimum, over what the family's optimum takes: above 1 the "
         "family is better. The slope is the reference's d loss / d ln resource there; an error "
-        "of the loss divided by it is the relative error of the multiplier. An order is claimed "
-        "only where the whole interval is above or below 1.",
+        "of the loss divided by it is the relative error of the multiplier. An interval is of one "
+        "multiplier alone; those for all together hold at once along a resource, and an order is "
+        "claimed where they leave out 1. It rests on losses at equal resource, so that none is "
+        "claimed beyond the reference's own range.",
         Picture(stem="multipliers", caption="Compute multipliers as arrows between frontiers."),
         *([_multiplier_table([r for r in others if r.resource in found])] if found else []),
         Items(items=tuple(f"{s.replace('_', ' ')}: {meanings[s]}." for s in statuses)),
@@ -83,6 +86,7 @@ def _multiplier_table(rows: Sequence[Comparison]) -> Block:
         label_column("resource", "Resource"),
         number_column("multiplier", "Multiplier"),
         number_column("interval", "Interval"),
+        number_column("interval_together", "For all together"),
         number_column("local_slope", "Slope", 3),
         text_column("order_claimed", "Order claimed"),
         text_column("extrapolated", "Extrapolated"),
@@ -97,6 +101,9 @@ def _multiplier_table(rows: Sequence[Comparison]) -> Block:
                 "resource": RESOURCES[row.resource].words,
                 "multiplier": bounded(signs.get(row.status, ""), row.multiplier, _THREE_DECIMALS),
                 "interval": interval(row.ci_lo, row.ci_hi, _THREE_DECIMALS),
+                "interval_together": interval(
+                    row.ci_lo_simultaneous, row.ci_hi_simultaneous, _THREE_DECIMALS
+                ),
             }
             for row in rows
         ],
@@ -109,37 +116,56 @@ def _difference_table(rows: Sequence[ExponentDifference]) -> Block:
         label_column("axis", "Of"),
         number_column("difference", "Difference"),
         number_column("interval", "Interval"),
+        number_column("interval_together", "For all together"),
         text_column("order_claimed", "Order claimed"),
         text_column("status", "Status"),
     ]
+    form = "{:.4f}".format
     return table(
         f"Exponents minus those of {rows[0].reference}",
         columns,
         [
-            {**asdict(row), "interval": interval(row.ci_lo, row.ci_hi, "{:.4f}".format)}
+            {
+                **asdict(row),
+                "interval": interval(row.ci_lo, row.ci_hi, form),
+                "interval_together": interval(row.ci_lo_simultaneous, row.ci_hi_simultaneous, form),
+            }
             for row in rows
         ],
     )
 
 
-def comparison_sentence(row: Comparison) -> str:
+def comparison_sentence(row: Comparison, *, is_beyond: bool = False) -> str:
     """Return what one multiplier says.
 
     For example: "At 1e18 FLOPs swiglu needs 1.80 times the compute of sgatlin for the same loss
-    (95 % interval 1.60 to 2.00)."
+    (95 % interval 1.60 to 2.00, for all together 1.50 to 2.20)."
+
+    Args:
+        row: the comparison.
+        is_beyond: whether its budget lies beyond those of the reference (`budgets_beyond`).
     """
     place = f"At {format_flops(row.budget_flops)} FLOPs"
     start = f"{place} {row.arch}"
     resource = RESOURCES[row.resource].words
     if row.multiplier is None:
-        return f"{start} has no multiplier over {row.reference} in {resource}: {row.meaning}."
+        none = f"{start} has no multiplier over {row.reference} in {resource}: {row.meaning}"
+        return f"{none}{_order_at_equal(row, resource)}."
     if row.status in ("lower_bound", "upper_bound"):
         side = "at least" if row.status == "lower_bound" else "at most"
         return (
             f"{start} against {row.reference}: the multiplier in {resource} is {side} "
             f"{format_multiplier(row.multiplier)} (a bound, since {_because(row)}); {_NO_ORDER}."
         )
-    return f"{place} {_outcome(row.multiplier, row, resource)} ({_interval_words(row)})."
+    return f"{place} {_outcome(row.multiplier, row, resource)} ({_interval_words(row, is_beyond)})."
+
+
+def _order_at_equal(row: Comparison, resource: str) -> str:
+    """Return the order of the losses at equal resource, which needs no multiplier."""
+    if row.order_claimed == "none":
+        return ""
+    side = "lower" if row.order_claimed == "higher" else "higher"
+    return f"; at equal {resource} its loss is {side}"
 
 
 def _because(row: Comparison) -> str:
@@ -155,23 +181,39 @@ def _outcome(multiplier: float, row: Comparison, resource: str) -> str:
     return f"{worse} needs {times} of {better} for the same loss"
 
 
-def _interval_words(row: Comparison) -> str:
+def _interval_words(row: Comparison, is_beyond: bool) -> str:
     if row.ci_lo is None or row.ci_hi is None:
         return f"no interval, so {_NO_ORDER}"
-    ends = (row.ci_lo, row.ci_hi)
-    if row.multiplier is not None and row.multiplier < 1.0:
-        ends = (1 / row.ci_hi, 1 / row.ci_lo)
-    words = f"{100 * row.confidence:g} % interval {' to '.join(map(format_multiplier, ends))}"
+    words = f"{100 * row.confidence:g} % interval {_ends(row, row.ci_lo, row.ci_hi)}"
+    if row.ci_lo_simultaneous is not None and row.ci_hi_simultaneous is not None:
+        together = _ends(row, row.ci_lo_simultaneous, row.ci_hi_simultaneous)
+        words += f", for all together {together}"
     if row.order_claimed == "none":
-        words += f"; {_NO_ORDER}"
-        if row.n_failed and not row.ci_lo <= 1.0 <= row.ci_hi:
-            words += f", since {row.n_failed} of {row.n_boot} draws lost an optimum"
+        words += f"; {_no_order_because(row, is_beyond)}"
     if row.extrapolated:
-        words += (
-            f"; beyond {row.reference}'s measured losses, and the interval leaves out the error "
-            "of extrapolating"
-        )
+        words += f"; its loss is beyond those measured of {row.reference}"
     return words
+
+
+def _ends(row: Comparison, low: float, high: float) -> str:
+    """Return an interval, of the inverse where the sentence gives that of the multiplier."""
+    ends = (low, high)
+    if row.multiplier is not None and row.multiplier < 1.0:
+        ends = (1 / high if high else math.inf, 1 / low if low else math.inf)
+    return " to ".join(map(format_multiplier, ends))
+
+
+def _no_order_because(row: Comparison, is_beyond: bool) -> str:
+    if is_beyond:
+        return f"beyond {row.reference}'s budgets: {_NO_ORDER}"
+    low, high = row.bounds
+    if low is not None and high is not None and not low <= 1.0 <= high:
+        # What fails in more draws than a tail holds has no strict interval.
+        tail = (1 - row.confidence) / 2 * (row.n_boot or 0)
+        if (row.n_failed or 0) > tail:
+            return f"{_NO_ORDER}, since {row.n_failed} of {row.n_boot} draws lost an optimum"
+        return f"{_NO_ORDER} with all comparisons counted"
+    return _NO_ORDER
 
 
 def exponent_sentence(row: ExponentDifference) -> str:
@@ -190,7 +232,8 @@ def exponent_sentence(row: ExponentDifference) -> str:
         )
     interval = f"difference {row.ci_lo:+.4f} to {row.ci_hi:+.4f}"
     if row.order_claimed == "none":
-        return f"{start} is not shown to differ from {row.reference}'s ({interval})."
+        counted = "" if row.ci_lo <= 0 <= row.ci_hi else " with all differences counted"
+        return f"{start} is not shown to differ from {row.reference}'s{counted} ({interval})."
     word = "higher" if row.order_claimed == "higher" else "lower"
     return f"{start} is {word} than {row.reference}'s by {abs(row.difference):.4f} ({interval})."
 
@@ -207,18 +250,21 @@ def findings_section(sentences: Sequence[str], fits: Fits) -> Section:
     return Section(key="findings", title="Findings", blocks=tuple(blocks))
 
 
-def findings(
-    comparisons: Sequence[Comparison], differences: Sequence[ExponentDifference]
-) -> tuple[str, ...]:
+def findings(fits: Fits) -> tuple[str, ...]:
     """Return the sentences on compute at every budget, on time at the largest, and on N*.
 
-    The largest budget comes first: it is the one that people ask about.
+    Before those on compute, how many of them are claimed. The largest budget comes first: it is
+    the one that people ask about.
     """
-    others = [row for row in comparisons if row.arch != row.reference]
+    others = [row for row in fits.compare if row.arch != row.reference]
     others.sort(key=lambda row: (-row.budget_flops, row.arch))
-    shown = [comparison_sentence(row) for row in others if row.resource == "flops"]
+    beyond = budgets_beyond(fits.compare)
+    compute = [row for row in others if row.resource == "flops"]
     timed = [row for row in others if row.resource == "wall_s" and row.status == "estimate"]
     largest = {row.arch: max(r.budget_flops for r in timed if r.arch == row.arch) for row in timed}
-    shown += [comparison_sentence(row) for row in timed if row.budget_flops == largest[row.arch]]
-    shown += [exponent_sentence(row) for row in differences if row.axis == "n_params"]
-    return tuple(shown)
+    shown = compute + [row for row in timed if row.budget_flops == largest[row.arch]]
+    return (
+        *claimed_notes(fits),
+        *(comparison_sentence(row, is_beyond=row.budget_flops in beyond) for row in shown),
+        *(exponent_sentence(row) for row in fits.exponents if row.axis == "n_params"),
+    )

@@ -192,9 +192,8 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
         "Losses are geometric means over the seeds. A ratio compares runs of equal seed, which "
         "read the same text in the same order; its "
         f"{100 * fits.options.confidence:g} % interval is Student's, wide with few seeds. The "
-        "intervals for all together hold at once for the whole table (Bonferroni); an order is "
-        "claimed by Holm's step-down at the same level, which may claim one whose interval for "
-        "all together just holds 1."
+        "intervals for all together hold at once for the whole table (Bonferroni), and an order is "
+        "claimed where they leave out 1 or, by a later step of Holm's, end at it."
     )
     return Section(
         key="sizes",

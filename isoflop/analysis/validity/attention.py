@@ -6,8 +6,11 @@ However many budgets and families a check concerns, it is one sentence; the tabl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from isoflop.analysis.compare.claims import claimed_note
+from isoflop.analysis.compare.multipliers import SLACK, Comparison
 from isoflop.analysis.compare.one_size import has_no_shared_budget, is_one_size
 from isoflop.analysis.optima import Optimum, Status
 from isoflop.analysis.points import GroupKey
@@ -60,6 +63,32 @@ def attention(fits: Fits) -> tuple[str, ...]:
     )
     found = (sentence for check in of_checks for sentence in check(fits, checks))
     return (*fits.selection.notes, *found)
+
+
+def claimed_notes(fits: Fits) -> list[str]:
+    """Return how many multipliers along FLOPs, and how many orders by loss, are claimed."""
+    confidence = fits.options.confidence
+    along = [row for row in fits.compare if row.resource == "flops" and row.arch != row.reference]
+    tested = [row for row in along if row.ci_lo is not None or row.order_claimed != "none"]
+    claimed = sum(row.order_claimed != "none" for row in tested)
+    notes = [claimed_note(claimed, len(tested), "multipliers", confidence)] if tested else []
+    ranked = (fits.validity or Validity(findings=())).of("ranking")
+    pairs = [f for f in ranked if f.ci_lo is not None]
+    # Of two families the only pair is the multiplier's.
+    if len(fits.archs) > 2 and pairs:
+        ordered = sum(f.status == "ok" for f in pairs)
+        notes.append(claimed_note(ordered, len(pairs), "orders of pairs by loss", confidence))
+    return notes
+
+
+def budgets_beyond(rows: Iterable[Comparison]) -> frozenset[float]:
+    """Return the budgets of comparisons that lie beyond those of the reference's own optima."""
+    along = [row for row in rows if row.resource == "flops"]
+    own = [r.budget_flops for r in along if r.arch == r.reference and r.multiplier is not None]
+    low, high = min(own, default=0.0), max(own, default=math.inf)
+    budgets = {row.budget_flops for row in along if row.arch != row.reference}
+    slack = math.exp(SLACK)
+    return frozenset(b for b in budgets if not low / slack <= b <= high * slack)
 
 
 def _budgets(fits: Fits, checks: Validity) -> Iterable[str]:

@@ -84,6 +84,8 @@ def a_comparison(**changes: Any) -> Comparison:
         multiplier=1.8,
         ci_lo=1.6,
         ci_hi=2.0,
+        ci_lo_simultaneous=1.5,
+        ci_hi_simultaneous=2.2,
         local_slope=-0.2,
         extrapolated=False,
         status="estimate",
@@ -101,12 +103,19 @@ def a_comparison(**changes: Any) -> Comparison:
 def test_a_claim_is_made_when_its_interval_allows() -> None:
     assert comparison_sentence(a_comparison()) == (
         "At 1e18 FLOPs swiglu needs 1.80 times the compute of sgatlin for the same loss "
-        "(95 % interval 1.60 to 2.00)."
+        "(95 % interval 1.60 to 2.00, for all together 1.50 to 2.20)."
     )
-    worse = a_comparison(multiplier=0.5, ci_lo=0.4, ci_hi=0.8, order_claimed="lower")
+    worse = a_comparison(
+        multiplier=0.5,
+        ci_lo=0.4,
+        ci_hi=0.8,
+        ci_lo_simultaneous=0.25,
+        ci_hi_simultaneous=1.0,
+        order_claimed="lower",
+    )
     assert comparison_sentence(worse) == (
         "At 1e18 FLOPs sgatlin needs 2.00 times the compute of swiglu for the same loss "
-        "(95 % interval 1.25 to 2.50)."
+        "(95 % interval 1.25 to 2.50, for all together 1.00 to 4.00)."
     )
 
 
@@ -125,13 +134,21 @@ def test_no_order_is_claimed_without_a_clear_interval(changes: dict[str, Any]) -
 def test_an_order_that_failed_draws_could_undo_is_explained() -> None:
     row = a_comparison(order_claimed="none", n_failed=90)
     assert "no order is claimed, since 90 of 1000 draws lost an optimum" in comparison_sentence(row)
+    few = a_comparison(order_claimed="none", n_failed=20)
+    assert "no order is claimed with all comparisons counted" in comparison_sentence(few)
 
 
 def test_bounds_and_extrapolations_say_what_they_are() -> None:
     bound = a_comparison(status="upper_bound", ci_lo=None, ci_hi=None, order_claimed="none")
     assert "is at most 1.80 (a bound" in comparison_sentence(bound)
     beyond = comparison_sentence(a_comparison(extrapolated=True))
-    assert "leaves out the error of extrapolating" in beyond
+    assert "its loss is beyond those measured of swiglu" in beyond
+    row = a_comparison(order_claimed="none", extrapolated=True)
+    said = comparison_sentence(row, is_beyond=True)
+    assert "beyond swiglu's budgets: no order is claimed" in said
+    wild = a_comparison(multiplier=8.7e14, ci_lo=2.0, ci_hi=1e20, order_claimed="none")
+    assert "swiglu needs > 1000 times the compute" in comparison_sentence(wild)
+    assert "interval 2.00 to > 1000" in comparison_sentence(wild)
     nothing = a_comparison(status="no_data", multiplier=None, ci_lo=None, ci_hi=None)
     assert "no multiplier over swiglu in compute: the table lacks" in comparison_sentence(nothing)
 
