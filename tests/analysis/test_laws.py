@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced, study
+from benchmarks.simulated_studies import ALPHA, BETA, Family, rows_of
 from isoflop.analysis import (
     FitOptions,
     Fits,
@@ -424,6 +425,37 @@ def test_rmse_is_that_of_the_logarithms() -> None:
     law = fit_rows(rows).law("mlp", "n_params")
     assert law.exponent == pytest.approx(0.0, abs=1e-9)
     assert law.rmse == pytest.approx(math.sqrt(0.06 / 3), rel=1e-9)
+
+
+ONE_WEAK = Family(noise={1e17: 0.02, 3e17: 0.003, 1e18: 0.003, 3e18: 0.003})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "widest"),
+    [(ONE_WEAK, 0.7), (Family(noise=0.01, missing=0.3), 1.0)],
+    ids=["one weak budget", "30 % of sizes missing"],
+)
+def test_the_interval_of_an_exponent_holds_it_as_often_as_it_says(
+    family: Family, widest: float
+) -> None:
+    hits, widths, equal_widths = 0, [], []
+    for number in range(80):
+        rows = rows_of("dense", family, np.random.default_rng((17, number)))
+        options = FitOptions(n_boot=150, method="parabola")
+        fits = fit_optima(select_points(rows), options, methods=["parabola"], axes=["n_params"])
+        law = fits.law("dense", "n_params")
+        alike = [replace(o, law_weight=None) for o in fits.optima]
+        equal = fit_laws(alike, fits.draws)[0]
+        assert (law.exponent is None) == (law.exponent_ci is None) == (law.n_points < 2)
+        if law.exponent_ci is None or equal.exponent_ci is None:
+            continue
+        hits += law.exponent_ci[0] <= BETA / (ALPHA + BETA) <= law.exponent_ci[1]
+        widths.append(law.exponent_ci[1] - law.exponent_ci[0])
+        equal_widths.append(equal.exponent_ci[1] - equal.exponent_ci[0])
+    assert len(widths) >= 78
+    assert hits >= 0.87 * len(widths)
+    assert sum(widths) <= widest * sum(equal_widths)
 
 
 def test_an_edge_never_enters_a_law() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,23 @@ def test_a_claim_beyond_the_measured_losses_says_so() -> None:
     better = [{**one, "loss": one["loss"] * 0.9} for one in noisy(["sgatlin"])]
     rows = multiplier_rows(fit_rows(noisy(["swiglu"]) + better, FitOptions(n_boot=30)))
     assert rows[-1]["claimed"] == "better (extrapolated)"
+
+
+def test_the_notes_say_what_c_is_and_how_many_draws_of_a_law_failed(fits: Fits) -> None:
+    nominal, achieved = (
+        reading_notes(replace(fits, options=replace(fits.options, law_budget=budget)))
+        for budget in ("nominal", "achieved")
+    )
+    assert "C the nominal budget" in nominal[0]
+    assert "C the mean of the FLOPs that the runs achieved" in achieved[0]
+    assert reading_notes(fits) == achieved
+    assert "gave no law" not in nominal[-1]
+    lossy = tuple(
+        replace(law, n_failed=823 if law.axis == "n_tokens" and law.arch == "sgatlin" else 3)
+        for law in fits.laws
+    )
+    note = reading_notes(replace(fits, laws=lossy))[-1]
+    assert "823 draws of sgatlin's D* gave no law, the most of any" in note
 
 
 def test_a_bound_names_the_command_that_helps() -> None:
