@@ -21,7 +21,6 @@ from isoflop.tables import (
     NOT_A_COLUMN,
     PLAN,
     RUNS,
-    SCHEMA_VERSION,
     Schema,
     read_table,
     schema_of,
@@ -128,9 +127,9 @@ def test_damaged_tables_are_one_clear_line(tmp_path: Path) -> None:
             read_table(path, OPTIMA)
         assert "\n" not in str(caught.value)
     pq.write_table(pa.table({"arch": ["mlp"]}), path)
-    with pytest.raises(UserError, match=f"schema version {SCHEMA_VERSION} \\(it is none\\)"):
+    with pytest.raises(UserError, match=f"schema version {OPTIMA.version} \\(it is none\\)"):
         read_table(path, OPTIMA)
-    version = {"isoflop_schema_version": str(SCHEMA_VERSION)}
+    version = {"isoflop_schema_version": str(OPTIMA.version)}
     table = pa.table({"arch": ["mlp"]}).replace_schema_metadata(version)
     pq.write_table(table, path)
     with pytest.raises(UserError, match="with column budget_flops"):

@@ -12,7 +12,7 @@ from isoflop.plan.artefact import read_plan, replace_plan, write_plan
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import describe_run
 from isoflop.study import Hypothesis, Study, Variant, paper_study
-from isoflop.tables import PLAN, SCHEMA_VERSION, read_table
+from isoflop.tables import PLAN, read_table
 from made_studies import Edit, check_edit_is_refused, micro, set_value
 
 RICH_STUDY = micro(
@@ -40,7 +40,7 @@ def test_flops_are_exact_integers_in_json_and_float64_in_parquet(tmp_path: Path)
     assert first["flops"] == plan.runs[0].flops
     schema = pq.read_schema(tmp_path / "plan.parquet")
     assert str(schema.field("flops").type) == "double"
-    assert schema.metadata[b"isoflop_schema_version"] == str(SCHEMA_VERSION).encode()
+    assert schema.metadata[b"isoflop_schema_version"] == str(PLAN.version).encode()
     rows = read_table(tmp_path / "plan.parquet", PLAN)
     assert [row["run_id"] for row in rows] == [run.run_id for run in plan.runs]
     assert rows[0]["est_gpu_hours"] is None
