@@ -219,6 +219,8 @@ class Draws:
     resource: dict[str, dict[GroupKey, Floats]]
     """By resource: its value at the drawn optimum, interpolated in ln x between the group's sizes;
     no entry where the table lacks the resource at any of them."""
+    curvature: dict[GroupKey, Floats] = field(default_factory=dict)
+    """[n_boot]: that of the curve at its minimum, or in its middle where it has none."""
     scatter: dict[GroupKey, Scatter] = field(default_factory=dict)
     """What each group tells of its noise."""
     noise: dict[GroupKey, GroupNoise] = field(default_factory=dict)
@@ -242,7 +244,7 @@ def draw_optima(
     scatter = {key: scatter_of(profiles[key], used) for key in profiles}
     noise = draw_noise(scatter, n_boot, seed)
     shapes = _standard_residuals(profiles, fitted, scatter)
-    x_opt, loss_opt, edge = {}, {}, {}
+    x_opt, loss_opt, edge, curvature = {}, {}, {}, {}
     for key, drawn in noise.items():
         rng = _budget_rng(seed, key[1], key[0])
         if kind == "case":
@@ -255,7 +257,7 @@ def draw_optima(
         if used.is_low and weight is None:
             minima = _about_estimate(minima, profiles[key], used)
         x_opt[key], loss_opt[key] = np.exp(minima.log_x), minima.loss
-        edge[key] = minima.code
+        edge[key], curvature[key] = minima.code, minima.curvature
     return Draws(
         axis=axis,
         method=method,
@@ -268,6 +270,7 @@ def draw_optima(
         loss_opt=loss_opt,
         edge=edge,
         resource=_resources(profiles, x_opt, axis),
+        curvature=curvature,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isoflop.analysis.bootstrap import Draws, num_failed
+from isoflop.analysis.noise import MeanSquare, equality_p, lack_of_fit_p
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
@@ -30,7 +31,12 @@ from isoflop.analysis.points import AXES, Axis, GroupKey, Point, Profile, profil
 from isoflop.arrays import Floats, percentiles
 from isoflop.tables import schema_of
 
-Status = Literal["interior", "edge_low", "edge_high", "not_convex", "flat", "too_few"]
+Status = Literal["interior", "edge_low", "edge_high", "not_convex", "flat", "below_data", "too_few"]
+
+# Farther below the lowest mean loss than this share of it and twice the dip that the curve makes
+# between two sizes, a minimum is made by the curve alone: the lowest of several noisy means lies
+# below the curve rather than above it.
+_MOST_BELOW_DATA = 0.01
 
 _STATUS: dict[int, Status] = {
     INTERIOR: "interior",
@@ -53,7 +59,11 @@ class Optimum:
       optimum, and ``loss_opt`` the mean loss measured there, an upper bound on the optimal loss.
       A bound never enters a power law.
     - ``not_convex``: no measurable upward curvature; both are null.
-    - ``flat``: the mean losses of the sizes differ by less than rounding; both are null.
+    - ``flat``: no curvature that differs from 0, as far as the noise lets it be told: the interval
+      of the curvature holds 0 (with draws), or the mean losses of the sizes differ by less than
+      rounding; both are null.
+    - ``below_data``: the curve's minimum lies far below every loss measured (one size of a wild
+      loss makes such a curve); both are null.
     - ``too_few``: fewer than three distinct sizes (four for akima); both are null.
     """
 
@@ -85,6 +95,20 @@ class Optimum:
     """Draws without an interior minimum."""
     law_weight: float | None = None
     """Its weight in the law of its size (isoflop.analysis.laws.weighed); null where all are 1."""
+    curvature_ci_lo: float | None = None
+    """Interval of the curvature, nats per token."""
+    curvature_ci_hi: float | None = None
+    noise_sd: float | None = None
+    """Standard deviation of ln loss of one run here, as the draws have it."""
+    noise_dof: float | None = None
+    """Degrees of freedom that its uncertainty amounts to."""
+    noise_source: str | None = None
+    noise_equal_p: float | None = None
+    """p value of Bartlett's test that the scatter about the curves is the same at all budgets of
+    the arch."""
+    lack_of_fit_p: float | None = None
+    """p value of the F test of the scatter about the curve against that of repeats; null without
+    repeats."""
 
     @property
     def is_point(self) -> bool:
@@ -185,6 +209,10 @@ def _verdict(
         return status, float(profile.x[-1]), float(means[-1]), curvature
     if status != "interior":
         return status, None, None, curvature
+    gap = float(np.diff(np.unique(profile.log_x)).max())
+    dip = fitted * (gap / 2) ** 2 if np.isfinite(fitted) else 0.0
+    if means.min() - loss > 2 * dip + _MOST_BELOW_DATA * means.min():
+        return "below_data", None, None, curvature
     x_opt = min(max(float(np.exp(log_x)), float(profile.x[0])), float(profile.x[-1]))
     return status, x_opt, loss, curvature
 
@@ -211,13 +239,39 @@ def with_intervals(
 
     A draw whose minimum lies beyond the grid counts as that end of the grid, so that such draws do
     not shorten the interval from the other side; ``ci_at_edge`` then says that it may reach
-    further. No interval when half of the draws or more are not interior.
+    further. No interval when half of the draws or more are not interior. An optimum whose curvature
+    does not differ from 0 by its own interval becomes ``flat``.
     """
-    return tuple(
-        _with_interval(optimum, draws[optimum.axis, optimum.method], confidence)
-        if (optimum.axis, optimum.method) in draws
-        else optimum
-        for optimum in optima
+    found = []
+    equal_p = {key: _equality_by_arch(drawn) for key, drawn in draws.items()}
+    for optimum in optima:
+        of = (optimum.axis, optimum.method)
+        if of in draws:
+            optimum = _with_noise(optimum, draws[of], equal_p[of].get(optimum.arch))
+            optimum = _with_interval(optimum, draws[of], confidence)
+        found.append(optimum)
+    return tuple(found)
+
+
+def _equality_by_arch(draws: Draws) -> dict[str, float | None]:
+    squares: dict[str, list[MeanSquare]] = {}
+    for (arch, _), scatter in draws.scatter.items():
+        squares.setdefault(arch, []).append(scatter.lack_of_fit)
+    return {arch: equality_p(of_arch) for arch, of_arch in squares.items()}
+
+
+def _with_noise(optimum: Optimum, draws: Draws, equal_p: float | None) -> Optimum:
+    key = (optimum.arch, optimum.budget_flops)
+    if key not in draws.noise:
+        return optimum
+    noise = draws.noise[key]
+    return replace(
+        optimum,
+        noise_sd=noise.sd,
+        noise_dof=noise.dof,
+        noise_source=noise.source,
+        noise_equal_p=equal_p,
+        lack_of_fit_p=lack_of_fit_p(draws.scatter[key]),
     )
 
 
@@ -227,6 +281,11 @@ def _with_interval(optimum: Optimum, draws: Draws, confidence: float) -> Optimum
         return optimum
     failed = num_failed(draws, key)
     known = replace(optimum, bootstrap_kind=draws.kind, n_boot=draws.n_boot, n_failed=failed)
+    curvature = percentiles(draws.curvature[key], confidence) if key in draws.curvature else None
+    if curvature is not None:
+        known = replace(known, curvature_ci_lo=curvature[0], curvature_ci_hi=curvature[1])
+        if curvature[0] <= 0:
+            return replace(known, status="flat", x_opt=None, loss_opt=None, off_centre=None)
     if 2 * failed >= draws.n_boot:
         return known
     edge, x = draws.edge[key], draws.x_opt[key].copy()

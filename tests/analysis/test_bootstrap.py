@@ -174,3 +174,35 @@ def test_percentiles_need_half_of_the_draws() -> None:
     assert percentiles(draws, 0.9) is not None
     draws[50] = np.inf
     assert percentiles(draws, 0.9) is None
+
+
+def test_a_flat_profile_has_no_optimum() -> None:
+    """Curvature that the noise could have made is none, whatever the vertex."""
+    statuses = []
+    for number in range(40):
+        rng = random.Random(number)
+        rows = curve(lambda n, rng=rng: 3.0 * math.exp(rng.gauss(0, 0.01)), spaced(1e7, 7))
+        fits = fit_optima(select_points(rows), FitOptions(n_boot=200), axes=["n_params"])
+        statuses += [o.status for o in fits.optima_of("mlp")]
+        assert all(o.x_opt is None for o in fits.optima_of("mlp") if o.status == "flat")
+    assert statuses.count("flat") > 10
+    assert statuses.count("interior") <= 4
+
+
+def test_a_minimum_far_below_every_loss_is_no_optimum() -> None:
+    rows = curve(parabola(1e7), spaced(1e7, 7))
+    rows[-1] = {**rows[-1], "loss": 9.0}
+    (optimum,) = find_optima(select_points(rows, screened=False).groups, ["n_params"], ["parabola"])
+    assert (optimum.status, optimum.x_opt, optimum.loss_opt) == ("below_data", None, None)
+    assert find_optima(select_points(rows[:-1]).groups, ["n_params"], ["parabola"])[0].is_point
+
+
+def test_the_noise_of_an_optimum_is_in_its_row() -> None:
+    rows = [*noisy(seeds=3), *noisy(seeds=3, budget=1e18, number=1)]
+    for optimum in fit_optima(select_points(rows), axes=["n_params"]).optima_of("mlp"):
+        assert optimum.noise_sd == pytest.approx(0.002, rel=0.5)
+        assert optimum.noise_dof > 14
+        assert optimum.noise_source == "scatter and repeats"
+        assert optimum.noise_equal_p is not None
+        assert optimum.lack_of_fit_p is not None
+        assert 0 < optimum.curvature_ci_lo < optimum.curvature < optimum.curvature_ci_hi

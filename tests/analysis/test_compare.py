@@ -85,7 +85,7 @@ def test_known_multipliers_come_out_along_every_resource() -> None:
 
 
 def test_a_family_over_itself_is_exactly_one_with_an_interval_that_contains_one() -> None:
-    fits = fitted(family("swiglu", noise=0.004) + family("new", gain=2, noise=0.004), n_boot=200)
+    fits = fitted(family("swiglu", noise=0.002) + family("new", gain=2, noise=0.002), n_boot=200)
     own = [r for r in compare_archs(fits) if r.arch == "swiglu" and r.status != "no_data"]
     assert len(own) == 3 * 5
     for one in own:
