@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isoflop.cli.fit_options import screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, print_damaged, print_lines
 from isoflop.numbers import format_flops
@@ -53,15 +54,15 @@ _LEAST_WANTED = ("arch", "all at once", "by time")
     help="How an undecided verdict ends.",
 )
 @click.option("--out", type=OUT_FOLDER, help="Folder for gate.parquet.  [default: nothing written]")
-@click.pass_context
+@screening_options
 def gate(
-    ctx: click.Context,
     reference: Path,
     runs: Path,
     arch: str | None,
     rule_file: Path | None,
     undecided_is: str,
     out: Path | None,
+    **chosen: Any,
 ) -> None:
     """Judge one run or a few against the frontier of a finished study.
 
@@ -72,6 +73,7 @@ def gate(
     The multiplier is the compute (or time) that the reference's frontier needs for a run's loss,
     over what the run took. Its interval holds the uncertainty of the frontier and the noise of one
     run. The run is judged as it is: one off its best size has a lower multiplier than its family.
+    --repeats and --screen are about the reference's runs, as in `isoflop fit`.
 
     Exit code 0: pass. 1: fail or undecided. 2: a mistake in what was typed.
     """
@@ -83,9 +85,10 @@ def gate(
     from isoflop.tables import write_table
 
     rule = default_rule() if rule_file is None else load_rule(rule_file)
-    options = FitOptions(n_boot=_NUM_DRAWS, reference=arch, confidence=rule.confidence)
+    options = FitOptions(n_boot=_NUM_DRAWS, reference=arch, confidence=rule.confidence, **chosen)
     _check_same_losses(reference, runs)
-    selection = select_points(_rows(reference, REQUIRED))
+    rows = _rows(reference, REQUIRED)
+    selection = select_points(rows, options.repeats, screened=options.screen)
     judged = _rows(runs, ("loss", "flops"))
     pick_reference([label for label, _ in selection.groups], arch)
     fits = fit_optima(selection, options, methods=(options.method,), axes=(options.axis,))
@@ -97,7 +100,7 @@ def gate(
         write_table(path, made.rows, GATE)
         print_lines(console(), [str(path)])
     if made.verdict != "pass" and (made.verdict, undecided_is) != ("undecided", "pass"):
-        ctx.exit(1)
+        click.get_current_context().exit(1)
 
 
 def _check_same_losses(reference: Path, runs: Path) -> None:
@@ -139,6 +142,8 @@ def _rows(source: Path, required: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:
+    from isoflop.analysis.result import excluded_note
+
     out = console()
     rows = made.along(made.rule.resource)
     other = made.along("wall_s" if made.rule.resource == "flops" else "flops")
@@ -164,6 +169,8 @@ def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:
     lines += reasons[:_MOST_REASONS]
     if len(reasons) > _MOST_REASONS:
         lines.append(f"and {len(reasons) - _MOST_REASONS} more; --out has all")
+    of_reference = [*fits.selection.notes, excluded_note(fits)]
+    lines += [f"Reference: {note}" for note in of_reference if fits.excluded]
     lines += [_reading(rows, fits), _rule_line(made.rule, rule_file), _last_line(made, rows)]
     for line in lines:
         out.print(line, soft_wrap=not out.is_terminal)

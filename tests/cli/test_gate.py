@@ -57,6 +57,7 @@ def test_the_exit_code_is_the_verdict(
     assert "optima at 1e17, 3e17, 1e18" in done.stdout
     assert "Rule by default (sha256 " in done.stdout
     assert sorted(tmp_path.iterdir()) == sorted([*before, candidate])
+    assert "Reference: " not in done.stdout
     lenient = invoke(table, candidate, "--undecided-is", "pass")
     assert lenient.exit_code == (0 if verdict == "undecided" else code)
     assert invoke(table, candidate, "--reference", "sparse").stdout != done.stdout
@@ -119,3 +120,13 @@ def test_studies_of_other_data_are_not_compared() -> None:
     done = invoke(results / "cpu_reference", results / "quickstart")
     assert done.exit_code == 2
     assert "must be as REFERENCE: FLOPs by paper, data 4abe92e86592c9b2" in done.stderr
+
+
+def test_what_the_reference_leaves_out_is_said(table: Path, tmp_path: Path) -> None:
+    lines = table.read_text().splitlines()
+    arch, budget, size, tokens, flops, loss, wall = lines[4].split(",")
+    odd = ",".join((arch, budget, size, tokens, flops, str(1.5 * float(loss)), wall))
+    table.write_text("\n".join([*lines[:4], odd, *lines[5:]]))
+    candidate = runs(tmp_path, "mine,3e17,2.6,300")
+    assert "Reference: 1 run excluded: 1 outlier." in invoke(table, candidate).stdout
+    assert "Reference: " not in invoke(table, candidate, "--no-screen").stdout
