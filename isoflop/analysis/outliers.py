@@ -31,6 +31,9 @@ _EXPONENTS = (0.15, 0.3, 0.45, 0.65)
 _USUAL_EXPONENT = 0.3
 # Residual degrees of freedom of a family from which on it may choose its exponents.
 _DOF_OF_EXPONENTS = 10
+# Beyond any published exponent of a loss in parameters or tokens; and a rise beyond any noise.
+_STEEPEST = 0.75
+_STEP = math.log(1.2)
 # At most one in so many sizes of a group is an outlier.
 _MOST_CUT = 3
 # Sizes up to which every set of them is tried.
@@ -76,8 +79,9 @@ class Odd:
 
     expected: float
     """The loss that the other sizes give."""
-    z: float
-    """Distance over its standard deviation, the error of the profile included."""
+    z: float | None
+    """Distance over its standard deviation, the error of the profile included; None of few sizes,
+    which have no such scale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +124,9 @@ class _Trimmed:
 
 
 def find_outliers(groups: Sequence[Group], num_cells: int) -> list[Found]:
-    """Return what each group of one family holds; groups of fewer than five sizes are not judged.
+    """Return what each group of one family holds.
+
+    Three or four sizes have no scale of their own: there a loss is off that no power law reaches.
 
     Args:
         groups: all budgets of the family.
@@ -128,7 +134,10 @@ def find_outliers(groups: Sequence[Group], num_cells: int) -> list[Found]:
     """
     cells = [_cells(group) for group in groups]
     judged = [i for i, c in enumerate(cells) if len(np.unique(c.x)) >= _MIN_SIZES]
-    found = [Found(odd={}) for _ in groups]
+    found = [
+        Found(odd=_too_steep(c, group) if 3 <= len(c.x) < _MIN_SIZES else {})
+        for c, group in zip(cells, groups, strict=True)
+    ]
     if not judged:
         return found
     used = [cells[i] for i in judged]
@@ -150,6 +159,25 @@ def find_outliers(groups: Sequence[Group], num_cells: int) -> list[Found]:
         else:
             found[i] = Found(odd=judge.odd_runs(groups[i], within))
     return found
+
+
+def _too_steep(cells: _Cells, group: Group) -> dict[int, Odd]:
+    """Return the runs of the one size whose loss lies too far above that of its neighbours.
+
+    At fixed compute a loss E + A/N^α + B/D^β cannot grow faster than with the larger exponent.
+    """
+    log_loss = np.log(cells.loss)
+    rise = log_loss[:, None] - log_loss
+    allowed = np.maximum(_STEEPEST * np.abs(cells.x[:, None] - cells.x), _STEP)
+    places = np.arange(len(cells.x))
+    is_near = np.abs(places[:, None] - places) == 1
+    above = np.flatnonzero(np.all((rise > allowed) | ~is_near, axis=1))
+    if len(above) != 1:
+        return {}
+    expected = float(cells.loss[is_near[above[0]]].max())
+    runs = np.flatnonzero(group.cell == cells.number[above[0]])
+    off = runs[np.log(group.loss[runs] / expected) > _STEP]
+    return {int(run): Odd(expected=expected, z=None) for run in off}
 
 
 def _cells(group: Group) -> _Cells:

@@ -308,11 +308,11 @@ def _group(points: Sequence[Point], cells: Sequence[Sequence[int]]) -> Group:
 
 def _odd(points: Sequence[Point], cells: Sequence[Sequence[int]], found: Found) -> Refused:
     runs = [i for cell in cells for i in cell]
-    return {
-        runs[place]: (
-            "outlier",
-            f"loss {points[runs[place]].loss:.4g} where the other sizes give {odd.expected:.4g} "
-            f"(z {odd.z:.0f})",
-        )
-        for place, odd in found.odd.items()
-    }
+    refused: Refused = {}
+    for place, odd in found.odd.items():
+        loss = f"loss {points[runs[place]].loss:.4g}"
+        words = f"{loss} beside a size of {odd.expected:.4g}"
+        if odd.z is not None:
+            words = f"{loss} where the other sizes give {odd.expected:.4g} (z {odd.z:.0f})"
+        refused[runs[place]] = "outlier", words
+    return refused

@@ -186,6 +186,17 @@ def test_a_loss_of_nine_at_the_largest_size_is_an_outlier(everywhere: bool) -> N
     assert all(optimum.status == "interior" for optimum in fits.optima)
 
 
+@pytest.mark.parametrize("num", [3, 4])
+@pytest.mark.parametrize("width", [1.5, 4.0, 16.0])
+def test_of_few_sizes_only_what_no_law_reaches_is_an_outlier(num: int, width: float) -> None:
+    rows = made(num=num, width=width, noise=0.02, surface=ASYMMETRIC, seeds=2)
+    assert reasons(rows) == {}
+    group(rows)[-1]["loss"] = group(rows)[-2]["loss"] = 400.0
+    assert reasons(rows) == {"outlier": 2}
+    group(rows)[0]["loss"] = group(rows)[1]["loss"] = 400.0
+    assert reasons(rows) == {}
+
+
 def test_two_bad_sizes_side_by_side_do_not_hide_each_other() -> None:
     rows = made()
     for one in group(rows)[-2:]:
