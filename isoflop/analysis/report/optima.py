@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from isoflop.analysis.laws import LawRow
+from isoflop.analysis.misallocation import misallocation
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.parametric import ParametricFit
 from isoflop.analysis.points import Axis
@@ -137,6 +138,7 @@ def laws_section(fits: Fits) -> Section:
         ),
     ]
     blocks += _parametric_blocks(fits.parametric)
+    blocks += _misallocation_blocks(fits)
     blocks.append(
         Picture(
             stem="sensitivity",
@@ -157,6 +159,39 @@ def surface_section(fits: Fits) -> Section:
         Picture(stem="resources", caption="Runs against each resource."),
     ]
     return Section(key="surface", title="Surface", blocks=tuple(blocks))
+
+
+def _misallocation_blocks(fits: Fits) -> list[Block]:
+    """Return what sizes off the optimum cost, as a table; nothing without a surface."""
+    rows = [
+        {
+            "arch": row.arch,
+            "budget_flops": row.budget_flops,
+            "factor": row.factor,
+            "loss_cost": row.loss_cost,
+            "loss_interval": interval(row.loss_cost_lo, row.loss_cost_hi, "{:.4f}".format),
+            "wasted": 100 * row.compute_wasted,
+            "wasted_interval": _percent(row.compute_wasted_lo, row.compute_wasted_hi),
+            "profile": row.profile_loss_cost,
+        }
+        for row in misallocation(fits)
+    ]
+    columns = [
+        ARCH,
+        BUDGET,
+        number_column("factor", "N / N*", 2),
+        loss_column("loss_cost", "Loss cost"),
+        number_column("loss_interval", "Interval"),
+        number_column("wasted", "Compute wasted (%)", 3),
+        number_column("wasted_interval", "Interval"),
+        loss_column("profile", "Loss cost by the profile"),
+    ]
+    return [table("What a size off the optimum costs, by the surface", columns, rows)] * bool(rows)
+
+
+def _percent(low: float | None, high: float | None) -> Cell:
+    ends = [None if end is None else 100 * end for end in (low, high)]
+    return interval(ends[0], ends[1], "{:.3g}".format)
 
 
 def _parametric_blocks(fitted: Sequence[ParametricFit]) -> list[Block]:
