@@ -17,6 +17,7 @@ import click
 from rich.table import Table
 
 from isoflop.cli.fit_options import fit_options, given_parameters
+from isoflop.cli.laws import against_lines, fit_supplied, surface_notes, surface_rows
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
 from isoflop.errors import UserError, shown
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
     from isoflop.analysis.compare.multipliers import Comparison
     from isoflop.analysis.fit import FitOptions
-    from isoflop.analysis.laws import LawRow, PowerLaw
+    from isoflop.analysis.laws import PowerLaw
     from isoflop.analysis.optima import Optimum
-    from isoflop.analysis.parametric import LawTest, ParametricFit
     from isoflop.analysis.points import Excluded
     from isoflop.analysis.result import Fits
 
@@ -66,8 +66,12 @@ def fit(table: Path, out: Path | None, against: str | None, **chosen: Any) -> No
     fit are counted and named.
     """
     from isoflop.analysis.fit import FitOptions
+    from isoflop.analysis.supplied import read_optima
 
     names = ("E", "A", "B", "alpha", "beta")
+    if table.is_file() and (optima := read_optima(table)) is not None:
+        fit_supplied(optima, out)
+        return
     given = None if against is None else given_parameters("--against", against, names)
     fit_folder(table, out, FitOptions(**chosen), given)
 
@@ -134,7 +138,7 @@ def _print_one_size(fits: Fits, out: Console) -> list[str]:
 
 
 def _print_surfaces(fits: Fits, out: Console) -> list[str]:
-    surfaces, left_out = surfaces_table(fits, out.width)
+    surfaces, left_out = _by_arch(surface_rows(fits), out.width)
     if surfaces.row_count:
         out.print(surfaces)
     return [*_left_out_note(left_out), *surface_notes(fits)]
@@ -198,74 +202,6 @@ def laws_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
 def multipliers_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
     """Return the compute multiplier of each arch over the reference, at each budget."""
     return _by_arch(multiplier_rows(fits), width)
-
-
-def surfaces_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
-    """Return the parameters of the surface over all runs of each arch."""
-    rows = [row for surface in _surfaces(fits) if surface.has_values for row in surface.rows()]
-    return _by_arch([_surface_row(row) for row in rows], width)
-
-
-def surface_notes(fits: Fits) -> list[str]:
-    """Return what the table of surfaces means, and why an arch has none or a doubtful one."""
-    notes = [
-        "Surface: L = E + A/N^alpha + B/D^beta over all runs, Huber's criterion on ln L; a and b "
-        "are the exponents of N* and D* in C = 6ND."
-    ]
-    notes += [
-        f"{surface.arch}: surface {surface.status.replace('_', ' ')} ({surface.reason})."
-        for surface in _surfaces(fits)
-        if surface.reason
-    ]
-    drawn = [surface for surface in _surfaces(fits) if surface.draws]
-    if not drawn:
-        return [*notes, "No intervals (0 bootstrap draws)."] if not fits.options.n_boot else notes
-    kinds = ", ".join(sorted({str(surface.bootstrap_kind) for surface in drawn}))
-    level = f"{fits.options.confidence:.0%}, {kinds} bootstrap, {fits.options.n_boot:,} draws"
-    return [*notes, f"Intervals: {level}."]
-
-
-def _surfaces(fits: Fits) -> list[ParametricFit]:
-    return [fit for fit in fits.parametric if (fit.form, fit.method) == ("chinchilla", "huber")]
-
-
-def _surface_row(row: LawRow) -> Row:
-    return {
-        "arch": row.arch,
-        "parameter": row.parameter,
-        "value": _MISSING if row.value is None else f"{row.value:.4g}",
-        "interval": _MISSING
-        if row.ci_lo is None or row.ci_hi is None
-        else f"{row.ci_lo:.4g} to {row.ci_hi:.4g}",
-        "runs": str(row.n_points),
-        "rmse of ln L": _MISSING if row.rmse is None else f"{row.rmse:.2g}",
-    }
-
-
-def against_lines(fits: Fits, given: Mapping[str, float]) -> list[str]:
-    """Return a line per arch: whether its surface and the given parameters can both be true."""
-    from isoflop.analysis.parametric import law_test
-
-    lines = []
-    for surface in _surfaces(fits):
-        if surface.has_values:
-            found = law_test(surface, given, n_draws=max(fits.options.n_boot, 100))
-            lines.append(f"{surface.arch} against the given surface: {_verdict(found)}.")
-        else:
-            status = surface.status.replace("_", " ")
-            lines.append(f"{surface.arch} against the given surface: not tested ({status}).")
-    return lines
-
-
-def _verdict(found: LawTest) -> str:
-    least = 1 / (found.n_draws + 1)
-    p_value = f"p {found.p_value:.2g}" if found.p_value > least else f"p < {least:.1g}"
-    words = "rejected" if found.is_rejected else "not rejected"
-    words += f" by the likelihood ratio, {p_value} of {found.n_draws:,} draws"
-    if found.chi2 is None:
-        return words
-    chi2 = f"chi-squared {found.chi2:.3g} at {found.dof} degrees of freedom"
-    return f"{words}; {chi2}, p {found.chi2_p_value:.2g}"
 
 
 def seed_means_table(fits: Fits) -> Table:

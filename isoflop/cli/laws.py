@@ -1,0 +1,109 @@
+"""What `isoflop fit` shows of surfaces, of tests against given ones, and of optima as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoflop.cli.tables import console
+from isoflop.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from isoflop.analysis.laws import LawRow
+    from isoflop.analysis.parametric import LawTest, ParametricFit
+    from isoflop.analysis.result import Fits
+
+_MISSING = "-"
+
+
+def surface_rows(fits: Fits) -> list[dict[str, str]]:
+    """Return a row per parameter of the surface over all runs of each arch."""
+    rows = [row for surface in _surfaces(fits) if surface.has_values for row in surface.rows()]
+    return [_surface_row(row) for row in rows]
+
+
+def surface_notes(fits: Fits) -> list[str]:
+    """Return what the table of surfaces means, and why an arch has none or a doubtful one."""
+    notes = [
+        "Surface: L = E + A/N^alpha + B/D^beta over all runs, Huber's criterion on ln L; a and b "
+        "are the exponents of N* and D* in C = 6ND."
+    ]
+    notes += [
+        f"{surface.arch}: surface {surface.status.replace('_', ' ')} ({surface.reason})."
+        for surface in _surfaces(fits)
+        if surface.reason
+    ]
+    drawn = [surface for surface in _surfaces(fits) if surface.draws]
+    if not drawn:
+        return [*notes, "No intervals (0 bootstrap draws)."] if not fits.options.n_boot else notes
+    kinds = ", ".join(sorted({str(surface.bootstrap_kind) for surface in drawn}))
+    level = f"{fits.options.confidence:.0%}, {kinds} bootstrap, {fits.options.n_boot:,} draws"
+    return [*notes, f"Intervals: {level}."]
+
+
+def _surfaces(fits: Fits) -> list[ParametricFit]:
+    return [fit for fit in fits.parametric if (fit.form, fit.method) == ("chinchilla", "huber")]
+
+
+def _surface_row(row: LawRow) -> dict[str, str]:
+    return {
+        "arch": row.arch,
+        "parameter": row.parameter,
+        "value": _MISSING if row.value is None else f"{row.value:.4g}",
+        "interval": _MISSING
+        if row.ci_lo is None or row.ci_hi is None
+        else f"{row.ci_lo:.4g} to {row.ci_hi:.4g}",
+        "runs": str(row.n_points),
+        "rmse of ln L": _MISSING if row.rmse is None else f"{row.rmse:.2g}",
+    }
+
+
+def against_lines(fits: Fits, given: Mapping[str, float]) -> list[str]:
+    """Return a line per arch: whether its surface and the given parameters can both be true."""
+    from isoflop.analysis.parametric import law_test
+
+    lines = []
+    for surface in _surfaces(fits):
+        if surface.has_values:
+            found = law_test(surface, given, n_draws=max(fits.options.n_boot, 100))
+            lines.append(f"{surface.arch} against the given surface: {_verdict(found)}.")
+        else:
+            status = surface.status.replace("_", " ")
+            lines.append(f"{surface.arch} against the given surface: not tested ({status}).")
+    return lines
+
+
+def _verdict(found: LawTest) -> str:
+    least = 1 / (found.n_draws + 1)
+    p_value = f"p {found.p_value:.2g}" if found.p_value > least else f"p < {least:.1g}"
+    words = "rejected" if found.is_rejected else "not rejected"
+    words += f" by the likelihood ratio, {p_value} of {found.n_draws:,} draws"
+    if found.chi2 is None:
+        return words
+    chi2 = f"chi-squared {found.chi2:.3g} at {found.dof} degrees of freedom"
+    return f"{words}; {chi2}, p {found.chi2_p_value:.2g}"
+
+
+def fit_supplied(rows: list[dict[str, Any]], out_folder: Path | None) -> None:
+    """Fit laws to a table of optima, print them and write fits.parquet."""
+    from isoflop.analysis.laws import FITS
+    from isoflop.analysis.supplied import fit_supplied_optima
+    from isoflop.tables import write_table
+
+    if out_folder is None:
+        raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
+    laws, out = fit_supplied_optima(rows), console()
+    out.print(
+        "The table holds optima, not runs: laws through them, and nothing that compares runs."
+    )
+    for row in laws:
+        value = _MISSING if row.value is None else f"{row.value:.5g}"
+        ends = "" if row.ci_lo is None else f" ({row.ci_lo:.5g} to {row.ci_hi:.5g})"
+        name = f"{row.arch} {row.form.replace('_', ' ')} {row.axis} {row.parameter}"
+        out.print(f"{name}: {value}{ends}; {row.settings}; {row.status}", soft_wrap=True)
+    if not laws:
+        out.print("Nothing to fit: no row has an arch, a budget and an optimum above 0.")
+    out_folder.mkdir(parents=True, exist_ok=True)
+    write_table(out_folder / "fits.parquet", laws, FITS)
+    out.print(str(out_folder / "fits.parquet"), soft_wrap=True)
