@@ -155,8 +155,6 @@ def _draw_kappa(
     keys: Sequence[GroupKey], groups: Sequence[Scatter], n_boot: int, rng: np.random.Generator
 ) -> Floats:
     """Return draws [B, G] of the variance between sizes over that between runs."""
-    from scipy.stats import f as f_distribution
-
     drawn: dict[str, Floats] = {}
     for arch in dict.fromkeys(arch for arch, _ in keys):
         log_weight, has_repeats = np.log(_PRIOR_KAPPA), False
@@ -165,8 +163,10 @@ def _draw_kappa(
             if key[0] == arch and lack.dof and pure.dof:
                 ratio = max(lack.value, _LEAST_SD**2) / max(pure.value, _LEAST_SD**2)
                 scale = 1 + group.repeats * _KAPPA
-                log_weight = log_weight + f_distribution.logpdf(ratio / scale, lack.dof, pure.dof)
-                log_weight = log_weight - np.log(scale)
+                # The density of F but for a constant; scipy.stats takes a second to import.
+                log_f = (lack.dof / 2 - 1) * np.log(ratio / scale)
+                log_f -= (lack.dof + pure.dof) / 2 * np.log(lack.dof * ratio / scale + pure.dof)
+                log_weight = log_weight + log_f - np.log(scale)
                 has_repeats = True
         weight = np.exp(log_weight - log_weight.max())
         drawn[arch] = (

@@ -26,6 +26,8 @@ _TITLES = {
     "method": "Sensitivity to the method of finding optima",
     "convention": "Sensitivity to the FLOP convention",
     "seed_noise": "Seed noise, from repeated cells",
+    "lack_of_fit": "Scatter of sizes about the curve against that of repeats (F test)",
+    "unequal_noise": "Whether all budgets scatter alike (Bartlett's test)",
     "achieved_budget": "Budgets as achieved instead of nominal",
     "near_budget": "Budgets that nearly agree and are taken as different ones",
     "off_centre": "Optima off the centre of their grids",

@@ -10,6 +10,7 @@ from isoflop.analysis.validity.design import (
     duplicate_findings,
     near_budget_findings,
     noise_findings,
+    scatter_findings,
     selected_findings,
 )
 from isoflop.analysis.validity.finding import VALIDITY, Finding, Validity
@@ -40,6 +41,7 @@ def validity(rows: Rows, fits: Fits) -> Validity:
             *method_findings(fits, pairs),
             *convention_findings(rows, fits, pairs),
             *noise_findings(fits),
+            *scatter_findings(fits),
             *budget_findings(fits),
             *near_budget_findings(fits),
             *centre_findings(fits),

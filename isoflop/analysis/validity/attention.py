@@ -56,6 +56,8 @@ def attention(fits: Fits) -> tuple[str, ...]:
         _without_minimum,
         _bounds,
         _selected,
+        _lack_of_fit,
+        _unequal_noise,
         _off_centre,
         _drift,
         _held_out,
@@ -169,6 +171,23 @@ def _selected(fits: Fits, checks: Validity) -> Iterable[str]:
         yield (
             "Laws leave out optima at edges and have those next to them that noise kept inside: "
             f"this biases exponents by little, {_listed(each)}."
+        )
+
+
+def _lack_of_fit(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = _attended(checks, "lack_of_fit")
+    if found:
+        yield (
+            f"Sizes scatter about the curve by more than repeats of one cell explain (F test, all "
+            f"budgets counted): at {_places(_keys(found))}."
+        )
+
+
+def _unequal_noise(fits: Fits, checks: Validity) -> Iterable[str]:
+    for finding in _attended(checks, "unequal_noise"):
+        yield (
+            f"Families or budgets do not scatter alike {finding.variant} (Bartlett's test, p = "
+            f"{finding.value or 0.0:.2g}); intervals take the noise of each."
         )
 
 

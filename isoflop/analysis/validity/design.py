@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.bootstrap import seed_noise
+from isoflop.analysis.bootstrap import scatter_of, seed_noise
+from isoflop.analysis.compare.claims import rejected_together
 from isoflop.analysis.laws import MIN_OPTIMA
+from isoflop.analysis.noise import equality_p, lack_of_fit_p
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.points import Point
+from isoflop.analysis.optima_methods import METHODS
+from isoflop.analysis.points import Point, profile_of
 from isoflop.analysis.result import Fits
-from isoflop.analysis.validity.finding import Finding, FindingStatus
+from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 from isoflop.numbers import format_flops
 
 # At a slope of −0.2 nats per e-fold of compute, 5 % of the budget are 0.01 nats.
@@ -52,6 +56,42 @@ def _noise(fits: Fits, arch: str | None) -> Finding:
         n_points=noise.dof,
         detail=f"{noise.n_cells} repeated cells" if is_measured else "no cell is repeated",
     )
+
+
+def scatter_findings(fits: Fits) -> list[Finding]:
+    """Return whether curves fit within the repeats of cells, and whether budgets scatter alike.
+
+    `lack_of_fit`: the F test of the scatter of sizes about the curve against that of repeats, by
+    budget, claimed for all budgets together. `unequal_noise`: Bartlett's test that the scatter of
+    all budgets is one, between runs where cells are repeated, else between sizes.
+    """
+    method, axis = METHODS[fits.options.method], fits.options.axis
+    profiles = {key: profile_of(points, axis) for key, points in fits.groups.items()}
+    scatter = {
+        key: scatter_of(profile, method)
+        for key, profile in profiles.items()
+        if profile.num_sizes >= method.min_sizes
+    }
+    p_values = [lack_of_fit_p(one) for one in scatter.values()]
+    level = 1 - fits.options.confidence
+    findings = [
+        _p_value("lack_of_fit", p, is_rejected, arch=arch, budget_flops=budget)
+        for (arch, budget), p, is_rejected in zip(
+            scatter, p_values, rejected_together(p_values, level), strict=True
+        )
+        if p is not None
+    ]
+    repeats = [one.pure_error for one in scatter.values() if one.pure_error.dof]
+    equal = equality_p(repeats or [one.lack_of_fit for one in scatter.values()])
+    if equal is not None:
+        words = "between runs" if repeats else "between sizes"
+        findings.append(_p_value("unequal_noise", equal, equal < level, variant=words))
+    return findings
+
+
+def _p_value(check: Check, p: float, is_rejected: bool, **where: Any) -> Finding:
+    status: FindingStatus = "attention" if is_rejected else "ok"
+    return Finding(check=check, quantity="p_value", status=status, value=p, **where)
 
 
 def _sd_interval(sd: float, dof: int, confidence: float) -> tuple[float | None, float | None]:

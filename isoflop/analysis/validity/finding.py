@@ -13,6 +13,8 @@ Check = Literal[
     "method",
     "convention",
     "seed_noise",
+    "lack_of_fit",
+    "unequal_noise",
     "achieved_budget",
     "near_budget",
     "off_centre",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from isoflop.analysis.validity.design import (
     centre_findings,
     duplicate_findings,
     near_budget_findings,
+    scatter_findings,
 )
 from isoflop.analysis.validity.held_out import held_out_findings
 from isoflop.analysis.validity.variants import selection_findings
@@ -161,3 +165,25 @@ def test_answers_that_move_are_counted_by_what_moves_them() -> None:
     sentence = about("excluded rows let in", dataclasses.replace(fits, validity=found))
     assert sentence.startswith("Answers leave their interval, or a claimed order turns round, by")
     assert "see Validity in the report" in sentence
+
+
+def noisy(sd_of: Callable[[str, float], float], between_sizes: float = 0.0) -> Fits:
+    """Two families at three budgets, three seeds a size; the checks of their scatter."""
+    rng = random.Random(4)
+    rows = []
+    for one in whole(archs=("mlp", "swiglu"), num=7):
+        shift = rng.gauss(0, between_sizes)
+        sd = sd_of(one["arch"], one["budget_flops"])
+        for seed in range(3):
+            loss = one["loss"] * math.exp(shift + rng.gauss(0, sd))
+            rows.append({**one, "loss": loss, "seed": seed})
+    fits = fitted(rows)
+    return dataclasses.replace(fits, validity=Validity(findings=tuple(scatter_findings(fits))))
+
+
+def test_scatter_that_repeats_do_not_explain_and_unequal_noise_are_said() -> None:
+    assert attention(noisy(lambda arch, budget: 0.002)) == ()
+    rough = about("Sizes scatter", noisy(lambda arch, budget: 0.001, between_sizes=0.01))
+    assert "1e17, 3e17 and 1e18 of mlp and 1e17, 3e17 and 1e18 of swiglu" in rough
+    unequal = about("Bartlett", noisy(lambda arch, _: 0.01 if arch == "mlp" else 0.001))
+    assert "do not scatter alike between runs" in unequal

@@ -69,6 +69,7 @@ def test_findings_fit_their_table_and_do_not_depend_on_row_order() -> None:
         "method",
         "convention",
         "seed_noise",
+        "unequal_noise",
         "achieved_budget",
         "off_centre",
         "ranking",
