@@ -25,7 +25,7 @@ from isoflop.analysis import (
 from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.laws import LAW_AXES, drawn_optima, fit_laws, law_draws, weighed
 from isoflop.analysis.optima import Optimum, find_optima, find_optimum
-from isoflop.analysis.optima_methods import Method
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, Method
 from isoflop.arrays import percentiles
 
 # Czech, "Problems with Chinchilla Approach 2", tables 1 to 3: noise-free surfaces
@@ -122,6 +122,15 @@ def test_the_law_of_llama_3() -> None:
     law = fit_laws(find_optima(without, ["n_tokens"], ["parabola"]))[1]
     assert law.exponent == pytest.approx(0.5108, abs=5e-5)
     assert law.coefficient == pytest.approx(0.971, abs=5e-4)
+
+
+@pytest.mark.skipif(not LLAMA.is_file(), reason="the points of the paper's figure are not there")
+def test_the_default_method_agrees_with_the_law_of_llama_3() -> None:
+    groups = select_points(load_rows(LLAMA)).groups
+    law = fit_laws(find_optima(groups, ["n_tokens"], [DEFAULT_METHOD]))[1]
+    assert law.exponent == pytest.approx(0.53, abs=0.01)
+    assert law.coefficient == pytest.approx(0.29, abs=0.03)
+    assert law.at(3.8e25) == pytest.approx(16.55e12, rel=0.04)
 
 
 @pytest.mark.skipif(not LLAMA.is_file(), reason="the points of the paper's figure are not there")
