@@ -53,6 +53,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/parametric.py
 	$(BIN)/python tests/benchmarks/coverage.py
 	$(BIN)/python tests/benchmarks/methods.py
+	$(BIN)/python tests/benchmarks/predictions.py
 	$(BIN)/python tests/benchmarks/fit_time.py
 	@if PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null; \
 	then $(BIN)/python tests/benchmarks/submit_scale.py; fi
