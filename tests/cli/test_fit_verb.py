@@ -86,3 +86,35 @@ def test_a_bad_table_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     assert result.exit_code == 2
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_surfaces_under_constraints_are_shown_and_tested_against_given_ones(
+    table: Path, tmp_path: Path
+) -> None:
+    given = ("--against", "E=1.69,A=406.4,B=410.7,alpha=.34,beta=.28")
+    done = invoke(table, "--out", tmp_path / "out", "--n-boot", "0", "--tied", "--fix", "E=0.5")
+    assert done.exit_code == 0, done.output
+    assert "Surface: L = E + A/N^alpha + B/D^beta" in done.output
+    done = invoke(table, "--out", tmp_path / "out", "--n-boot", "0", *given)
+    assert done.exit_code == 0, done.output
+    assert done.output.count(" against the given surface: ") == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--fix", "A=3"),
+        ("--fix", "E=-1"),
+        ("--fix", "E=nan"),
+        ("--fix", "1.7"),
+        ("--against", "E=1"),
+        ("--against", "E=1,E=1,A=1,B=1,alpha=1,beta=1"),
+    ],
+)
+def test_parameters_that_read_otherwise_are_one_line(
+    table: Path, tmp_path: Path, wrong: tuple[str, str]
+) -> None:
+    done = invoke(table, "--out", tmp_path / "out", *wrong)
+    assert done.exit_code == 2
+    assert done.output.count("\n") == 1
+    assert not (tmp_path / "out").exists()
