@@ -52,7 +52,7 @@ def test_a_table_alone_is_fitted_without_torch(table: Path, tmp_path: Path) -> N
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Intervals: 95%, residual bootstrap, 50 draws" in done.stdout
+    assert "Intervals: 95%, parametric bootstrap, 50 draws" in done.stdout
     assert "1 run excluded: 1 bad loss." in done.stdout
     assert not (out / "runs.parquet").exists()
     optima = read_table(out / "optima.parquet", OPTIMA)
