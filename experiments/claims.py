@@ -4,12 +4,14 @@
     python experiments/claims.py --check    # exit code 1 where that would change anything
 
 Numbers and verdicts come from `hypotheses.parquet` of the studies (`isoflop report`) and from
-`claims.parquet` (`python experiments/interpret_claims.py`); this script only sets them in a table.
+`claims.parquet` (`python experiments/interpret_claims.py`); this script only sets them in a table,
+beside the verdicts of release 0.1.0 (`results/verdicts_0.1.0.json`), which judged the same runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from isoflop.tables import read_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAGE = RESULTS / "cpu_reference" / "README.md"
+BEFORE = "verdicts_0.1.0.json"
+"""By study and rule, what 0.1.0 said of the same runs; rules read from models are not in it."""
 BEGIN, END = "<!-- begin: python experiments/claims.py -->", "<!-- end -->"
 
 
@@ -45,6 +49,8 @@ class Finding:
     rule: str
     measured: str
     verdict: str
+    before: str
+    """The verdict of 0.1.0."""
 
 
 CLAIMS = (
@@ -134,11 +140,16 @@ def findings(claim: Claim, results: Path) -> list[Finding]:
 
 
 def _from_fits(study: str, results: Path) -> Iterator[tuple[str, Finding]]:
+    before = json.loads((results / BEFORE).read_text(encoding="utf-8"))[study]
     for row in read_table(results / study / "hypotheses.parquet", HYPOTHESES):
         yield (
             row["id"],
             Finding(
-                study=study, rule=row["decide"], measured=row["detail"], verdict=row["verdict"]
+                study=study,
+                rule=row["decide"],
+                measured=row["detail"],
+                verdict=row["verdict"],
+                before=before[row["id"]],
             ),
         )
 
@@ -149,7 +160,7 @@ def _from_models(study: str, results: Path) -> Iterator[tuple[str, Finding]]:
         if row["quantity"] in ("rule", "measured", "verdict"):
             words.setdefault(row["claim"], {})[row["quantity"]] = row["note"]
     for name, finding in words.items():
-        yield name, Finding(study=study, **finding)
+        yield name, Finding(study=study, **finding, before=finding["verdict"])
 
 
 def together(verdicts: Sequence[str]) -> str:
@@ -162,14 +173,19 @@ def together(verdicts: Sequence[str]) -> str:
 def page_block(results: Path) -> str:
     """Return the summary and a table for each claim, in Markdown."""
     by_claim = {claim: findings(claim, results) for claim in CLAIMS}
-    summary = ["| claim | | verdict | rules supported / not / undecided |", "|---|---|---|---|"]
+    summary = [
+        "| claim | | verdict | rules supported / not / undecided | by 0.1.0 |",
+        "|---|---|---|---|---|",
+    ]
     sections = []
     for claim, found in by_claim.items():
         verdicts = [finding.verdict for finding in found]
         counts = " / ".join(
             str(verdicts.count(word)) for word in ("supported", "not supported", "undecided")
         )
-        summary.append(f"| {claim.id} | {claim.text} | **{together(verdicts)}** | {counts} |")
+        before = together([finding.before for finding in found])
+        verdict = f"**{together(verdicts)}**"
+        summary.append(f"| {claim.id} | {claim.text} | {verdict} | {counts} | {before} |")
         sections.append(_section(claim, found, together(verdicts)))
     return "\n".join([*summary, "", *sections])
 
@@ -178,8 +194,13 @@ def _section(claim: Claim, found: Sequence[Finding], verdict: str) -> str:
     lines = [f"### {claim.id}: {claim.text}", "", f"**{verdict.capitalize()}.**", ""]
     for study in claim.studies:
         lines += [f"`{_command(claim, study)}`", ""]
-        lines += ["| rule, frozen before the runs | measured | verdict |", "|---|---|---|"]
-        lines += [f"| {f.rule} | {f.measured} | {f.verdict} |" for f in found if f.study == study]
+        lines += ["| rule, frozen before the runs | measured | verdict | by 0.1.0 |"]
+        lines += ["|---|---|---|---|"]
+        lines += [
+            f"| {f.rule} | {f.measured} | {f.verdict} | {f.before} |"
+            for f in found
+            if f.study == study
+        ]
         lines.append("")
     return "\n".join(lines)
 
