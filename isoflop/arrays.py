@@ -1,4 +1,4 @@
-"""The array type of every part, and the interval that draws give."""
+"""The array types of every part, the interval that draws give, and rows that lack the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 def percentiles(draws: Floats, confidence: float) -> tuple[float, float] | None:
@@ -16,3 +17,20 @@ def percentiles(draws: Floats, confidence: float) -> tuple[float, float] | None:
     tail = (1 - confidence) / 2
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def row_patterns(is_there: Bools) -> list[tuple[Bools, Bools]]:
+    """Return each pattern of columns that rows have, and the rows that have it.
+
+    Args:
+        is_there: which columns are there [rows, columns].
+
+    Returns:
+        (columns, rows) of each pattern; in most tables there is one.
+    """
+    if is_there.all():
+        return [(np.ones(is_there.shape[1], dtype=np.bool_), np.ones(len(is_there), np.bool_))]
+    packed = np.packbits(is_there, axis=1)
+    keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, of_row = np.unique(keys, return_index=True, return_inverse=True)
+    return [(is_there[row], of_row.ravel() == index) for index, row in enumerate(first)]

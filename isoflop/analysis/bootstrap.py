@@ -42,7 +42,6 @@ from isoflop.analysis.optima_methods import (
     BELOW,
     INTERIOR,
     METHODS,
-    Bools,
     Codes,
     FitMethod,
     Method,
@@ -56,7 +55,7 @@ from isoflop.analysis.points import (
     profile_of,
 )
 from isoflop.analysis.resources import RESOURCES, resource_at
-from isoflop.arrays import Floats
+from isoflop.arrays import Bools, Floats
 
 Kind = Literal["residual", "parametric", "case"]
 Requested = Literal["auto", "residual", "parametric", "case"]

@@ -29,7 +29,7 @@ from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS, Method
 from isoflop.analysis.points import AXES, Axis
-from isoflop.arrays import Floats, percentiles
+from isoflop.arrays import Floats, percentiles, row_patterns
 from isoflop.tables import schema_of
 
 LawAxis = Literal["n_params", "n_tokens", "n_active", "loss"]
@@ -353,8 +353,8 @@ def fit_known_lines(x: Floats, y_BK: Floats, weight: Floats | None = None) -> tu
     slope, intercept = (np.full(len(y_BK), np.nan) for _ in range(2))
     is_known = np.isfinite(y_BK)
     # Draws that lost the same optima are fitted together.
-    for known in np.unique(is_known, axis=0):
-        rows = np.flatnonzero((is_known == known).all(axis=1))
+    for known, of_pattern in row_patterns(is_known):
+        rows = np.flatnonzero(of_pattern)
         share = np.ones(len(x))[known] if weight is None else weight[known]
         if np.count_nonzero(share) < MIN_OPTIMA:
             continue

@@ -30,9 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from isoflop.analysis.two_powers import TwoPowers, fit_two_powers, two_powers_curve
-from isoflop.arrays import Floats
+from isoflop.arrays import Bools, Floats, row_patterns
 
-Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 
 Method = str
@@ -212,11 +211,9 @@ def akima(log_x: Floats, loss_BN: Floats, weight_BN: Floats | None = None) -> Mi
     num = len(loss_BN)
     found = {name: np.full(num, np.nan) for name in ("log_x", "loss", "curvature")}
     code = np.full(num, TOO_FEW, dtype=np.int8)
-    patterns, pattern_of = np.unique(np.isfinite(log_mean), axis=0, return_inverse=True)
-    for index, there in enumerate(patterns):
+    for there, chosen in row_patterns(np.isfinite(log_mean)):
         if np.count_nonzero(there) < AKIMA_MIN_SIZES:
             continue
-        chosen = pattern_of.ravel() == index
         minima = _akima_minima(sizes[there], log_mean[chosen][:, there])
         for name, values in found.items():
             values[chosen] = getattr(minima, name)

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from isoflop.arrays import Floats
-
-Bools = npt.NDArray[np.bool_]
+from isoflop.arrays import Bools, Floats, row_patterns
 
 REACH = math.log(100.0)
 """Farther beyond its optima, in ln R, a frontier says nothing; draws end there."""
@@ -142,8 +140,8 @@ class FrontierCurve:
         there = np.isfinite(self.log_r) & np.isfinite(self.log_loss)
         parts = []
         # Sorting the patterns takes longer than all the rest, and mostly there is one.
-        for pattern in there[:1] if there.all() else np.unique(there, axis=0):
-            rows, kept = np.all(there == pattern, axis=1), np.flatnonzero(pattern)
+        for pattern, rows in row_patterns(there):
+            kept = np.flatnonzero(pattern)
             if len(kept):
                 part = FrontierCurve(
                     log_r=self.log_r[np.ix_(rows, kept)],

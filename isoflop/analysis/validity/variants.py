@@ -100,7 +100,7 @@ def multiplier_findings(
     fits: Fits, check: Check, variant: str, found: Mapping[GroupKey, Comparison]
 ) -> list[Finding]:
     """Return how every multiplier along FLOPs of a variant compares with that of the fit."""
-    base = multipliers(fits)
+    base = {(row.arch, row.budget_flops): row for row in fits.compare if row.resource == "flops"}
     return [
         Finding(
             check=check,
