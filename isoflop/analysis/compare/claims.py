@@ -103,7 +103,8 @@ def joint_claims(drawn: Sequence[Floats | None], confidence: float) -> JointClai
         below, above = max(middle - low, _LEAST), max(high - middle, _LEAST)
         far = np.where(values >= middle, (values - middle) / above, (middle - values) / below)
         tested.append(index)
-        distances.append(np.where(np.isfinite(values), far, np.inf))
+        # A failed draw has counted against its own quantity, in the strict interval.
+        distances.append(np.where(np.isfinite(values), far, 0.0))
         needed.append(middle / below if middle > 0 else -middle / above)
     if not tested:
         return JointClaims(orders=tuple(orders), stretch=1.0)

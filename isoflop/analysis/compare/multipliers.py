@@ -10,20 +10,20 @@ a bound on m or nothing.
 
 An order is claimed from losses at equal resource alone: the family's against the reference's
 frontier at what the family takes, where the reference was measured. m itself may lie beyond, and
-then rests on the form of the frontier; which side of 1 it is on does not. Orders along one resource
-are claimed together (claims.py): wrong in any of them with 1 − confidence.
+then rests on the form of the frontier; which side of 1 it is on does not. Orders along FLOPs are
+claimed together (claims.py): wrong in any of them with 1 − confidence. Those along the other
+resources are claimed together with all, so that looking at more of them makes none more likely.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from isoflop.analysis.bootstrap import scatter_of
 from isoflop.analysis.compare.claims import (
     Interval,
     JointClaims,
@@ -35,17 +35,21 @@ from isoflop.analysis.compare.claims import (
     stretched,
     strict_interval,
 )
-from isoflop.analysis.compare.frontier_curve import FrontierCurve, Inverse, draw_floors
+from isoflop.analysis.compare.frontier import (
+    SLACK,
+    Frontier,
+    Node,
+    frontier_along,
+    grows_beyond,
+    log_resource,
+)
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, Axis, profile_of
-from isoflop.analysis.resources import RESOURCES, resource_at
+from isoflop.analysis.optima_methods import Method
+from isoflop.analysis.points import AXES, Axis
+from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
 from isoflop.tables import NOT_A_COLUMN, schema_of
-
-# Relative; where nothing tells of the noise of the losses.
-_UNKNOWN_ERROR = 0.002
 
 CompareStatus = Literal[
     "estimate",
@@ -75,10 +79,6 @@ MEANINGS: Mapping[CompareStatus, str] = {
     "no_data": "the table lacks this resource",
 }
 
-SLACK = math.log(1.05)
-"""How far beyond the reference's optima, in ln of the resource, losses still count as measured at
-equal resource: budgets of the same name are spent to within a few percent."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -94,7 +94,7 @@ class Comparison:
     """Of an estimate, alone; a bound carries no interval of its own."""
     ci_hi: float | None
     ci_lo_simultaneous: float | None
-    """Of all estimates along this resource together."""
+    """Of all estimates along FLOPs together; along another resource, of all."""
     ci_hi_simultaneous: float | None
     local_slope: float | None
     """d loss / d ln resource of the reference there, in the unit of the loss: an error of the loss
@@ -104,7 +104,7 @@ class Comparison:
     status: CompareStatus
     order_claimed: Order
     """Whether the loss is below that of the reference's frontier at equal resource (`higher`) or
-    above it (`lower`), all comparisons along this resource taken together."""
+    above it (`lower`), all comparisons taken together."""
     strict: Interval = field(metadata=NOT_A_COLUMN)
     """The simultaneous interval with every failed draw counted against a claim."""
     axis: Axis
@@ -149,46 +149,78 @@ def compare_archs(fits: Fits, resources: Sequence[str] | None = None) -> tuple[C
         return ()
     if resources is None:
         resources = sorted(RESOURCES, key=lambda name: (*AXES, name).index(name))
-    rows: list[Comparison] = []
-    for resource in resources:
-        rows += _compare_along(fits, frontier_along(fits, reference, resource))
+    frontiers = {name: frontier_along(fits, reference, name) for name in _measured_with(resources)}
+    arms = {name: _arms(fits, frontier) for name, frontier in frontiers.items()}
+    claims = {"flops": joint_claims(_gaps(arms, ["flops"]), fits.options.confidence)}
+    if set(arms) != {"flops"}:
+        claims |= _claimed_with_all(arms, fits.options.confidence)
     place = {resource: index for index, resource in enumerate(resources)}
-    order_of = {key: index for index, key in enumerate(fits.optima_by_group())}
-    rows.sort(key=lambda row: (order_of[row.arch, row.budget_flops], place[row.resource]))
-    return tuple(rows)
+    rows = [
+        (index, place[name], _comparison(fits, arm, frontiers[name], claimed, claims[name]))
+        for name in resources
+        for index, (arm, claimed) in enumerate(zip(arms[name], claims[name].orders, strict=True))
+    ]
+    return tuple(row for _, _, row in sorted(rows, key=lambda entry: entry[:2]))
 
 
-def _compare_along(fits: Fits, frontier: Frontier) -> list[Comparison]:
-    """Return the comparisons along one resource, claimed together."""
-    found = [(o, _multiplier(fits, o, frontier)) for o in fits.optima_by_group().values()]
-    multipliers = [
-        _drawn_multipliers(fits, o, frontier) if one.status == "estimate" else None
-        for o, one in found
-    ]
-    gaps = [
-        _drawn_gaps(fits, o, frontier)
-        if one.status in ("estimate", "too_far") and o.arch != frontier.arch
-        else None
-        for o, one in found
-    ]
-    claims = joint_claims(gaps, fits.options.confidence)
-    return [
-        _comparison(fits, optimum, frontier, one, drawn, claimed, claims)
-        for (optimum, one), drawn, claimed in zip(found, multipliers, claims.orders, strict=True)
-    ]
+def _measured_with(resources: Sequence[str]) -> Sequence[str]:
+    """Return the resources whose comparisons decide what is claimed along some of them."""
+    return resources if set(resources) <= {"flops"} else tuple(RESOURCES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Arm:
+    """One optimum against the reference's frontier."""
+
+    optimum: Optimum
+    found: _Found
+    log_multipliers: Floats | None
+    """[n_boot]; None where there is no estimate or there are no draws."""
+    gaps: Floats | None
+    """ln of the reference's loss at equal resource over the arch's [n_boot]; None likewise."""
+
+
+def _arms(fits: Fits, frontier: Frontier) -> list[_Arm]:
+    arms = []
+    for optimum in fits.optima_by_group().values():
+        found = _multiplier(fits, optimum, frontier)
+        is_estimate = found.status == "estimate"
+        is_other = optimum.arch != frontier.arch and found.status in ("estimate", "too_far")
+        arms.append(
+            _Arm(
+                optimum=optimum,
+                found=found,
+                log_multipliers=_drawn_multipliers(fits, optimum, frontier)
+                if is_estimate
+                else None,
+                gaps=_drawn_gaps(fits, optimum, frontier) if is_other else None,
+            )
+        )
+    return arms
+
+
+def _gaps(arms: Mapping[str, Sequence[_Arm]], names: Iterable[str]) -> list[Floats | None]:
+    return [arm.gaps for name in names for arm in arms.get(name, ())]
+
+
+def _claimed_with_all(
+    arms: Mapping[str, Sequence[_Arm]], confidence: float
+) -> dict[str, JointClaims]:
+    """Return the claims along each resource but FLOPs, all resources taken together."""
+    together = joint_claims(_gaps(arms, arms), confidence)
+    claims, start = {}, 0
+    for name, of_name in arms.items():
+        orders = together.orders[start : start + len(of_name)]
+        start += len(of_name)
+        if name != "flops":
+            claims[name] = replace(together, orders=orders)
+    return claims
 
 
 def _comparison(
-    fits: Fits,
-    optimum: Optimum,
-    frontier: Frontier,
-    found: _Found,
-    drawn: Floats | None,
-    claimed: Order,
-    claims: JointClaims,
+    fits: Fits, arm: _Arm, frontier: Frontier, claimed: Order, claims: JointClaims
 ) -> Comparison:
-    """Return a row; ``drawn`` is ln of the multiplier in every draw."""
-    options = fits.options
+    options, optimum, found, drawn = fits.options, arm.optimum, arm.found, arm.log_multipliers
     single = interval(drawn, options.confidence)
     strict = agreeing(stretched(drawn, strict_interval(drawn, options.confidence), claims), claimed)
     together = agreeing(stretched(drawn, single, claims), claimed)
@@ -237,13 +269,13 @@ class _Found:
 def _multiplier(fits: Fits, optimum: Optimum, frontier: Frontier) -> _Found:
     if optimum.x_opt is None or optimum.loss_opt is None or optimum.loss_opt <= 0:
         return _Found(status="no_optimum")
-    log_r = _log_resource(fits, optimum, frontier.resource)
+    log_r = log_resource(fits, optimum, frontier.resource)
     if log_r is None or frontier.lacks_data:
         return _Found(status="no_data")
     if not frontier.nodes:
         return _Found(status="no_reference")
     log_loss = math.log(optimum.loss_opt)
-    if optimum.is_bound and _grows_beyond(fits, optimum, frontier.resource):
+    if optimum.is_bound and grows_beyond(fits, optimum, frontier.resource):
         return _Found(status="no_optimum")
     if len(frontier.nodes) == 1:
         return _against_single(log_loss, log_r, frontier.nodes[0], is_bound=optimum.is_bound)
@@ -300,7 +332,7 @@ def _drawn_gaps(fits: Fits, optimum: Optimum, frontier: Frontier) -> Floats | No
         return np.asarray(frontier.drawn.at(log_r, SLACK) - log_loss)
 
 
-def _against_single(log_loss: float, log_r: float, node: _Node, *, is_bound: bool) -> _Found:
+def _against_single(log_loss: float, log_r: float, node: Node, *, is_bound: bool) -> _Found:
     """Compare with a reference of one optimum: its frontier falls, so the side of it is known."""
     ratio = _exp(node.log_r - log_r)
     if node.is_edge and (is_bound or node.grows_beyond or log_loss < node.log_loss):
@@ -312,167 +344,6 @@ def _against_single(log_loss: float, log_r: float, node: _Node, *, is_bound: boo
     if is_bound:
         return _Found(status="no_overlap")
     return _Found(status="upper_bound", multiplier=ratio, extrapolated=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Node:
-    """One optimum of the reference: a point, or at an edge a bound on the loss from above."""
-
-    budget_flops: float
-    log_r: float
-    log_loss: float
-    is_edge: bool
-    grows_beyond: bool
-    """Of an edge: whether the true optimum takes more of the resource than the edge does."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Frontier:
-    """The frontier of the reference along one resource."""
-
-    arch: str
-    resource: str
-    nodes: tuple[_Node, ...]
-    """By budget; edges included."""
-    curve: FrontierCurve
-    """Through all nodes; one draw."""
-    interior: FrontierCurve
-    """Through the nodes that are points; one draw."""
-    drawn: FrontierCurve | None
-    """Through the nodes that are points, in every draw; None where a draw or the resource lacks."""
-    lacks_data: bool
-    """Whether the table lacks the resource at every optimum."""
-
-    def invert(self, log_loss: float) -> tuple[Inverse, list[_Node]]:
-        """Return where the frontier reaches a loss, and the edges that this rests on.
-
-        Needs two nodes. Beyond a measured end that is a point, edges further in do not count.
-        """
-        inverse = self.curve.invert(np.array([log_loss]))
-        left = int(inverse.segment[0])
-        segment = self.nodes[left : left + 2]
-        if not inverse.extrapolated[0]:
-            at_node = [node for node in segment if node.log_r == inverse.log_r[0]]
-            return inverse, [node for node in at_node or segment if node.is_edge]
-        end = self.nodes[0] if log_loss > self.nodes[0].log_loss else self.nodes[-1]
-        if end.is_edge:
-            return inverse, [end]
-        return self.interior.invert(np.array([log_loss])), []
-
-
-def frontier_along(fits: Fits, arch: str, resource: str) -> Frontier:
-    """Return the frontier of an arch along a resource, whatever optima it has."""
-    optima = [o for o in fits.optima_of(arch) if o.loss_opt is not None and o.loss_opt > 0]
-    nodes = [node for optimum in optima if (node := _node(fits, optimum, resource))]
-    interior = [node for node in nodes if not node.is_edge]
-    error = _loss_error(fits, arch)
-    share = _floor_share(interior, error)
-    return Frontier(
-        arch=arch,
-        resource=resource,
-        nodes=tuple(nodes),
-        curve=_curve(nodes, share),
-        interior=_curve(interior, share),
-        drawn=_drawn_curve(fits, arch, resource, interior, error),
-        lacks_data=bool(optima) and not nodes,
-    )
-
-
-def _node(fits: Fits, optimum: Optimum, resource: str) -> _Node | None:
-    assert optimum.loss_opt is not None
-    log_r = _log_resource(fits, optimum, resource)
-    if log_r is None:
-        return None
-    return _Node(
-        budget_flops=optimum.budget_flops,
-        log_r=log_r,
-        log_loss=math.log(optimum.loss_opt),
-        is_edge=optimum.is_bound,
-        grows_beyond=optimum.is_bound and _grows_beyond(fits, optimum, resource),
-    )
-
-
-def _loss_error(fits: Fits, arch: str) -> float:
-    """Return the standard error of ln loss at an optimum of an arch, of all its budgets together.
-
-    From the scatter about the curves alone, so that an estimate does not depend on the draws.
-    Nine quarters of the variance of a mean: what the height of a parabola has at its middle.
-    """
-    squares, dof, per_run = 0.0, 0.0, []
-    method = METHODS[fits.options.method]
-    for optimum in fits.optima_of(arch):
-        if optimum.is_point:
-            profile = profile_of(fits.groups[arch, optimum.budget_flops], fits.options.axis)
-            lack = scatter_of(profile, method).lack_of_fit
-            squares, dof = squares + lack.value * lack.dof, dof + lack.dof
-            per_run.append(2.25 / len(profile.points))
-    if not dof:
-        return _UNKNOWN_ERROR
-    return math.sqrt(squares / dof * float(np.mean(per_run)))
-
-
-def _floor_share(nodes: Sequence[_Node], error: float) -> float:
-    """Return the floor of the estimated frontier as a share of its lowest loss."""
-    if not nodes:
-        return 0.0
-    log_loss = np.array([[node.log_loss for node in nodes]])
-    log_r = np.array([[node.log_r for node in nodes]])
-    floor = draw_floors(log_r, log_loss, np.full(len(nodes), error))
-    return float(floor[0] / np.exp(log_loss.min()))
-
-
-def _curve(nodes: Sequence[_Node], share: float) -> FrontierCurve:
-    log_loss = np.array([[node.log_loss for node in nodes]])
-    return FrontierCurve(
-        log_r=np.array([[node.log_r for node in nodes]]),
-        log_loss=log_loss,
-        floor=share * np.exp(log_loss.min(axis=1)) if nodes else None,
-    )
-
-
-def _drawn_curve(
-    fits: Fits, arch: str, resource: str, nodes: Sequence[_Node], error: float
-) -> FrontierCurve | None:
-    draws = fits.draws_of()
-    if draws is None or not nodes:
-        return None
-    keys = [(arch, node.budget_flops) for node in nodes]
-    by_group = draws.resource.get(resource, {})
-    if not all(key in by_group and key in draws.loss_opt for key in keys):
-        return None
-    with np.errstate(invalid="ignore", divide="ignore"):
-        log_r = np.log(np.stack([by_group[key] for key in keys], axis=1))
-        log_loss = np.log(np.stack([draws.loss_opt[key] for key in keys], axis=1))
-    errors = np.full(len(keys), error)
-    return FrontierCurve(
-        log_r=log_r,
-        log_loss=log_loss,
-        floor=draw_floors(log_r, log_loss, errors, seed=draws.seed),
-    )
-
-
-def _log_resource(fits: Fits, optimum: Optimum, resource: str) -> float | None:
-    """Return ln of the resource at an optimum, between the group's runs; None without data."""
-    assert optimum.x_opt is not None
-    if resource == optimum.axis:
-        return math.log(optimum.x_opt)
-    points = fits.groups[optimum.arch, optimum.budget_flops]
-    value = resource_at(profile_of(points, optimum.axis), resource, np.array([optimum.x_opt]))
-    return None if value is None else math.log(value[0])
-
-
-def _grows_beyond(fits: Fits, optimum: Optimum, resource: str) -> bool:
-    """Return whether the resource grows from the edge of a grid on to the true optimum.
-
-    Judged by the last step inside the grid. A budget fixes FLOPs, so these do not grow.
-    """
-    profile = profile_of(fits.groups[optimum.arch, optimum.budget_flops], optimum.axis)
-    values = resource_at(profile, resource, np.unique(profile.x))
-    if RESOURCES[resource].is_budget or values is None:
-        return False
-    if optimum.status == "edge_low":
-        return bool(values[0] > values[1])
-    return bool(values[-1] > values[-2])
 
 
 def _exp(log_factor: float) -> float | None:

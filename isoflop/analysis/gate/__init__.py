@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from isoflop.analysis.compare.frontier import SLACK, Frontier, frontier_along
 from isoflop.analysis.compare.frontier_curve import FrontierCurve
-from isoflop.analysis.compare.multipliers import SLACK, Frontier, frontier_along
 from isoflop.analysis.gate.rule import GateRule, Resource, default_rule
 from isoflop.analysis.gate.runs import Run, RunNoise, cells_of, noise_of_runs, size_ratio
 from isoflop.analysis.optima_methods import Method

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.compare.multipliers import SLACK
+from isoflop.analysis.compare.frontier import SLACK
 from isoflop.analysis.noise import draw_noise
 from isoflop.analysis.points import loss_refusal, positive
 from isoflop.analysis.result import Fits

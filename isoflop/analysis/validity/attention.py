@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from isoflop.analysis.compare.claims import claimed_note
-from isoflop.analysis.compare.multipliers import SLACK, Comparison
+from isoflop.analysis.compare.frontier import SLACK
+from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.compare.one_size import has_no_shared_budget, is_one_size
 from isoflop.analysis.optima import Optimum, Status
 from isoflop.analysis.points import GroupKey
