@@ -149,14 +149,17 @@ class Fits:
         axis: Axis | None = None,
         method: Method | None = None,
     ) -> Fits:
-        """Return the same fit, to be read with another reference, axis or method of optima."""
+        """Return the same fit, to be read with another reference, axis or method of optima.
+
+        What was compared under the options of before is left out.
+        """
         options = replace(
             self.options,
             reference=reference or self.options.reference,
             axis=axis or self.options.axis,
             method=method or self.options.method,
         )
-        return replace(self, options=options)
+        return replace(self, options=options, compare=(), exponents=())
 
     def optima_of(
         self, arch: str, axis: Axis | None = None, method: Method | None = None

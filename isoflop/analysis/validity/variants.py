@@ -55,7 +55,9 @@ def multipliers(fits: Fits) -> dict[GroupKey, Comparison]:
     """Return the comparison along FLOPs by (arch, budget), the reference left out."""
     if fits.options.reference not in (None, *fits.archs):
         return {}
-    rows = compare_archs(fits, resources=("flops",))
+    # A fit that was compared holds them; a variant does not.
+    rows = fits.compare or compare_archs(fits, resources=("flops",))
+    rows = tuple(row for row in rows if row.resource == "flops")
     return {(row.arch, row.budget_flops): row for row in rows if row.arch != row.reference}
 
 
@@ -100,7 +102,7 @@ def multiplier_findings(
     fits: Fits, check: Check, variant: str, found: Mapping[GroupKey, Comparison]
 ) -> list[Finding]:
     """Return how every multiplier along FLOPs of a variant compares with that of the fit."""
-    base = {(row.arch, row.budget_flops): row for row in fits.compare if row.resource == "flops"}
+    base = multipliers(fits)
     return [
         Finding(
             check=check,
