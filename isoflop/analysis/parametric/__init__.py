@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from isoflop.analysis.bootstrap import Draws, Requested, Resampling
 from isoflop.analysis.optima import Optimum
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, Method
 from isoflop.analysis.parametric.against import LawTest, law_test
 from isoflop.analysis.parametric.fitting import ParametricFit
 from isoflop.analysis.parametric.forms import (
@@ -57,7 +58,7 @@ def fit_parametric(
     confidence: float = 0.95,
     optima: Iterable[Optimum] = (),
     draws: Draws | None = None,
-    method: str = "parabola",
+    method: Method = DEFAULT_METHOD,
     constraints: Constraints = FREE,
 ) -> tuple[ParametricFit, ...]:
     """Fit every law to every arch, archs sorted.
