@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -369,6 +369,15 @@ def _num_distinct(log_x: Floats) -> float:
     return float(len(np.unique(log_x)))
 
 
+# A study has few grids, and each is asked for by its optima, draws and checks.
+@lru_cache(maxsize=1024)
+def _smoother(
+    curve: Callable[[Floats, Floats, Floats], Floats], log_x: tuple[float, ...]
+) -> Floats:
+    at = np.array(log_x)
+    return np.stack([curve(at, unit, at) for unit in np.eye(len(at))], axis=1)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitMethod:
     """One method of finding optima: all that the analysis knows of it."""
@@ -395,8 +404,7 @@ class FitMethod:
     def smoother(self, log_x: Floats) -> Floats:
         """Return the matrix [n, n] that makes fitted losses of losses; only of linear methods."""
         assert self.is_linear
-        columns = [self.curve(log_x, unit, log_x) for unit in np.eye(len(log_x))]
-        return np.stack(columns, axis=1)
+        return _smoother(self.curve, tuple(log_x))
 
     def lack_of_fit_dof(self, log_x: Floats, used: Bools) -> float:
         """Return the degrees of freedom of the means of the sizes about the smooth curve.

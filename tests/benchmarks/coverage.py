@@ -216,6 +216,8 @@ class Settings:
     n_boot: int = 1000
     method: str | None = None
     """None: the package's default."""
+    tokens: bool = True
+    """Whether D* is measured where m is 1: its profile is that of N* mirrored."""
 
 
 def fitted(rows: list[dict[str, Any]], case: Case, settings: Settings) -> Fits:
@@ -227,15 +229,11 @@ def fitted(rows: list[dict[str, Any]], case: Case, settings: Settings) -> Fits:
     if case.repeats is not None:
         options = replace(options, repeats=case.repeats)
         selection = select_points(rows, case.repeats)
-    axes = ["n_params", "n_tokens"] if _has_tokens(case) else ["n_params"]
+    has_tokens = settings.tokens and case.kind == "coverage" and case.others[0].m == 1
+    axes = ["n_params", "n_tokens"] if has_tokens else ["n_params"]
     fits = fit_optima(selection, options, methods=[options.method], axes=axes)
     compared = compare_archs(fits, None if case.all_resources else ("flops",))
     return replace(fits, compare=compared)
-
-
-def _has_tokens(case: Case) -> bool:
-    """Whether D* is measured: its profile is that of N* mirrored, so where m is 1 will do."""
-    return case.kind == "coverage" and case.others[0].m == 1
 
 
 def result_of(case: Case, number: int, settings: Settings = Settings()) -> Result:
@@ -297,7 +295,7 @@ def _laws(fits: Fits, case: Case) -> Iterator[Record]:
     for law in fits.laws:
         if law.axis not in names or law.budget != "nominal":
             continue
-        if law.axis == "n_tokens" and not _has_tokens(case):
+        if law.axis == "n_tokens" and all(o.axis != "n_tokens" for o in fits.optima):
             continue
         family = case.families[law.arch]
         lo, hi = law.exponent_ci or (None, None)
