@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +31,13 @@ EDGE_RUNGS = 2
 # An interval shrinks with the square root of the number of runs: with so many to half, or to 0.6 by
 # two_powers, whose slope is freer the more is known.
 RUNS_TO_HALVE = 4
+
+# Why a curve through enough sizes has no minimum that more of them would find.
+_NO_MINIMUM: Mapping[str, str] = {
+    "not_convex": "no minimum",
+    "flat": "losses that do not differ by more than their noise",
+    "below_data": "a curve far below every loss",
+}
 
 # Sizes further than this from the optimum, as a factor of parameters, hardly narrow its interval.
 NEAR = 4.0
@@ -145,8 +152,8 @@ def _widen(growth: _Growth, optimum: Optimum) -> None:
         growth.dead_ends.append(
             f"{place}: {len(rungs)} sizes are planned, but too few have a result: run or retry them"
         )
-    elif optimum.status in ("not_convex", "flat"):
-        what = "no minimum" if optimum.status == "not_convex" else "losses that do not differ"
+    elif optimum.status in _NO_MINIMUM:
+        what = _NO_MINIMUM[optimum.status]
         growth.dead_ends.append(f"{place}: {what}; look at the runs before adding any")
 
 

@@ -233,7 +233,7 @@ def test_no_rows_crash_the_fit_and_no_bound_enters_a_law(
     used = (*fits.groups.values(), fits.selection.loose)
     assert len(fits.excluded) + sum(map(len, used)) == len(rows)
     for optimum in fits.optima:
-        missing = optimum.status in ("not_convex", "flat", "too_few")
+        missing = optimum.status in ("not_convex", "flat", "below_data", "too_few")
         assert (optimum.x_opt is None) == (optimum.loss_opt is None) == missing
         if optimum.x_opt is not None:
             assert optimum.grid_lo is not None

@@ -155,7 +155,9 @@ def test_too_few_sizes_are_added_and_missing_results_are_not() -> None:
     assert "run or retry" in proposal.dead_ends[0]
 
 
-@pytest.mark.parametrize(("bend", "word"), [(-0.05, "no minimum"), (0.0, "do not differ")])
+@pytest.mark.parametrize(
+    ("bend", "word"), [(-0.05, "no minimum"), (0.0, "do not differ by more than")]
+)
 def test_a_curve_without_a_minimum_is_for_a_person(bend: float, word: str) -> None:
     plan = plan_of(archs=("mlp",))
     centre = size_params(plan, "mlp", 5.5)

@@ -44,6 +44,7 @@ _WITHOUT_MINIMUM: Mapping[Status, str] = {
     "too_few": "too few sizes",
     "flat": "flat",
     "not_convex": "not convex",
+    "below_data": "far below every loss measured",
 }
 
 

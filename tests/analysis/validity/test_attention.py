@@ -112,6 +112,15 @@ def test_what_is_wrong_with_an_optimum_is_said(rows: list[dict[str, Any]], words
     assert any(words in sentence for sentence in attention(fitted(rows)))
 
 
+def test_a_minimum_far_below_every_loss_is_said() -> None:
+    rows = curve(parabola(1e8), spaced(1e8, 7))
+    rows[-1] = {**rows[-1], "loss": 9.0}
+    selection = select_points(rows, screened=False)
+    fits = fit_optima(selection, FitOptions(n_boot=0, method="parabola"), axes=("n_params",))
+    (sentence,) = attention(fits)
+    assert "No minimum of the isoFLOP curve: far below every loss measured at 1e17" in sentence
+
+
 def test_a_drift_and_repeated_sizes_are_said() -> None:
     rows = [
         row("mlp", c, n, parabola(1e7 * 2**i)(n), flops=c)
