@@ -186,10 +186,12 @@ def _lack_of_fit(fits: Fits, checks: Validity) -> Iterable[str]:
 
 
 def _unequal_noise(fits: Fits, checks: Validity) -> Iterable[str]:
-    for finding in _attended(checks, "unequal_noise"):
+    found = _attended(checks, "unequal_noise")
+    if found:
+        each = [f"{f.variant} (p = {f.value or 0.0:.2g})" for f in found]
         yield (
-            f"Families or budgets do not scatter alike {finding.variant} (Bartlett's test, p = "
-            f"{finding.value or 0.0:.2g}); intervals take the noise of each."
+            f"Families or budgets do not scatter alike {_joined(each)}, by Bartlett's test; "
+            "intervals take the noise of each."
         )
 
 

@@ -62,8 +62,8 @@ def scatter_findings(fits: Fits) -> list[Finding]:
     """Return whether curves fit within the repeats of cells, and whether budgets scatter alike.
 
     `lack_of_fit`: the F test of the scatter of sizes about the curve against that of repeats, by
-    budget, claimed for all budgets together. `unequal_noise`: Bartlett's test that the scatter of
-    all budgets is one, between runs where cells are repeated, else between sizes.
+    budget, claimed for all budgets together. `unequal_noise`: Bartlett's tests that all budgets
+    of all families scatter alike, between repeats of one cell and between sizes, both together.
     """
     method, axis = METHODS[fits.options.method], fits.options.axis
     profiles = {key: profile_of(points, axis) for key, points in fits.groups.items()}
@@ -81,11 +81,19 @@ def scatter_findings(fits: Fits) -> list[Finding]:
         )
         if p is not None
     ]
-    repeats = [one.pure_error for one in scatter.values() if one.pure_error.dof]
-    equal = equality_p(repeats or [one.lack_of_fit for one in scatter.values()])
-    if equal is not None:
-        words = "between runs" if repeats else "between sizes"
-        findings.append(_p_value("unequal_noise", equal, equal < level, variant=words))
+    # Families without repeats are in the second alone.
+    squares = {
+        "between runs": [one.pure_error for one in scatter.values()],
+        "between sizes": [one.lack_of_fit for one in scatter.values()],
+    }
+    equal = [equality_p(of_kind) for of_kind in squares.values()]
+    findings += [
+        _p_value("unequal_noise", p, is_rejected, variant=words)
+        for words, p, is_rejected in zip(
+            squares, equal, rejected_together(equal, level), strict=True
+        )
+        if p is not None
+    ]
     return findings
 
 

@@ -195,4 +195,19 @@ def test_scatter_that_repeats_do_not_explain_and_unequal_noise_are_said() -> Non
     rough = about("Sizes scatter", noisy(lambda arch, budget: 0.001, between_sizes=0.01))
     assert "1e17, 3e17 and 1e18 of mlp and 1e17, 3e17 and 1e18 of swiglu" in rough
     unequal = about("Bartlett", noisy(lambda arch, _: 0.01 if arch == "mlp" else 0.001))
-    assert "do not scatter alike between runs" in unequal
+    assert "do not scatter alike between runs (p = " in unequal
+
+
+def test_a_noisy_family_without_repeats_beside_one_with_them_is_said() -> None:
+    """The test of repeats alone would compare the other family with itself."""
+    rng = random.Random(3)
+    rows = [
+        {**one, "loss": one["loss"] * math.exp(rng.gauss(0, sd)), "seed": seed}
+        for arch, num_seeds, sd in (("mlp", 1, 0.01), ("swiglu", 3, 0.002))
+        for one in whole(archs=(arch,), num=7)
+        for seed in range(num_seeds)
+    ]
+    fits = fitted(rows)
+    fits = dataclasses.replace(fits, validity=Validity(findings=tuple(scatter_findings(fits))))
+    said = about("Bartlett", fits)
+    assert said.startswith("Families or budgets do not scatter alike between sizes (p = ")
