@@ -21,7 +21,11 @@ from isoflop.analysis.compare.claims import (
 )
 from isoflop.analysis.compare.differences import exponent, exponent_differences, pair_orders
 from isoflop.analysis.compare.multipliers import Comparison, compare_archs
-from isoflop.analysis.compare.one_size import paired_loss
+from isoflop.analysis.compare.one_size import (
+    claim_together,
+    compare_shapes,
+    paired_loss,
+)
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.result import Fits
 from isoflop.analysis.rules import GRAMMAR, SIGNS, Rule, parse_rule
@@ -149,13 +153,20 @@ def _loss_ratios(rule: Rule, fits: Fits) -> dict[float, Case]:
 
 def _seed_case(rule: Rule, fits: Fits, budget: float) -> Case:
     assert rule.other is not None
-    pair = paired_loss(fits, rule.arch, rule.other, budget)
+    pairs = compare_shapes(fits, rule.other)
+    places = [(pair.arch, pair.budget_flops) for pair in pairs]
+    if (rule.arch, budget) in places:
+        place = places.index((rule.arch, budget))
+        pair, bounds = pairs[place], claim_together(pairs, fits.options.confidence)[place].bounds
+    else:
+        pair = paired_loss(fits, rule.arch, rule.other, budget)
+        bounds = pair.bounds
     seeds = f"seeds {', '.join(map(str, pair.seeds))}" if pair.seeds else ""
     return Case(
         place=format_flops(budget),
         value=pair.ratio,
-        bounds=pair.bounds,
-        strict=pair.bounds,
+        bounds=bounds,
+        strict=bounds,
         note=_joined(pair.problem, seeds, pair.note),
     )
 

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -370,12 +371,11 @@ def _num_distinct(log_x: Floats) -> float:
 
 
 # A study has few grids, and each is asked for by its optima, draws and checks.
-@lru_cache(maxsize=1024)
-def _smoother(
-    curve: Callable[[Floats, Floats, Floats], Floats], log_x: tuple[float, ...]
-) -> Floats:
-    at = np.array(log_x)
-    return np.stack([curve(at, unit, at) for unit in np.eye(len(at))], axis=1)
+class Curves(Protocol):
+    """Fitted curves of many sets of losses."""
+
+    def at(self, log_x: Floats) -> Floats:
+        """Return the fitted losses [B, len(log_x)]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -391,8 +391,8 @@ class FitMethod:
     smooth: Callable[[Floats, Floats], tuple[Floats, Bools]]
     """From (ln x [n], losses [n]) to a smooth curve [n], about which losses are drawn, and which
     points it was fitted to: their residuals measure the noise."""
-    is_linear: bool = False
-    """Whether the curve is linear in the losses, whatever they are."""
+    fit: Callable[[Floats, Floats, Floats | None], Curves] | None = None
+    """Of a curve that is linear in the losses, whatever they are: all sets of losses at once."""
     is_interpolation: bool = False
     """Whether the curve passes through the mean of each size."""
     min_sizes: int = MIN_DISTINCT_SIZES
@@ -401,21 +401,27 @@ class FitMethod:
     """Whether the minimum found in noisy losses lies too low. Draws made about a smooth curve are
     then shifted so that the estimate is their median."""
 
-    def smoother(self, log_x: Floats) -> Floats:
-        """Return the matrix [n, n] that makes fitted losses of losses; only of linear methods."""
-        assert self.is_linear
-        return _smoother(self.curve, tuple(log_x))
+    def smoother(self, log_x: Floats, weight: Floats | None = None) -> Floats:
+        """Return the matrix [n, n] that makes fitted losses of losses; only of linear methods.
+
+        ``weight`` [n] counts the runs that each loss is the mean of; None: one.
+        """
+        assert self.fit is not None
+        counted = None if weight is None else np.tile(weight, (len(log_x), 1))
+        return self.fit(log_x, np.eye(len(log_x)), counted).at(log_x).T
 
     def lack_of_fit_dof(self, log_x: Floats, used: Bools) -> float:
         """Return the degrees of freedom of the means of the sizes about the smooth curve.
 
-        Those of the residuals of a linear smoother H are tr (I − H)ᵀ(I − H), less those of repeats.
+        Those of the residuals of a linear smoother H are tr (I − H)ᵀ(I − H), less those of repeats:
+        with n runs of a size and M the smoother of the means, K − 2 tr M + Σ M² n_k / n_j.
         """
-        num_sizes = len(np.unique(log_x[used]))
-        if not self.is_linear:
-            return float(num_sizes - MIN_DISTINCT_SIZES)
-        left = np.eye(len(log_x)) - self.smoother(log_x)
-        return float(np.sum(left**2)) - (len(log_x) - num_sizes)
+        sizes, num = np.unique(log_x[used], return_counts=True)
+        if self.fit is None:
+            return float(len(sizes) - MIN_DISTINCT_SIZES)
+        of_means = self.smoother(sizes, num.astype(np.float64))
+        shares = num[:, None] / num[None]
+        return float(len(sizes) - 2 * np.trace(of_means) + np.sum(of_means**2 * shares))
 
     def num_coefficients(self, log_x: Floats) -> float:
         """Return how many coefficients the curve has: what it takes of the degrees of freedom.
@@ -423,8 +429,9 @@ class FitMethod:
         Of a linear method the trace of its smoother; a coefficient per size of an interpolation;
         three of the other parabolas.
         """
-        if self.is_linear:
-            return float(np.trace(self.smoother(log_x)))
+        if self.fit is not None:
+            sizes, num = np.unique(log_x, return_counts=True)
+            return float(np.trace(self.smoother(sizes, num.astype(np.float64))))
         return _num_distinct(log_x) if self.is_interpolation else MIN_DISTINCT_SIZES
 
 
@@ -432,19 +439,18 @@ def _of_curve(
     name: Method,
     find: Callable[[Floats, Floats, Floats | None], Minima],
     curve: Callable[[Floats, Floats, Floats], Floats],
-    *,
-    is_linear: bool,
+    fit: Callable[[Floats, Floats, Floats | None], Curves] | None = None,
 ) -> FitMethod:
     """Return a method that is its own smooth curve."""
     smooth = partial(smooth_everywhere, curve=curve)
-    return FitMethod(name=name, find=find, curve=curve, smooth=smooth, is_linear=is_linear)
+    return FitMethod(name=name, find=find, curve=curve, smooth=smooth, fit=fit)
 
 
 METHODS: dict[Method, FitMethod] = {
     method.name: method
     for method in (
-        _of_curve("two_powers", two_powers, two_powers_curve, is_linear=True),
-        _of_curve("parabola", parabola, parabola_curve, is_linear=True),
+        _of_curve("two_powers", two_powers, two_powers_curve, fit_two_powers),
+        _of_curve("parabola", parabola, parabola_curve, fit_parabolas),
         FitMethod(
             name="parabola_window",
             find=parabola_window,
@@ -464,7 +470,6 @@ METHODS: dict[Method, FitMethod] = {
             "parabola_robust",
             parabola_robust,
             partial(parabola_curve, fit=fit_robust),
-            is_linear=False,
         ),
     )
 }

@@ -21,7 +21,7 @@ from isoflop.analysis.two_powers import RATE, RIDGE, fit_two_powers
 from isoflop.arrays import Floats
 
 FIND = METHODS["two_powers"].find
-LINEAR = [name for name, method in METHODS.items() if method.is_linear]
+LINEAR = [name for name, method in METHODS.items() if method.fit is not None]
 
 
 def grid(width: float, num: int, middle: float = 0.0) -> Floats:

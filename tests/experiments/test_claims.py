@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,14 @@ def test_rules_belong_to_the_claim_they_are_named_after(tmp_path: Path) -> None:
     folder = tmp_path / "cpu_reference"
     folder.mkdir()
     write_table(folder / "hypotheses.parquet", rows, HYPOTHESES)
+    before = {"cpu_reference": {row["id"]: "undecided" for row in rows}}
+    (tmp_path / claims.BEFORE).write_text(json.dumps(before))
     (claim,) = (one for one in claims.CLAIMS if one.id == "C1")
-    assert [finding.rule for finding in claims.findings(claim, tmp_path)] == ["C1-mlp", "C1"]
+    found = claims.findings(claim, tmp_path)
+    assert [finding.rule for finding in found] == ["C1-mlp", "C1"]
+    assert [(finding.verdict, finding.before) for finding in found] == [
+        ("supported", "undecided")
+    ] * 2
 
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:

@@ -162,6 +162,15 @@ def paired_loss(fits: Fits, arch: str, reference: str, budget_flops: float) -> P
     )
 
 
+def compare_shapes(fits: Fits, reference: str) -> tuple[PairedLoss, ...]:
+    """Compare the shape of every family, at each of its budgets, with the reference's."""
+    return tuple(
+        paired_loss(fits, arch, reference, budget)
+        for arch, budget in sorted(fits.groups, key=natural_order)
+        if arch != reference
+    )
+
+
 def _sizes(points: Sequence[Point]) -> set[tuple[float, float]]:
     return {point.size_key for point in points}
 

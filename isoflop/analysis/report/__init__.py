@@ -13,6 +13,7 @@ from typing import Any
 
 from isoflop.analysis.compare.one_size import (
     SEED_MEANS,
+    compare_shapes,
     has_no_shared_budget,
     is_one_size,
     is_scattered,
@@ -25,7 +26,6 @@ from isoflop.analysis.report.optima import laws_section, optima_section, surface
 from isoflop.analysis.report.predictions import predictions_section
 from isoflop.analysis.report.renderers import html_page, latex_tables, markdown_page
 from isoflop.analysis.report.runs import (
-    compare_shapes,
     reference_of,
     runs_section,
     seed_mean_rows,

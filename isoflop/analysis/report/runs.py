@@ -13,8 +13,6 @@ from isoflop.analysis.compare.one_size import (
     PairedLoss,
     SeedMeanRow,
     claim_together,
-    natural_order,
-    paired_loss,
     seed_means,
 )
 from isoflop.analysis.points import Excluded, Point
@@ -110,15 +108,6 @@ def reference_of(fits: Fits, source: Source) -> str | None:
     stated: Sequence[str] = (source.study or {}).get("archs", ())
     known = [arch for arch in stated if arch in fits.archs]
     return fits.options.reference or next(iter(known), default_reference(fits.archs))
-
-
-def compare_shapes(fits: Fits, reference: str) -> tuple[PairedLoss, ...]:
-    """Compare the shape of every family, at each of its budgets, with the reference's."""
-    return tuple(
-        paired_loss(fits, arch, reference, budget)
-        for arch, budget in sorted(fits.groups, key=natural_order)
-        if arch != reference
-    )
 
 
 def shape_sentences(pairs: Sequence[PairedLoss], confidence: float) -> list[str]:
