@@ -1,10 +1,10 @@
 """From any table of runs to points: what may enter a fit, why a row may not, profiles by size.
 
 A table is a study folder's, or any csv or parquet file. Needed columns are ``REQUIRED``; any other
-column of runs.parquet is read where it is there, the rest is ignored. Counts may be fractional and
-of any size: numbers become float64. What no fit could use as it stands (a missing column, text in a
-number) is the user's mistake, in one line; a row that a fit must leave out (no loss, an infinite
-one, 0 FLOPs) is read, and select_points gives the reason.
+column of runs.parquet, and n_experts, is read where it is there, the rest is ignored. Counts may
+be fractional and of any size: numbers become float64. What no fit could use as it stands (a missing
+column, text in a number) is the user's mistake, in one line; a row that a fit must leave out (no
+loss, an infinite one, 0 FLOPs) is read, and select_points gives the reason.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Point:
     n_active: float | None
     """Parameters used per token; None where the table does not say."""
     n_nonembed: float | None = None
+    n_experts: float | None = None
+    """Experts that a token is routed among; 1 of a dense run."""
     wall_s: float | None = None
     """Training time in seconds."""
     peak_mem_bytes: float | None = None
@@ -120,7 +122,7 @@ OPTIONAL = (
     "excluded_reason",
 )
 
-_NUMBERS = frozenset(name for name, kind in RUNS.columns if kind in ("int64", "float64"))
+_NUMBERS = {"n_experts"} | {name for name, kind in RUNS.columns if kind in ("int64", "float64")}
 _TEXTS = frozenset(name for name, kind in RUNS.columns if kind == "string")
 _KNOWN = _NUMBERS | _TEXTS
 _MISSING = frozenset({"", "na", "n/a", "null", "none"})
@@ -225,7 +227,7 @@ def _split(
     for _, point in entering:
         groups[point.arch, point.budget_flops].append(point)
     selection = Selection(
-        groups={key: _sorted_points(groups[key]) for key in sorted(groups)},
+        groups={k: tuple(sorted(groups[k], key=_point_order)) for k in sorted(groups)},
         excluded=tuple(sorted(excluded, key=_excluded_order)),
         loose=tuple(sorted(loose, key=lambda point: (point.arch, *_point_order(point)))),
         notes=found.notes,
@@ -428,6 +430,7 @@ def _point(row: Mapping[str, Any]) -> Point:
         flops=positive(row.get("flops")),
         seed=_whole(row.get("seed")),
         n_nonembed=positive(row.get("n_nonembed")),
+        n_experts=positive(row.get("n_experts")),
         wall_s=positive(row.get("wall_s")),
         peak_mem_bytes=positive(row.get("peak_mem_bytes")),
         loss_se=positive(row.get("loss_se")),
@@ -477,10 +480,6 @@ def _whole(value: Any) -> int | None:
 def _usable_loss(value: Any) -> float | None:
     number = positive(value)
     return number if number is not None and number <= MAX_LOSS_NATS else None
-
-
-def _sorted_points(points: Sequence[Point]) -> tuple[Point, ...]:
-    return tuple(sorted(points, key=_point_order))
 
 
 def _point_order(point: Point) -> tuple[float, float, float, float, str]:

@@ -1,8 +1,8 @@
-"""Parametric laws: the Chinchilla surface, the frontier with an asymptote, the joint law.
+"""Parametric laws: Chinchilla surface, frontier with an asymptote, joint law, routed experts.
 
-`fit_parametric` fits all of them to a selection of runs; `fit_surface`, `fit_frontier` and
-`fit_joint` fit one to points or optima of the caller's choice. A fit that the data do not allow
-comes back with a typed status and null values.
+`fit_parametric` fits all of them to a selection of runs; `fit_surface`, `fit_frontier`, `fit_joint`
+and `fit_routed` fit one to points or optima of the caller's choice. A fit that the data do not
+allow comes back with a typed status and null values.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ from isoflop.analysis.parametric.forms import (
     surface_draws,
     surface_of,
 )
+from isoflop.analysis.parametric.routed import (
+    RoutedLaw,
+    fit_routed,
+    has_numbers_of_experts,
+    routed_of,
+)
 from isoflop.analysis.parametric.terms import FREE, Constraints, Criterion
 from isoflop.analysis.points import Point, Selection
 
@@ -35,13 +41,17 @@ __all__ = [
     "LawTest",
     "ParametricFit",
     "Resampling",
+    "RoutedLaw",
     "fit_frontier",
     "fit_joint",
     "fit_parametric",
+    "fit_routed",
     "fit_surface",
     "frontier_of",
     "has_experts",
+    "has_numbers_of_experts",
     "law_test",
+    "routed_of",
     "surface_draws",
     "surface_of",
 ]
@@ -64,9 +74,9 @@ def fit_parametric(
     """Fit every law to every arch, archs sorted.
 
     Per arch: chinchilla by huber and by vpnls; the frontier through the ``optima`` of ``method``,
-    with ``draws`` of the same method over n_params; the joint law where the arch has experts. The
-    laws through points take those without a budget, too, and ``constraints``. ``n_boot`` of 0 gives
-    no intervals.
+    with ``draws`` of the same method over n_params; the joint law where the arch has experts, and
+    that of routed experts where the table says how many. The laws through points take those without
+    a budget, too, and all but the last ``constraints``. ``n_boot`` of 0 gives no intervals.
     """
     resampling = Resampling(n_boot=n_boot, seed=seed, kind=bootstrap, confidence=confidence)
     known_optima = tuple(optima)
@@ -88,6 +98,8 @@ def fit_parametric(
         if has_experts(points):
             joint = fit_joint(points, arch=arch, resampling=resampling, constraints=constraints)
             fits.append(joint)
+        if has_numbers_of_experts(points):
+            fits.append(fit_routed(points, arch=arch, resampling=resampling))
     return tuple(fits)
 
 

@@ -8,8 +8,10 @@ law is far off (coefficients and exponents vary together):
   rejects too often with few, 10 to 25 % in place of 5 % in simulated studies of 28 runs.
 - *Likelihood ratio*: how much lower the criterion is at the fit than at the given law, as a share
   of the fit's (for least squares a multiple of the F statistic). Its distribution for a true law
-  comes from residuals of the fit, put on the fit and fitted again. Rejected true laws in 4 to 7 %
-  of simulated studies of 28 runs, by either criterion. This one decides.
+  comes from residuals of the fit, put on the fit and fitted again. This one decides. In 100
+  simulated studies of 28 runs with Gaussian noise it rejected the true law at 95 % in 7 by
+  ``vpnls``, where the F statistic, nearly exact there, does so in 8. By ``huber`` it did so in 11:
+  by that criterion it rejects too often.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ class ParametricFit:
 
     arch: str
     form: str
-    """chinchilla | frontier | joint."""
+    """chinchilla | frontier | joint | routed."""
     method: str
-    """huber | vpnls; for a frontier the method of its optima."""
+    """huber | vpnls; least_squares of routed; for a frontier the method of its optima."""
     axis: str | None = None
     """loss for a frontier; None for the others."""
     parameters: tuple[str, ...]
@@ -77,7 +77,8 @@ class ParametricFit:
     draws: Mapping[str, Floats] = field(default_factory=dict, compare=False)
     """By parameter, one value per bootstrap draw; NaN where it failed. Draw i is one law."""
     objective: float | None = None
-    """Sum over points: Huber of ln L residuals (huber), or squares of L residuals."""
+    """Sum over points: Huber of ln L residuals (huber), or squares of L residuals (of ln L for
+    least_squares)."""
     n_points: int
     n_starts: int | None = None
     share_of_starts_at_optimum: float | None = None
@@ -93,7 +94,7 @@ class ParametricFit:
     given: tuple[str, ...] = ()
     """Parameters that were given or follow from what was, and so have no interval."""
     problem: Problem | None = field(default=None, compare=False, repr=False)
-    """The points as they were fitted; None where there is no fit, and of a frontier."""
+    """The points as they were fitted; None where there is no fit, and of frontier and routed."""
 
     @property
     def has_values(self) -> bool:
@@ -162,7 +163,8 @@ def fit_law(
     says why data with enough points do not allow the form.
     """
     known = context_of(
-        form,
+        form.name,
+        form.parameters,
         arch=data.arch,
         method=method,
         budgets=data.budgets,
@@ -208,7 +210,8 @@ def fit_law(
 
 
 def context_of(
-    form: Form,
+    form: str,
+    parameters: tuple[str, ...],
     *,
     arch: str,
     method: str,
@@ -219,9 +222,9 @@ def context_of(
     """Return the fields of a ParametricFit on what is fitted, with or without success."""
     return {
         "arch": arch,
-        "form": form.name,
+        "form": form,
         "method": method,
-        "parameters": form.parameters,
+        "parameters": parameters,
         "n_points": len(budgets),
         "confidence": confidence,
         "budget_lo": min(budgets, default=None),

@@ -211,7 +211,8 @@ def fit_frontier(
         and optimum.loss_opt > 0
     )
     known = context_of(
-        FRONTIER,
+        FRONTIER.name,
+        FRONTIER.parameters,
         arch=arch,
         method=method,
         budgets=[budget for budget, _ in points],

@@ -23,6 +23,7 @@ Status = Literal[
     "too_few",
     "degenerate",
     "sparsity_not_varied",
+    "tokens_varied",
     "ill_conditioned",
     "not_converged",
 ]
@@ -34,7 +35,9 @@ Status = Literal[
   the form, and the values describe them only where they were measured;
 - ``too_few``: fewer distinct points than the form needs;
 - ``degenerate``: the inputs of all points lie on one line (one budget, one size or one ratio);
-- ``sparsity_not_varied``: the share of active parameters does not vary beside the other inputs;
+- ``sparsity_not_varied``: the share of active parameters does not vary beside the other inputs, or
+  there are too few numbers of experts;
+- ``tokens_varied``: a law of runs on equally many tokens, and these differ;
 - ``ill_conditioned``: another set of parameters fits as well to rounding;
 - ``not_converged``: no start settled.
 """
@@ -53,7 +56,7 @@ _LINE_SHARE = 1e-3
 
 # Square root of the condition number of the correlations between parameters. The Chinchilla data
 # have 33, studies of two to five budgets 30 to 70, points of nearly one ratio D / N thousands.
-_MAX_CONDITION = 1e4
+MAX_CONDITION = 1e4
 
 # A term below this share of the loss goes to zero.
 _ZERO_SHARE = 1e-4
@@ -160,7 +163,7 @@ def _verdict(
     if num_close == 0:
         return "not_converged", f"none of {num_starts} starts settled at the best objective"
     condition = conditioning(problem, theta_P)
-    if condition > _MAX_CONDITION:
+    if condition > MAX_CONDITION:
         return "ill_conditioned", f"condition {condition:.1g}: other parameters fit as well"
     if num_close == 1:
         return "single_start", f"1 of {num_starts} starts reached the best objective"

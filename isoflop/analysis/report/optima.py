@@ -41,6 +41,8 @@ _FORMS = {
     "chinchilla": "L = E + A/N^alpha + B/D^beta, a and b the exponents of N* and D*",
     "frontier": "L = L_inf + A · C^-alpha through the optima",
     "joint": "with A · N_active^-alpha · (N / N_active)^-gamma for A/N^alpha",
+    "routed": "log10 L = a log10 N + b log10 Ê + c log10 N · log10 Ê + d, Ê from E_start at one "
+    "expert to E_max at most",
 }
 _STATUS_MEANING = (
     "A status of edge low or edge high is a bound: the minimum lies beyond the sizes measured "
