@@ -164,6 +164,18 @@ def test_a_held_out_budget_that_the_law_misses_is_said_and_a_hit_is_not() -> Non
     assert "N* 1 of 2 (furthest: N* of mlp at 1e20, -32.8" in sentence
 
 
+@pytest.mark.filterwarnings("error")
+def test_laws_of_two_budgets_nearly_equal_are_scored_without_a_warning() -> None:
+    """Their draws are off by any power of ten."""
+    rng = random.Random(2)
+    rows = [
+        {**one, "loss": one["loss"] * math.exp(rng.gauss(0, 0.002))}
+        for one in whole((0.9999e17, 1.0001e17, 1e19), num=7)
+    ]
+    found = [f for f in held_out_findings(fitted(rows, n_boot=200)) if f.axis == "n_params"]
+    assert [f.status for f in found] == ["ok"]
+
+
 def test_answers_that_move_are_counted_by_what_moves_them() -> None:
     rows = whole(archs=("mlp", "swiglu"))
     spiked = row("mlp", 1e18, 9e8, 9.0, flops=1e18, excluded_reason="spike")
