@@ -34,6 +34,7 @@ class Multiplier:
     budget_flops: float
     value: float
     ci_lo: float | None
+    """Of all comparisons of the study together."""
     ci_hi: float | None
 
     def verdict(self, needed: float) -> str:
@@ -66,9 +67,13 @@ def measured_in(folder: Path) -> Measured:
 
 
 def _multipliers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Multiplier]:
-    fields = ("budget_flops", "ci_lo", "ci_hi")
     return {
-        row["arch"]: Multiplier(value=row["multiplier"], **{name: row[name] for name in fields})
+        row["arch"]: Multiplier(
+            budget_flops=row["budget_flops"],
+            value=row["multiplier"],
+            ci_lo=row["ci_lo_simultaneous"],
+            ci_hi=row["ci_hi_simultaneous"],
+        )
         for row in sorted(rows, key=lambda row: row["budget_flops"])
         if (row["resource"], row["reference"], row["status"]) == ("flops", REFERENCE, "estimate")
         and row["arch"] != REFERENCE

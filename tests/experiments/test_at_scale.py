@@ -146,8 +146,8 @@ def _compared(budget: float, multiplier: float, **others: Any) -> dict[str, Any]
         "reference": "swiglu",
         "resource": "flops",
         "status": "estimate",
-        "ci_lo": multiplier - 0.1,
-        "ci_hi": multiplier + 0.1,
+        "ci_lo_simultaneous": multiplier - 0.1,
+        "ci_hi_simultaneous": multiplier + 0.1,
     }
     return COMPARE.row(**{**values, **others}, budget_flops=budget, multiplier=multiplier)
 
