@@ -9,7 +9,8 @@ import click
 
 from isoflop.cli.fit_options import screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.tables import console, fitted_table, print_damaged, print_lines
+from isoflop.cli.rows import read_rows
+from isoflop.cli.tables import console, fitted_table, print_lines
 from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from isoflop.analysis.gate import Gate, GateRow
     from isoflop.analysis.gate.rule import GateRule
     from isoflop.analysis.result import Fits
+    from isoflop.plan.planner import Plan
 
-# Enough that simultaneous bounds of a hundred runs lie within the draws.
-_NUM_DRAWS = 4000
 _MISSING = "-"
 _ANSWERS = ("pass", "fail", "undecided")
 _MOST_REASONS = 8
@@ -80,16 +80,16 @@ def gate(
     from isoflop.analysis.fit import fit_optima
     from isoflop.analysis.gate import GATE, gate
     from isoflop.analysis.gate.rule import default_rule, load_rule
-    from isoflop.analysis.points import REQUIRED, select_points
+    from isoflop.analysis.points import select_points
     from isoflop.analysis.result import FitOptions, pick_reference
     from isoflop.tables import write_table
 
     rule = default_rule() if rule_file is None else load_rule(rule_file)
-    options = FitOptions(n_boot=_NUM_DRAWS, reference=arch, confidence=rule.confidence, **chosen)
-    _check_same_losses(reference, runs)
-    rows = _rows(reference, REQUIRED)
+    options = FitOptions(reference=arch, confidence=rule.confidence, **chosen)
+    plan, rows = read_rows(reference)
+    other, judged = read_rows(runs, ("loss", "flops"))
+    _check_same_losses(plan, other)
     selection = select_points(rows, options.repeats, screened=options.screen)
-    judged = _rows(runs, ("loss", "flops"))
     pick_reference([label for label, _ in selection.groups], arch)
     fits = fit_optima(selection, options, methods=(options.method,), axes=(options.axis,))
     made = gate(fits, judged, rule)
@@ -103,19 +103,18 @@ def gate(
         click.get_current_context().exit(1)
 
 
-def _check_same_losses(reference: Path, runs: Path) -> None:
+def _check_same_losses(reference: Plan | None, runs: Plan | None) -> None:
     """Refuse two studies whose losses or FLOPs are not of one kind; tables are taken as they are.
 
     Raises:
         UserError: other data or another FLOP convention.
     """
     from isoflop.errors import UserError, shown
-    from isoflop.plan.artefact import read_plan
 
-    if not all((folder / "plan.json").is_file() for folder in (reference, runs)):
+    if reference is None or runs is None:
         return
     kinds = []
-    for plan in map(read_plan, (reference, runs)):
+    for plan in (reference, runs):
         data = sorted({run.spec.data_id for run in plan.runs})
         kinds.append(f"FLOPs by {plan.study.convention}, data {', '.join(data)}")
     if kinds[0] != kinds[1]:
@@ -125,20 +124,6 @@ def _check_same_losses(reference: Path, runs: Path) -> None:
             f"as REFERENCE: {kinds[0]}",
             "name a table of runs that compare",
         )
-
-
-def _rows(source: Path, required: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of a study folder as its runs are now, or of a table; nothing is written."""
-    if (source / "plan.json").is_file():
-        from isoflop.launch.collect import collected_rows, damaged_reasons
-        from isoflop.plan.artefact import read_plan
-
-        rows = collected_rows(source, read_plan(source))
-        print_damaged(damaged_reasons(rows))
-        return rows
-    from isoflop.analysis.points import load_rows
-
-    return load_rows(source, required)
 
 
 def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:

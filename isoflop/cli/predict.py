@@ -10,7 +10,8 @@ import click
 
 from isoflop.cli.fit_options import REFERENCE, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.tables import console, fitted_table, print_damaged, print_lines
+from isoflop.cli.rows import read_rows
+from isoflop.cli.tables import console, fitted_table, print_lines
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
 
@@ -70,8 +71,11 @@ def predict(
     if is_planned and archs:
         do = "leave --arch out"
         raise UserError("--plan", shown("with --arch"), "for all families of the study", do)
-    plan, rows = _runs_of(source, is_planned)
-    if plan is not None and is_planned:
+    if is_planned and not (source / "plan.json").is_file():
+        do = "leave --plan out, or plan a study first"
+        raise UserError("--plan", shown(str(source)), "for a study's folder, with plan.json", do)
+    plan, rows = read_rows(source, with_code=is_planned)
+    if is_planned:
         from isoflop.analysis.registered import check_open
 
         check_open(source, budget_flops, rows)
@@ -94,24 +98,6 @@ def predict(
         _write_plan(grown, source)
     path = register(source, budget_flops, fits, predictions)
     click.echo(f"registered in {path}; run `isoflop run {source}`, then `isoflop report {source}`")
-
-
-def _runs_of(source: Path, is_planned: bool) -> tuple[Plan | None, list[dict[str, Any]]]:
-    """Return the plan and the rows of a study's folder, or the rows of a table; nothing written."""
-    if (source / "plan.json").is_file():
-        from isoflop.launch.collect import collected_rows, damaged_reasons
-        from isoflop.plan.artefact import read_plan
-
-        plan = read_plan(source, with_code=is_planned)
-        rows = collected_rows(source, plan)
-        print_damaged(damaged_reasons(rows))
-        return plan, rows
-    if is_planned:
-        do = "leave --plan out, or plan a study first"
-        raise UserError("--plan", shown(str(source)), "for a study's folder, with plan.json", do)
-    from isoflop.analysis.points import load_rows
-
-    return None, load_rows(source)
 
 
 def _grown(plan: Plan, budget_flops: int, predictions: Sequence[Prediction]) -> Plan | None:

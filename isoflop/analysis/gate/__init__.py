@@ -8,7 +8,7 @@ Each draw takes the reference's optima as the bootstrap has them, and the run's 
 that one run of the reference has at those FLOPs. That the multiplier is above t says that the loss
 is below the frontier at t times what the run took. So a bound rests on the frontier there alone,
 and counts only where the reference was measured: of a draw that leads beyond that, it takes no more
-than the side.
+than the side. Several runs are judged together by those losses (compare/claims.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from isoflop.analysis.compare.claims import (
+    Interval,
+    JointClaims,
+    Order,
+    agreeing,
+    joint_claims,
+    stretched,
+)
 from isoflop.analysis.compare.frontier import SLACK, Frontier, frontier_along
 from isoflop.analysis.compare.frontier_curve import FrontierCurve
 from isoflop.analysis.gate.rule import GateRule, Resource, default_rule
@@ -34,6 +42,9 @@ from isoflop.tables import schema_of
 Answer = Literal["pass", "fail", "undecided"]
 
 _STREAM = 40_961
+
+# The order of the losses by which a test of that side of the interval holds.
+_SIDES: Mapping[str, Order] = {"lower": "higher", "upper": "lower"}
 
 # As much of a resource, but for rounding, in logs.
 _EQUAL = 1e-6
@@ -72,7 +83,7 @@ class GateRow:
     """None where the draws have no end."""
     ci_lo_simultaneous: float | None = None
     ci_hi_simultaneous: float | None = None
-    """For all runs of the table together."""
+    """For all runs of the table together; an end that the interval lacks is lacking here, too."""
     claim_lo: float | None = None
     claim_hi: float | None = None
     """The bounds that decide: those of the interval as far as the reference was measured."""
@@ -138,6 +149,9 @@ class _Judged:
     """Ln of the multipliers that lead to the reference's ends."""
     margin: float = 0.0
     """How far beyond them its frontier counts, in logs."""
+    gaps: tuple[Floats | None, Floats | None] = (None, None)
+    """For the test of passing and of failing: ln of the reference's loss over the run's, at as many
+    times what the run took as the test asks; None where the reference was not measured there."""
     beside_all: Answer = "undecided"
 
 
@@ -154,8 +168,13 @@ def _along(fits: Fits, runs: Sequence[Run], rule: GateRule, resource: Resource) 
             judged.append(_Judged(row=replace(row, reason=problem)))
         else:
             judged.append(_measured(row, frontier, noise, rule, (fits.options.seed, index)))
-    tail = _shared_tail([one.drawn for one in judged if one.drawn is not None], rule.confidence)
-    return [_with_verdict(one, rule, tail) for one in judged]
+    judged = [_with_verdict(one, rule) for one in judged]
+    orders = joint_claims([gap for one in judged for gap in one.gaps], rule.confidence).orders
+    pairs = zip(orders[::2], orders[1::2], strict=True)
+    judged = [_beside_all(one, pair, rule) for one, pair in zip(judged, pairs, strict=True)]
+    shown = [_shown_draws(one) for one in judged]
+    claims = joint_claims(shown, rule.confidence)
+    return [_with_all(one, values, claims, rule) for one, values in zip(judged, shown, strict=True)]
 
 
 def _row(run: Run, fits: Fits, rule: GateRule, resource: Resource) -> GateRow:
@@ -217,6 +236,11 @@ def _measured(
     sd = noise.sd(row.flops, row.num_runs)
     error = sd * np.random.default_rng((_STREAM, *seed)).standard_normal(len(sd))
     drawn = _reached(frontier.drawn, log_loss + error) - log_taken
+    span, margin = (low, high), _margin(curve, rule)
+    gaps = [
+        None if place is None else _gap(frontier.drawn, log_taken + place, log_loss + error, margin)
+        for place in (_place(test, span, margin) for test in (rule.passes, rule.fails))
+    ]
     return _Judged(
         row=replace(
             row,
@@ -225,8 +249,9 @@ def _measured(
             n_failed=int(np.isnan(drawn).sum()),
         ),
         drawn=drawn,
-        span=(low, high),
-        margin=_margin(curve, rule),
+        span=span,
+        margin=margin,
+        gaps=(gaps[0], gaps[1]),
     )
 
 
@@ -261,39 +286,32 @@ def _margin(curve: FrontierCurve, rule: GateRule) -> float:
     return max(math.log(factor), _EQUAL)
 
 
-def _shared_tail(drawn: Sequence[Floats], confidence: float) -> float | None:
-    """Return the share of draws to leave out at each end, for intervals that hold for all at once.
+def _place(test: Rule, span: tuple[float, float], margin: float) -> float | None:
+    """Return the multiplier, in ln, at which a test compares losses; None: beyond the reference.
 
-    By the most extreme rank of a draw over all runs: the maximum of the statistic, with no
-    assumption about its form. Of one run it is that of the single interval. None: too few draws
-    for so many runs.
+    The frontier falls: what is better than its first optimum is better than all that costs less,
+    and what is worse than its last one worse than all that costs more.
     """
-    if len(drawn) < 2:
-        return (1 - confidence) / 2
-    num = len(drawn[0])
-    depth = np.full(num, num)
-    for one in drawn:
-        for sign in (1, -1):
-            depth = np.minimum(depth, np.argsort(np.argsort(sign * _failed_below(sign * one))))
-    left_out = float(np.quantile(depth, 1 - confidence, method="lower"))
-    return left_out / num if left_out >= 1 else None
+    first, last = span[0] - margin, span[1] + margin
+    asked = math.log(test.number)
+    place = max(asked, first) if test.side == "lower" else min(asked, last)
+    return place if first <= place <= last else None
 
 
-def _failed_below(values: Floats) -> Floats:
-    return np.where(np.isnan(values), -np.inf, values)
+def _gap(drawn: FrontierCurve, log_r: float, log_loss: Floats, margin: float) -> Floats:
+    return drawn.at(np.full(len(log_loss), log_r), margin + SLACK) - log_loss
 
 
-def _ends(low: Floats, high: Floats, tail: float | None) -> tuple[float, float]:
+def _ends(low: Floats, high: Floats, confidence: float) -> tuple[float, float]:
     """Return the lower bound from one set of draws and the upper one from another, in logs."""
-    if tail is None:
-        return -math.inf, math.inf
+    tail = (1 - confidence) / 2
     return (
         float(np.quantile(low, tail, method="lower")),
         float(np.quantile(high, 1 - tail, method="higher")),
     )
 
 
-def _claim(one: _Judged, tail: float | None, margin: float) -> tuple[float, float]:
+def _claim(one: _Judged, confidence: float, margin: float) -> tuple[float, float]:
     """Return the bounds as far as the reference counts, in logs; infinite: none.
 
     A draw beyond the upper end says that the multiplier leads at least there, one beyond the lower
@@ -304,29 +322,83 @@ def _claim(one: _Judged, tail: float | None, margin: float) -> tuple[float, floa
     failed = np.isnan(one.drawn)
     at_least = np.where(failed | (one.drawn < first), -np.inf, np.minimum(one.drawn, last))
     at_most = np.where(failed | (one.drawn > last), np.inf, np.maximum(one.drawn, first))
-    return _ends(at_least, at_most, tail)
+    return _ends(at_least, at_most, confidence)
 
 
-def _with_verdict(one: _Judged, rule: GateRule, tail: float | None) -> _Judged:
+def _with_verdict(one: _Judged, rule: GateRule) -> _Judged:
+    """Add the interval and the verdict of a run alone."""
     if one.drawn is None:
         return one
-    single = (1 - rule.confidence) / 2
-    claim = _claim(one, single, one.margin)
+    claim = _claim(one, rule.confidence, one.margin)
     row = replace(one.row, claim_lo=_factor(claim[0]), claim_hi=_factor(claim[1]))
     row = replace(row, verdict=_answer(rule, claim))
     known = one.drawn[~np.isnan(one.drawn)]
     if row.multiplier is not None and 2 * len(known) >= len(one.drawn):
-        (low, high), (low_all, high_all) = (_ends(known, known, t) for t in (single, tail))
-        row = replace(
-            row,
-            ci_lo=_factor(low),
-            ci_hi=_factor(high),
-            ci_lo_simultaneous=_factor(low_all),
-            ci_hi_simultaneous=_factor(high_all),
-        )
+        low, high = _ends(known, known, rule.confidence)
+        row = replace(row, ci_lo=_factor(low), ci_hi=_factor(high))
     if row.verdict == "undecided":
         row = replace(row, reason=_why_undecided(one, rule))
-    return replace(one, row=row, beside_all=_answer(rule, _claim(one, tail, one.margin)))
+    return replace(one, row=row)
+
+
+def _beside_all(one: _Judged, orders: tuple[Order, Order], rule: GateRule) -> _Judged:
+    """Add the verdict that is claimed together with those on all other runs."""
+    tests = (rule.passes, rule.fails)
+    for answer, test, order in zip(("pass", "fail"), tests, orders, strict=True):
+        needed = _SIDES[test.side]
+        if one.row.verdict == answer and order == needed:
+            return replace(one, beside_all=one.row.verdict)
+    return one
+
+
+def _shown_draws(one: _Judged) -> Floats | None:
+    """Return the draws of the interval that is shown; None where it has no end.
+
+    Where one end lacks, no draw on that side is far; a failed draw is far on neither.
+    """
+    row = one.row
+    if one.drawn is None or (row.ci_lo is None and row.ci_hi is None):
+        return None
+    middle = float(np.median(one.drawn[~np.isnan(one.drawn)]))
+    if not math.isfinite(middle):
+        return None
+    values = np.where(np.isnan(one.drawn), middle, one.drawn)
+    if row.ci_hi is None:
+        values = np.minimum(values, middle)
+    return np.maximum(values, middle) if row.ci_lo is None else values
+
+
+def _with_all(one: _Judged, values: Floats | None, claims: JointClaims, rule: GateRule) -> _Judged:
+    """Add the interval that holds for all runs at once, so that it says what is claimed."""
+    if values is None:
+        return one
+    row, middle = one.row, float(np.median(values))
+    single = (
+        middle if row.ci_lo is None else math.log(row.ci_lo),
+        middle if row.ci_hi is None else math.log(row.ci_hi),
+    )
+    low, high = _agreeing(stretched(values, single, claims), one, rule)
+    row = replace(
+        row,
+        ci_lo_simultaneous=None if row.ci_lo is None or low is None else _factor(low),
+        ci_hi_simultaneous=None if row.ci_hi is None or high is None else _factor(high),
+    )
+    return replace(one, row=row)
+
+
+def _agreeing(bounds: Interval, one: _Judged, rule: GateRule) -> Interval:
+    """Return a simultaneous interval cut so that it says what is claimed of a run beside all."""
+    low, high = bounds
+    if one.row.verdict == "undecided" or low is None or high is None:
+        return bounds
+    test = rule.fails if one.row.verdict == "fail" else rule.passes
+    claimed = _SIDES[test.side]
+    asked = math.log(test.number)
+    is_claimed = one.beside_all == one.row.verdict
+    low, high = agreeing((low - asked, high - asked), claimed if is_claimed else "none")
+    assert low is not None
+    assert high is not None
+    return low + asked, high + asked
 
 
 def _answer(rule: GateRule, log_bounds: tuple[float, float]) -> Answer:
@@ -343,15 +415,15 @@ def _holds(test: Rule, log_bounds: tuple[float, float]) -> bool:
 def _why_undecided(one: _Judged, rule: GateRule) -> str:
     """Return in words why neither test holds."""
     assert one.drawn is not None
-    row, single = one.row, (1 - rule.confidence) / 2
-    if row.n_failed and row.n_failed > single * len(one.drawn):
+    row = one.row
+    if row.n_failed and row.n_failed > (1 - rule.confidence) / 2 * len(one.drawn):
         return (
             f"in {row.n_failed} of {row.n_boot} draws the loss of {row.reference} does not fall "
             "from budget to budget"
         )
     if one.span[0] == one.span[1]:
         return f"{row.reference} has an optimum at one budget, which is no frontier"
-    answer = _answer(rule, _claim(one, single, math.inf))
+    answer = _answer(rule, _claim(one, rule.confidence, math.inf))
     if answer == "undecided":
         return "the interval holds what it is asked to clear"
     test = rule.fails if answer == "fail" else rule.passes
