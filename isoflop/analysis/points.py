@@ -322,7 +322,7 @@ def _row(path: Path, names: Sequence[str], number: int, cells: Sequence[Any]) ->
         if name == "excluded_reason":
             row[name] = _reason(cell)
         elif name in _TEXTS:
-            row[name] = None if _is_missing(cell) else str(cell)
+            row[name] = None if is_missing(cell) else str(cell)
             if name == "arch" and has_control(row[name] or ""):
                 # Figures cannot show it, and nobody sees how it differs from the name without.
                 allowed = "a name without control characters"
@@ -333,7 +333,7 @@ def _row(path: Path, names: Sequence[str], number: int, cells: Sequence[Any]) ->
 
 
 def _number(path: Path, name: str, number: int, cell: Any) -> float | int | None:
-    if _is_missing(cell) and not isinstance(cell, float):
+    if is_missing(cell) and not isinstance(cell, float):
         return None
     try:
         if not isinstance(cell, str | int | float | Decimal) or isinstance(cell, bool):
@@ -361,13 +361,14 @@ def _seed(value: float) -> int | None:
 
 def _reason(cell: Any) -> str | None:
     """Return a reason in words; of a column of booleans, a reason where it is true."""
-    if _is_missing(cell) or str(cell).strip().lower() in _FALSE:
+    if is_missing(cell) or str(cell).strip().lower() in _FALSE:
         return None
     is_true = str(cell).strip().lower() in ("true", "yes", "1", "1.0")
     return "marked as excluded" if is_true else str(cell)
 
 
-def _is_missing(cell: Any) -> bool:
+def is_missing(cell: Any) -> bool:
+    """Return whether a cell of a table holds no value."""
     if isinstance(cell, float):
         return math.isnan(cell)
     return cell is None or (isinstance(cell, str) and cell.strip().lower() in _MISSING)

@@ -22,6 +22,7 @@ from isoflop.analysis.laws import LAW_AXES, LawAxis, LawRow, fit_known_lines
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.parametric import fit_frontier
+from isoflop.analysis.points import is_missing
 from isoflop.arrays import Floats
 
 # A 95 % interval spans this many standard errors.
@@ -60,6 +61,21 @@ def supplied_optima(rows: Iterable[Mapping[str, Any]]) -> tuple[SuppliedOptimum,
                 )
             )
     return tuple(sorted(found, key=lambda o: (o.arch, LAW_AXES.index(o.axis), o.budget_flops)))
+
+
+def unusable_rows(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the rows, counted from 1, of which something that is given cannot be used."""
+    return [
+        number
+        for number, row in enumerate(rows, start=1)
+        if len(supplied_optima([row])) < _num(row)
+    ]
+
+
+def _num(row: Mapping[str, Any]) -> int:
+    """Return how many optima a row gives, sound or not; an empty row gives one that is not."""
+    cells = [row.get(f"{axis}_opt") for axis in LAW_AXES]
+    return max(1, sum(not is_missing(cell) for cell in cells))
 
 
 def fit_supplied_optima(

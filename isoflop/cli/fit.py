@@ -72,8 +72,13 @@ def fit(table: Path, out: Path | None, against: str | None, **chosen: Any) -> No
     if table.is_file() and (optima := read_optima(table)) is not None:
         fit_supplied(optima, out)
         return
-    given = None if against is None else given_parameters("--against", against, names)
-    fit_folder(table, out, FitOptions(**chosen), given)
+    options, given = FitOptions(**chosen), None
+    if against is not None:
+        from isoflop.analysis.parametric import CHINCHILLA, check_given
+
+        given = given_parameters("--against", against, names)
+        check_given(CHINCHILLA, options.constraints, given)
+    fit_folder(table, out, options, given)
 
 
 def fit_folder(

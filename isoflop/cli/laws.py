@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isoflop.analysis.result import Fits
 
 _MISSING = "-"
+_MOST_NAMED = 5
 
 
 def surface_rows(fits: Fits) -> list[dict[str, str]]:
@@ -88,7 +89,7 @@ def _verdict(found: LawTest) -> str:
 def fit_supplied(rows: list[dict[str, Any]], out_folder: Path | None) -> None:
     """Fit laws to a table of optima, print them and write fits.parquet."""
     from isoflop.analysis.laws import FITS
-    from isoflop.analysis.supplied import fit_supplied_optima
+    from isoflop.analysis.supplied import fit_supplied_optima, unusable_rows
     from isoflop.tables import write_table
 
     if out_folder is None:
@@ -104,6 +105,16 @@ def fit_supplied(rows: list[dict[str, Any]], out_folder: Path | None) -> None:
         out.print(f"{name}: {value}{ends}; {row.settings}; {row.status}", soft_wrap=True)
     if not laws:
         out.print("Nothing to fit: no row has an arch, a budget and an optimum above 0.")
+    unusable = unusable_rows(rows)
+    if unusable:
+        named = ", ".join(map(str, unusable[:_MOST_NAMED])) + ", ..." * (
+            len(unusable) > _MOST_NAMED
+        )
+        out.print(
+            f"{len(unusable)} of {len(rows)} rows hold what is no optimum, which enters no law "
+            f"(data row {named}): each needs an arch, a budget and an optimum above 0.",
+            soft_wrap=True,
+        )
     out_folder.mkdir(parents=True, exist_ok=True)
     write_table(out_folder / "fits.parquet", laws, FITS)
     out.print(str(out_folder / "fits.parquet"), soft_wrap=True)

@@ -121,3 +121,15 @@ def test_a_table_of_optima_needs_a_folder_for_the_results(tmp_path: Path) -> Non
     done = CliRunner().invoke(main, ["fit", str(table)])
     assert done.exit_code != 0
     assert not list(tmp_path.glob("fits*"))
+
+
+def test_rows_that_hold_no_optimum_are_said_and_missing_cells_are_not(tmp_path: Path) -> None:
+    table, out = tmp_path / "optima.csv", tmp_path / "out"
+    rows = "a,1e17,1e7,\na,1e18,3e7,NA\na,1e19,-9e7,3\na,x,1e8,\n,1e20,2e8,\n"
+    table.write_text("arch,budget_flops,n_params_opt,loss_opt\n" + rows)
+    said = CliRunner().invoke(main, ["fit", str(table), "--out", str(out)]).output
+    assert "3 of 5 rows hold what is no optimum, which enters no law (data row 3, 4, 5)" in said
+    table.write_text("arch,budget_flops,n_params_opt,loss_opt\n" + rows[:23])
+    assert (
+        "no optimum" not in CliRunner().invoke(main, ["fit", str(table), "--out", str(out)]).output
+    )

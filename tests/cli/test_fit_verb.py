@@ -98,6 +98,12 @@ def test_surfaces_under_constraints_are_shown_and_tested_against_given_ones(
     done = invoke(table, "--out", tmp_path / "out", "--n-boot", "0", *given)
     assert done.exit_code == 0, done.output
     assert done.output.count(" against the given surface: ") == 2
+    out = tmp_path / "none"
+    done = invoke(table, "--out", out, "--n-boot", "0", "--tied", *given)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "beta = 0.28: must be alpha (0.34), as the fit ties them" in done.stderr
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

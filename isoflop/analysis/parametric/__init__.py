@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from isoflop.analysis.bootstrap import Draws, Requested, Resampling
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD, Method
-from isoflop.analysis.parametric.against import LawTest, law_test
+from isoflop.analysis.parametric.against import LawTest, check_given, law_test
 from isoflop.analysis.parametric.fitting import ParametricFit
 from isoflop.analysis.parametric.forms import (
+    CHINCHILLA,
     ChinchillaLaw,
     FrontierLaw,
     fit_frontier,
@@ -35,6 +36,7 @@ from isoflop.analysis.parametric.terms import FREE, Constraints, Criterion
 from isoflop.analysis.points import Point, Selection
 
 __all__ = [
+    "CHINCHILLA",
     "ChinchillaLaw",
     "Constraints",
     "FrontierLaw",
@@ -42,6 +44,7 @@ __all__ = [
     "ParametricFit",
     "Resampling",
     "RoutedLaw",
+    "check_given",
     "fit_frontier",
     "fit_joint",
     "fit_parametric",

@@ -25,7 +25,7 @@ import numpy as np
 from isoflop.analysis.bootstrap import widened
 from isoflop.analysis.parametric.fitting import ParametricFit
 from isoflop.analysis.parametric.solve import refit_all
-from isoflop.analysis.parametric.terms import TIED, Problem, evaluate, predict
+from isoflop.analysis.parametric.terms import TIED, Constraints, Form, Problem, evaluate, predict
 from isoflop.arrays import Floats
 from isoflop.errors import UserError
 
@@ -74,7 +74,7 @@ def law_test(
     problem = fit.problem
     if problem is None or not fit.has_values:
         raise ValueError(f"{fit.arch}: no {fit.form} law through points ({fit.status})")
-    _check(problem, given)
+    check_given(problem.form, problem.constraints, given)
     theta = problem.standardised(fit.values)
     other = problem.standardised(given)
     best, at_given = _value(problem, theta), _value(problem, other)
@@ -98,18 +98,23 @@ def law_test(
     )
 
 
-def _check(problem: Problem, given: Mapping[str, float]) -> None:
-    names = problem.form.parameters
+def check_given(form: Form, constraints: Constraints, given: Mapping[str, float]) -> None:
+    """Refuse parameters that a law of this form with these constraints cannot have.
+
+    Raises:
+        UserError: one is missing, unknown, no number or below 0, or not what was held.
+    """
+    names = form.parameters
     if set(given) != set(names):
         raise UserError("given law", sorted(given), f"all of {', '.join(names)}", "name these")
     for name, value in given.items():
-        signed = name in problem.form.signed
+        signed = name in form.signed
         if not math.isfinite(value) or (value < 0 and not signed):
             raise UserError(name, value, "a number, not below 0", "correct it")
-    for name in (term[0] for term in problem.form.terms[:-1]):
+    for name in (term[0] for term in form.terms[:-1]):
         if given[name] == 0:
             raise UserError(name, given[name], "above 0", "correct it")
-    constraints, constant = problem.constraints, names[-1]
+    constant = names[-1]
     if constraints.tied and given[TIED[0]] != given[TIED[1]]:
         allowed = f"{TIED[0]} ({given[TIED[0]]:g}), as the fit ties them"
         raise UserError(TIED[1], given[TIED[1]], allowed, "test it against a free fit")
