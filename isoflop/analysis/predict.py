@@ -47,9 +47,9 @@ MEANINGS: Mapping[Status, str] = {
     "no_intervals": "an optimum has no draws (0 bootstrap draws, or too few runs)",
     "too_far": "the largest budget at which the family has a minimum is too far below",
     "off_law": "the optima do not lie on a power law within their errors",
-    "draws_failed": "more than 1 draw in 20 gave no value: noise moves minima off their grids, or "
-    "the loss does not fall with compute",
-    "no_law": "there is no law of it: one needs runs with several learning rates at each budget",
+    "draws_failed": "more than 1 draw in 20 gave no value, where noise moves minima off their "
+    "grids or the loss does not fall with compute",
+    "no_law": "there is no law of it, which needs runs with several learning rates at each budget",
     "no_reference": "the reference has no prediction of its loss",
 }
 

@@ -10,8 +10,8 @@ import click
 from isoflop.cli.fit_options import screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows
-from isoflop.cli.tables import console, fitted_table, print_lines
-from isoflop.numbers import format_flops
+from isoflop.cli.tables import console, counted, fitted_table, print_lines
+from isoflop.numbers import format_flops, format_multiplier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,8 @@ def gate(
 
     REFERENCE is a study folder or a table that `isoflop fit` takes. RUNS is a study folder or a csv
     or parquet file with the columns loss and flops; wall_s, arch, run_id, n_params, n_tokens and
-    seed are used where they are there, and the seeds of one cell are averaged.
+    seed are used where they are there, and seeds of the same arch, size, tokens and FLOPs are
+    averaged.
 
     The multiplier is the compute (or time) that the reference's frontier needs for a run's loss,
     over what the run took. Its interval holds the uncertainty of the frontier and the noise of one
@@ -169,7 +170,8 @@ def _names(rows: Sequence[GateRow]) -> list[str]:
     for number, row in enumerate(rows, start=1):
         ids = [shown_id(one) if len(one) == 64 else one for one in (row.run_id or "").split(", ")]
         name = ids[0] or f"{row.arch or 'run'} {number}"
-        found.append(name if row.num_runs == 1 else f"{name} and {row.num_runs - 1} more seeds")
+        more = counted(row.num_runs - 1, "more seed")
+        found.append(name if row.num_runs == 1 else f"{name} and {more}")
     return found
 
 
@@ -190,9 +192,9 @@ def _cells(name: str, row: GateRow, other: GateRow) -> dict[str, str]:
 def _factor(row: GateRow) -> str:
     if row.multiplier is None:
         if row.claim_lo is not None:
-            return f"> {row.claim_lo:.3g}"
-        return _MISSING if row.claim_hi is None else f"< {row.claim_hi:.3g}"
-    return f"{row.multiplier:.4g}" + (" (extrapolated)" if row.extrapolated else "")
+            return f"> {_end(row.claim_lo)}"
+        return _MISSING if row.claim_hi is None else f"< {_end(row.claim_hi)}"
+    return _end(row.multiplier) + (" (extrapolated)" if row.extrapolated else "")
 
 
 def _between(low: float | None, high: float | None) -> str:
@@ -202,7 +204,7 @@ def _between(low: float | None, high: float | None) -> str:
 
 
 def _end(value: float | None) -> str:
-    return "no end" if value is None else f"{value:.3g}"
+    return "no end" if value is None else format_multiplier(value, digits=3)
 
 
 def _reading(rows: Sequence[GateRow], fits: Fits) -> str:
@@ -214,20 +216,22 @@ def _reading(rows: Sequence[GateRow], fits: Fits) -> str:
     noise = sorted({f"{row.noise_sd:.2g}" for row in rows if row.noise_sd is not None}, key=float)
     scatter = " to ".join(dict.fromkeys((noise[0], noise[-1]))) if noise else ""
     of_noise = f"; runs like these scatter by {scatter} in ln loss" if noise else ""
+    of_all = " All at once: intervals that hold together." if len(rows) > 1 else ""
     return (
         f"Multiplier: {words} that {reference} needs for the run's loss, over the run's own; above "
-        f"1 the run, as it is, is better. {reference}: optima at {at or 'no budget'}{of_noise}."
+        f"1 the run, as it is, is better.{of_all} {reference}: optima at {at or 'no budget'}"
+        f"{of_noise}."
     )
 
 
 def _rule_line(rule: GateRule, rule_file: Path | None) -> str:
     from isoflop.analysis.gate.rule import words_of
 
-    tests = f"pass where the {words_of(rule.passes)}, fail where the {words_of(rule.fails)}"
+    tests = f"pass where its {words_of(rule.passes)}, fail where its {words_of(rule.fails)}"
     return (
-        f"Rule {rule_file or 'by default'} (sha256 {rule.sha[:12]}): along {rule.resource}, "
-        f"{tests}, at {rule.confidence:.4g}, up to {rule.max_extrapolation:g} times beyond the "
-        "reference's optima."
+        f"Rule {rule_file or 'by default'} (sha256 {rule.sha[:12]}): multiplier along "
+        f"{rule.resource}, {tests}, at {100 * rule.confidence:.4g} %, up to "
+        f"{rule.max_extrapolation:g} times beyond the reference's optima."
     )
 
 

@@ -155,7 +155,7 @@ def _show(fits: Fits, predictions: Sequence[Prediction]) -> None:
     notes.append(
         f"At {format_flops(first.budget_flops)} FLOPs. {first.confidence:.0%} prediction "
         "intervals: of what a new study there measures, with as many sizes and seeds as at the "
-        "largest budget."
+        "largest budget. Beyond: times the family's largest budget with a minimum inside its grid."
     )
     if any(row.quantity == "multiplier" for row in predictions):
         notes.append(

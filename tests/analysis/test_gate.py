@@ -241,6 +241,9 @@ def test_beside_others_a_run_that_leads_beyond_the_reference_is_held_by_losses(
     far = {"flops": 3e18, "loss": 1.0}
     made = gate(dense, [*same, far], any_passes)
     assert (made.verdict, made.along("flops")[-1].multiplier) == ("pass", None)
+    (dear,) = gate(dense, [far | {"flops": 1.2e19}]).along("flops")
+    assert (dear.verdict, dear.claim_lo) == ("undecided", pytest.approx(1.05 / 4, rel=1e-3))
+    assert dear.reason.startswith("pass only by where the frontier of dense would be 4 times")
     # Dearer than all, and better; cheaper than all, and worse: nothing is claimed.
     for unknown in (run(1.2e19, 0.5), run(3e16, 0.5)):
         assert gate(dense, [*same, unknown], any_passes).verdict == "undecided"

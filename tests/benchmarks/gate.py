@@ -5,7 +5,7 @@ the multipliers 1, 1.3 and 2, each at its own best size, at the reference's budg
 them; also beyond its largest, where nothing may be decided. A run is one seed, or the mean of as
 many as the reference has.
 
-    python tests/benchmarks/gate.py [--studies 200] [--n-boot 1000]
+    python tests/benchmarks/gate.py [--studies 100] [--n-boot 1000]
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def cells(tally: Tally) -> list[str]:
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--studies", type=int, default=100)
     parser.add_argument("--n-boot", type=int, default=1000)
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)))
     args = parser.parse_args()

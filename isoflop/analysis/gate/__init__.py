@@ -409,7 +409,7 @@ def _answer(rule: GateRule, log_bounds: tuple[float, float]) -> Answer:
 
 def _holds(test: Rule, log_bounds: tuple[float, float]) -> bool:
     bound = log_bounds[0] if test.side == "lower" else log_bounds[1]
-    return math.isfinite(bound) and SIGNS[test.comparator](bound, math.log(test.number))
+    return bool(SIGNS[test.comparator](bound, math.log(test.number)))
 
 
 def _why_undecided(one: _Judged, rule: GateRule) -> str:
