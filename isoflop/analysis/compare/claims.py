@@ -127,6 +127,8 @@ def stretched(values: Floats | None, single: Interval, claims: JointClaims) -> I
     low, high = single
     if values is None or low is None or high is None:
         return None, None
+    if not np.isfinite(values).any():
+        return low, high
     middle = float(np.nanmedian(values))
     return middle - claims.stretch * (middle - low), middle + claims.stretch * (high - middle)
 

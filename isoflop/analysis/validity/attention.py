@@ -76,6 +76,13 @@ def claimed_notes(fits: Fits) -> list[str]:
     tested = [row for row in along if row.ci_lo is not None or row.order_claimed != "none"]
     claimed = sum(row.order_claimed != "none" for row in tested)
     notes = [claimed_note(claimed, len(tested), "multipliers", confidence)] if tested else []
+    failed = [row for row in along if row.n_failed and row.ci_lo is None]
+    if failed:
+        notes.append(
+            f"{len(failed)} of {len(along)} multipliers have no interval and claim nothing: half "
+            f"of the draws or more lost an optimum, or the loss of {failed[0].reference} does not "
+            "fall from each of its budgets to the next in them."
+        )
     ranked = (fits.validity or Validity(findings=())).of("ranking")
     pairs = [f for f in ranked if f.ci_lo is not None]
     # Of two families the only pair is the multiplier's.

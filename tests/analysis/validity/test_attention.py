@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from analysis.made_runs import curve, parabola, row, spaced, study
+from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.points import select_points
 from isoflop.analysis.screening import Repeats
 from isoflop.analysis.validity import Finding, Validity
-from isoflop.analysis.validity.attention import attention
+from isoflop.analysis.validity.attention import attention, claimed_notes
 from isoflop.analysis.validity.design import (
     budget_findings,
     centre_findings,
@@ -223,3 +224,14 @@ def test_a_noisy_family_without_repeats_beside_one_with_them_is_said() -> None:
     fits = dataclasses.replace(fits, validity=Validity(findings=tuple(scatter_findings(fits))))
     said = about("Bartlett", fits)
     assert said.startswith("Families or budgets do not scatter alike between sizes (p = ")
+
+
+def test_multipliers_without_an_interval_are_said() -> None:
+    """Budgets so near each other that noise turns the order of their losses round in most draws."""
+    rows = [
+        {**one, "loss": one["loss"] * (1 + 0.003 * (-1) ** (i % 5)) * one["flops"] ** -0.01}
+        for i, one in enumerate(whole([1e17 * 1.1**i for i in range(12)], archs=("mlp", "swiglu")))
+    ]
+    fits = fitted(rows, n_boot=100)
+    fits = dataclasses.replace(fits, compare=compare_archs(fits, resources=("flops",)))
+    assert "12 of 12 multipliers have no interval and claim nothing" in claimed_notes(fits)[0]
