@@ -69,7 +69,7 @@ def test_a_run_taken_from_the_frontier_gives_one(dense: Fits) -> None:
     for got in gate(dense, runs).along("flops"):
         assert got.multiplier == pytest.approx(1.0, abs=1e-9)
         assert got.verdict == "undecided"
-        assert got.reason == "the interval holds what it is asked to clear"
+        assert got.reason == "the interval holds 1"
         assert got.frontier_loss == pytest.approx(got.loss, rel=1e-12)
     quiet = gate(reference(noise=1e-5), [run(flops) for flops in np.geomspace(1e17, 3e18, 9)])
     for got in quiet.along("flops"):

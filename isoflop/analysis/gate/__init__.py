@@ -425,7 +425,9 @@ def _why_undecided(one: _Judged, rule: GateRule) -> str:
         return f"{row.reference} has an optimum at one budget, which is no frontier"
     answer = _answer(rule, _claim(one, rule.confidence, math.inf))
     if answer == "undecided":
-        return "the interval holds what it is asked to clear"
+        if rule.passes.number == rule.fails.number:
+            return f"the interval holds {rule.passes.number:g}"
+        return "the interval settles neither pass nor fail"
     test = rule.fails if answer == "fail" else rule.passes
     at, beyond = math.log(test.number), "the largest"
     factor = at - one.span[1]
