@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from analysis.made_runs import parabola, row, spaced
+from isoflop.analysis.compare.claims import deciding
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import select_points
@@ -174,3 +175,15 @@ def test_a_rule_is_read_with_its_defaults() -> None:
 )
 def test_other_text_is_no_rule(text: str) -> None:
     assert parse_rule(text) is None
+
+
+def test_an_interval_on_one_side_without_a_claim_decides_no_rule() -> None:
+    """As beyond the reference's budgets, where the shown interval is cut to end at 1."""
+    for strict in ((-0.4, -0.1), (0.1, 0.4)):
+        low, high = deciding(strict, "none")
+        assert low is not None
+        assert high is not None
+        assert low < 0 < high
+    assert deciding((0.1, 0.4), "higher") == (0.1, 0.4)
+    assert deciding((-0.4, -0.1), "lower") == (-0.4, -0.1)
+    assert deciding((None, None), "none") == (None, None)

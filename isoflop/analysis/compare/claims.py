@@ -17,6 +17,9 @@ Order = Literal["higher", "lower", "none"]
 # Widths of intervals without any noise.
 _LEAST = 1e-300
 
+# Far below any interval that is shown.
+_INSIDE = 1e-9
+
 
 def interval(values: Floats | None, confidence: float) -> Interval:
     """Return the central percentile interval; (None, None) with too few draws that have a value."""
@@ -147,3 +150,15 @@ def agreeing(bounds: Interval, order_claimed: Order) -> Interval:
     if order_claimed == "lower":
         return min(low, 0.0), min(high, 0.0)
     return min(low, 0.0), max(high, 0.0)
+
+
+def deciding(strict: Interval, order_claimed: Order) -> Interval:
+    """Return the strict interval that decides rules: where nothing is claimed, 0 is inside it.
+
+    ``agreeing`` lets it end at 0, which a rule would take as an order: none may follow beyond the
+    reference's budgets, whatever side the interval is on.
+    """
+    low, high = agreeing(strict, order_claimed)
+    if order_claimed != "none" or low is None or high is None:
+        return low, high
+    return min(low, -_INSIDE), max(high, _INSIDE)

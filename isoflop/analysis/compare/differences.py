@@ -15,6 +15,7 @@ from isoflop.analysis.compare.claims import (
     JointClaims,
     Order,
     agreeing,
+    deciding,
     interval,
     joint_claims,
     num_failed,
@@ -134,7 +135,7 @@ def _claimed(
         ci_lo_simultaneous=together[0],
         ci_hi_simultaneous=together[1],
         order_claimed=claimed,
-        strict=agreeing(stretched(drawn, row.strict, claims), claimed),
+        strict=deciding(stretched(drawn, row.strict, claims), claimed),
     )
 
 
@@ -234,7 +235,7 @@ def pair_orders(fits: Fits) -> tuple[PairOrder, ...]:
                 log_ratio=(_log_loss(better) or 0.0) - (_log_loss(worse) or 0.0),
                 ci_lo=bounds[0],
                 ci_hi=bounds[1],
-                strict=agreeing(strict, claimed),
+                strict=deciding(strict, claimed),
                 claimed=claimed == "lower",
             )
         )

@@ -29,6 +29,7 @@ from isoflop.analysis.compare.claims import (
     JointClaims,
     Order,
     agreeing,
+    deciding,
     interval,
     joint_claims,
     num_failed,
@@ -222,7 +223,7 @@ def _comparison(
 ) -> Comparison:
     options, optimum, found, drawn = fits.options, arm.optimum, arm.found, arm.log_multipliers
     single = interval(drawn, options.confidence)
-    strict = agreeing(stretched(drawn, strict_interval(drawn, options.confidence), claims), claimed)
+    strict = deciding(stretched(drawn, strict_interval(drawn, options.confidence), claims), claimed)
     together = agreeing(stretched(drawn, single, claims), claimed)
     (low, high), (low_all, high_all) = _exp_both(single), _exp_both(together)
     draws = fits.draws_of()
