@@ -158,7 +158,7 @@ def deciding(strict: Interval, order_claimed: Order) -> Interval:
     ``agreeing`` lets it end at 0, which a rule would take as an order: none may follow beyond the
     reference's budgets, whatever side the interval is on.
     """
-    low, high = agreeing(strict, order_claimed)
-    if order_claimed != "none" or low is None or high is None:
-        return low, high
+    low, high = strict
+    if order_claimed != "none" or low is None or high is None or low <= 0 <= high:
+        return agreeing(strict, order_claimed)
     return min(low, -_INSIDE), max(high, _INSIDE)
