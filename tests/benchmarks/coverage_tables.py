@@ -24,7 +24,8 @@ POWER = 0.8
 def markdown(tallies: Sequence[Tally], hostile: Sequence[dict[str, Any]]) -> str:
     """Return the tables of all cases measured, those without a case left out."""
     kinds = {kind: [t for t in tallies if t.case.kind == kind] for kind in _KINDS}
-    parts = [part for kind, table in _KINDS.items() if kinds[kind] for part in table(kinds[kind])]
+    parts = [_summary(kinds["coverage"])] if kinds["coverage"] else []
+    parts += [part for kind, table in _KINDS.items() if kinds[kind] for part in table(kinds[kind])]
     if hostile:
         parts.append(_hostile(hostile))
     return "\n".join(parts)
@@ -85,6 +86,38 @@ def _verdict(marks: Iterable[str]) -> str:
     if "!" in joined:
         return "no"
     return "no: missing" if "?" in joined else "about" if "~" in joined else "yes"
+
+
+def _summary(tallies: Sequence[Tally]) -> str:
+    """Return the table in short: a row for each name, all true multipliers together."""
+    names: dict[str, list[Tally]] = {}
+    for tally in tallies:
+        names.setdefault(tally.case.name, []).append(tally)
+    rows = []
+    for name, cases in names.items():
+        cells = []
+        for quantity in SHORT:
+            known = [case.count(quantity) for case in cases]
+            total = sum(count.known for count in known)
+            hits = sum(count.hits for count in known)
+            lost = sum(count.missing for count in known) / max(total, 1)
+            missing = f" ({100 * lost:.0f} % missing)" if lost > MOST_MISSING else ""
+            cells.append(f"{100 * hits / total:.1f}{missing}" if total else "")
+        equal = [case for case in cases if case.case.others[0].m == 1]
+        false = [_share(case.rate("false order in a study")) for case in equal]
+        rows.append([name, *cells, *false])
+    head = ["case", *SHORT, "false order in a study"]
+    return _table("In short: coverage of 95 % intervals, %, all true multipliers", head, rows)
+
+
+SHORT = (
+    "ln N*",
+    "L*",
+    "exponent of N*",
+    "exponent of L*",
+    "ln m interpolated",
+    "ln m extrapolated",
+)
 
 
 def _coverage(tallies: Sequence[Tally]) -> list[str]:
