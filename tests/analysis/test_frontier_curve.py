@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,9 @@ def test_far_beyond_its_optima_a_frontier_says_nothing() -> None:
     assert found.log_r == pytest.approx(np.full(2, np.log(1e18) + REACH))
     assert np.isnan(curve.at(np.log(np.array([1.2e18, 9e16])), slack=0.05)).all()
     assert np.isfinite(curve.at(np.log(np.array([1.04e18, 9.7e16])), slack=0.05)).all()
+    # A step that is nearly none makes a draw so steep that its loss overflows, without a warning.
+    steep = dataclasses.replace(curve, log_r=np.log(budgets[0]) + np.array([[0.0, 1e-6]] * 2))
+    assert np.isnan(steep.at(np.log(np.array([1e14, 1e22])), slack=0.05)).all()
 
 
 def test_floors_of_draws_hold_what_two_optima_do_not_tell() -> None:

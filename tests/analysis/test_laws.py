@@ -469,7 +469,8 @@ def test_the_interval_of_an_exponent_holds_it_as_often_as_it_says(
         hits += law.exponent_ci[0] <= BETA / (ALPHA + BETA) <= law.exponent_ci[1]
         widths.append(law.exponent_ci[1] - law.exponent_ci[0])
         equal_widths.append(equal.exponent_ci[1] - equal.exponent_ci[0])
-    assert len(widths) >= 78
+    # Where sizes are missing, all but one of the optima are flat in some studies.
+    assert len(widths) >= 70
     assert hits >= 0.87 * len(widths)
     assert sum(widths) <= widest * sum(equal_widths)
 

@@ -78,10 +78,11 @@ def test_the_answer_is_among_the_tables(fits: Fits) -> None:
 
 
 @pytest.mark.slow
-def test_a_claim_beyond_the_measured_losses_says_so() -> None:
-    better = [{**one, "loss": one["loss"] * 0.9} for one in noisy(["sgatlin"])]
+@pytest.mark.parametrize(("share", "words"), [(0.97, "extrapolated"), (0.9, "too far")])
+def test_a_claim_beyond_the_measured_losses_says_so(share: float, words: str) -> None:
+    better = [{**one, "loss": one["loss"] * share} for one in noisy(["sgatlin"])]
     rows = multiplier_rows(fit_rows(noisy(["swiglu"]) + better, FitOptions(n_boot=30)))
-    assert rows[-1]["claimed"] == "better (extrapolated)"
+    assert rows[-1]["claimed"] == f"better ({words})"
 
 
 def test_the_notes_say_what_c_is_and_how_many_draws_of_a_law_failed(fits: Fits) -> None:

@@ -205,13 +205,14 @@ class FrontierCurve:
         rows = np.arange(len(log_r))
         nodes = self._excess(self.log_loss)
         log_l, step = self.log_r[rows, left], self.log_r[rows, left + 1] - self.log_r[rows, left]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        # Far beyond the optima, where nothing is returned, a steep draw has no finite loss.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             share = (log_r - log_l) / step
             excess = nodes[rows, left] + share * (nodes[rows, left + 1] - nodes[rows, left])
-        value = excess
-        if self.floor is not None:
-            with_floor = np.log(self.floor + np.exp(excess))
-            value = np.where(self.floor > 0, with_floor, excess)
+            value = excess
+            if self.floor is not None:
+                with_floor = np.log(self.floor + np.exp(excess))
+                value = np.where(self.floor > 0, with_floor, excess)
         inside = (log_r >= self.log_r[:, 0] - slack) & (log_r <= self.log_r[:, -1] + slack)
         return np.where(self.is_monotone & inside, value, np.nan)
 
