@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.made_runs import curve, parabola, spaced
-from benchmarks.predictions import DESIGNS, RATIOS, Design, measure
+from benchmarks.predictions import DESIGNS, RATIOS, measure
 from isoflop.analysis import FitOptions, Fits, fit_optima, select_points
 from isoflop.analysis.predict import SIZE_AXES, Prediction, predict
 from isoflop.errors import UserError
