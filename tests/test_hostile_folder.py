@@ -34,7 +34,7 @@ CONTROL = {*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 
 # What `fit` and `report` write into a study's folder.
 OWN = {
     *("runs.parquet", "optima.parquet", "fits.parquet", "compare.parquet", "exponents.parquet"),
-    *("validity.parquet", "hypotheses.parquet", "seed_means.parquet"),
+    *("validity.parquet", "excluded.parquet", "hypotheses.parquet", "seed_means.parquet"),
     *("report.md", "report.html", "report.tex", "plots"),
 }
 EVERY = 20
