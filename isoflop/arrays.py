@@ -1,6 +1,8 @@
-"""The array types of every part, the interval that draws give, and rows that lack the same."""
+"""The array types of every part, and small functions of numbers that several parts need."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,11 @@ def percentiles(draws: Floats, confidence: float) -> tuple[float, float] | None:
     tail = (1 - confidence) / 2
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def exp_or_none(log_value: float) -> float | None:
+    """Return e^log_value; None where no float64 can hold it, which is better than infinity."""
+    return math.exp(log_value) if abs(log_value) <= 700.0 else None
 
 
 def row_patterns(is_there: Bools) -> list[tuple[Bools, Bools]]:

@@ -30,12 +30,10 @@ from typing import Literal
 import numpy as np
 
 from isoflop.analysis.noise import (
-    GroupNoise,
     MeanSquare,
     NoiseDraws,
     Scatter,
     draw_noise,
-    group_noise,
 )
 from isoflop.analysis.optima_methods import (
     ABOVE,
@@ -222,8 +220,8 @@ class Draws:
     """[n_boot]: that of the curve at its minimum, or in its middle where it has none."""
     scatter: dict[GroupKey, Scatter] = field(default_factory=dict)
     """What each group tells of its noise."""
-    noise: dict[GroupKey, GroupNoise] = field(default_factory=dict)
-    """The noise of one run of each group, as drawn."""
+    noise: dict[GroupKey, NoiseDraws] = field(default_factory=dict)
+    """The noise of each group, as drawn."""
 
 
 def draw_optima(
@@ -264,7 +262,7 @@ def draw_optima(
         n_boot=n_boot,
         seed=seed,
         scatter={key: scatter[key] for key in noise},
-        noise={key: group_noise(drawn) for key, drawn in noise.items()},
+        noise=noise,
         x_opt=x_opt,
         loss_opt=loss_opt,
         edge=edge,

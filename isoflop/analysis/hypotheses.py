@@ -11,16 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from isoflop.analysis.compare.claims import (
     Interval,
+    exp_interval,
     interval,
     num_failed,
     strict_interval,
 )
 from isoflop.analysis.compare.differences import exponent, exponent_differences, pair_orders
-from isoflop.analysis.compare.multipliers import Comparison, compare_archs
+from isoflop.analysis.compare.multipliers import Comparison, compared_along
 from isoflop.analysis.compare.one_size import (
     claim_together,
     compare_shapes,
@@ -56,7 +55,8 @@ def _cases(rule: Rule, fits: Fits) -> list[Case]:
         return [_difference_case(rule, fits)]
     budgets = _at(rule, fits.budgets)
     if rule.kind == "multiplier":
-        rows = compare_archs(fits.under(reference=rule.other), resources=(rule.along,))
+        same = rule.other == fits.reference
+        rows = compared_along(fits if same else fits.under(reference=rule.other), rule.along)
         by_budget = {row.budget_flops: row for row in rows if row.arch == rule.arch}
         return [_multiplier_case(budget, by_budget.get(budget)) for budget in budgets]
     if rule.kind == "seed_ratio":
@@ -177,11 +177,7 @@ def _law_axis(rule: Rule) -> LawAxis:
 
 def _exp(log_bounds: Interval, sign: int) -> Interval:
     low, high = log_bounds
-    if low is None or high is None:
-        return None, None
-    with np.errstate(over="ignore"):
-        ends = sorted(float(np.exp(sign * end)) for end in (low, high))
-    return ends[0], ends[1]
+    return exp_interval((low, high) if sign > 0 or low is None or high is None else (-high, -low))
 
 
 def _with_failed(note: str, failed: int | None, drawn: int | None) -> str:

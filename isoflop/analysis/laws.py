@@ -29,7 +29,7 @@ from isoflop.analysis.bootstrap import Draws
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS, Method
 from isoflop.analysis.points import AXES, Axis
-from isoflop.arrays import Floats, percentiles, row_patterns
+from isoflop.arrays import Floats, exp_or_none, percentiles, row_patterns
 from isoflop.tables import schema_of
 
 LawAxis = Literal["n_params", "n_tokens", "n_active", "loss"]
@@ -116,7 +116,7 @@ class PowerLaw:
     @property
     def coefficient(self) -> float | None:
         """The coefficient; None when there is no law or no float64 can hold it."""
-        return None if self.log_coefficient is None else _exp(self.log_coefficient)
+        return None if self.log_coefficient is None else exp_or_none(self.log_coefficient)
 
     def at(self, budget_flops: float) -> float:
         """Return the law's value at a budget; ValueError when there is no law."""
@@ -137,7 +137,7 @@ class PowerLaw:
         """Return the law's two rows of fits.parquet; a law that is missing has null values."""
         coefficient_ci = None
         if self.log_coefficient_ci is not None:
-            coefficient_ci = tuple(_exp(end) for end in self.log_coefficient_ci)
+            coefficient_ci = tuple(exp_or_none(end) for end in self.log_coefficient_ci)
         return [
             self._row("exponent", self.exponent, self.exponent_ci),
             self._row("coefficient", self.coefficient, coefficient_ci),
@@ -433,10 +433,6 @@ def _interval(laws: LawDraws | None, draws: Draws, confidence: float) -> dict[st
         "n_boot": draws.n_boot,
         "n_failed": int(np.count_nonzero(np.isnan(laws.exponent))),
     }
-
-
-def _exp(log_value: float) -> float | None:
-    return None if abs(log_value) > 700.0 else math.exp(log_value)
 
 
 def _line(

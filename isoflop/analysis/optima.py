@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isoflop.analysis.bootstrap import Draws, num_failed
-from isoflop.analysis.noise import MeanSquare, equality_p, lack_of_fit_p
+from isoflop.analysis.noise import MeanSquare, equality_p, group_noise, lack_of_fit_p
 from isoflop.analysis.optima_methods import (
     ABOVE,
     BELOW,
@@ -264,7 +264,7 @@ def _with_noise(optimum: Optimum, draws: Draws, equal_p: float | None) -> Optimu
     key = (optimum.arch, optimum.budget_flops)
     if key not in draws.noise:
         return optimum
-    noise = draws.noise[key]
+    noise = group_noise(draws.noise[key])
     return replace(
         optimum,
         noise_sd=noise.sd,

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from isoflop.analysis.bootstrap import Draws, Requested
+from isoflop.analysis.bootstrap import Draws, Requested, scatter_of
 from isoflop.analysis.laws import Budget, LawAxis, PowerLaw, default_budget
+from isoflop.analysis.noise import Scatter
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import DEFAULT_METHOD, Method
+from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS, Method
 from isoflop.analysis.parametric.terms import HUBER_DELTA, Constraints
-from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection
+from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection, profile_of
 from isoflop.analysis.screening import Repeats
 from isoflop.errors import UserError
 
@@ -197,6 +198,14 @@ class Fits:
     def draws_of(self, axis: Axis | None = None, method: Method | None = None) -> Draws | None:
         """Return the draws of an axis and method (as in the options); None without any."""
         return self.draws.get((axis or self.options.axis, method or self.options.method))
+
+    def scatter_of(self, key: GroupKey) -> Scatter:
+        """Return what a group tells of its noise, by the axis and method of the options."""
+        draws = self.draws_of()
+        if draws is not None and key in draws.scatter:
+            return draws.scatter[key]
+        profile = profile_of(self.groups[key], self.options.axis)
+        return scatter_of(profile, METHODS[self.options.method])
 
 
 def excluded_note(fits: Fits) -> str:

@@ -23,7 +23,7 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.parametric import fit_frontier
 from isoflop.analysis.points import is_missing
-from isoflop.arrays import Floats
+from isoflop.arrays import Floats, exp_or_none
 
 # A 95 % interval spans this many standard errors.
 _SPAN_OF_95 = 3.919928
@@ -181,7 +181,7 @@ def _law_rows(
     for place, (parameter, value) in enumerate(estimates.items()):
         half = None if ends is None else ends[place]
         named = [value, *([] if half is None else [value - half, value + half])]
-        shown = [_exp(v) if parameter == "coefficient" else v for v in named]
+        shown = [exp_or_none(v) if parameter == "coefficient" else v for v in named]
         rows.append(
             LawRow(
                 arch=arch,
@@ -243,7 +243,3 @@ def _positive(cell: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) and value > 0 else None
-
-
-def _exp(value: float) -> float | None:
-    return math.exp(value) if abs(value) < 700 else None

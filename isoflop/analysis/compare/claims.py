@@ -57,6 +57,15 @@ def order(strict: Interval, neutral: float) -> Order:
     return "none"
 
 
+def exp_interval(log_bounds: Interval) -> Interval:
+    """Return e to both ends; an end that is infinite, or none, stays so."""
+    low, high = log_bounds
+    if low is None or high is None:
+        return None, None
+    with np.errstate(over="ignore"):
+        return float(np.exp(low)), float(np.exp(high))
+
+
 def rejected_together(p_values: Sequence[float | None], level: float) -> list[bool]:
     """Return which hypotheses Holm's step-down rejects, any false one with at most this chance.
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.bootstrap import scatter_of
 from isoflop.analysis.compare.frontier_curve import FrontierCurve, Inverse, draw_floors
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import profile_of
 from isoflop.analysis.resources import RESOURCES, resource_at
 from isoflop.analysis.result import Fits
@@ -112,13 +110,11 @@ def _loss_error(fits: Fits, arch: str) -> float:
     Nine quarters of the variance of a mean: what the height of a parabola has at its middle.
     """
     squares, dof, per_run = 0.0, 0.0, []
-    method = METHODS[fits.options.method]
     for optimum in fits.optima_of(arch):
         if optimum.is_point:
-            profile = profile_of(fits.groups[arch, optimum.budget_flops], fits.options.axis)
-            lack = scatter_of(profile, method).lack_of_fit
+            lack = fits.scatter_of((arch, optimum.budget_flops)).lack_of_fit
             squares, dof = squares + lack.value * lack.dof, dof + lack.dof
-            per_run.append(2.25 / len(profile.points))
+            per_run.append(2.25 / optimum.n_points)
     if not dof:
         return _UNKNOWN_ERROR
     return math.sqrt(squares / dof * float(np.mean(per_run)))

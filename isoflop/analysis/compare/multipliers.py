@@ -30,6 +30,7 @@ from isoflop.analysis.compare.claims import (
     Order,
     agreeing,
     deciding,
+    exp_interval,
     interval,
     joint_claims,
     num_failed,
@@ -49,7 +50,7 @@ from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import AXES, Axis
 from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import Fits
-from isoflop.arrays import Floats
+from isoflop.arrays import Floats, exp_or_none
 from isoflop.tables import NOT_A_COLUMN, schema_of
 
 CompareStatus = Literal[
@@ -164,6 +165,16 @@ def compare_archs(fits: Fits, resources: Sequence[str] | None = None) -> tuple[C
     return tuple(row for _, _, row in sorted(rows, key=lambda entry: entry[:2]))
 
 
+def compared_along(fits: Fits, resource: str) -> tuple[Comparison, ...]:
+    """Return the comparisons along one resource: those of a fit that was compared, else new ones.
+
+    Raises:
+        UserError: the reference is not in the table.
+    """
+    rows = fits.compare or compare_archs(fits, resources=(resource,))
+    return tuple(row for row in rows if row.resource == resource)
+
+
 def _measured_with(resources: Sequence[str]) -> Sequence[str]:
     """Return the resources whose comparisons decide what is claimed along some of them."""
     return resources if set(resources) <= {"flops"} else tuple(RESOURCES)
@@ -225,7 +236,7 @@ def _comparison(
     single = interval(drawn, options.confidence)
     strict = deciding(stretched(drawn, strict_interval(drawn, options.confidence), claims), claimed)
     together = agreeing(stretched(drawn, single, claims), claimed)
-    (low, high), (low_all, high_all) = _exp_both(single), _exp_both(together)
+    (low, high), (low_all, high_all) = exp_interval(single), exp_interval(together)
     draws = fits.draws_of()
     return Comparison(
         arch=optimum.arch,
@@ -241,7 +252,7 @@ def _comparison(
         extrapolated=found.extrapolated,
         status=found.status,
         order_claimed=claimed,
-        strict=_exp_both(strict),
+        strict=exp_interval(strict),
         axis=options.axis,
         method=options.method,
         confidence=options.confidence,
@@ -249,14 +260,6 @@ def _comparison(
         n_boot=None if drawn is None else len(drawn),
         n_failed=num_failed(drawn),
     )
-
-
-def _exp_both(log_bounds: Interval) -> Interval:
-    low, high = log_bounds
-    if low is None or high is None:
-        return None, None
-    with np.errstate(over="ignore"):
-        return float(np.exp(low)), float(np.exp(high))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,7 +295,7 @@ def _multiplier(fits: Fits, optimum: Optimum, frontier: Frontier) -> _Found:
     status: CompareStatus = "upper_bound" if touched else "estimate"
     return _Found(
         status="lower_bound" if optimum.is_bound else status,
-        multiplier=_exp(float(inverse.log_r[0]) - log_r),
+        multiplier=exp_or_none(float(inverse.log_r[0]) - log_r),
         local_slope=optimum.loss_opt * float(inverse.elasticity[0]),
         extrapolated=bool(inverse.extrapolated[0]),
     )
@@ -335,7 +338,7 @@ def _drawn_gaps(fits: Fits, optimum: Optimum, frontier: Frontier) -> Floats | No
 
 def _against_single(log_loss: float, log_r: float, node: Node, *, is_bound: bool) -> _Found:
     """Compare with a reference of one optimum: its frontier falls, so the side of it is known."""
-    ratio = _exp(node.log_r - log_r)
+    ratio = exp_or_none(node.log_r - log_r)
     if node.is_edge and (is_bound or node.grows_beyond or log_loss < node.log_loss):
         return _Found(status="no_optimum")
     if log_loss == node.log_loss and not is_bound and not node.is_edge:
@@ -345,8 +348,3 @@ def _against_single(log_loss: float, log_r: float, node: Node, *, is_bound: bool
     if is_bound:
         return _Found(status="no_overlap")
     return _Found(status="upper_bound", multiplier=ratio, extrapolated=False)
-
-
-def _exp(log_factor: float) -> float | None:
-    # Far extrapolations of a flat frontier overflow: no number is better than infinity.
-    return math.exp(log_factor) if abs(log_factor) < 700 else None

@@ -18,7 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.compare.claims import Interval, Order, agreeing, order, rejected_together
+from isoflop.analysis.compare.claims import (
+    Interval,
+    Order,
+    agreeing,
+    exp_interval,
+    order,
+    rejected_together,
+)
 from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES
 from isoflop.analysis.points import Excluded, GroupKey, Point, Selection
 from isoflop.analysis.result import Fits
@@ -154,7 +161,7 @@ def paired_loss(fits: Fits, arch: str, reference: str, budget_flops: float) -> P
         ratio=math.exp(math.fsum(log_ratios) / len(shared)) if has_ratio else None,
         bounds=(None, None)
         if problem
-        else _exp_both(_log_student(log_ratios, fits.options.confidence)),
+        else exp_interval(_log_student(log_ratios, fits.options.confidence)),
         log_ratios=() if problem else tuple(log_ratios),
         seeds=shared,
         problem=problem,
@@ -256,7 +263,7 @@ def claim_together(pairs: Sequence[PairedLoss], confidence: float) -> tuple[Join
         bounds: Interval = (None, None)
         if pair.log_ratios:
             bounds = agreeing(_log_student(pair.log_ratios, 1 - (1 - confidence) / num), side)
-            bounds = _exp_both(bounds)
+            bounds = exp_interval(bounds)
         claims.append(JointClaim(bounds=bounds, order=side))
     return tuple(claims)
 
@@ -281,11 +288,6 @@ def _log_student(log_ratios: Sequence[float], confidence: float) -> Interval:
     spread = float(np.std(log_ratios, ddof=1)) / math.sqrt(num)
     half = float(stdtrit(num - 1, (1 + confidence) / 2)) * spread
     return middle - half, middle + half
-
-
-def _exp_both(log_bounds: Interval) -> Interval:
-    low, high = log_bounds
-    return None if low is None else math.exp(low), None if high is None else math.exp(high)
 
 
 def _unpaired(sides: Mapping[str, Sequence[Point]], shared: Sequence[int]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from isoflop.analysis.compare.frontier import SLACK
-from isoflop.analysis.noise import draw_noise
 from isoflop.analysis.points import loss_refusal, positive
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
@@ -120,9 +119,7 @@ def noise_of_runs(fits: Fits, arch: str) -> RunNoise | None:
     draws = fits.draws_of()
     if draws is None:
         return None
-    # The same numbers again: those that the optima were drawn with.
-    noise = draw_noise(draws.scatter, draws.n_boot, draws.seed)
-    own = {budget: drawn for (label, budget), drawn in sorted(noise.items()) if label == arch}
+    own = {budget: drawn for (label, budget), drawn in sorted(draws.noise.items()) if label == arch}
     if not own:
         return None
     return RunNoise(

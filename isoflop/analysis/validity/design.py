@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.bootstrap import scatter_of, seed_noise
+from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.compare.claims import rejected_together
 from isoflop.analysis.laws import MIN_OPTIMA
 from isoflop.analysis.noise import equality_p, lack_of_fit_p
@@ -65,12 +65,11 @@ def scatter_findings(fits: Fits) -> list[Finding]:
     budget, claimed for all budgets together. `unequal_noise`: Bartlett's tests that all budgets
     of all families scatter alike, between repeats of one cell and between sizes, both together.
     """
-    method, axis = METHODS[fits.options.method], fits.options.axis
-    profiles = {key: profile_of(points, axis) for key, points in fits.groups.items()}
+    least, axis = METHODS[fits.options.method].min_sizes, fits.options.axis
     scatter = {
-        key: scatter_of(profile, method)
-        for key, profile in profiles.items()
-        if profile.num_sizes >= method.min_sizes
+        key: fits.scatter_of(key)
+        for key, points in fits.groups.items()
+        if profile_of(points, axis).num_sizes >= least
     }
     p_values = [lack_of_fit_p(one) for one in scatter.values()]
     level = 1 - fits.options.confidence

@@ -16,7 +16,7 @@ from typing import Any
 from isoflop.accounting import COMPONENT_NAMES, CONVENTIONS, stored_ledger
 from isoflop.analysis.compare.claims import interval
 from isoflop.analysis.compare.differences import Exponent, PairOrder, exponent
-from isoflop.analysis.compare.multipliers import Comparison, compare_archs
+from isoflop.analysis.compare.multipliers import Comparison, compared_along
 from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_source
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method
@@ -55,9 +55,7 @@ def multipliers(fits: Fits) -> dict[GroupKey, Comparison]:
     """Return the comparison along FLOPs by (arch, budget), the reference left out."""
     if fits.options.reference not in (None, *fits.archs):
         return {}
-    # A fit that was compared holds them; a variant does not.
-    rows = fits.compare or compare_archs(fits, resources=("flops",))
-    rows = tuple(row for row in rows if row.resource == "flops")
+    rows = compared_along(fits, "flops")
     return {(row.arch, row.budget_flops): row for row in rows if row.arch != row.reference}
 
 
