@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from isoflop.files import sha256_json
-from isoflop.validate import CLOSED, Count, validated
+from isoflop.validate import CLOSED, Count, Digest, validated
 
 SHOWN_DIGITS = 12
 
@@ -90,7 +90,62 @@ class RunSpec:
         return validated(RunSpec, values, what="spec", do=do, do_missing=do, do_unknown=do)
 
 
-def run_id(spec: RunSpec) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerSpec:
+    """The identity of one training run by a command of the user's own."""
+
+    __pydantic_config__: ClassVar = CLOSED
+
+    command: tuple[str, ...]
+    """Program and arguments; only placeholders of where it runs are left in them."""
+    env: Mapping[str, str]
+    """Variables that the study sets for the command."""
+    code: Digest
+    """Sha256 over the files of the code folder; see isoflop.code_folder."""
+    rung: Mapping[str, int | float | str]
+    """The ladder's values."""
+    seq_len: Count
+    """Tokens per sequence."""
+    batch_tokens: Count
+    """Tokens per optimizer step, all devices together."""
+    steps: Count
+    data: str
+    """The study's label of the data."""
+    seed: Annotated[int, Ge(0)]
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per optimizer step."""
+        return self.batch_tokens // self.seq_len
+
+    @property
+    def n_tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.steps * self.batch_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, in the order of the fields."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(TrainerSpec)}
+        tables = {name: dict(values[name]) for name in ("env", "rung")}
+        return values | tables | {"command": list(self.command)}
+
+
+AnySpec = RunSpec | TrainerSpec
+
+
+def spec_from_json(values: Any) -> AnySpec:
+    """Return the inverse of the specs' to_json: of a trainer of one's own where it has a command.
+
+    Raises:
+        UserError: a field is missing, unknown or of the wrong type.
+    """
+    if not isinstance(values, dict) or "command" not in values:
+        return RunSpec.from_json(values)
+    do = "restore the file"
+    return validated(TrainerSpec, values, what="spec", do=do, do_missing=do, do_unknown=do)
+
+
+def run_id(spec: AnySpec) -> str:
     """Return the run's id: 64 hex digits of sha256 over the canonical JSON of the spec."""
     return sha256_json(spec.to_json())
 

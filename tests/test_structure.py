@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"accounting", "families", "study", "data"},
     "model": {"accounting", "families", "plan", "data", "kernels"},
     "train": {"accounting", "families", "plan", "data", "model", "kernels"},
-    "launch": {"families", "plan", "data", "train"},
+    "launch": {"families", "study", "plan", "data", "train"},
     "analysis": {"accounting", "study"},
     "interpret": {"families", "plan", "data", "model", "train", "launch", "kernels"},
     "kernels": set(),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from isoflop.disk import is_recorded
 from isoflop.errors import UserError
 from isoflop.placement import Placement
 from isoflop.spec import RunSpec, run_id, shown_id
+from isoflop.study.trainer import ResultTable
 from isoflop.validate import Digest, Pattern, validated
 
 if TYPE_CHECKING:
@@ -29,6 +30,19 @@ DISK_FAILED = 74
 
 # Entries of a [placement] table that are a layout.
 _LAYOUT = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerJob:
+    """How a run's own command is executed; the command itself is in the run's spec."""
+
+    code_folder: str
+    """Where it starts: a snapshot of the trainer's code."""
+    resume: Literal["native", "restart"]
+    """Whether it goes on from what it left in its folder, or begins anew."""
+    result: ResultTable
+    n_params: int
+    """As planned; compared where the result tells it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +61,8 @@ class Job:
     """Where metrics go besides the run's folder; see isoflop.launch.sinks."""
     family_digest: str | None = None
     """Of the source of a family from outside the package, as planned; None: a built-in one."""
+    trainer: TrainerJob | None = None
+    """Of a run by a command of the user's own; None: isoflop trains it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -21,6 +21,7 @@ from isoflop.families import family_names, is_family, name_of_folder
 from isoflop.numbers import format_flops
 from isoflop.placement import PlacementTable, placement_from
 from isoflop.recipe import RECIPES, name_at_rate
+from isoflop.study.trainer import NATS, ArchTable, Trainer, check_trainer
 from isoflop.texts import has_control
 from isoflop.validate import CLOSED, ReadBy
 
@@ -31,7 +32,14 @@ SIZES_DEFAULT = "default"
 SIZES_AUTO = "auto"
 
 # Entries that later versions added. Plans that do without are written as they were before.
-LATER_ENTRIES = ("epochs", "more_seeds", "learning_rates", "document_mask")
+LATER_ENTRIES = (
+    "epochs",
+    "more_seeds",
+    "learning_rates",
+    "document_mask",
+    "trainer",
+    "trainer_archs",
+)
 
 # A minimum needs a rung on either side.
 MIN_NUM_SIZES = 3
@@ -151,6 +159,10 @@ class Study:
     """Folders of families defined outside the package; never part of a run's identity."""
     placement: PlacementTable = field(default_factory=lambda: PlacementTable(cluster="local"))
     """Never part of a run's identity."""
+    trainer: Trainer | None = None
+    """The command that trains the archs that are no built-in families."""
+    trainer_archs: tuple[ArchTable, ...] = ()
+    """What is different in single archs of the trainer."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -192,8 +204,10 @@ class Study:
         if not self.archs:
             known = ", ".join((*family_names(), *labels))
             raise UserError("archs", [], f"one or more of {known}", "name some")
+        check_trainer(self, labels)
         for arch in self.archs:
-            _check_family("archs", arch, labels)
+            if not self.has_trainer(arch):
+                _check_family("archs", arch, labels)
             if self.archs.count(arch) > 1:
                 raise UserError("archs", arch, "named once", "remove the repetition")
         if self.match_reference is not None:
@@ -212,6 +226,8 @@ class Study:
             UserError: the study's table of sizes lacks the entry.
         """
         if self.sizes is None or isinstance(self.sizes, str):
+            if self.trainer is not None and self.has_trainer(arch):
+                return tuple(range(1, self.trainer.num_rungs + 1))
             return None
         if isinstance(self.sizes, tuple):
             return self.sizes
@@ -220,6 +236,23 @@ class Study:
             return by_arch.get(arch, by_arch.get(SIZES_DEFAULT))
         where = f"sizes at {format_flops(budget_flops)}"
         raise UserError(where, None, f"given for {arch} or default", "add the entry")
+
+    def has_trainer(self, arch: str) -> bool:
+        """Return whether the runs of an arch are trained by the study's own command."""
+        if self.trainer is None:
+            return False
+        named = arch in (table.name for table in self.trainer_archs)
+        return named or not (is_family(arch) or arch in (v.arch for v in self.variants))
+
+    def trainer_arch(self, arch: str) -> ArchTable:
+        """Return what is different in an arch of the trainer."""
+        found = (table for table in self.trainer_archs if table.name == arch)
+        return next(found, ArchTable(name=arch))
+
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the losses of all runs: that of the trainer's result, or nats per token."""
+        return NATS if self.trainer is None else self.trainer.result.unit
 
     @property
     def targets(self) -> tuple[int, ...] | tuple[float, ...]:
@@ -267,8 +300,8 @@ def paper_study(budgets: tuple[int, ...]) -> Study:
 
 def _as_json(value: Any) -> Any:
     """Return a value of a study as JSON has it."""
-    if isinstance(value, Variant | Hypothesis):
-        return dataclasses.asdict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _as_json(dataclasses.asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _as_json(inner) for key, inner in value.items()}
     return [_as_json(inner) for inner in value] if isinstance(value, tuple | list) else value

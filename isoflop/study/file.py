@@ -20,7 +20,18 @@ from isoflop.validate import CLOSED, validated
 
 # Fields of a study that a file has in tables of their own: by the table, or renamed.
 _DATA = ("source", "tokenizer", "seq_len", "batch_size", "max_epochs", "document_mask")
-_ELSEWHERE = (*_DATA, "variants", "hypotheses", "family_paths", "placement")
+_ELSEWHERE = (
+    *_DATA,
+    "variants",
+    "hypotheses",
+    "family_paths",
+    "placement",
+    "trainer",
+    "trainer_archs",
+)
+# What a study with a trainer has by default, where built-in families have something else: own code
+# counts every product, and what it wrote is not removed without being asked.
+_WITH_TRAINER = {"convention": "paper+head", "keep_weights": "all"}
 
 # A person may write the sizes of a budget once for all archs.
 _Rungs = tuple[int, ...]
@@ -69,9 +80,17 @@ def study_from_toml(values: Mapping[str, Any], folder: Path = Path()) -> Study:
         add_family_folder(Path(path))
     if isinstance(file.study.sizes, Mapping):
         file.study.sizes = {b: _by_arch(entry) for b, entry in file.study.sizes.items()}
+    trainer = file.trainer
+    if trainer is not None:
+        trainer = dataclasses.replace(trainer, code=_kept(folder / trainer.code))
+        given = values["study"]
+        defaults = {k: value for k, value in _WITH_TRAINER.items() if k not in given}
+        file.study = dataclasses.replace(file.study, **defaults)
     return Study(
         **vars(file.study),
         **vars(file.data),
+        trainer=trainer,
+        trainer_archs=file.arch,
         variants=file.variant,
         hypotheses=file.hypothesis,
         family_paths=paths,
@@ -102,6 +121,8 @@ def _file_type() -> Any:
             "data": (data, missing, data),
             "families": (families, missing, families),
             "placement": fields["placement"],
+            "trainer": fields["trainer"],
+            "arch": fields["trainer_archs"],
         },
     )
 

@@ -270,8 +270,8 @@ def test_a_run_held_elsewhere_gives_its_node_back(
     assert study.state().state == "running"
     study.run_folder().end_attempt(attempt, "interrupted: SIGTERM")
     assert study.state().state == "requeued"
-    # A job that starts within the second of its requeue is killed: its credential looks like the one
-    # that the requeue revoked.
+    # A job that starts within the second of its requeue is killed: its credential counts as the
+    # one that the requeue revoked.
     slurm_cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     study.wait_for_results()
     study.assert_each_ended_once_as_undisturbed()
