@@ -36,6 +36,7 @@ BASE = {
     "arrays",
     "recipe",
     "spec",
+    "trainer",
     "placement",
     "validate",
 }
