@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from isoflop.accounting.ledger import Ledger
+from isoflop.accounting.ledger import TRAINING_PASSES, Ledger
 from isoflop.errors import UserError
 
-# The backward pass of a matrix product is two products of the same size.
-TRAINING_PASSES = 3
 # A multiply-add per parameter in each of the three passes.
 FLOPS_PER_PARAMETER = 2 * TRAINING_PASSES
 # Hoffmann et al. 2022, appendix F: three operations per attention score.
@@ -21,24 +19,28 @@ SOFTMAX_FLOPS = 3
 
 def paper(ledger: Ledger) -> int:
     """Count as the sgatlin paper: products, full attention, no head; 3 × forward."""
-    return TRAINING_PASSES * ledger.flops("attn_proj", "attn_scores", "experts", "router")
+    return ledger.training_flops("attn_proj", "attn_scores", "experts", "router", "other")
 
 
 def paper_head(ledger: Ledger) -> int:
     """Count as `paper`, and the un-embedding too: every matrix product of the model."""
-    return paper(ledger) + TRAINING_PASSES * ledger.flops("head")
+    return paper(ledger) + ledger.training_flops("head")
 
 
 def causal(ledger: Ledger) -> int:
     """Count as `paper+head`, of the scores only those a causal mask keeps: T(T+1)/2 of T².
 
     Position t attends to t + 1 positions, so a sequence has T(T+1)/2 pairs, the diagonal included.
+
+    Raises:
+        UserError: the counted scores are not those of all T² pairs.
     """
-    full = ledger.flops("attn_scores")
-    # Exact: `full` is 4·T·D per layer, a multiple of 2T.
+    full = ledger.training_flops("attn_scores")
+    # Exact: the forward pass of a layer is 4·T·D, a multiple of 2T.
     kept, rest = divmod(full * (ledger.seq_len + 1), 2 * ledger.seq_len)
-    assert rest == 0
-    return paper_head(ledger) - TRAINING_PASSES * (full - kept)
+    if rest:
+        raise _not_known("causal", "scores of every pair of tokens")
+    return paper_head(ledger) - (full - kept)
 
 
 def chinchilla(ledger: Ledger) -> int:
@@ -46,10 +48,19 @@ def chinchilla(ledger: Ledger) -> int:
 
     The embedding lookup counts as the product of a one-hot row (2·V·D, as the head), the softmax of
     attention as 3 FLOPs per head and score; full attention.
+
+    Raises:
+        UserError: layers or heads are not known.
     """
+    if ledger.n_layers is None or ledger.n_heads is None:
+        raise _not_known("chinchilla", "as many heads in each layer")
     softmax = SOFTMAX_FLOPS * ledger.n_layers * ledger.n_heads * ledger.seq_len
-    embedding = ledger.flops("head")
-    return paper_head(ledger) + TRAINING_PASSES * (embedding + softmax)
+    embedding = ledger.training_flops("head")
+    return paper_head(ledger) + embedding + TRAINING_PASSES * softmax
+
+
+def _not_known(convention: str, what: str) -> UserError:
+    return UserError("convention", convention, f"one for a model without {what}", "take paper+head")
 
 
 def six_n(ledger: Ledger) -> int:

@@ -12,7 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-COMPONENT_NAMES = ("attn_proj", "attn_scores", "experts", "router", "head", "norms")
+COMPONENT_NAMES = ("attn_proj", "attn_scores", "experts", "router", "head", "norms", "other")
+"""`other` is work of a counted module that none of the parts before it does."""
+
+# The backward pass of a matrix product is two products of the same size.
+TRAINING_PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,22 +34,44 @@ class Component:
     gathered_values_per_token: int = 0
     """Table entries read for each token in the forward pass, by rows that the token itself chose:
     both rows of each chosen single-neuron expert. Matrices that many tokens share count 0."""
+    counted_training_flops_per_token: int | None = None
+    """Forward and backward FLOPs as they were counted; None: three times the forward pass."""
+
+    @property
+    def training_flops_per_token(self) -> int:
+        """FLOPs per token of the forward and the backward pass."""
+        if self.counted_training_flops_per_token is not None:
+            return self.counted_training_flops_per_token
+        return TRAINING_PASSES * self.flops_per_token
 
     def times(self, count: int) -> Component:
         """Return the same component, ``count`` times over."""
+        counted = self.counted_training_flops_per_token
         return Component(
-            name=self.name, **{field: getattr(self, field) * count for field in _COUNTS}
+            name=self.name,
+            counted_training_flops_per_token=None if counted is None else counted * count,
+            **{field: getattr(self, field) * count for field in _COUNTS},
         )
 
     def plus(self, other: Component) -> Component:
         """Return two components of one name added up."""
+        follows = (
+            self.counted_training_flops_per_token is None
+            and other.counted_training_flops_per_token is None
+        )
+        both = self.training_flops_per_token + other.training_flops_per_token
         return Component(
             name=self.name,
+            counted_training_flops_per_token=None if follows else both,
             **{field: getattr(self, field) + getattr(other, field) for field in _COUNTS},
         )
 
 
-_COUNTS = tuple(f.name for f in dataclasses.fields(Component) if f.name != "name")
+_COUNTS = tuple(
+    f.name
+    for f in dataclasses.fields(Component)
+    if f.name not in ("name", "counted_training_flops_per_token")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,10 +81,11 @@ class Ledger:
     components: tuple[Component, ...]
     num_embedding_params: int
     """Parameters of the (tied) embedding: vocabulary times width."""
-    n_layers: int
-    """Blocks; with the next two, what conventions need beyond the components."""
-    n_heads: int
-    """Attention heads of a block."""
+    n_layers: int | None
+    """Blocks; with the next two, what conventions need beyond the components. None where a counted
+    module does not show it."""
+    n_heads: int | None
+    """Attention heads of a block; None as above."""
     seq_len: int
     """Tokens per sequence T that the attention scores were counted at."""
 
@@ -69,6 +96,10 @@ class Ledger:
     def flops(self, *names: str) -> int:
         """Forward FLOPs per token of the named components together."""
         return sum(c.flops_per_token for c in self.components if c.name in names)
+
+    def training_flops(self, *names: str) -> int:
+        """Forward and backward FLOPs per token of the named components together."""
+        return sum(c.training_flops_per_token for c in self.components if c.name in names)
 
     @property
     def num_params(self) -> int:
@@ -120,11 +151,16 @@ def head(d_model: int, vocab_size: int) -> tuple[Component, ...]:
 
 
 def add_up(components: Iterable[Component]) -> tuple[Component, ...]:
-    """Return one entry per name, in the order of COMPONENT_NAMES; absent names are zero."""
+    """Return one entry per name, in the order of COMPONENT_NAMES.
+
+    Absent names are zero, but `other`, which only counted modules have, is left out.
+    """
     totals = {name: dense_component(name, 0, 0) for name in COMPONENT_NAMES}
+    added = set()
     for c in components:
         totals[c.name] = totals[c.name].plus(c)
-    return tuple(totals.values())
+        added.add(c.name)
+    return tuple(c for c in totals.values() if c.name != "other" or c.name in added)
 
 
 def model_ledger(
@@ -190,7 +226,7 @@ def stored_ledger(row: Mapping[str, Any]) -> Ledger:
     components = tuple(
         Component(
             name=name,
-            flops_per_token=int(row.get(f"flops_{name}", 0)),
+            flops_per_token=int(row.get(f"flops_{name}") or 0),
             num_params=row["n_params"] if name == "norms" else 0,
             num_active_params=row["n_active"] if name == "norms" else 0,
         )

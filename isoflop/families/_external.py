@@ -63,7 +63,13 @@ class ExternalSpec:
         for component in found:
             if component.name not in COMPONENTS:
                 raise self._wrong(f"component {component.name!r}", " or ".join(COMPONENTS))
-            counts = dataclasses.asdict(component) | {"name": 0}
+            if component.counted_training_flops_per_token is not None:
+                raise self._wrong(
+                    "counted_training_flops_per_token", "None (training is three times forward)"
+                )
+            counts = dataclasses.asdict(component)
+            for field in ("name", "counted_training_flops_per_token"):
+                del counts[field]
             for field, count in counts.items():
                 if type(count) is not int or count < 0:
                     raise self._wrong(f"{field} {count!r}", "a whole number (divide by //)")

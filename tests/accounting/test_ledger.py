@@ -13,8 +13,10 @@ from isoflop.accounting import (
     Ledger,
     arithmetic_intensity,
     bytes_gathered_per_token,
+    dense_component,
     model_ledger,
     paper,
+    paper_head,
 )
 from isoflop.families import config_from_mapping, get_spec
 from isoflop.recipe import PAPER_V1
@@ -118,12 +120,29 @@ def test_nothing_is_lost_in_adding_up(feed_forward: list[Component]) -> None:
         return model_ledger(parts, d_model=8, n_layers=3, n_heads=2, vocab_size=11, seq_len=5)
 
     bare, whole = ledger([]), ledger(feed_forward)
-    assert [c.name for c in whole.components] == list(COMPONENT_NAMES)
+    names = {c.name for c in feed_forward}
+    # Built-in models have nothing that is none of the parts.
+    expected = [n for n in COMPONENT_NAMES if n != "other" or n in names]
+    assert [c.name for c in whole.components] == expected
     added = sum(c.flops_per_token for c in feed_forward)
     assert whole.flops(*COMPONENT_NAMES) - bare.flops(*COMPONENT_NAMES) == 3 * added
     assert whole.num_params - bare.num_params == 3 * sum(c.num_params for c in feed_forward)
     gathered = sum(c.gathered_values_per_token for c in feed_forward)
     assert bytes_gathered_per_token(whole, 2) == 2 * 3 * gathered
+
+
+def test_counted_training_flops_are_kept_through_sums_and_multiples() -> None:
+    plain = dense_component("experts", 10, 4)
+    counted = dataclasses.replace(plain, counted_training_flops_per_token=25)
+    assert plain.times(2).plus(plain).training_flops_per_token == 90
+    assert counted.times(2).training_flops_per_token == 50
+    assert plain.plus(counted).training_flops_per_token == 55
+    ledger = dataclasses.replace(
+        model_ledger([], d_model=8, n_layers=1, n_heads=1, vocab_size=5, seq_len=3),
+        components=(counted, dense_component("head", 7, 0)),
+    )
+    assert ledger.training_flops("experts", "head") == 25 + 21
+    assert (paper(ledger), paper_head(ledger)) == (25, 46)
 
 
 def test_active_parameters_leave_out_only_unchosen_expert_rows() -> None:

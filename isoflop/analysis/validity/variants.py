@@ -273,7 +273,7 @@ _LEDGER_COLUMNS = (
     "n_heads",
     "seq_len",
     "n_tokens",
-    *(f"flops_{name}" for name in COMPONENT_NAMES if name != "norms"),
+    *(f"flops_{name}" for name in COMPONENT_NAMES if name not in ("norms", "other")),
 )
 
 Price = Callable[[Mapping[str, Any]], float | None]

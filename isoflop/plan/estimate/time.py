@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from isoflop.accounting.conventions import TRAINING_PASSES
+from isoflop.accounting.ledger import TRAINING_PASSES
 from isoflop.plan.estimate.hardware import Hardware
 from isoflop.plan.estimate.memory import (
     PARAM_BYTES,
