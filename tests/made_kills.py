@@ -145,8 +145,8 @@ def shorten_leases(site: Path, monkeypatch: pytest.MonkeyPatch, *, timeout_s: fl
     # Python runs sitecustomize in every process, workers and jobs included.
     site.mkdir()
     (site / "sitecustomize.py").write_text(
-        "from isoflop.launch import execute, run_folder\n"
-        "execute.HEARTBEAT_S = 0.3\n"
+        "from isoflop.launch import attempt, run_folder\n"
+        "attempt.HEARTBEAT_S = 0.3\n"
         f"run_folder.LEASE_TIMEOUT_S = {timeout_s}\n"
         "run_folder._WATCH_POLL_S = 0.2\n"
     )

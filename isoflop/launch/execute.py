@@ -1,7 +1,6 @@
 """One run, start to end, in the calling process: claim, train, record. A function of strings.
 
-While a run trains, a thread renews its heartbeat, so that no other process begins it. A run whose
-folder is moved away meanwhile stops and writes nothing more; it can be continued in the new place.
+What every attempt has, by whatever it is trained, is in isoflop.launch.attempt.
 """
 
 from __future__ import annotations
@@ -9,21 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
-import platform
-import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop import __version__
 from isoflop.disk import reason_of
 from isoflop.errors import UserError
 from isoflop.families import check_digest, family_digest, is_built_in, is_family
-from isoflop.files import write_text_atomic
+from isoflop.launch.attempt import AttemptRecord, Heartbeat, begin
 from isoflop.launch.job import Job, JobResult
-from isoflop.launch.metrics import LINES_FILE, MetricsLog, write_tables
+from isoflop.launch.metrics import LINES_FILE, MetricsLog
 from isoflop.launch.run_folder import RunFolder, Watch
 from isoflop.launch.run_records import Attempt
 from isoflop.launch.sinks import About, open_sinks
@@ -36,11 +31,6 @@ if TYPE_CHECKING:
     from isoflop.train.loop import RunOutcome, StepMetrics
     from isoflop.train.ranks import Ranks
     from isoflop.train.throughput import Achieved
-
-
-HEARTBEAT_S = 5.0
-
-GONE = "its folder was moved or removed"
 
 
 def execute(
@@ -76,37 +66,12 @@ def execute(
         return _follow(job, data, folder, ranks, should_stop)
     attempt = None
     try:
-        result, attempt = _begin(job, folder, watch, should_stop)
+        result, attempt = begin(job, folder, _versions(), watch, should_stop)
     finally:
         ranks.broadcast(float(attempt is not None))
     if attempt is None:
         return result
     return RunningAttempt(job, folder, attempt, on_step, should_stop).run(data, ranks)
-
-
-def _begin(
-    job: Job, folder: RunFolder, watch: Watch | None, should_stop: Callable[[], str | None]
-) -> tuple[JobResult, Attempt | None]:
-    """Return the claim on a run, or None and how it stands."""
-    if not folder.path.is_dir():
-        return _gone(folder), None
-    finished = folder.result()
-    if finished is not None:
-        return JobResult.of(finished), None
-    attempt = folder.claim(_provenance(job), watch=watch, should_stop=should_stop)
-    if attempt is None:
-        return JobResult(status="held"), None
-    # The run may have been finished before the claim.
-    finished = folder.result()
-    if finished is None:
-        return JobResult(status="held"), attempt
-    folder.end_attempt(attempt, "already complete")
-    return JobResult.of(finished), None
-
-
-def _gone(folder: RunFolder) -> JobResult:
-    reason = f"{folder.path} was moved or removed; it is not made again, nothing more is written"
-    return JobResult(status="gone", reason=reason)
 
 
 def _follow(
@@ -134,31 +99,10 @@ def _follow(
     return JobResult.of(outcome)
 
 
-def _provenance(job: Job) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     import torch
 
-    return {
-        "device": job.placement.device,
-        "placement": dataclasses.asdict(job.placement),
-        "isoflop": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        **_slurm_details(os.environ),
-    }
-
-
-def _slurm_details(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the SLURM job of this process, its node and restarts; nothing outside SLURM."""
-    names = {
-        "job_id": "SLURM_JOB_ID",
-        "array_job_id": "SLURM_ARRAY_JOB_ID",
-        "array_task_id": "SLURM_ARRAY_TASK_ID",
-        "node": "SLURMD_NODENAME",
-        "restart_count": "SLURM_RESTART_COUNT",
-    }
-    found = {key: environ[name] for key, name in names.items() if name in environ}
-    return {"slurm": found} if "job_id" in found else {}
+    return {"torch": torch.__version__}
 
 
 class RunningAttempt:
@@ -178,26 +122,17 @@ class RunningAttempt:
         self._on_step = on_step
         self._should_stop = should_stop
         self._spec: RunSpec | None = None
-        self._first_step: int | None = None
-        self._last: StepMetrics | None = None
+        self._record = AttemptRecord(folder, attempt)
         self._checkpoint_trouble: str | None = None
 
     def run(self, data: TokenData, ranks: Ranks) -> JobResult:
         """Train and record. What goes wrong is recorded and never raised."""
         try:
-            return self._record(self._train(data, ranks))
+            return self._end(self._train(data, ranks))
         except Exception as error:
-            if self._is_gone():
-                return self._record_gone()
-            reason = self._describe(error, ranks)
-            text = traceback.format_exc()
-            # A full disk may take no record either; the reason is still returned.
-            with contextlib.suppress(OSError):
-                self._end(f"failed: {reason}")
-            with contextlib.suppress(OSError):
-                path = self._folder.traceback_file(self._attempt)
-                write_text_atomic(path, text, make_folder=False)
-            return JobResult(status="failed", reason=reason)
+            if self._record.is_gone():
+                return self._record.record_gone()
+            return self._record.fail(self._describe(error, ranks), traceback.format_exc())
 
     def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
         self._spec = spec = checked_spec(self._folder, data, self._job)
@@ -219,9 +154,7 @@ class RunningAttempt:
         from isoflop.train.loop import Hooks, train_run
 
         def on_step(metrics: StepMetrics) -> None:
-            if self._first_step is None:
-                self._first_step = metrics.step
-            self._last = metrics
+            self._record.step(metrics.step, metrics.wall_s)
             beat.step = metrics.step
             log.write(metrics)
             self._on_step(metrics, spec.steps)
@@ -272,100 +205,12 @@ class RunningAttempt:
 
         return describe(error, self._spec, self._job.placement, ranks.size)
 
-    def _record(self, outcome: RunOutcome) -> JobResult:
+    def _end(self, outcome: RunOutcome) -> JobResult:
         if outcome.status == "stopped":
-            return self._record_stop(outcome)
-        if self._is_gone():
-            return self._record_gone()
-        wall_s = outcome.wall_s + self._folder.previous_wall_s(self._attempt)
-        whole = dataclasses.replace(outcome, wall_s=wall_s)
-        # Before the result, after which no attempt follows; what a kill leaves is written again.
-        write_tables(self._folder.path)
-        if not self._folder.write_result(self._attempt, dataclasses.asdict(whole)):
-            self._end("superseded", outcome.wall_s)
-            finished = self._folder.result()
-            return JobResult(status="held") if finished is None else JobResult.of(finished)
-        self._end(outcome.status, outcome.wall_s)
-        if outcome.status == "done" and self._job.keep_weights != "none":
-            keep_final_weights(self._folder)
-        else:
-            remove_checkpoints(self._folder)
-        return JobResult.of(whole)
-
-    def _record_stop(self, outcome: RunOutcome) -> JobResult:
-        if outcome.status_reason == GONE or self._is_gone():
-            return self._record_gone()
-        if not self._folder.may_write(self._attempt):
-            self._end("superseded", outcome.wall_s)
-            return JobResult(status="held")
-        self._end(f"interrupted: {outcome.status_reason}", outcome.wall_s)
-        return JobResult(status="interrupted", reason=outcome.status_reason)
-
-    def _is_gone(self) -> bool:
-        # A file system that does not answer is not a folder that was moved.
-        with contextlib.suppress(OSError):
-            return self._folder.is_gone(self._attempt)
-        return False
-
-    def _record_gone(self) -> JobResult:
-        """Return that the folder is gone. Where it is back, record the end for the next attempt."""
-        if not self._is_gone():
-            with contextlib.suppress(OSError):
-                self._end(f"interrupted: {GONE}")
-        return _gone(self._folder)
-
-    def _end(self, reason: str, wall_s: float | None = None) -> None:
-        steps = None
-        if self._first_step is not None and self._last is not None:
-            steps = (self._first_step, self._last.step)
-            wall_s = self._last.wall_s if wall_s is None else wall_s
-        self._folder.end_attempt(self._attempt, reason, step_range=steps, wall_s=wall_s)
-
-
-class Heartbeat:
-    """Writes the lease every few seconds while a run is at work, whatever the run is doing.
-
-    Args:
-        folder: the run's.
-        attempt: whose lease.
-        steps: optimizer steps of the run.
-        warnings: called at every beat for what the attempt cannot write.
-    """
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        attempt: Attempt,
-        steps: int,
-        warnings: Callable[[], Sequence[str]] = lambda: (),
-    ) -> None:
-        self._folder = folder
-        self._attempt = attempt
-        self._steps = steps
-        self._warnings = warnings
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat_until_stopped, daemon=True)
-        self.step = 0
-        self.lost: str | None = None
-        """Why the run is to stop: superseded, or GONE; None: it may go on."""
-
-    def __enter__(self) -> Heartbeat:
-        self._folder.beat(self._attempt, self.step, self._steps)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _beat_until_stopped(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            # On a full disk or a stalled file system the next beat may go through.
-            with contextlib.suppress(OSError):
-                if not self._folder.may_write(self._attempt):
-                    self.lost = GONE if self._folder.is_gone(self._attempt) else "superseded"
-                    return
-                self._folder.beat(self._attempt, self.step, self._steps, self._warnings())
+            return self._record.interrupt(str(outcome.status_reason), outcome.wall_s)
+        is_kept = outcome.status == "done" and self._job.keep_weights != "none"
+        tidy = keep_final_weights if is_kept else remove_checkpoints
+        return self._record.complete(dataclasses.asdict(outcome), outcome.wall_s, tidy)
 
 
 def checked_spec(folder: RunFolder, data: TokenData, job: Job) -> RunSpec:

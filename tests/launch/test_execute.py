@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from isoflop.launch import execute as executing
+from isoflop.launch import attempt as attempting
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import newest_by_step
@@ -129,7 +129,7 @@ def test_lost_work_counts_as_time_spent(tmp_path: Path) -> None:
 def test_a_process_that_was_succeeded_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(attempting, "HEARTBEAT_S", 0.01)
     job, folder = job_in(tmp_path, made_spec(steps=2000), placement=Placement())
 
     def on_step(metrics: Any, steps: int) -> None:
@@ -153,7 +153,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 def test_what_cannot_be_written_is_in_the_heartbeat_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.005)
+    monkeypatch.setattr(attempting, "HEARTBEAT_S", 0.005)
     job, folder = job_in(tmp_path)
     folder.checkpoints.write_text("no folder")
     said: list[tuple[str, ...]] = []
@@ -180,7 +180,7 @@ def test_what_cannot_be_written_is_in_the_heartbeat_until_it_can(
 def test_a_folder_that_was_moved_is_not_made_again_and_goes_on_where_it_is(
     what: str, at_step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(attempting, "HEARTBEAT_S", 0.01)
     here, there = tmp_path / "here", tmp_path / "there"
     # Long enough to be stopped by its heartbeat; at the last step that has no time to.
     job, folder = job_in(here, keep_weights="all")
@@ -225,7 +225,7 @@ def test_a_folder_that_was_moved_is_not_made_again_and_goes_on_where_it_is(
 def test_a_folder_that_was_away_for_a_moment_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(attempting, "HEARTBEAT_S", 0.01)
     job, folder = job_in(tmp_path)
     away = folder.path.with_name("away")
 
@@ -304,14 +304,14 @@ def test_nothing_can_be_written_and_the_reason_is_told_all_the_same(
 
     for name in ("write_result", "end_attempt"):
         monkeypatch.setattr(RunFolder, name, full)
-    monkeypatch.setattr(executing, "write_text_atomic", full)
+    monkeypatch.setattr(attempting, "write_text_atomic", full)
     assert go(job) == JobResult(
         status="failed", reason="disk: OSError: [Errno 28] No space left on device"
     )
 
 
 def test_a_heartbeat_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(attempting, "HEARTBEAT_S", 0.001)
     job, _ = job_in(tmp_path)
     real, beats = RunFolder.beat, iter(range(10**6))
     went_on = threading.Event()
