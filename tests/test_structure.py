@@ -39,6 +39,8 @@ BASE = {
     "trainer",
     "placement",
     "validate",
+    "code_files",
+    "code_folder",
 }
 """What every part may import; of the project, these import only each other."""
 

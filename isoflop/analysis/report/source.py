@@ -8,7 +8,6 @@ arXiv 2502.18969): form, training, data collection, fitting.
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from isoflop.analysis.laws import Budget
 from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
+from isoflop.code_files import commit_of
 from isoflop.files import read_json, sha256_file
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
@@ -89,19 +89,7 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
 def _git_sha() -> str | None:
     """Return the commit of the checkout around the package, "-dirty" appended if it was changed."""
     root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+    return commit_of(root) if (root / ".git").exists() else None
 
 
 def checklist_section(fits: Fits, source: Source) -> Section:
