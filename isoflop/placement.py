@@ -94,6 +94,12 @@ class PlacementTable(TypedDict, total=False):
     sinks: list[Literal["tensorboard", "wandb"]]
 
 
+def with_layout(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a placement in which ranks need no layout: the command has its own."""
+    parallel: Parallel = "ddp"
+    return {"parallel": parallel, **table} if "ranks" in table else dict(table)
+
+
 # What a study's [placement] table and the options of `isoflop run` call the fields; for an option
 # the underscores are hyphens.
 _FIELDS = {

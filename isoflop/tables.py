@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Schema:
     columns: tuple[tuple[str, str], ...]
     version: int = FIRST_VERSION
     """The schema version since which the table means what it does now."""
+    later: frozenset[str] = frozenset()
+    """Columns that are only written where a row has a value, and are null where they are absent."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,10 +77,17 @@ def schema_of(table: str, row: type, *, version: int = FIRST_VERSION) -> Schema:
             for field in dataclasses.fields(row)
             if not NOT_A_COLUMN.items() <= field.metadata.items()
         ),
+        later=frozenset(
+            field.name
+            for field in dataclasses.fields(row)
+            if LATER_COLUMN.items() <= field.metadata.items()
+        ),
     )
 
 
 NOT_A_COLUMN = {"column": False}
+LATER_COLUMN = {"later": True}
+"""Of a column that tables of earlier versions lack; see :class:`Schema`."""
 
 _KINDS = {str: "string", float: "float64", int: "int64", bool: "bool"}
 
@@ -112,19 +121,21 @@ class PlanRow:
     batch_size: int
     seq_len: int
     seed: int
-    d_model: int
-    n_layers: int
-    n_heads: int
+    d_model: int | None
+    n_layers: int | None
+    n_heads: int | None
     epochs: float | None
-    flops_attn_proj: float
-    flops_attn_scores: float
-    flops_experts: float
-    flops_router: float
-    flops_head: float
+    flops_attn_proj: float | None
+    flops_attn_scores: float | None
+    flops_experts: float | None
+    flops_router: float | None
+    flops_head: float | None
     est_step_s: float | None
     est_gpu_hours: float | None
     est_peak_mem_bytes: float | None
     warnings: tuple[str, ...]
+    flops_other: float | None = field(default=None, metadata=LATER_COLUMN)
+    declared: bool | None = field(default=None, metadata=LATER_COLUMN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,8 +171,8 @@ MEASURED = schema_of("measured", MeasuredRow).names[len(PLAN.names) :]
 def _values(row: Mapping[str, Any] | DataclassInstance, schema: Schema) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         return {name: getattr(row, name) for name in schema.names}
-    assert set(row) == set(schema.names), set(row) ^ set(schema.names)
-    return row
+    assert set(row) - schema.later == set(schema.names) - schema.later
+    return {name: row.get(name) for name in schema.names}
 
 
 def _null_if_not_finite(value: Any) -> Any:
@@ -183,6 +194,9 @@ def write_table(
     import pyarrow.parquet as pq
 
     values = [_values(row, schema) for row in rows]
+    unused = {name for name in schema.later if all(row[name] is None for row in values)}
+    columns = tuple(column for column in schema.columns if column[0] not in unused)
+    schema = dataclasses.replace(schema, columns=columns)
     sink = pa.BufferOutputStream()
     pq.write_table(_arrow_table(values, schema.arrow()), sink, compression="zstd")
     write_bytes_atomic(path, sink.getvalue().to_pybytes(), make_folder=make_folder)
@@ -237,6 +251,8 @@ def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is missing, damaged, of another schema version or lacks columns.
     """
+    import pyarrow as pa
+
     what = f"{schema.table} table"
     if not path.is_file():
         raise UserError(what, str(path), "an existing file", "make it again")
@@ -246,6 +262,8 @@ def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
         raise UserError(
             what, str(path), f"schema version {schema.version} (it is {version})", "make it again"
         )
+    for name in schema.later.difference(table.column_names):
+        table = table.append_column(name, pa.nulls(table.num_rows))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise UserError(what, str(path), f"with column {missing[0]}", "make it again")

@@ -22,8 +22,8 @@ from isoflop.launch.execute import execute
 from isoflop.launch.local import begin, open_session
 from isoflop.plan import planner
 from isoflop.plan.artefact import read_plan, write_plan
-from isoflop.plan.edit import grow_plan
 from isoflop.plan.estimate import estimate_for, write_with_estimates
+from isoflop.plan.grow import grow_plan
 from isoflop.plan.planner import Plan, make_plan
 from made_family import write_family
 from made_listing import listing

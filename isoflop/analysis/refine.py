@@ -17,7 +17,8 @@ from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES
 from isoflop.analysis.result import Fits
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
-from isoflop.plan.edit import PlanDiff, compact, diff_plans, grow_plan, planned_rungs
+from isoflop.plan.edit import PlanDiff, diff_plans
+from isoflop.plan.grow import compact, grow_plan, planned_rungs
 from isoflop.plan.planner import Plan
 from isoflop.study import Study
 

@@ -46,7 +46,7 @@ def calibrate(folder: Path | None, steps: int, device: str, out: Path | None) ->
     from isoflop.train.calibrate import calibrate as measure
 
     measured = measure(
-        [run.spec for run in planned.unique_runs],
+        [run.family_spec for run in planned.unique_runs],
         steps=steps,
         device=device,
         on_begin=_show_head,

@@ -25,8 +25,8 @@ def extend(
     Runs that are planned keep their ids, and their results stay; nothing is ever removed or
     changed. A new budget takes the sizes that the study names for all budgets, or the recipe's.
     """
-    from isoflop.plan.edit import extend_folder
     from isoflop.plan.estimate import refresh_estimates
+    from isoflop.plan.grow import extend_folder
 
     plan, difference = extend_folder(
         folder,

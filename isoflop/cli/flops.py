@@ -180,7 +180,7 @@ def _study_specs(path: Path) -> list[RunSpec]:
     from isoflop.study.file import load_study
 
     plan = read_plan(path, with_code=True) if path.is_dir() else make_plan(load_study(path))
-    return [run.spec for run in plan.unique_runs]
+    return [run.family_spec for run in plan.unique_runs]
 
 
 def _check(specs: Sequence[RunSpec], family: str | None = None) -> int:

@@ -111,12 +111,14 @@ def _check_same_losses(reference: Plan | None, runs: Plan | None) -> None:
         UserError: other data or another FLOP convention.
     """
     from isoflop.errors import UserError, shown
+    from isoflop.spec import RunSpec
 
     if reference is None or runs is None:
         return
     kinds = []
     for plan in (reference, runs):
-        data = sorted({run.spec.data_id for run in plan.runs})
+        specs = [run.spec for run in plan.runs]
+        data = sorted({s.data_id if isinstance(s, RunSpec) else s.data for s in specs})
         kinds.append(f"FLOPs by {plan.study.convention}, data {', '.join(data)}")
     if kinds[0] != kinds[1]:
         raise UserError(

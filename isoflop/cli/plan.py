@@ -99,7 +99,8 @@ def _tell_default_data(file: Path | None, planned: Plan) -> None:
     """Print which data are taken, where a study file leaves it open."""
     from isoflop.study.file import names_data
 
-    if file is not None and not names_data(file):
+    is_own = all(map(planned.study.has_trainer, planned.study.archs))
+    if file is not None and not is_own and not names_data(file):
         print_lines(
             console(),
             [f"no source in [data] of {file}: {planned.study.source} is taken, the default"],

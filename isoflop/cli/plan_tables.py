@@ -67,7 +67,8 @@ def _run_cells(run: PlannedRun, estimate: PlanEstimate | None) -> dict[str, str]
     }
     if estimate is not None:
         of_run = estimate.runs[run.run_id]
-        cells["est. mem"] = f"{of_run.peak_mem_bytes / 1e9:.3g}G"
+        memory = of_run.peak_mem_bytes
+        cells["est. mem"] = "-" if memory is None else f"{memory / 1e9:.3g}G"
         cells[f"est. {_HOURS[estimate.unit]}"] = _hours([of_run])
     return cells
 
@@ -123,9 +124,9 @@ def plan_summary(plan: Plan) -> list[str]:
     total = sum(run.flops for run in runs)
     lines = [
         f"{len(runs)} runs, {format_flops(total, digits=4)} training FLOPs in all "
-        f"({plan.study.convention} convention), recipe {plan.study.recipe}, "
-        f"data {plan.study.source} / {plan.study.tokenizer}"
+        f"({plan.study.convention} convention), {'; '.join(_how_trained(plan))}"
     ]
+    lines += _declared_lines(plan)
     repeated = [run.epochs for run in runs if run.epochs is not None and run.epochs > 1]
     if repeated:
         lines.append(
@@ -135,6 +136,26 @@ def plan_summary(plan: Plan) -> list[str]:
     lines += [f"warning: {warning}" for warning in plan.warnings]
     lines += _expected_lines(plan)
     return lines + [f"left out: {reason}" for reason in plan.left_out]
+
+
+def _how_trained(plan: Plan) -> list[str]:
+    """Return by what the runs are trained, and on which data."""
+    study = plan.study
+    found = []
+    if not all(map(study.has_trainer, study.archs)):
+        found.append(f"recipe {study.recipe}, data {study.source} / {study.tokenizer}")
+    if study.trainer is not None:
+        commit = "" if plan.code is None or plan.code.commit is None else f" at {plan.code.commit}"
+        found.append(f"trainer in {study.trainer.code}{commit}, data {study.trainer.data}")
+    return found
+
+
+def _declared_lines(plan: Plan) -> list[str]:
+    """Return a line with the archs whose FLOPs were not counted; else none."""
+    archs = dict.fromkeys(run.arch for run in plan.runs if run.declared)
+    if not archs:
+        return []
+    return [f"declared, not counted: FLOPs and parameters of {', '.join(archs)}"]
 
 
 def _expected_lines(plan: Plan) -> list[str]:
@@ -172,7 +193,7 @@ def total_lines(estimate: PlanEstimate) -> list[str]:
     # Fractions of an hour are hard to picture.
     short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if estimate.gpu_hours < 1 else ""
     total = f"{estimate.gpu_hours:,.4g} {estimate.unit}{short}{cost}"
-    if not any(run.placement.fits for run in estimate.runs.values()):
+    if not any(run.fits for run in estimate.runs.values()):
         total = f"no run fits, so that there are no {estimate.unit} to tell"
     return [
         f"estimate on {estimate.hardware}: {total}; {measured} (isoflop show --explain)",

@@ -103,7 +103,7 @@ def predict(
 def _grown(plan: Plan, budget_flops: int, predictions: Sequence[Prediction]) -> Plan | None:
     """Return the plan with the budget's runs about each N*; None if it has runs of the budget."""
     from isoflop.analysis.predict import MEANINGS
-    from isoflop.plan.edit import add_budget
+    from isoflop.plan.grow import add_budget
 
     sizes = {row.arch: row for row in predictions if row.quantity == "n_params"}
     for arch in plan.study.archs:

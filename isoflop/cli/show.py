@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,10 @@ def run_lines(entries: Sequence[PlannedRun]) -> list[str]:
     """Return one run whole: what it is, its places in the plan, its counts, every component."""
     run = entries[0]
     spec = run.spec.to_json()
-    config = spec.pop("config")
+    tables = {name: value for name, value in spec.items() if isinstance(value, dict)}
+    spec = {name: value for name, value in spec.items() if name not in tables}
+    if "command" in spec:
+        spec["command"] = shlex.join(spec["command"])
     lines = [f"run {run.run_id}", "", "in the plan as"]
     lines += [
         f"  {entry.arch} size {entry.size} at {format_flops(entry.budget_flops)}: "
@@ -138,9 +142,13 @@ def run_lines(entries: Sequence[PlannedRun]) -> list[str]:
         for entry in entries
     ]
     lines += ["", "what it is (hashed into its id)", *_aligned(spec)]
-    lines += [f"  {spec['family']} configuration", *_aligned(config, indent=4)]
-    lines += ["", "counts", *_aligned(_counts(run))]
-    lines += ["", "forward FLOPs per token", *_component_lines(run.flops_per_token)]
+    titles = {"config": f"{spec.get('family')} configuration", "rung": "rung", "env": "environment"}
+    for name, table in tables.items():
+        if table:
+            lines += [f"  {titles[name]}", *_aligned(table, indent=4)]
+    lines += ["", "counts" + (" (declared)" if run.declared else ""), *_aligned(_counts(run))]
+    if run.flops_per_token:
+        lines += ["", "forward FLOPs per token", *_component_lines(run.flops_per_token)]
     warnings = list(dict.fromkeys(text for entry in entries for text in entry.warnings))
     if warnings:
         lines += ["", *(f"warning: {text}" for text in warnings)]
@@ -183,17 +191,22 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
     from isoflop.plan.estimate.memory import format_bytes
 
     placement = estimate.placement
-    known: dict[str, Any] = {
-        "placement": placement.reason,
-        "layout": f"{placement.num_devices} × {placement.parallel}, micro-batch "
-        f"{placement.micro_batch}, {placement.grad_accum} accumulated, checkpointing "
-        + ("on" if placement.checkpointing else "off"),
-        "peak memory": f"{format_bytes(estimate.peak_mem_bytes)} per device",
-    }
+    known: dict[str, Any] = {}
+    if placement is not None:
+        known |= {
+            "placement": placement.reason,
+            "layout": f"{placement.num_devices} × {placement.parallel}, micro-batch "
+            f"{placement.micro_batch}, {placement.grad_accum} accumulated, checkpointing "
+            + ("on" if placement.checkpointing else "off"),
+        }
+    if estimate.peak_mem_bytes is not None:
+        known["peak memory"] = f"{format_bytes(estimate.peak_mem_bytes)} per device"
     if estimate.step_s is not None and estimate.gpu_hours is not None:
         known["step"] = f"{estimate.step_s:.3g} s ({estimate.source})"
         known["all steps"] = f"{estimate.gpu_hours:,.3g} device-hours"
     parts = {name: f"{1000 * seconds:,.3g} ms" for name, seconds in estimate.parts.items()}
+    if placement is None or estimate.memory is None or estimate.memory_other is None:
+        return ["estimates", *_aligned(known)]
     memory = {name: format_bytes(size) for name, size in estimate.memory.parts().items()}
     other = "without" if placement.checkpointing else "with"
     memory["activations"] += (

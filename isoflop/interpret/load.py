@@ -101,19 +101,20 @@ def open_run(study_folder: Path, run: str, *, data_dir: Path | None = None) -> L
     plan = read_plan(study_folder, with_code=True)
     planned = find_run(plan, run)[0]
     folder = RunFolder(study_folder, planned.run_id)
-    model = _empty_model(planned.spec)
+    spec = planned.family_spec
+    model = _empty_model(spec)
     _load_weights(model, folder, plan, study_folder)
-    data = _open_data(plan, planned.spec, data_dir)
-    if planned.spec.document_mask:
+    data = _open_data(plan, spec, data_dir)
+    if spec.document_mask:
         model.document_end = data.end_of_text_id
     from isoflop.data.tokenizers import open_tokenizer
 
     return LoadedRun(
-        spec=planned.spec,
+        spec=spec,
         run_id=planned.run_id,
         model=model,
         tokenizer=open_tokenizer(data.tokenizer_spec(), data.folder),
-        heldout=evaluation_windows(planned.spec, data),
+        heldout=evaluation_windows(spec, data),
         folder=folder.path,
         data=data,
     )
@@ -193,7 +194,8 @@ def _with_weights(plan: Plan, study_folder: Path) -> Sequence[str]:
     return [
         shown_id(run.run_id)
         for run in plan.unique_runs
-        if final_weights(RunFolder(study_folder, run.run_id)) is not None
+        if isinstance(run.spec, RunSpec)
+        and final_weights(RunFolder(study_folder, run.run_id)) is not None
         and get_routing(run.spec.family, run.spec.config) is not None
     ]
 

@@ -23,11 +23,11 @@ from isoflop.launch.run_folder import RunFolder, Watch
 from isoflop.launch.run_records import Attempt
 from isoflop.launch.sinks import About, open_sinks
 from isoflop.launch.weights import keep_final_weights, remove_checkpoints
+from isoflop.spec import RunSpec
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
     from isoflop.placement import Placement
-    from isoflop.spec import RunSpec
     from isoflop.train.loop import RunOutcome, StepMetrics
     from isoflop.train.ranks import Ranks
     from isoflop.train.throughput import Achieved
@@ -220,6 +220,7 @@ def checked_spec(folder: RunFolder, data: TokenData, job: Job) -> RunSpec:
         UserError: the run is of other data, or the family's source is not the planned one.
     """
     spec = folder.read_spec()
+    assert isinstance(spec, RunSpec)
     have = data.identity.data_id
     if have != spec.data_id:
         raise UserError("data id", have, f"the plan's {spec.data_id}", "plan again")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from isoflop.disk import is_recorded
 from isoflop.errors import UserError
 from isoflop.placement import Placement
-from isoflop.spec import RunSpec, run_id, shown_id
+from isoflop.spec import AnySpec, RunSpec, run_id, shown_id
 from isoflop.study.trainer import ResultTable
 from isoflop.validate import Digest, Pattern, validated
 
@@ -144,14 +144,16 @@ def resolve_placement(
     )
 
 
-def check_layout(spec: RunSpec, placement: Placement) -> None:
+def check_layout(spec: AnySpec, placement: Placement) -> None:
     """Refuse a layout in which a run cannot be trained, wherever that is.
+
+    A command of the user's own has a layout of its own.
 
     Raises:
         UserError: the batch or the tables of experts do not split evenly over the ranks.
     """
     ranks, batch = placement.num_ranks, spec.batch_size
-    if ranks == 1:
+    if ranks == 1 or not isinstance(spec, RunSpec):
         return
     if batch % ranks:
         fitting = ", ".join(str(n) for n in range(2, batch + 1) if batch % n == 0)

@@ -28,6 +28,7 @@ from isoflop.placement import Placement, placement_from
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
+from isoflop.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +108,11 @@ def open_session(
     estimates = load_estimates(folder)
     planned_placements = {} if estimates is None else estimates.placements
     runs = [run for run in plan.unique_runs if only is None or run.run_id in only]
-    data_folder = prepared_for_plan(
-        plan.study.source, plan.study.tokenizer, runs[0].spec.data_id, data_dir
+    data_ids = {run.spec.data_id for run in runs if isinstance(run.spec, RunSpec)}
+    data_folder = (
+        prepared_for_plan(plan.study.source, plan.study.tokenizer, data_ids.pop(), data_dir)
+        if data_ids
+        else ""
     )
     checked = {p.run_id: RunFolder(folder, p.run_id).checked() for p in runs}
     damaged = {run_id: error for run_id, (_, error) in checked.items() if error is not None}
@@ -127,7 +131,9 @@ def open_session(
             placement=resolve_placement(placement, given, planned_placements.get(planned.run_id)),
             convention=plan.study.convention,
             sinks=sinks,
-            family_digest=plan.family_digests.get(planned.spec.family),
+            family_digest=plan.family_digests.get(planned.spec.family)
+            if isinstance(planned.spec, RunSpec)
+            else None,
         )
         for planned in unfinished
     )

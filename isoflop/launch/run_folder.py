@@ -49,7 +49,7 @@ from isoflop.files import (
 from isoflop.launch.metrics import LINES_FILE, read_rows
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_records import TRAIN_AGAIN, Attempt, AttemptDetails, Lease, RunResult
-from isoflop.spec import RunSpec, run_id, shown_id
+from isoflop.spec import AnySpec, run_id, shown_id, spec_from_json
 from isoflop.validate import in_file, read_record, validated, wrong_in_file
 
 # A holder whose process cannot be seen is gone when its heartbeat has stood still for so long.
@@ -96,14 +96,14 @@ class RunFolder:
         self.path = study_folder / "runs" / shown_id(full_run_id)
         self.checkpoints = self.path / "ckpt"
 
-    def write_spec(self, spec: RunSpec) -> None:
+    def write_spec(self, spec: AnySpec) -> None:
         """Write spec.json once; a spec that is there already must be this one."""
         assert run_id(spec) == self.run_id
         self.refuse_links()
         if not write_once(self.path / "spec.json", dump_json(spec.to_json()).encode()):
             self.read_spec()
 
-    def read_spec(self) -> RunSpec:
+    def read_spec(self) -> AnySpec:
         """Return the run's identity.
 
         Raises:
@@ -112,7 +112,7 @@ class RunFolder:
         path = self.path / "spec.json"
         values = read_json(path, "run spec")
         try:
-            spec = RunSpec.from_json(values)
+            spec = spec_from_json(values)
         except UserError as error:
             raise in_file(error, path, error.do) from None
         if run_id(spec) != self.run_id:

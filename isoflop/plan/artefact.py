@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -19,23 +18,31 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from isoflop.accounting import Ledger
+from isoflop.code_files import CODE_FILE
+from isoflop.code_folder import Code, read_code, write_code
 from isoflop.errors import UserError, shown
 from isoflop.families import family_names, is_built_in, use_planned_families
 from isoflop.files import dump_json, read_json, write_text_atomic
 from isoflop.numbers import format_flops
 from isoflop.plan.auto import ExpectedOptimum
 from isoflop.plan.models import Models
+from isoflop.plan.own import OwnRuns, PlannedCount, check_unchanged
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import (
-    COUNTED,
     PlannedRun,
     describe_run,
     run_ledger,
     stated_ledger,
     steps_of_epochs,
 )
-from isoflop.spec import LATER_FIELDS, LATER_SPEC_FIELDS, RunSpec, run_id
-from isoflop.study import LATER_ENTRIES, SIZES_AUTO, Hypothesis, Study, Variant, check_more_seeds_at
+from isoflop.spec import (
+    LATER_FIELDS,
+    RunSpec,
+    TrainerSpec,
+    run_id,
+    spec_from_json,
+)
+from isoflop.study import SIZES_AUTO, Study, check_more_seeds_at
 from isoflop.tables import PLAN, write_table
 from isoflop.validate import CLOSED, Count, Digest, in_file, validated, wrong_in_file
 
@@ -75,6 +82,12 @@ class _Head:
     """For `auto` sizes, in the order budget, arch; else empty."""
     left_out: tuple[str, ...]
     """Rungs that the recipe's rule offered and the planner dropped, with the reason."""
+    counts: tuple[PlannedCount, ...] = ()
+    """What the models of the study's own trainer cost; absent without one."""
+
+
+# Keys of plan.json that are only written where they hold something.
+LATER_KEYS = ("counts",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +106,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "family_digests": dict(plan.family_digests),
         "expected": [dataclasses.asdict(optimum) for optimum in plan.expected],
         "left_out": list(plan.left_out),
+        **({"counts": list(map(dataclasses.asdict, plan.counts))} if plan.counts else {}),
         "runs": [run.to_json() for run in plan.runs],
     }
 
@@ -117,6 +131,7 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
         values = json.loads(text)
         there = read_json(path, "plan")
         if _what_runs(there) != _what_runs(values):
+            _check_code(plan, there, folder)
             raise UserError(
                 "plan",
                 str(path),
@@ -133,11 +148,21 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
     return True
 
 
+def _check_code(plan: Plan, there: Any, folder: Path) -> None:
+    """Refuse a plan whose code alone is not that of the plan in a folder, and name the files."""
+    if plan.study.trainer is None or not isinstance(there, dict):
+        return
+    if there.get("study") == plan_to_json(plan)["study"]:
+        check_unchanged(read_plan(folder).code, plan.study.trainer)
+
+
 def _what_runs(values: Any) -> Any:
     """Return the value of a plan.json without what says where it runs."""
     if not isinstance(values, dict) or not isinstance(values.get("study"), dict):
         return values
     study = {key: value for key, value in values["study"].items() if key not in NOT_WHAT_RUNS}
+    if isinstance(study.get("trainer"), dict):
+        study["trainer"] = {key: v for key, v in study["trainer"].items() if key != "code"}
     return values | {"study": study}
 
 
@@ -150,6 +175,8 @@ def _write_both(plan: Plan, text: str, folder: Path, estimates: Estimates | None
     # The JSON is the plan; it is written last, so that a folder with it is complete. Cut off in
     # between, an older JSON still stands, and the same command writes both again.
     write_plan_table(plan, folder, estimates)
+    if plan.code is not None:
+        write_code(folder, plan.code)
     write_text_atomic(folder / PLAN_FILE, text)
 
 
@@ -192,7 +219,8 @@ def read_plan_file(path: Path, *, with_code: bool = False) -> Plan:
     runs = tuple(reader.read(entry, index) for index, entry in enumerate(entries))
     check_runs_are_the_study(study, runs, head.num_train_tokens, path)
     _check_expected(head, path)
-    families = {run.spec.family for run in runs if not is_built_in(run.spec.family)}
+    named = {run.spec.family for run in runs if isinstance(run.spec, RunSpec)}
+    families = {family for family in named if not is_built_in(family)}
     if families != set(head.family_digests):
         raise _corrupt(path, "with its runs' families from outside the package in family_digests")
     return Plan(
@@ -203,7 +231,18 @@ def read_plan_file(path: Path, *, with_code: bool = False) -> Plan:
         expected=head.expected,
         family_digests=head.family_digests,
         stated_families=() if with_code else tuple(head.family_digests),
+        counts=head.counts,
+        code=_code_beside(path, runs),
+        with_code=with_code,
     )
+
+
+def _code_beside(path: Path, runs: Sequence[PlannedRun]) -> Code | None:
+    """Return the code of a plan's own trainer; None where it has none, or not the record of it."""
+    digests = {run.spec.code for run in runs if isinstance(run.spec, TrainerSpec)}
+    if not digests or not (path.parent / CODE_FILE).exists():
+        return None
+    return read_code(path.parent, digests.pop())
 
 
 def _read_head(values: Any, path: Path) -> tuple[_Head, list[Any]]:
@@ -212,7 +251,8 @@ def _read_head(values: Any, path: Path) -> tuple[_Head, list[Any]]:
     # Another version may well have other keys.
     if version and version != PLAN_SCHEMA_VERSION:
         raise _corrupt(path, f"of schema version {PLAN_SCHEMA_VERSION} (it is {version!r})")
-    keys = [field.name for field in dataclasses.fields(PlanFile)]
+    names = [field.name for field in dataclasses.fields(PlanFile)]
+    keys = [name for name in names if name not in LATER_KEYS or (version and name in values)]
     if not version or sorted(values) != sorted(keys):
         raise _corrupt(path, f"with exactly the keys {', '.join(keys)}")
     runs = values["runs"]
@@ -260,6 +300,8 @@ class _RunReader:
         self._all_known = with_code or all(is_built_in(name) for name in families)
         self._num_train_tokens = head.num_train_tokens
         self._path = path
+        self._counts = head.counts
+        self._own: OwnRuns | None = None
         self._described: dict[Any, PlannedRun] = {}
         self._models: dict[int, Models] = {}
 
@@ -272,11 +314,14 @@ class _RunReader:
             if type(entry.get(key)) is not int or entry[key] < 1:
                 raise _corrupt(self._path, f"with a positive whole number in {where}.{key}")
         try:
-            spec = RunSpec.from_json(entry.get("spec"))
+            spec = spec_from_json(entry.get("spec"))
         except UserError as error:
             field = f"{where}.{error.field}"
             raise wrong_in_file(self._path, field, error.value, error.allowed, error.do) from None
-        run = self._describe(spec, entry)
+        if isinstance(spec, TrainerSpec):
+            run = self._own_run(spec, entry, where)
+        else:
+            run = self._describe(spec, entry)
         expected = run.to_json()
         for key in sorted(set(expected) | set(entry)):
             there, right = entry.get(key, _ABSENT), expected.get(key, _ABSENT)
@@ -286,6 +331,21 @@ class _RunReader:
                     f"{where}.{key}", entry.get(key), repr(expected.get(key, "absent"))
                 )
         return run
+
+    def _own_run(self, spec: TrainerSpec, entry: dict[str, Any], where: str) -> PlannedRun:
+        """Return the run of the study's own trainer that an entry is at the place of."""
+        arch, size = entry["arch"], entry["size"]
+        if not self._study.has_trainer(arch):
+            raise _corrupt(self._path, f"with an arch of its [trainer] in {where}")
+        # All of them are of one digest: that of the code that was planned.
+        if self._own is None:
+            self._own = OwnRuns(self._study, self._counts, spec.code)
+        if not self._own.has(arch, size):
+            raise _corrupt(self._path, f"with a count of {arch} size {size}")
+        try:
+            return self._own.run(entry["budget_flops"], arch, size, spec.seed)
+        except UserError as error:
+            raise in_file(error, self._path, _DO_RESTORE) from None
 
     def _describe(self, spec: RunSpec, entry: dict[str, Any]) -> PlannedRun:
         """Return what follows from a spec, once for all seeds, which only the id depends on."""
@@ -385,6 +445,11 @@ def _target(study: Study, run: PlannedRun, num_train_tokens: int | None) -> int 
 def _check_run_is_of_the_study(study: Study, run: PlannedRun, where: str, path: Path) -> None:
     if run.arch not in study.archs:
         raise refusal(path, f"{where}.arch", run.arch, f"one of {', '.join(study.archs)}")
+    if isinstance(run.spec, TrainerSpec) or study.has_trainer(run.arch):
+        # It was made from the study; a run of another kind there is refused by its place.
+        if not isinstance(run.spec, TrainerSpec):
+            raise refusal(path, f"{where}.spec", run.spec.family, "a run of the study's [trainer]")
+        return
     family, overrides = study.family_and_overrides(run.arch)
     expected = {"family": family, "recipe": study.recipe_of(run.arch), **overrides}
     if study.seq_len is not None:
@@ -428,67 +493,3 @@ def refusal(path: Path, field: str, found: object, allowed: str) -> UserError:
         allowed,
         _DO,
     )
-
-
-def plan_schema() -> dict[str, Any]:
-    """Return the JSON schema of plan.json (draft 2020-12), for readers in other languages.
-
-    It follows from :class:`PlanFile`; plan.schema.json is what `python -m isoflop.plan.artefact`
-    prints. Every field is always written, but those that later versions added.
-    """
-    from pydantic import TypeAdapter
-
-    schema = TypeAdapter(PlanFile).json_schema()
-    tables = schema["$defs"]
-    del tables["PlannedRun"]["properties"]["ledger"], tables["Ledger"], tables["Component"]
-    tables["PlannedRun"]["properties"]["flops_per_token"] |= {
-        "additionalProperties": False,
-        "properties": {name: {"type": "integer", "minimum": 0} for name in COUNTED},
-    }
-    optional = {"RunSpec": set(LATER_SPEC_FIELDS), "Study": set(LATER_ENTRIES)}
-    # Placement alone is frozen only as far as the study gives it.
-    optional["PlacementTable"] = set(tables["PlacementTable"]["properties"]) - {"cluster"}
-    kinds = (PlanFile, ExpectedOptimum, PlannedRun, RunSpec, Study, Variant, Hypothesis)
-    for table, kind in [(schema, PlanFile), *((tables[k.__name__], k) for k in kinds[1:])]:
-        for name, text in _field_docs(kind).items():
-            if name in table["properties"]:
-                table["properties"][name]["description"] = text
-    schema = _all_required(schema, "", optional)
-    title = f"isoflop plan, version {PLAN_SCHEMA_VERSION}"
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title} | schema
-
-
-def _all_required(node: Any, name: str, optional: Mapping[str, set[str]]) -> Any:
-    """Return a schema in which all properties are required but some of named tables."""
-    if isinstance(node, list):
-        return [_all_required(inner, "", optional) for inner in node]
-    if not isinstance(node, dict):
-        return node
-    kept = {
-        key: _all_required(inner, key, optional)
-        for key, inner in node.items()
-        if name == "properties" or key not in ("title", "default")
-    }
-    if "properties" in node and name != "properties":
-        left_out = optional.get(name, set())
-        kept["required"] = [key for key in node["properties"] if key not in left_out]
-    return kept
-
-
-def _field_docs(kind: type[Any]) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass and of those it is made from."""
-    import ast
-    import inspect
-
-    docs: dict[str, str] = {}
-    for each in (base for base in kind.__mro__ if dataclasses.is_dataclass(base)):
-        body = ast.parse(inspect.getsource(each)).body[0].body  # type: ignore[attr-defined]
-        for before, after in itertools.pairwise(body):
-            if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
-                text = ast.literal_eval(after.value)
-                docs[ast.unparse(before.target)] = " ".join(text.split())
-    return docs
-
-
-if __name__ == "__main__":
-    sys.stdout.write(dump_json(plan_schema()))

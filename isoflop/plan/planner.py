@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isoflop.code_folder import Code, code_of
 from isoflop.data.catalog import DataIdentity, identify
 from isoflop.errors import UserError
 from isoflop.families import add_family_folder, ensure_gated, family_digest
 from isoflop.numbers import format_count, format_flops, round_up
 from isoflop.plan.auto import ExpectedOptimum, Grid, edge_warning, expected_optima
 from isoflop.plan.models import Models
+from isoflop.plan.own import OwnRuns, PlannedCount, count_models
 from isoflop.plan.runs import PlannedRun, describe_run, steps_of_epochs, with_seed
 from isoflop.recipe import MICRO_V1, Recipe, get_recipe
 from isoflop.spec import RunSpec
@@ -35,6 +37,12 @@ class Plan:
     stated_families: tuple[str, ...] = ()
     """Of these, whose code was not imported when the plan was read: their runs' counts are as the
     plan states them."""
+    counts: tuple[PlannedCount, ...] = ()
+    """What the models of the study's own trainer cost, in the order: arch, size."""
+    code: Code | None = None
+    """The files of that trainer's code; None where code.json is not beside the plan."""
+    with_code: bool = field(default=True, compare=False)
+    """Whether the code that the plan names may be imported, to plan more runs."""
 
     @property
     def unique_runs(self) -> tuple[PlannedRun, ...]:
@@ -66,56 +74,73 @@ class _Planner:
 
 
 def make_plan(study: Study) -> Plan:
-    """Plan every run of a study; this imports the code of its families.
+    """Plan every run of a study; this imports the code of its families and of its own trainer.
 
     Raises:
         UserError: a run would be impossible (shape, match, steps, data), with the knob to turn.
     """
     for path in study.family_paths:
         add_family_folder(Path(path))
+    planner = None if all(map(study.has_trainer, study.archs)) else _planner(study)
+    code, own = None, None
+    if study.trainer is not None:
+        code = code_of(Path(study.trainer.code), study.trainer.code_files)
+        own = OwnRuns(study, count_models(study, code.digest), code.digest)
+    runs: list[PlannedRun] = []
+    for target in study.targets:
+        for arch in study.archs:
+            if own is not None and study.has_trainer(arch):
+                runs.extend(own.cell(int(target), arch))
+            else:
+                assert planner is not None
+                runs.extend(_plan_cell(planner, target, arch))
+    _check_epochs_differ(study, runs)
+    is_auto = study.sizes == SIZES_AUTO
+    return Plan(
+        study=study,
+        num_train_tokens=None if planner is None else planner.data.num_train_tokens,
+        runs=tuple(runs),
+        left_out=() if planner is None else tuple(planner.left_out),
+        expected=expected_optima(study, planner.models) if planner and is_auto else (),
+        family_digests=_gate(runs),
+        counts=() if own is None else own.counts,
+        code=code,
+    )
+
+
+def _planner(study: Study) -> _Planner:
     data = identify(study.source, study.tokenizer)
-    planner = _Planner(
+    return _Planner(
         study=study,
         recipe=get_recipe(study.recipe),
         data=data,
         models=Models(study, data.vocab_size),
-    )
-    runs = [
-        run
-        for target in study.targets
-        for arch in study.archs
-        for run in _plan_cell(planner, target, arch)
-    ]
-    _check_epochs_differ(study, runs)
-    return Plan(
-        study=study,
-        num_train_tokens=data.num_train_tokens,
-        runs=tuple(runs),
-        left_out=tuple(planner.left_out),
-        expected=expected_optima(study, planner.models) if study.sizes == SIZES_AUTO else (),
-        family_digests=_gate(runs),
     )
 
 
 def _gate(runs: list[PlannedRun]) -> dict[str, str]:
     """Check the families from outside the package, and return the digests of their sources."""
     digests = {}
-    for family in sorted({run.spec.family for run in runs}):
+    by_family: dict[str, list[tuple[PlannedRun, RunSpec]]] = {}
+    for run in runs:
+        if isinstance(run.spec, RunSpec):
+            by_family.setdefault(run.spec.family, []).append((run, run.spec))
+    for family, planned in sorted(by_family.items()):
         digest = family_digest(family)
         if digest is not None:
-            ensure_gated(family, *_outer_rungs(run for run in runs if run.spec.family == family))
+            ensure_gated(family, *_outer_rungs(planned))
             digests[family] = digest
     return digests
 
 
-def _outer_rungs(runs: Iterable[PlannedRun]) -> list[RunSpec]:
+def _outer_rungs(planned: Iterable[tuple[PlannedRun, RunSpec]]) -> list[RunSpec]:
     """Return the smallest and the largest model of each arch, and of each of its words."""
-    models: dict[object, list[PlannedRun]] = {}
-    for run in runs:
-        words = tuple(value for value in run.spec.config.values() if isinstance(value, str))
-        models.setdefault((run.arch, words), []).append(run)
+    models: dict[object, list[tuple[PlannedRun, RunSpec]]] = {}
+    for run, spec in planned:
+        words = tuple(value for value in spec.config.values() if isinstance(value, str))
+        models.setdefault((run.arch, words), []).append((run, spec))
     return [
-        pick(found, key=lambda run: run.n_params).spec
+        pick(found, key=lambda pair: pair[0].n_params)[1]
         for found in models.values()
         for pick in (min, max)
     ]

@@ -14,10 +14,14 @@ from isoflop.accounting import Ledger, get_convention, model_ledger, stored_ledg
 from isoflop.errors import UserError, shown
 from isoflop.families import COMPONENTS, config_from_mapping, get_spec
 from isoflop.recipe import Shape
-from isoflop.spec import RunSpec, run_id, shown_id
+from isoflop.spec import RunSpec, TrainerSpec, run_id, shown_id
 from isoflop.validate import CLOSED, Count, Digest, validated
 
 COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
+# What a module of the user's own computes beside these.
+OTHER = "other"
+# In place of a family.
+OWN_TRAINER = "trainer"
 
 # The data are read several times: worth a word, since a repeated token teaches less.
 WARN_EPOCHS = 1.0
@@ -50,11 +54,30 @@ class PlannedRun:
     epochs: float | None
     """Passes over the training data; null where the size of the corpus is not known."""
     flops_per_token: dict[str, int]
-    """Forward FLOPs per token by component; exact integers."""
+    """Forward FLOPs per token by component; exact integers. Empty where they are declared."""
     warnings: tuple[str, ...]
-    spec: RunSpec
-    ledger: Ledger = field(repr=False, compare=False)
-    """Of the model; it follows from `spec` and is not written."""
+    spec: RunSpec | TrainerSpec
+    declared: bool | None = None
+    """Whether FLOPs and parameters of a trainer of one's own are declared; it has counted ones
+    else. Absent from runs of built-in families."""
+    ledger: Ledger | None = field(repr=False, compare=False)
+    """Of the model; it follows from `spec` and is not written. None: of a trainer of one's own."""
+
+    @property
+    def family_spec(self) -> RunSpec:
+        """The spec of a run that isoflop itself trains.
+
+        Raises:
+            UserError: the run is that of a trainer of one's own, of whose model nothing is known.
+        """
+        if isinstance(self.spec, RunSpec):
+            return self.spec
+        raise UserError(
+            "run",
+            shown(f"{shown_id(self.run_id)} of {self.arch}"),
+            "one that isoflop itself trains: this one has a command of its own",
+            "name another",
+        )
 
     def row(self) -> dict[str, Any]:
         """Return the columns of plan.parquet."""
@@ -62,7 +85,7 @@ class PlannedRun:
         return {
             "run_id": self.run_id,
             "arch": self.arch,
-            "family": spec.family,
+            "family": spec.family if isinstance(spec, RunSpec) else OWN_TRAINER,
             "size": self.size,
             "budget_flops": float(self.budget_flops),
             "flops": float(self.flops),
@@ -76,21 +99,26 @@ class PlannedRun:
             "batch_size": spec.batch_size,
             "seq_len": spec.seq_len,
             "seed": spec.seed,
-            "d_model": spec.d_model,
-            "n_layers": spec.n_layers,
-            "n_heads": spec.n_heads,
+            **{name: getattr(spec, name, None) for name in ("d_model", "n_layers", "n_heads")},
             "epochs": self.epochs,
-            **{f"flops_{name}": float(self.flops_per_token[name]) for name in COUNTED},
+            **{f"flops_{name}": self._flops_of(name) for name in (*COUNTED, OTHER)},
+            "declared": self.declared,
             "est_step_s": None,
             "est_gpu_hours": None,
             "est_peak_mem_bytes": None,
             "warnings": list(self.warnings),
         }
 
+    def _flops_of(self, component: str) -> float | None:
+        flops = self.flops_per_token.get(component)
+        return None if flops is None else float(flops)
+
     def to_json(self) -> dict[str, Any]:
         """Return the entry of plan.json: exact integers; `residual` is for the reviewer's eye."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(PlannedRun)}
         del values["ledger"]
+        if self.declared is None:
+            del values["declared"]
         return values | {
             "residual": round(self.residual, 9),
             "warnings": list(self.warnings),

@@ -19,7 +19,7 @@ from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
 from isoflop.families import family_names, is_family, name_of_folder
 from isoflop.numbers import format_flops
-from isoflop.placement import PlacementTable, placement_from
+from isoflop.placement import PlacementTable, placement_from, with_layout
 from isoflop.recipe import RECIPES, name_at_rate
 from isoflop.study.trainer import NATS, ArchTable, Trainer, check_trainer
 from isoflop.texts import has_control
@@ -214,7 +214,7 @@ class Study:
             _check_family("match_reference", self.match_reference, labels)
 
     def _check_placement(self) -> None:
-        placement_from(self.placement)
+        placement_from(self.placement if self.trainer is None else with_layout(self.placement))
         workers = self.placement.get("workers")
         if workers is not None and workers < 1:
             raise UserError("placement.workers", workers, "1 or more", "correct the study")

@@ -6,12 +6,13 @@ with it; those of where it runs (PLACED) when it starts.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
@@ -75,9 +76,6 @@ class ResultTable:
             if not name.isidentifier():
                 allowed = "a name of letters, digits and _"
                 raise UserError("trainer.result.metrics", name, allowed, "rename it")
-        text = self.path
-        for name in _placeholders("trainer.result", [text]):
-            _check_known("trainer.result", name, PLACED)
 
     @property
     def kind(self) -> str:
@@ -89,6 +87,11 @@ class ResultTable:
         """The file or folder, with placeholders."""
         found: str | None = getattr(self, self.kind)
         return "{result}" if found is None else found
+
+    def filled(self, values: Mapping[str, RungValue]) -> ResultTable:
+        """Return the table with some placeholders of its path filled in."""
+        path: dict[str, Any] = {self.kind: filled(self.path, values)}
+        return dataclasses.replace(self, **path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +162,8 @@ class Trainer:
     comparable_losses: bool = False
     """Whether the losses may be compared with those of built-in families."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables of the command's environment; part of what the run is."""
+    """Variables of the command's environment, part of what the run is. Those of a machine (folders
+    of data, caches) are exported by who starts the runs instead: the command inherits them."""
     result: ResultTable
     ladder: Mapping[str, tuple[RungValue, ...]]
     """Values of each placeholder by rung, the smallest model first."""
@@ -176,14 +180,20 @@ class Trainer:
                 allowed = "a name of letters, digits and _ that isoflop does not use itself"
                 raise UserError("trainer.ladder", name, allowed, "rename it")
         _check_declared("trainer.count", self.count, self.num_rungs)
+        for name in _placeholders("trainer.result", [self.result.path]):
+            _check_known("trainer.result", name, (*PLACED, *self._planned(), *self.ladder))
 
     @property
     def num_rungs(self) -> int:
         """Rungs of the ladder."""
         return len(next(iter(self.ladder.values())))
 
-    def check_arch(self, arch: ArchTable) -> None:
+    def check_arch(self, arch: ArchTable, *, num_seeds: int) -> None:
         """Check what the command of an arch rests on.
+
+        Args:
+            arch: what is different in it.
+            num_seeds: seeds of the study: a command without one may be run at a single seed.
 
         Raises:
             UserError: another number of rungs, an unknown placeholder, or one that is missing.
@@ -197,10 +207,10 @@ class Trainer:
         if arch.count is not None:
             _check_declared(f"{where}.count", arch.count, self.num_rungs)
         field_name = "trainer.command" if arch.command is None else f"command of {where}"
-        self._check_command(field_name, self.command_of(arch), self.env_of(arch))
+        self._check_command(field_name, self.command_of(arch), self.env_of(arch), num_seeds)
 
     def _check_command(
-        self, field_name: str, command: Sequence[str], env: Mapping[str, str]
+        self, field_name: str, command: Sequence[str], env: Mapping[str, str], num_seeds: int
     ) -> None:
         planned = (*self._planned(), *self.ladder)
         used = set(_placeholders(field_name, [*command, *env.values()]))
@@ -210,7 +220,8 @@ class Trainer:
             raise UserError(field_name, list(command), "a program and its arguments", _DO)
         if self.reads_spec:
             return
-        needed: list[tuple[str, ...]] = [("steps", "tokens"), ("seed",)]
+        needed: list[tuple[str, ...]] = [("steps", "tokens")]
+        needed += [("seed",)] if num_seeds > 1 else []
         needed += [(name,) for name in self.ladder]
         needed += [("checkpoint_dir",)] if self.resume == "native" else []
         for names in needed:
@@ -232,6 +243,22 @@ class Trainer:
     def env_of(self, arch: ArchTable) -> dict[str, str]:
         """Return the variables of an arch, placeholders and all."""
         return {**self.env, **arch.env}
+
+    def values(
+        self, arch: str, rung: Mapping[str, RungValue], steps: int, seed: int
+    ) -> dict[str, RungValue]:
+        """Return the values of the placeholders of what a run is."""
+        found: dict[str, RungValue] = {
+            **rung,
+            "steps": steps,
+            "tokens": steps * self.batch_tokens,
+            "seed": seed,
+            "arch": arch,
+            "batch_tokens": self.batch_tokens,
+            "batch_size": self.batch_tokens // self.seq_len,
+            "seq_len": self.seq_len,
+        }
+        return found if self.warmup_steps is None else found | {"warmup_steps": self.warmup_steps}
 
     def rung_of(self, arch: ArchTable, size: int) -> dict[str, RungValue]:
         """Return the values of the ladder at a rung, from 1."""
@@ -329,12 +356,13 @@ def check_trainer(study: Study, families: Sequence[str]) -> None:
         if name not in study.archs:
             allowed = f"one of {', '.join(study.archs)}"
             raise UserError("arch.name", name, allowed, "name it under archs, or remove the table")
+    num_seeds = len(study.seeds) + len(study.more_seeds)
     own = [arch for arch in study.archs if study.has_trainer(arch)]
     others = [arch for arch in study.archs if arch not in own]
     for arch in own:
         if has_control(arch) or not arch.strip():
             raise UserError("archs", arch, "a label without control characters", "rename it")
-        trainer.check_arch(study.trainer_arch(arch))
+        trainer.check_arch(study.trainer_arch(arch), num_seeds=num_seeds)
         if arch in study.learning_rates:
             allowed = "of a built-in family"
             raise UserError("learning_rates", arch, allowed, "put the rate into the arch's args")

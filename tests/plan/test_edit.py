@@ -14,15 +14,13 @@ from isoflop.errors import UserError
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.edit import (
     diff_plans,
-    extend_folder,
-    extend_plan,
     filter_runs,
     find_run,
-    grow_plan,
     load_plan,
     select_runs,
     sort_runs,
 )
+from isoflop.plan.grow import extend_folder, extend_plan, grow_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Hypothesis, Study, Variant, paper_study
 from isoflop.validate import validated

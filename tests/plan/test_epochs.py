@@ -14,8 +14,8 @@ from isoflop.accounting import get_convention
 from isoflop.analysis.power import estimate_power
 from isoflop.errors import UserError
 from isoflop.plan.artefact import read_plan, write_plan
-from isoflop.plan.edit import extend_plan
 from isoflop.plan.estimate import estimate_for
+from isoflop.plan.grow import extend_plan
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import run_ledger, steps_of_epochs
 from isoflop.study import Study

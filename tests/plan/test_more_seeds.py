@@ -12,7 +12,8 @@ import pytest
 from isoflop.cli.diff import diff_lines
 from isoflop.errors import UserError
 from isoflop.plan.artefact import plan_to_json, read_plan, write_plan
-from isoflop.plan.edit import diff_plans, extend_plan, grow_plan
+from isoflop.plan.edit import diff_plans
+from isoflop.plan.grow import extend_plan, grow_plan
 from isoflop.plan.planner import make_plan
 from isoflop.study import Study
 from isoflop.study.file import study_from_toml

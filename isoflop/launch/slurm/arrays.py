@@ -34,8 +34,8 @@ class RunToSend:
     seconds: float | None
     """Estimated; None: not known."""
     num_ranks: int
-    peak_mem_bytes: int
-    """Per device."""
+    peak_mem_bytes: int | None
+    """Per device; None: not known."""
     exclude_nodes: tuple[str, ...] = ()
 
 
@@ -156,7 +156,7 @@ def memory_mb(run: RunToSend, profile: ClusterProfile) -> int | None:
     """Return the host memory per rank to request; None: leave it to the cluster."""
     if profile.memory_gb_per_device is not None:
         return math.ceil(1024 * profile.memory_gb_per_device)
-    if profile.gpus_per_node:
+    if profile.gpus_per_node or run.peak_mem_bytes is None:
         return None
     memory = _SMALLEST_MEMORY_MB
     while memory * _BYTES_PER_MB < MEMORY_MARGIN * run.peak_mem_bytes:

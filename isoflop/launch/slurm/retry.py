@@ -14,7 +14,7 @@ from isoflop.launch.slurm.failures import num_counted
 from isoflop.launch.status import StudyStatus
 from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import ModelShape, estimate_memory, format_bytes, model_shape
-from isoflop.spec import shown_id
+from isoflop.spec import RunSpec, shown_id
 
 # An option counts as the next one where its estimated peak is at most this share of the peak that
 # was too much: what saves less is not worth another try.
@@ -110,7 +110,8 @@ def _decide(study_folder: Path, state: RunState, max_devices: int) -> tuple[str,
     """Return a line for people, and what is recorded for the run."""
     folder = RunFolder(study_folder, state.run.run_id)
     own: dict[str, Any] = {"attempts_forgiven": num_counted(folder)}
-    if state.kind != "oom":
+    # A command of one's own lays itself out.
+    if state.kind != "oom" or not isinstance(state.run.spec, RunSpec):
         return "again, as it was", own
     found = next_layout(model_shape(state.run.spec), _placement(state), max_devices)
     if found is None:

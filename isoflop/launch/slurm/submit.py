@@ -40,6 +40,7 @@ from isoflop.placement import placement_from
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import PlanEstimate, estimate_for
 from isoflop.plan.planner import Plan
+from isoflop.spec import RunSpec
 
 if TYPE_CHECKING:
     from isoflop.placement import PlacementTable
@@ -179,7 +180,7 @@ def prepare(
         hidden=hidden,
         num_tasks=live.queue.num_live_tasks,
         damaged=session.damaged,
-        snapshot=snapshot_of(folder, {run.spec.family for run in session.plan.runs}),
+        snapshot=snapshot_of(folder, _families(session.plan)),
         max_array_size=max_array_size,
         cluster_name=cluster_name,
         live=tuple(live_arrays(live.queue)),
@@ -188,6 +189,10 @@ def prepare(
         options=typed,
         shell_lines=shell_lines,
     )
+
+
+def _families(plan: Plan) -> set[str]:
+    return {run.spec.family for run in plan.runs if isinstance(run.spec, RunSpec)}
 
 
 def _cluster_of(profile: ClusterProfile) -> tuple[int, str | None]:
@@ -449,7 +454,7 @@ def _placed(job: Job, tables: Sequence[Mapping[str, Any]], estimate: PlanEstimat
 
 def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) -> RunToSend:
     run = estimate.runs[job.run_id]
-    devices = run.placement.num_devices
+    devices = job.placement.num_ranks if run.placement is None else run.placement.num_devices
     return RunToSend(
         run_id=job.run_id,
         seconds=None if run.gpu_hours is None else 3600 * run.gpu_hours / devices,

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from isoflop.plan.runs import PlannedRun
 
 
-Source = Literal["roofline", "calibrated"]
+Source = Literal["roofline", "calibrated", "flops"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,18 +59,24 @@ class RunEstimate:
     """Seconds per optimizer step; None where the run does not fit the hardware."""
     gpu_hours: float | None
     """Device-hours of all steps on all devices (core-hours on a CPU); None as above."""
-    peak_mem_bytes: int
-    """Per device."""
-    placement: PlacementEstimate
-    memory: MemoryEstimate
+    peak_mem_bytes: int | None
+    """Per device; None of a trainer of one's own, until it is measured."""
+    placement: PlacementEstimate | None
+    """None of a trainer of one's own, which lays itself out."""
+    memory: MemoryEstimate | None
     """Bytes per device by part, of this placement."""
-    memory_other: MemoryEstimate
+    memory_other: MemoryEstimate | None
     """The same with the other choice of activation checkpointing."""
     parts: Mapping[str, float]
     """Roofline seconds per step by component; they add up to step_s unless calibrated."""
     assumptions: tuple[str, ...]
     source: Source
-    """`calibrated`: step_s was measured, for this very shape."""
+    """`calibrated`: step_s was measured, for this very shape; `flops`: only FLOPs are known."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits the hardware, as far as that is known."""
+        return self.placement is None or self.placement.fits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +137,12 @@ def estimate_plan(
         if value is not None and not 0 < value < float("inf"):
             raise UserError(name, value, "a positive number", "correct it")
     estimator = _Estimator(hardware, calibration)
-    runs = {run.run_id: estimator.run(run.spec, run.ledger) for run in plan.unique_runs}
+    runs = {
+        run.run_id: estimator.run(run.spec, run.ledger)
+        if isinstance(run.spec, RunSpec)
+        else estimate_own(run, hardware, plan.study.placement.get("ranks", 1))
+        for run in plan.unique_runs
+    }
     by_budget = _hours_by_budget(plan, runs)
     total = sum(by_budget.values())
     if max_gpu_hours is not None and total > max_gpu_hours:
@@ -177,6 +188,7 @@ class _Estimator:
         estimate = self._by_shape[key]
         if estimate.step_s is None:
             return estimate
+        assert estimate.placement is not None
         device_s = estimate.step_s * spec.steps * estimate.placement.num_devices
         return dataclasses.replace(estimate, gpu_hours=device_s / 3600)
 
@@ -211,6 +223,30 @@ class _Estimator:
         )
 
 
+# Without a word of the command's own precision, that of nearly all training.
+_OWN_PRECISION = {"cpu": "fp32", "cuda": "bf16"}
+
+
+def estimate_own(run: PlannedRun, hardware: Hardware, num_devices: int) -> RunEstimate:
+    """Return the time of a run by a command of one's own, from its FLOPs alone."""
+    precision = _OWN_PRECISION[hardware.kind]
+    device_s = run.flops / hardware.matmul_rate(precision)
+    return RunEstimate(
+        step_s=device_s / run.spec.steps / num_devices,
+        gpu_hours=device_s / 3600,
+        peak_mem_bytes=None,
+        placement=None,
+        memory=None,
+        memory_other=None,
+        parts={},
+        assumptions=(
+            f"own trainer: its products reach {hardware.matmul_efficiency:.0%} of "
+            f"{hardware.name}'s peak in {precision}, nothing else takes time; memory is not known",
+        ),
+        source="flops",
+    )
+
+
 def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, float]:
     hours = dict.fromkeys((run.budget_flops for run in plan.runs), 0.0)
     counted: set[str] = set()
@@ -241,10 +277,11 @@ def _over_the_cap(by_budget: Mapping[int, float], total: float, cap: float) -> U
 def _not_fitting(
     planned: tuple[PlannedRun, ...], runs: Mapping[str, RunEstimate]
 ) -> tuple[str, ...]:
+    placed = ((run, runs[run.run_id].placement) for run in planned)
     lines = {
-        f"{run.arch} size {run.size}: {runs[run.run_id].placement.reason}": None
-        for run in planned
-        if not runs[run.run_id].placement.fits
+        f"{run.arch} size {run.size}: {placement.reason}": None
+        for run, placement in placed
+        if placement is not None and not placement.fits
     }
     return tuple(lines)
 
@@ -274,7 +311,7 @@ class _RunEntry:
     est_step_s: float | None
     est_gpu_hours: float | None
     est_peak_mem_bytes: float | None
-    placement: PlacementEstimate
+    placement: PlacementEstimate | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,7 +329,9 @@ def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
     return {
         "est_step_s": estimate.step_s,
         "est_gpu_hours": estimate.gpu_hours,
-        "est_peak_mem_bytes": float(estimate.peak_mem_bytes),
+        "est_peak_mem_bytes": None
+        if estimate.peak_mem_bytes is None
+        else float(estimate.peak_mem_bytes),
     }
 
 
@@ -341,7 +380,11 @@ def load_estimates(folder: Path) -> StoredEstimates | None:
             run_id: {name: getattr(entry, name) for name in _COLUMNS}
             for run_id, entry in found.runs.items()
         },
-        placements={run_id: entry.placement for run_id, entry in found.runs.items()},
+        placements={
+            run_id: entry.placement
+            for run_id, entry in found.runs.items()
+            if entry.placement is not None
+        },
     )
 
 
@@ -372,7 +415,11 @@ def _to_json(estimate: PlanEstimate) -> dict[str, Any]:
         "not_fitting": list(estimate.not_fitting),
         "assumptions": list(estimate.assumptions),
         "runs": {
-            run_id: est_columns(run) | {"source": run.source, "placement": asdict(run.placement)}
+            run_id: est_columns(run)
+            | {
+                "source": run.source,
+                "placement": None if run.placement is None else asdict(run.placement),
+            }
             for run_id, run in estimate.runs.items()
         },
     }
@@ -399,7 +446,11 @@ def estimate_for(
     Raises:
         UserError: an unknown profile, a damaged calibration, or a plan over the cap.
     """
-    usual = "cpu2" if get_recipe(planned.study.recipe).precision == "fp32" else "h100"
+    study = planned.study
+    if study.trainer is not None:
+        usual = "cpu2" if study.placement.get("device") == "cpu" else "h100"
+    else:
+        usual = "cpu2" if get_recipe(study.recipe).precision == "fp32" else "h100"
     profile = load_hardware(hardware or usual)
     measured = _calibration(calibration, folder, profile)
     return estimate_plan(planned, profile, price, max_gpu_hours, measured)

@@ -1,0 +1,56 @@
+"""Studies with a trainer of one's own, for tests: declared FLOPs, and commands of milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from isoflop.study import Study
+from isoflop.study.file import study_from_toml
+
+LADDER = (1, 2, 3)
+FLOPS_PER_TOKEN = (1000, 4000, 9000)
+BATCH_TOKENS = 64
+
+SCRIPT = """\
+import json, math, sys
+depth, steps, seed, result = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+tokens = 64 * steps
+n_params = 1000 * depth**2
+loss = 1.5 + 40 / n_params**0.5 + 60 / tokens**0.5 + 1e-3 * seed - 0.02 * ("--gated" in sys.argv)
+with open(result, "w") as file:
+    json.dump({"loss": loss, "tokens": tokens, "n_params": n_params}, file)
+"""
+
+
+def own_values(folder: Path, **trainer: Any) -> dict[str, Any]:
+    """The TOML of a study of two archs, three sizes and budgets; some of [trainer] changed."""
+    return {
+        "study": {
+            "name": "own",
+            "budgets": [1e7, 2e7, 4e7],
+            "archs": ["plain", "gated"],
+        },
+        "trainer": {
+            "command": ["{python}", "train.py", "{depth}", "{steps}", "{seed}", "{result}"],
+            "code": str(folder),
+            "batch_tokens": BATCH_TOKENS,
+            "seq_len": 16,
+            "data": "made up",
+            "count": {
+                "flops_per_token": list(FLOPS_PER_TOKEN),
+                "n_params": [1000 * depth**2 for depth in LADDER],
+            },
+            "result": {"unit": "bits_per_byte"},
+            "ladder": {"depth": list(LADDER)},
+        }
+        | trainer,
+        "arch": [{"name": "gated", "args": ["--gated"]}],
+    }
+
+
+def own_study(folder: Path, *, script: str = SCRIPT, **trainer: Any) -> Study:
+    """That study, with its code written into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text(script)
+    return study_from_toml(own_values(folder, **trainer))
