@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -44,7 +45,8 @@ class ResultTable:
     __pydantic_config__: ClassVar = CLOSED
 
     json: str | None = None
-    """Path of a JSON file; None of the six: `{result}`, which isoflop.trainer.finish writes."""
+    """Path of a JSON file; None of the six: `{result}`, which isoflop.trainer.finish writes. Of the
+    files that a pattern such as `meta_*.json` fits, the newest."""
     csv: str | None = None
     jsonl: str | None = None
     log: str | None = None
@@ -59,6 +61,8 @@ class ResultTable:
     """One of UNITS, or the name of another metric of which less is better."""
     metrics: Mapping[str, str] = field(default_factory=dict)
     """Further numbers to keep, by the names that they get here."""
+    curve: str | None = None
+    """Where the loss of training stands as it goes, in the way of `loss`; None: the loss itself."""
     step: str | None = None
     tokens: str | None = None
     """Where the tokens are told, which are then compared with the plan's."""
@@ -76,6 +80,29 @@ class ResultTable:
             if not name.isidentifier():
                 allowed = "a name of letters, digits and _"
                 raise UserError("trainer.result.metrics", name, allowed, "rename it")
+        names = set(_placeholders("trainer.result", [self.path]))
+        if names.isdisjoint(("result", "log", "run_id", "checkpoint_dir")):
+            allowed = (
+                "a path with {checkpoint_dir} or {run_id}, since each run has a file of its own"
+            )
+            raise UserError(f"trainer.result.{self.kind}", self.path, allowed, _DO)
+        if self.kind == "log":
+            self._check_patterns()
+
+    def _check_patterns(self) -> None:
+        given = {"loss": self.loss, "curve": self.curve, "step": self.step, "tokens": self.tokens}
+        given |= {"n_params": self.n_params, **self.metrics}
+        for name, text in given.items():
+            if text is None:
+                continue
+            try:
+                num_groups = re.compile(text).groups
+            except (re.error, RecursionError, OverflowError) as error:
+                allowed = f"a regular expression ({error})"
+                raise UserError(f"trainer.result.{name}", text, allowed, _DO) from None
+            if num_groups == 0:
+                allowed = "a regular expression with a group around the number, such as loss (\\S+)"
+                raise UserError(f"trainer.result.{name}", text, allowed, _DO)
 
     @property
     def kind(self) -> str:

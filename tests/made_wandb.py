@@ -1,0 +1,57 @@
+"""Files as W&B writes offline runs, for tests: version 0.31 wrote records of this form."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+BLOCK = 2**15
+
+
+def write_wandb(path: Path, records: Iterable[bytes]) -> None:
+    data = b":W&B\xe1\xbe\x00"
+    for record in records:
+        first = True
+        while first or record:
+            left = BLOCK - len(data) % BLOCK
+            if left < 7:
+                data += bytes(left)
+                continue
+            chunk, record = record[: left - 7], record[left - 7 :]
+            kind = {(1, 1): 1, (1, 0): 2, (0, 0): 3, (0, 1): 4}[first, not record]
+            body = bytes([kind]) + chunk
+            data += struct.pack("<IH", zlib.crc32(body), len(chunk)) + body
+            first = False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def history(values: Mapping[str, Any], step: int) -> bytes:
+    items = {**values, "_step": step, "_timestamp": 1.7e9 + step}
+    record = b"".join(_field(1, _item(key, value)) for key, value in items.items())
+    return _field(2, record + _field(2, b"\x08" + _varint(step)))
+
+
+def summary(values: Mapping[str, Any]) -> bytes:
+    return _field(3, b"".join(_field(1, _item(key, value)) for key, value in values.items()))
+
+
+def _item(key: str, value: Any) -> bytes:
+    parts = b"".join(_field(2, part.encode()) for part in key.split("|"))
+    return parts + _field(16, json.dumps(value).encode())
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
