@@ -238,12 +238,25 @@ def _flat(run: PlannedRun) -> dict[str, Any]:
 
 
 def _study_changes(before: Plan, after: Plan) -> tuple[tuple[str, Any, Any], ...]:
-    old, new = before.study.to_json(), after.study.to_json()
+    old, new = _entries(before), _entries(after)
     # An entry may be left out: None stands for it.
     names = {**old, **new}
     return tuple(
         (name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
     )
+
+
+def _entries(plan: Plan) -> dict[str, Any]:
+    """Return the entries of a plan's study, those of its trainer and archs under names with dots."""
+    values = plan.study.to_json()
+    trainer = values.pop("trainer", {})
+    for arch in values.pop("trainer_archs", ()):
+        values |= {f"arch.{arch['name']}.{name}": value for name, value in arch.items()}
+    inner = {"result": trainer.pop("result", {}), "ladder": trainer.pop("ladder", {})}
+    values |= {f"trainer.{name}": value for name, value in trainer.items()}
+    for table, entries in inner.items():
+        values |= {f"trainer.{table}.{name}": value for name, value in entries.items()}
+    return values
 
 
 def _flops(runs: Iterable[PlannedRun]) -> int:

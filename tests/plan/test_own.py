@@ -129,6 +129,16 @@ def test_an_edited_plan_is_refused(
         read_plan(tmp_path / "s")
 
 
+def test_a_difference_names_the_keys_of_the_trainer(code: Path) -> None:
+    study = own_study(code)
+    assert study.trainer is not None
+    result = dataclasses.replace(study.trainer.result, loss="val")
+    after = make_plan(changed(study, data="other", result=result))
+    difference = diff_plans(make_plan(study), after)
+    assert [name for name, _, _ in difference.study] == ["trainer.data", "trainer.result.loss"]
+    assert difference.changed[0].fields == ("data",)
+
+
 def test_growing_keeps_every_run_and_needs_the_planned_code(code: Path, tmp_path: Path) -> None:
     write_plan(make_plan(own_study(code)), tmp_path / "s")
     with pytest.raises(UserError, match=r"trainer.code = .*--with-code"):
