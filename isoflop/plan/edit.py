@@ -247,7 +247,7 @@ def _study_changes(before: Plan, after: Plan) -> tuple[tuple[str, Any, Any], ...
 
 
 def _entries(plan: Plan) -> dict[str, Any]:
-    """Return the entries of a plan's study, those of its trainer and archs under names with dots."""
+    """Return the entries of a plan's study; those of its trainer and archs by dotted names."""
     values = plan.study.to_json()
     trainer = values.pop("trainer", {})
     for arch in values.pop("trainer_archs", ()):
