@@ -7,7 +7,8 @@ other folder all files. Never code, wherever it lies:
 * virtual environments, `node_modules`, and what trackers write (`wandb`, `mlruns`,
   `lightning_logs`). `runs` and `out` may be packages: have git ignore them, or list the code;
 * what isoflop itself reads and writes: folders of studies, and study files and profiles, so that a
-  study may grow, or go to another cluster, and its ids stay.
+  study may grow, or go to another cluster, and its ids stay;
+* a symbolic link out of the folder by an absolute path, which says where data lie on this machine.
 
 Paths are written with `/`, from the code folder.
 """
@@ -87,6 +88,19 @@ def list_code(folder: Path, patterns: Sequence[str] = ()) -> frozenset[str]:
     return frozenset(chosen)
 
 
+def link_text(folder: Path, name: str) -> str | None:
+    """Return where a symbolic link of a code folder leads, as a path from the link.
+
+    None: out of the folder, by an absolute path.
+    """
+    text = str((folder / name).readlink())
+    root = os.path.realpath(folder)
+    target = os.path.realpath(folder / name)
+    if Path(target).is_relative_to(root):
+        return os.path.relpath(target, Path(root, name).parent)
+    return None if Path(text).is_absolute() else os.path.normpath(text)
+
+
 def is_compiled(name: str) -> bool:
     """Return whether a file or folder of that name is Python's bytecode."""
     return name == "__pycache__" or name.endswith(".pyc")
@@ -139,7 +153,10 @@ def _may_be_code(folder: Path, name: str, is_left_out: Callable[[str], bool]) ->
     parent, _, base = name.rpartition("/")
     if any(fnmatchcase(base, pattern) for pattern in _NO_FILES) or is_left_out(parent):
         return False
-    return not (base.endswith(".toml") and _is_of_isoflop(folder / name))
+    path = folder / name
+    if path.is_symlink() and link_text(folder, name) is None:
+        return False
+    return not (base.endswith(".toml") and _is_of_isoflop(path))
 
 
 def _is_of_isoflop(path: Path) -> bool:

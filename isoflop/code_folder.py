@@ -3,8 +3,7 @@
     STUDY/code.json     files with their digests, and the commit, as planned
 
 A symbolic link to a code file counts as a file of its content. One to anything else counts by where
-it leads, as a path from the link; one that leaves the folder by an absolute path says where data
-lie on this machine, and is no code. Neither times, owners, the order of files nor the folder's own
+it leads, as a path from the link. Neither times, owners, the order of files nor the folder's own
 path matter; the executable bit of a file does, and so do its line ends.
 """
 
@@ -18,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from isoflop.code_files import CODE_FILE, LIST_IT, commit_of, list_code
+from isoflop.code_files import CODE_FILE, LIST_IT, commit_of, link_text, list_code
 from isoflop.errors import UserError, shown
 from isoflop.files import refuse_links, sha256_file, sha256_json, write_json_atomic
 from isoflop.texts import has_control
@@ -104,22 +103,14 @@ def _mark(folder: Path, name: str, names: Collection[str]) -> str | None:
         raise UserError("trainer.code", str(path), allowed, LIST_IT) from None
 
 
-def link_text(folder: Path, name: str) -> str | None:
-    """Return where a symbolic link of a code folder leads, as a path from the link.
-
-    None: out of the folder, by an absolute path.
-    """
-    text = str((folder / name).readlink())
-    root = os.path.realpath(folder)
-    target = os.path.realpath(folder / name)
-    if Path(target).is_relative_to(root):
-        return os.path.relpath(target, Path(root, name).parent)
-    return None if Path(text).is_absolute() else os.path.normpath(text)
-
-
 def is_link(mark: str) -> bool:
     """Return whether a file counts by where it leads."""
     return mark.startswith(_LINK)
+
+
+def is_executable(mark: str) -> bool:
+    """Return whether a file may be executed."""
+    return mark.startswith(_EXECUTABLE)
 
 
 def _refuse_data(folder: Path, names: Collection[str]) -> None:

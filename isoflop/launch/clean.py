@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.errors import UserError, shown
+from isoflop.launch.code_copy import CODE_FOLDER
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.queue import Queue, SentTask, query_queue
 from isoflop.launch.slurm.records import (
@@ -28,7 +29,8 @@ from isoflop.launch.slurm.records import (
     submit_lock,
 )
 from isoflop.launch.slurm.scheduler import SchedulerError
-from isoflop.launch.slurm.snapshot import CODE_FOLDER, is_partial
+from isoflop.launch.slurm.snapshot import is_partial
+from isoflop.launch.trainer_code import is_of_trainer
 from isoflop.launch.weights import superfluous_weights
 from isoflop.plan.planner import Plan
 
@@ -62,13 +64,15 @@ def leftovers(folder: Path, plan: Plan) -> list[Leftover]:
     if queue.answer.unreachable is not None:
         raise SchedulerError("squeue", queue.answer.unreachable)
     root = folder.resolve()
-    live = _live_submissions(queue, _at_work(root, plan))
+    at_work = _at_work(root, plan)
+    live = _live_submissions(queue, at_work)
     submissions = read_submissions(root)
     found = {
         **dict.fromkeys(_stale_files(root), "a temporary file whose writer is gone"),
         **dict.fromkeys(superfluous_weights(root, plan), "of a run that has its result"),
         **dict.fromkeys(_pickles(root, submissions, live), "of jobs that are over"),
         **_unused_code(root, submissions, live),
+        **_unused_trainers(root, is_needed=bool(live or at_work) or _is_trainer_needed(root, plan)),
     }
     outermost = [path for path in found if not any(p in found for p in path.parents)]
     return [
@@ -172,11 +176,33 @@ def _unused_code(
             used.add(Path(submission.snapshot).name)
     found = {}
     for path in sorted((root / LAUNCH_FOLDER / CODE_FOLDER).glob("*")):
+        if is_of_trainer(path):
+            continue
         if is_partial(path):
             found[path] = "a copy of the code that was never finished"
         elif path.name not in used:
             found[path] = "code that no job runs"
     return found
+
+
+def _unused_trainers(root: Path, *, is_needed: bool) -> dict[Path, str]:
+    """Return whole copies of a trainer's code; one that is being made is a temporary folder."""
+    found = (root / LAUNCH_FOLDER / CODE_FOLDER).glob("*")
+    whole = sorted(p for p in found if is_of_trainer(p) and not p.name.startswith("."))
+    return {} if is_needed else dict.fromkeys(whole, "a trainer's code that no run needs")
+
+
+def _is_trainer_needed(root: Path, plan: Plan) -> bool:
+    """Return whether a run without a result may start from the copy: its source may be edited."""
+    if plan.study.trainer is None:
+        return False
+    for run in plan.unique_runs:
+        try:
+            if RunFolder(root, run.run_id).result() is None:
+                return True
+        except UserError:
+            return True
+    return False
 
 
 def _is_inside(path: Path, root: Path) -> bool:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli.clean import clean
 from isoflop.errors import UserError
-from isoflop.launch.clean import STALE_S
+from isoflop.launch.clean import STALE_S, leftovers, remove
 from isoflop.launch.slurm.records import (
     array_folder,
     read_submissions,
@@ -22,6 +22,8 @@ from isoflop.launch.slurm.records import (
 )
 from isoflop.launch.slurm.snapshot import snapshot_of
 from isoflop.launch.weights import prune_weights
+from isoflop.plan.planner import Plan
+from isoflop.study.trainer import ResultTable, Trainer
 from slurm.made_scheduler import DOWN, Scheduler, Sent
 
 USED, UNUSED, OPEN = "a" * 16, "b" * 16, "c" * 16
@@ -225,3 +227,47 @@ def test_a_submission_removes_what_a_killed_one_left_of_its_copy(
     assert not partial.exists()
     assert hidden.exists()
     assert (snapshot.folder / "isoflop" / "errors.py").exists()
+
+
+def test_a_trainers_code_stays_while_a_run_may_start_from_it(told: Scheduler, sent: Sent) -> None:
+    trainer = Trainer(
+        command=("train", "{steps}", "{seed}", "{d}"),
+        batch_tokens=8,
+        seq_len=8,
+        data="a label",
+        count="model:build",
+        comparable_losses=True,
+        result=ResultTable(unit="nats_per_token"),
+        ladder={"d": (1, 2)},
+    )
+    study = dataclasses.replace(sent.plan.study, trainer=trainer)
+    plan = dataclasses.replace(sent.plan, study=study)
+    copies = sent.folder / ".launch" / "code"
+    data = write(sent.folder.parent / "data" / "train.bin")
+    whole = write(copies / "trainer-00000000aaaaaaaa" / "train.py").parent
+    (whole / "data").symlink_to(data.parent)
+    half = write(copies / ".trainer-00000000aaaaaaaa.7-0123abcd.tmp" / "train.py").parent
+    isoflop_code = code(sent, UNUSED)
+
+    def found(of: Plan) -> set[Path]:
+        return {leftover.path for leftover in leftovers(sent.folder, of)}
+
+    told.queue()
+    # The sources may have been edited since: the copy is all that runs without a result have.
+    assert found(plan) == {isoflop_code}
+    last = len(sent.plan.unique_runs) - 1
+    for number in range(last + 1):
+        sent.result(number)
+    submission(sent, "12", USED, tasks=[[last]])
+    told.queue(sent.line("12", "RUNNING"))
+    assert whole not in found(plan)
+    told.queue(sent.line("12", "COMPLETED"))
+    # Of a plan without a trainer nothing starts there.
+    assert whole in found(plan)
+    assert whole in found(sent.plan)
+    assert half not in found(plan)
+    os.utime(half, (0, 0))
+    assert half in found(plan)
+    gone = remove(sent.folder, plan, leftovers(sent.folder, plan))
+    assert {whole, half} < {leftover.path for leftover in gone}
+    assert (whole.exists(), half.exists(), data.exists()) == (False, False, True)

@@ -19,21 +19,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from isoflop.disk import naming
+from isoflop.code_files import is_compiled
 from isoflop.errors import UserError
 from isoflop.families import PATHS_VARIABLE
 from isoflop.families._registry import find_family
+from isoflop.launch.code_copy import (
+    CODE_FOLDER,
+    SHOWN_DIGITS,
+    copy_file,
+    make_copy,
+    remove_compiled,
+)
 from isoflop.launch.slurm.records import LAUNCH_FOLDER
-
-CODE_FOLDER = "code"
 
 # A copy that is not whole yet.
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}-[0-9a-f]{8}")
 _PACKAGES = ("isoflop", "isoflop_kernels")
-# Where Python keeps bytecode; files of other names there are being written.
-_COMPILED = "__pycache__"
-_SHOWN_DIGITS = 16
-_READ_ONLY = 0o444
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +75,11 @@ class Snapshot:
             if is_partial(path):
                 shutil.rmtree(path)
         if not self.folder.exists():
-            self._copy()
+            temporary = self.folder.with_name(f".{self.folder.name}-{secrets.token_hex(4)}")
+            make_copy(self.folder, temporary, self._fill)
         copied = {name: self.folder / name for name in self.roots}
         for root in copied.values():
-            _remove_compiled(root)
+            remove_compiled(root)
         if _digest(copied) != self.digest or self._has_more():
             raise UserError(
                 "code snapshot",
@@ -93,40 +95,10 @@ class Snapshot:
         there = (entry for parent in parents for entry in (self.folder / parent).iterdir())
         return not known.issuperset(entry.relative_to(self.folder) for entry in there)
 
-    def _copy(self) -> None:
-        temporary = self.folder.with_name(f".{self.folder.name}-{secrets.token_hex(4)}")
-        try:
-            with naming(self.folder):
-                self._fill(temporary)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        try:
-            temporary.rename(self.folder)
-        except OSError:
-            # Another submission of the same code was faster.
-            shutil.rmtree(temporary)
-
     def _fill(self, folder: Path) -> None:
         for name, root in self.roots.items():
             for path in _files(root):
-                target = folder / name / path.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-                target.chmod(_READ_ONLY)
-
-
-def _remove_compiled(root: Path) -> None:
-    """Remove bytecode, which Python would run in the place of the sources that are checked.
-
-    Tasks that start meanwhile write there, and rename what they wrote.
-    """
-    for folder in list(root.rglob(_COMPILED)):
-        if folder.is_symlink():
-            folder.unlink()
-            continue
-        for path in list(folder.glob("*.pyc")):
-            path.unlink(missing_ok=True)
+                copy_file(path, folder / name / path.relative_to(root))
 
 
 def is_partial(path: Path) -> bool:
@@ -146,7 +118,7 @@ def snapshot_of(study_folder: Path, families: Iterable[str]) -> Snapshot:
             package = source.package.partition(".")[0]
             roots[package] = _package_folder(package)
     digest = _digest(roots)
-    folder = study_folder / LAUNCH_FOLDER / CODE_FOLDER / digest[:_SHOWN_DIGITS]
+    folder = study_folder / LAUNCH_FOLDER / CODE_FOLDER / digest[:SHOWN_DIGITS]
     return Snapshot(folder=folder, roots=roots, digest=digest)
 
 
@@ -168,7 +140,7 @@ def _files(root: Path) -> list[Path]:
         for path in found
         if path.suffix == ".py"
         or not any(
-            part.startswith(".") or part == _COMPILED for part in path.relative_to(root).parts
+            part.startswith(".") or is_compiled(part) for part in path.relative_to(root).parts
         )
     )
     return sorted(visible, key=lambda path: path.relative_to(root).as_posix())
