@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -n auto --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.installed-dev system
+test-slow: $(VENV)/.installed-slow system
 	$(BIN)/pytest -q -n auto --dist worksteal -m slow
 
 lint: $(VENV)/.installed-dev
@@ -67,6 +67,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[data,gpt2,dev]'
 	touch $(VENV)/.installed $@
+
+# What only slow tests need is half a gigabyte.
+$(VENV)/.installed-slow: $(VENV)/.installed-dev
+	$(PIP) --editable '.[hf,jax]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,7 @@
+"""For isoflop: a model of each rung, to count its FLOPs. Not a part of the trainer."""
+
+from model import GPT, GPTConfig
+
+
+def build(**sizes):
+    return GPT(GPTConfig(block_size=64, **sizes))
