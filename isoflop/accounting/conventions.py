@@ -60,7 +60,8 @@ def chinchilla(ledger: Ledger) -> int:
 
 
 def _not_known(convention: str, what: str) -> UserError:
-    return UserError("convention", convention, f"one for a model without {what}", "take paper+head")
+    allowed = f"one whose counts the model shows ({convention} needs {what})"
+    return UserError("convention", convention, allowed, "take paper+head")
 
 
 def six_n(ledger: Ledger) -> int:

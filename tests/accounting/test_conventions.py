@@ -166,5 +166,5 @@ def test_an_unknown_convention_is_refused_with_the_known_ones() -> None:
 
 def test_a_ledger_that_lies_about_its_length_is_caught() -> None:
     ledger = dataclasses.replace(dense(8, 1, 2, 11, 5), seq_len=7)
-    with pytest.raises(AssertionError):
+    with pytest.raises(UserError, match="every pair of tokens"):
         causal(ledger)
