@@ -39,7 +39,7 @@ def causal(ledger: Ledger) -> int:
     # Exact: the forward pass of a layer is 4·T·D, a multiple of 2T.
     kept, rest = divmod(full * (ledger.seq_len + 1), 2 * ledger.seq_len)
     if rest:
-        raise _not_known("causal", "scores of every pair of tokens")
+        raise not_known("causal", "scores of every pair of tokens")
     return paper_head(ledger) - (full - kept)
 
 
@@ -53,13 +53,14 @@ def chinchilla(ledger: Ledger) -> int:
         UserError: layers or heads are not known.
     """
     if ledger.n_layers is None or ledger.n_heads is None:
-        raise _not_known("chinchilla", "as many heads in each layer")
+        raise not_known("chinchilla", "as many heads in each layer")
     softmax = SOFTMAX_FLOPS * ledger.n_layers * ledger.n_heads * ledger.seq_len
     embedding = ledger.training_flops("head")
     return paper_head(ledger) + embedding + TRAINING_PASSES * softmax
 
 
-def _not_known(convention: str, what: str) -> UserError:
+def not_known(convention: str, what: str) -> UserError:
+    """Return the mistake that a convention needs what a model does not show."""
     allowed = f"one whose counts the model shows ({convention} needs {what})"
     return UserError("convention", convention, allowed, "take paper+head")
 

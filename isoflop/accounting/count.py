@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from annotated_types import Ge
 
-from isoflop.accounting.conventions import get_convention
+from isoflop.accounting.conventions import get_convention, not_known
 from isoflop.accounting.ledger import TRAINING_PASSES, Component, Ledger, add_up
 from isoflop.errors import UserError
 from isoflop.validate import CLOSED, validated
@@ -71,6 +71,8 @@ class Count:
     """Modules that hold products of activations (attention); None where there are none."""
     n_heads: _Some | None = None
     """Heads of each; None where they differ or their products are not those of heads."""
+    all_pairs: bool = True
+    """Whether products of activations are over all pairs of a sequence's tokens, as attention's."""
     elementwise_per_token: _Whole | None = None
     """Entries that elementwise operators and reductions wrote in forward and backward pass; they
     count 0 FLOPs."""
@@ -164,4 +166,8 @@ class Count:
             UserError: there is no such convention, or the model does not show what it counts.
         """
         count = get_convention(convention)
-        return self.training_flops if self.declared else count(self.ledger())
+        if self.declared:
+            return self.training_flops
+        if convention == "causal" and not self.all_pairs:
+            raise not_known(convention, "scores of every pair of tokens")
+        return count(self.ledger())

@@ -12,6 +12,7 @@ elementwise work. Write contractions as matrix products or `einsum`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -101,23 +102,39 @@ _GROUPS = (
     _OPTIMIZER,
     _CONTROL,
 )
+ARITHMETIC = frozenset(f"aten::{name}" for name in (_ELEMENTWISE + _REDUCTIONS).split())
+"""Of the operators on :data:`ZERO_COST` those that compute, though no matrix product."""
 ZERO_COST = frozenset(f"aten::{name}" for group in _GROUPS for name in group.split()) | _PROFILER
 """Operators that run without counting, as `namespace::name`."""
 
 
-class UncountedOperatorError(ValueError):
-    """Operators ran that have no FLOP formula and are not on the zero-cost list."""
+_WITHOUT_FORMULA = (
+    "register a FLOP formula (torch.utils.flop_counter.register_flop_formula) or write the layer "
+    "with operators that have one"
+)
 
-    def __init__(self, operators: tuple[str, ...]) -> None:
-        super().__init__(
-            f"not counted: {', '.join(operators)}; register a FLOP formula "
-            "(torch.utils.flop_counter.register_flop_formula) or write the layer with operators "
-            "that have one"
-        )
+
+class UncountedOperatorError(ValueError):
+    """Operators ran whose FLOPs cannot be vouched for.
+
+    Args:
+        operators: their names.
+        why: the reason, and what to do; by default that they have no FLOP formula and are not on
+            the zero-cost list.
+    """
+
+    def __init__(self, operators: tuple[str, ...], why: str = _WITHOUT_FORMULA) -> None:
+        super().__init__(f"not counted: {', '.join(operators)}; {why}")
         self.operators = operators
+        self.why = why
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (UncountedOperatorError, (self.operators,))
+        return (UncountedOperatorError, (self.operators, self.why))
+
+
+Observer = Callable[[Any, str, tuple[Any, ...], dict[str, Any], Any, int | None], None]
+"""Called after each operator with it, its plain name (:func:`plain_name`), arguments, result and
+FLOPs; None where it has no formula."""
 
 
 class StrictFlopCounter:
@@ -135,13 +152,14 @@ class StrictFlopCounter:
             that is neither in torch's registry of formulas nor on :data:`ZERO_COST`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observer | None = None) -> None:
         self._counter = FlopCounterMode(display=False)
-        self._watch = _Watch(self._counter.flop_registry)
+        self._watch = _Watch(self._counter.flop_registry, observe)
 
     def __enter__(self) -> Self:
         # Entered first, so it sees what is left after the counter took composite operators apart.
         self._watch.uncounted.clear()
+        self._watch.failed = ("", None)
         self._watch.__enter__()
         self._counter.__enter__()
         return self
@@ -170,6 +188,16 @@ class StrictFlopCounter:
             for packet, flops in self._counter.get_flop_counts().get(path, {}).items()
         }
 
+    def failed_in(self, error: BaseException) -> str | None:
+        """Return the operator that raised an error, if one did."""
+        name, raised = self._watch.failed
+        return name if raised is error else None
+
+    def is_registered_by_user(self, packet: Any) -> bool:
+        """Return whether an operator's formula is neither torch's own nor isoflop's."""
+        module = self._watch.formulas[packet].__module__
+        return module.split(".")[0] != "isoflop" and module != FlopCounterMode.__module__
+
     def _refuse_uncounted(self) -> None:
         if self._watch.uncounted:
             raise UncountedOperatorError(tuple(sorted(self._watch.uncounted)))
@@ -180,18 +208,31 @@ class _Watch(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, formulas: dict[Any, Any]) -> None:
+    def __init__(self, formulas: dict[Any, Any], observe: Observer | None) -> None:
         super().__init__()
         self.formulas = formulas
+        self.observe = observe
         self.uncounted: Counter[str] = Counter()
+        self.failed: tuple[str, BaseException | None] = ("", None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         packet = getattr(func, "overloadpacket", func)
-        if packet not in self.formulas and _plain_name(operator_name(packet)) not in ZERO_COST:
+        name = plain_name(operator_name(packet))
+        if packet not in self.formulas and name not in ZERO_COST:
             self.uncounted[operator_name(packet)] += 1
-        return func(*args, **(kwargs or {}))
+        try:
+            out = func(*args, **kwargs)
+        except Exception as error:
+            self.failed = (operator_name(packet), error)
+            raise
+        if self.observe is not None:
+            formula = self.formulas.get(packet)
+            flops = None if formula is None else formula(*args, **kwargs, out_val=out)
+            self.observe(packet, name, args, kwargs, out, flops)
+        return out
 
 
 def operator_name(packet: Any) -> str:
@@ -203,7 +244,7 @@ def operator_name(packet: Any) -> str:
     return str(packet)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return the name without the marks of its in-place and list forms, which do the same work."""
     namespace, _, operator = name.partition("::")
     operator = operator.removeprefix("_foreach_")

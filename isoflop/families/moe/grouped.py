@@ -21,6 +21,9 @@ def grouped_linear(x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor, group_R: T
     fixed order. In bf16 on GPUs nothing waits for the sizes of the groups.
     """
     device = x_RI.device.type
+    if device == "meta":
+        # Shapes do not say how many rows a group has.
+        return _uncompiled(x_RI, weight_EIO, bias_EO, group_R)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_RI, weight_EIO, bias_EO = x_RI.to(dtype), weight_EIO.to(dtype), bias_EO.to(dtype)
@@ -150,6 +153,26 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None
 
 
 _uncompiled.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.isoflop.product_loop)
+def _product_loop_flops(
+    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], *args: object, **kwargs: object
+) -> int:
+    """Return multiplications and additions of all rows, each times the matrix of its group."""
+    return 2 * x_shape[0] * weight_shape[1] * weight_shape[2]
+
+
+@register_flop_formula(torch.ops.isoflop.product_loop_backward)
+def _product_loop_backward_flops(
+    grad_shape: tuple[int, ...],
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    *args: object,
+    **kwargs: object,
+) -> int:
+    """Return those of the gradients of the rows and of the matrices."""
+    return 2 * _product_loop_flops(x_shape, weight_shape)
 
 
 def _groups(group_R: Tensor, num_groups: int) -> list[tuple[int, slice]]:

@@ -1,0 +1,191 @@
+"""Which part of a model each product of it belongs to: the components of a ledger.
+
+The rules stand in isoflop/accounting/README.md ("FLOPs of any module"). They look at how values
+flow and at few names, since the code is someone else's; totals do not depend on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from isoflop.model.flop_counter import operator_name
+from isoflop.model.products import Product
+
+_ROUTER = re.compile(r"router|gate|gating|gate_network|wg")
+_BIAS = re.compile(r".*bias.*|b\d*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """A parameter of the model."""
+
+    path: str
+    """Its first name, with dots."""
+    tensor: Tensor
+
+    @property
+    def owner(self) -> str:
+        """Path of the module that has it."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """Return its own name."""
+        return self.path.rpartition(".")[2]
+
+
+class Parts:
+    """The component of each product and each parameter.
+
+    Args:
+        products: of one example.
+        parameters: of the model, by number.
+        tables: numbers of parameters that are looked up, and whether by the inputs.
+    """
+
+    def __init__(
+        self, products: Sequence[Product], parameters: Sequence[Parameter], tables: dict[int, bool]
+    ) -> None:
+        self._products = products
+        self._parameters = parameters
+        self._tables = tables
+        self._weighted = [p for p in products if p.parameters]
+        self._mixtures = self._find_mixtures()
+        self.scores = [p for p in products if p.of_activations]
+        self.attention = self._find_attention()
+        self._in_flow = self._find_flow()
+        self.head = self._find_head()
+
+    def component(self, product: Product) -> str:
+        """Return the component that a product belongs to."""
+        if product in self.head:
+            return "head"
+        if product.of_activations:
+            return "router" if self._holder(product) in self._mixtures else "attn_scores"
+        if self._is_router(product):
+            return "router"
+        if product in self._in_flow or any(
+            not is_block(m) and is_inside(product.path, m) for m in self.attention
+        ):
+            return "attn_proj"
+        if "convolution" in operator_name(product.operator) or not product.parameters:
+            return "other"
+        return "experts" if self._is_in_block(product.path) else "other"
+
+    def of_parameter(self, number: int) -> str:
+        """Return the component that a parameter belongs to.
+
+        That of the products it is in; a table of tokens is the head's, a bias goes with the largest
+        weight beside it, and what only scales or shifts is a norm.
+        """
+        for product in self._weighted:
+            if number in product.parameters:
+                return self.component(product)
+        if number in self._tables:
+            return "head" if self._tables[number] else "other"
+        parameter = self._parameters[number]
+        beside = [
+            (self._parameters[n].tensor.numel(), product)
+            for product in self._weighted
+            for n in product.parameters
+            if self._parameters[n].owner == parameter.owner
+        ]
+        if beside and _BIAS.fullmatch(parameter.name):
+            return self.component(max(beside, key=lambda each: each[0])[1])
+        return "norms"
+
+    def _holder(self, product: Product) -> str:
+        """Return the innermost module around a product that has weights of its own or inside."""
+        for path in _upwards(product.path):
+            if any(is_inside(p.path, path) for p in self._weighted):
+                return path
+        return ""
+
+    def _find_mixtures(self) -> set[str]:
+        """Return modules in which a choice is made of what a weight gives: mixtures of experts."""
+        return {
+            self._holder(p)
+            for p in self._weighted
+            if p.is_selected_by and not is_block(self._holder(p))
+        } | {parent for p in self._weighted if (parent := self._named_mixture(p)) is not None}
+
+    def _named_mixture(self, product: Product) -> str | None:
+        """Return the module whose `router` or `gate` stands beside its `experts`."""
+        for path in _upwards(product.path):
+            parent, _, name = path.rpartition(".")
+            if _ROUTER.fullmatch(name):
+                beside = f"{parent}.experts" if parent else "experts"
+                if any(is_inside(p.path, beside) for p in self._weighted):
+                    return parent
+        return None
+
+    def _is_router(self, product: Product) -> bool:
+        if product.is_selected_by:
+            return True
+        chosen = [p for p in self._weighted if p.is_selected_by]
+        for path in _upwards(product.path):
+            if path and _ROUTER.fullmatch(path.rpartition(".")[2]):
+                if any(is_inside(p.path, path) for p in chosen):
+                    return True
+                return self._named_mixture(product) is not None
+        return False
+
+    def _find_attention(self) -> list[str]:
+        """Return modules that hold products of activations, in order of their first."""
+        found: dict[str, None] = {}
+        for product in self.scores:
+            holder = self._holder(product)
+            if holder not in self._mixtures:
+                found[holder] = None
+        return list(found)
+
+    def _find_flow(self) -> set[Product]:
+        """Return products that give queries, keys and values, or take what attention gives.
+
+        For attention that is computed in the forward pass of a whole block, whose feed-forward is
+        in the same module.
+        """
+        around = {p for p in self.scores if is_block(self._holder(p))}
+        into = {source for p in around for source in p.sources if source.parameters}
+        return into | {p for p in self._weighted if p.sources & around}
+
+    def _find_head(self) -> set[Product]:
+        """Return products with the table of tokens, or with the last weight if it gives logits."""
+        tokens = {n for n, by_input in self._tables.items() if by_input}
+        weights = {n for p in self._weighted if p.parameters & tokens for n in p.parameters}
+        rows = {self._parameters[n].tensor.shape[0] for n in tokens}
+        if self._weighted and self._weighted[-1].shape[-1:] and rows:
+            last = self._weighted[-1]
+            if last.shape[-1] in rows or not self._is_in_block(last.path):
+                weights |= last.parameters
+        return {p for p in self._weighted if p.parameters & weights}
+
+    def _is_in_block(self, path: str) -> bool:
+        """Return whether a path is one of many alike, or inside what also holds attention."""
+        if any(name.isdecimal() for name in path.split(".")) or "" in self.attention:
+            return True
+        return any(
+            prefix and is_inside(m, prefix) for prefix in _upwards(path) for m in self.attention
+        )
+
+
+def is_inside(path: str, module: str) -> bool:
+    """Return whether a path is a module's own or that of a part of it."""
+    return not module or path == module or path.startswith(f"{module}.")
+
+
+def is_block(path: str) -> bool:
+    """Return whether a module is the model itself or an element of a list."""
+    return path.rpartition(".")[2].isdecimal() or not path
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """Yield a path and those of all modules around it, the model's own last."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
