@@ -212,7 +212,10 @@ COMMAND = ["{python}", "train.py", "{depth}", "{steps}", "{seed}", "{result}"]
         (_trainer(result={"unit": "bits per byte"}), "trainer.result.unit = 'bits per byte'"),
         (_trainer(result={"loss": "x"}), "trainer.result.unit = None: must be given"),
         (_trainer(result={"unit": "u", "json": "a", "csv": "b"}), "must be one of json, csv"),
-        (_trainer(result={"unit": "u", "json": "{dept}"}), "{dept}: must be one of .*write depth"),
+        (
+            _trainer(result={"unit": "u", "json": "{run_id}{dept}"}),
+            "{dept}: must be one of .*write depth",
+        ),
         (lambda v: v["arch"][0].update(name="mlp"), "arch.name = 'mlp': must be one of plain"),
         (lambda v: v["arch"].append({"name": "gated"}), "a label of its own"),
         (lambda v: v["arch"][0].update(ladder={"x": [1]}), "{x}: must be one of depth"),
