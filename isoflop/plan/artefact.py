@@ -172,11 +172,12 @@ def replace_plan(plan: Plan, folder: Path) -> None:
 
 
 def _write_both(plan: Plan, text: str, folder: Path, estimates: Estimates | None) -> None:
+    # By the record of its code a folder is known as a study's, which is no code: it comes first.
+    if plan.code is not None:
+        write_code(folder, plan.code)
     # The JSON is the plan; it is written last, so that a folder with it is complete. Cut off in
     # between, an older JSON still stands, and the same command writes both again.
     write_plan_table(plan, folder, estimates)
-    if plan.code is not None:
-        write_code(folder, plan.code)
     write_text_atomic(folder / PLAN_FILE, text)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from isoflop.accounting.count import Count
 from isoflop.errors import UserError
-from isoflop.plan import own
+from isoflop.plan import artefact, own
 from isoflop.plan.artefact import plan_to_json, read_plan, write_plan
 from isoflop.plan.edit import diff_plans
 from isoflop.plan.grow import extend_plan
@@ -266,3 +266,22 @@ def test_a_spec_of_one_kind_is_never_read_as_the_other(code: Path) -> None:
         with pytest.raises(UserError, match=f"spec.{name}"):
             spec_from_json(values | {name: wrong})
     assert run.run_id == run_id(spec_from_json(values))
+
+
+@pytest.mark.parametrize("last", ["write_code", "write_plan_table", "write_text_atomic"])
+def test_a_plan_that_was_cut_off_in_the_code_folder_is_no_code(
+    last: str, code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = own_study(code)
+    plan, folder = make_plan(study), code / "results" / "s"
+    write = getattr(artefact, last)
+
+    def write_and_die(*arguments: Any) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artefact, last, write_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            write_plan(plan, folder)
+    assert ids(make_plan(study)) == ids(plan)
