@@ -29,7 +29,7 @@ def diff(a: Path, b: Path) -> None:
     """
     from isoflop.plan.edit import diff_plans, load_plan
     from isoflop.plan.estimate import load_estimates
-    from isoflop.plan.estimate.estimates import same_hardware_hours
+    from isoflop.plan.estimate.stored import same_hardware_hours
 
     before, after = load_plan(a), load_plan(b)
     estimates = [load_estimates(path if path.is_dir() else path.parent) for path in (a, b)]

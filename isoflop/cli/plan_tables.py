@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _HOURS = {"GPU-hours": "GPU-h", "core-hours": "core-h"}
 _TEXT = ("run", "arch")
+# Fewer are of no interest: about a third of a second.
+_LEAST_HOURS = 1e-4
 
 # Left out of a terminal that is too narrow for all, the first ones first.
 _LEAST_WANTED = ("non-emb", "resid %", "FLOPs", "active", "est. mem", "epochs", "steps")
@@ -76,7 +78,10 @@ def _run_cells(run: PlannedRun, estimate: PlanEstimate | None) -> dict[str, str]
 def _hours(estimates: Iterable[RunEstimate]) -> str:
     hours = [estimate.gpu_hours for estimate in estimates]
     known = [number for number in hours if number is not None]
-    return f"{sum(known):.3g}" if len(known) == len(hours) else "no fit"
+    if len(known) < len(hours):
+        return "no fit"
+    total = sum(known)
+    return f"{total:.3g}" if total == 0 or total >= _LEAST_HOURS else f"<{_LEAST_HOURS:g}"
 
 
 def plan_overview(plan: Plan, estimate: PlanEstimate) -> Table:
@@ -185,17 +190,27 @@ def rate_lines(plan: Plan) -> list[str]:
 def total_lines(estimate: PlanEstimate) -> list[str]:
     """Return what the whole plan is estimated to take."""
     cost = "" if estimate.cost is None else f", {estimate.cost:,.4g} at the price given"
-    measured = (
-        f"step times of {estimate.num_calibrated} of {len(estimate.runs)} runs measured"
-        if estimate.num_calibrated
-        else "nothing measured"
-    )
     # Fractions of an hour are hard to picture.
     short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if estimate.gpu_hours < 1 else ""
     total = f"{estimate.gpu_hours:,.4g} {estimate.unit}{short}{cost}"
+    if 0 < estimate.gpu_hours < _LEAST_HOURS:
+        total = f"under {_LEAST_HOURS:g} {estimate.unit}{cost}"
     if not any(run.fits for run in estimate.runs.values()):
         total = f"no run fits, so that there are no {estimate.unit} to tell"
     return [
-        f"estimate on {estimate.hardware}: {total}; {measured} (isoflop show --explain)",
+        f"estimate on {estimate.hardware}: {total}; {_how_known(estimate)} "
+        "(isoflop show --explain)",
         *(f"does not fit: {line}" for line in estimate.not_fitting),
+        *estimate.warnings,
     ]
+
+
+def _how_known(estimate: PlanEstimate) -> str:
+    """Return what the times rest on."""
+    num_runs, num_between = len(estimate.runs), estimate.num_of("interpolated")
+    parts = []
+    if estimate.num_calibrated:
+        parts.append(f"step times of {estimate.num_calibrated} of {num_runs} runs measured")
+    if num_between:
+        parts.append(f"of {num_between} between rungs that were")
+    return ", ".join(parts) or "nothing measured"

@@ -203,7 +203,10 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
         known["peak memory"] = f"{format_bytes(estimate.peak_mem_bytes)} per device"
     if estimate.step_s is not None and estimate.gpu_hours is not None:
         known["step"] = f"{estimate.step_s:.3g} s ({estimate.source})"
-        known["all steps"] = f"{estimate.gpu_hours:,.3g} device-hours"
+        if estimate.start_s is not None:
+            known["start-up"] = f"{estimate.start_s:.3g} s, with what else a run does once"
+        whole = "all steps" if estimate.start_s is None else "all of it"
+        known[whole] = f"{estimate.gpu_hours:,.3g} device-hours"
     parts = {name: f"{1000 * seconds:,.3g} ms" for name, seconds in estimate.parts.items()}
     if placement is None or estimate.memory is None or estimate.memory_other is None:
         return ["estimates", *_aligned(known)]

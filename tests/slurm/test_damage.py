@@ -19,7 +19,7 @@ from isoflop.launch.job import Job
 from isoflop.launch.slurm.records import jobs_file, record_cancelled, write_options
 from isoflop.placement import Placement
 from isoflop.plan.estimate import estimate_for
-from isoflop.plan.estimate.estimates import store_estimates
+from isoflop.plan.estimate.stored import store_estimates
 from made_listing import listing
 from slurm.made_scheduler import Scheduler, Sent, line, use
 

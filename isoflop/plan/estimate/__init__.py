@@ -10,9 +10,6 @@ from isoflop.plan.estimate.estimates import (
     estimate_for,
     estimate_plan,
     estimate_run,
-    load_estimates,
-    refresh_estimates,
-    write_with_estimates,
 )
 from isoflop.plan.estimate.hardware import (
     Calibration,
@@ -21,6 +18,7 @@ from isoflop.plan.estimate.hardware import (
     load_calibration,
     load_hardware,
 )
+from isoflop.plan.estimate.stored import load_estimates, refresh_estimates, write_with_estimates
 
 __all__ = [
     "Calibration",

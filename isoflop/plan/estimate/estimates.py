@@ -1,22 +1,16 @@
-"""Estimates of runs and of whole plans: seconds, GPU-hours, memory, money; and their files.
-
-Beside a plan they are estimates.json and the est_ columns of plan.parquet. They are not part of the
-plan: made again for other hardware, they replace the older ones.
-"""
+"""Estimates of runs and of whole plans: seconds, GPU-hours, memory, money."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from isoflop.accounting import Ledger
 from isoflop.errors import UserError, shown
-from isoflop.files import dump_json, write_text_atomic
 from isoflop.numbers import format_flops
-from isoflop.plan.artefact import write_plan, write_plan_table
 from isoflop.plan.estimate import time
 from isoflop.plan.estimate.hardware import (
     CALIBRATION_FILE,
@@ -38,17 +32,18 @@ from isoflop.plan.estimate.memory import (
     model_shape,
     placement_memory,
 )
+from isoflop.plan.estimate.own import CommandEstimator
 from isoflop.plan.estimate.time import estimate_step
 from isoflop.plan.planner import Plan
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
-from isoflop.validate import read_record
 
 if TYPE_CHECKING:
     from isoflop.plan.runs import PlannedRun
+    from isoflop.study import Study
 
 
-Source = Literal["roofline", "calibrated", "flops"]
+Source = Literal["roofline", "calibrated", "interpolated", "flops"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +66,10 @@ class RunEstimate:
     """Roofline seconds per step by component; they add up to step_s unless calibrated."""
     assumptions: tuple[str, ...]
     source: Source
-    """`calibrated`: step_s was measured, for this very shape; `flops`: only FLOPs are known."""
+    """`calibrated`: step_s was measured, for this very shape; `interpolated`: for other rungs of a
+    command; `flops`: only FLOPs are known."""
+    start_s: float | None = None
+    """Seconds of the run but for its steps, which are in gpu_hours; None: not known."""
 
     @property
     def fits(self) -> bool:
@@ -100,6 +98,12 @@ class PlanEstimate:
     num_calibrated: int
     """Runs whose step time was measured."""
     assumptions: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """What a reader has to know beside the numbers: a line each."""
+
+    def num_of(self, source: Source) -> int:
+        """Return how many runs' step times are from there."""
+        return sum(run.source == source for run in self.runs.values())
 
 
 def estimate_run(
@@ -136,11 +140,12 @@ def estimate_plan(
     for name, value in (("--price", price), ("--max-gpu-hours", max_gpu_hours)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(name, value, "a positive number", "correct it")
-    estimator = _Estimator(hardware, calibration)
+    built_in = _Estimator(hardware, calibration)
+    own = None if plan.study.trainer is None else CommandEstimator(plan, hardware, calibration)
     runs = {
-        run.run_id: estimator.run(run.spec, run.ledger)
+        run.run_id: built_in.run(run.spec, run.ledger)
         if isinstance(run.spec, RunSpec)
-        else estimate_own(run, hardware, plan.study.placement.get("ranks", 1))
+        else _of_command(run, own, plan.study.placement.get("ranks", 1))
         for run in plan.unique_runs
     }
     by_budget = _hours_by_budget(plan, runs)
@@ -157,7 +162,29 @@ def estimate_plan(
         cost=None if rate is None else rate * total,
         not_fitting=_not_fitting(plan.unique_runs, runs),
         num_calibrated=sum(e.source == "calibrated" for e in runs.values()),
-        assumptions=estimator.assumptions,
+        assumptions=(
+            *(built_in.assumptions if own is None or built_in.num_shapes else ()),
+            *(own.assumptions if own is not None else ()),
+        ),
+        warnings=() if own is None else own.warnings,
+    )
+
+
+def _of_command(run: PlannedRun, own: CommandEstimator | None, num_ranks: int) -> RunEstimate:
+    assert own is not None
+    estimate = own.run(run)
+    wall_s = (estimate.start_s or 0.0) + estimate.step_s * run.spec.steps
+    return RunEstimate(
+        step_s=estimate.step_s,
+        gpu_hours=wall_s * num_ranks / 3600,
+        peak_mem_bytes=estimate.peak_mem_bytes,
+        placement=None,
+        memory=None,
+        memory_other=None,
+        parts={},
+        assumptions=own.assumptions,
+        source=estimate.source,
+        start_s=estimate.start_s,
     )
 
 
@@ -176,8 +203,14 @@ class _Estimator:
         if calibration is not None:
             check_same_kind(calibration, hardware.kind)
             self._measured = calibration.by_shape()
+        if calibration is not None and (self._measured or not calibration.commands):
             measured = f"step times of {len(self._measured)} shapes, {calibration.describe()}"
             self.assumptions = (f"calibrated: {measured}, each alone", *self.assumptions)
+
+    @property
+    def num_shapes(self) -> int:
+        """Shapes that were estimated so far."""
+        return len(self._by_shape)
 
     def run(self, spec: RunSpec, ledger: Ledger | None = None) -> RunEstimate:
         """Return the estimate of a run; ``ledger`` where it is known already."""
@@ -223,30 +256,6 @@ class _Estimator:
         )
 
 
-# Without a word of the command's own precision, that of nearly all training.
-_OWN_PRECISION = {"cpu": "fp32", "cuda": "bf16"}
-
-
-def estimate_own(run: PlannedRun, hardware: Hardware, num_devices: int) -> RunEstimate:
-    """Return the time of a run by a command of one's own, from its FLOPs alone."""
-    precision = _OWN_PRECISION[hardware.kind]
-    device_s = run.flops / hardware.matmul_rate(precision)
-    return RunEstimate(
-        step_s=device_s / run.spec.steps / num_devices,
-        gpu_hours=device_s / 3600,
-        peak_mem_bytes=None,
-        placement=None,
-        memory=None,
-        memory_other=None,
-        parts={},
-        assumptions=(
-            f"own trainer: its products reach {hardware.matmul_efficiency:.0%} of "
-            f"{hardware.name}'s peak in {precision}, nothing else takes time; memory is not known",
-        ),
-        source="flops",
-    )
-
-
 def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, float]:
     hours = dict.fromkeys((run.budget_flops for run in plan.runs), 0.0)
     counted: set[str] = set()
@@ -286,145 +295,6 @@ def _not_fitting(
     return tuple(lines)
 
 
-ESTIMATES_FILE = "estimates.json"
-ESTIMATES_SCHEMA_VERSION = 1
-
-Columns = Mapping[str, float | None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredEstimates:
-    """What estimates.json says."""
-
-    hardware: str
-    """Name of the hardware profile."""
-    gpu_hours: float
-    """Device-hours of all runs that fit, each counted once."""
-    columns: Mapping[str, Columns]
-    """The est_ columns of plan.parquet by run id."""
-    placements: Mapping[str, PlacementEstimate]
-    """How each run is laid out on that hardware, by run id."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _RunEntry:
-    est_step_s: float | None
-    est_gpu_hours: float | None
-    est_peak_mem_bytes: float | None
-    placement: PlacementEstimate | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _EstimatesFile:
-    """What is used of estimates.json."""
-
-    schema_version: Literal[1]
-    hardware: str
-    gpu_hours: float
-    runs: Mapping[str, _RunEntry]
-
-
-def est_columns(estimate: RunEstimate) -> dict[str, float | None]:
-    """Return the est_ columns of one run."""
-    return {
-        "est_step_s": estimate.step_s,
-        "est_gpu_hours": estimate.gpu_hours,
-        "est_peak_mem_bytes": None
-        if estimate.peak_mem_bytes is None
-        else float(estimate.peak_mem_bytes),
-    }
-
-
-def write_with_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> bool:
-    """Write a plan and its estimates; False where the same plan is there already.
-
-    Raises:
-        UserError: the folder holds a different plan; nothing is written.
-    """
-    is_new = write_plan(plan, folder, _columns(estimate))
-    if is_new:
-        write_text_atomic(folder / ESTIMATES_FILE, dump_json(_to_json(estimate)))
-    else:
-        store_estimates(plan, estimate, folder)
-    return is_new
-
-
-def store_estimates(plan: Plan, estimate: PlanEstimate, folder: Path) -> None:
-    """Write estimates.json and plan.parquet into a folder that holds the plan.
-
-    Writes nothing where the same estimates are there already.
-    """
-    path = folder / ESTIMATES_FILE
-    text = dump_json(_to_json(estimate))
-    if path.exists() and path.read_bytes() == text.encode():
-        return
-    write_plan_table(plan, folder, _columns(estimate))
-    # Last, so that a file that is there speaks of the table beside it.
-    write_text_atomic(path, text)
-
-
-def load_estimates(folder: Path) -> StoredEstimates | None:
-    """Return the estimates beside a plan; None where there are none.
-
-    Raises:
-        UserError: the file is damaged or of another version.
-    """
-    path = folder / ESTIMATES_FILE
-    if not path.exists():
-        return None
-    found = read_record(_EstimatesFile, path, "estimates", "remove the file and plan again")
-    return StoredEstimates(
-        hardware=found.hardware,
-        gpu_hours=found.gpu_hours,
-        columns={
-            run_id: {name: getattr(entry, name) for name in _COLUMNS}
-            for run_id, entry in found.runs.items()
-        },
-        placements={
-            run_id: entry.placement
-            for run_id, entry in found.runs.items()
-            if entry.placement is not None
-        },
-    )
-
-
-def same_hardware_hours(
-    before: StoredEstimates | None, after: StoredEstimates | None
-) -> tuple[float, float] | None:
-    """Return device-hours of two plans; None unless both are estimated for the same hardware."""
-    if before is None or after is None or before.hardware != after.hardware:
-        return None
-    return before.gpu_hours, after.gpu_hours
-
-
-def _columns(estimate: PlanEstimate) -> dict[str, Columns]:
-    return {run_id: est_columns(run) for run_id, run in estimate.runs.items()}
-
-
-_COLUMNS = ("est_step_s", "est_gpu_hours", "est_peak_mem_bytes")
-
-
-def _to_json(estimate: PlanEstimate) -> dict[str, Any]:
-    return {
-        "schema_version": ESTIMATES_SCHEMA_VERSION,
-        "hardware": estimate.hardware,
-        "unit": estimate.unit,
-        "gpu_hours": estimate.gpu_hours,
-        "cost": estimate.cost,
-        "num_calibrated": estimate.num_calibrated,
-        "not_fitting": list(estimate.not_fitting),
-        "assumptions": list(estimate.assumptions),
-        "runs": {
-            run_id: est_columns(run)
-            | {
-                "source": run.source,
-                "placement": None if run.placement is None else asdict(run.placement),
-            }
-            for run_id, run in estimate.runs.items()
-        },
-    }
-
-
 def estimate_for(
     planned: Plan,
     folder: Path,
@@ -446,29 +316,28 @@ def estimate_for(
     Raises:
         UserError: an unknown profile, a damaged calibration, or a plan over the cap.
     """
-    study = planned.study
-    if study.trainer is not None:
-        usual = "cpu2" if study.placement.get("device") == "cpu" else "h100"
-    else:
-        usual = "cpu2" if get_recipe(study.recipe).precision == "fp32" else "h100"
-    profile = load_hardware(hardware or usual)
-    measured = _calibration(calibration, folder, profile)
-    return estimate_plan(planned, profile, price, max_gpu_hours, measured)
-
-
-def refresh_estimates(plan: Plan, folder: Path) -> None:
-    """Estimate a grown plan for the hardware it was estimated for before, if it was."""
-    stored = load_estimates(folder)
-    if stored is not None:
-        store_estimates(plan, estimate_for(plan, folder, stored.hardware), folder)
-
-
-def _calibration(path: Path | None, folder: Path, profile: Hardware) -> Calibration | None:
-    """Return the calibration that is named, or the folder's own if it is of the profile's kind."""
-    if path is not None:
-        return load_calibration(path)
-    if not (folder / CALIBRATION_FILE).exists():
-        return None
-    found = load_calibration(folder / CALIBRATION_FILE)
+    named = None if calibration is None else load_calibration(calibration)
+    found = named or _calibration_beside(folder)
+    profile = load_hardware(hardware or _usual_hardware(planned.study, found))
+    if named is not None or found is None or found.kind == profile.kind:
+        return estimate_plan(planned, profile, price, max_gpu_hours, found)
     # What was measured on one kind of device says nothing of another.
-    return found if found.kind == profile.kind else None
+    estimate = estimate_plan(planned, profile, price, max_gpu_hours)
+    if planned.study.trainer is None:
+        return estimate
+    unused = f"{CALIBRATION_FILE} is not used for {profile.name}: it was {found.describe()}"
+    return dataclasses.replace(estimate, warnings=(*estimate.warnings, unused))
+
+
+def _usual_hardware(study: Study, calibration: Calibration | None) -> str:
+    if study.trainer is None:
+        return "cpu2" if get_recipe(study.recipe).precision == "fp32" else "h100"
+    device = study.placement.get("device")
+    if device is None and calibration is not None and calibration.commands:
+        device = calibration.kind
+    return "cpu2" if device == "cpu" else "h100"
+
+
+def _calibration_beside(folder: Path) -> Calibration | None:
+    path = folder / CALIBRATION_FILE
+    return load_calibration(path) if path.exists() else None

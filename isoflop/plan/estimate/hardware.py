@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
+from isoflop.plan.estimate.measured import MeasuredCommand
 from isoflop.resources import builtin_names, read_profile
 from isoflop.spec import RunSpec
 from isoflop.validate import CLOSED, Count, in_file, validated
@@ -188,12 +189,15 @@ class Calibration:
     kind: Kind
     machine: str
     """Processor or GPU, in the system's words."""
-    torch: str
-    """Version."""
+    torch: str | None
+    """Version; None: isoflop trained nothing itself."""
     date: str
     """UTC day, ISO 8601."""
     num_threads: int
     entries: tuple[MeasuredStep, ...]
+    """Of built-in families."""
+    commands: tuple[MeasuredCommand, ...] = ()
+    """Of a trainer of the user's own."""
 
     def by_shape(self) -> dict[Hashable, MeasuredStep]:
         """Return entries by shape_key."""
@@ -201,12 +205,15 @@ class Calibration:
 
     def describe(self) -> str:
         """Return where and when, in a phrase."""
-        return f"measured on {self.machine} ({self.kind}), torch {self.torch}, {self.date}"
+        torch = "" if self.torch is None else f", torch {self.torch}"
+        return f"measured on {self.machine} ({self.kind}){torch}, {self.date}"
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write the file, atomically."""
     values = dataclasses.asdict(calibration)
+    if not calibration.commands:
+        del values["commands"]
     write_json_atomic(path, {"schema_version": CALIBRATION_SCHEMA_VERSION} | values)
 
 
