@@ -187,14 +187,18 @@ def rate_lines(plan: Plan) -> list[str]:
     return [f"peak learning rates: {given}{rest} ({study.recipe} has {own:g})"]
 
 
+def hours_text(hours: float) -> str:
+    """Return device-hours of several runs; so few that nobody plans by them are not told."""
+    return f"under {_LEAST_HOURS:g}" if 0 < hours < _LEAST_HOURS else f"{hours:,.4g}"
+
+
 def total_lines(estimate: PlanEstimate) -> list[str]:
     """Return what the whole plan is estimated to take."""
     cost = "" if estimate.cost is None else f", {estimate.cost:,.4g} at the price given"
     # Fractions of an hour are hard to picture.
-    short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if estimate.gpu_hours < 1 else ""
-    total = f"{estimate.gpu_hours:,.4g} {estimate.unit}{short}{cost}"
-    if 0 < estimate.gpu_hours < _LEAST_HOURS:
-        total = f"under {_LEAST_HOURS:g} {estimate.unit}{cost}"
+    is_short = _LEAST_HOURS <= estimate.gpu_hours < 1
+    short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if is_short else ""
+    total = f"{hours_text(estimate.gpu_hours)} {estimate.unit}{short}{cost}"
     if not any(run.fits for run in estimate.runs.values()):
         total = f"no run fits, so that there are no {estimate.unit} to tell"
     return [

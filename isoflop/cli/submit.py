@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isoflop.cli.options import FOLDER, selected_in, selection
+from isoflop.cli.plan_tables import hours_text
 from isoflop.cli.prompts import confirm
 from isoflop.cli.run import INTERRUPTED
 from isoflop.cli.tables import console, counted, new_table, print_damaged, print_lines
@@ -278,8 +279,9 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
     yield (
         f"{counted(len(prepared.runs), 'run')} to send to {prepared.profile.name}, "
         f"{prepared.num_done} complete already{live}; estimate on {prepared.estimate.hardware}: "
-        f"{prepared.gpu_hours:,.4g} {prepared.estimate.unit}{cost}"
+        f"{hours_text(prepared.gpu_hours)} {prepared.estimate.unit}{cost}"
     )
+    yield from _unmeasured_lines(prepared)
     yield from prepared.shell_lines
     num_left = num_left_of(prepared)
     if num_left:
@@ -289,6 +291,15 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
     yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
     yield from _hidden_lines(prepared.hidden)
     yield from _parked_lines(prepared.parked, prepared.folder)
+
+
+def _unmeasured_lines(prepared: Prepared) -> Iterator[str]:
+    """Yield what the times of runs by a command of the user's own rest on."""
+    yield from prepared.estimate.warnings
+    num_runs = sum(prepared.estimate.runs[run_id].source == "flops" for run_id in prepared.runs)
+    if num_runs and not prepared.profile.is_local:
+        limit = _clock(prepared.profile.time_limit_min)
+        yield f"time limit of {counted(num_runs, 'run')}: the profile's {limit}, not an estimate"
 
 
 def report_lines(report: SubmitReport, folder: Path, *, is_watched: bool = False) -> Iterator[str]:

@@ -454,10 +454,11 @@ def _placed(job: Job, tables: Sequence[Mapping[str, Any]], estimate: PlanEstimat
 
 def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) -> RunToSend:
     run = estimate.runs[job.run_id]
-    devices = job.placement.num_ranks if run.placement is None else run.placement.num_devices
+    # FLOPs alone say too little of how long a command takes to limit it by them.
+    hours = None if run.source == "flops" else run.gpu_hours
     return RunToSend(
         run_id=job.run_id,
-        seconds=None if run.gpu_hours is None else 3600 * run.gpu_hours / devices,
+        seconds=None if hours is None else 3600 * hours / run.num_devices,
         num_ranks=job.placement.num_ranks,
         peak_mem_bytes=run.peak_mem_bytes,
         exclude_nodes=tuple(sorted(excluded)),

@@ -70,6 +70,13 @@ class RunEstimate:
     command; `flops`: only FLOPs are known."""
     start_s: float | None = None
     """Seconds of the run but for its steps, which are in gpu_hours; None: not known."""
+    num_ranks: int = 1
+    """Of a trainer of one's own: devices that share a run."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that train the run together."""
+        return self.num_ranks if self.placement is None else self.placement.num_devices
 
     @property
     def fits(self) -> bool:
@@ -185,6 +192,7 @@ def _of_command(run: PlannedRun, own: CommandEstimator | None, num_ranks: int) -
         assumptions=own.assumptions,
         source=estimate.source,
         start_s=estimate.start_s,
+        num_ranks=num_ranks,
     )
 
 
