@@ -10,6 +10,7 @@ path matter; the executable bit of a file does, and so do its line ends.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,26 @@ def code_changed(folder: Path, differences: Sequence[str]) -> UserError:
         f"as it was planned ({named})",
         "restore it (`git stash` keeps your changes), or plan a study of another name",
     )
+
+
+def check_relative(field_name: str, text: str, folder: Path, code: Code) -> None:
+    """Refuse a whole path of code in a command: runs start in a copy of the code as planned.
+
+    Args:
+        field_name: of the command or variable.
+        text: an argument, or a variable's value.
+        folder: of the code.
+        code: its files.
+
+    Raises:
+        UserError: there is such a path in it.
+    """
+    for root in (os.path.normpath(folder.absolute()), os.path.realpath(folder)):
+        for path in re.findall(re.escape(root) + r"/([^\s:;,'\"]+)", text):
+            name = path.rstrip("/")
+            if name in code.files or any(each.startswith(f"{name}/") for each in code.files):
+                allowed = "paths from the code folder, since runs start in a copy of it as planned"
+                raise UserError(field_name, text, allowed, f"write {path}")
 
 
 def write_code(study_folder: Path, code: Code) -> None:

@@ -157,19 +157,23 @@ def _link_rest(source: Path, copy: Path, planned: Collection[str], now: Collecti
     study, root = copy.parents[2].resolve(), source.resolve()
     around = (study, *study.parents)
     folders |= {str(p.relative_to(root)) for p in around if p != root and p.is_relative_to(root)}
+    taken = code | folders
     for place in sorted(folders):
         there, here = source / place, copy / place
-        if here.is_symlink() or not there.is_dir() or (place != "." and is_study(there)):
+        is_other = not there.is_dir() or (place != "." and is_study(there))
+        if is_other or here.is_symlink() or here.is_file():
             continue
         here.mkdir(exist_ok=True)
         names = {path.name for path in there.iterdir() if _is_linked(path)}
-        beside = {name for name in names if str(Path(place, name)) not in code | folders}
+        beside = {name for name in names if str(Path(place, name)) not in taken}
         for name in beside:
             _link(there / name, here / name)
         for path in list(here.iterdir()):
             is_ours = path.is_symlink() and str(Path(place, path.name)) not in planned
-            if is_ours and path.name not in beside and _is_stale(path, there):
-                path.unlink(missing_ok=True)
+            # Another process may remove it, too.
+            with contextlib.suppress(FileNotFoundError):
+                if is_ours and path.name not in beside and _is_stale(path, there):
+                    path.unlink()
 
 
 def _is_linked(path: Path) -> bool:
@@ -180,11 +184,10 @@ def _is_linked(path: Path) -> bool:
 
 
 def _link(target: Path, link: Path) -> None:
-    if link.is_symlink():
-        if link.readlink() == target:
-            return
-        link.unlink(missing_ok=True)
-    # What is there was left by a run, or another process was faster.
+    with contextlib.suppress(FileNotFoundError):
+        if link.is_symlink() and link.readlink() != target:
+            link.unlink()
+    # It is right, or was left by a run, or another process was faster.
     with contextlib.suppress(FileExistsError):
         link.symlink_to(target)
 

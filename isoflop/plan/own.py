@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from isoflop.accounting.count import Count
-from isoflop.code_folder import Code, changed, code_changed, code_of
+from isoflop.code_folder import Code, changed, check_relative, code_changed, code_of
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops, round_up
 from isoflop.plan.count import CountRequest, count_many
@@ -121,6 +121,24 @@ def _declared(trainer: Trainer, study: Study, arch: str, size: int) -> Count:
         n_nonembed=at(declared.n_nonembed),
         seq_len=trainer.seq_len,
     )
+
+
+def planned_code(study: Study) -> Code:
+    """Return the code of a study's trainer as it is now, which its commands name relatively.
+
+    Raises:
+        UserError: no code, or a command that would run the folder itself in the place of a copy.
+    """
+    trainer = _trainer(study)
+    folder = Path(trainer.code)
+    code = code_of(folder, trainer.code_files)
+    for arch in filter(study.has_trainer, study.archs):
+        table = study.trainer_arch(arch)
+        for text in trainer.command_of(table):
+            check_relative(f"command of arch {arch}", text, folder, code)
+        for name, text in trainer.env_of(table).items():
+            check_relative(f"{name} of arch {arch}", text, folder, code)
+    return code
 
 
 def check_unchanged(code: Code | None, trainer: Trainer) -> None:

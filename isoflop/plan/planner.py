@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isoflop.code_folder import Code, code_of
+from isoflop.code_folder import Code
 from isoflop.data.catalog import DataIdentity, identify
 from isoflop.errors import UserError
 from isoflop.families import add_family_folder, ensure_gated, family_digest
 from isoflop.numbers import format_count, format_flops, round_up
 from isoflop.plan.auto import ExpectedOptimum, Grid, edge_warning, expected_optima
 from isoflop.plan.models import Models
-from isoflop.plan.own import OwnRuns, PlannedCount, count_models
+from isoflop.plan.own import OwnRuns, PlannedCount, count_models, planned_code
 from isoflop.plan.runs import PlannedRun, describe_run, steps_of_epochs, with_seed
 from isoflop.recipe import MICRO_V1, Recipe, get_recipe
 from isoflop.spec import RunSpec
@@ -84,7 +84,7 @@ def make_plan(study: Study) -> Plan:
     planner = None if all(map(study.has_trainer, study.archs)) else _planner(study)
     code, own = None, None
     if study.trainer is not None:
-        code = code_of(Path(study.trainer.code), study.trainer.code_files)
+        code = planned_code(study)
         own = OwnRuns(study, count_models(study, code.digest), code.digest)
     runs: list[PlannedRun] = []
     for target in study.targets:

@@ -285,3 +285,30 @@ def test_a_plan_that_was_cut_off_in_the_code_folder_is_no_code(
         with pytest.raises(KeyboardInterrupt):
             write_plan(plan, folder)
     assert ids(make_plan(study)) == ids(plan)
+
+
+def test_a_command_that_would_run_the_folder_and_not_its_copy_is_refused(
+    code: Path, tmp_path: Path
+) -> None:
+    own_study(code)
+    (tmp_path / "link").symlink_to(code)
+    (code / "lib").mkdir()
+    (code / "lib" / "model.py").touch()
+    for text, relative in {
+        f"{code}/train.py": "train.py",
+        f"--path=/opt:{code}/lib:/x": "lib",
+        # Data are found there, too; another folder is another.
+        f"--data={code}/data": None,
+        f"{code}-other/train.py": None,
+    }.items():
+        for change in ({"command": [*COMMAND, text]}, {"env": {"X": text}}):
+            study = own_study(code, **change)
+            if relative is None:
+                make_plan(study)
+                continue
+            with pytest.raises(UserError, match=f"; write {re.escape(relative)}$"):
+                make_plan(study)
+    # The folder's own path by way of a link.
+    study = own_study(code, command=[*COMMAND, str(code / "train.py")], code=str(tmp_path / "link"))
+    with pytest.raises(UserError, match="write train.py"):
+        make_plan(study)
