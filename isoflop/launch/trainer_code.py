@@ -129,17 +129,20 @@ def _copy(source: Path, name: str, mark: str, copy: Path) -> None:
 
 def _differences(planned: Code, copy: Path) -> tuple[str, ...]:
     """Return what is not as planned among the files of a copy; a link in their place is gone."""
-    found = marks_of(copy, planned.files.keys())
-    for name, mark in planned.files.items():
-        path = copy / name
-        parents = path.relative_to(copy).parents
-        is_in_a_link = any((copy / parent).is_symlink() for parent in parents if parent.name)
-        if is_in_a_link or path.is_symlink() != is_link(mark):
-            found.pop(name, None)
-        elif is_link(mark) and path.readlink().is_absolute():
+    own = {name for name, mark in planned.files.items() if _is_own(copy, name, mark)}
+    found = marks_of(copy, own)
+    for name in own:
+        if is_link(planned.files[name]) and (copy / name).readlink().is_absolute():
             # Out of the folder, to where it led from there.
-            found[name] = mark
+            found[name] = planned.files[name]
     return changed(planned.files, found)
+
+
+def _is_own(copy: Path, name: str, mark: str) -> bool:
+    """Return whether a file, or a planned link, lies in the copy: it is not reached by a link."""
+    path = copy / name
+    parents = path.parents[: len(Path(name).parts) - 1]
+    return path.is_symlink() == is_link(mark) and not any(p.is_symlink() for p in parents)
 
 
 def _link_rest(source: Path, copy: Path, planned: Collection[str], now: Collection[str]) -> None:
