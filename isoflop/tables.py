@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from isoflop.disk import fault_of
 from isoflop.errors import UserError
 from isoflop.files import write_bytes_atomic
+from isoflop.units import NATS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 FIRST_VERSION = 3
 VERSION_KEY = b"isoflop_schema_version"
+UNIT_KEY = b"isoflop_loss_unit"
+METRIC = "metric_"
+"""What the columns of further numbers that runs reported begin with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +43,8 @@ class Schema:
     """The schema version since which the table means what it does now."""
     later: frozenset[str] = frozenset()
     """Columns that are only written where a row has a value, and are null where they are absent."""
+    unit: str = NATS
+    """Of the losses in it; only another one than nats per token is written down."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,7 +57,7 @@ class Schema:
         return {name: values.get(name) for name in self.names}
 
     def arrow(self) -> pa.Schema:
-        """Return the pyarrow schema, with the schema version in its metadata."""
+        """Return the pyarrow schema, with schema version and unit of losses in its metadata."""
         import pyarrow as pa
 
         kinds = {"list<string>": pa.list_(pa.string())}
@@ -59,7 +65,19 @@ class Schema:
             (name, kinds[kind] if kind in kinds else pa.type_for_alias(kind))
             for name, kind in self.columns
         ]
-        return pa.schema(fields, metadata={VERSION_KEY: str(self.version).encode()})
+        metadata = {VERSION_KEY: str(self.version).encode()}
+        if self.unit != NATS:
+            metadata[UNIT_KEY] = self.unit.encode()
+        return pa.schema(fields, metadata=metadata)
+
+    def with_columns(self, columns: Iterable[tuple[str, str]]) -> Schema:
+        """Return the schema with more columns, which are only written where a row has a value."""
+        more = tuple(columns)
+        return dataclasses.replace(
+            self,
+            columns=(*self.columns, *more),
+            later=self.later.union(name for name, _ in more),
+        )
 
 
 def schema_of(table: str, row: type, *, version: int = FIRST_VERSION) -> Schema:
@@ -168,6 +186,18 @@ MEASURED = schema_of("measured", MeasuredRow).names[len(PLAN.names) :]
 """The columns of runs.parquet that a run's result file holds."""
 
 
+def runs_schema(rows: Iterable[Mapping[str, Any]], unit: str) -> Schema:
+    """Return the schema of runs.parquet for some rows, with a column for each of their metrics.
+
+    Args:
+        rows: those of the table; metrics by the name of their column.
+        unit: of the losses.
+    """
+    found = dict.fromkeys(name for row in rows for name in row if name.startswith(METRIC))
+    schema = dataclasses.replace(RUNS, unit=unit)
+    return schema.with_columns((name, "float64") for name in sorted(found))
+
+
 def _values(row: Mapping[str, Any] | DataclassInstance, schema: Schema) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         return {name: getattr(row, name) for name in schema.names}
@@ -245,8 +275,30 @@ def open_parquet(path: Path, what: str) -> pa.Table:
         ) from None
 
 
-def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
+def loss_unit(path: Path) -> str:
+    """Return the unit of the losses in a table, by its metadata; nats per token without any."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1" or path.suffix == ".parquet"
+    if not is_parquet:
+        return NATS
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return metadata.get(UNIT_KEY, NATS.encode()).decode()
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        # Whoever reads its rows says what is wrong with it.
+        return NATS
+
+
+def read_table(path: Path, schema: Schema, *, more: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of a parquet table written by :func:`write_table`.
+
+    Args:
+        path: the file.
+        schema: the table's.
+        more: what the names of further columns of numbers begin with, which are read, too.
 
     Raises:
         UserError: the file is missing, damaged, of another schema version or lacks columns.
@@ -262,6 +314,9 @@ def read_table(path: Path, schema: Schema) -> list[dict[str, Any]]:
         raise UserError(
             what, str(path), f"schema version {schema.version} (it is {version})", "make it again"
         )
+    if more is not None:
+        names = (name for name in table.column_names if name.startswith(more))
+        schema = schema.with_columns((name, "float64") for name in names)
     for name in schema.later.difference(table.column_names):
         table = table.append_column(name, pa.nulls(table.num_rows))
     missing = [name for name in schema.names if name not in table.column_names]

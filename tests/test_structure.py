@@ -37,6 +37,7 @@ BASE = {
     "recipe",
     "spec",
     "trainer",
+    "units",
     "placement",
     "validate",
     "code_files",

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.analysis.fit import fit_optima, fit_rows, fit_table
+    from isoflop.analysis.load import load_rows
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.optima_methods import METHODS
-    from isoflop.analysis.points import load_rows, select_points
+    from isoflop.analysis.points import select_points
     from isoflop.analysis.result import FitOptions, Fits, excluded_note
 
 _HOME = {
@@ -26,7 +27,7 @@ _HOME = {
     "fit_optima": "fit",
     "fit_rows": "fit",
     "fit_table": "fit",
-    "load_rows": "points",
+    "load_rows": "load",
     "select_points": "points",
 }
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws, weighed
+from isoflop.analysis.load import load_rows, table_of
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, load_rows, select_points
+from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, select_points
 from isoflop.analysis.result import FitOptions, Fits, pick_reference
-from isoflop.tables import Schema, write_table
+from isoflop.tables import Schema, loss_unit, write_table
+from isoflop.units import NATS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -79,7 +81,9 @@ def fit_optima(
     return Fits(selection=selection, options=options, optima=optima, laws=tuple(laws), draws=draws)
 
 
-def fit_rows(rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS) -> Fits:
+def fit_rows(
+    rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS, *, unit: str = NATS
+) -> Fits:
     """Fit the rows of runs.parquet, or of a table like it, in whatever order.
 
     Optima and power laws, the parametric laws, comparisons between archs and checks of validity.
@@ -92,7 +96,7 @@ def fit_rows(rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS)
     from isoflop.analysis.validity import validity
 
     table = list(rows)
-    selection = select_points(table, options.repeats, screened=options.screen)
+    selection = select_points(table, options.repeats, screened=options.screen, unit=unit)
     # Before any fit, which takes seconds.
     pick_reference([arch for arch, _ in selection.groups], options.reference)
     fits = _with_parametric(fit_optima(selection, options))
@@ -119,14 +123,23 @@ def _with_parametric(fits: Fits) -> Fits:
 
 
 def fit_table(
-    runs: Path | Sequence[Mapping[str, Any]], out_dir: Path, options: FitOptions = _DEFAULTS
+    runs: Path | Sequence[Mapping[str, Any]],
+    out_dir: Path,
+    options: FitOptions = _DEFAULTS,
+    *,
+    unit: str | None = None,
 ) -> FitReport:
     """Fit a table of runs (its path or its rows); write the tables and plots/ into a folder.
+
+    The losses are in ``unit``; None: in that which the table names, else nats per token.
 
     Raises UserError when the file is missing, corrupt or lacks columns. Existing files in
     ``out_dir`` of the same names are replaced, each atomically.
     """
-    fits = fit_rows(load_rows(runs) if isinstance(runs, Path) else runs, options)
+    if isinstance(runs, Path):
+        path = table_of(runs)
+        runs, unit = load_rows(path), unit or loss_unit(path)
+    fits = fit_rows(runs, options, unit=unit or NATS)
     return FitReport(
         fits=fits,
         table_paths=write_tables(fits, out_dir),

@@ -1,31 +1,23 @@
-"""From any table of runs to points: what may enter a fit, why a row may not, profiles by size.
+"""From rows of runs to points: what may enter a fit, why a row may not, profiles by size.
 
-A table is a study folder's, or any csv or parquet file. Needed columns are ``REQUIRED``; any other
-column of runs.parquet, and n_experts, is read where it is there, the rest is ignored. Counts may
-be fractional and of any size: numbers become float64. What no fit could use as it stands (a missing
-column, text in a number) is the user's mistake, in one line; a row that a fit must leave out (no
-loss, an infinite one, 0 FLOPs) is read, and select_points gives the reason.
+A row is as `isoflop.analysis.load` reads it. One that a fit must leave out (no loss, an infinite
+one, 0 FLOPs) has its reason.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from decimal import Decimal
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from isoflop.analysis.screening import Repeats, screen
 from isoflop.arrays import Floats
-from isoflop.errors import UserError, shown
-from isoflop.tables import RUNS, VERSION_KEY, open_parquet, read_table, schema_of
-from isoflop.texts import has_control
+from isoflop.tables import METRIC, schema_of
+from isoflop.units import NATS, UNITS, loss_name
 
 Axis = Literal["n_params", "n_tokens", "n_active"]
 AXES: tuple[Axis, ...] = ("n_params", "n_tokens", "n_active")
@@ -34,7 +26,7 @@ GroupKey = tuple[str, float]
 """(arch, budget in training FLOPs)."""
 
 # exp(709.8) is the largest float64; a loss beyond this has no perplexity and means nothing.
-MAX_LOSS_NATS = 700.0
+MAX_LOSS = 700.0
 
 _UNFINISHED = ("diverged", "failed", "missing")
 
@@ -64,6 +56,10 @@ class Point:
     peak_mem_bytes: float | None = None
     loss_se: float | None = None
     """Standard error of the loss from its evaluation set; no seed noise."""
+    declared: bool = False
+    """Whether FLOPs and parameters are the user's own numbers, not counted."""
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Further numbers that the run reported, by name."""
 
     @property
     def size_key(self) -> tuple[float, float]:
@@ -108,6 +104,8 @@ class Selection:
     ``budget_flops`` is what they spent (6 · N · D where the table does not say)."""
     notes: tuple[str, ...] = ()
     """What screening leaves to the user, a sentence each."""
+    unit: str = NATS
+    """Of the losses: one of isoflop.units.UNITS, or the name of another metric."""
 
     def excluded_counts(self) -> dict[str, int]:
         """Return the number of excluded rows per reason, most frequent first."""
@@ -115,85 +113,41 @@ class Selection:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
-OPTIONAL = (
-    *(field.name for field in fields(Point) if field.name not in ("run_id", *REQUIRED)),
-    "status",
-    "excluded_reason",
-)
-
-_NUMBERS = {"n_experts"} | {name for name, kind in RUNS.columns if kind in ("int64", "float64")}
-_TEXTS = frozenset(name for name, kind in RUNS.columns if kind == "string")
-_KNOWN = _NUMBERS | _TEXTS
-_MISSING = frozenset({"", "na", "n/a", "null", "none"})
-_FALSE = frozenset({"false", "no", "0", "nan", *_MISSING})
-_WHAT = "runs table"
-_TABLE = "runs.parquet"
-
-
-def table_of(path: Path) -> Path:
-    """Return the table that a study folder or the path of a table names.
-
-    Raises:
-        UserError: there is none.
-    """
-    if path.is_file():
-        return path
-    if path.is_dir() and (path / _TABLE).is_file():
-        return path / _TABLE
-    if path.is_dir():
-        allowed, do = f"a folder with plan.json or {_TABLE}", "plan a study into it, or name a file"
-    else:
-        allowed, do = "an existing study folder, csv or parquet file", "check the path"
-    raise UserError(_WHAT, str(path), allowed, do)
-
-
-def load_rows(path: Path, required: Sequence[str] = REQUIRED) -> list[dict[str, Any]]:
-    """Return the rows of a study folder's runs.parquet or of a csv or parquet file.
-
-    A csv file is UTF-8 (with or without a byte-order mark), comma-separated, with a header; empty
-    cells, ``NA`` and ``null`` are missing values. Columns that are not ``required`` may be absent.
-
-    Raises:
-        UserError: no such file, not a table, columns missing or named twice, text in a number.
-    """
-    path = table_of(path)
-    with path.open("rb") as file:
-        is_parquet = file.read(4) == b"PAR1" or path.suffix == ".parquet"
-    names, rows = _read_parquet(path) if is_parquet else _read_csv(path)
-    _check_columns(path, names, required)
-    converted = [_row(path, names, number, row) for number, row in enumerate(rows, start=1)]
-    if not converted:
-        raise UserError(_WHAT, str(path), "a table with at least one row", "add runs to it")
-    return converted
-
-
 def select_points(
-    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None = None, *, screened: bool = True
+    rows: Iterable[Mapping[str, Any]],
+    repeats: Repeats | None = None,
+    *,
+    screened: bool = True,
+    unit: str = NATS,
 ) -> Selection:
     """Split the rows of runs.parquet, or of a table like it, into points and excluded rows.
 
     A row is a point when its status is ``done`` (or the table has no statuses), its
-    ``excluded_reason`` is null, its loss is a finite number in (0, 700] and its parameters and
-    tokens are positive; a table that has FLOPs must have positive ones. A second row that repeats
-    a run is excluded as ``exact_dup``, so that a table read twice gives the fit of a table read
-    once: the same arch, budget, run id and loss, or without run ids the same arch, budget,
-    parameters, tokens, seed and loss. Other seeds of one size all count. A point whose row has no
-    budget is loose. The others are screened as `screen` says; unless ``screened``, outliers and
-    runs off their budget stay. The result does not depend on the order of the rows.
+    ``excluded_reason`` is null, its loss is a finite number in (0, 700] (a named metric may be
+    larger) and its parameters and tokens are positive; a table that has FLOPs must have positive
+    ones. A second row that repeats a run is excluded as ``exact_dup``, so that a table read twice
+    gives the fit of a table read once: the same arch, budget, run id and loss, or without run ids
+    the same arch, budget, parameters, tokens, seed and loss. Other seeds of one size all count. A
+    point whose row has no budget is loose. The others are screened as `screen` says; unless
+    ``screened``, outliers and runs off their budget stay. The result does not depend on the order
+    of the rows.
     """
-    return _split(rows, repeats, screened)[0]
+    return _split(rows, repeats, screened, unit)[0]
 
 
 def entering_rows(
-    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None = None, *, screened: bool = True
+    rows: Iterable[Mapping[str, Any]],
+    repeats: Repeats | None = None,
+    *,
+    screened: bool = True,
+    unit: str = NATS,
 ) -> list[Mapping[str, Any]]:
     """Return the rows that become points of groups in `select_points`."""
-    return _split(rows, repeats, screened)[1]
+    return _split(rows, repeats, screened, unit)[1]
 
 
 def _split(
-    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None, screened: bool
+    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None, screened: bool, unit: str
 ) -> tuple[Selection, list[Mapping[str, Any]]]:
     groups: dict[GroupKey, list[Point]] = {}
     pairs: list[tuple[Mapping[str, Any], Point]] = []
@@ -202,9 +156,9 @@ def _split(
     seen: set[tuple[object, ...]] = set()
     # Rows without a budget last: one that repeats a run of a budget is the one left out.
     for row in sorted(rows, key=lambda row: _is_absent(row.get("budget_flops"))):
-        refusal = _refusal(row)
+        refusal = _refusal(row, unit)
         if refusal is not None:
-            entry = _excluded(row, *refusal)
+            entry = _excluded(row, *refusal, unit)
             if entry.arch is not None and entry.budget_flops is not None:
                 groups.setdefault((entry.arch, entry.budget_flops), [])
             excluded.append(entry)
@@ -213,7 +167,8 @@ def _split(
         identity = _identity(point)
         has_budget = not _is_absent(row.get("budget_flops"))
         if (identity if has_budget else (None, *identity[1:])) in seen:
-            excluded.append(_excluded(row, "exact_dup", "the same run is in the table twice"))
+            why = "the same run is in the table twice"
+            excluded.append(_excluded(row, "exact_dup", why, unit))
             continue
         seen.update((identity, (None, *identity[1:])))
         if has_budget:
@@ -222,7 +177,7 @@ def _split(
         else:
             loose.append(point)
     found = screen([point for _, point in pairs], repeats, finds_odd=screened)
-    excluded += [_excluded(pairs[i][0], *why) for i, why in found.refused.items()]
+    excluded += [_excluded(pairs[i][0], *why, unit) for i, why in found.refused.items()]
     entering = [pair for i, pair in enumerate(pairs) if i not in found.refused]
     for _, point in entering:
         groups[point.arch, point.budget_flops].append(point)
@@ -231,6 +186,7 @@ def _split(
         excluded=tuple(sorted(excluded, key=_excluded_order)),
         loose=tuple(sorted(loose, key=lambda point: (point.arch, *_point_order(point)))),
         notes=found.notes,
+        unit=unit,
     )
     return selection, [row for row, _ in entering]
 
@@ -264,116 +220,6 @@ def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
     )
 
 
-def _read_parquet(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
-    table = open_parquet(path, _WHAT)
-    if VERSION_KEY in (table.schema.metadata or {}):
-        if "loss" not in table.column_names:
-            raise UserError(_WHAT, str(path), f"a table of runs, not {path.stem}", f"name {_TABLE}")
-        rows = read_table(path, RUNS)
-        return list(RUNS.names), [tuple(row.values()) for row in rows]
-    columns = [column.to_pylist() for column in table.columns]
-    return list(table.column_names), list(zip(*columns, strict=True))
-
-
-def _read_csv(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            _WHAT, str(path), f"a csv file in UTF-8 or a parquet file ({error})", "convert it"
-        ) from None
-    if not lines:
-        raise UserError(_WHAT, str(path), "a table with a header", "write it again")
-    names = [name.strip() for name in lines[0]]
-    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
-        raise UserError(_WHAT, str(path), f"comma-separated (not by {mark!r})", "convert it")
-    for number, line in enumerate(lines[1:], start=1):
-        if len(line) != len(names):
-            raise UserError(
-                f"data row {number} of {path}",
-                shown(f"{len(line)} cells"),
-                f"{len(names)} cells, as the header",
-                "correct the table",
-            )
-    return names, lines[1:]
-
-
-def _check_columns(path: Path, names: Sequence[str], required: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1 and name in _KNOWN]
-    if twice:
-        raise UserError(
-            f"column {twice[0]} of {path}", shown("twice"), "there once", "rename or drop one"
-        )
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise UserError(
-            f"columns of {path}",
-            ", ".join(names) or "none",
-            f"{', '.join(required)}, and any others",
-            f"add {', '.join(missing)}, or rename what holds them (also read: "
-            f"{', '.join(name for name in (*REQUIRED, *OPTIONAL) if name not in required)})",
-        )
-
-
-def _row(path: Path, names: Sequence[str], number: int, cells: Sequence[Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for name, cell in zip(names, cells, strict=True):
-        if name == "excluded_reason":
-            row[name] = _reason(cell)
-        elif name in _TEXTS:
-            row[name] = None if is_missing(cell) else str(cell)
-            if name == "arch" and has_control(row[name] or ""):
-                # Figures cannot show it, and nobody sees how it differs from the name without.
-                allowed = "a name without control characters"
-                raise UserError(f"arch in data row {number} of {path}", cell, allowed, "rename it")
-        elif name in _NUMBERS:
-            row[name] = _number(path, name, number, cell)
-    return row
-
-
-def _number(path: Path, name: str, number: int, cell: Any) -> float | int | None:
-    if is_missing(cell) and not isinstance(cell, float):
-        return None
-    try:
-        if not isinstance(cell, str | int | float | Decimal) or isinstance(cell, bool):
-            raise ValueError
-        value = float(cell)
-        if name == "seed":
-            return _seed(value)
-    except (ValueError, OverflowError):
-        raise UserError(
-            f"{name} in data row {number} of {path}",
-            cell,
-            "a whole number" if name == "seed" else "a number",
-            "correct it, or leave the cell empty",
-        ) from None
-    return value
-
-
-def _seed(value: float) -> int | None:
-    if math.isnan(value):
-        return None
-    if not value.is_integer():
-        raise ValueError
-    return int(value)
-
-
-def _reason(cell: Any) -> str | None:
-    """Return a reason in words; of a column of booleans, a reason where it is true."""
-    if is_missing(cell) or str(cell).strip().lower() in _FALSE:
-        return None
-    is_true = str(cell).strip().lower() in ("true", "yes", "1", "1.0")
-    return "marked as excluded" if is_true else str(cell)
-
-
-def is_missing(cell: Any) -> bool:
-    """Return whether a cell of a table holds no value."""
-    if isinstance(cell, float):
-        return math.isnan(cell)
-    return cell is None or (isinstance(cell, str) and cell.strip().lower() in _MISSING)
-
-
 def _identity(point: Point) -> tuple[object, ...]:
     run: tuple[object, ...] = (point.run_id,)
     if point.run_id is None:
@@ -381,14 +227,14 @@ def _identity(point: Point) -> tuple[object, ...]:
     return point.budget_flops, point.arch, *run, point.loss
 
 
-def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
+def _refusal(row: Mapping[str, Any], unit: str) -> tuple[str, str | None] | None:
     """Return (reason, detail) when the row is no point, None when it is one."""
     if not row.get("arch"):
         return "no_arch", None
     budget = row.get("budget_flops")
     if not _is_absent(budget) and positive(budget) is None:
         return "no_budget", _given(row, "budget_flops")
-    refusal = loss_refusal(row)
+    refusal = loss_refusal(row, unit)
     if refusal is not None:
         return refusal
     if positive(row.get("n_params")) is None:
@@ -400,7 +246,7 @@ def _refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
     return None
 
 
-def loss_refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
+def loss_refusal(row: Mapping[str, Any], unit: str) -> tuple[str, str | None] | None:
     """Return (reason, detail) where a row has no loss that can be used, None where it has."""
     status = row.get("status", "done")
     if status in _UNFINISHED:
@@ -411,9 +257,15 @@ def loss_refusal(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         return "excluded_in_table", str(row["excluded_reason"])
     if row.get("loss") is None:
         return "no_loss", None
-    if _usable_loss(row["loss"]) is None:
-        return "bad_loss", f"loss is {row['loss']!r}"
+    if _usable_loss(row["loss"], unit) is None:
+        return "bad_loss", _bad_loss(row["loss"], unit)
     return None
+
+
+def _bad_loss(loss: Any, unit: str) -> str:
+    if unit in UNITS or not math.isfinite(loss):
+        return f"{loss_name(unit)} is {loss!r}"
+    return f"{unit} is {loss!r}; laws with an irreducible part need one above 0"
 
 
 def _point(row: Mapping[str, Any]) -> Point:
@@ -435,16 +287,22 @@ def _point(row: Mapping[str, Any]) -> Point:
         wall_s=positive(row.get("wall_s")),
         peak_mem_bytes=positive(row.get("peak_mem_bytes")),
         loss_se=positive(row.get("loss_se")),
+        declared=row.get("declared") is True,
+        metrics={
+            name.removeprefix(METRIC): value
+            for name, value in row.items()
+            if name.startswith(METRIC) and value is not None
+        },
     )
 
 
-def _excluded(row: Mapping[str, Any], reason: str, detail: str | None) -> Excluded:
+def _excluded(row: Mapping[str, Any], reason: str, detail: str | None, unit: str) -> Excluded:
     return Excluded(
         run_id=row.get("run_id"),
         arch=row.get("arch") or None,
         budget_flops=positive(row.get("budget_flops")),
         n_params=positive(row.get("n_params")),
-        loss=_usable_loss(row.get("loss")),
+        loss=_usable_loss(row.get("loss"), unit),
         reason=reason,
         detail=detail,
     )
@@ -478,9 +336,10 @@ def _whole(value: Any) -> int | None:
     return None if _is_absent(value) else int(value)
 
 
-def _usable_loss(value: Any) -> float | None:
+def _usable_loss(value: Any, unit: str) -> float | None:
     number = positive(value)
-    return number if number is not None and number <= MAX_LOSS_NATS else None
+    most = MAX_LOSS if unit in UNITS else math.inf
+    return number if number is not None and number <= most else None
 
 
 def _point_order(point: Point) -> tuple[float, float, float, float, str]:

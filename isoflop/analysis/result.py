@@ -113,6 +113,17 @@ class Fits:
         return self.selection.groups
 
     @property
+    def unit(self) -> str:
+        """Of all losses."""
+        return self.selection.unit
+
+    @property
+    def declared_archs(self) -> list[str]:
+        """Sorted labels of those whose FLOPs and parameters are the user's own numbers."""
+        points = [point for group in self.groups.values() for point in group]
+        return sorted({point.arch for point in points if point.declared})
+
+    @property
     def archs(self) -> list[str]:
         """Sorted labels of all families in the table."""
         return sorted({arch for arch, _ in self.groups})

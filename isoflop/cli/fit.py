@@ -186,7 +186,7 @@ def runs_of(source: Path, out: Path | None) -> Runs:
         print_damaged(damaged_reasons(rows))
         table = folder / "runs.parquet"
         return Runs(table=table, rows=rows, out_folder=folder, written=(table,))
-    from isoflop.analysis.points import load_rows, table_of
+    from isoflop.analysis.load import load_rows, table_of
 
     table = table_of(source)
     if out is None and not source.is_dir():

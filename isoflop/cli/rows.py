@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.analysis.points import REQUIRED, load_rows
+from isoflop.analysis.load import REQUIRED, load_rows
 from isoflop.cli.tables import print_damaged
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from isoflop.launch.slurm.scheduler import JobState
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import MEASURED, PLAN, RUNS, read_table, write_table
+from isoflop.tables import MEASURED, METRIC, PLAN, RUNS, read_table, runs_schema, write_table
 
 STATES = (
     "done",
@@ -48,8 +48,8 @@ _DAMAGED = "damaged: "
 # As long as a run trains or is going to, runs.parquet calls it missing.
 _UNFINISHED = (*LIVE, "lost", "damaged")
 
-# What a row has beyond the plan.
-_KEPT = RUNS.names[len(PLAN.names) :]
+# What a row has of the plan: all else is kept.
+_PLANNED = frozenset(PLAN.names)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +173,7 @@ def runs_row(state: RunState) -> dict[str, Any]:
     return {
         **state.run.row(),
         **{name: None if result is None else getattr(result, name) for name in MEASURED},
+        **({} if result is None else {f"{METRIC}{name}": v for name, v in result.metrics.items()}),
         "n_attempts": state.num_attempts,
         "status": "missing" if state.state in _UNFINISHED else state.state,
         "status_reason": reasons.get(state.state, state.reason),
@@ -192,7 +193,8 @@ def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[di
         UserError: a table that is needed is damaged.
     """
     rows = collected_rows(folder, plan)
-    write_table((out_folder or folder) / "runs.parquet", rows, RUNS)
+    schema = runs_schema(rows, plan.study.loss_unit)
+    write_table((out_folder or folder) / "runs.parquet", rows, schema)
     return rows
 
 
@@ -225,8 +227,8 @@ def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, di
     if not bare or not path.exists():
         return {}
     return {
-        row["run_id"]: {name: row[name] for name in _KEPT}
-        for row in read_table(path, RUNS)
+        row["run_id"]: {name: v for name, v in row.items() if name not in _PLANNED}
+        for row in read_table(path, RUNS, more=METRIC)
         if row["run_id"] in bare and row["status"] in ("done", "diverged")
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -119,6 +120,8 @@ class RunResult:
     step_s_median: Seconds | None = None
     tokens_per_s: float | None = None
     peak_mem_bytes: Whole | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers that a command of the user's own reported, by the study's names."""
 
     def __post_init__(self) -> None:
         if self.status == "done" and self.loss is None:

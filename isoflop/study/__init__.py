@@ -21,8 +21,9 @@ from isoflop.families import family_names, is_family, name_of_folder
 from isoflop.numbers import format_flops
 from isoflop.placement import PlacementTable, placement_from, with_layout
 from isoflop.recipe import RECIPES, name_at_rate
-from isoflop.study.trainer import NATS, ArchTable, Trainer, check_trainer
+from isoflop.study.trainer import ArchTable, Trainer, check_trainer
 from isoflop.texts import has_control
+from isoflop.units import NATS
 from isoflop.validate import CLOSED, ReadBy
 
 PAPER_ARCHS = ("mlp", "swiglu", "moe", "peer", "sgatlin")

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt
 
 from isoflop.errors import UserError, shown
 from isoflop.texts import has_control
+from isoflop.units import NATS, UNITS
 from isoflop.validate import CLOSED, Count
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ PLACED = ("python", "ranks", "run_id", "checkpoint_dir", "result", "log")
 PLANNED = ("steps", "tokens", "seed", "arch", "batch_tokens", "batch_size", "seq_len")
 """Placeholders of what a run is, besides the rung's; `warmup_steps` where the study has it."""
 
-UNITS = ("nats_per_token", "bits_per_token", "bits_per_byte")
-"""Units of a loss that isoflop knows; any other word is the name of a metric, lower is better."""
-NATS = "nats_per_token"
 _KINDS = ("json", "csv", "jsonl", "log", "tensorboard", "wandb")
 _DO = "correct the study"
 

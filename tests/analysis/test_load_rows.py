@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isoflop.analysis import fit_optima, load_rows, select_points
-from isoflop.analysis.points import REQUIRED
+from isoflop.analysis.load import REQUIRED
 from isoflop.errors import UserError
 from isoflop.tables import RUNS, write_table
 

@@ -13,7 +13,7 @@ import numpy as np
 from simulated_studies import BUDGETS, REFERENCE, Family, Row, rows_of
 
 from isoflop.analysis import FitOptions, fit_rows
-from isoflop.analysis.points import load_rows
+from isoflop.analysis.load import load_rows
 from isoflop.errors import UserError
 
 

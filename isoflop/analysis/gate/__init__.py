@@ -128,7 +128,7 @@ def gate(fits: Fits, rows: Iterable[Mapping[str, Any]], rule: GateRule | None = 
         UserError: the reference of the options is not in the table.
     """
     rule = rule or default_rule()
-    runs = cells_of(rows)
+    runs = cells_of(rows, fits.unit)
     judged = {name: _along(fits, runs, rule, name) for name in get_args(Resource)}
     in_order = zip(*judged.values(), strict=True)
     return Gate(

@@ -13,6 +13,7 @@ from isoflop.analysis.compare.frontier import SLACK
 from isoflop.analysis.points import loss_refusal, positive
 from isoflop.analysis.result import Fits
 from isoflop.arrays import Floats
+from isoflop.units import NATS
 
 # What makes two rows runs of one cell, and what makes them one run.
 _CELL = ("arch", "budget_flops", "n_params", "n_tokens", "flops")
@@ -35,7 +36,7 @@ class Run:
     """Why the loss cannot be used; empty where it can."""
 
 
-def cells_of(rows: Iterable[Mapping[str, Any]]) -> list[Run]:
+def cells_of(rows: Iterable[Mapping[str, Any]], unit: str = NATS) -> list[Run]:
     """Return the runs of a table in its order, the seeds of one cell as one run.
 
     Only runs whose seeds are known and differ are averaged: without, they may as well be the
@@ -44,20 +45,20 @@ def cells_of(rows: Iterable[Mapping[str, Any]]) -> list[Run]:
     by_cell: dict[object, list[Mapping[str, Any]]] = {}
     once = {tuple(row.get(name) for name in (*_CELL, *_REPEAT)): row for row in rows}
     for row in once.values():
-        is_whole = not _problem(row) and row.get("flops") and row.get("seed") is not None
+        is_whole = not _problem(row, unit) and row.get("flops") and row.get("seed") is not None
         cell = tuple(row.get(name) for name in _CELL) if is_whole else len(by_cell)
         by_cell.setdefault(cell, []).append(row)
     runs = []
     for cell_rows in by_cell.values():
         if len({row.get("seed") for row in cell_rows}) == len(cell_rows):
-            runs.append(_run(cell_rows))
+            runs.append(_run(cell_rows, unit))
         else:
-            runs += [_run([row]) for row in cell_rows]
+            runs += [_run([row], unit) for row in cell_rows]
     return runs
 
 
-def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
-    first, problem = rows[0], _problem(rows[0])
+def _run(rows: Sequence[Mapping[str, Any]], unit: str) -> Run:
+    first, problem = rows[0], _problem(rows[0], unit)
     names = [str(row["run_id"]) for row in rows if row.get("run_id")]
     times = [time for row in rows if (time := positive(row.get("wall_s")))]
     return Run(
@@ -73,8 +74,8 @@ def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
     )
 
 
-def _problem(row: Mapping[str, Any]) -> str:
-    refusal = loss_refusal(row)
+def _problem(row: Mapping[str, Any], unit: str) -> str:
+    refusal = loss_refusal(row, unit)
     if refusal is None:
         return ""
     reason, detail = refusal

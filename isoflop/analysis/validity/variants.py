@@ -34,7 +34,7 @@ def refit_rows(rows: Iterable[Mapping[str, Any]], fits: Fits) -> Fits:
     its laws is. Outliers and runs off their budget are not looked for: the rows are those that a
     variant means.
     """
-    selection = select_points(rows, fits.options.repeats, screened=False)
+    selection = select_points(rows, fits.options.repeats, screened=False, unit=fits.unit)
     axes: tuple[Axis, ...] = tuple(dict.fromkeys((fits.options.axis, law_source("loss"))))
     found = find_optima(selection.groups, axes=axes, methods=(fits.options.method,))
     weights = {
@@ -289,7 +289,8 @@ def convention_findings(rows: Rows, fits: Fits, claims: tuple[PairOrder, ...]) -
     with the parameters that the table has.
     """
     findings: list[Finding] = []
-    points = entering_rows(rows, fits.options.repeats, screened=fits.options.screen)
+    options = fits.options
+    points = entering_rows(rows, options.repeats, screened=options.screen, unit=fits.unit)
     for name, price in _prices(points).items():
         priced = [{**row, "flops": price(row)} for row in points]
         if any(row["flops"] is None for row in priced):

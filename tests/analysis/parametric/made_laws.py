@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isoflop.analysis.load import load_rows
 from isoflop.analysis.parametric import ChinchillaLaw
-from isoflop.analysis.points import Point, load_rows
+from isoflop.analysis.points import Point
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "scaling-data"
 

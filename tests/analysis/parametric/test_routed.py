@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from analysis.parametric.made_laws import point, studied
+from isoflop.analysis.load import load_rows
 from isoflop.analysis.parametric import (
     ParametricFit,
     Resampling,
@@ -22,7 +23,7 @@ from isoflop.analysis.parametric import (
     law_test,
     routed_of,
 )
-from isoflop.analysis.points import Point, load_rows, select_points
+from isoflop.analysis.points import Point, select_points
 from isoflop.errors import UserError
 
 # Of the size of those of Clark et al. 2022, table 3 (S-BASE and HASH).
