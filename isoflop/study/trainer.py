@@ -20,12 +20,21 @@ from annotated_types import Ge, Gt
 from isoflop.errors import UserError, shown
 from isoflop.texts import has_control
 from isoflop.units import NATS, UNITS
-from isoflop.validate import CLOSED, Count
+from isoflop.validate import CLOSED, Count, ReadBy
 
 if TYPE_CHECKING:
     from isoflop.study import Study
 
 RungValue = int | float | str
+
+
+def _as_whole(value: Any) -> Any:
+    """Return 6e8, which TOML reads as a float, as the whole number that it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Large = Annotated[Count, ReadBy(function=_as_whole)]
+"""A number of FLOPs, parameters or tokens, which people write as 6e8."""
 
 PLACED = ("python", "ranks", "run_id", "checkpoint_dir", "result", "log")
 """Placeholders of where a run is trained: never part of what it is."""
@@ -125,12 +134,12 @@ class DeclaredCount:
 
     __pydantic_config__: ClassVar = CLOSED
 
-    flops_per_token: tuple[Count, ...]
+    flops_per_token: tuple[Large, ...]
     """Training FLOPs per token, forward and backward pass."""
-    n_params: tuple[Count, ...]
-    n_active: tuple[Count, ...] | None = None
+    n_params: tuple[Large, ...]
+    n_active: tuple[Large, ...] | None = None
     """Parameters that a token uses; None: all."""
-    n_nonembed: tuple[Count, ...] | None = None
+    n_nonembed: tuple[Large, ...] | None = None
     """Parameters outside the embedding; None: all."""
 
 
@@ -168,7 +177,7 @@ class Trainer:
     the study file."""
     code_files: tuple[str, ...] = ()
     """Which files of it are code, as glob patterns; none: all but those that git ignores."""
-    batch_tokens: Count
+    batch_tokens: Large
     """Tokens per optimizer step, all devices together."""
     seq_len: Count
     """Tokens per sequence."""

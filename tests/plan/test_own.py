@@ -129,6 +129,19 @@ def test_an_edited_plan_is_refused(
         read_plan(tmp_path / "s")
 
 
+def test_large_numbers_may_be_written_with_an_exponent(code: Path) -> None:
+    own_study(code)
+    values = own_values(code, batch_tokens=6.4e1)
+    values["trainer"]["count"] = {
+        "flops_per_token": [1e3, 4e3, 9e3],
+        "n_params": [1e3, 4e3, 9e3],
+    }
+    assert ids(make_plan(study_from_toml(values))) == ids(make_plan(own_study(code)))
+    values["trainer"]["batch_tokens"] = 64.5
+    with pytest.raises(UserError, match="trainer.batch_tokens = 64.5: must be a whole number"):
+        study_from_toml(values)
+
+
 def test_a_difference_names_the_keys_of_the_trainer(code: Path) -> None:
     study = own_study(code)
     assert study.trainer is not None
