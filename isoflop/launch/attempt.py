@@ -25,6 +25,8 @@ from isoflop.launch.run_records import Attempt
 HEARTBEAT_S = 5.0
 
 GONE = "its folder was moved or removed"
+SUPERSEDED = "superseded"
+"""Reasons to stop of an attempt that may write no more."""
 
 
 def begin(
@@ -126,7 +128,7 @@ class AttemptRecord:
         # Before the result, after which no attempt follows; what a kill leaves is written again.
         write_tables(self._folder.path)
         if not self._folder.write_result(self._attempt, whole):
-            self._end("superseded", wall_s)
+            self._end(SUPERSEDED, wall_s)
             finished = self._folder.result()
             return JobResult(status="held") if finished is None else JobResult.of(finished)
         self._end(values["status"], wall_s)
@@ -143,7 +145,7 @@ class AttemptRecord:
         if reason == GONE or self.is_gone():
             return self.record_gone()
         if not self._folder.may_write(self._attempt):
-            self._end("superseded", wall_s)
+            self._end(SUPERSEDED, wall_s)
             return JobResult(status="held")
         self._end(f"interrupted: {reason}", wall_s)
         return JobResult(status="interrupted", reason=reason)
@@ -203,7 +205,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat_until_stopped, daemon=True)
         self.step = 0
         self.lost: str | None = None
-        """Why the run is to stop: superseded, or GONE; None: it may go on."""
+        """Why the run is to stop: SUPERSEDED or GONE; None: it may go on."""
 
     def __enter__(self) -> Heartbeat:
         self._folder.beat(self._attempt, self.step, self._steps)
@@ -219,6 +221,6 @@ class Heartbeat:
             # On a full disk or a stalled file system the next beat may go through.
             with contextlib.suppress(OSError):
                 if not self._folder.may_write(self._attempt):
-                    self.lost = GONE if self._folder.is_gone(self._attempt) else "superseded"
+                    self.lost = GONE if self._folder.is_gone(self._attempt) else SUPERSEDED
                     return
                 self._folder.beat(self._attempt, self.step, self._steps, self._warnings())

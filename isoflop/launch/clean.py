@@ -142,11 +142,21 @@ def _below(top: Path) -> Iterator[Path]:
     for _ in range(_MAX_DEPTH):
         found = [Path(entry.path) for folder in level for entry in _entries(folder)]
         yield from found
-        level = [path for path in found if path.is_dir() and not path.is_symlink()]
+        # What a trainer of the user's own keeps is not ours to look through.
+        level = [path for path in found if _is_folder(path) and not _is_trainers(path, top)]
         if not level:
             return
     allowed = f"not nested deeper than {_MAX_DEPTH} levels"
     raise UserError("folders below", shown(str(top)), allowed, "remove the deepest")
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_trainers(path: Path, top: Path) -> bool:
+    """Return whether a path is runs/ID/trainer of the study's folder."""
+    return path.name == "trainer" and path.parent.parent == top / "runs"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

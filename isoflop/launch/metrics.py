@@ -108,11 +108,14 @@ class MetricsLog:
         """Append every n-th step and the last one."""
         if metrics.step % self._every and metrics.step != self._steps - 1:
             return
-        values = {**dataclasses.asdict(metrics), **self._rates(metrics)}
-        self._append({"attempt": self._attempt, **values})
+        self.row({**dataclasses.asdict(metrics), **self._rates(metrics)})
         self._last = metrics
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """Append the metrics of a step, by the names of METRICS."""
+        self._append({"attempt": self._attempt, **values})
         for sink in self._sinks:
-            sink.step(metrics.step, values)
+            sink.step(values["step"], values)
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append what happened, at whatever step."""

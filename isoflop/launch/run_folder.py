@@ -5,6 +5,8 @@
     lease.json          the holder's attempt number and heartbeat
     metrics.jsonl       as it goes; every row names its attempt
     error-0001.txt      the traceback of an attempt that failed
+    trainer/            what a command of the user's own keeps, which may hold links
+    reported/0001/      what one attempt of such a command printed and reported
     ckpt/STEP/          checkpoints (isoflop.train.checkpoint), gone once there is a result; the
                         final weights stay where the study keeps them (isoflop.launch.weights)
     result.json         once; the first writer wins; never overwritten
@@ -62,7 +64,7 @@ _WATCH_POLL_S = 1.0
 RESULT_SCHEMA_VERSION = 1
 
 # Levels of the folders of a run that isoflop writes or removes something in.
-_OWN_FOLDERS = {"attempts": 1, "ckpt": 2, "interpret": 1}
+_OWN_FOLDERS = {"attempts": 1, "ckpt": 2, "interpret": 1, "reported": 1}
 _ATTEMPT_FILE = re.compile("[0-9]{4,}")
 
 
@@ -95,6 +97,15 @@ class RunFolder:
         self.run_id = full_run_id
         self.path = study_folder / "runs" / shown_id(full_run_id)
         self.checkpoints = self.path / "ckpt"
+        self.trainer = self.path / "trainer"
+
+    def reported(self, attempt: int) -> Path:
+        """Return where a command of the user's own reports in an attempt."""
+        return self.path / "reported" / f"{attempt:04d}"
+
+    def command_log(self, attempt: int) -> Path:
+        """Return the file with what such a command prints in an attempt."""
+        return self.reported(attempt) / "log.txt"
 
     def write_spec(self, spec: AnySpec) -> None:
         """Write spec.json once; a spec that is there already must be this one."""

@@ -2,7 +2,8 @@
 
 A run's checkpoints are needed until it has a result; then it is not resumed, and they are
 removed or reduced to ckpt/STEP/weights.safetensors (with state.json, which seals its sha256) of the
-last step. Everything here may be cut off anywhere, repeated, and done by several processes at once.
+last step. What a command of the user's own keeps in trainer/ stays whole or goes whole. Everything
+here may be cut off anywhere, repeated, and done by several processes at once.
 """
 
 from __future__ import annotations
@@ -42,6 +43,16 @@ def keep_final_weights(folder: RunFolder) -> None:
         _remove(path)
 
 
+def remove_trainer_folder(folder: RunFolder) -> None:
+    """Remove what a command of the user's own keeps; links in it are not followed.
+
+    Raises:
+        OSError: something of it cannot be removed.
+    """
+    if folder.trainer.is_dir():
+        shutil.rmtree(folder.trainer)
+
+
 def prune_weights(folder: Path, plan: Plan) -> None:
     """Remove the weights of finished runs that the study does not keep.
 
@@ -74,6 +85,8 @@ def superfluous_weights(folder: Path, plan: Plan) -> Iterator[Path]:
             yield from _beside_final_weights(run_folder)
         elif run_folder.checkpoints.is_dir():
             yield run_folder.checkpoints
+        if plan.study.keep_weights == "none" and run_folder.trainer.is_dir():
+            yield run_folder.trainer
 
 
 def _beside_final_weights(folder: RunFolder) -> Iterator[Path]:
