@@ -57,6 +57,7 @@ def made_job(
         placement=placement or Placement(),
         trainer=TrainerJob(
             code_folder=str(code),
+            source=str(code),
             resume=resume,
             result=ResultTable(**{"unit": "nats_per_token", **(result or {})}),
             n_params=N_PARAMS,

@@ -7,6 +7,7 @@ or the command line names one.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +29,9 @@ DONE, FAILED, TO_BE_CONTINUED = 0, 1, 75
 DISK_FAILED = 74
 """The run failed by its file system (EX_IOERR of sysexits.h), which may take no record of it."""
 
+ASKS_FOR_MORE = "to be continued"
+"""Reason of an attempt whose own command ended and wants another one."""
+
 # Entries of a [placement] table that are a layout.
 _LAYOUT = ("parallel", "ranks", "micro_batch", "checkpoint_activations")
 
@@ -38,6 +42,8 @@ class TrainerJob:
 
     code_folder: str
     """Where it starts: a snapshot of the trainer's code."""
+    source: str
+    """The folder that this is a snapshot of."""
     resume: Literal["native", "restart"]
     """Whether it goes on from what it left in its folder, or begins anew."""
     result: ResultTable
@@ -96,6 +102,11 @@ class JobResult:
             return DISK_FAILED
         codes = {"done": DONE, "interrupted": TO_BE_CONTINUED, "held": TO_BE_CONTINUED}
         return codes.get(self.status, FAILED)
+
+    @property
+    def asks_for_more(self) -> bool:
+        """Whether nothing stopped the run but its own command, which goes on in another attempt."""
+        return self.status == "interrupted" and self.reason == ASKS_FOR_MORE
 
     @property
     def failed_by_disk(self) -> bool:
@@ -210,6 +221,16 @@ def num_gpus(placement: Placement) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def visible_devices(placement: Placement) -> tuple[str, ...]:
+    """Return the GPUs of this machine as CUDA_VISIBLE_DEVICES names them; none for the CPU."""
+    if not placement.device.startswith("cuda"):
+        return ()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(filter(None, named.split(",")))
+    return tuple(str(number) for number in range(num_gpus(placement)))
 
 
 def assign_device(placement: Placement, worker: int, num_devices: int) -> Placement:

@@ -14,6 +14,7 @@ from isoflop.files import write_many
 from isoflop.launch.job import (
     Job,
     JobResult,
+    TrainerJob,
     check_gpus,
     check_layout,
     num_gpus,
@@ -22,13 +23,25 @@ from isoflop.launch.job import (
 from isoflop.launch.run_folder import RunFolder, Watch, watch_all
 from isoflop.launch.run_records import RunResult
 from isoflop.launch.sinks import check_names
+from isoflop.launch.trainer_code import ensure_snapshot, snapshot_folder
 from isoflop.launch.weights import prune_weights
 from isoflop.launch.workers import Event, num_cores, run_jobs
-from isoflop.placement import Placement, placement_from
+from isoflop.placement import Placement, placement_from, with_layout
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import load_estimates
+from isoflop.plan.own import check_unchanged
 from isoflop.plan.planner import Plan
-from isoflop.spec import RunSpec
+from isoflop.plan.runs import PlannedRun
+from isoflop.spec import RunSpec, TrainerSpec
+from isoflop.study import Study
+
+# Entries of a placement that are for what isoflop itself trains.
+_OF_BUILT_IN = frozenset(
+    (
+        *("parallel", "micro_batch", "checkpoint_activations", "compile"),
+        *("checkpoint_every", "evaluate_every"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +108,7 @@ def open_session(
             option's value that is not allowed, a layout in which a run cannot be trained.
     """
     plan = read_plan(folder, with_code=True)
-    given: dict[str, Any] = {
-        name: value
-        for table in (plan.study.placement, options or {})
-        for name, value in table.items()
-        if value is not None
-    }
+    given = given_placement(plan.study, options or {})
     placement = placement_from(given)
     sinks = tuple((options or {}).get("sinks") or plan.study.placement.get("sinks", ()))
     check_names(sinks)
@@ -108,6 +116,8 @@ def open_session(
     estimates = load_estimates(folder)
     planned_placements = {} if estimates is None else estimates.placements
     runs = [run for run in plan.unique_runs if only is None or run.run_id in only]
+    if any(isinstance(run.spec, TrainerSpec) for run in runs):
+        check_code(folder, plan)
     data_ids = {run.spec.data_id for run in runs if isinstance(run.spec, RunSpec)}
     data_folder = (
         prepared_for_plan(plan.study.source, plan.study.tokenizer, data_ids.pop(), data_dir)
@@ -128,12 +138,15 @@ def open_session(
             run_id=planned.run_id,
             data_folder=str(data_folder),
             keep_weights=plan.study.keep_weights,
-            placement=resolve_placement(placement, given, planned_placements.get(planned.run_id)),
+            placement=placement
+            if isinstance(planned.spec, TrainerSpec)
+            else resolve_placement(placement, given, planned_placements.get(planned.run_id)),
             convention=plan.study.convention,
             sinks=sinks,
             family_digest=plan.family_digests.get(planned.spec.family)
             if isinstance(planned.spec, RunSpec)
             else None,
+            trainer=_trainer_job(folder, plan, planned),
         )
         for planned in unfinished
     )
@@ -152,10 +165,65 @@ def open_session(
     )
 
 
+def given_placement(study: Study, *tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a study's [placement] table and of those that take their place.
+
+    Raises:
+        UserError: one that says nothing to a command of the user's own, where all runs have one.
+    """
+    every = (study.placement, *tables)
+    given = {k: v for table in every for k, v in table.items() if v is not None}
+    if study.trainer is None:
+        return given
+    if all(study.has_trainer(arch) for arch in study.archs):
+        for name in _OF_BUILT_IN & given.keys():
+            allowed = "left out where a command of your own trains all runs"
+            raise UserError(name, given[name], allowed, "give it to the command in [trainer]")
+    return with_layout(given)
+
+
+def _trainer_job(folder: Path, plan: Plan, run: PlannedRun) -> TrainerJob | None:
+    """Return how a run's own command is executed; None: isoflop trains it."""
+    trainer = plan.study.trainer
+    if trainer is None or not isinstance(run.spec, TrainerSpec):
+        return None
+    return TrainerJob(
+        code_folder=str(snapshot_folder(folder.absolute(), run.spec.code)),
+        source=str(Path(trainer.code).absolute()),
+        resume=trainer.resume,
+        result=trainer.result,
+        n_params=run.n_params,
+    )
+
+
+def check_code(folder: Path, plan: Plan) -> None:
+    """Refuse to begin runs of a trainer whose code is not what was planned, or a copy of that.
+
+    Raises:
+        UserError: it is not, and which files differ.
+    """
+    trainer, code = plan.study.trainer, plan.code
+    assert trainer is not None
+    if code is None or not snapshot_folder(folder, code.digest).is_dir():
+        check_unchanged(code, trainer)
+
+
 def begin(folder: Path, plan: Plan, run_ids: Iterable[str]) -> None:
-    """Write the specs of runs that are going to be trained; remove weights that do not stay."""
+    """Write what runs need that are going to be trained; remove weights that do not stay.
+
+    That is a copy of the code of the study's own trainer, where one trains them, and their specs.
+
+    Raises:
+        UserError: that code is not what was planned, or the copy was changed.
+    """
     specs = {run.run_id: run.spec for run in plan.unique_runs}
-    write_many(lambda run_id: RunFolder(folder, run_id).write_spec(specs[run_id]), run_ids)
+    wanted = {run_id: specs[run_id] for run_id in run_ids}
+    trainer = plan.study.trainer
+    if any(isinstance(spec, TrainerSpec) for spec in wanted.values()):
+        assert trainer is not None
+        assert plan.code is not None
+        ensure_snapshot(plan.code, Path(trainer.code).absolute(), folder, trainer.code_files)
+    write_many(lambda run_id: RunFolder(folder, run_id).write_spec(wanted[run_id]), wanted)
     prune_weights(folder, plan)
 
 

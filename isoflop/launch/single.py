@@ -4,8 +4,8 @@
 
 RUN is a run id or an unambiguous beginning of one. USR2, TERM and INT stop it at the next step
 boundary, after a checkpoint. Exit codes: 0 done (also if it was before), 1 failed or diverged,
-2 a mistake in what was given, 74 a file system that cannot be used (full, read-only), 75 stopped or
-held by another process: start it again to go on.
+2 a mistake in what was given, 74 a file system that cannot be used (full, read-only), 75 stopped,
+held by another process or, of a command of one's own, to be continued: start it again to go on.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
     Raises:
         UserError: no such run, a damaged plan or data set, an option's value that is not allowed.
     """
-    from isoflop.data.windows import open_data
     from isoflop.launch.local import begin, open_session
+    from isoflop.launch.train_job import open_data_of, train_job
     from isoflop.launch.weights import prune_weights
     from isoflop.plan.artefact import read_plan
 
@@ -67,8 +67,12 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
     begin(folder, session.plan, (job.run_id for job in session.jobs))
     result = None
     for job in session.jobs:
-        data, watch = open_data(Path(job.data_folder)), session.watches.get(run_id)
-        result = execute(job, data, should_stop=should_stop, watch=watch)
+        watch = session.watches.get(run_id)
+        if job.trainer is None:
+            # In this process alone, whatever layout others would take.
+            result = execute(job, open_data_of(job), should_stop=should_stop, watch=watch)
+        else:
+            result = train_job(job, should_stop=should_stop, watch=watch, goes_on=False)
     prune_weights(folder, session.plan)
     if result is None:
         finished = RunFolder(folder, run_id).result()

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.disk import reason_of
 from isoflop.environ import environment_with
-from isoflop.launch.callbacks import Reporter, StopFlag
-from isoflop.launch.execute import execute
-from isoflop.launch.job import Job, JobResult, assign_device, num_gpus
+from isoflop.launch.callbacks import StopFlag
+from isoflop.launch.command.environment import Surroundings
+from isoflop.launch.job import Job, JobResult, assign_device, num_gpus, visible_devices
 from isoflop.launch.run_folder import Watch, watch_all
+from isoflop.launch.train_job import open_data_of, train_job
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
@@ -69,6 +70,24 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inherited:
+    """What all workers give to commands of the user's own."""
+
+    environ: Mapping[str, str]
+    """That of the process which starts the workers."""
+    devices: Sequence[str]
+    """GPUs, which workers take in turn."""
+
+    def of(self, worker: int, job: Job) -> Surroundings:
+        """Return what the command of a worker's job inherits."""
+        ranks, devices = job.placement.num_ranks, self.devices
+        first = worker * ranks % max(1, len(devices))
+        return Surroundings(
+            environ=self.environ, devices=devices[first : first + ranks] if devices else None
+        )
+
+
 def run_jobs(
     jobs: Sequence[Job],
     num_workers: int,
@@ -92,7 +111,8 @@ def run_jobs(
     waiting = deque(jobs)
     held: deque[Job] = deque()
     next_poll_s = 0.0
-    with _workers(min(num_workers, max(1, len(jobs))), on_stop) as workers:
+    inherited = _Inherited(environ=dict(os.environ), devices=_devices(jobs))
+    with _workers(min(num_workers, max(1, len(jobs))), inherited, on_stop) as workers:
         while waiting or held or any(w.job for w in workers):
             if held and not waiting and time.monotonic() >= next_poll_s:
                 waiting, held = held, deque()
@@ -112,7 +132,13 @@ def run_jobs(
                     # It was asked to stop and takes no other job, but may not be gone yet.
                     workers[index].process.join()
                 if not workers[index].process.is_alive():
-                    workers[index] = _start_worker(index)
+                    workers[index] = _start_worker(index, inherited)
+
+
+def _devices(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return the GPUs that the commands of jobs share."""
+    placements = (job.placement for job in jobs if job.trainer is not None)
+    return next(filter(None, map(visible_devices, placements)), ())
 
 
 def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
@@ -141,19 +167,21 @@ def _receive(workers: Sequence[_Worker]) -> Iterator[tuple[int, Event]]:
 
 
 @contextmanager
-def _workers(count: int, on_stop: Callable[[int], bool]) -> Iterator[list[_Worker]]:
-    workers = [_start_worker(index) for index in range(count)]
+def _workers(
+    count: int, inherited: _Inherited, on_stop: Callable[[int], bool]
+) -> Iterator[list[_Worker]]:
+    workers = [_start_worker(index, inherited) for index in range(count)]
     try:
         yield workers
     finally:
         _stop(workers, on_stop)
 
 
-def _start_worker(index: int) -> _Worker:
+def _start_worker(index: int, inherited: _Inherited) -> _Worker:
     # A fresh interpreter: forking a process that has threads or torch loaded is not safe.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, index), daemon=True)
+    process = context.Process(target=work, args=(theirs, index, inherited), daemon=True)
     with environment_with(_ONE_THREAD):
         process.start()
     theirs.close()
@@ -183,7 +211,7 @@ def _num_saving(workers: Sequence[_Worker]) -> int:
     return sum(w.job is not None and w.process.is_alive() for w in workers)
 
 
-def work(jobs: Connection, number: int) -> None:
+def work(jobs: Connection, number: int, inherited: _Inherited) -> None:
     """Receive jobs until None comes; send ("step", …) and ("end", …) messages in return.
 
     With a job comes the watch of its holder, or None.
@@ -191,6 +219,7 @@ def work(jobs: Connection, number: int) -> None:
     Args:
         jobs: the pipe to the parent.
         number: of this worker, from 0; on a machine with several GPUs each worker has its own.
+        inherited: what commands of the user's own are given.
 
     SIGINT is left to the parent (a terminal sends it to the whole group); SIGTERM and SIGUSR2 ask
     the run to stop at its next step; when the parent dies, the worker does too.
@@ -199,11 +228,16 @@ def work(jobs: Connection, number: int) -> None:
     should_stop = StopFlag((signal.SIGTERM, signal.SIGUSR2))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     data: dict[str, TokenData] = {}
+
+    def execute(job: Job, watch: Watch | None) -> JobResult:
+        own = None if job.trainer is None else inherited.of(number, job)
+        return _run(job, watch, number, data, jobs, should_stop, own)
+
     while should_stop.reason is None:
         message: tuple[Job, Watch | None] | None = jobs.recv()
         if message is None:
             return
-        jobs.send(("end", _run(*message, number, data, jobs, should_stop)))
+        jobs.send(("end", execute(*message)))
 
 
 def _die_with_parent() -> None:
@@ -220,31 +254,31 @@ def _run(
     data: dict[str, TokenData],
     jobs: Connection,
     should_stop: StopFlag,
+    surroundings: Surroundings | None,
 ) -> JobResult:
     def report(step: int, steps: int, loss: float) -> None:
         jobs.send(("step", step, steps, loss))
 
     try:
-        if job.placement.num_ranks > 1:
-            from isoflop.launch.ranks import run_ranks
-
-            ranks = job.placement.num_ranks
-            return run_ranks(job, ranks, on_step=report, should_stop=should_stop, watch=watch)
-        opened = _opened(job.data_folder, data)
-        placement = assign_device(job.placement, number, num_gpus(job.placement))
-        job = dataclasses.replace(job, placement=placement)
-        on_step = Reporter(report)
-        return execute(job, opened, on_step=on_step, should_stop=should_stop, watch=watch)
+        if job.trainer is None:
+            placement = assign_device(job.placement, number, num_gpus(job.placement))
+            job = dataclasses.replace(job, placement=placement)
+        return train_job(
+            job,
+            on_step=report,
+            should_stop=should_stop,
+            watch=watch,
+            data_of=lambda job: _opened(job, data),
+            surroundings=surroundings,
+        )
     except Exception as error:
         # What fails outside the run itself (data, damaged records, a full disk) fails this job
         # only; the worker lives on.
         return JobResult(status="failed", reason=reason_of(error))
 
 
-def _opened(folder: str, data: dict[str, TokenData]) -> TokenData:
-    """Return the data of a folder, whose shards are verified once per worker, not once per run."""
-    from isoflop.data.windows import open_data
-
-    if folder not in data:
-        data[folder] = open_data(Path(folder))
-    return data[folder]
+def _opened(job: Job, data: dict[str, TokenData]) -> TokenData:
+    """Return the data of a job, whose shards are verified once per worker, not once per run."""
+    if job.data_folder not in data:
+        data[job.data_folder] = open_data_of(job)
+    return data[job.data_folder]

@@ -87,7 +87,7 @@ def test_whoever_showed_a_sign_of_life_is_watched_anew(
     seen: list[tuple[str, Watch | None]] = []
     answers = {unseen.run_id: ["held", "done"], other.run_id: ["done"]}
 
-    def start(index: int) -> module._Worker:
+    def start(index: int, inherited: object) -> module._Worker:
         thread = Thread(answers, seen)
         return module._Worker(process=thread, pipe=thread.ours)  # type: ignore[arg-type]
 

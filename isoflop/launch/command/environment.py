@@ -11,6 +11,7 @@ from pathlib import Path
 from isoflop.launch.command.process import RESULT, RUN_ID
 from isoflop.launch.command.results import Places
 from isoflop.launch.job import Job
+from isoflop.launch.trainer_code import python_path
 from isoflop.spec import TrainerSpec
 from isoflop.study.trainer import placed
 
@@ -21,10 +22,7 @@ STOP_GRACE_S = 25.0
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
 
 # torchrun passes these on to its ranks; USR2 would end it alone. It reads options from PET_*.
-_TORCHRUN = {
-    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2",
-    "PET_SHUTDOWN_TIMEOUT": f"{STOP_GRACE_S:.0f}",
-}
+_TORCHRUN_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +56,15 @@ def command_environment(
         attempt: its number.
         run_folder: the run's folder.
     """
+    assert job.trainer is not None
     env = {k: v for k, v in surroundings.environ.items() if k not in _RANKS}
     env = _without_own_code(env)
+    source, code = Path(job.trainer.source), Path(job.trainer.code_folder)
+    if paths := python_path(env.get("PYTHONPATH", ""), source, code):
+        env["PYTHONPATH"] = paths
     env.setdefault("OMP_NUM_THREADS", str(job.placement.num_threads))
-    for name, value in _TORCHRUN.items():
-        env.setdefault(name, value)
+    env.setdefault("PET_SIGNALS_TO_HANDLE", _TORCHRUN_SIGNALS)
+    env.setdefault("PET_SHUTDOWN_TIMEOUT", f"{surroundings.grace_s('SIGUSR2'):.0f}")
     if surroundings.devices is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(surroundings.devices)
     env |= {name: placed(value, places.values) for name, value in spec.env.items()}

@@ -36,7 +36,7 @@ from isoflop.launch.command.results import (
     read_ending,
     read_result,
 )
-from isoflop.launch.job import Job, JobResult, TrainerJob
+from isoflop.launch.job import ASKS_FOR_MORE, Job, JobResult, TrainerJob
 from isoflop.launch.metrics import LINES_FILE, MetricsLog
 from isoflop.launch.run_folder import RunFolder, Watch
 from isoflop.launch.run_records import Attempt
@@ -47,9 +47,6 @@ from isoflop.spec import TrainerSpec
 from isoflop.study.trainer import NATS, placed
 from isoflop.texts import printable
 from isoflop.trainer import CONTINUE, DIVERGED, STOP_FILE
-
-TO_BE_CONTINUED = "to be continued"
-"""Reason of an attempt whose command asks for another one."""
 
 # How often the curve is looked at, and a signal or the command's end at the latest.
 _LOOK_S = 1.0
@@ -295,7 +292,7 @@ class CommandAttempt:
             return self._record.interrupt(self._stopped_by, self._wall_s)
         if end.code == CONTINUE or said is not None:
             if has_progress:
-                return self._record.interrupt(TO_BE_CONTINUED, self._wall_s)
+                return self._record.interrupt(ASKS_FOR_MORE, self._wall_s)
             asks = f"it asks to be continued (exit code {CONTINUE})"
             if self._trainer.resume == "restart":
                 do = 'resume = "restart" begins anew; write resume = "native" if it goes on'

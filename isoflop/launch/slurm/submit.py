@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.job import Job, check_gpus, check_layout, resolve_placement
-from isoflop.launch.local import begin, open_session
+from isoflop.launch.local import begin, given_placement, open_session
 from isoflop.launch.process import ProcessIdentity
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm import executors, records, scheduler
@@ -161,8 +161,8 @@ def prepare(
     for job in (job for job in free if job.run_id not in left_out):
         run_id = job.run_id
         own = recorded.get(run_id, {})
-        tables = [session.plan.study.placement, given, own.get("placement", {})]
-        jobs[run_id] = _placed(job, tables, estimate)
+        tables = [given, own.get("placement", {})]
+        jobs[run_id] = _placed(job, given_placement(session.plan.study, *tables), estimate)
         check_layout(specs[run_id], jobs[run_id].placement)
         if profile.is_local:
             check_gpus(jobs[run_id].placement)
@@ -443,10 +443,9 @@ def _is_parked(
     return num_failures(RunFolder(folder, run_id), recorded) >= profile.max_failures
 
 
-def _placed(job: Job, tables: Sequence[Mapping[str, Any]], estimate: PlanEstimate) -> Job:
+def _placed(job: Job, given: Mapping[str, Any], estimate: PlanEstimate) -> Job:
     """Return the job on the profile's hardware, whatever hardware the plan was estimated for."""
-    given = {k: v for table in tables for k, v in table.items() if v is not None}
-    planned = estimate.runs[job.run_id].placement
+    planned = None if job.trainer is not None else estimate.runs[job.run_id].placement
     return dataclasses.replace(
         job, placement=resolve_placement(placement_from(given), given, planned)
     )

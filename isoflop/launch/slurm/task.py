@@ -62,6 +62,8 @@ from isoflop.launch.slurm.records import (
 )
 
 if TYPE_CHECKING:
+    from isoflop.data.windows import TokenData
+    from isoflop.launch.command.environment import Surroundings
     from isoflop.train.ranks import Ranks
 
 HELD_POLL_S = 2.0
@@ -290,6 +292,7 @@ class ArrayTask:
         if result.status in ("interrupted", "held"):
             self._unfinished = True
             self._held |= result.status == "held"
+            self._try_again |= result.asks_for_more
         elif result.failed_by_disk:
             self._disk_reason = result.reason
         elif result.status == "failed":
@@ -377,18 +380,13 @@ class ArrayTask:
         return not_requeued_file(self._folder, self._submission_id, slurm_id.job_id)
 
     def _execute(self, job: Job) -> JobResult:
-        if job.placement.num_ranks == 1:
+        from isoflop.launch.train_job import train_job
+
+        if job.trainer is not None or job.placement.num_ranks == 1:
             return self._until_decided(job, None)
         if self._slurm_id is None:
-            from isoflop.launch.ranks import run_ranks
-
-            return run_ranks(
-                job,
-                job.placement.num_ranks,
-                on_step=lambda *step: None,
-                should_stop=self._should_stop,
-                watch=self._watches.get(job.run_id),
-            )
+            watch = self._watches.get(job.run_id)
+            return train_job(job, should_stop=self._should_stop, watch=watch)
         from submitit import JobEnvironment
 
         from isoflop.train.parallel import ranks_from_environment
@@ -400,14 +398,12 @@ class ArrayTask:
 
     def _until_decided(self, job: Job, ranks: Ranks | None) -> JobResult:
         """Execute a run; wait for up to HELD_WAIT_S as long as another process holds it."""
-        from isoflop.data.windows import open_data
-        from isoflop.launch.execute import execute
+        from isoflop.launch.train_job import open_data_of
 
-        data = open_data(Path(job.data_folder))
+        data = None if job.trainer is not None else open_data_of(job)
         end_s = time.monotonic() + HELD_WAIT_S
         while True:
-            watch = self._watches.get(job.run_id)
-            result = execute(job, data, should_stop=self._should_stop, ranks=ranks, watch=watch)
+            result = self._once(job, data, ranks)
             is_held = result.status == "held" and self._should_stop() is None
             waits = is_held and time.monotonic() < end_s
             # Ranks that are not main get "held" of a run that is complete, too.
@@ -415,6 +411,30 @@ class ArrayTask:
                 return result
             self._watches |= watch_all(self._folder, [job.run_id])
             time.sleep(HELD_POLL_S)
+
+    def _once(self, job: Job, data: TokenData | None, ranks: Ranks | None) -> JobResult:
+        stop, watch = self._should_stop, self._watches.get(job.run_id)
+        if data is not None:
+            from isoflop.launch.execute import execute
+
+            return execute(job, data, should_stop=stop, ranks=ranks, watch=watch)
+        from isoflop.launch.train_job import train_job
+
+        # A job that is to go on gives its node back first: its time is nearly up, perhaps.
+        again = self._slurm_id is None
+        own = self._surroundings()
+        return train_job(job, should_stop=stop, watch=watch, surroundings=own, goes_on=again)
+
+    def _surroundings(self) -> Surroundings:
+        from isoflop.launch.command.environment import STOP_GRACE_S, Surroundings
+
+        # After USR2 there is signal_s for saving, its record and the requeue; TERM comes before
+        # SLURM's own KILL.
+        before_limit_s = max(self._signal_s - 3 * REQUEUE_MARGIN_S, self._signal_s / 2)
+        return Surroundings(
+            environ=dict(os.environ),
+            grace_s=lambda reason: before_limit_s if reason == _TIME_IS_UP else STOP_GRACE_S,
+        )
 
     def _prune_weights(self) -> None:
         """Remove weights that do not stay. Once per task: it reads the results of all runs."""

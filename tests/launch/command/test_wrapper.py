@@ -16,7 +16,7 @@ import pytest
 
 from isoflop.launch import attempt as attempting
 from isoflop.launch.command.environment import Surroundings
-from isoflop.launch.command.wrapper import TO_BE_CONTINUED, execute_command
+from isoflop.launch.command.wrapper import ASKS_FOR_MORE, execute_command
 from isoflop.launch.job import JobResult
 from isoflop.launch.run_folder import RunFolder
 from made_commands import FINISH, made_job, made_spec
@@ -152,13 +152,13 @@ def test_one_that_asks_for_more_goes_on_as_long_as_it_comes_further(tmp_path: Pa
     job, folder = made_job(tmp_path, script, resume="native")
     for _ in range(2):
         ending = execute_command(job)
-        assert ending == JobResult(status="interrupted", reason=TO_BE_CONTINUED)
+        assert ending == JobResult(status="interrupted", reason=ASKS_FOR_MORE)
     ending = execute_command(job)
     assert ending.status == "failed"
     assert "came no step further" in (ending.reason or "")
     assert execute_command(job).status == "done"
     done = [folder.attempts()[n].exit_reason for n in (0, 3)]
-    assert done == [f"interrupted: {TO_BE_CONTINUED}", "done"]
+    assert done == [f"interrupted: {ASKS_FOR_MORE}", "done"]
 
 
 def test_a_stop_reaches_the_whole_group_and_the_next_attempt_ends_it(tmp_path: Path) -> None:
