@@ -44,9 +44,10 @@ from isoflop.launch.sinks import About, open_sinks
 from isoflop.launch.slurm.logs import tail
 from isoflop.launch.weights import remove_trainer_folder
 from isoflop.spec import TrainerSpec
-from isoflop.study.trainer import NATS, placed
+from isoflop.study.trainer import placed
 from isoflop.texts import printable
 from isoflop.trainer import CONTINUE, DIVERGED, STOP_FILE
+from isoflop.units import NATS
 
 # How often the curve is looked at, and a signal or the command's end at the latest.
 _LOOK_S = 1.0
