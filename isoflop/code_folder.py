@@ -180,11 +180,16 @@ def check_relative(field_name: str, text: str, folder: Path, code: Code) -> None
         UserError: there is such a path in it.
     """
     for root in (os.path.normpath(folder.absolute()), os.path.realpath(folder)):
-        for path in re.findall(re.escape(root) + r"/([^\s:;,'\"]+)", text):
+        # The folder itself, too, and nothing whose name only begins like its own.
+        for path in re.findall(re.escape(root) + r"(?:/([^\s:;,'\"]*))?(?=$|[\s:;,'\"])", text):
             name = path.rstrip("/")
-            if name in code.files or any(each.startswith(f"{name}/") for each in code.files):
+            if (
+                name in code.files
+                or any(each.startswith(f"{name}/") for each in code.files)
+                or not name
+            ):
                 allowed = "paths from the code folder, since runs start in a copy of it as planned"
-                raise UserError(field_name, text, allowed, f"write {path}")
+                raise UserError(field_name, text, allowed, f"write {path or '.'}")
 
 
 def write_code(study_folder: Path, code: Code) -> None:

@@ -1,7 +1,8 @@
 """A copy of a trainer's code as it was planned, in which its commands run.
 
     STUDY/.launch/code/trainer-DIGEST/      the planned files, read-only
-                                            and links to all else that is in the code folder
+                                            links to all else that is in the code folder,
+                                            and .code-folder, the path of that
 
 So no pending run sees edited code, and `data/train.bin` is found as by hand. A folder without code
 is one link; a folder that holds code is real, with links beside the code. What is new code since
@@ -30,7 +31,7 @@ from isoflop.code_folder import (
     marks_of,
 )
 from isoflop.errors import UserError
-from isoflop.files import make_own_folder, refuse_links
+from isoflop.files import is_plain_file, make_own_folder, refuse_links, write_text_atomic
 from isoflop.launch.code_copy import (
     CODE_FOLDER,
     SHOWN_DIGITS,
@@ -41,6 +42,8 @@ from isoflop.launch.code_copy import (
 from isoflop.launch.slurm.records import LAUNCH_FOLDER
 
 _PREFIX = "trainer-"
+# In a copy: the path of the code folder.
+_SOURCE_FILE = ".code-folder"
 
 
 def snapshot_folder(study_folder: Path, digest: str) -> Path:
@@ -92,8 +95,27 @@ def ensure_snapshot(
         )
     # A copy that is whole runs, whatever became of the code folder.
     with contextlib.suppress(UserError):
-        _link_rest(source, folder, planned.files.keys(), list_code(source, patterns))
+        if _is_its_source(source, folder, planned, patterns):
+            _link_rest(source, folder, planned.files.keys(), list_code(source, patterns))
     return folder
+
+
+def _source_of(folder: Path) -> Path | None:
+    """Return the code folder that the links of a copy lead to; None: not known."""
+    path = folder / _SOURCE_FILE
+    return Path(path.read_text(encoding="utf-8")) if is_plain_file(path) else None
+
+
+def _is_its_source(source: Path, folder: Path, planned: Code, patterns: Sequence[str]) -> bool:
+    """Return whether a folder is the one that was copied, or another of the same code, from now on.
+
+    A relative path of the code means another folder where a command is typed elsewhere.
+    """
+    if _source_of(folder) != source:
+        if changed(planned.files, code_of(source, patterns).files):
+            return False
+        write_text_atomic(folder / _SOURCE_FILE, str(source))
+    return True
 
 
 def _make(planned: Code, source: Path, folder: Path) -> None:
@@ -105,6 +127,7 @@ def _make(planned: Code, source: Path, folder: Path) -> None:
         differences = _differences(planned, temporary)
         if differences:
             raise code_changed(source, differences)
+        write_text_atomic(temporary / _SOURCE_FILE, str(source))
         _link_rest(source, temporary, planned.files.keys(), ())
 
     # A name by which `isoflop clean` knows what a killed writer left.
@@ -209,10 +232,10 @@ def python_path(given: str, source: Path, snapshot: Path) -> str:
 
     Args:
         given: the user's PYTHONPATH; "" for none.
-        source: the code folder.
+        source: the code folder, unless the copy knows it better.
         snapshot: the copy of its code.
     """
-    root = source.resolve()
+    root = (_source_of(snapshot) or source).resolve()
     paths = [path for path in given.split(os.pathsep) if path]
     moved = {path: _moved(Path(path), root, snapshot) for path in paths}
     installed = (_moved(path, root, snapshot) for path in _installed_to_be_edited())

@@ -86,6 +86,7 @@ def test_the_copy_has_the_code_and_links_to_the_rest(
         "again.py": "0o444",
         "lib/model.py": "0o444",
         "run.sh": "0o555",
+        ".code-folder": "0o644",
         # In the copy, not back to the sources.
         "cfg": "lib",
         # Where it led from there.
@@ -135,9 +136,15 @@ def test_a_whole_copy_is_used_whatever_became_of_the_code(source: Path, study: P
     assert found["data2"] == str(source / "data2")
     assert {"lib/weights.pt", "random.py"}.isdisjoint(found)
     assert (found["out/log.txt"], found["latest"]) == ("0o644", "out")
-    # The same study from another checkout, and from none.
+    # The same study from another checkout, once that has the planned code, and from none.
     moved = source.with_name("moved")
     source.rename(moved)
+    ensure_snapshot(planned, moved, moved / "results" / "mine")
+    assert kinds(moved / folder.relative_to(source))["data"] == str(source / "data")
+    (moved / "train.py").write_text(SOURCES["train.py"])
+    (moved / "random.py").unlink()
+    (moved / "cfg").unlink()
+    (moved / "cfg").symlink_to("lib")
     study = moved / "results" / "mine"
     folder = ensure_snapshot(planned, moved, study)
     assert kinds(folder)["data"] == str(moved / "data")
@@ -309,3 +316,24 @@ def test_a_planned_file_outside_the_folder_is_gone(source: Path, study: Path) ->
     more = Code(files={**planned.files, "absent/x.py": "0" * 64}, commit=None)
     with pytest.raises(UserError, match=r"gone: absent/x\.py"):
         ensure_snapshot(more, source, study)
+
+
+def test_a_folder_of_other_code_does_not_take_the_place_of_the_planned_one(
+    source: Path, study: Path, tmp_path: Path
+) -> None:
+    planned = code_of(source)
+    folder = ensure_snapshot(planned, source, study)
+    before = kinds(folder)
+    # As where the code is "." and a command is typed in another folder.
+    other = tmp_path / "other"
+    shutil.copytree(source / "data", other / "data")
+    shutil.copytree(source / ".git", other / ".git")
+    (other / "train.py").write_text("other code")
+    assert ensure_snapshot(planned, other, study) == folder
+    assert kinds(folder) == before
+    assert python_path(f"{source}/lib:{other}/lib", other, folder) == f"{folder}/lib:{other}/lib"
+    # What a received folder has in the place of the record is not read.
+    (folder / ".code-folder").unlink()
+    (folder / ".code-folder").symlink_to(tmp_path / "away")
+    assert ensure_snapshot(planned, source, study) == folder
+    assert kinds(folder) == before

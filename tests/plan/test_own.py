@@ -310,6 +310,8 @@ def test_a_command_that_would_run_the_folder_and_not_its_copy_is_refused(
     for text, relative in {
         f"{code}/train.py": "train.py",
         f"--path=/opt:{code}/lib:/x": "lib",
+        f"{code}": ".",
+        f"/opt:{code}/:/x": ".",
         # Data are found there, too; another folder is another.
         f"--data={code}/data": None,
         f"{code}-other/train.py": None,
