@@ -110,6 +110,13 @@ def on_shapes(modules: Iterable[nn.Module]) -> Iterator[Twins]:
         yield twins
 
 
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Build what is inside on the meta device, whatever device the code asks for."""
+    with _META, _OnMeta(Twins()):
+        yield
+
+
 class _OnMeta(TorchFunctionMode):
     """Brings all tensors that a torch function is given or makes to the meta device."""
 
