@@ -141,7 +141,6 @@ SMALL_LINES = 100
 ONE_IMPORTER = {
     "isoflop.analysis": "the names that notebooks and other people's code import",
     "isoflop.families.*.*": "a plug-in: a family, found by its folder",
-    "isoflop.plan.count": "starts the subprocess that counts",
     "isoflop.launch.slurm.outcome": "what submit returns, which the command line imports for types",
     "isoflop_kernels.*.reference": "a plug-in: an implementation, that of plain torch",
     "isoflop_kernels.*.cpp": "a plug-in: an implementation, compiled where it is asked for",
