@@ -183,11 +183,8 @@ def check_relative(field_name: str, text: str, folder: Path, code: Code) -> None
         # The folder itself, too, and nothing whose name only begins like its own.
         for path in re.findall(re.escape(root) + r"(?:/([^\s:;,'\"]*))?(?=$|[\s:;,'\"])", text):
             name = path.rstrip("/")
-            if (
-                name in code.files
-                or any(each.startswith(f"{name}/") for each in code.files)
-                or not name
-            ):
+            is_folder = any(each.startswith(f"{name}/") for each in code.files)
+            if not name or name in code.files or is_folder:
                 allowed = "paths from the code folder, since runs start in a copy of it as planned"
                 raise UserError(field_name, text, allowed, f"write {path or '.'}")
 
