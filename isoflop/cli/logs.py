@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from isoflop.launch.slurm.logs import AttemptLog
     from isoflop.launch.slurm.queue import SentTask
 
+# Of what a command printed.
+_MAX_BYTES = 2**18
+
 
 @click.command()
 @click.argument("folder", type=FOLDER)
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--attempt", type=int, metavar="N", help="This attempt.  [default: the newest]")
 @click.option("--follow", is_flag=True, help="Go on until the attempt is over.")
 def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> None:
-    """Show what RUN of the plan in FOLDER wrote: its attempts, errors and its job's output.
+    """Show what RUN of the plan in FOLDER wrote: attempts, errors, output of its command and job.
 
     RUN is a run id or its first digits; or FOLDER is the run's own folder, STUDY/runs/ID, and RUN
     is left out.
@@ -53,7 +56,8 @@ def logs(folder: Path, run: str | None, attempt: int | None, follow: bool) -> No
     for line in _lines(found, begun, waiting, outputs):
         click.echo(line)
     if follow:
-        _follow(run_folder, outputs)
+        own = [] if begun is None or begun.command is None else [begun.command]
+        _follow(run_folder, [*outputs, *own])
 
 
 def _study_and_run(folder: Path, run: str | None) -> tuple[Path, str]:
@@ -79,6 +83,8 @@ def _lines(
         yield f"{mark} {waiting.name}: sent {sent}; the run has not begun in it"
     if chosen is not None and chosen.traceback is not None:
         yield from _file(chosen.traceback)
+    if chosen is not None and chosen.command is not None:
+        yield from _end_of(chosen.command)
     for path in outputs:
         yield from _file(path)
 
@@ -86,6 +92,15 @@ def _lines(
 def _file(path: Path) -> Iterator[str]:
     yield f"--- {path}"
     yield from read_regular(path).decode(errors="replace").splitlines()
+
+
+def _end_of(path: Path) -> Iterator[str]:
+    """Yield the end of what a command printed, which may be long, and is anybody's."""
+    from isoflop.launch.slurm.logs import tail
+
+    is_long = path.stat().st_size > _MAX_BYTES
+    yield f"--- {path}{' (its end)' if is_long else ''}"
+    yield from (printable(line, "\t") for line in tail(path, _MAX_BYTES))
 
 
 def _describe(attempt: Attempt) -> str:

@@ -18,6 +18,7 @@ from isoflop.launch.slurm.arrays import (
     share_evenly,
     time_limit_min,
 )
+from isoflop.launch.slurm.executors import sbatch_parameters
 from isoflop.launch.slurm.profile import ClusterProfile
 
 CPU = ClusterProfile(name="cpu", hardware="cpu2", time_floor_min=20, time_limit_min=1000)
@@ -119,6 +120,17 @@ def test_a_node_is_not_asked_for_more_gpus_than_it_gives() -> None:
 def test_ranks_that_do_not_split_over_nodes_are_refused() -> None:
     with pytest.raises(UserError, match="ranks = 5: must be a multiple of the 2 nodes"):
         plan_arrays([run(0, num_ranks=5)], GPU, 1001)
+
+
+def test_a_command_has_one_task_with_all_devices_of_its_ranks_on_one_node() -> None:
+    profile = dataclasses.replace(GPU, cpus_per_device=6)
+    (plan,) = plan_arrays([run(1, num_ranks=4, starts_ranks=True)], profile, 10)
+    found = sbatch_parameters(plan, profile, job_name="j", comment="c", variables={})
+    names = ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task")
+    assert [found[name] for name in names] == [1, 1, 4, 24]
+    assert "srun_args" not in found
+    with pytest.raises(UserError, match=r"ranks = 8: must be at most 4, those of one node"):
+        plan_arrays([run(1, num_ranks=8, starts_ranks=True)], profile, 10)
 
 
 def test_local_tasks_end_at_about_the_same_time() -> None:

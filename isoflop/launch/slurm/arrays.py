@@ -37,6 +37,8 @@ class RunToSend:
     peak_mem_bytes: int | None
     """Per device; None: not known."""
     exclude_nodes: tuple[str, ...] = ()
+    starts_ranks: bool = False
+    """Whether a command of the user's own trains it, which starts its ranks itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,11 +51,18 @@ class Resources:
     """None: the cluster's default."""
     exclude_nodes: tuple[str, ...]
     time_min: int
+    starts_ranks: bool = False
+    """Whether the scheduler starts one process, which has all devices and starts the ranks."""
 
     @property
     def num_ranks(self) -> int:
         """Processes, each with a device of its own."""
         return self.num_nodes * self.ranks_per_node
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Processes that the scheduler starts on each node."""
+        return 1 if self.starts_ranks else self.ranks_per_node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +98,8 @@ def plan_arrays(
         max_array_size: the cluster's MaxArraySize, one more than the largest index.
 
     Raises:
-        UserError: a run's ranks do not split evenly over nodes.
+        UserError: a run's ranks do not split evenly over nodes, or a command of the user's own is
+            to have more than a node has.
     """
     by_resources: dict[Resources, list[tuple[str, ...]]] = {}
     for task in _tasks(runs, profile):
@@ -111,12 +121,16 @@ def _tasks(runs: Iterable[RunToSend], profile: ClusterProfile) -> Iterator[list[
         yield from _chunks(list(group), profile.runs_per_task if num_ranks == 1 else 1)
 
 
-def _needs(run: RunToSend, profile: ClusterProfile) -> tuple[int, int, tuple[str, ...]]:
-    return run.num_ranks, memory_mb(run, profile) or 0, run.exclude_nodes
+def _needs(run: RunToSend, profile: ClusterProfile) -> tuple[int, int, tuple[str, ...], bool]:
+    return run.num_ranks, memory_mb(run, profile) or 0, run.exclude_nodes, run.starts_ranks
 
 
 def _resources(task: Sequence[RunToSend], profile: ClusterProfile) -> Resources:
     run = task[0]
+    most = _most_per_node(run.num_ranks, profile)
+    if run.starts_ranks and run.num_ranks > most:
+        allowed = f"at most {most}, those of one node, where a command of your own trains"
+        raise UserError("ranks", run.num_ranks, allowed, "ask for fewer, or for larger nodes")
     num_nodes, ranks_per_node = _nodes(run.num_ranks, profile)
     memory = memory_mb(run, profile)
     return Resources(
@@ -125,19 +139,23 @@ def _resources(task: Sequence[RunToSend], profile: ClusterProfile) -> Resources:
         memory_mb_per_node=None if memory is None else memory * ranks_per_node,
         exclude_nodes=run.exclude_nodes,
         time_min=time_limit_min([r.seconds for r in task], profile),
+        starts_ranks=run.starts_ranks,
     )
 
 
 def _nodes(num_ranks: int, profile: ClusterProfile) -> tuple[int, int]:
     """Return the fewest nodes that hold the ranks, and the ranks on each."""
-    limits = (profile.ranks_per_node, profile.gpus_per_node or None)
-    most = min((limit for limit in limits if limit is not None), default=num_ranks)
-    num_nodes = math.ceil(num_ranks / most)
+    num_nodes = math.ceil(num_ranks / _most_per_node(num_ranks, profile))
     if num_ranks % num_nodes:
         raise UserError(
             "ranks", num_ranks, f"a multiple of the {num_nodes} nodes they need", "correct it"
         )
     return num_nodes, num_ranks // num_nodes
+
+
+def _most_per_node(num_ranks: int, profile: ClusterProfile) -> int:
+    limits = (profile.ranks_per_node, profile.gpus_per_node or None)
+    return min((limit for limit in limits if limit is not None), default=num_ranks)
 
 
 def time_limit_min(seconds: Sequence[float | None], profile: ClusterProfile) -> int:

@@ -90,8 +90,9 @@ def sbatch_parameters(
         "qos": profile.qos,
         "time": resources.time_min,
         "nodes": resources.num_nodes,
-        "ntasks_per_node": resources.ranks_per_node,
-        "cpus_per_task": profile.cpus_per_device,
+        "ntasks_per_node": resources.tasks_per_node,
+        "cpus_per_task": profile.cpus_per_device
+        * (resources.ranks_per_node // resources.tasks_per_node),
         "exclude": ",".join(resources.exclude_nodes) or None,
         "signal_delay_s": profile.signal_s,
         "array_parallelism": plan.at_a_time,
@@ -101,7 +102,7 @@ def sbatch_parameters(
         "wckey": None,
         "additional_parameters": further,
     }
-    if resources.num_ranks > 1:
+    if resources.num_nodes * resources.tasks_per_node > 1:
         # Ranks cannot go on without one that died, and would wait for it.
         parameters["srun_args"] = ["--kill-on-bad-exit=1"]
     if resources.memory_mb_per_node is not None:

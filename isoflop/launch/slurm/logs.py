@@ -26,6 +26,8 @@ class AttemptLog:
 
     attempt: Attempt
     traceback: Path | None
+    command: Path | None
+    """What the run's own command printed; None: isoflop trained it, or it never began."""
     outputs: tuple[Path, ...]
     """Of its job; a job that was requeued goes on in the same files, and runs that share a task
     share them."""
@@ -49,10 +51,21 @@ def attempt_logs(
             AttemptLog(
                 attempt=attempt,
                 traceback=traceback if is_plain_file(traceback) else None,
+                command=command_log(folder, attempt),
                 outputs=() if task is None else tuple(task.logs(study_folder)),
             )
         )
     return found
+
+
+def command_log(folder: RunFolder, attempt: Attempt) -> Path | None:
+    """Return the file with what the run's own command printed in an attempt; None: there is none.
+
+    No link is followed: the folder may come from somebody else.
+    """
+    path = folder.command_log(attempt.number)
+    is_below_a_link = any(parent.is_symlink() for parent in list(path.parents)[:2])
+    return None if is_below_a_link or not is_plain_file(path) else path
 
 
 def _task_of(attempt: Attempt, tasks: Sequence[SentTask]) -> SentTask | None:
@@ -93,14 +106,16 @@ def choose(logs: Sequence[AttemptLog], number: int | None) -> AttemptLog:
 
 
 def last_lines(folder: RunFolder, attempt: Attempt | None, outputs: Sequence[Path]) -> list[str]:
-    """Return the last lines of an attempt: of its traceback, or else of its job's output."""
-    if attempt is not None:
-        lines = _non_empty(tail(folder.traceback_file(attempt)))
-        if lines:
-            return lines
+    """Return the last lines of an attempt.
+
+    That is of its traceback, or else of what its own command printed, or else of its job's output.
+    """
     # Errors before what was printed.
-    errors = [path for path in outputs if path.suffix == ".err"]
-    for path in [*errors, *(path for path in outputs if path not in errors)]:
+    paths = sorted(outputs, key=lambda path: path.suffix != ".err")
+    if attempt is not None:
+        own = command_log(folder, attempt)
+        paths = [folder.traceback_file(attempt), *([] if own is None else [own]), *paths]
+    for path in paths:
         lines = _non_empty(tail(path))
         if lines:
             return lines

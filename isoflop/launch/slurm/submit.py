@@ -461,6 +461,7 @@ def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) ->
         num_ranks=job.placement.num_ranks,
         peak_mem_bytes=run.peak_mem_bytes,
         exclude_nodes=tuple(sorted(excluded)),
+        starts_ranks=job.trainer is not None,
     )
 
 
