@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from docs.documents import REPOSITORY
@@ -35,14 +35,20 @@ def copy_repository(folder: Path) -> Path:
     return copy
 
 
-def run_document(document: Path, copy: Path, left_out: Collection[str]) -> None:
+def run_document(
+    document: Path, copy: Path, left_out: Collection[str], smaller: Mapping[str, str]
+) -> None:
     """Runs a document's commands and Python in order, in one shell, at the root of a copy.
 
     What they write below /tmp lies in a folder of its own there: sockets need short paths.
     """
+    code = script(document, left_out)
+    for text, other in smaller.items():
+        assert code.count(text) == 1, text
+        code = code.replace(text, other)
     temporary = Path(tempfile.mkdtemp(prefix="isoflop-", dir="/tmp"))
     file = copy.parent / "commands.sh"
-    file.write_text(script(document, left_out).replace("/tmp/", f"{temporary}/"))
+    file.write_text(code.replace("/tmp/", f"{temporary}/"))
     done = subprocess.run(
         ["bash", "-eE", "-c", _BASH, str(file), document.name],
         cwd=copy,

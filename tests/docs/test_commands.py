@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from docs.documents import DOCUMENTS, REPOSITORY, shown
-from docs.not_run import NEEDS_SLURM, NOT_RUN, SLOW
+from docs.not_run import NEEDS_SLURM, NOT_RUN, SLOW, SMALLER
 from docs.scratch import copy_repository, run_document
 from docs.shell import blocks, commands
 from isoflop.cli import main
@@ -35,7 +35,12 @@ RUN = {document: names - NOT_RUN.get(document, {}).keys() for document, names in
 def test_the_code_of_a_document_runs(document: str, tmp_path: Path) -> None:
     if document in NEEDS_SLURM and not is_installed():
         pytest.skip(f"needs root and SLURM; run {INSTALL}")
-    run_document(REPOSITORY / document, copy_repository(tmp_path), NOT_RUN.get(document, {}))
+    run_document(
+        REPOSITORY / document,
+        copy_repository(tmp_path),
+        NOT_RUN.get(document, {}),
+        SMALLER.get(document, {}),
+    )
 
 
 def test_a_command_that_is_not_run_could_be() -> None:
