@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from isoflop.errors import UserError, failure_reason
 from isoflop.launch.command.patterns import TOKENS
@@ -56,10 +57,15 @@ class CurveReader:
         self._path: Path | None = None
         self._every = max(1, steps // MAX_POINTS)
         self._kept: CurvePoint | None = None
-        self.newest: CurvePoint | None = None
-        """The newest point, whether it was given or skipped."""
+        self._kept_row: Row | None = None
+        self._newest: Row | None = None
         self.trouble: str | None = None
         """Why the study's curve is read no more; None: it is, or is not there yet."""
+
+    @property
+    def newest(self) -> CurvePoint | None:
+        """The newest point, whether it was given or skipped."""
+        return None if self._newest is None else _point(self._newest)
 
     def new_points(self) -> list[CurvePoint]:
         """Return new points; the first loss that is no finite number is always among them."""
@@ -70,11 +76,11 @@ class CurveReader:
         points = []
         while rows := self._new_rows():
             points += self._kept_of(rows)
-        if self.newest is None:
+        if self._newest is None:
             points += self._kept_of(self._rows_of_result())
-        if self.newest is not None and self.newest is not self._kept:
-            points.append(self.newest)
-            self._kept = self.newest
+        if self._newest is not None and self._newest is not self._kept_row:
+            self._kept, self._kept_row = _point(self._newest), self._newest
+            points.append(self._kept)
         return points
 
     def _new_rows(self) -> Sequence[Row]:
@@ -115,39 +121,42 @@ class CurveReader:
     def _kept_of(self, rows: Iterable[Row]) -> list[CurvePoint]:
         found = []
         for row in rows:
-            point = _point(row)
-            if point is None:
+            step, loss = _read(row.get("step")), _read(row.get("loss"))
+            if step is None or loss is None or not 0 <= step <= _LARGEST:
                 continue
-            self.newest = point
+            self._newest = row
             kept = self._kept
             if (
                 kept is None
-                or not kept.step <= point.step < kept.step + self._every
-                or math.isfinite(kept.loss) != math.isfinite(point.loss)
+                or not kept.step <= step < kept.step + self._every
+                or math.isfinite(kept.loss) != math.isfinite(loss)
             ):
-                self._kept = point
-                found.append(point)
+                self._kept = _point(row)
+                self._kept_row = row
+                found.append(self._kept)
         return found
 
 
 _NAMED = ("step", "loss", "tokens", "time_s")
 
 
-def _point(row: Row) -> CurvePoint | None:
-    """Return a row's point; None: it has no step or no loss that can be read."""
-    found: dict[str, float | int] = {}
-    for name, value in row.items():
-        with contextlib.suppress(ValueError):
-            read = number(value)
-            if read is not None and (name == "loss" or math.isfinite(read)):
-                found[name] = read
-    step, tokens = found.get("step"), found.get("tokens")
-    if "loss" not in found or step is None or not 0 <= step <= _LARGEST:
+def _read(value: Any) -> float | int | None:
+    """Return a value as a number; None: it is missing, or none."""
+    try:
+        return number(value)
+    except ValueError:
         return None
+
+
+def _point(row: Row) -> CurvePoint:
+    """Return the point of a row that has a step and a loss."""
+    found = {name: read for name, value in row.items() if (read := _read(value)) is not None}
+    finite = {name: value for name, value in found.items() if math.isfinite(value)}
+    tokens = finite.get("tokens")
     return CurvePoint(
-        step=int(step),
+        step=int(found["step"]),
         loss=float(found["loss"]),
         tokens=None if tokens is None or not 0 <= tokens <= _LARGEST else int(tokens),
-        time_s=found.get("time_s"),
-        values={name: float(v) for name, v in found.items() if name not in _NAMED},
+        time_s=finite.get("time_s"),
+        values={name: float(v) for name, v in finite.items() if name not in _NAMED},
     )

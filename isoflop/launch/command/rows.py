@@ -6,6 +6,7 @@ Files are read from their end for the last value of a key, and piece by piece wh
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -25,16 +26,13 @@ BLOCK_BYTES = 2**20
 MAX_BYTES = 2**28
 """How much of a file's end is looked at; what is not there is not found."""
 
-_MAX_NEW_BYTES = 2**23
+_MAX_NEW_BYTES = 2**22
 # A header longer than that is none.
 _MAX_HEADER_BYTES = 2**20
 _DELIMITERS = ",\t;"
 _DO = "correct [trainer.result]"
 
-_NUMBER = re.compile(
-    r"[+-]?((\d{1,3}(,\d{3})+|\d+)(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)",
-    re.ASCII | re.IGNORECASE,
-)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 _MISSING = ("", "none", "null", "n/a")
 
 
@@ -66,13 +64,7 @@ def number(value: Any) -> float | int | None:
         ValueError: it is no number.
     """
     if isinstance(value, str):
-        text = value.strip()
-        if text.lower() in _MISSING:
-            return None
-        if not _NUMBER.fullmatch(text):
-            raise ValueError(f"{value[:60]!r} is no number")
-        text = text.replace(",", "")
-        value = int(text) if text.lstrip("+-").isdigit() else float(text)
+        return None if is_missing(value) else _number_of_text(value.strip())
     if value is None:
         return None
     if type(value) not in (int, float):
@@ -82,6 +74,18 @@ def number(value: Any) -> float | int | None:
     except OverflowError:
         raise ValueError("a whole number of so many digits has no meaning") from None
     return value
+
+
+def _number_of_text(text: str) -> float | int:
+    plain = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+    # Python takes underscores and the digits of all scripts.
+    if plain.isascii() and "_" not in plain:
+        try:
+            return int(plain)
+        except ValueError:
+            with contextlib.suppress(ValueError):
+                return float(plain)
+    raise ValueError(f"{text[:60]!r} is no number")
 
 
 def look_up(values: Any, key: str) -> Any:
@@ -240,12 +244,15 @@ def csv_lines(path: Path) -> LinesSource:
                 num = header.count(key)
                 raise UserError("column", key, f"once in {path}, not {num} times", _DO)
 
+        places = {key: header.index(key) for key in keys if key in header}
+        name, place = next(iter(places.items()), ("", 0))
+
         def parse(text: bytes) -> Sequence[Row]:
             rows = _cells(text.decode("utf-8-sig", errors="replace"), delimiter)
             return [
-                dict(zip(header, row, strict=False))
+                {key: row[place] for key, place in places.items()}
                 for row in rows
-                if row != header and len(row) == len(header)
+                if len(row) == len(header) and row[place].strip() != name
             ]
 
         return parse
@@ -258,18 +265,19 @@ def _header(path: Path) -> tuple[list[str], str]:
         line = file.readline(_MAX_HEADER_BYTES)
         while line and not line.strip():
             line = file.readline(_MAX_HEADER_BYTES)
-    text = line.decode("utf-8-sig", errors="replace")
+    text = line.decode("utf-8-sig", errors="replace").strip()
     delimiter = max(_DELIMITERS, key=text.count)
-    cells = next(iter(_cells(text, delimiter)), [])
-    if not cells:
+    cells = [cell.strip() for row in _cells(text, delimiter) for cell in row]
+    if not text:
         raise UserError("result", str(path), "a table with a header", "see what the trainer writes")
     return cells, delimiter
 
 
 def _cells(text: str, delimiter: str) -> Iterator[list[str]]:
     for line in text.split("\n"):
-        try:
-            yield from ([c.strip() for c in row] for row in csv.reader([line], delimiter=delimiter))
-        # A cell of a hundred thousand characters.
-        except csv.Error:
+        if '"' not in line:
+            yield line.split(delimiter)
             continue
+        # A cell of a hundred thousand characters.
+        with contextlib.suppress(csv.Error):
+            yield from csv.reader([line], delimiter=delimiter, skipinitialspace=True)
