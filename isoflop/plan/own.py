@@ -206,7 +206,7 @@ class OwnRuns:
             allowed = f"{least} or more ({arch} size {size} at {format_flops(budget_flops)})"
             do = f"raise the budget to {needed} or more, lower batch_tokens, or take smaller sizes"
             raise UserError("steps", steps, allowed, do)
-        spec = self._spec(arch, size, seed, steps)
+        spec = self.spec(arch, size, seed, steps)
         flops = per_token * spec.n_tokens
         return PlannedRun(
             run_id=run_id(spec),
@@ -232,7 +232,8 @@ class OwnRuns:
             ledger=None,
         )
 
-    def _spec(self, arch: str, size: int, seed: int, steps: int) -> TrainerSpec:
+    def spec(self, arch: str, size: int, seed: int, steps: int) -> TrainerSpec:
+        """Return what a run of so many steps is."""
         trainer, table = self._trainer, self._study.trainer_arch(arch)
         rung = trainer.rung_of(table, size)
         values = trainer.values(arch, rung, steps, seed)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,7 +17,13 @@ from isoflop.errors import UserError
 from isoflop.model import build_model
 from isoflop.model.flop_counter import StrictFlopCounter
 from isoflop.placement import Placement
-from isoflop.plan.estimate.hardware import Calibration, MeasuredStep, StepShape, shape_key
+from isoflop.plan.estimate.hardware import (
+    Calibration,
+    MeasuredStep,
+    StepShape,
+    processor_name,
+    shape_key,
+)
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
@@ -134,12 +138,7 @@ def _device(name: str) -> torch.device:
 
 
 def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def measure_step_flops(

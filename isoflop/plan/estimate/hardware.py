@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,14 @@ class Calibration:
         """Return where and when, in a phrase."""
         torch = "" if self.torch is None else f", torch {self.torch}"
         return f"measured on {self.machine} ({self.kind}){torch}, {self.date}"
+
+
+def processor_name() -> str:
+    """Return the processor of this machine, in the system's words."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
