@@ -163,9 +163,8 @@ def _measure_commands(
     click.echo(f"{'arch':16s} {'size':>4s} {'steps':>16s} {columns}")
     with _ended_by_term():
         commands = [found for rung in rungs if (found := _measured(calibration, rung)) is not None]
-    kind = "cuda" if calibration.placement.device.startswith("cuda") else "cpu"
     return Calibration(
-        kind=kind,
+        kind="cuda" if calibration.placement.device.startswith("cuda") else "cpu",
         machine=machine_name(calibration.placement),
         torch=None,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -146,7 +146,7 @@ def open_session(
             family_digest=plan.family_digests.get(planned.spec.family)
             if isinstance(planned.spec, RunSpec)
             else None,
-            trainer=_trainer_job(folder, plan, planned),
+            trainer=trainer_job(folder, plan, planned),
         )
         for planned in unfinished
     )
@@ -182,16 +182,17 @@ def given_placement(study: Study, *tables: Mapping[str, Any]) -> dict[str, Any]:
     return with_layout(given)
 
 
-def _trainer_job(folder: Path, plan: Plan, run: PlannedRun) -> TrainerJob | None:
+def trainer_job(folder: Path, plan: Plan, run: PlannedRun) -> TrainerJob | None:
     """Return how a run's own command is executed; None: isoflop trains it."""
     trainer = plan.study.trainer
     if trainer is None or not isinstance(run.spec, TrainerSpec):
         return None
+    values = trainer.values(run.arch, run.spec.rung, run.spec.steps, run.spec.seed)
     return TrainerJob(
         code_folder=str(snapshot_folder(folder.absolute(), run.spec.code)),
         source=str(Path(trainer.code).absolute()),
         resume=trainer.resume,
-        result=trainer.result,
+        result=trainer.result.filled(values),
         n_params=run.n_params,
     )
 

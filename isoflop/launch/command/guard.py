@@ -97,7 +97,7 @@ class Guard:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._main, number)
             return
-        for pid in _descendants():
+        for pid in descendants(os.getpid()):
             _send(pid, number)
 
     def _kill_all(self) -> None:
@@ -105,7 +105,7 @@ class Guard:
         while True:
             if self._code is None:
                 self._signal_group(signal.SIGKILL)
-            for pid in _descendants():
+            for pid in descendants(os.getpid()):
                 _send(pid, signal.SIGKILL)
             if self._reap():
                 return
@@ -173,20 +173,21 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _descendants() -> Iterator[int]:
-    """Yield the processes below this one; none where there is no /proc."""
+def descendants(root: int) -> Iterator[int]:
+    """Yield the processes below one; none where there is no /proc."""
     children: dict[int, list[int]] = {}
     with contextlib.suppress(OSError):
         for entry in os.scandir("/proc"):
-            if entry.name.isdecimal() and (parent := _parent(entry.name)) is not None:
+            if entry.name.isdecimal() and (parent := parent_of(entry.name)) is not None:
                 children.setdefault(parent, []).append(int(entry.name))
-    found = [os.getpid()]
+    found = [root]
     for pid in found:
         found += children.get(pid, [])
     yield from found[1:]
 
 
-def _parent(pid: str) -> int | None:
+def parent_of(pid: str) -> int | None:
+    """Return the process that waits for one; None: that has gone."""
     try:
         with os.fdopen(os.open(f"/proc/{pid}/stat", os.O_RDONLY), "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[1])

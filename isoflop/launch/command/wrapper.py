@@ -298,8 +298,8 @@ class CommandAttempt:
             if self._trainer.resume == "restart":
                 do = 'resume = "restart" begins anew; write resume = "native" if it goes on'
                 return self._record.fail(f"{asks}, and {do}")
-            return self._record.fail(f"{asks} and came no step further; {self._log_end()}")
-        return self._record.fail(f"{_ended(end)}; {self._log_end()}")
+            return self._record.fail(f"{asks} and came no step further; {end_of_log(self._log)}")
+        return self._record.fail(f"{_ended(end)}; {end_of_log(self._log)}")
 
     def _done(self, spec: TrainerSpec, found: TrainerResult) -> JobResult:
         unit = self._trainer.result.unit
@@ -335,16 +335,17 @@ class CommandAttempt:
             with contextlib.suppress(OSError):
                 remove_trainer_folder(folder)
 
-    def _log_end(self) -> str:
-        """Return the last lines of what the command printed, in one line."""
-        lines = [line.strip() for line in tail(self._log) if line.strip()]
-        last = lines[-_LOG_LINES:]
-        errors = [line for line in lines if _ERROR.match(line)]
-        if errors and errors[-1] not in last:
-            last = [errors[-1], "…", *last]
-        text = printable(" | ".join(last), "")
-        cut = text if len(text) <= _LOG_CHARACTERS else f"…{text[-_LOG_CHARACTERS:]}"
-        return f"its log ends: {cut}" if cut else "it printed nothing"
+
+def end_of_log(log: Path) -> str:
+    """Return the last lines of what a command printed, in one line."""
+    lines = [line.strip() for line in tail(log) if line.strip()]
+    last = lines[-_LOG_LINES:]
+    errors = [line for line in lines if _ERROR.match(line)]
+    if errors and errors[-1] not in last:
+        last = [errors[-1], "…", *last]
+    text = printable(" | ".join(last), "")
+    cut = text if len(text) <= _LOG_CHARACTERS else f"…{text[-_LOG_CHARACTERS:]}"
+    return f"its log ends: {cut}" if cut else "it printed nothing"
 
 
 def _ended(end: CommandEnd) -> str:

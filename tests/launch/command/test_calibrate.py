@@ -104,7 +104,15 @@ if os.fork() == 0:
 os.wait()
 """
     )
-    folder, plan = made(tmp_path, script, env={"LR": "{depth}e-3"}, **FEW)
+    path = "{checkpoint_dir}/of-{steps}.json"
+    folder, plan = made(
+        tmp_path,
+        script,
+        command=["{python}", "train.py", "{depth}", "{steps}", "{seed}", path],
+        result={"unit": "bits_per_byte", "json": path},
+        env={"LR": "{depth}e-3"},
+        **FEW,
+    )
     result = typed(folder, "--steps", "20")
     assert result.exit_code == 0, result.output
     (found,) = load_calibration(folder).commands
