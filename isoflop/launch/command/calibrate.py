@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import statistics
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 from isoflop.errors import UserError
 from isoflop.launch.command.environment import Surroundings
 from isoflop.launch.command.memory import PeakMemory, gpu_name
+from isoflop.launch.command.rows import json_lines
 from isoflop.launch.command.wrapper import end_of_log, execute_command
 from isoflop.launch.job import Job, JobResult, check_gpus
 from isoflop.launch.local import check_code, given_placement, trainer_job
@@ -34,6 +36,7 @@ from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
 from isoflop.spec import TrainerSpec, run_id
 from isoflop.study.trainer import Trainer
+from isoflop.trainer import CURVE_FILE
 
 WARM_UP_STEPS = 3
 """Steps of the shorter run; the longer one has as many more as are to be timed."""
@@ -173,7 +176,8 @@ class CommandCalibration:
         """Return the steps of another run, as many as tell the step's time; None: they did."""
         first, last = runs[0], runs[-1]
         longer_s = last.wall_s - first.wall_s
-        if longer_s >= _LEAST_SHARE * first.wall_s or last.steps == rung.most_steps:
+        is_clear = last.step_s is not None or longer_s >= _LEAST_SHARE * first.wall_s
+        if is_clear or last.steps == rung.most_steps:
             return None
         times = 2 * _LEAST_SHARE * first.wall_s / max(longer_s, 1e-9)
         added = math.ceil(min(times, _MOST_TIMES) * (last.steps - first.steps))
@@ -198,13 +202,15 @@ class CommandCalibration:
                 surroundings=Surroundings(environ=dict(os.environ), grace_s=lambda _: _GRACE_S),
             )
             self._check(result, rung, steps, folder)
-        peak = memory.gpu_bytes if self._on_gpu else memory.cpu_bytes
-        per_rank = 1 if self._on_gpu else self.placement.num_ranks
+            step_s = reported_step_s(folder.reported(1) / CURVE_FILE, steps)
+            told = folder.result()
         assert result.wall_s is not None
-        return (
-            TimedRun(steps=steps, wall_s=result.wall_s),
-            None if peak is None else peak // per_rank,
-        )
+        timed = TimedRun(steps=steps, wall_s=result.wall_s, step_s=step_s)
+        if self._on_gpu:
+            reported = None if told is None else told.peak_mem_bytes
+            return timed, memory.gpu_bytes if reported is None else reported
+        peak = memory.cpu_bytes
+        return timed, None if peak is None else peak // self.placement.num_ranks
 
     def _short_run(self, rung: Rung, steps: int) -> PlannedRun:
         """Return the rung's run as it were planned with so many steps."""
@@ -246,9 +252,42 @@ def _study_folder(beside: Path) -> Iterator[Path]:
 
 
 def step_and_start(runs: Sequence[TimedRun]) -> tuple[float, float]:
-    """Return seconds of a step and of all else, from the runs with the fewest and most steps."""
+    """Return seconds of a step and of all else of a run, from runs of ever more steps.
+
+    A step takes as long as the longest run reports that it did, else what that run took longer than
+    the shortest, by the step.
+    """
     first, last = runs[0], runs[-1]
-    if first.steps == last.steps:
-        return 0.0, first.wall_s
-    step_s = max(0.0, (last.wall_s - first.wall_s) / (last.steps - first.steps))
-    return step_s, max(0.0, first.wall_s - first.steps * step_s)
+    if last.step_s is not None:
+        step_s = last.step_s
+    elif first.steps == last.steps:
+        step_s = 0.0
+    else:
+        step_s = max(0.0, (last.wall_s - first.wall_s) / (last.steps - first.steps))
+        # A delay of the longest run is not to count as start-up of the others.
+        return step_s, max(0.0, first.wall_s - first.steps * step_s)
+    return step_s, max(0.0, statistics.median(run.wall_s - run.steps * step_s for run in runs))
+
+
+def reported_step_s(curve: Path, steps: int) -> float | None:
+    """Return seconds per step by the times of a run's reports, the first ones left out.
+
+    None: there are too few.
+
+    Args:
+        curve: the file that isoflop.trainer.report appends to.
+        steps: of the run, of which the reports have to span half.
+    """
+    by_step: dict[int, float] = {}
+    with contextlib.suppress(OSError):
+        for row in json_lines(curve).new_rows(()):
+            step, time_s = row.get("step"), row.get("time_s")
+            if isinstance(step, int) and isinstance(time_s, int | float):
+                by_step[step] = float(time_s)
+    points = sorted(by_step.items())
+    points = points[max(0, min(WARM_UP_STEPS, len(points) - 2)) :]
+    if len(points) < 2:
+        return None
+    (first, begin_s), (last, end_s) = points[0], points[-1]
+    step_s = (end_s - begin_s) / (last - first)
+    return step_s if 2 * (last - first) >= steps and 0 <= step_s < math.inf else None

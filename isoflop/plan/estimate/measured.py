@@ -24,6 +24,8 @@ class TimedRun:
 
     steps: Count
     wall_s: _FiniteSeconds
+    step_s: _FiniteSeconds | None = None
+    """Seconds per step between its own reports; None: it made none, or too few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,8 @@ class MeasuredCommand:
     """Of an optimizer step: every matrix product, or as declared."""
     num_ranks: Count
     step_s: _FiniteSeconds
-    """Seconds per optimizer step, by what runs of more steps took longer; 0.0: they did not."""
+    """Seconds per optimizer step: as reported, else by what runs of more steps took longer; 0.0:
+    they did not."""
     start_s: _FiniteSeconds
     """Seconds of a run but for its steps: start-up, and evaluation at its end."""
     runs: tuple[TimedRun, ...]

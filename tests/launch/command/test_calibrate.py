@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli import main
 from isoflop.launch.command import calibrate
-from isoflop.launch.command.calibrate import rungs_of, step_and_start
+from isoflop.launch.command.calibrate import reported_step_s, rungs_of, step_and_start
 from isoflop.launch.command.memory import PeakMemory
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import Calibration, estimate_for, load_calibration
@@ -84,6 +84,39 @@ def test_a_step_is_told_from_start_up(
 ) -> None:
     timed = [TimedRun(steps=steps, wall_s=wall_s) for steps, wall_s in runs]
     assert step_and_start(timed) == pytest.approx((step_s, start_s))
+
+
+def test_what_a_run_reports_of_its_steps_comes_first() -> None:
+    runs = [
+        TimedRun(steps=3, wall_s=9.0),
+        TimedRun(steps=13, wall_s=5.3, step_s=0.2),
+        TimedRun(steps=23, wall_s=5.3, step_s=0.1),
+    ]
+    assert step_and_start(runs) == pytest.approx((0.1, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "step_s"),
+    [
+        # The first steps compile, and are left out.
+        ([(0, 5), (1, 9), (2, 10), (3, 10.5), (4, 11), (5, 11.5), (6, 12)], 6, 0.5),
+        ([(0, 5), (10, 6)], 13, 0.1),
+        ([(0, 5), (4, 6)], 13, None),
+        ([(7, 5)], 8, None),
+        ([(0, 5), (9, 4)], 10, None),
+        ([(0, 5), ("9", 6)], 10, None),
+        ([(0, 5), (9, float("nan"))], 10, None),
+        ([(9, 6), (0, 5), (9, 7.0)], 10, 2 / 9),
+        ([], 3, None),
+    ],
+)
+def test_reports_tell_a_step_if_they_span_half_of_them(
+    tmp_path: Path, rows: list[tuple[Any, float]], steps: int, step_s: float | None
+) -> None:
+    curve = tmp_path / "curve.jsonl"
+    curve.write_text("".join(json.dumps({"step": s, "time_s": t}) + "\n" for s, t in rows))
+    assert reported_step_s(curve, steps) == (None if step_s is None else pytest.approx(step_s))
+    assert reported_step_s(tmp_path / "none", steps) is None
 
 
 @pytest.mark.usefixtures("one_arch")
