@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
+from dataclasses import fields
 
 import click
 
@@ -21,13 +22,18 @@ from isoflop.analysis.predict import PREDICTIONS
 from isoflop.analysis.validity import VALIDITY
 from isoflop.cli import main
 from isoflop.study.file import study_from_toml
+from isoflop.study.trainer import ResultTable, Trainer
 from isoflop.tables import PLAN, RUNS
 
 
-def test_the_example_study_is_a_study() -> None:
-    (block,) = blocks(REPOSITORY / "experiments" / "README.md", "toml")
-    study = study_from_toml(tomllib.loads(block.text))
-    assert study.name == "my-study"
+def test_the_example_studies_are_studies() -> None:
+    found = blocks(REPOSITORY / "experiments" / "README.md", "toml")
+    built_in, own = (study_from_toml(tomllib.loads(block.text)) for block in found)
+    assert (built_in.name, built_in.trainer) == ("my-study", None)
+    assert own.trainer is not None
+    for each in (*fields(Trainer), *fields(ResultTable)):
+        written = (f"\n{each.name} = ", f"[trainer.{each.name}]", f", {each.name}")
+        assert any(text in found[1].text for text in written), each.name
 
 
 def test_relative_links_lead_somewhere() -> None:
