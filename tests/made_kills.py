@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
+import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -14,10 +17,10 @@ from typing import Any
 import pytest
 
 from isoflop.data.prepare import prepare
-from isoflop.launch.execute import execute
 from isoflop.launch.job import Job
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import RunResult
+from isoflop.launch.train_job import train_job
 from isoflop.launch.weights import final_weights
 from isoflop.placement import Placement
 from isoflop.plan.planner import make_plan
@@ -47,11 +50,7 @@ class Figures:
 
 def train(job: dict[str, Any]) -> None:
     """What a child does: the run, as a worker would."""
-    from isoflop.data.windows import open_data
-
-    opened = Job.from_json(job)
-    ending = execute(opened, open_data(Path(opened.data_folder)))
-    assert ending.status == "done", ending
+    sys.exit(train_job(Job.from_json(job)).exit_code)
 
 
 def job_in(
@@ -101,10 +100,49 @@ def disturb(job: Job, num_kills: int, seed: int) -> Figures:
     return _with_what_is_there(figures, folder)
 
 
+def disturb_command(job: Job, num_kills: int, seed: int) -> list[tuple[str, ...]]:
+    """Runs a command that is killed at random instants, as is whatever keeps it; then not.
+
+    Returns what was killed each time: the wrapper, its guard, the command itself, or several.
+    """
+    folder = RunFolder(Path(job.study_folder), job.run_id)
+    dice = random.Random(seed)
+    killed = []
+    for number in range(1, num_kills + 1):
+        process = _start(job)
+        _wait_for_its_first_beat(folder, process, number)
+        time.sleep(dice.uniform(0, MAX_LIFE_S))
+        assert process.pid is not None
+        there = {"wrapper": process.pid}
+        for name, of in (("guard", "wrapper"), ("command", "guard")):
+            # In its first moments there may be less.
+            children = _children(there.get(of, 0))
+            there |= {name: children[0]} if children else {}
+        names = tuple(name for name in there if dice.random() < 0.5) or ("wrapper",)
+        for name in dice.sample(names, len(names)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(there[name], signal.SIGKILL)
+        process.join(END_S)
+        assert process.exitcode != 0, "it ended before it was killed"
+        killed.append(names)
+    process = _start(job)
+    process.join(END_S)
+    assert process.exitcode == 0
+    return killed
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except FileNotFoundError:
+        return []
+
+
 def _start(job: Job) -> BaseProcess:
     # Forked from a server that has imported everything: no 3 seconds of imports for each kill.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["isoflop.train.loop", "isoflop.train.memory", __name__])
+    needed = ["isoflop.train.loop", "isoflop.train.memory", "isoflop.launch.command.wrapper"]
+    context.set_forkserver_preload([*needed, "pydantic", "pyarrow.parquet", __name__])
     process = context.Process(target=train, args=(job.to_json(),), daemon=True)
     process.start()
     return process

@@ -4,7 +4,7 @@
 
 A program of the standard library alone, since one runs beside every command. DESCRIPTOR is a
 socket whose other end the wrapper has. Over it come four bytes with the length of the JSON that
-follows (command, env, cwd), and then bytes, each the number of a signal for the command's process
+follows (command, env, cwd, left_behind_s), and then bytes, each the number of a signal for the command's process
 group; SIGKILL is for all descendants. Back goes one line of JSON: `{"code"}` with the command's
 exit code, negative for a signal, or `{"error"}` with the system's words if it could not be started.
 
@@ -25,9 +25,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# What the command leaves behind has so many seconds to end by itself, as Python's resource tracker
-# does, which frees shared memory after its parents.
-LEFT_BEHIND_S = 5.0
 _KILL_AGAIN_S = 0.02
 _POLL_S = 0.05
 
@@ -61,19 +58,19 @@ class Guard:
         if error is not None:
             self._tell(error=error)
             return
-        end_s = None
+        control, end_s = self._control.fileno(), None
         while not self._reap():
-            control = self._control.fileno()
+            if self._code is not None and end_s is None:
+                end_s = time.monotonic() + request["left_behind_s"]
             ready = select.select([control, wake], [], [], _POLL_S if end_s else None)[0]
             if wake in ready:
                 os.read(wake, 4096)
             if control in ready and not self._obey():
                 self._kill_all()
                 return
-            if self._code is not None and not self._is_stopping:
-                end_s = end_s or time.monotonic() + LEFT_BEHIND_S
-                if time.monotonic() >= end_s:
-                    self._kill_all()
+            # One that was told to stop may leave processes that save; the wrapper limits that.
+            if end_s is not None and time.monotonic() >= end_s and not self._is_stopping:
+                self._kill_all()
         self._tell(code=self._code)
 
     def _obey(self) -> bool:

@@ -31,6 +31,9 @@ _GUARD = Path(__file__).with_name("guard.py")
 # A process that hangs in the kernel does not end by SIGKILL either.
 KILL_S = 30.0
 _LOOK_S = 0.02
+# What a command leaves behind has so many seconds to end by itself, as Python's resource tracker
+# does, which frees shared memory after its parents.
+LEFT_BEHIND_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +58,12 @@ class Command:
         self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path
     ) -> None:
         self._name = command[0]
-        request = {"command": list(command), "env": dict(env), "cwd": str(cwd)}
+        request = {
+            "command": list(command),
+            "env": dict(env),
+            "cwd": str(cwd),
+            "left_behind_s": LEFT_BEHIND_S,
+        }
         self._socket, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
             self._guard = subprocess.Popen(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from isoflop.launch import attempt as attempting
+from isoflop.launch.command import process as running
 from isoflop.launch.command.environment import Surroundings
 from isoflop.launch.command.wrapper import ASKS_FOR_MORE, execute_command
 from isoflop.launch.job import JobResult
@@ -183,6 +184,19 @@ def test_what_does_not_stop_in_time_is_killed_wherever_it_is(tmp_path: Path) -> 
     stop = once_there(folder.trainer / "begun")
     ending = execute_command(job, should_stop=stop, surroundings=surroundings)
     assert ending.status == "interrupted"
+    assert not is_alive(int((folder.trainer / "other").read_text()))
+
+
+def test_what_a_command_leaves_behind_does_not_outlive_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LEFT_BEHIND_S", 0.1)
+    script = f"""cd $ISOFLOP_CHECKPOINT_DIR
+    setsid sh -c 'echo $$ > other; sleep 60; sleep 60' &
+    until [ -s other ]; do sleep 0.01; done
+    {FINISH}"""
+    job, folder = made_job(tmp_path, script)
+    assert execute_command(job).status == "done"
     assert not is_alive(int((folder.trainer / "other").read_text()))
 
 
