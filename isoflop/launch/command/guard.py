@@ -4,9 +4,10 @@
 
 A program of the standard library alone, since one runs beside every command. DESCRIPTOR is a
 socket whose other end the wrapper has. Over it come four bytes with the length of the JSON that
-follows (command, env, cwd, left_behind_s), and then bytes, each the number of a signal for the command's process
-group; SIGKILL is for all descendants. Back goes one line of JSON: `{"code"}` with the command's
-exit code, negative for a signal, or `{"error"}` with the system's words if it could not be started.
+follows (command, env, cwd, left_behind_s), and then bytes, each the number of a signal for the
+command's process group; SIGKILL is for all descendants. Back goes one line of JSON: `{"code"}` with
+the command's exit code, negative for a signal, or `{"error"}` with the system's words if it could
+not be started.
 
 When the socket closes, the wrapper is gone, and all descendants are killed. On Linux these include
 processes in sessions of their own, such as torchrun's ranks, whose parents have ended.
