@@ -41,6 +41,7 @@ PLACED = ("python", "ranks", "run_id", "checkpoint_dir", "result", "log")
 PLANNED = ("steps", "tokens", "seed", "arch", "batch_tokens", "batch_size", "seq_len")
 """Placeholders of what a run is, besides the rung's; `warmup_steps` where the study has it."""
 
+_LOSSES = ("loss", "curve")
 _KINDS = ("json", "csv", "jsonl", "log", "tensorboard", "wandb")
 _DO = "correct the study"
 
@@ -103,11 +104,12 @@ class ResultTable:
             if text is None:
                 continue
             try:
-                num_groups = re.compile(text).groups
+                pattern = re.compile(text)
             except (re.error, RecursionError, OverflowError) as error:
                 allowed = f"a regular expression ({error})"
                 raise UserError(f"trainer.result.{name}", text, allowed, _DO) from None
-            if num_groups == 0:
+            beside = {"step", "tokens"} & set(pattern.groupindex) if name in _LOSSES else ()
+            if pattern.groups == len(beside):
                 allowed = "a regular expression with a group around the number, such as loss (\\S+)"
                 raise UserError(f"trainer.result.{name}", text, allowed, _DO)
 

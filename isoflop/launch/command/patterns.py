@@ -33,8 +33,8 @@ class SlowPatternError(Exception):
 def rows_by_patterns(patterns: Sequence[str], text: str) -> list[dict[str, str]]:
     """Return what patterns find in each line of a text in which one of them finds something.
 
-    A row has a pattern's value by the pattern itself: its last match in the line, the group `loss`
-    or else the first group. Groups named `step` and `tokens` are entries of that name.
+    A row has a pattern's value by the pattern itself: of its last match in the line, the group
+    `loss` or else the first. Groups named `step` and `tokens` are entries of that name beside it.
 
     Raises:
         SlowPatternError: they take longer than :data:`TIMEOUT_S`.
@@ -66,7 +66,9 @@ def _rows(request: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _entries(pattern: str, match: re.Match[str]) -> dict[str, str]:
     named = match.groupdict()
-    value = named["loss"] if "loss" in named else match[1]
+    beside = {match.re.groupindex.get(name) for name in (STEP, TOKENS)}
+    others = [number for number in range(1, match.re.groups + 1) if number not in beside]
+    value = named["loss"] if "loss" in named else match[others[0] if others else 1]
     entries = {pattern: value, STEP: named.get(STEP), TOKENS: named.get(TOKENS)}
     return {name: text for name, text in entries.items() if text is not None}
 

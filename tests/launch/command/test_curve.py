@@ -133,6 +133,71 @@ def test_the_curve_within_a_json_result(places: Places) -> None:
     assert reader.last_points() == [CurvePoint(step=0, loss=2.5), CurvePoint(step=2, loss=1.5)]
 
 
+@pytest.mark.parametrize(
+    ("log", "loss", "curve", "found", "points"),
+    [
+        pytest.param(
+            "iter 250: loss 2.4612, time 1234.56ms, mfu 2.33%\n"
+            "step 250: train loss 2.4544, val loss 2.4721\n",
+            r"val loss (\S+)",
+            r"iter (?P<step>\d+): loss (?P<loss>[\d.]+)",
+            2.4721,
+            [(250, 2.4612)],
+            id="nanoGPT",
+        ),
+        pytest.param(
+            "Step 00250 | Validation bpb: 1.0421\n"
+            "step 00250/21400 (1.17%) | loss: 3.512345 | lrm: 1.00 | tok/sec: 1,023,456\n",
+            r"Validation bpb: (?P<loss>\S+)",
+            r"^step (?P<step>\d+)/.* loss: (\S+)",
+            1.0421,
+            [(250, 3.512345)],
+            id="nanochat",
+        ),
+        pytest.param(
+            "\x1b[0m[titan] INFO - \x1b[31mstep: 10  \x1b[32mloss:  4.56789  "
+            "\x1b[38;2;180;60;0mgrad_norm:  1.2\x1b[39m\n",
+            r"step: +(?P<step>\d+) +loss: +(?P<loss>\S+)",
+            None,
+            4.56789,
+            [(10, 4.56789)],
+            id="torchtitan",
+        ),
+        pytest.param(
+            " iteration     1000/   50000 | lm loss: 2.400000E+00 | loss scale: 1.0 |\n"
+            " validation loss at iteration 1000 | lm loss value: 2.345678E+00 | PPL: 1.0E+01\n",
+            r"lm loss value: (\S+)",
+            r"iteration +(?P<step>\d+)/.*lm loss: (?P<loss>\S+)",
+            2.345678,
+            [(1000, 2.4)],
+            id="Megatron",
+        ),
+        pytest.param(
+            "  1%|          | 1/100\r  2%|2         | 2/100\r{'loss': 3.5, 'epoch': 0.1}\n"
+            "{'eval_loss': 2.5, 'eval_runtime': 1.2, 'epoch': 1.0}\n",
+            r"'eval_loss': ([^,}]+)",
+            None,
+            2.5,
+            [],
+            id="Hugging Face",
+        ),
+    ],
+)
+def test_logs_as_trainers_write_them(
+    log: str,
+    loss: str,
+    curve: str | None,
+    found: float,
+    points: list[tuple[int, float]],
+    places: Places,
+) -> None:
+    Path(places.values["log"]).write_text(log)
+    table = ResultTable(log="{log}", unit=NATS, loss=loss, curve=curve)
+    assert read_result(table, places).loss == found
+    there = CurveReader(table, places, steps=3).new_points()
+    assert [(point.step, point.loss) for point in there] == points
+
+
 # Trackers
 
 

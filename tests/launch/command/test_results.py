@@ -300,6 +300,7 @@ def test_a_pattern_that_never_ends_is_given_up(
     [
         ({"log": "{log}", "loss": "("}, "a regular expression"),
         ({"log": "{log}", "loss": "loss"}, "with a group"),
+        ({"log": "{log}", "loss": r"(?P<step>\d+)"}, "with a group"),
         ({"log": "{log}", "loss": "(a)", "metrics": {"m": "b"}}, "trainer.result.m = 'b'"),
         ({"csv": "out/log.csv"}, "each run has a file of its own"),
         ({"json": "{result}", "csv": "{checkpoint_dir}/a"}, "remove the others"),
