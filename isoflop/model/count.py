@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from isoflop.accounting.count import Count, ModuleFlops
 from isoflop.accounting.ledger import COMPONENT_NAMES, Component
 from isoflop.errors import UserError, failure_reason
+from isoflop.families.moe import grouped  # noqa: F401 - registers the formula of grouped products
 from isoflop.model.flop_counter import StrictFlopCounter, UncountedOperatorError, operator_name
 from isoflop.model.parts import Parameter, Parts, is_inside
 from isoflop.model.products import Record
@@ -27,6 +29,12 @@ from isoflop_kernels import use_implementation
 _ON_VALUES = (
     "counting runs on shapes without values, on which this depends: declare the FLOPs of the model"
 )
+_CONTRACTION = (
+    "a matrix product written as an elementwise product and a sum counts 0: write it as a matrix "
+    "product or einsum, or declare the FLOPs of the model"
+)
+# The share of the FLOPs below which such a product does not matter.
+_LITTLE = 0.001
 # Entries of elementwise work for each FLOP above which it is worth a note.
 _MUCH_ELEMENTWISE = 0.1
 
@@ -170,14 +178,25 @@ def _loss(output: Any) -> Tensor:
 
 def _refusal(error: Exception, counter: StrictFlopCounter, twins: Twins) -> Exception:
     """Return what to raise where the module did not run: an operator's name, if it needs values."""
-    name, raised = twins.failed
-    operator = counter.failed_in(error) or (name if raised is error else None)
-    about_shapes = isinstance(error, NotImplementedError) or "meta" in str(error).lower()
-    if operator is not None and about_shapes:
-        return UncountedOperatorError((operator,), _ON_VALUES)
+    function, raised = twins.failed
+    names = [counter.failed_in(error), function if raised is error else None]
+    operators = tuple(dict.fromkeys(name for name in names if name)) or (_called(error),)
+    if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
+        return UncountedOperatorError(operators, _ON_VALUES)
     reason = failure_reason(error)
     allowed = f"one that runs on shapes of its example inputs ({reason})"
-    return UserError("module", operator or "forward", allowed, "mend it, or declare its FLOPs")
+    return UserError("module", operators[-1], allowed, "mend it, or declare its FLOPs")
+
+
+def _called(error: BaseException) -> str:
+    """Return the function of torch that was called, or else the last of the user's that ran."""
+    name = "forward"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_code.co_name
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("torch.") and module != nn.Module.__module__:
+            break
+    return name
 
 
 class _Result:
@@ -201,6 +220,7 @@ class _Result:
 
     def count(self) -> Count:
         """Return the whole of it."""
+        self._refuse_contractions()
         if not self._products:
             allowed = "one with a matrix product"
             raise UserError("module", "no product", allowed, "declare its FLOPs")
@@ -210,7 +230,7 @@ class _Result:
             flops=self._per_token(sum(p.flops for p in self._products)),
             training_flops=self._per_token(sum(p.training_flops for p in self._products)),
             n_params=n_params,
-            n_active=n_params,
+            n_active=sum(map(self._active, range(len(self._parameters)))),
             n_nonembed=n_params - sum(self._parameters[n].tensor.numel() for n in tables),
             declared_operators=self._declared_operators(),
             components=self._components(),
@@ -224,18 +244,31 @@ class _Result:
             notes=tuple(self._notes()),
         )
 
+    def _refuse_contractions(self) -> None:
+        """Refuse products in disguise, unless they are next to nothing."""
+        # A product of as many entries, forward.
+        flops = 2 * sum(self._record.contracted.values())
+        if flops > _LITTLE * sum(p.flops for p in self._products):
+            names = (
+                f"aten::mul and aten::sum in {path or 'the model'}"
+                for path in self._record.contracted
+            )
+            raise UncountedOperatorError(tuple(names), _CONTRACTION)
+
     def _per_token(self, total: int) -> int:
         return -(-total // self._num_tokens)
 
     def _components(self) -> tuple[Component, ...]:
         """Return the components that are there; they add up to the totals, rounded up or not."""
-        forward, training, held = ({n: 0 for n in COMPONENT_NAMES} for _ in range(3))
+        forward, training, held, active = ({n: 0 for n in COMPONENT_NAMES} for _ in range(4))
         for product in self._products:
             name = self._parts.component(product)
             forward[name] += product.flops
             training[name] += product.training_flops
         for number, parameter in enumerate(self._parameters):
-            held[self._parts.of_parameter(number)] += parameter.tensor.numel()
+            name = self._parts.of_parameter(number)
+            held[name] += parameter.tensor.numel()
+            active[name] += self._active(number)
         forward, training = self._shared_out(forward), self._shared_out(training)
         return tuple(
             Component(
@@ -243,11 +276,17 @@ class _Result:
                 flops_per_token=forward[name],
                 counted_training_flops_per_token=training[name],
                 num_params=held[name],
-                num_active_params=held[name],
+                num_active_params=active[name],
             )
             for name in COMPONENT_NAMES
             if forward[name] or training[name] or held[name]
         )
+
+    def _active(self, number: int) -> int:
+        """Return how much of a parameter a token uses: all, or what the model chose for it."""
+        held = self._parameters[number].tensor.numel()
+        chosen = self._record.chosen.get(number)
+        return held if chosen is None else min(held, self._per_token(chosen))
 
     def _shared_out(self, totals: Mapping[str, int]) -> dict[str, int]:
         shares, before = {}, 0

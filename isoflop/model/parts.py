@@ -65,7 +65,7 @@ class Parts:
         if product in self.head:
             return "head"
         if product.of_activations:
-            return "router" if self._holder(product) in self._mixtures else "attn_scores"
+            return "router" if self._is_mixing(product) else "attn_scores"
         if self._is_router(product):
             return "router"
         if product in self._in_flow or any(
@@ -123,6 +123,11 @@ class Parts:
                     return parent
         return None
 
+    def _is_mixing(self, product: Product) -> bool:
+        """Return whether a product of activations sends tokens to experts, or adds up theirs."""
+        by_choice = any(p.parameters and p.is_selected_by for p in product.sources)
+        return by_choice or self._holder(product) in self._mixtures
+
     def _is_router(self, product: Product) -> bool:
         if product.is_selected_by:
             return True
@@ -138,9 +143,8 @@ class Parts:
         """Return modules that hold products of activations, in order of their first."""
         found: dict[str, None] = {}
         for product in self.scores:
-            holder = self._holder(product)
-            if holder not in self._mixtures:
-                found[holder] = None
+            if not self._is_mixing(product):
+                found[self._holder(product)] = None
         return list(found)
 
     def _find_flow(self) -> set[Product]:
@@ -149,7 +153,7 @@ class Parts:
         For attention that is computed in the forward pass of a whole block, whose feed-forward is
         in the same module.
         """
-        around = {p for p in self.scores if is_block(self._holder(p))}
+        around = {p for p in self.scores if is_block(self._holder(p)) and not self._is_mixing(p)}
         into = {source for p in around for source in p.sources if source.parameters}
         return into | {p for p in self._weighted if p.sources & around}
 

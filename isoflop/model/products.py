@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _SELECTS = {"aten::argmax", "aten::argsort", "aten::max", "aten::sort", "aten::t
 _STEPS = {"aten::select", "aten::unbind", "aten::slice", "aten::split"}
 _SCALES = {"aten::mul", "aten::addcmul", "aten::lerp", "aten::_foreach_mul"}
 _SCANS = {"aten::cumprod", "aten::cumsum", "aten::logcumsumexp"}
+_GROUPED = {"aten::_grouped_mm", "isoflop::product_loop"}
 # The first argument of these is added to the product.
 _ADDS = {"aten::addmm", "aten::baddbmm", "aten::addbmm"}
 # Values made of more products than this are those of a residual stream.
@@ -60,7 +62,7 @@ class Product:
     parameters: frozenset[int] = frozenset()
     """Numbers of the parameters that the operand which is a weight is made of."""
     of_activations: bool = False
-    """Whether no operand is a weight or a constant."""
+    """Whether both operands are made of the inputs."""
     shape: tuple[int, ...] = ()
     """Of the result."""
     inner: int = 0
@@ -84,6 +86,8 @@ class _Origin:
     sources: frozenset[Product] = frozenset()
     scales: int = 0
     """Multiplications one after the other since the last product."""
+    is_outer: bool = False
+    """Whether it is the elementwise product of two that were both stretched for it."""
 
 
 _NOWHERE = _Origin()
@@ -108,6 +112,10 @@ class Record:
     products: list[Product] = field(default_factory=list)
     tables: dict[int, bool] = field(default_factory=dict)
     """Parameters that are looked up by inputs (True) or by constants (positions)."""
+    chosen: dict[int, int] = field(default_factory=dict)
+    """Entries of a parameter that all tokens together use, where the model chooses them."""
+    contracted: dict[str, int] = field(default_factory=dict)
+    """Entries of products that were written as an elementwise product and a sum, by module."""
     elementwise: int = 0
     """Entries that arithmetic other than products went through."""
     is_forward: bool = True
@@ -169,17 +177,24 @@ class Record:
         elif name in _RANDOM:
             origin = dataclasses.replace(origin, depends=origin.depends | INPUT)
         elif name in _GATHERS:
-            origin = self._looked_up(given, origin)
+            origin = self._looked_up(given, out, origin)
         elif name in _SELECTS:
             for product in origin.sources:
                 product.is_selected_by = True
         else:
             self._follow_steps(name, given, out, origin)
             if name in _SCALES:
-                origin = dataclasses.replace(origin, scales=origin.scales + 1)
+                origin = dataclasses.replace(
+                    origin, scales=origin.scales + 1, is_outer=_is_outer(given, out)
+                )
+            elif name == "aten::sum" and _origin(given[0]).is_outer:
+                path = self._calls[-1].path
+                self.contracted[path] = self.contracted.get(path, 0) + given[0].numel()
         for tensor in _tensors(out):
             # What memory held before in other places is still there.
-            _set(tensor, self._joined((_origin(tensor), origin)))
+            before = _origin(tensor)
+            is_outer = origin.is_outer or before.is_outer
+            _set(tensor, dataclasses.replace(self._joined((before, origin)), is_outer=is_outer))
 
     def _joined(self, origins: Iterable[_Origin]) -> _Origin:
         depends, scales = 0, 0
@@ -209,7 +224,7 @@ class Record:
             operator=packet,
             path=self._calls[-1].path,
             parameters=frozenset().union(*(o.parameters for o in weights)),
-            of_activations=all(o.depends & INPUT for o in origins),
+            of_activations=len(origins) == 2 and all(o.depends & INPUT for o in origins),
             shape=tuple(first.shape),
             inner=operands[0].shape[-1] if operands[0].dim() else 0,
             sources=frozenset().union(*(o.sources for o in origins)),
@@ -218,6 +233,8 @@ class Record:
             training_flops=flops,
         )
         self.products.append(product)
+        if name in _GROUPED:
+            self._choose_groups(args)
         # The node of the operator is the last that was made; there is none without gradients.
         self._of_node.setdefault(_last_node(), product)
         return dataclasses.replace(origin, sources=frozenset((product,)), scales=0)
@@ -234,7 +251,16 @@ class Record:
         # Gradients of gradients.
         self._of_node.setdefault(_last_node(), product)
 
-    def _looked_up(self, given: list[Tensor], origin: _Origin) -> _Origin:
+    def _choose_groups(self, args: tuple[Any, ...]) -> None:
+        """Note that of matrices (and biases) by group a token uses those of its rows."""
+        rows, weight, *others = _tensors(args)
+        for tensor in (weight, *others):
+            if weight.dim() == 3 and tensor.shape[:1] == weight.shape[:1]:
+                used = rows.shape[0] * tensor.shape[1:].numel()
+                for number in _origin(tensor).parameters:
+                    self.chosen[number] = self.chosen.get(number, 0) + used
+
+    def _looked_up(self, given: list[Tensor], out: Any, origin: _Origin) -> _Origin:
         """Return where rows of a table come from, and note what kind of a table it is."""
         table, index = _origin(given[0]), self._joined(_origin(t) for t in given[1:])
         if table.depends != PARAMETER:
@@ -245,6 +271,8 @@ class Record:
                 self.tables[number] = by_input or self.tables.get(number, False)
             return origin
         # Rows that the model itself chose are weights, as those of experts.
+        for number in table.parameters:
+            self.chosen[number] = self.chosen.get(number, 0) + next(_tensors(out)).numel()
         return table
 
     def _follow_steps(self, name: str, given: list[Tensor], out: Any, origin: _Origin) -> None:
@@ -269,6 +297,14 @@ class Record:
 
 # The loop over a shorter sequence cannot be told from other loops.
 _FEWEST_STEPS = 4
+
+
+def _is_outer(given: list[Tensor], out: Any) -> bool:
+    """Return whether both factors of an elementwise product have fewer entries than it."""
+    if len(given) < 2 or not all(_origin(t).depends for t in given[:2]):
+        return False
+    most = max(math.prod(s for s, d in zip(t.shape, t.stride(), strict=True) if d) for t in given)
+    return most < next(_tensors(out)).numel()
 
 
 def _last_node() -> int:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch._higher_order_ops.utils
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from isoflop.model.flop_counter import UncountedOperatorError
+from isoflop.model.flop_counter import UncountedOperatorError, operator_name
 
 _META = torch.device("meta")
 # Code asks these for their values: rates of dropout by layer, tables of positions.
@@ -42,7 +44,15 @@ _RECURRENT = {
     torch.rnn_tanh,
     torch.rnn_tanh_cell,
 }
-RECURRENT = "the work of recurrent cells is not counted: declare the FLOPs of the model"
+_RECURRENT_CELL = "the work of recurrent cells is not counted: declare the FLOPs of the model"
+
+_HIGHER_ORDER = (
+    "what a higher-order operator runs is not counted: write it out, or declare the FLOPs of the "
+    "model"
+)
+
+# The package has a function of the module's name.
+_SCANS = "torch._higher_order_ops.associative_scan"
 
 
 class Twins:
@@ -129,7 +139,7 @@ class _OnMeta(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in _RECURRENT:
-            raise UncountedOperatorError((f"aten::{func.__name__}",), RECURRENT)
+            raise UncountedOperatorError((f"aten::{func.__name__}",), _RECURRENT_CELL)
         if func in _MOVES:
             return args[0]
         if func is Tensor.to:
@@ -137,7 +147,7 @@ class _OnMeta(TorchFunctionMode):
             if len(args) == 1 and not kwargs:
                 return args[0]
         elif func in _CONSTANTS:
-            kwargs["device"] = _META if kwargs.get("device") == _META else torch.device("cpu")
+            kwargs["device"] = torch.device("cpu")
         elif kwargs.get("device") is not None:
             kwargs["device"] = _META
         if _any_tensor((args, kwargs), lambda t: t.is_meta or t.requires_grad):
@@ -218,12 +228,16 @@ def _plain_torch() -> Iterator[None]:
         made(self, "cpu", enabled=False)
 
     with contextlib.ExitStack() as stack:
-        for owner, name, value in (
+        changes: tuple[tuple[Any, str, Any], ...] = (
             (torch.amp.autocast_mode.autocast, "__init__", no_autocast),
             (torch, "is_autocast_enabled", lambda *_: False),
             (torch.utils.checkpoint, "CheckpointFunction", _NoCheckpoint),
             (torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _no_checkpoint),
-        ):
+            (HigherOrderOperator, "__call__", _no_operator),
+            (torch._higher_order_ops.utils, "_hop_compile_and_call", _no_function),
+            (sys.modules.get(_SCANS), "generic_associative_scan", _no_function),
+        )
+        for owner, name, value in changes:
             stack.enter_context(_changed(owner, name, value))
         # Importing it takes seconds; where nothing has, nothing was compiled.
         if "torch._dynamo" in sys.modules:
@@ -244,8 +258,25 @@ def _no_checkpoint(*args: Any, **kwargs: Any) -> Iterator[None]:
     yield
 
 
+def _no_operator(operator: Any, *args: Any, **kwargs: Any) -> Any:
+    raise UncountedOperatorError((operator_name(operator),), _HIGHER_ORDER)
+
+
+def _no_function(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # Called by the one that users know, as `scan`.
+    name = sys._getframe(1).f_code.co_name
+    if name.startswith("_"):
+        name = sys._getframe(2).f_code.co_name
+    raise UncountedOperatorError((f"higher_order::{name}",), _HIGHER_ORDER)
+
+
 @contextlib.contextmanager
 def _changed(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object another attribute in the context, if it has one of that name."""
+    if not hasattr(owner, name):
+        # Not in this version of torch.
+        yield
+        return
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import isoflop
 from isoflop.accounting import CONVENTIONS
@@ -74,6 +75,89 @@ def check_ledger(spec: RunSpec, count: isoflop.accounting.count.Count) -> None:
         assert ours.flops_per_token == component.flops_per_token, component.name
         assert ours.training_flops_per_token == component.training_flops_per_token
         assert ours.num_params == component.num_params, component.name
+        assert ours.num_active_params == component.num_active_params, component.name
     for name, convention in CONVENTIONS.items():
         assert count.training_flops_per_token(name) == convention(ledger)
     assert count.n_nonembed == ledger.num_nonembed_params
+
+
+def test_a_product_of_tables_is_no_work_and_what_is_made_of_weights_is() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(50, 16)
+            self.up, self.down = (nn.Parameter(torch.zeros(16, 16)) for _ in range(2))
+            self.register_buffer("rates", torch.ones(4, 1))
+
+        def forward(self, idx: torch.Tensor) -> torch.Tensor:
+            angles = self.rates @ torch.arange(idx.shape[1])[None].float()
+            x = self.embedding(idx) + angles.cos().sum()
+            # Once for the whole batch.
+            return x @ (self.up @ self.down)
+
+    count = isoflop.count(Model(), ids(3, 8))
+    assert count.training_flops == 3 * 2 * 16 * 16 + 3 * 2 * 16**3 // 24
+
+
+def test_what_does_not_divide_is_rounded_up_and_its_parts_add_up() -> None:
+    model = GPT(8, 2, 2, vocab=50, length=7)
+    count = isoflop.count(model, ids(1, 7))
+    head = 2 * 8 * 50
+    assert count.flops == 2 * (24 * 64 + 4 * 7 * 8) + -(-head // 7)
+    assert sum(c.training_flops_per_token for c in count.components) == count.training_flops
+    assert sum(c.flops_per_token for c in count.components) == count.flops
+    assert "rounded up" in count.notes[0]
+    assert "logits of 1 of 7 tokens only" in count.notes[1]
+    assert count.modules[0].training_flops == count.training_flops
+
+
+def test_parts_of_a_layer_that_has_all_in_one_module() -> None:
+    """Attention and feed-forward in one forward pass, without modules of their own."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+            self.gate, self.up, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            x = x + self.proj((q @ k.mT).softmax(-1) @ v)
+            return x + self.down(self.gate(x).sigmoid() * self.up(x))
+
+    expected = {"attn_proj": 2048, "attn_scores": 4 * 8 * 16, "experts": 3072, "norms": 0}
+    one = isoflop.count(Layer(), torch.zeros(2, 8, 16, requires_grad=True))
+    several = nn.Sequential(nn.Embedding(9, 16), *(Layer() for _ in range(3)), nn.Linear(16, 9))
+    whole = isoflop.count(several, ids(2, 8))
+    assert {n: f for n, f in one.flops_by_component.items() if f} == {
+        n: f for n, f in expected.items() if f
+    }
+    assert {n: f for n, f in whole.flops_by_component.items() if f} == {
+        n: 3 * f for n, f in expected.items() if f
+    } | {"head": 2 * 16 * 9}
+    assert (one.n_layers, one.n_heads, whole.n_layers, whole.n_heads) == (1, 1, 3, 1)
+
+
+def test_a_mixture_computed_for_all_tokens_has_a_router() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = nn.Linear(16, 4, bias=False)
+            self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weights, index = self.router(x).softmax(-1).topk(2, -1)
+            gates = torch.zeros(*x.shape[:-1], 4).scatter(-1, index, weights)
+            return torch.einsum(
+                "bte,btde->btd", gates, torch.stack([e(x) for e in self.experts], -1)
+            )
+
+    model = nn.Sequential(nn.Embedding(9, 16), Mixture(), nn.Linear(16, 9))
+    count = isoflop.count(model, ids(2, 8))
+    # The weighted sum of the experts is the router's.
+    assert {n: f for n, f in count.flops_by_component.items() if f} == {
+        "experts": 4 * 2 * 16 * 16,
+        "router": 2 * 16 * 4 + 2 * 16 * 4,
+        "head": 2 * 16 * 9,
+    }
+    assert count.n_layers is None
