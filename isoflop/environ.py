@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+OWN_SAFE_PATH = "isoflop"
+"""PYTHONSAFEPATH as verbs set it for processes of ours, where the user has not: any text counts."""
+
 
 @contextmanager
 def environment_with(changes: Mapping[str, str | None]) -> Iterator[None]:

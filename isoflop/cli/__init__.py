@@ -15,7 +15,7 @@ import click
 
 from isoflop import __version__, disk
 from isoflop.cli.tables import escaped_output
-from isoflop.environ import environment_with
+from isoflop.environ import OWN_SAFE_PATH, environment_with
 from isoflop.errors import UserError
 
 USER_MISTAKE = 2
@@ -57,7 +57,7 @@ class _Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         # Processes that are started meanwhile take no modules from the current folder: Python would
         # look there first of all, and it may be one that somebody else made.
-        safe_path = {"PYTHONSAFEPATH": os.environ.get("PYTHONSAFEPATH") or "1"}
+        safe_path = {"PYTHONSAFEPATH": os.environ.get("PYTHONSAFEPATH") or OWN_SAFE_PATH}
         with environment_with(safe_path), escaped_output():
             return self._invoke(ctx)
 

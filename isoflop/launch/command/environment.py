@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoflop.environ import OWN_SAFE_PATH
 from isoflop.launch.command.process import RESULT, RUN_ID
 from isoflop.launch.command.results import Places
 from isoflop.launch.job import Job
@@ -81,13 +82,15 @@ def command_environment(
 
 
 def _without_own_code(env: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what a submission's task runs its own code by.
+    """Return an environment without what verbs and a submission's tasks run their own code by.
 
-    See isoflop.launch.slurm.snapshot.
+    See isoflop.launch.slurm.snapshot. A script finds the modules beside it again, unless the user
+    wanted it otherwise.
     """
+    env = {k: v for k, v in env.items() if (k, v) != ("PYTHONSAFEPATH", OWN_SAFE_PATH)}
     paths = env.get("PYTHONPATH", "").split(os.pathsep)
     kept = [path for path in paths if Path(path).parts[-3:-1] != (".launch", "code")]
     if kept == paths:
-        return dict(env)
+        return env
     others = {k: v for k, v in env.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     return others | ({"PYTHONPATH": os.pathsep.join(kept)} if kept else {})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from isoflop.cli import main
 from isoflop.cli.logs import logs
 from isoflop.errors import UserError
 from isoflop.launch.collect import collected_rows
@@ -58,6 +59,19 @@ def test_a_run_finds_its_data_beside_a_copy_of_its_code(tmp_path: Path) -> None:
     shown = CliRunner().invoke(logs, [str(folder), job.run_id[:8]]).output
     assert printed in shown
     assert job.trainer.code_folder.startswith(str(folder / ".launch" / "code"))
+
+
+def test_a_script_imports_the_module_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verbs keep that from processes of isoflop, and from no command of the user's."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "beside.py").touch()
+    folder, plan = planned(tmp_path, f"import beside\n{SCRIPT}")
+    run_id = plan.unique_runs[0].run_id
+    result = CliRunner().invoke(main, ["run", str(folder), run_id, "--workers", "1"])
+    assert result.exit_code == 0, result.output
 
 
 def test_code_that_changed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
