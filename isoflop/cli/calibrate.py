@@ -198,4 +198,9 @@ def _measured(calibration: CommandCalibration, rung: Rung) -> MeasuredCommand | 
         f"{found.arch:16s} {rung.run.size:4d} {steps:>16s} {found.start_s:10.3g} "
         f"{1000 * found.step_s:10.3g} {memory:>9s}"
     )
+    if found.step_s == 0:
+        click.echo(
+            "  more steps took no longer: start-up scatters by more than they take; more --steps, "
+            "a machine that does nothing else, or isoflop.trainer.report tells them apart"
+        )
     return found

@@ -254,19 +254,16 @@ def _study_folder(beside: Path) -> Iterator[Path]:
 def step_and_start(runs: Sequence[TimedRun]) -> tuple[float, float]:
     """Return seconds of a step and of all else of a run, from runs of ever more steps.
 
-    A step takes as long as the longest run reports that it did, else what that run took longer than
-    the shortest, by the step.
+    A step takes as long as the longest run reports that it did; else both are by the straight line
+    of the runs' seconds over their steps.
     """
-    first, last = runs[0], runs[-1]
-    if last.step_s is not None:
-        step_s = last.step_s
-    elif first.steps == last.steps:
-        step_s = 0.0
-    else:
-        step_s = max(0.0, (last.wall_s - first.wall_s) / (last.steps - first.steps))
-        # A delay of the longest run is not to count as start-up of the others.
-        return step_s, max(0.0, first.wall_s - first.steps * step_s)
-    return step_s, max(0.0, statistics.median(run.wall_s - run.steps * step_s for run in runs))
+    steps, seconds = [run.steps for run in runs], [run.wall_s for run in runs]
+    step_s = runs[-1].step_s
+    if step_s is None:
+        is_one = steps[0] == steps[-1]
+        step_s = 0.0 if is_one else max(0.0, statistics.linear_regression(steps, seconds).slope)
+    start_s = statistics.fmean(seconds) - step_s * statistics.fmean(steps)
+    return step_s, max(0.0, start_s)
 
 
 def reported_step_s(curve: Path, steps: int) -> float | None:

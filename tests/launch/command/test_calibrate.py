@@ -73,8 +73,9 @@ def test_the_ends_of_each_arch_are_measured_unless_rungs_are_named(tmp_path: Pat
     ("runs", "step_s", "start_s"),
     [
         ([(3, 5.3), (13, 6.3)], 0.1, 5.0),
-        ([(3, 5.3), (13, 5.1), (50, 10.0)], 0.1, 5.0),
-        ([(3, 5.3), (13, 5.1)], 0.0, 5.3),
+        # The scatter of start-up is that of short runs, too.
+        ([(3, 4.3), (3, 6.3), (13, 6.3)], 0.1, 5.0),
+        ([(3, 5.3), (13, 5.1)], 0.0, 5.2),
         ([(1, 1.0), (2, 3.0)], 2.0, 0.0),
         ([(1, 4.0)], 0.0, 4.0),
     ],
@@ -88,11 +89,11 @@ def test_a_step_is_told_from_start_up(
 
 def test_what_a_run_reports_of_its_steps_comes_first() -> None:
     runs = [
-        TimedRun(steps=3, wall_s=9.0),
-        TimedRun(steps=13, wall_s=5.3, step_s=0.2),
-        TimedRun(steps=23, wall_s=5.3, step_s=0.1),
+        TimedRun(steps=3, wall_s=9.3),
+        TimedRun(steps=13, wall_s=6.3, step_s=0.2),
+        TimedRun(steps=23, wall_s=3.3, step_s=0.1),
     ]
-    assert step_and_start(runs) == pytest.approx((0.1, 4.0))
+    assert step_and_start(runs) == pytest.approx((0.1, 5.0))
 
 
 @pytest.mark.parametrize(
