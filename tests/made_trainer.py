@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from isoflop.plan.estimate import Calibration
+from isoflop.plan.estimate.measured import MeasuredCommand, TimedRun, command_key
+from isoflop.plan.planner import Plan
 from isoflop.study import Study
 from isoflop.study.file import study_from_toml
 
@@ -54,3 +57,37 @@ def own_study(folder: Path, *, script: str = SCRIPT, **trainer: Any) -> Study:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text(script)
     return study_from_toml(own_values(folder, **trainer))
+
+
+def measured(plan: Plan, arch: str, size: int, **changes: Any) -> MeasuredCommand:
+    """A step of 0.1 s times the rung's depth squared, and 5 s for the rest."""
+    trainer = plan.study.trainer
+    assert trainer is not None
+    assert plan.code is not None
+    table = plan.study.trainer_arch(arch)
+    values: dict[str, Any] = {
+        "arch": arch,
+        "rung": trainer.rung_of(table, size),
+        "command_key": command_key(trainer, table),
+        "code": plan.code.digest,
+        "step_flops": FLOPS_PER_TOKEN[size - 1] * BATCH_TOKENS,
+        "num_ranks": 1,
+        "step_s": 0.1 * size**2,
+        "start_s": 5.0,
+        "runs": (TimedRun(steps=1, wall_s=5.1),),
+        "peak_mem_bytes": 10**9 * size**2,
+    }
+    return MeasuredCommand(**(values | changes))
+
+
+def calibration(*commands: MeasuredCommand) -> Calibration:
+    """Of these commands on a CPU."""
+    return Calibration(
+        kind="cpu",
+        machine="a machine",
+        torch=None,
+        date="2026-01-02",
+        num_threads=1,
+        entries=(),
+        commands=commands,
+    )

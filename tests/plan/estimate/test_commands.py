@@ -13,7 +13,6 @@ from isoflop.cli import main
 from isoflop.errors import UserError
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import (
-    Calibration,
     PlanEstimate,
     RunEstimate,
     estimate_for,
@@ -23,11 +22,11 @@ from isoflop.plan.estimate import (
     write_with_estimates,
 )
 from isoflop.plan.estimate.hardware import write_calibration
-from isoflop.plan.estimate.measured import MeasuredCommand, TimedRun, command_key
+from isoflop.plan.estimate.measured import command_key
 from isoflop.plan.estimate.own import on_line
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Study
-from made_trainer import BATCH_TOKENS, FLOPS_PER_TOKEN, own_study
+from made_trainer import calibration, measured, own_study
 
 
 @pytest.fixture
@@ -37,39 +36,6 @@ def plan(tmp_path: Path) -> Plan:
 
 def placed(study: Study, **placement: Any) -> Study:
     return dataclasses.replace(study, placement=placement)
-
-
-def measured(plan: Plan, arch: str, size: int, **changes: Any) -> MeasuredCommand:
-    """A step of 0.1 s times the rung's depth squared, and 5 s for the rest."""
-    trainer = plan.study.trainer
-    assert trainer is not None
-    assert plan.code is not None
-    table = plan.study.trainer_arch(arch)
-    values: dict[str, Any] = {
-        "arch": arch,
-        "rung": trainer.rung_of(table, size),
-        "command_key": command_key(trainer, table),
-        "code": plan.code.digest,
-        "step_flops": FLOPS_PER_TOKEN[size - 1] * BATCH_TOKENS,
-        "num_ranks": 1,
-        "step_s": 0.1 * size**2,
-        "start_s": 5.0,
-        "runs": (TimedRun(steps=1, wall_s=5.1),),
-        "peak_mem_bytes": 10**9 * size**2,
-    }
-    return MeasuredCommand(**(values | changes))
-
-
-def calibration(*commands: MeasuredCommand) -> Calibration:
-    return Calibration(
-        kind="cpu",
-        machine="a machine",
-        torch=None,
-        date="2026-01-02",
-        num_threads=1,
-        entries=(),
-        commands=commands,
-    )
 
 
 def of(plan: Plan, estimate: PlanEstimate, arch: str, size: int) -> RunEstimate:
