@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,9 +260,22 @@ def test_any_byte_of_a_wandb_file_may_be_wrong(places: Places) -> None:
     assert found == {(), (2.5,), (2.5, 1.5)}
 
 
-def test_scalars_of_tensorboard(places: Places) -> None:
-    from torch.utils.tensorboard import SummaryWriter
+def write_events(folder: Path, *values: tuple[str, float, int], as_tensors: bool = False) -> None:
+    """Write scalars into a new event file, as torch does or as tf.summary does."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.util.tensor_util import make_tensor_proto
 
+    writer = EventFileWriter(str(folder), filename_suffix=f".{time.time_ns()}")
+    for tag, value, step in values:
+        as_value = {"tensor": make_tensor_proto(value)} if as_tensors else {"simple_value": value}
+        summary = Summary(value=[Summary.Value(tag=tag, **as_value)])
+        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+    writer.close()
+
+
+def test_scalars_of_tensorboard(places: Places) -> None:
     folder = Path(places.values["checkpoint_dir"], "runs", "Jan01_host")
     table = ResultTable(
         **{"tensorboard": "{checkpoint_dir}", "unit": NATS, "loss": "eval/loss"},
@@ -269,16 +283,13 @@ def test_scalars_of_tensorboard(places: Places) -> None:
     )
     reader = CurveReader(table, places, steps=9)
     assert reader.new_points() == []
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_scalar("loss", 2.5, 0)
-        writer.add_scalar("acc", 0.25, 1, new_style=True)
-        writer.add_scalar("eval/loss", 2.25, 7)
-        writer.flush()
-        assert reader.new_points() == [CurvePoint(step=0, loss=2.5)]
-        writer.add_scalar("loss", 1.5, 1)
+    write_events(folder, ("loss", 2.5, 0), ("eval/loss", 2.25, 7))
+    assert reader.new_points() == [CurvePoint(step=0, loss=2.5)]
+    assert reader.new_points() == []
+    write_events(folder, ("acc", 0.25, 1), as_tensors=True)
+    # An attempt that goes on, in a folder of its own.
+    write_events(folder.with_name("later"), ("loss", 1.5, 1), ("eval/loss", 2.0, 5))
     assert reader.new_points() == [CurvePoint(step=1, loss=1.5)]
-    with SummaryWriter(str(folder.with_name("later"))) as writer:
-        writer.add_scalar("eval/loss", 2.0, 5)
     found = read_result(table, places)
     assert (found.loss, found.metrics) == (2.0, {"acc": 0.25})
     with pytest.raises(ValueError, match="acc, eval/loss, loss"):

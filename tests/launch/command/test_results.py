@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop import trainer
@@ -240,9 +240,10 @@ def test_a_million_rows_are_read_from_their_end(
     assert sum(blocks) < 2**13
 
 
+@settings(max_examples=50)
 @given(
     lines=st.lists(st.binary(max_size=9).filter(lambda line: b"\n" not in line), max_size=9),
-    block=st.integers(9, 20),
+    block=st.integers(10, 20),
 )
 def test_blocks_from_the_end_are_the_file(
     lines: list[bytes], block: int, tmp_path_factory: pytest.TempPathFactory
@@ -339,6 +340,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(JSON_VALUES, st.text(".ab01-"))
 def test_no_key_breaks_the_looking_up(values: Any, key: str) -> None:
     found = look_up(values, key)
