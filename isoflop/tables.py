@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FIRST_VERSION = 3
 VERSION_KEY = b"isoflop_schema_version"
 UNIT_KEY = b"isoflop_loss_unit"
+OWN_TRAINER = "trainer"
+"""In place of a family: a run of a trainer of one's own."""
 METRIC = "metric_"
 """What the columns of further numbers that runs reported begin with."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 NATS = "nats_per_token"
 UNITS = (NATS, "bits_per_token", "bits_per_byte")
 """Units of a loss that isoflop knows; any other word is the name of a metric, lower is better."""
@@ -18,10 +20,49 @@ def loss_name(unit: str) -> str:
 
 
 def loss_label(unit: str) -> str:
-    """Return what an axis or a column calls a loss: with its unit, or the metric by its name."""
+    """Return what an axis calls a loss: with its unit, or the metric by its name."""
     return f"Loss ({unit_words(unit)})" if unit in UNITS else unit
+
+
+def loss_heading(unit: str) -> str:
+    """Return what a column calls a loss; nats per token, the usual unit, are not named."""
+    return "Loss" if unit == NATS else loss_label(unit)
+
+
+def loss_column(unit: str) -> str:
+    """Return what a column of a terminal's table calls a loss."""
+    return loss_heading(unit).replace("Loss", "loss", 1) if unit in UNITS else unit
+
+
+def measure_name(unit: str) -> str:
+    """Return what figures of the best losses show: perplexity where that means something."""
+    if has_perplexity(unit):
+        return "Perplexity"
+    return "Loss" if unit in UNITS else unit
 
 
 def has_perplexity(unit: str) -> bool:
     """Return whether exp(loss) is a perplexity of tokens."""
     return unit == NATS
+
+
+def shown_loss(loss: float, unit: str) -> float:
+    """Return what figures of the best losses show; see :func:`measure_name`."""
+    return math.exp(loss) if has_perplexity(unit) else loss
+
+
+def format_loss(loss: float, unit: str) -> str:
+    """Return a loss as text: a metric may be of any size."""
+    return f"{loss:.4f}" if unit in UNITS or 0.1 <= abs(loss) < 1000 else f"{loss:.5g}"
+
+
+def unit_note(unit: str) -> str | None:
+    """Return a sentence on what losses are; None of nats per token, which go without saying."""
+    if unit == NATS:
+        return None
+    if unit in UNITS:
+        return f"Losses are in {unit_words(unit)}."
+    return (
+        f"The loss is {unit}, of which less is better; laws with an irreducible loss take it to "
+        "be above 0."
+    )

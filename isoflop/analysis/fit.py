@@ -14,8 +14,8 @@ from isoflop.analysis.load import load_rows, table_of
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, select_points
-from isoflop.analysis.result import FitOptions, Fits, pick_reference
-from isoflop.tables import Schema, loss_unit, write_table
+from isoflop.analysis.result import FitOptions, Fits, pick_reference, write_fitted
+from isoflop.tables import Schema, loss_unit
 from isoflop.units import NATS
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
     paths = []
     for schema, rows in tables.items():
         paths.append(out_dir / f"{schema.table}.parquet")
-        write_table(paths[-1], rows, schema)
+        write_fitted(paths[-1], rows, schema, fits)
     return tuple(paths)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.analysis.bootstrap import Draws, Requested, scatter_of
 from isoflop.analysis.laws import Budget, LawAxis, PowerLaw, default_budget
@@ -15,8 +16,12 @@ from isoflop.analysis.parametric.terms import HUBER_DELTA, Constraints
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection, profile_of
 from isoflop.analysis.screening import Repeats
 from isoflop.errors import UserError
+from isoflop.tables import Schema, write_table
+from isoflop.units import unit_note
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from isoflop.analysis.compare.differences import ExponentDifference
     from isoflop.analysis.compare.multipliers import Comparison
     from isoflop.analysis.parametric import ParametricFit
@@ -56,6 +61,12 @@ class FitOptions:
         """What is set of the laws through points."""
         return Constraints(tied=self.tied, fixed_e=self.fixed_e, huber_delta=self.huber_delta)
 
+
+DECLARED_MARK = "†"
+"""At archs of tables."""
+DECLARED_MEANING = "FLOPs and parameters are declared, not counted"
+# Of more archs with declared FLOPs a sentence names the first.
+_MOST_NAMED = 5
 
 DEFAULT_REFERENCES = ("swiglu", "mlp")
 
@@ -236,6 +247,52 @@ def excluded_note(fits: Fits) -> str:
     total = sum(counts.values())
     reasons = ", ".join(f"{num} {reason.replace('_', ' ')}" for reason, num in counts.items())
     return f"{total} run{'s' if total > 1 else ''} excluded: {reasons}.{loose}"
+
+
+def declared_note(fits: Fits) -> str | None:
+    """Return which archs' FLOPs nobody counted; None where all are counted."""
+    archs = fits.declared_archs
+    if not archs:
+        return None
+    named = ", ".join(archs[:_MOST_NAMED])
+    more = f" and {len(archs) - _MOST_NAMED} more" if len(archs) > _MOST_NAMED else ""
+    return f"{DECLARED_MEANING}: {named}{more}."
+
+
+def source_notes(fits: Fits) -> list[str]:
+    """Return what losses are and which FLOPs are declared, where that is not as usual."""
+    return [note for note in (unit_note(fits.unit), declared_note(fits)) if note is not None]
+
+
+def write_fitted(
+    path: Path,
+    rows: Sequence[DataclassInstance],
+    schema: Schema,
+    fits: Fits,
+    declared: Collection[str] = (),
+) -> None:
+    """Write a table that was made from a fit: with its unit, and marked where FLOPs are declared.
+
+    Args:
+        path: the file.
+        rows: of the table; one without an arch is about all of them.
+        schema: the table's.
+        fits: the fit.
+        declared: archs of other tables in it whose FLOPs are declared.
+    """
+    schema = replace(schema, unit=fits.unit)
+    archs = {*fits.declared_archs, *declared}
+    if not archs:
+        write_table(path, rows, schema)
+        return
+
+    def marked(row: DataclassInstance) -> dict[str, Any]:
+        labels = {getattr(row, name, None) for name in ("arch", "reference")} - {None}
+        is_declared = bool(archs & labels) if labels else True
+        values = {name: getattr(row, name) for name in schema.names}
+        return values | {"declared": is_declared}
+
+    write_table(path, [marked(row) for row in rows], schema.with_columns([("declared", "bool")]))
 
 
 def _group(optimum: Optimum) -> GroupKey:

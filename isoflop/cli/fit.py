@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ from rich.table import Table
 from isoflop.cli.fit_options import fit_options, given_parameters
 from isoflop.cli.laws import against_lines, fit_supplied, surface_notes, surface_rows
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
+from isoflop.cli.rows import study_reference
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops, format_multiplier
+from isoflop.units import format_loss, has_perplexity, loss_column, loss_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.points import Excluded
     from isoflop.analysis.result import Fits
+    from isoflop.plan.planner import Plan
 
 
+_LOSS_INTERVAL = "loss interval"
 # Left out of a terminal that is too narrow for all, the first ones first.
-_LEAST_WANTED = ("perplexity", "loss interval", "coefficient", "rmse")
+_LEAST_WANTED = ("perplexity", _LOSS_INTERVAL, "coefficient", "rmse")
 _TEXT = ("arch", "law", "status", "claimed", "parameter")
 _MISSING = "-"
 _LAW_NAMES = {"n_params": "N*", "n_tokens": "D*", "n_active": "active*", "loss": "L*"}
@@ -96,15 +100,29 @@ def fit_folder(
 
     runs = runs_of(source, out_folder)
     announce_fit(runs)
-    made = fit_table(runs.rows, runs.out_folder, options or FitOptions())
+    chosen = runs.options(options or FitOptions())
+    made = fit_table(runs.rows, runs.out_folder, chosen, unit=runs.unit)
     out = console()
     notes = _print_tables(made.fits, out)
+    notes += _source_notes(made.fits)
     notes += [f"Attention: {sentence}" for sentence in attention(made.fits)]
     notes += against_lines(made.fits, against) if against is not None else []
     for note in (*notes, excluded_note(made.fits), *excluded_lines(made.fits)):
         out.print(note, soft_wrap=not out.is_terminal)
     for path in (*runs.written, *made.paths):
         out.print(str(path), soft_wrap=True)
+
+
+def _source_notes(fits: Fits) -> list[str]:
+    """Return what losses are, and what the mark at archs means."""
+    from isoflop.analysis.result import DECLARED_MARK, DECLARED_MEANING
+    from isoflop.units import unit_note
+
+    note = unit_note(fits.unit)
+    notes = [] if note is None else [note]
+    if fits.declared_archs:
+        notes.append(f"{DECLARED_MARK}: {DECLARED_MEANING}.")
+    return notes
 
 
 def _print_tables(fits: Fits, out: Console) -> list[str]:
@@ -143,7 +161,7 @@ def _print_one_size(fits: Fits, out: Console) -> list[str]:
 
 
 def _print_surfaces(fits: Fits, out: Console) -> list[str]:
-    surfaces, left_out = _by_arch(surface_rows(fits), out.width)
+    surfaces, left_out = _by_arch(fits, surface_rows(fits), out.width)
     if surfaces.row_count:
         out.print(surfaces)
     return [*_left_out_note(left_out), *surface_notes(fits)]
@@ -163,6 +181,14 @@ class Runs:
     out_folder: Path
     written: tuple[Path, ...]
     """The table, where it was collected from a study's runs."""
+    unit: str
+    """Of the losses."""
+    plan: Plan | None
+    """Of a study's folder."""
+
+    def options(self, asked: FitOptions) -> FitOptions:
+        """Return options with the reference that is the study's where none is asked for."""
+        return replace(asked, reference=study_reference(self.plan, asked.reference))
 
 
 def announce_fit(runs: Runs) -> None:
@@ -182,48 +208,65 @@ def runs_of(source: Path, out: Path | None) -> Runs:
         from isoflop.plan.artefact import read_plan
 
         folder = out or source
-        rows = collect(source, read_plan(source), folder)
+        plan = read_plan(source)
+        rows = collect(source, plan, folder)
         print_damaged(damaged_reasons(rows))
         table = folder / "runs.parquet"
-        return Runs(table=table, rows=rows, out_folder=folder, written=(table,))
+        return Runs(
+            table=table,
+            rows=rows,
+            out_folder=folder,
+            written=(table,),
+            unit=plan.study.loss_unit,
+            plan=plan,
+        )
     from isoflop.analysis.load import load_rows, table_of
+    from isoflop.tables import loss_unit
 
     table = table_of(source)
     if out is None and not source.is_dir():
         raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
-    return Runs(table=table, rows=load_rows(table), out_folder=out or source, written=())
+    return Runs(
+        table=table,
+        rows=load_rows(table),
+        out_folder=out or source,
+        written=(),
+        unit=loss_unit(table),
+        plan=None,
+    )
 
 
 def optima_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
     """Return the fitted optimum of each arch at each budget, with its intervals."""
-    return _by_arch(optima_rows(fits), width)
+    return _by_arch(fits, optima_rows(fits), width)
 
 
 def laws_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
     """Return the power laws of each arch, with the intervals of their exponents."""
-    return _by_arch([_law_row(law) for law in _laws(fits)], width)
+    return _by_arch(fits, [_law_row(law) for law in _laws(fits)], width)
 
 
 def multipliers_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
     """Return the compute multiplier of each arch over the reference, at each budget."""
-    return _by_arch(multiplier_rows(fits), width)
+    return _by_arch(fits, multiplier_rows(fits), width)
 
 
 def seed_means_table(fits: Fits) -> Table:
     """Return the mean loss over the seeds of each arch that has one size at a budget."""
     from isoflop.analysis.compare.one_size import seed_means
 
-    names = ("arch", "budget", "params", "tokens", "seeds", "loss", "sd")
+    unit = fits.unit
+    names = ("arch", "budget", "params", "tokens", "seeds", loss_column(unit), "sd")
     table = new_table(*((name, "<" if name == "arch" else ">") for name in names))
     for mean in seed_means(fits.selection):
         table.add_row(
-            mean.arch,
+            _marked(mean.arch, fits),
             format_flops(mean.budget_flops),
             format_count(mean.n_params),
             format_count(mean.n_tokens),
             str(mean.n_seeds),
-            f"{mean.loss:.4f}",
-            "-" if mean.loss_sd is None else f"{mean.loss_sd:.4f}",
+            format_loss(mean.loss, unit),
+            "-" if mean.loss_sd is None else format_loss(mean.loss_sd, unit),
         )
     return table
 
@@ -236,7 +279,10 @@ def optima_rows(fits: Fits) -> list[Row]:
     where it differs in kind.
     """
     tokens = fits.optima_by_group("n_tokens")
-    return [_optimum_row(o, tokens[key]) for key, o in fits.optima_by_group("n_params").items()]
+    return [
+        _optimum_row(o, tokens[key], fits.unit)
+        for key, o in fits.optima_by_group("n_params").items()
+    ]
 
 
 def multiplier_rows(fits: Fits) -> list[Row]:
@@ -276,10 +322,12 @@ def reading_notes(fits: Fits) -> list[str]:
     compared = [row for row in fits.compare if row.arch != row.reference]
     if compared:
         reference = compared[0].reference
+        loss = loss_name(fits.unit)
         notes.append(
-            f"Multiplier: compute that {reference} needs for the loss of the arch's optimum, over "
-            "the arch's own; above 1 the arch is better. For all: intervals that hold together; an "
-            "order is claimed where such a one leaves out 1, by losses at equal compute: none "
+            f"Multiplier: compute that {reference} needs for the {loss} of the arch's optimum, "
+            "over the arch's own; above 1 the arch is better. For all: intervals that hold "
+            "together; an order is claimed where such a one leaves out 1, by losses at equal "
+            "compute: none "
             f"beyond {reference}'s budgets. Extrapolated: the loss is beyond those measured of "
             f"{reference}."
         )
@@ -336,11 +384,19 @@ def _interval_note(fits: Fits) -> str:
     return note + "."
 
 
-def _by_arch(rows: Sequence[Row], width: int) -> tuple[Table, tuple[str, ...]]:
+def _by_arch(fits: Fits, rows: Sequence[Row], width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return a table with a line between archs, those with declared FLOPs marked."""
     if not rows:
         return new_table(), ()
+    rows = [row | {"arch": _marked(row["arch"], fits)} for row in rows]
     archs = [row["arch"] for row in rows]
     return fitted_table(rows, width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=archs)
+
+
+def _marked(arch: str, fits: Fits) -> str:
+    from isoflop.analysis.result import DECLARED_MARK
+
+    return f"{arch} {DECLARED_MARK}" if arch in fits.declared_archs else arch
 
 
 def _laws(fits: Fits) -> list[PowerLaw]:
@@ -362,7 +418,7 @@ def _law_row(law: PowerLaw) -> Row:
     }
 
 
-def _optimum_row(params: Optimum, tokens: Optimum) -> Row:
+def _optimum_row(params: Optimum, tokens: Optimum, unit: str) -> Row:
     loss = params.loss_opt
     at_most = "< " if params.is_bound else ""
     # The token optimum of an upper edge in parameters lies at a lower edge: the same finding.
@@ -375,13 +431,17 @@ def _optimum_row(params: Optimum, tokens: Optimum) -> Row:
         "params N*": _bounded(params),
         "N* interval": _interval(params),
         "tokens D*": _bounded(tokens),
-        "loss": _MISSING if loss is None else f"{at_most}{loss:.4f}",
-        "loss interval": _MISSING
-        if params.loss_ci_lo is None
-        else f"{params.loss_ci_lo:.4f} to {params.loss_ci_hi:.4f}",
-        "perplexity": _MISSING if loss is None else f"{at_most}{math.exp(loss):.3f}",
+        loss_column(unit): _MISSING if loss is None else f"{at_most}{format_loss(loss, unit)}",
+        _LOSS_INTERVAL: _MISSING
+        if params.loss_ci_lo is None or params.loss_ci_hi is None
+        else f"{format_loss(params.loss_ci_lo, unit)} to {format_loss(params.loss_ci_hi, unit)}",
+        **({"perplexity": _perplexity(loss, at_most)} if has_perplexity(unit) else {}),
         "status": params.status if same_kind else f"{params.status} (tokens: {tokens.status})",
     }
+
+
+def _perplexity(loss: float | None, at_most: str) -> str:
+    return _MISSING if loss is None else f"{at_most}{math.exp(loss):.3f}"
 
 
 def _bounded(optimum: Optimum) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ import click
 
 from isoflop.cli.fit_options import screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.rows import read_rows
+from isoflop.cli.rows import read_rows, study_reference
 from isoflop.cli.tables import console, counted, fitted_table, print_lines
 from isoflop.numbers import format_flops, format_multiplier
+from isoflop.units import format_loss, loss_column, loss_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from isoflop.analysis.gate import Gate, GateRow
     from isoflop.analysis.gate.rule import GateRule
     from isoflop.analysis.result import Fits
-    from isoflop.plan.planner import Plan
+    from isoflop.cli.rows import Rows
 
 _MISSING = "-"
 _ANSWERS = ("pass", "fail", "undecided")
@@ -82,41 +84,49 @@ def gate(
     from isoflop.analysis.gate import GATE, gate
     from isoflop.analysis.gate.rule import default_rule, load_rule
     from isoflop.analysis.points import select_points
-    from isoflop.analysis.result import FitOptions, pick_reference
-    from isoflop.tables import write_table
+    from isoflop.analysis.result import FitOptions, pick_reference, write_fitted
 
     rule = default_rule() if rule_file is None else load_rule(rule_file)
     options = FitOptions(reference=arch, confidence=rule.confidence, **chosen)
-    plan, rows = read_rows(reference)
-    other, judged = read_rows(runs, ("loss", "flops"))
-    _check_same_losses(plan, other)
-    selection = select_points(rows, options.repeats, screened=options.screen)
-    pick_reference([label for label, _ in selection.groups], arch)
+    read, judged = read_rows(reference), read_rows(runs, ("loss", "flops"))
+    _check_same_losses(read, judged)
+    options = replace(options, reference=study_reference(read.plan, arch))
+    selection = select_points(read.rows, options.repeats, screened=options.screen, unit=read.unit)
+    pick_reference([label for label, _ in selection.groups], options.reference)
     fits = fit_optima(selection, options, methods=(options.method,), axes=(options.axis,))
-    made = gate(fits, judged, rule)
+    made = gate(fits, judged.rows, rule)
     _show(made, fits, rule_file)
     if out is not None:
         path = out / "gate.parquet"
         out.mkdir(parents=True, exist_ok=True)
-        write_table(path, made.rows, GATE)
+        declared = {str(row["arch"]) for row in judged.rows if row.get("declared")}
+        write_fitted(path, made.rows, GATE, fits, declared)
         print_lines(console(), [str(path)])
     if made.verdict != "pass" and (made.verdict, undecided_is) != ("undecided", "pass"):
         click.get_current_context().exit(1)
 
 
-def _check_same_losses(reference: Plan | None, runs: Plan | None) -> None:
-    """Refuse two studies whose losses or FLOPs are not of one kind; tables are taken as they are.
+def _check_same_losses(reference: Rows, runs: Rows) -> None:
+    """Refuse two studies whose losses or FLOPs are not of one kind; of tables, other units alone.
 
     Raises:
-        UserError: other data or another FLOP convention.
+        UserError: another unit, other data or another FLOP convention.
     """
     from isoflop.errors import UserError, shown
     from isoflop.spec import RunSpec
+    from isoflop.units import unit_words
 
-    if reference is None or runs is None:
+    if reference.unit != runs.unit:
+        raise UserError(
+            "RUNS",
+            shown(f"losses in {unit_words(runs.unit)}"),
+            f"losses in {unit_words(reference.unit)}, as REFERENCE",
+            "name a table of runs that compare",
+        )
+    if reference.plan is None or runs.plan is None:
         return
     kinds = []
-    for plan in (reference, runs):
+    for plan in (reference.plan, runs.plan):
         specs = [run.spec for run in plan.runs]
         data = sorted({s.data_id if isinstance(s, RunSpec) else s.data for s in specs})
         kinds.append(f"FLOPs by {plan.study.convention}, data {', '.join(data)}")
@@ -130,13 +140,13 @@ def _check_same_losses(reference: Plan | None, runs: Plan | None) -> None:
 
 
 def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:
-    from isoflop.analysis.result import excluded_note
+    from isoflop.analysis.result import excluded_note, source_notes
 
     out = console()
     rows = made.along(made.rule.resource)
     other = made.along("wall_s" if made.rule.resource == "flops" else "flops")
     names = _names(rows)
-    cells = [_cells(*each) for each in zip(names, rows, other, strict=True)]
+    cells = [_cells(*each, fits.unit) for each in zip(names, rows, other, strict=True)]
     if len(rows) == 1:
         cells[0].pop("all at once")
     table, left_out = fitted_table(
@@ -159,6 +169,7 @@ def _show(made: Gate, fits: Fits, rule_file: Path | None) -> None:
         lines.append(f"and {len(reasons) - _MOST_REASONS} more; --out has all")
     of_reference = [*fits.selection.notes, excluded_note(fits)]
     lines += [f"Reference: {note}" for note in of_reference if fits.excluded]
+    lines += source_notes(fits)
     lines += [_reading(rows, fits), _rule_line(made.rule, rule_file), _last_line(made, rows)]
     for line in lines:
         out.print(line, soft_wrap=not out.is_terminal)
@@ -177,12 +188,12 @@ def _names(rows: Sequence[GateRow]) -> list[str]:
     return found
 
 
-def _cells(name: str, row: GateRow, other: GateRow) -> dict[str, str]:
+def _cells(name: str, row: GateRow, other: GateRow, unit: str) -> dict[str, str]:
     return {
         "run": name,
         "arch": row.arch or _MISSING,
         "FLOPs": _MISSING if row.flops is None else format_flops(row.flops, digits=3),
-        "loss": _MISSING if row.loss is None else f"{row.loss:.4f}",
+        loss_column(unit): _MISSING if row.loss is None else format_loss(row.loss, unit),
         "multiplier": _factor(row),
         "interval": _between(row.ci_lo, row.ci_hi),
         "all at once": _between(row.ci_lo_simultaneous, row.ci_hi_simultaneous),
@@ -217,11 +228,12 @@ def _reading(rows: Sequence[GateRow], fits: Fits) -> str:
     at = ", ".join(format_flops(o.budget_flops, digits=3) for o in optima)
     noise = sorted({f"{row.noise_sd:.2g}" for row in rows if row.noise_sd is not None}, key=float)
     scatter = " to ".join(dict.fromkeys((noise[0], noise[-1]))) if noise else ""
-    of_noise = f"; runs like these scatter by {scatter} in ln loss" if noise else ""
+    loss = loss_name(fits.unit)
+    of_noise = f"; runs like these scatter by {scatter} in ln {loss}" if noise else ""
     of_all = " All at once: intervals that hold together." if len(rows) > 1 else ""
     return (
-        f"Multiplier: {words} that {reference} needs for the run's loss, over the run's own; above "
-        f"1 the run, as it is, is better.{of_all} {reference}: optima at {at or 'no budget'}"
+        f"Multiplier: {words} that {reference} needs for the run's {loss}, over the run's own; "
+        f"above 1 the run, as it is, is better.{of_all} {reference}: optima at {at or 'no budget'}"
         f"{of_noise}."
     )
 

@@ -10,7 +10,7 @@ import click
 
 from isoflop.cli.fit_options import REFERENCE, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.rows import read_rows
+from isoflop.cli.rows import read_rows, study_reference
 from isoflop.cli.tables import console, fitted_table, print_lines
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
@@ -74,20 +74,22 @@ def predict(
     if is_planned and not (source / "plan.json").is_file():
         do = "leave --plan out, or plan a study first"
         raise UserError("--plan", shown(str(source)), "for a study's folder, with plan.json", do)
-    plan, rows = read_rows(source, with_code=is_planned)
+    read = read_rows(source, with_code=is_planned)
+    plan, rows = read.plan, read.rows
     if is_planned:
         from isoflop.analysis.registered import check_open
 
         check_open(source, budget_flops, rows)
+    chosen["reference"] = study_reference(plan, chosen["reference"])
     options = FitOptions(**chosen)
-    selection = select_points(rows, options.repeats, screened=options.screen)
+    selection = select_points(rows, options.repeats, screened=options.screen, unit=read.unit)
     fits = fit_optima(selection, options, methods=(options.method,), axes=SIZE_AXES)
     predictions = predicted(fits, budget_flops, archs)
     # Before anything is printed or written: a plan that cannot grow is refused as a whole.
     grown = _grown(plan, budget_flops, predictions) if plan is not None and is_planned else None
     _show(fits, predictions)
     if out is not None:
-        _write_table(predictions, out)
+        _write_table(fits, predictions, out)
     if not is_planned:
         return
     from isoflop.analysis.registered import register
@@ -132,18 +134,18 @@ def _write_plan(grown: Plan, folder: Path) -> None:
     click.echo(f"written to {folder}/plan.json and plan.parquet")
 
 
-def _write_table(predictions: Sequence[Prediction], out: Path) -> None:
+def _write_table(fits: Fits, predictions: Sequence[Prediction], out: Path) -> None:
     from isoflop.analysis.predict import PREDICTIONS
-    from isoflop.tables import write_table
+    from isoflop.analysis.result import write_fitted
 
     path = out / f"{PREDICTIONS.table}.parquet"
-    write_table(path, predictions, PREDICTIONS)
+    write_fitted(path, predictions, PREDICTIONS, fits)
     click.echo(str(path))
 
 
 def _show(fits: Fits, predictions: Sequence[Prediction]) -> None:
     """Print the predictions, what the intervals are of, and why there is none of a quantity."""
-    from isoflop.analysis.result import excluded_note
+    from isoflop.analysis.result import excluded_note, source_notes
 
     out = console()
     rows = [_cells(row) for row in predictions if row.quantity != "learning_rate"]
@@ -162,9 +164,8 @@ def _show(fits: Fits, predictions: Sequence[Prediction]) -> None:
             f"Multiplier: compute that {fits.reference} needs for the family's loss, over the "
             "budget. No order is claimed beyond the data."
         )
-    print_lines(
-        out, [*notes, *_missing_notes(predictions), *fits.selection.notes, excluded_note(fits)]
-    )
+    notes += [*source_notes(fits), *_missing_notes(predictions), *fits.selection.notes]
+    print_lines(out, [*notes, excluded_note(fits)])
 
 
 def _missing_notes(predictions: Sequence[Prediction]) -> list[str]:

@@ -46,7 +46,8 @@ def refine(folder: Path, num_seeds: int | None, is_applied: bool, with_code: boo
     plan = read_plan(folder, with_code=with_code or is_applied)
     rows = collected_rows(folder, plan)
     print_damaged(damaged_reasons(rows))
-    fits = fit_optima(select_points(rows), methods=(DEFAULT_METHOD,), axes=("n_params",))
+    selection = select_points(rows, unit=plan.study.loss_unit)
+    fits = fit_optima(selection, methods=(DEFAULT_METHOD,), axes=("n_params",))
     proposal = propose(plan, fits) if num_seeds is None else propose_seeds(plan, fits, num_seeds)
     _show(proposal, folder)
     if num_seeds is None and is_one_size(fits.selection):

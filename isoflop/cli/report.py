@@ -28,7 +28,8 @@ def report(source: Path, out: Path | None, **chosen: Any) -> None:
 
     runs = runs_of(source, out)
     announce_fit(runs)
-    fits = fit_rows(runs.rows, FitOptions(**chosen))
+    options = runs.options(FitOptions(**chosen))
+    fits = fit_rows(runs.rows, options, unit=runs.unit)
     about = source_of(runs.table, runs.rows, source if source.is_dir() else None)
     made = write_report(fits, about, runs.out_folder)
     tables = write_tables(fits, runs.out_folder)

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.analysis.load import REQUIRED, load_rows
+from isoflop.analysis.load import REQUIRED, load_rows, table_of
 from isoflop.cli.tables import print_damaged
+from isoflop.tables import loss_unit
 
 if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
 
 
-def read_rows(
-    source: Path, required: Sequence[str] = REQUIRED, *, with_code: bool = False
-) -> tuple[Plan | None, list[dict[str, Any]]]:
-    """Return the plan of a study's folder and its runs as they are now, and write nothing.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """What a verb reads."""
 
-    Of a table: no plan, and its rows.
+    plan: Plan | None
+    """Of a study's folder; None of a table."""
+    rows: list[dict[str, Any]]
+    unit: str
+    """Of the losses."""
+
+
+def study_reference(plan: Plan | None, asked: str | None) -> str | None:
+    """Return the reference asked for; of a study with its own trainer, else its first arch.
+
+    None leaves it to `isoflop.analysis.result.default_reference`, as does any study in which a
+    built-in family stands.
+    """
+    if asked is not None or plan is None or not all(map(plan.study.has_trainer, plan.study.archs)):
+        return asked
+    return plan.study.archs[0]
+
+
+def read_rows(source: Path, required: Sequence[str] = REQUIRED, *, with_code: bool = False) -> Rows:
+    """Return the runs of a study's folder as they are now, or of a table, and write nothing.
 
     Args:
         source: a study's folder, or what `load_rows` takes.
@@ -35,5 +55,6 @@ def read_rows(
         plan = read_plan(source, with_code=with_code)
         rows = collected_rows(source, plan)
         print_damaged(damaged_reasons(rows))
-        return plan, rows
-    return None, load_rows(source, required)
+        return Rows(plan=plan, rows=rows, unit=plan.study.loss_unit)
+    table = table_of(source)
+    return Rows(plan=None, rows=load_rows(table, required), unit=loss_unit(table))

@@ -15,13 +15,12 @@ from isoflop.errors import UserError, shown
 from isoflop.families import COMPONENTS, config_from_mapping, get_spec
 from isoflop.recipe import Shape
 from isoflop.spec import RunSpec, TrainerSpec, run_id, shown_id
+from isoflop.tables import OWN_TRAINER
 from isoflop.validate import CLOSED, Count, Digest, validated
 
 COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
 # What a module of the user's own computes beside these.
 OTHER = "other"
-# In place of a family.
-OWN_TRAINER = "trainer"
 
 # The data are read several times: worth a word, since a repeated token teaches less.
 WARN_EPOCHS = 1.0

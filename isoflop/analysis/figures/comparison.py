@@ -14,6 +14,7 @@ from isoflop.analysis.points import Point
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import MAX_MULTIPLIER, format_flops, format_multiplier
 from isoflop.plot_style import Mark
+from isoflop.units import loss_label, loss_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,17 +43,18 @@ def draw_multipliers(fits: Fits) -> Figure:
         )
     reference = arrows[0].reference
     notes = [
-        f"Arrow: from a family's optimum to the compute at which {reference} has the same loss; "
-        "the number is the multiplier. Bold: an order is claimed, all multipliers counted; the "
-        f"others claim none. Dotted: beyond {reference}'s measured losses.",
+        f"Arrow: from a family's optimum to the compute at which {reference} has the same "
+        f"{loss_name(fits.unit)}; the number is the multiplier. Bold: an order is claimed, all "
+        f"multipliers counted; the others claim none. Dotted: beyond {reference}'s measured "
+        "losses.",
         *([beyond] if len(arrows) < len(found) else []),
         *frame.left_out_note(fits),
-        excluded_note(fits),
+        *frame.run_notes(fits),
     ]
     figure, grid = frame.panels(
         len(archs),
         title=_MULTIPLIERS_TITLE,
-        label="Loss (nats per token)",
+        label=loss_label(fits.unit),
         archs=fits.archs,
         notes=notes,
         panel_height=2.2,
@@ -88,11 +90,10 @@ def _points(fits: Fits, arch: str) -> list[Optimum]:
 def _draw_panel(axes: Axes, fits: Fits, arrows: Sequence[Comparison], reference_index: int) -> None:
     arch, reference = arrows[0].arch, arrows[0].reference
     axes.set_xlabel("Training compute (FLOPs)")
-    _draw_optima(axes, _points(fits, reference), plot_style.family_mark(reference_index))
+    _draw_optima(axes, fits, reference, plot_style.family_mark(reference_index))
     mark = plot_style.family_mark(index_of(fits, arch))
-    optima = _points(fits, arch)
-    _draw_optima(axes, optima, mark)
-    losses = {o.budget_flops: o.loss_opt or 0.0 for o in optima}
+    _draw_optima(axes, fits, arch, mark)
+    losses = {o.budget_flops: o.loss_opt or 0.0 for o in _points(fits, arch)}
     for arrow in arrows:
         _draw_arrow(axes, arrow, losses[arrow.budget_flops], mark)
 
@@ -116,13 +117,14 @@ def _scale(grid: Sequence[Axes], fits: Fits, arrows: Sequence[Comparison]) -> No
     plot_style.set_log_ticks(grid[0].yaxis, low, high, 6, "{:.4g}".format)
 
 
-def _draw_optima(axes: Axes, optima: Sequence[Optimum], mark: Mark) -> None:
+def _draw_optima(axes: Axes, fits: Fits, arch: str, mark: Mark) -> None:
+    optima = _points(fits, arch)
     for o in optima:
         if o.loss_ci_lo is not None and o.loss_ci_hi is not None:
             ends = [o.loss_ci_lo, o.loss_ci_hi]
             axes.plot([o.budget_flops] * 2, ends, color=mark.colour, lw=0.9)
     points = [(o.budget_flops, o.loss_opt or 0.0) for o in optima]
-    tips = [frame.optimum_text(o) for o in optima]
+    tips = [frame.optimum_text(o, fits.unit) for o in optima]
     frame.draw_marks(axes, points, mark, tips, markersize=4, linestyle=mark.line, linewidth=1.0)
 
 
@@ -170,19 +172,19 @@ def draw_seed_means(fits: Fits) -> Figure:
         "Bar: geometric mean over the seeds. Runs of one seed read the same text, so families are "
         f"compared seed by seed{f' ({names})' if names else ''}.",
         *([f"Drawn: the first {len(means)} of {num} rows."] if len(means) < num else []),
-        excluded_note(fits),
+        *frame.run_notes(fits),
     ]
     short = frame.short_names([mean.arch for mean in means])
     labels = [_label(short[mean.arch], mean.budget_flops, fits) for mean in means]
-    figure, axes = _axes(labels, notes)
+    figure, axes = _axes(labels, notes, fits.unit)
     for place, (mean, points) in enumerate(zip(means, groups, strict=True)):
         axes.plot([mean.loss] * 2, [place - 0.35, place + 0.35], color="#606060", lw=1.4)
         for point in points:
-            _draw_run(axes, place, point, seeds)
+            _draw_run(axes, place, point, seeds, fits.unit)
     return figure
 
 
-def _axes(labels: Sequence[str], notes: Sequence[str]) -> tuple[Figure, Axes]:
+def _axes(labels: Sequence[str], notes: Sequence[str], unit: str) -> tuple[Figure, Axes]:
     width = plot_style.PAGE_WIDTH
     left = 0.25 + 0.068 * max(map(len, labels))
     bottom = 0.45 + plot_style.note_height(notes, width)
@@ -194,7 +196,7 @@ def _axes(labels: Sequence[str], notes: Sequence[str]) -> tuple[Figure, Axes]:
     )
     axes.set_ylim(len(labels) - 0.4, -0.6)
     plot_style.set_ticks(axes.yaxis, list(range(len(labels))), lambda place: labels[int(place)])
-    axes.set_xlabel("Loss (nats per token)")
+    axes.set_xlabel(loss_label(unit))
     figure.text(0.08 / width, 1 - 0.2 / height, _SEED_MEANS_TITLE, fontweight="bold", va="center")
     plot_style.note(figure, notes)
     return figure, axes
@@ -206,9 +208,10 @@ def _label(name: str, budget_flops: float, fits: Fits) -> str:
     return f"{name}{budget}".replace("$", r"\$")
 
 
-def _draw_run(axes: Axes, place: int, point: Point, seeds: Sequence[int]) -> None:
+def _draw_run(axes: Axes, place: int, point: Point, seeds: Sequence[int], unit: str) -> None:
     mark = plot_style.family_mark(0 if point.seed is None else seeds.index(point.seed))
-    frame.draw_marks(axes, [(point.loss, place)], mark, [frame.run_text(point)], markersize=4)
+    tip = frame.run_text(point, unit)
+    frame.draw_marks(axes, [(point.loss, place)], mark, [tip], markersize=4)
 
 
 def _mark_name(index: int) -> str:

@@ -6,13 +6,16 @@ and an id by which they are found again in the SVG.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
+from isoflop.analysis.result import Fits, declared_note, excluded_note
 from isoflop.numbers import format_count, format_flops
 from isoflop.plot_style import Mark
+from isoflop.units import format_loss, has_perplexity, loss_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.points import Point
-    from isoflop.analysis.result import Fits
 
 
 # Panels on one page.
@@ -219,19 +221,26 @@ def collect_tips(figure: Figure) -> dict[str, list[str]]:
     return tips
 
 
-def run_text(point: Point) -> str:
+def run_notes(fits: Fits) -> list[str]:
+    """Return what any figure says of the runs: those excluded, declared FLOPs."""
+    declared = declared_note(fits)
+    return [excluded_note(fits), *([] if declared is None else [declared])]
+
+
+def run_text(point: Point, unit: str) -> str:
     """Return the hover text of a run's marker."""
+    perplexity = f", perplexity {math.exp(point.loss):.4g}" if has_perplexity(unit) else ""
     lines = [
         f"{point.arch} at {format_flops(point.budget_flops)} FLOPs",
         f"parameters {format_count(point.n_params)}, tokens {format_count(point.n_tokens)}",
-        f"loss {point.loss:.4f}, perplexity {math.exp(point.loss):.4g}",
+        f"{loss_name(unit)} {format_loss(point.loss, unit)}{perplexity}",
     ]
     if point.seed is not None:
         lines.append(f"seed {point.seed}")
     return "\n".join(lines)
 
 
-def optimum_text(optimum: Optimum) -> str:
+def optimum_text(optimum: Optimum, unit: str) -> str:
     """Return the hover text of an optimum: value, interval, and whether it is a bound."""
     assert optimum.x_opt is not None
     sign = {"edge_low": "below ", "edge_high": "above "}.get(optimum.status, "")
@@ -240,19 +249,19 @@ def optimum_text(optimum: Optimum) -> str:
         f"{optimum.arch} at {format_flops(optimum.budget_flops)} FLOPs: "
         + ("bound" if sign else "optimum"),
         f"{name[optimum.axis]} {sign}{format_count(optimum.x_opt)}"
-        + _interval(optimum.ci_lo, optimum.ci_hi, digits=None),
+        + _interval(optimum.ci_lo, optimum.ci_hi, format_count),
     ]
+    form = functools.partial(format_loss, unit=unit)
     if optimum.loss_opt is not None:
         most = "at most " if sign else ""
         lines.append(
-            f"loss {most}{optimum.loss_opt:.4f}"
-            + _interval(optimum.loss_ci_lo, optimum.loss_ci_hi, digits=4)
+            f"{loss_name(unit)} {most}{form(optimum.loss_opt)}"
+            + _interval(optimum.loss_ci_lo, optimum.loss_ci_hi, form)
         )
     return "\n".join(lines)
 
 
-def _interval(low: float | None, high: float | None, digits: int | None) -> str:
+def _interval(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
     if low is None or high is None:
         return ""
-    ends = [format_count(x) if digits is None else f"{x:.{digits}f}" for x in (low, high)]
-    return f" ({ends[0]} to {ends[1]})"
+    return f" ({form(low)} to {form(high)})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from isoflop.analysis.points import Axis
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
+from isoflop.units import has_perplexity, loss_label, measure_name, shown_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,16 +34,20 @@ _PANELS: tuple[tuple[LawAxis, str, str], ...] = (
 
 
 def draw_frontier(fits: Fits) -> Figure:
-    """Draw the perplexity of each family's optimum against compute, with its power law."""
+    """Draw the perplexity of each family's optimum against compute, with its power law.
+
+    Of losses that have no perplexity the loss itself.
+    """
+    unit = fits.unit
     return _draw_against_compute(
         fits,
         axis="loss",
-        title="Perplexity at each family's optimum",
-        label="Perplexity, exp(nats per token)",
-        value=lambda o: None if o.loss_opt is None else math.exp(o.loss_opt),
+        title=f"{measure_name(unit)} at each family's optimum",
+        label="Perplexity, exp(nats per token)" if has_perplexity(unit) else loss_label(unit),
+        value=lambda o: None if o.loss_opt is None else shown_loss(o.loss_opt, unit),
         ends=lambda o: (o.loss_ci_lo, o.loss_ci_hi),
-        law_value=lambda law, budget: math.exp(law.at(budget)),
-        end_value=math.exp,
+        law_value=lambda law, budget: shown_loss(law.at(budget), unit),
+        end_value=lambda loss: shown_loss(loss, unit),
         form=lambda y: f"{y:.4g}",
         arrow=lambda _: -1,
     )
@@ -116,7 +120,7 @@ def _draw_against_compute(
         for optimum in optima[arch]:
             place = (flops[id(optimum)], value(optimum) or 0.0)
             _draw_ends(axes, place[0], ends(optimum), end_value, mark)
-            _draw_optimum(axes, optimum, place, mark, arrow(optimum))
+            _draw_optimum(axes, optimum, place, mark, arrow(optimum), fits.unit)
         if optima[arch] and len(labels) < frame.MOST_NAMED:
             labels.append((names[arch], value(optima[arch][-1]) or 0.0, mark))
     plot_style.direct_labels(axes, labels, height)
@@ -157,13 +161,18 @@ def _draw_ends(
 
 
 def _draw_optimum(
-    axes: Axes, optimum: Optimum, place: tuple[float, float], mark: Mark, side: int
+    axes: Axes,
+    optimum: Optimum,
+    place: tuple[float, float],
+    mark: Mark,
+    side: int,
+    unit: str,
 ) -> None:
     frame.draw_marks(
         axes,
         [place],
         mark,
-        [frame.optimum_text(optimum)],
+        [frame.optimum_text(optimum, unit)],
         markersize=5,
         markerfacecolor="none" if optimum.is_bound else mark.colour,
         markeredgewidth=1.1,
@@ -195,7 +204,7 @@ def _notes(fits: Fits, drawn: dict[str, list[Optimum]], axis: LawAxis) -> list[s
     if absent:
         more = f" and {len(absent) - _MOST_ABSENT} more" if len(absent) > _MOST_ABSENT else ""
         lines.append(f"No minimum found: {', '.join(absent[:_MOST_ABSENT])}{more}.")
-    lines += [*frame.unnamed_note([arch for arch in drawn if drawn[arch]]), excluded_note(fits)]
+    lines += [*frame.unnamed_note([arch for arch in drawn if drawn[arch]]), *frame.run_notes(fits)]
     return lines
 
 
@@ -224,7 +233,7 @@ def draw_sensitivity(fits: Fits) -> Figure:
     notes = [
         f"Bar: {100 * fits.options.confidence:g} % interval. No mark: too few optima.",
         *frame.left_out_note(fits),
-        excluded_note(fits),
+        *frame.run_notes(fits),
     ]
     figure, grid = frame.panels(
         2,

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
 from isoflop.analysis.optima import Optimum, fitted_curve
-from isoflop.analysis.optima_methods import METHODS, Method
+from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, profile_of
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.analysis.screening import STOOD_FOR
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
+from isoflop.units import loss_label, loss_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-_PROFILES_TITLE = "IsoFLOP profiles: loss against size at equal training compute"
+_PROFILES_TITLE = "IsoFLOP profiles: {} against size at equal training compute"
 AXIS_LABELS: dict[Axis, str] = {
     "n_params": "Parameters",
     "n_tokens": "Training tokens",
@@ -48,7 +49,7 @@ def draw_profiles(fits: Fits) -> Figure:
     """
     if not any(fits.groups.values()):
         return plot_style.sentence_figure(
-            _PROFILES_TITLE, f"No finished runs to draw. {excluded_note(fits)}"
+            _title(fits.unit), f"No finished runs to draw. {excluded_note(fits)}"
         )
     archs = frame.drawn_archs(fits)
     losses = [p.loss for key in _keys(fits, archs) for p in fits.groups[key]]
@@ -57,7 +58,7 @@ def draw_profiles(fits: Fits) -> Figure:
         ends = (optimum.loss_opt, optimum.loss_ci_lo, optimum.loss_ci_hi)
         losses += [end for end in ends if end is not None]
     notes = _notes(fits)
-    figure, panels, legend = _panels(archs, notes)
+    figure, panels, legend = _panels(archs, notes, fits.unit)
     low, high = min(losses), max(losses)
     pad = 0.08 * (high - low) or 0.05 * high
     budgets = sorted({budget for _, budget in _keys(fits, archs)})
@@ -65,7 +66,7 @@ def draw_profiles(fits: Fits) -> Figure:
     for arch, axes in zip(archs, panels, strict=True):
         axes.set_ylim(low - pad, high + 1.6 * pad)
         _draw_family(axes, fits, arch, marks)
-    plot_style.title(figure, _PROFILES_TITLE)
+    plot_style.title(figure, _title(fits.unit))
     _legend(legend, fits, marks)
     plot_style.note(figure, notes)
     return figure
@@ -103,7 +104,7 @@ def evenly(values: Sequence[float], most: int) -> list[float]:
 
 
 def _notes(fits: Fits) -> list[str]:
-    lines = [excluded_note(fits)]
+    lines = frame.run_notes(fits)
     if any(o.ci_lo is not None for o in _optima(fits)):
         share = f"{100 * fits.options.confidence:g} %"
         lines.insert(0, f"Shaded box: {share} interval of the minimum, in size and loss.")
@@ -118,13 +119,19 @@ def _notes(fits: Fits) -> list[str]:
     return [*lines, *frame.left_out_note(fits)]
 
 
-def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Axes], Axes]:
+def _title(unit: str) -> str:
+    return _PROFILES_TITLE.format(loss_name(unit))
+
+
+def _panels(
+    archs: Sequence[str], notes: Sequence[str], unit: str
+) -> tuple[Figure, list[Axes], Axes]:
     """Return the figure, one axes per arch, and one more without axes for the legend."""
     places = len(archs) + 1
     columns = min(places, 3)
     rows = math.ceil(places / columns)
     width = plot_style.PAGE_WIDTH * columns / 3
-    height = _ROW_INCHES * rows + 0.15 + plot_style.title_height(_PROFILES_TITLE, width)
+    height = _ROW_INCHES * rows + 0.15 + plot_style.title_height(_title(unit), width)
     figure = plot_style.new_figure(width, height, strip=plot_style.note_height(notes, width))
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
     for axes in grid[len(archs) :]:
@@ -132,7 +139,7 @@ def _panels(archs: Sequence[str], notes: Sequence[str]) -> tuple[Figure, list[Ax
     for axes, name in zip(grid, frame.panel_titles(archs), strict=False):
         axes.set_title(name, fontweight="bold", loc="left", parse_math=False)
     for axes in grid[: len(archs) : columns]:
-        axes.set_ylabel("Loss (nats per token)")
+        axes.set_ylabel(loss_label(unit))
     return figure, grid[: len(archs)], grid[len(archs)]
 
 
@@ -160,26 +167,28 @@ def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Mapping[float, Mark])
     scale = 0.75 if len(marks) <= _FEW_BUDGETS else 0.55
     for budget, optimum in optima.items():
         points = fits.groups[arch, budget]
-        _draw_profile(axes, points, axis, fits.options.method, marks[budget], scale)
+        _draw_profile(axes, fits, points, marks[budget], scale)
         _draw_interval(axes, optimum, marks[budget])
     for optimum in optima.values():
-        _draw_optimum(axes, optimum, scale)
+        _draw_optimum(axes, optimum, scale, fits.unit)
     _draw_excluded(axes, excluded)
 
 
 def _draw_profile(
-    axes: Axes, points: Sequence[Point], axis: Axis, method: Method, mark: Mark, scale: float
+    axes: Axes, fits: Fits, points: Sequence[Point], mark: Mark, scale: float
 ) -> None:
     import numpy as np
+
+    axis, unit = fits.options.axis, fits.unit
 
     placed = [(x, point) for point in points if (x := point.on(axis)) is not None]
     if not placed:
         return
     sizes = [x for x, _ in placed]
-    tips = [frame.run_text(point) for _, point in placed]
+    tips = [frame.run_text(point, unit) for _, point in placed]
     marks = [(x, point.loss) for x, point in placed]
     frame.draw_marks(axes, marks, mark, tips, markersize=5.5 * scale, zorder=4)
-    curve = fitted_curve(points, axis, method)
+    curve = fitted_curve(points, axis, fits.options.method)
     if curve is not None:
         across = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
         axes.plot(across, curve(across), color=mark.colour, lw=1.1)
@@ -207,7 +216,7 @@ def _draw_interval(axes: Axes, optimum: Optimum, mark: Mark) -> None:
     )
 
 
-def _draw_optimum(axes: Axes, optimum: Optimum, scale: float) -> None:
+def _draw_optimum(axes: Axes, optimum: Optimum, scale: float, unit: str) -> None:
     """Draw a star at an interior optimum, an outward triangle and the word "bound" at an edge.
 
     Both are hollow and lie under the points, which stay visible. The word stands outside the
@@ -222,7 +231,7 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float) -> None:
         axes,
         [at],
         Mark(colour="black", marker="*" if star else "<" if low else ">", line="none"),
-        [frame.optimum_text(optimum)],
+        [frame.optimum_text(optimum, unit)],
         markersize=(14 if star else 11) * scale,
         markerfacecolor="white" if star else "none",
         markeredgewidth=0.8 if star else 1.1,
@@ -328,14 +337,20 @@ def draw_residuals(fits: Fits) -> Figure:
         )
     notes = [
         "Above zero: the run is worse than the curve over its family's sizes at that budget.",
-        excluded_note(fits),
+        *frame.run_notes(fits),
     ]
     figure, (by_size, by_compute) = frame.panels(
         2, title=_RESIDUALS_TITLE, label="Residual (% of the loss)", archs=fits.archs, notes=notes
     )
     axis = fits.options.axis
-    _draw_residuals(by_size, residuals, lambda p: p.on(axis) or 1.0, AXIS_LABELS[axis])
-    _draw_residuals(by_compute, residuals, lambda p: p.budget_flops, "Training compute (FLOPs)")
+    tips = {
+        id(p): f"{frame.run_text(p, fits.unit)}\nresidual {100 * r:+.3f} %"
+        for found in residuals.values()
+        for p, r in found
+    }
+    _draw_residuals(by_size, residuals, tips, lambda p: p.on(axis) or 1.0, AXIS_LABELS[axis])
+    by_budget = "Training compute (FLOPs)"
+    _draw_residuals(by_compute, residuals, tips, lambda p: p.budget_flops, by_budget)
     plot_style.set_budget_ticks(by_compute, fits.budgets)
     return figure
 
@@ -370,6 +385,7 @@ def relative_residuals(fits: Fits, arch: str) -> list[tuple[Point, float]]:
 def _draw_residuals(
     axes: Axes,
     residuals: dict[str, list[tuple[Point, float]]],
+    tips: Mapping[int, str],
     place: Callable[[Point], float],
     label: str,
 ) -> None:
@@ -385,5 +401,4 @@ def _draw_residuals(
             continue
         mark = plot_style.family_mark(index)
         marks = [(place(point), 100 * residual) for point, residual in found]
-        tips = [f"{frame.run_text(p)}\nresidual {100 * r:+.3f} %" for p, r in found]
-        frame.draw_marks(axes, marks, mark, tips, markersize=4)
+        frame.draw_marks(axes, marks, mark, [tips[id(p)] for p, _ in found], markersize=4)

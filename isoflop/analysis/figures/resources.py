@@ -15,6 +15,7 @@ from isoflop.analysis.resources import RESOURCES, Resource, resource_at
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
+from isoflop.units import has_perplexity, loss_label, measure_name, shown_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _RESOURCES_TITLE = "Loss against each resource"
-_SPARSITY_TITLE = "Perplexity against parameters per FLOP"
+_SPARSITY_TITLE = "{} against parameters per FLOP"
 # One panel per budget; of more budgets the largest.
 _MOST_PANELS = 6
 
@@ -43,12 +44,12 @@ def draw_resources(fits: Fits) -> Figure:
         "Small: runs. Steps: runs that no run of the family beats in both loss and resource. "
         "Large: optima of the isoFLOP curves.",
         *([f"Not in the table: {', '.join(absent)}."] if absent else []),
-        excluded_note(fits),
+        *frame.run_notes(fits),
     ]
     figure, grid = frame.panels(
         len(measured),
         title=_RESOURCES_TITLE,
-        label="Loss (nats per token)",
+        label=loss_label(fits.unit),
         archs=fits.archs,
         notes=notes,
     )
@@ -86,15 +87,20 @@ def _draw_resource(axes: Axes, fits: Fits, resource: Resource) -> None:
     axes.set_xlim(low, high)
     for index, (arch, placed) in enumerate(by_arch.items()):
         if placed:
-            _draw_runs(axes, placed, plot_style.family_mark(index), resource.axis_label)
-            _draw_optima(axes, fits, arch, resource, plot_style.family_mark(index))
+            mark = plot_style.family_mark(index)
+            _draw_runs(axes, placed, mark, resource.axis_label, fits.unit)
+            _draw_optima(axes, fits, arch, resource, mark)
     form = plot_style.math_flops if resource.is_budget else format_count
     plot_style.set_log_ticks(axes.xaxis, low, high, 4, form)
 
 
-def _draw_runs(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, label: str) -> None:
+def _draw_runs(
+    axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, label: str, unit: str
+) -> None:
     runs = [(value, point.loss) for value, point in placed]
-    tips = [f"{frame.run_text(point)}\n{label}: {format_count(value)}" for value, point in placed]
+    tips = [
+        f"{frame.run_text(point, unit)}\n{label}: {format_count(value)}" for value, point in placed
+    ]
     frame.draw_marks(axes, runs, mark, tips, markersize=2.5, alpha=0.45)
     steps = hull(runs)
     axes.plot(
@@ -122,7 +128,8 @@ def _draw_optima(axes: Axes, fits: Fits, arch: str, resource: Resource, mark: Ma
         if found is None or not np.isfinite(found[0]):
             continue
         value = float(found[0])
-        text = f"{frame.optimum_text(optimum)}\n{resource.axis_label}: {format_count(value)}"
+        text = frame.optimum_text(optimum, fits.unit)
+        text += f"\n{resource.axis_label}: {format_count(value)}"
         edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
         frame.draw_marks(
             axes, [(value, optimum.loss_opt)], mark, [text], markersize=5.5, zorder=4, **edge
@@ -130,7 +137,11 @@ def _draw_optima(axes: Axes, fits: Fits, arch: str, resource: Resource, mark: Ma
 
 
 def draw_sparsity(fits: Fits) -> Figure:
-    """Draw every run at its perplexity and parameters per forward FLOP of a token."""
+    """Draw every run at its perplexity and parameters per forward FLOP of a token.
+
+    Of losses that have no perplexity the loss itself.
+    """
+    title = _SPARSITY_TITLE.format(measure_name(fits.unit))
     budgets = [
         budget
         for budget in fits.budgets
@@ -138,18 +149,18 @@ def draw_sparsity(fits: Fits) -> Figure:
     ][-_MOST_PANELS:]
     if not budgets:
         return plot_style.sentence_figure(
-            _SPARSITY_TITLE,
+            title,
             f"The table has no training FLOPs of finished runs. {excluded_note(fits)}",
         )
     notes = [
         "Parameters over forward FLOPs per token, which are a third of the training FLOPs per "
         "token. Line: mean over the seeds of a size. Large: the family's best run.",
-        excluded_note(fits),
+        *frame.run_notes(fits),
     ]
     figure, grid = frame.panels(
         len(budgets),
-        title=_SPARSITY_TITLE,
-        label="Perplexity",
+        title=title,
+        label="Perplexity" if has_perplexity(fits.unit) else loss_label(fits.unit),
         archs=fits.archs,
         notes=notes,
         share_y=False,
@@ -179,29 +190,29 @@ def _draw_budget(axes: Axes, fits: Fits, budget: float) -> None:
     for index, arch in enumerate(fits.archs):
         placed = _with_sparsity(fits, arch, budget)
         if placed:
-            _draw_family(axes, placed, plot_style.family_mark(index))
+            _draw_family(axes, placed, plot_style.family_mark(index), fits.unit)
             xs += [x for x, _ in placed]
-            ys += [math.exp(point.loss) for _, point in placed]
+            ys += [shown_loss(point.loss, fits.unit) for _, point in placed]
     for axis, values, form in ((axes.xaxis, xs, "{:.3g}"), (axes.yaxis, ys, "{:.4g}")):
         low, high = plot_style.padded(min(values), max(values), 0.08)
         (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low, high)
         plot_style.set_log_ticks(axis, low, high, 4, form.format)
 
 
-def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark) -> None:
+def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, unit: str) -> None:
     placed = sorted(placed, key=lambda item: (item[0], item[1].loss))
     best = min(placed, key=lambda item: item[1].loss)
     means = _mean_by_size(placed)
     axes.plot(
         list(means),
-        [math.exp(loss) for loss in means.values()],
+        [shown_loss(loss, unit) for loss in means.values()],
         color=mark.colour,
         linestyle=mark.line,
         linewidth=0.9,
     )
     for group, size in ((placed, 3.0), ([best], 6.0)):
-        points = [(x, math.exp(point.loss)) for x, point in group]
-        tips = [f"{frame.run_text(p)}\nparameters per FLOP {x:.4g}" for x, p in group]
+        points = [(x, shown_loss(point.loss, unit)) for x, point in group]
+        tips = [f"{frame.run_text(p, unit)}\nparameters per FLOP {x:.4g}" for x, p in group]
         frame.draw_marks(axes, points, mark, tips, markersize=size)
 
 

@@ -20,7 +20,7 @@ from isoflop.analysis.compare.one_size import (
 )
 from isoflop.analysis.hypotheses import HYPOTHESES, Verdict, judge
 from isoflop.analysis.report.comparison import comparison_section, findings, findings_section
-from isoflop.analysis.report.document import Document, Section
+from isoflop.analysis.report.document import Document, Section, marked
 from isoflop.analysis.report.figures import write_figures
 from isoflop.analysis.report.optima import laws_section, optima_section, surface_section
 from isoflop.analysis.report.predictions import predictions_section
@@ -34,10 +34,9 @@ from isoflop.analysis.report.runs import (
 )
 from isoflop.analysis.report.source import Source, checklist_section, source_section
 from isoflop.analysis.report.validity import hypotheses_section, validity_section
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits, excluded_note, write_fitted
 from isoflop.files import write_text_atomic
 from isoflop.study import Hypothesis
-from isoflop.tables import write_table
 from isoflop.texts import LINES, printable
 
 # The checks that make sense for a study without optima.
@@ -97,13 +96,13 @@ def _write_tables(fits: Fits, source: Source, out_dir: Path) -> tuple[Path, ...]
     paths = []
     if source.study is not None:
         paths.append(out_dir / "hypotheses.parquet")
-        write_table(paths[-1], _verdicts(fits, source), HYPOTHESES)
+        write_fitted(paths[-1], _verdicts(fits, source), HYPOTHESES, fits)
     reference = reference_of(fits, source)
     if reference is not None and is_one_size(fits.selection):
         rows = seed_mean_rows(fits, compare_shapes(fits, reference))
         rows.sort(key=lambda row: (row.arch, row.budget_flops))
         paths.append(out_dir / "seed_means.parquet")
-        write_table(paths[-1], rows, SEED_MEANS)
+        write_fitted(paths[-1], rows, SEED_MEANS, fits)
     return tuple(paths)
 
 
@@ -129,7 +128,7 @@ def make_document(fits: Fits, source: Source) -> Document:
         title=f"IsoFLOP report: {source.name}",
         subtitle=f"Families: {len(fits.archs)}. Budgets: {len(fits.budgets)}. "
         f"Runs in the fits: {num_points}. {excluded_note(fits)}",
-        sections=sections,
+        sections=tuple(marked(section, fits.declared_archs) for section in sections),
     )
 
 
@@ -137,7 +136,7 @@ def _sections_of_optima(fits: Fits, stated: Section) -> tuple[Section, ...]:
     return (
         findings_section(findings(fits), fits),
         stated,
-        comparison_section(fits.compare, fits.exponents),
+        comparison_section(fits.compare, fits.exponents, fits.unit),
         optima_section(fits),
         laws_section(fits),
         validity_section(fits.validity.findings if fits.validity is not None else ()),
@@ -150,7 +149,7 @@ def _sections_of_one_size(fits: Fits, reference: str, stated: Section) -> tuple[
     sentences: list[str] = []
     fitted: list[Section] = []
     if not is_scattered(fits.selection):
-        sentences = shape_sentences(pairs, fits.options.confidence)
+        sentences = shape_sentences(pairs, fits.options.confidence, fits.unit)
         fitted = [sizes_section(fits, pairs, reference)]
     if has_no_shared_budget(fits.selection):
         fitted.append(surface_section(fits))

@@ -27,9 +27,10 @@ from isoflop.analysis.report.document import (
     text_column,
 )
 from isoflop.analysis.resources import RESOURCES
-from isoflop.analysis.result import Fits
+from isoflop.analysis.result import Fits, source_notes
 from isoflop.analysis.validity.attention import attention, budgets_beyond, claimed_notes
 from isoflop.numbers import format_flops, format_multiplier
+from isoflop.units import NATS, loss_name, measure_name
 
 _NO_ORDER = "no order is claimed"
 _THREE_DECIMALS = functools.partial(format_multiplier, digits=3)
@@ -42,9 +43,10 @@ _AXIS = {
 
 
 def comparison_section(
-    comparisons: Sequence[Comparison], differences: Sequence[ExponentDifference]
+    comparisons: Sequence[Comparison], differences: Sequence[ExponentDifference], unit: str
 ) -> Section:
     """Return the multipliers over the reference and the differences of exponents."""
+    loss = loss_name(unit)
     others = [row for row in comparisons if row.arch != row.reference]
     order = list(RESOURCES)
     others.sort(key=lambda row: (order.index(row.resource), row.arch, row.budget_flops))
@@ -55,12 +57,12 @@ def comparison_section(
     statuses = sorted({row.status for row in others})
     meanings = {row.status: row.meaning for row in others}
     blocks: list[Block] = [
-        f"A multiplier is what {others[0].reference} needs of a resource for the loss that a "
+        f"A multiplier is what {others[0].reference} needs of a resource for the {loss} that a "
         "family reaches at its own optimum, over what the family's optimum takes: above 1 the "
-        "family is better. The slope is the reference's d loss / d ln resource there; an error "
-        "of the loss divided by it is the relative error of the multiplier. An interval is of one "
-        "multiplier alone; those for all together hold at once along a resource, and an order is "
-        "claimed where they leave out 1. It rests on losses at equal resource, so that none is "
+        f"family is better. The slope is the reference's d {loss} / d ln resource there; an error "
+        f"of the {loss} divided by it is the relative error of the multiplier. An interval is of "
+        "one multiplier alone; those for all together hold at once along a resource, and an order "
+        "is claimed where they leave out 1. It rests on losses at equal resource, so that none is "
         "claimed beyond the reference's own range.",
         Picture(stem="multipliers", caption="Compute multipliers as arrows between frontiers."),
         *([_multiplier_table([r for r in others if r.resource in found])] if found else []),
@@ -73,7 +75,7 @@ def comparison_section(
         blocks.append(_difference_table(differences))
     blocks += [
         Picture(stem="resources", caption="Frontiers by each resource, with the optima."),
-        Picture(stem="sparsity", caption="Perplexity against parameters per FLOP."),
+        Picture(stem="sparsity", caption=f"{measure_name(unit)} against parameters per FLOP."),
     ]
     return Section(key="comparison", title="Comparison", blocks=tuple(blocks))
 
@@ -135,7 +137,7 @@ def _difference_table(rows: Sequence[ExponentDifference]) -> Block:
     )
 
 
-def comparison_sentence(row: Comparison, *, is_beyond: bool = False) -> str:
+def comparison_sentence(row: Comparison, unit: str = NATS, *, is_beyond: bool = False) -> str:
     """Return what one multiplier says.
 
     For example: "At 1e18 FLOPs swiglu needs 1.80 times the compute of sgatlin for the same loss
@@ -143,29 +145,31 @@ def comparison_sentence(row: Comparison, *, is_beyond: bool = False) -> str:
 
     Args:
         row: the comparison.
+        unit: of the losses.
         is_beyond: whether its budget lies beyond those of the reference (`budgets_beyond`).
     """
     place = f"At {format_flops(row.budget_flops)} FLOPs"
     start = f"{place} {row.arch}"
-    resource = RESOURCES[row.resource].words
+    resource, loss = RESOURCES[row.resource].words, loss_name(unit)
     if row.multiplier is None:
         none = f"{start} has no multiplier over {row.reference} in {resource}: {row.meaning}"
-        return f"{none}{_order_at_equal(row, resource)}."
+        return f"{none}{_order_at_equal(row, resource, loss)}."
     if row.status in ("lower_bound", "upper_bound"):
         side = "at least" if row.status == "lower_bound" else "at most"
         return (
             f"{start} against {row.reference}: the multiplier in {resource} is {side} "
             f"{format_multiplier(row.multiplier)} (a bound, since {_because(row)}); {_NO_ORDER}."
         )
-    return f"{place} {_outcome(row.multiplier, row, resource)} ({_interval_words(row, is_beyond)})."
+    outcome = _outcome(row.multiplier, row, resource, loss)
+    return f"{place} {outcome} ({_interval_words(row, loss, is_beyond)})."
 
 
-def _order_at_equal(row: Comparison, resource: str) -> str:
+def _order_at_equal(row: Comparison, resource: str, loss: str) -> str:
     """Return the order of the losses at equal resource, which needs no multiplier."""
     if row.order_claimed == "none":
         return ""
     side = "lower" if row.order_claimed == "higher" else "higher"
-    return f"; at equal {resource} its loss is {side}"
+    return f"; at equal {resource} its {loss} is {side}"
 
 
 def _because(row: Comparison) -> str:
@@ -173,15 +177,15 @@ def _because(row: Comparison) -> str:
     return reason
 
 
-def _outcome(multiplier: float, row: Comparison, resource: str) -> str:
+def _outcome(multiplier: float, row: Comparison, resource: str, loss: str) -> str:
     ratio, better, worse = multiplier, row.arch, row.reference
     if multiplier < 1.0:
         ratio, better, worse = 1 / multiplier, row.reference, row.arch
     times = f"{format_multiplier(ratio)} times the {resource}"
-    return f"{worse} needs {times} of {better} for the same loss"
+    return f"{worse} needs {times} of {better} for the same {loss}"
 
 
-def _interval_words(row: Comparison, is_beyond: bool) -> str:
+def _interval_words(row: Comparison, loss: str, is_beyond: bool) -> str:
     if row.ci_lo is None or row.ci_hi is None:
         return f"no interval, so {_NO_ORDER}"
     words = f"{100 * row.confidence:g} % interval {_ends(row, row.ci_lo, row.ci_hi)}"
@@ -191,7 +195,7 @@ def _interval_words(row: Comparison, is_beyond: bool) -> str:
     if row.order_claimed == "none":
         words += f"; {_no_order_because(row, is_beyond)}"
     if row.extrapolated:
-        words += f"; its loss is beyond those measured of {row.reference}"
+        words += f"; its {loss} is beyond those measured of {row.reference}"
     return words
 
 
@@ -240,7 +244,8 @@ def exponent_sentence(row: ExponentDifference) -> str:
 
 def findings_section(sentences: Sequence[str], fits: Fits) -> Section:
     """Return the findings, and a sentence for every check of the fit that needs attention."""
-    blocks: list[Block] = [Items(items=tuple(sentences))] if sentences else []
+    blocks: list[Block] = [" ".join(source_notes(fits))] if source_notes(fits) else []
+    blocks += [Items(items=tuple(sentences))] if sentences else []
     if not sentences:
         alone = "There is one family or none, so nothing to compare."
         blocks.append(alone if len(fits.archs) < 2 else "No two families share a budget.")
@@ -265,6 +270,9 @@ def findings(fits: Fits) -> tuple[str, ...]:
     shown = compute + [row for row in timed if row.budget_flops == largest[row.arch]]
     return (
         *claimed_notes(fits),
-        *(comparison_sentence(row, is_beyond=row.budget_flops in beyond) for row in shown),
+        *(
+            comparison_sentence(row, fits.unit, is_beyond=row.budget_flops in beyond)
+            for row in shown
+        ),
         *(exponent_sentence(row) for row in fits.exponents if row.axis == "n_params"),
     )

@@ -7,11 +7,14 @@ text is plain; each renderer escapes it for its own format.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from isoflop.analysis.result import DECLARED_MARK, DECLARED_MEANING
 from isoflop.numbers import format_count, format_flops
+from isoflop.units import NATS, format_loss, has_perplexity
 
 NO_VALUE = "–"
 
@@ -99,9 +102,14 @@ def number_column(key: str, label: str, digits: int = 4) -> Column:
     return Column(key=key, label=label, form=lambda v: f"{v:.{digits}g}", is_number=True)
 
 
-def loss_column(key: str, label: str) -> Column:
-    """Return a column of losses, in nats per token."""
-    return Column(key=key, label=label, form=lambda v: f"{v:.4f}", is_number=True)
+def loss_column(key: str, label: str, unit: str = NATS) -> Column:
+    """Return a column of losses, of their ratios or differences."""
+    return Column(key=key, label=label, form=partial(format_loss, unit=unit), is_number=True)
+
+
+def perplexity_columns(unit: str) -> list[Column]:
+    """Return the column of perplexities; none where losses have no perplexity."""
+    return [number_column("perplexity", "Perplexity")] * has_perplexity(unit)
 
 
 def count_column(key: str, label: str) -> Column:
@@ -146,6 +154,30 @@ def _cell(value: Any, column: Column) -> Cell:
 def bounded(sign: str, value: float | None, form: Callable[[float], str]) -> Cell:
     """Return a number behind a sign such as "≤ ", sorted by the number."""
     return Cell(text=NO_VALUE) if value is None else Cell(text=f"{sign}{form(value)}", value=value)
+
+
+def marked(section: Section, archs: Collection[str]) -> Section:
+    """Return the section with a mark at each of the archs in its tables, and what it means."""
+    blocks = [
+        _marked(block, archs) if isinstance(block, Table) else block for block in section.blocks
+    ]
+    if blocks == list(section.blocks):
+        return section
+    return replace(section, blocks=(*blocks, f"{DECLARED_MARK}: {DECLARED_MEANING}."))
+
+
+def _marked(block: Table, archs: Collection[str]) -> Table:
+    places = {i for i, column in enumerate(block.columns) if column.key in ("arch", "reference")}
+    rows = tuple(
+        tuple(
+            replace(cell, text=f"{cell.text} {DECLARED_MARK}")
+            if place in places and cell.value in archs
+            else cell
+            for place, cell in enumerate(row)
+        )
+        for row in block.rows
+    )
+    return replace(block, rows=rows)
 
 
 ARCH = label_column("arch", "Family")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,11 +27,20 @@ from isoflop.analysis.report.document import (
     label_column,
     loss_column,
     number_column,
+    perplexity_columns,
     table,
     text_column,
 )
 from isoflop.analysis.result import Fits
 from isoflop.numbers import format_count
+from isoflop.units import (
+    UNITS,
+    format_loss,
+    has_perplexity,
+    loss_heading,
+    loss_name,
+    measure_name,
+)
 
 _AXES: Mapping[Axis, str] = {
     "n_params": "N* (parameters)",
@@ -57,12 +67,16 @@ def optima_section(fits: Fits) -> Section:
         f"Method: {fits.options.method.replace('_', ' ')}. {_bootstrap(fits)} {_STATUS_MEANING}",
         Picture(
             stem="isoflop_profiles",
-            caption="IsoFLOP profiles: loss against size at equal training compute.",
+            caption=f"IsoFLOP profiles: {loss_name(fits.unit)} against size at equal training "
+            "compute.",
         ),
     ]
     blocks += [_optima_table(fits, axis) for axis in _AXES if _is_measured(fits, axis)]
     blocks += [
-        Picture(stem="frontier", caption="Perplexity at the optimum of each family and budget."),
+        Picture(
+            stem="frontier",
+            caption=f"{measure_name(fits.unit)} at the optimum of each family and budget.",
+        ),
         Picture(stem="optimum_size", caption="Compute-optimal parameters N* against compute."),
         Picture(stem="optimum_tokens", caption="Compute-optimal tokens D* against compute."),
     ]
@@ -91,19 +105,20 @@ def _optima_table(fits: Fits, axis: Axis) -> Block:
         BUDGET,
         count_column("x_opt", _AXES[axis]),
         count_column("x_interval", "Interval"),
-        loss_column("loss_opt", "Loss"),
+        loss_column("loss_opt", loss_heading(fits.unit)),
         loss_column("loss_interval", "Interval"),
-        number_column("perplexity", "Perplexity"),
+        *perplexity_columns(fits.unit),
         text_column("status", "Status"),
         number_column("n_points", "Runs"),
         number_column("n_failed", "Failed draws"),
     ]
-    rows = [_optimum_row(o) for arch in fits.archs for o in fits.optima_of(arch, axis)]
+    rows = [_optimum_row(o, fits.unit) for arch in fits.archs for o in fits.optima_of(arch, axis)]
     return table(f"Optima: {_AXES[axis]}", columns, rows)
 
 
-def _optimum_row(optimum: Optimum) -> dict[str, Any]:
-    loss = optimum.loss_opt
+def _optimum_row(optimum: Optimum, unit: str) -> dict[str, Any]:
+    loss, form = optimum.loss_opt, functools.partial(format_loss, unit=unit)
+    perplexity = math.exp(loss) if loss is not None and has_perplexity(unit) else None
     at_most = "≤ " if optimum.is_bound else ""
     side = {"edge_low": "< ", "edge_high": "> "}.get(optimum.status, "")
     return {
@@ -111,9 +126,9 @@ def _optimum_row(optimum: Optimum) -> dict[str, Any]:
         "budget_flops": optimum.budget_flops,
         "x_opt": bounded(side, optimum.x_opt, format_count),
         "x_interval": _ends(optimum),
-        "loss_opt": bounded(at_most, loss, "{:.4f}".format),
-        "loss_interval": interval(optimum.loss_ci_lo, optimum.loss_ci_hi, "{:.4f}".format),
-        "perplexity": bounded(at_most, None if loss is None else math.exp(loss), "{:.4g}".format),
+        "loss_opt": bounded(at_most, loss, form),
+        "loss_interval": interval(optimum.loss_ci_lo, optimum.loss_ci_hi, form),
+        "perplexity": bounded(at_most, perplexity, "{:.4g}".format),
         "status": optimum.status,
         "n_points": optimum.n_points,
         "n_failed": optimum.n_failed,
@@ -165,13 +180,14 @@ def surface_section(fits: Fits) -> Section:
 
 def _misallocation_blocks(fits: Fits) -> list[Block]:
     """Return what sizes off the optimum cost, as a table; nothing without a surface."""
+    form = functools.partial(format_loss, unit=fits.unit)
     rows = [
         {
             "arch": row.arch,
             "budget_flops": row.budget_flops,
             "factor": row.factor,
             "loss_cost": row.loss_cost,
-            "loss_interval": interval(row.loss_cost_lo, row.loss_cost_hi, "{:.4f}".format),
+            "loss_interval": interval(row.loss_cost_lo, row.loss_cost_hi, form),
             "wasted": 100 * row.compute_wasted,
             "wasted_interval": _percent(row.compute_wasted_lo, row.compute_wasted_hi),
             "profile": row.profile_loss_cost,
@@ -182,13 +198,17 @@ def _misallocation_blocks(fits: Fits) -> list[Block]:
         ARCH,
         BUDGET,
         number_column("factor", "N / N*", 2),
-        loss_column("loss_cost", "Loss cost"),
+        loss_column("loss_cost", f"{_capital(fits.unit)} cost", fits.unit),
         number_column("loss_interval", "Interval"),
         number_column("wasted", "Compute wasted (%)", 3),
         number_column("wasted_interval", "Interval"),
-        loss_column("profile", "Loss cost by the profile"),
+        loss_column("profile", f"{_capital(fits.unit)} cost by the profile", fits.unit),
     ]
     return [table("What a size off the optimum costs, by the surface", columns, rows)] * bool(rows)
+
+
+def _capital(unit: str) -> str:
+    return "Loss" if unit in UNITS else unit
 
 
 def _percent(low: float | None, high: float | None) -> Cell:

@@ -20,6 +20,7 @@ from isoflop.analysis.report.document import (
     ARCH,
     BUDGET,
     Block,
+    Column,
     Picture,
     Section,
     count_column,
@@ -27,12 +28,15 @@ from isoflop.analysis.report.document import (
     label_column,
     loss_column,
     number_column,
+    perplexity_columns,
     table,
     text_column,
 )
 from isoflop.analysis.report.source import Source
 from isoflop.analysis.result import Fits, default_reference, excluded_note
 from isoflop.numbers import format_flops
+from isoflop.tables import METRIC
+from isoflop.units import UNITS, has_perplexity, loss_heading, loss_name
 
 
 def runs_section(fits: Fits) -> Section:
@@ -45,23 +49,56 @@ def runs_section(fits: Fits) -> Section:
         count_column("n_active", "Active"),
         count_column("n_tokens", "Tokens"),
         number_column("seed", "Seed"),
-        loss_column("loss", "Loss"),
-        number_column("perplexity", "Perplexity"),
+        loss_column("loss", loss_heading(fits.unit), fits.unit),
+        *perplexity_columns(fits.unit),
+        *_metric_columns(fits),
         number_column("wall_s", "Time (s)"),
         label_column("run", "Run"),
     ]
     blocks: list[Block] = [excluded_note(fits)]
     if fits.excluded:
-        blocks.append(_excluded_table(fits.excluded))
-    blocks.append(table("Runs in the fits", columns, [_run_row(point) for point in points]))
+        blocks.append(_excluded_table(fits.excluded, fits.unit))
+    blocks += _metric_blocks(fits)
+    blocks.append(
+        table("Runs in the fits", columns, [_run_row(point, fits.unit) for point in points])
+    )
     if fits.selection.loose:
-        loose = [{**_run_row(p), "budget_flops": None} for p in fits.selection.loose]
+        loose = [{**_run_row(p, fits.unit), "budget_flops": None} for p in fits.selection.loose]
         blocks.append(table("Runs without a budget, in the surface only", columns, loose))
     return Section(key="runs", title="Runs", blocks=tuple(blocks))
 
 
-def _run_row(point: Point) -> dict[str, Any]:
+def _metric_names(fits: Fits) -> list[str]:
+    """Return the further numbers that runs reported, sorted."""
+    points = [point for group in fits.groups.values() for point in group]
+    return sorted({name for point in points for name in point.metrics})
+
+
+def _metric_columns(fits: Fits) -> list[Column]:
+    return [number_column(f"{METRIC}{name}", name) for name in _metric_names(fits)]
+
+
+def _metric_blocks(fits: Fits) -> list[Block]:
+    """Return the metrics of the best run of each family and budget; nothing without any."""
+    metrics = _metric_columns(fits)
+    if not metrics:
+        return []
+    columns = [
+        ARCH,
+        BUDGET,
+        count_column("n_params", "Parameters"),
+        loss_column("loss", loss_heading(fits.unit), fits.unit),
+        *metrics,
+    ]
+    best = [min(group, key=lambda point: point.loss) for group in fits.groups.values() if group]
+    rows = [_run_row(point, fits.unit) for point in best]
+    caption = f"Metrics of the run of lowest {loss_name(fits.unit)} of each family and budget"
+    return [table(caption, columns, rows)]
+
+
+def _run_row(point: Point, unit: str) -> dict[str, Any]:
     return {
+        **{f"{METRIC}{name}": value for name, value in point.metrics.items()},
         "arch": point.arch,
         "budget_flops": point.budget_flops,
         "n_params": point.n_params,
@@ -69,18 +106,18 @@ def _run_row(point: Point) -> dict[str, Any]:
         "n_tokens": point.n_tokens,
         "seed": point.seed,
         "loss": point.loss,
-        "perplexity": math.exp(point.loss),
+        "perplexity": math.exp(point.loss) if has_perplexity(unit) else None,
         "wall_s": point.wall_s,
         "run": None if point.run_id is None else point.run_id[:12],
     }
 
 
-def _excluded_table(rows: Sequence[Excluded]) -> Block:
+def _excluded_table(rows: Sequence[Excluded], unit: str) -> Block:
     columns = [
         ARCH,
         BUDGET,
         count_column("n_params", "Parameters"),
-        loss_column("loss", "Loss"),
+        loss_column("loss", loss_heading(unit), unit),
         text_column("reason", "Reason"),
         label_column("detail", "Detail"),
         label_column("run", "Run"),
@@ -110,24 +147,25 @@ def reference_of(fits: Fits, source: Source) -> str | None:
     return fits.options.reference or next(iter(known), default_reference(fits.archs))
 
 
-def shape_sentences(pairs: Sequence[PairedLoss], confidence: float) -> list[str]:
+def shape_sentences(pairs: Sequence[PairedLoss], confidence: float, unit: str) -> list[str]:
     """Return what each comparison says, after how many of them are claimed."""
     claims = claim_together(pairs, confidence)
     num = sum(bool(pair.log_ratios) for pair in pairs)
     claimed = sum(claim.order != "none" for claim in claims)
     start = [claimed_note(claimed, num, "differences of losses", confidence)] if num else []
     return start + [
-        _shape_sentence(pair, claim, confidence) for pair, claim in zip(pairs, claims, strict=True)
+        _shape_sentence(pair, claim, confidence, unit)
+        for pair, claim in zip(pairs, claims, strict=True)
     ]
 
 
-def _shape_sentence(pair: PairedLoss, claim: JointClaim, confidence: float) -> str:
+def _shape_sentence(pair: PairedLoss, claim: JointClaim, confidence: float, unit: str) -> str:
     """Return what one comparison says.
 
     For example: "At 8e10 FLOPs sgatlin's loss is 1.20 % lower than peer's (95 % interval 0.50 to
     1.90 %, 3 shared seeds)."
     """
-    start = f"At {format_flops(pair.budget_flops)} FLOPs {pair.arch}'s loss"
+    start = f"At {format_flops(pair.budget_flops)} FLOPs {pair.arch}'s {loss_name(unit)}"
     low, high = pair.bounds
     if pair.ratio is None or low is None or high is None:
         return f"{start} is not compared with {pair.reference}'s: {pair.problem}."
@@ -150,16 +188,17 @@ def _shape_sentence(pair: PairedLoss, claim: JointClaim, confidence: float) -> s
 
 def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Section:
     """Return the mean losses over the seeds, and each as a ratio to the reference's."""
+    ratio = "Loss" if fits.unit in UNITS else fits.unit
     columns = [
         ARCH,
         BUDGET,
         count_column("n_params", "Parameters"),
         count_column("n_tokens", "Tokens"),
         number_column("n_seeds", "Seeds"),
-        loss_column("loss", "Loss"),
-        loss_column("loss_sd", "SD of seeds"),
-        number_column("perplexity", "Perplexity"),
-        loss_column("ratio", f"Loss / {reference}'s"),
+        loss_column("loss", loss_heading(fits.unit), fits.unit),
+        loss_column("loss_sd", "SD of seeds", fits.unit),
+        *perplexity_columns(fits.unit),
+        loss_column("ratio", f"{ratio} / {reference}'s"),
         number_column("interval", "Interval"),
         number_column("interval_together", "For all together"),
         text_column("order_claimed", "Order claimed"),
@@ -168,7 +207,7 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
     rows = [
         {
             **asdict(row),
-            "perplexity": math.exp(row.loss),
+            "perplexity": math.exp(row.loss) if has_perplexity(fits.unit) else None,
             "interval": interval(row.ci_lo, row.ci_hi, "{:.4f}".format),
             "interval_together": interval(
                 row.ci_lo_simultaneous, row.ci_hi_simultaneous, "{:.4f}".format

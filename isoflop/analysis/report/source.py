@@ -21,9 +21,13 @@ from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.code_files import commit_of
+from isoflop.code_folder import read_code
+from isoflop.errors import UserError
 from isoflop.files import read_json, sha256_file
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
+from isoflop.tables import OWN_TRAINER
+from isoflop.units import NATS, unit_words
 
 _PACKAGES = ("numpy", "scipy", "matplotlib", "pyarrow")
 _PLAN = "plan.json"
@@ -47,6 +51,12 @@ class Source:
     """Commit of the checkout that isoflop runs from; None where it is installed otherwise."""
     columns: frozenset[str]
     """Columns of the table that hold a value in any row."""
+    own_archs: tuple[str, ...] = ()
+    """Those that a trainer of one's own trained."""
+    has_others: bool = True
+    """Whether isoflop's own trainer trained any."""
+    code: str | None = None
+    """Digest and commit of that trainer's code, as planned; None without one."""
     registered: tuple[Registered, ...] = ()
     """Predictions of the study that were registered before their budgets' runs."""
 
@@ -69,7 +79,9 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
     """
     folder = study_folder or table.parent
     plan = folder / _PLAN
-    study = read_json(plan, "plan").get("study") if plan.is_file() else None
+    planned = read_json(plan, "plan") if plan.is_file() else {}
+    study = planned.get("study")
+    own = {str(row["arch"]) for row in rows if row.get("family") == OWN_TRAINER}
     return Source(
         table=table.name,
         sha256=sha256_file(table),
@@ -82,8 +94,24 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
         },
         git_sha=_git_sha(),
         columns=frozenset(key for row in rows for key, value in row.items() if value is not None),
+        own_archs=tuple(sorted(own)),
+        has_others=any(row.get("family") != OWN_TRAINER for row in rows),
+        code=_code(folder, planned),
         registered=read_registered(folder) if study is not None else (),
     )
+
+
+def _code(folder: Path, planned: Mapping[str, Any]) -> str | None:
+    """Return digest and commit of the trainer's code; None where the plan has none."""
+    digests = [run["spec"]["code"] for run in planned.get("runs", ()) if "code" in run["spec"]]
+    if not digests:
+        return None
+    shown = f"sha256 {digests[0][:12]} over its files"
+    try:
+        commit = read_code(folder, digests[0]).commit
+    except UserError:
+        return f"{shown}; code.json, which has the commit, is missing or damaged"
+    return f"{shown}, commit {commit or 'not known (no git)'}"
 
 
 def _git_sha() -> str | None:
@@ -98,6 +126,7 @@ def checklist_section(fits: Fits, source: Source) -> Section:
     parts = {
         "Form": _form(fits, study),
         "Training": _training(fits, study, source),
+        **({"Trainer": _trainer(study["trainer"], study, source)} if source.own_archs else {}),
         "Data collection": _collection(fits, source),
         "Fitting": _fitting(fits),
     }
@@ -122,11 +151,11 @@ def _form(fits: Fits, study: Mapping[str, Any]) -> list[Entry]:
     forms = sorted({fit.form for fit in fits.parametric})
     return [
         ("Equations", "power laws y = k · C^p" + (f"; {', '.join(forms)}" if forms else "")),
-        ("N", "n_params: all parameters, the tied embedding once" if study else "n_params"),
+        ("N", _n_is(fits, study)),
         ("D", "n_tokens: training tokens of the run"),
         ("C of the power laws", _C_OF_LAWS[fits.law_budget]),
-        ("FLOP convention", str(study.get("convention", UNKNOWN))),
-        ("Unit of the loss", "nats per token" if study else "that of the table"),
+        ("FLOP convention", _convention(fits, study)),
+        ("Unit of the loss", _unit_of(fits, study)),
         ("What optima are taken over", fits.options.axis),
     ]
 
@@ -142,6 +171,15 @@ def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entr
         ("Parameters", _span(sizes)),
         ("Tokens", _span(tokens)),
         ("Match between families", str(study.get("match", UNKNOWN))),
+        *(_recipe(study, source) if source.has_others else _OWN_RECIPE),
+        ("Seeds", ", ".join(map(str, seeds)) or UNKNOWN),
+        ("Training time", "wall_s of each run" if "wall_s" in source.columns else UNKNOWN),
+    ]
+
+
+def _recipe(study: Mapping[str, Any], source: Source) -> list[Entry]:
+    """Return what the recipe of isoflop's own trainer sets."""
+    entries = [
         ("Recipe (optimizer, learning rate, schedule)", str(study.get("recipe", UNKNOWN))),
         ("Peak learning rates", _rates(study)),
         ("Learning rate tuned per family and size", _tuned(study)),
@@ -150,9 +188,96 @@ def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entr
         ("Training data", str(study.get("source", UNKNOWN))),
         ("Tokenizer", str(study.get("tokenizer", UNKNOWN))),
         ("Passes over the data, at most", str(study.get("max_epochs", UNKNOWN))),
-        ("Seeds", ", ".join(map(str, seeds)) or UNKNOWN),
-        ("Training time", "wall_s of each run" if "wall_s" in source.columns else UNKNOWN),
     ]
+    if not source.own_archs:
+        return entries
+    others = f" (not of {', '.join(source.own_archs)}: see Trainer)"
+    return [(question, f"{answer}{others}") for question, answer in entries]
+
+
+_OWN_RECIPE: tuple[Entry, ...] = (
+    ("Recipe (optimizer, learning rate, schedule)", "the trainer's own, by its command"),
+    ("Learning rate tuned per family and size", UNKNOWN),
+    ("Tokenizer", UNKNOWN),
+    ("Passes over the data", UNKNOWN),
+)
+
+
+def _trainer(trainer: Mapping[str, Any], study: Mapping[str, Any], source: Source) -> list[Entry]:
+    """Return what the study says of its own trainer."""
+    result = trainer["result"]
+    kind = next((k for k in _RESULT_KINDS if result.get(k) is not None), None)
+    where = "what isoflop.trainer.finish wrote" if kind is None else f"{kind} {result[kind]}"
+    metrics = ", ".join(result.get("metrics", ())) or "none"
+    archs = [_arch(arch) for arch in study.get("trainer_archs", ())]
+    return [
+        ("Archs", ", ".join(source.own_archs)),
+        ("Command", " ".join(trainer["command"])),
+        ("Code", source.code or UNKNOWN),
+        ("Sizes (rungs of the ladder)", _rungs(trainer["ladder"])),
+        *[("What differs in an arch", each) for each in archs],
+        ("Batch size (tokens)", f"{trainer['batch_tokens']:,}"),
+        ("Sequence length (tokens)", f"{trainer['seq_len']:,}"),
+        ("Training data", f"{trainer['data']} (a label)"),
+        ("FLOPs and parameters", _counted(trainer["count"])),
+        ("Loss", f"{result['loss']} in {where}, {unit_words(result['unit'])}"),
+        ("Further metrics", metrics),
+        ("After an interruption", _RESUMED[trainer.get("resume", "restart")]),
+    ]
+
+
+_RESULT_KINDS = ("json", "csv", "jsonl", "log", "tensorboard", "wandb")
+_RESUMED = {
+    "native": "the command goes on from its own checkpoint",
+    "restart": "the command begins anew",
+}
+
+
+def _rungs(ladder: Mapping[str, Sequence[Any]]) -> str:
+    return "; ".join(f"{name} = {', '.join(map(str, on))}" for name, on in ladder.items())
+
+
+def _counted(count: Any) -> str:
+    return f"counted, by {count}" if isinstance(count, str) else "declared, not counted"
+
+
+def _arch(arch: Mapping[str, Any]) -> str:
+    """Return what a study says of one arch of its trainer."""
+    parts = [" ".join(arch.get("args", ()))]
+    if arch.get("command"):
+        parts.append(f"command {' '.join(arch['command'])}")
+    if arch.get("env"):
+        parts.append(" ".join(f"{name}={value}" for name, value in arch["env"].items()))
+    if arch.get("ladder"):
+        parts.append(_rungs(arch["ladder"]))
+    if arch.get("count"):
+        parts.append(_counted(arch["count"]))
+    return f"{arch['name']}: {'; '.join(filter(None, parts)) or 'nothing of the command'}"
+
+
+def _convention(fits: Fits, study: Mapping[str, Any]) -> str:
+    convention = str(study.get("convention", UNKNOWN))
+    if fits.declared_archs == fits.archs:
+        return "none: FLOPs are as declared"
+    if fits.declared_archs:
+        return f"{convention}; as declared of {', '.join(fits.declared_archs)}"
+    return convention
+
+
+def _unit_of(fits: Fits, study: Mapping[str, Any]) -> str:
+    if fits.unit == NATS and not study:
+        return "that of the table"
+    return unit_words(fits.unit)
+
+
+def _n_is(fits: Fits, study: Mapping[str, Any]) -> str:
+    if fits.declared_archs == fits.archs:
+        return "n_params: as declared"
+    if fits.declared_archs:
+        return f"n_params: as declared of {', '.join(fits.declared_archs)}; else all parameters"
+    if study.get("trainer"):
+        return "n_params: all parameters, one that has several names once"
+    return "n_params: all parameters, the tied embedding once" if study else "n_params"
 
 
 def _rates(study: Mapping[str, Any]) -> str:
@@ -170,7 +295,14 @@ def _tuned(study: Mapping[str, Any]) -> str:
     return "no: the recipe's at every family and size"
 
 
-def _evaluated_on(study: Mapping[str, Any] | None) -> str:
+def _evaluated_on(study: Mapping[str, Any] | None, source: Source) -> str:
+    if source.own_archs:
+        own = f"whatever the trainer's own evaluation takes ({', '.join(source.own_archs)})"
+        return f"{own}; {_heldout(study)}" if source.has_others else own
+    return _heldout(study)
+
+
+def _heldout(study: Mapping[str, Any] | None) -> str:
     recipe = None if study is None else study.get("recipe")
     if recipe is None:
         return UNKNOWN
@@ -195,8 +327,11 @@ def _collection(fits: Fits, source: Source) -> list[Entry]:
         ("Runs in the fits", str(num_points)),
         ("Dropped runs", excluded_note(fits)),
         ("Checkpoints", "final only, one point per run" if study else UNKNOWN),
-        ("Smoothing or interpolation of losses", "none" if study else UNKNOWN),
-        ("Loss measured on", _evaluated_on(study)),
+        (
+            "Smoothing or interpolation of losses",
+            UNKNOWN if source.own_archs or not study else "none",
+        ),
+        ("Loss measured on", _evaluated_on(study, source)),
         (
             "Standard error of a loss",
             "loss_se of each run" if "loss_se" in source.columns else UNKNOWN,

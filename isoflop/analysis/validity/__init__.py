@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from isoflop.analysis.compare.differences import PairOrder, pair_orders
 from isoflop.analysis.result import Fits
+from isoflop.analysis.validity.conventions import convention_findings
 from isoflop.analysis.validity.design import (
     budget_findings,
     centre_findings,
@@ -17,7 +18,6 @@ from isoflop.analysis.validity.finding import VALIDITY, Finding, Validity
 from isoflop.analysis.validity.held_out import held_out_findings
 from isoflop.analysis.validity.variants import (
     Rows,
-    convention_findings,
     method_findings,
     selection_findings,
 )

@@ -1,26 +1,18 @@
-"""The same answers from other rows, methods and FLOP conventions, held against those of the fit.
-
-Under another convention the runs stay in their groups and their optima stay where they are: what
-changes is the price of each optimum. The runs of a group then no longer cost the same (`spread`),
-so its minimum is the best of a tilted slice: no lower than that convention's frontier, for every
-family alike.
-"""
+"""The same answers from other rows and methods, held against those of the fit."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from isoflop.accounting import COMPONENT_NAMES, CONVENTIONS, stored_ledger
 from isoflop.analysis.compare.claims import interval
 from isoflop.analysis.compare.differences import Exponent, PairOrder, exponent
 from isoflop.analysis.compare.multipliers import Comparison, compared_along
-from isoflop.analysis.laws import LAW_AXES, LawAxis, fit_laws, law_source
+from isoflop.analysis.laws import LAW_AXES, LawAxis, law_source
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, Axis, GroupKey, entering_rows, select_points
+from isoflop.analysis.points import AXES, Axis, GroupKey, select_points
 from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 
@@ -263,119 +255,3 @@ def method_findings(fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
 
 def _order(pair: tuple[Axis, Method]) -> tuple[int, int]:
     return AXES.index(pair[0]), list(METHODS).index(pair[1])
-
-
-_LEDGER_COLUMNS = (
-    "n_params",
-    "n_active",
-    "n_nonembed",
-    "n_layers",
-    "n_heads",
-    "seq_len",
-    "n_tokens",
-    *(f"flops_{name}" for name in COMPONENT_NAMES if name not in ("norms", "other")),
-)
-
-Price = Callable[[Mapping[str, Any]], float | None]
-
-# 6 FLOPs per parameter and token (Kaplan et al. 2020), for tables without component FLOPs.
-_SIMPLE = {"6nd": "n_params", "6nd_active": "n_active", "6nd_nonembed": "n_nonembed"}
-
-
-def convention_findings(rows: Rows, fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
-    """Return multipliers, rankings, exponents and the spread of groups under each convention.
-
-    With the component FLOPs of runs.parquet: all conventions of isoflop.accounting. Otherwise 6ND
-    with the parameters that the table has.
-    """
-    findings: list[Finding] = []
-    options = fits.options
-    points = entering_rows(rows, options.repeats, screened=options.screen, unit=fits.unit)
-    for name, price in _prices(points).items():
-        priced = [{**row, "flops": price(row)} for row in points]
-        if any(row["flops"] is None for row in priced):
-            continue
-        repriced = refit_rows(priced, fits)
-        found = multipliers(repriced)
-        variant = f"{name} (the table's own)" if _is_own(points, price) else name
-        findings += multiplier_findings(fits, "convention", variant, found)
-        findings += ranking_findings(fits, "convention", variant, found, claims)
-        findings += _exponents(repriced, fits, variant)
-        findings.append(_spread(repriced, variant))
-    return findings
-
-
-def _prices(points: Rows) -> dict[str, Price]:
-    if not points:
-        return {}
-    if all(_has_ledger(row) for row in points):
-        return {name: _by_ledger(name) for name in CONVENTIONS}
-    return {name: _by_count(column) for name, column in _SIMPLE.items()}
-
-
-def _by_ledger(name: str) -> Price:
-    def price(row: Mapping[str, Any]) -> float | None:
-        return float(CONVENTIONS[name](stored_ledger(row))) * float(row["n_tokens"])
-
-    return price
-
-
-def _has_ledger(row: Mapping[str, Any]) -> bool:
-    """Return whether the row holds the counts of a transformer as isoflop.accounting makes them."""
-    if any(row.get(column) is None for column in _LEDGER_COLUMNS):
-        return False
-    scores, seq_len = float(row["flops_attn_scores"]), float(row["seq_len"])
-    # Half of the scores of T tokens, which is a whole number of FLOPs.
-    return seq_len >= 1 and (scores * (seq_len + 1)) % (2 * seq_len) == 0
-
-
-def _by_count(column: str) -> Price:
-    def price(row: Mapping[str, Any]) -> float | None:
-        count = row.get(column)
-        flops = math.nan if count is None else 6.0 * float(count) * float(row["n_tokens"])
-        return flops if math.isfinite(flops) and flops > 0 else None
-
-    return price
-
-
-def _is_own(points: Rows, price: Price) -> bool:
-    """Return whether the convention gives the FLOPs that the table states."""
-    stated = [(row.get("flops"), price(row)) for row in points]
-    return bool(stated) and all(
-        own is not None and other is not None and abs(other / own - 1) < 1e-9
-        for own, other in stated
-    )
-
-
-def _exponents(repriced: Fits, fits: Fits, variant: str) -> list[Finding]:
-    """Return exponents in the mean FLOPs of each group under the convention."""
-    return [
-        exponent_finding(
-            fits,
-            "convention",
-            variant,
-            law.arch,
-            law.axis,
-            Exponent(value=law.exponent, drawn=None),
-        )
-        for law in fit_laws(repriced.optima, budget="achieved")
-        if law.axis in (fits.options.axis, "loss")
-    ]
-
-
-def _spread(fits: Fits, variant: str) -> Finding:
-    """Return the widest group: its dearest run over its cheapest."""
-    spreads = []
-    for points in fits.groups.values():
-        flops = [point.flops for point in points if point.flops is not None]
-        if flops:
-            spreads.append(max(flops) / min(flops))
-    widest = max(spreads, default=None)
-    return Finding(
-        check="convention",
-        quantity="spread",
-        status="info",
-        variant=variant,
-        value=widest,
-        detail="dearest over cheapest run of the widest group, in FLOPs of this convention",
-    )
