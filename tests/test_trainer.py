@@ -86,6 +86,13 @@ def test_one_copied_file_is_all_that_a_trainer_needs(tmp_path: Path) -> None:
     }
 
 
+def test_importing_it_imports_nothing_else_of_isoflop() -> None:
+    code = "import sys, isoflop.trainer; print([m for m in sys.modules if m[:7] in NAMES])"
+    code = code.replace("NAMES", "('isoflop', 'torch', 'numpy', 'pydanti')")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "['isoflop', 'isoflop.trainer']"
+
+
 def test_the_file_is_python_3_8() -> None:
     tree = ast.parse(HELPER.read_text(), feature_version=(3, 8))
     assert isinstance(tree.body[1], ast.ImportFrom)
