@@ -187,9 +187,9 @@ def rate_lines(plan: Plan) -> list[str]:
     return [f"peak learning rates: {given}{rest} ({study.recipe} has {own:g})"]
 
 
-def hours_text(hours: float) -> str:
+def hours_text(hours: float, digits: int = 4) -> str:
     """Return device-hours of several runs; so few that nobody plans by them are not told."""
-    return f"under {_LEAST_HOURS:g}" if 0 < hours < _LEAST_HOURS else f"{hours:,.4g}"
+    return f"under {_LEAST_HOURS:g}" if 0 < hours < _LEAST_HOURS else f"{hours:,.{digits}g}"
 
 
 def total_lines(estimate: PlanEstimate) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isoflop.cli.options import FOLDER, WITH_CODE
+from isoflop.cli.plan_tables import hours_text
 from isoflop.cli.tables import counted, print_damaged
 
 if TYPE_CHECKING:
@@ -92,5 +93,5 @@ def _cost(proposal: Refinement, folder: Path) -> str:
     return (
         f"{counted(len(added), 'run')}, "
         f"{format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
-        f"{total:.3g} {estimate.unit} (estimate, {estimate.hardware}{unfit})"
+        f"{hours_text(total, digits=3)} {estimate.unit} (estimate, {estimate.hardware}{unfit})"
     )

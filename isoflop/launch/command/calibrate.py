@@ -39,7 +39,7 @@ from isoflop.study.trainer import Trainer
 from isoflop.trainer import CURVE_FILE
 
 WARM_UP_STEPS = 3
-"""Steps of the shorter run; the longer one has as many more as are to be timed."""
+"""Least steps of the shorter run; the longer one has as many more as are to be timed."""
 
 # So much longer than the shorter run the longer one has to be, else start-up's scatter is too near.
 _LEAST_SHARE = 0.3
@@ -168,8 +168,10 @@ class CommandCalibration:
 
     def _first_steps(self, rung: Rung) -> list[int]:
         """Return the steps of the two first runs; one run where none is planned with more."""
-        longer = min(WARM_UP_STEPS + self._steps, rung.most_steps)
-        shorter = min(WARM_UP_STEPS, max(1, longer // 2))
+        # With many steps to time, not so few in the shorter run that its command reports nothing.
+        warmup = max(WARM_UP_STEPS, self._steps // 4)
+        longer = min(warmup + self._steps, rung.most_steps)
+        shorter = min(warmup, max(1, longer // 2))
         return sorted({shorter, longer})
 
     def _more_steps(self, runs: Sequence[TimedRun], rung: Rung) -> int | None:
@@ -236,7 +238,8 @@ class CommandCalibration:
             last = end_of_log(folder.command_log(1))
             words = f"no end within {self._timeout_s:g} s; {last}"
         what = f"{rung.run.arch} size {rung.run.size}, {steps} steps"
-        raise UserError("run", what, f"one that ends with a result ({words})", "see its log")
+        do = "correct it; if these are too few steps for a result, take more --steps"
+        raise UserError("run", what, f"one that ends with a result ({words})", do)
 
 
 @contextlib.contextmanager

@@ -150,7 +150,7 @@ os.wait()
     result = typed(folder, "--steps", "20")
     assert result.exit_code == 0, result.output
     (found,) = load_calibration(folder).commands
-    assert [run.steps for run in found.runs[:2]] == [3, 23]
+    assert [run.steps for run in found.runs[:2]] == [5, 25]
     assert (found.step_s, found.start_s) == step_and_start(found.runs)
     # A loaded machine sleeps longer, never shorter.
     assert all(run.wall_s > 0.2 + 0.01 * run.steps for run in found.runs)
