@@ -67,9 +67,9 @@ class Command:
         self._socket, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
             self._guard = subprocess.Popen(
-                # Isolated from the command's variables, which it is not to be known by either.
                 [sys.executable, "-I", "-S", "-X", "utf8", _GUARD, str(theirs.fileno())],
-                env={},
+                # It is not to be known by these; its Python may need others to start.
+                env={k: v for k, v in os.environ.items() if k not in (RUN_ID, RESULT)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

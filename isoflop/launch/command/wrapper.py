@@ -53,6 +53,9 @@ from isoflop.units import NATS
 _LOOK_S = 1.0
 _POLL_S = 0.2
 
+# What is passed on as it is.
+_STOP_SIGNALS = {"SIGUSR2": signal.SIGUSR2, "SIGTERM": signal.SIGTERM}
+
 _LOG_LINES = 3
 _LOG_CHARACTERS = 400
 _ERROR = re.compile(r"\s*(?:\S+: )?[\w.]*(?:Error|Exception|error)\b")
@@ -73,8 +76,8 @@ def execute_command(
     Args:
         job: which run, and where.
         on_step: called with the completed steps, the run's number of steps and the loss.
-        should_stop: called a few times a second; a reason ends the attempt: a signal's name is sent
-            to the command as it is, anything else as SIGTERM.
+        should_stop: called a few times a second; a reason ends the attempt: SIGUSR2 is sent to the
+            command as it is, anything else as SIGTERM.
         watch: of the run's holder where that cannot be seen; see RunFolder.claim.
         surroundings: what the command inherits; None: this process's environment.
     """
@@ -214,13 +217,15 @@ class CommandAttempt:
                 # For ranks that no signal reaches.
                 with contextlib.suppress(OSError):
                     (self._reported / STOP_FILE).touch()
-                process.send_signal(signal.Signals.__members__.get(reason, signal.SIGTERM))
+                process.send_signal(_STOP_SIGNALS.get(reason, signal.SIGTERM))
             if now_s >= kill_s:
                 kill_s = math.inf
                 process.send_signal(signal.SIGKILL)
             if now_s >= next_look_s:
                 next_look_s = now_s + _LOOK_S
-                tell()
+                # A file system that does not answer now may do so at the next look.
+                with contextlib.suppress(OSError):
+                    tell()
         if self._stopped_by is None:
             # The signal may have reached the command first.
             self._stopped_by = beat.lost or self._should_stop()
