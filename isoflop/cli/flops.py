@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SOME_DIFFER = 1
 
-_WHAT_COUNTS = {
+WHAT_COUNTS = {
     "paper": "products but the head's, full attention",
     "paper+head": "every product, full attention",
     "causal": "paper+head, unmasked scores only",
@@ -41,23 +41,38 @@ _WHAT_COUNTS = {
 
 
 @click.command()
-@click.argument("target", metavar="FAMILY|STUDY")
+@click.argument("target", metavar="[FAMILY|STUDY]", required=False)
 @click.option("--scale", type=int, default=1, show_default=True, help="Rung of the ladder.")
 @click.option("--recipe", default="paper-v1", show_default=True, help="Recipe with the ladder.")
-@click.option("--seq-len", type=int, help="Tokens per sequence.  [default: the recipe's]")
+@click.option(
+    "--seq-len", type=int, help="Tokens per sequence.  [default: the recipe's; 1024 of a module]"
+)
 @click.option("--vocab", type=int, help="Tokens of the vocabulary.  [default: the recipe's]")
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Change the shape: router=dense.",
+    help="Change the shape: router=dense; an argument of a module's build: n_layer=6.",
 )
 @click.option("--convention", help="Show this convention only.")
 @click.option("--bytes-per-value", type=int, default=2, show_default=True, help="2 is bf16.")
 @click.option("--check", is_flag=True, help="Count with torch too, and compare exactly.")
+@click.option(
+    "--module",
+    metavar="PACKAGE:BUILD",
+    help="Count what a function of yours builds, or hf:PATH of a configuration.",
+)
+@click.option(
+    "--path",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    help="Folder that --module is imported from.  [default: this one]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the count of --module as JSON.")
 def flops(
-    target: str,
+    target: str | None,
     scale: int,
     recipe: str,
     seq_len: int | None,
@@ -66,13 +81,30 @@ def flops(
     convention: str | None,
     bytes_per_value: int,
     check: bool,
+    module: str | None,
+    folder: Path,
+    as_json: bool,
 ) -> None:
     """Show the FLOPs and parameters of a model by component, under every convention.
 
     FAMILY is a family's name, or a folder with spec.py and module.py. With --check, every distinct
     shape of it, or of a STUDY (a file or folder), is built small, run forward and backward, and
     counted by torch: exit code 1 if any integer differs from the ledger.
+
+    With --module, what BUILD(**values) returns, with the values of --set, is counted on shapes,
+    forward and backward, by component and by module. What cannot be vouched for is refused by name.
     """
+    if module is not None:
+        from isoflop.cli.flops_module import DEFAULT_SEQ_LEN, parsed_values, show_module
+
+        if target is not None:
+            raise UserError("FAMILY|STUDY", target, "absent beside --module", "leave one out")
+        length = DEFAULT_SEQ_LEN if seq_len is None else seq_len
+        values = parsed_values(overrides)
+        show_module(module, values, length, folder, convention=convention, as_json=as_json)
+        return
+    if target is None:
+        raise UserError("FAMILY|STUDY", None, "given, or --module", "name what to count")
     family = _as_family(target)
     if family is None:
         if not check:
@@ -267,7 +299,7 @@ def convention_table(ledger: Ledger, names: tuple[str, ...]) -> Table:
     reference = CONVENTIONS["paper+head"](ledger)
     for name in names:
         flops = CONVENTIONS[name](ledger)
-        table.add_row(name, f"{flops:,}", f"{flops / reference:.3f}", _WHAT_COUNTS[name])
+        table.add_row(name, f"{flops:,}", f"{flops / reference:.3f}", WHAT_COUNTS[name])
     return table
 
 
