@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SOME_DIFFER = 1
 
-WHAT_COUNTS = {
+_WHAT_COUNTS = {
     "paper": "products but the head's, full attention",
     "paper+head": "every product, full attention",
     "causal": "paper+head, unmasked scores only",
@@ -101,7 +101,11 @@ def flops(
             raise UserError("FAMILY|STUDY", target, "absent beside --module", "leave one out")
         length = DEFAULT_SEQ_LEN if seq_len is None else seq_len
         values = parsed_values(overrides)
-        show_module(module, values, length, folder, convention=convention, as_json=as_json)
+        if convention is not None:
+            get_convention(convention)
+        names = tuple(CONVENTIONS) if convention is None else (convention,)
+        shown = {name: _WHAT_COUNTS[name] for name in names}
+        show_module(module, values, length, folder, conventions=shown, as_json=as_json)
         return
     if target is None:
         raise UserError("FAMILY|STUDY", None, "given, or --module", "name what to count")
@@ -299,7 +303,7 @@ def convention_table(ledger: Ledger, names: tuple[str, ...]) -> Table:
     reference = CONVENTIONS["paper+head"](ledger)
     for name in names:
         flops = CONVENTIONS[name](ledger)
-        table.add_row(name, f"{flops:,}", f"{flops / reference:.3f}", WHAT_COUNTS[name])
+        table.add_row(name, f"{flops:,}", f"{flops / reference:.3f}", _WHAT_COUNTS[name])
     return table
 
 

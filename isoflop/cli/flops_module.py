@@ -30,7 +30,7 @@ def show_module(
     seq_len: int,
     folder: Path,
     *,
-    convention: str | None,
+    conventions: Mapping[str, str],
     as_json: bool,
 ) -> None:
     """Print what a module computes and holds, counted in a subprocess.
@@ -40,17 +40,14 @@ def show_module(
         values: arguments of build, or fields of the configuration.
         seq_len: tokens of the sequence that it is counted on.
         folder: that it is imported from.
-        convention: the only one to print; None: all.
+        conventions: those to print, and what each counts.
         as_json: whether to print the count as one line of JSON and nothing else.
 
     Raises:
         UserError: it cannot be built or counted, or a length of sequences below 1.
     """
-    from isoflop.accounting import CONVENTIONS, get_convention
     from isoflop.plan.count import CountRequest, count_many
 
-    if convention is not None:
-        get_convention(convention)
     if seq_len < 1:
         raise UserError("--seq-len", seq_len, "1 or more", "correct it")
     request = CountRequest(target=target, values=values, seq_len=seq_len)
@@ -69,7 +66,7 @@ def show_module(
     out.print(module_table(count))
     print_lines(out, _lines(count))
     print_lines(out, ["training FLOPs per token, and relative to paper+head"])
-    out.print(convention_table(count, CONVENTIONS if convention is None else (convention,)))
+    out.print(convention_table(count, conventions))
 
 
 def parsed_values(overrides: Iterable[str]) -> dict[str, Value]:
@@ -164,21 +161,19 @@ def _alike(modules: Iterable[ModuleFlops]) -> Iterator[tuple[str, list[ModuleFlo
         yield str(path) if len(members) > 1 else members[0].path, members
 
 
-def convention_table(count: Count, names: Iterable[str]) -> Table:
+def convention_table(count: Count, conventions: Mapping[str, str]) -> Table:
     """Return training FLOPs per token under some conventions, and each relative to `paper+head`."""
-    from isoflop.cli.flops import WHAT_COUNTS
-
     table = new_table(
         ("convention", "<"), ("FLOPs/token", ">"), ("relative", ">"), ("what counts", "<")
     )
     reference = count.training_flops_per_token("paper+head")
-    for name in names:
+    for name, what_counts in conventions.items():
         try:
             flops = count.training_flops_per_token(name)
         except UserError as error:
             table.add_row(name, "-", "-", error.allowed)
             continue
-        table.add_row(name, f"{flops:,}", f"{flops / reference:.3f}", WHAT_COUNTS[name])
+        table.add_row(name, f"{flops:,}", f"{flops / reference:.3f}", what_counts)
     return table
 
 
