@@ -153,6 +153,7 @@ def _split(
     pairs: list[tuple[Mapping[str, Any], Point]] = []
     loose: list[Point] = []
     excluded: list[Excluded] = []
+    bad: list[Mapping[str, Any]] = []
     seen: set[tuple[object, ...]] = set()
     # Rows without a budget last: one that repeats a run of a budget is the one left out.
     for row in sorted(rows, key=lambda row: _is_absent(row.get("budget_flops"))):
@@ -162,6 +163,7 @@ def _split(
             if entry.arch is not None and entry.budget_flops is not None:
                 groups.setdefault((entry.arch, entry.budget_flops), [])
             excluded.append(entry)
+            bad += [row] if entry.reason == "bad_loss" else []
             continue
         point = _point(row)
         identity = _identity(point)
@@ -185,7 +187,7 @@ def _split(
         groups={k: tuple(sorted(groups[k], key=_point_order)) for k in sorted(groups)},
         excluded=tuple(sorted(excluded, key=_excluded_order)),
         loose=tuple(sorted(loose, key=lambda point: (point.arch, *_point_order(point)))),
-        notes=found.notes,
+        notes=(*found.notes, *_metric_notes(bad, unit)),
         unit=unit,
     )
     return selection, [row for row, _ in entering]
@@ -258,14 +260,20 @@ def loss_refusal(row: Mapping[str, Any], unit: str) -> tuple[str, str | None] | 
     if row.get("loss") is None:
         return "no_loss", None
     if _usable_loss(row["loss"], unit) is None:
-        return "bad_loss", _bad_loss(row["loss"], unit)
+        return "bad_loss", f"{loss_name(unit)} is {row['loss']!r}"
     return None
 
 
-def _bad_loss(loss: Any, unit: str) -> str:
-    if unit in UNITS or not math.isfinite(loss):
-        return f"{loss_name(unit)} is {loss!r}"
-    return f"{unit} is {loss!r}; laws with an irreducible part need one above 0"
+def _metric_notes(excluded: Sequence[Mapping[str, Any]], unit: str) -> tuple[str, ...]:
+    """Return a sentence on rows whose metric no law can have; none where there are none."""
+    num = sum(row["loss"] <= 0 for row in excluded)
+    if unit in UNITS or not num:
+        return ()
+    return (
+        f"{num} {'runs have' if num > 1 else 'run has'} a {unit} of 0 or less, which enters no "
+        "fit: laws are of its logarithm and have an irreducible part. Report a metric that stays "
+        "above 0 and of which less is better, such as 1 - accuracy.",
+    )
 
 
 def _point(row: Mapping[str, Any]) -> Point:

@@ -40,6 +40,10 @@ _NO_MINIMUM: Mapping[str, str] = {
     "below_data": "a curve far below every loss",
 }
 
+_LADDER_ENDS = (
+    "[trainer.ladder] has no larger one: lengthen it, and plan a study of another name with it"
+)
+
 # Sizes further than this from the optimum, as a factor of parameters, hardly narrow its interval.
 NEAR = 4.0
 
@@ -137,12 +141,16 @@ def _widen(growth: _Growth, optimum: Optimum) -> None:
         return
     lower = list(range(rungs[0] - 1, max(0, rungs[0] - 1 - EDGE_RUNGS), -1))
     upper = list(range(rungs[-1] + 1, rungs[-1] + 1 + EDGE_RUNGS))
+    trainer = growth.plan.study.trainer
+    if trainer is not None and growth.plan.study.has_trainer(optimum.arch):
+        upper = [rung for rung in upper if rung <= trainer.num_rungs]
     place = f"{optimum.arch} at {format_flops(optimum.budget_flops)}"
     if _is_waiting(growth.before, cell, optimum):
         growth.is_waiting = True
         growth.dead_ends.append(f"{place}: sizes beyond the edge are planned: run or retry them")
     elif optimum.status == "edge_low":
-        _add(growth, cell, lower, f"{place}: the optimum is below the smallest size")
+        why = f"{place}: the optimum is below the smallest size"
+        _add(growth, cell, lower, why, "the ladder has no smaller one")
     elif optimum.status == "edge_high":
         _add(growth, cell, upper, f"{place}: the optimum is above the largest size")
     elif optimum.status == "too_few" and len(rungs) < MIN_DISTINCT_SIZES:
@@ -169,9 +177,12 @@ def _is_waiting(plan: Plan, cell: Cell, optimum: Optimum) -> bool:
     return beyond
 
 
-def _add(growth: _Growth, cell: Cell, candidates: Sequence[int], why: str) -> None:
+def _add(
+    growth: _Growth, cell: Cell, candidates: Sequence[int], why: str, end: str = _LADDER_ENDS
+) -> None:
+    """Add rungs, or say that there are none: what ends the ladder is in ``end``."""
     if not candidates:
-        growth.dead_ends.append(f"{why}, and the ladder has no smaller one")
+        growth.dead_ends.append(f"{why}, and {end}")
         return
     added, refusal = growth.try_rungs(cell, candidates)
     if added:

@@ -11,17 +11,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from command import isoflop
 from isoflop.accounting.count import Count
 from isoflop.accounting.ledger import Component
 from isoflop.analysis import FitOptions, Fits, fit_optima, load_rows, select_points
 from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
 from isoflop.analysis.figures import DRAWINGS
 from isoflop.analysis.fit import write_tables
+from isoflop.analysis.refine import propose
 from isoflop.analysis.report import make_document
 from isoflop.analysis.report.renderers import markdown_page
 from isoflop.analysis.report.source import source_of
 from isoflop.analysis.validity.conventions import convention_findings
 from isoflop.analysis.validity.finding import Finding
+from isoflop.cli.fit import optima_rows
 from isoflop.launch.collect import collect
 from isoflop.plan import own
 from isoflop.plan.planner import Plan
@@ -179,8 +182,37 @@ def test_a_metric_may_be_large_and_not_negative(tmp_path: Path) -> None:
     (point,) = kept.groups["a", 1e9]
     assert point.loss == 5e6
     assert select_points(table).excluded[0].reason == "bad_loss"
-    (excluded,) = select_points([table[0] | {"loss": -0.5}], unit="reward").excluded
-    assert excluded.detail == "reward is -0.5; laws with an irreducible part need one above 0"
+    refused = select_points([table[0] | {"loss": -0.5}], unit="reward")
+    assert refused.excluded[0].detail == "reward is -0.5"
+    assert refused.notes[0].startswith("1 run has a reward of 0 or less, which enters no fit")
+
+
+def test_the_terminal_s_tables_name_the_unit(fitted: dict[str, Fits]) -> None:
+    headings = {unit: list(optima_rows(fits)[0]) for unit, fits in fitted.items()}
+    assert "perplexity" in headings["nats_per_token"]
+    assert headings["nats_per_token"][5] == "loss"
+    assert headings["bits_per_byte"][5:] == ["loss (bits per byte)", "loss interval", "status"]
+    assert headings["val_err"][5:] == ["val_err", "loss interval", "status"]
+
+
+def test_gate_refuses_losses_of_another_unit(tables: dict[str, Path], tmp_path: Path) -> None:
+    runs = tmp_path / "copied.parquet"
+    runs.write_bytes((tables["val_err"] / "runs.parquet").read_bytes())
+    ended = isoflop("gate", tables["bits_per_byte"] / "runs.parquet", runs)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "losses in val_err: must be losses in bits per byte" in ended.stderr
+
+
+def test_refine_says_where_the_ladder_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    plan = make_plan_of(folder, budgets=[4e17], result={"unit": "bits_per_byte"})
+    write_runs(folder, plan)
+    found = propose(plan, fits_of(load_rows(folder), "bits_per_byte"))
+    assert found.is_empty
+    assert {line.partition(", and ")[2].partition(":")[0] for line in found.dead_ends} == {
+        "[trainer.ladder] has no larger one"
+    }
 
 
 def counted_plan(folder: Path, monkeypatch: pytest.MonkeyPatch, *, backward: int) -> Plan:

@@ -222,6 +222,11 @@ def _trainer(trainer: Mapping[str, Any], study: Mapping[str, Any], source: Sourc
         ("FLOPs and parameters", _counted(trainer["count"])),
         ("Loss", f"{result['loss']} in {where}, {unit_words(result['unit'])}"),
         ("Further metrics", metrics),
+        *(
+            [("Losses compare with those of isoflop's own trainer", "yes, as the study says")]
+            if source.has_others
+            else []
+        ),
         ("After an interruption", _RESUMED[trainer.get("resume", "restart")]),
     ]
 
