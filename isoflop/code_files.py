@@ -58,7 +58,8 @@ def list_code(folder: Path, patterns: Sequence[str] = ()) -> frozenset[str]:
             work tree that git cannot list.
     """
     if not folder.is_dir():
-        raise UserError("trainer.code", str(folder), "an existing folder", "correct the path")
+        do = "correct it, or type the command in the folder that the plan was made in"
+        raise UserError("trainer.code", str(folder), "an existing folder", do)
     is_left_out = _left_out(folder)
     of_git = _git_names(folder)
     names: Iterable[str] = _walk(folder, is_left_out) if of_git is None else of_git

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,11 @@ from isoflop.plan.models import Models
 from isoflop.plan.own import OwnRuns, PlannedCount, count_models, planned_code
 from isoflop.plan.runs import PlannedRun, describe_run, steps_of_epochs, with_seed
 from isoflop.recipe import MICRO_V1, Recipe, get_recipe
-from isoflop.spec import RunSpec
+from isoflop.spec import RunSpec, TrainerSpec
 from isoflop.study import SIZES_AUTO, Study, check_more_seeds_at
+
+# Beyond it, equal budgets are not equal compute: the analysis calls attention to it from there on.
+MAX_RESIDUAL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +62,20 @@ class Plan:
             edge_warning(optimum, sorted(set(sizes.get((optimum.arch, optimum.budget_flops), ()))))
             for optimum in self.expected
         )
-        return tuple(warning for warning in found if warning is not None)
+        return (*(warning for warning in found if warning is not None), *self._far_from_budget())
+
+    def _far_from_budget(self) -> Iterator[str]:
+        """Yield a warning where whole steps of an own trainer are large parts of its budgets."""
+        own = [run for run in self.unique_runs if isinstance(run.spec, TrainerSpec)]
+        far = [run for run in own if run.residual > MAX_RESIDUAL]
+        if far:
+            most = max(far, key=lambda run: run.residual)
+            yield (
+                f"{len(far)} runs leave more than {MAX_RESIDUAL:.0%} of their budget, "
+                f"{most.arch} size {most.size} at {format_flops(most.budget_flops)} "
+                f"{most.residual:.0%} with {most.spec.steps} steps: a lower batch_tokens or larger "
+                "budgets leave less"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -129,6 +129,17 @@ def test_an_edited_plan_is_refused(
         read_plan(tmp_path / "s")
 
 
+def test_budgets_that_few_steps_leave_a_part_of_are_told(code: Path) -> None:
+    values = own_values(code)
+    values["study"]["budgets"] = [1e6, 1e9]
+    own_study(code)
+    (warning,) = make_plan(study_from_toml(values)).warnings
+    # The largest size takes 576,000 FLOPs a step.
+    assert "gated size 3 at 1e6" in warning or "plain size 3 at 1e6" in warning
+    assert "42% with 1 steps" in warning
+    assert make_plan(own_study(code)).warnings == ()
+
+
 def test_large_numbers_may_be_written_with_an_exponent(code: Path) -> None:
     own_study(code)
     values = own_values(code, batch_tokens=6.4e1)
