@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,8 +17,15 @@ from click.testing import CliRunner, Result
 
 from isoflop.cli import main
 from isoflop.launch.command import calibrate
-from isoflop.launch.command.calibrate import reported_step_s, rungs_of, step_and_start
+from isoflop.launch.command.calibrate import (
+    CommandCalibration,
+    reported_step_s,
+    rungs_of,
+    step_and_start,
+)
 from isoflop.launch.command.memory import PeakMemory
+from isoflop.launch.job import Job, JobResult
+from isoflop.launch.run_folder import RunFolder
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.estimate import Calibration, estimate_for, load_calibration
 from isoflop.plan.estimate.measured import TimedRun
@@ -166,16 +174,34 @@ os.wait()
     )
 
 
-@pytest.mark.usefixtures("one_arch")
-def test_steps_too_short_to_tell_are_timed_over_more_of_them(tmp_path: Path) -> None:
-    folder, _ = made(tmp_path)
-    assert typed(folder, "--steps", "1").exit_code == 0
-    (found,) = load_calibration(folder).commands
-    steps = [run.steps for run in found.runs]
-    assert steps[:2] == [2, 4]
-    assert sorted(set(steps)) == steps
-    assert 2 < len(steps) <= 4
-    assert steps[-1] <= 625
+def test_steps_too_short_to_tell_are_timed_over_more_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_s = 0.0
+
+    def execute_command(job: Job, **_: object) -> JobResult:
+        spec = RunFolder(Path(job.study_folder), job.run_id).read_spec()
+        return JobResult(status="done", wall_s=10 + (step_s or -0.001) * spec.steps)
+
+    monkeypatch.setattr(calibrate, "execute_command", execute_command)
+    folder, plan = made(tmp_path)
+    calibration = CommandCalibration(plan, folder, steps=3, timeout_s=9, device=None)
+    for step_s, most_steps, steps in (
+        (2.0, 625, [3, 6]),
+        # As many more as make up 0.6 of the shortest run.
+        (0.1, 625, [3, 6, 65]),
+        # No more than 50 times as many at once, and no more than are planned.
+        (0.01, 625, [3, 6, 153, 605]),
+        (0.0, 625, [3, 6, 153, 625]),
+        (0.0, 50, [3, 6, 50]),
+        (0.0, 2, [1, 2]),
+        (0.0, 1, [1]),
+    ):
+        rung = dataclasses.replace(rungs_of(plan)[0], most_steps=most_steps)
+        found = calibration.measure(rung)
+        assert [run.steps for run in found.runs] == steps
+        assert found.step_s == pytest.approx(step_s if len(steps) > 1 else 0.0)
+    assert left_in(folder) == {".launch"}
 
 
 @pytest.mark.parametrize(
