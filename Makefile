@@ -24,8 +24,9 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -n auto --dist worksteal -m "not slow"
 
+# A worker more than cores: a third of the time, tests wait for clusters, signals and leases.
 test-slow: $(VENV)/.installed-slow system
-	$(BIN)/pytest -q -n auto --dist worksteal -m slow
+	$(BIN)/pytest -q -n $$(($$(nproc) + 1)) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

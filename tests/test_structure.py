@@ -12,6 +12,8 @@ from pathlib import Path
 
 import grimp
 
+from longest import SECONDS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
@@ -220,3 +222,11 @@ def test_every_folder_says_what_lives_there() -> None:
         folder = REPOSITORY / "isoflop" / name
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
         assert docstring or (folder / "README.md").is_file(), name
+
+
+def test_the_slow_tests_called_long_are_there() -> None:
+    for name in SECONDS:
+        path, _, test = name.partition("::")
+        found = REPOSITORY / "tests" / path
+        assert found.exists(), name
+        assert not test or test.partition("[")[0] in found.read_text(), name

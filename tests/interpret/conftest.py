@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,8 @@ from isoflop.interpret.load import LoadedRun
 
 
 @pytest.fixture(scope="session")
-def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of pytest see."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "interpret"
+def _shared(shared_folder: Path) -> Path:
+    folder = shared_folder / "interpret"
     folder.mkdir(exist_ok=True)
     return folder
 

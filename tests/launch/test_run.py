@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -48,12 +49,19 @@ def exact(folder: Path) -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = planned(tmp_path_factory.mktemp("undisturbed"))
-    process = command.isoflop("run", folder)
-    assert process.returncode == 0, process.stderr + process.stdout
-    assert len(results(folder)) == 4
-    return folder
+def undisturbed(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study, run to its end once for all workers of pytest: a copy for each."""
+    done = shared_folder / "undisturbed"
+    with (shared_folder / "undisturbed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            made = planned(shared_folder / "undisturbed.run")
+            process = command.isoflop("run", made)
+            assert process.returncode == 0, process.stderr + process.stdout
+            assert len(results(made)) == 4
+            made.rename(done)
+        folder = tmp_path_factory.mktemp("undisturbed") / "study"
+        return shutil.copytree(done, folder)
 
 
 def test_only_the_runs_that_were_named_are_trained(undisturbed: Path, tmp_path: Path) -> None:

@@ -29,15 +29,12 @@ def _need_slurm() -> None:
 
 
 @pytest.fixture(scope="session")
-def _shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def _shared_cluster(shared_folder: Path) -> Cluster:
     """One cluster for all workers of pytest, taken down when pytest's main process ends."""
     _need_slurm()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared, main_process = tmp_path_factory.getbasetemp().parent, os.getppid()
-    else:
-        shared, main_process = tmp_path_factory.getbasetemp(), os.getpid()
-    note = shared / "slurm_cluster"
-    with (shared / "slurm_cluster.lock").open("w") as lock:
+    main_process = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    note = shared_folder / "slurm_cluster"
+    with (shared_folder / "slurm_cluster.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if note.exists():
             return Cluster(Path(note.read_text()))
