@@ -28,7 +28,7 @@ SECONDS = {
     "slurm/test_matrix.py::test_a_node_dies": 68,
     "kernels/aot/test_triton_aot.py::test_the_largest_blocks": 60,
     "docs/test_commands.py::test_the_code_of_a_document_runs[slurm": 57,
-    "test_hostile_folder.py": 55,
+    "test_hostile_folder.py": 60,
     "slurm/test_matrix.py::test_the_controller_is_away": 46,
     "launch/test_run.py::test_a_failed_run": 47,
     "launch/test_run.py::test_a_family_from_a_folder": 48,
