@@ -187,7 +187,8 @@ def share_evenly(runs: Iterable[RunToSend], num_tasks: int) -> list[tuple[str, .
     shares: list[list[str]] = [[] for _ in range(num_tasks)]
     loads = [0.0] * num_tasks
     for run in sorted(runs, key=lambda run: -(run.seconds or math.inf)):
-        least = loads.index(min(loads))
+        # Where nothing is known of their times, as many to each.
+        least = min(range(num_tasks), key=lambda n: (loads[n], len(shares[n])))
         shares[least].append(run.run_id)
         loads[least] += run.seconds or 0.0
     return [tuple(share) for share in shares if share]
