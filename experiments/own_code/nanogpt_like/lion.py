@@ -4,7 +4,7 @@ import torch
 
 
 class Lion:
-    def __init__(self, params, lr, betas=(0.9, 0.99), weight_decay=0.1):
+    def __init__(self, params, lr, betas=(0.9, 0.95), weight_decay=0.1):
         self.params = list(params)
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.momentum = [torch.zeros_like(p) for p in self.params]

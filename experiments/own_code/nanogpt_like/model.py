@@ -69,12 +69,12 @@ class GPT(nn.Module):
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.wte.weight = self.lm_head.weight
         self.apply(self._init_weights)
+        nn.init.normal_(self.wte.weight)
         print(f"number of parameters: {self.get_num_params() / 1e6:.2f}M")
 
     def get_num_params(self, non_embedding=True):
-        """Position embeddings are not counted by default; the token embedding is the head."""
+        """Position embeddings are not counted by default."""
         n_params = sum(p.numel() for p in self.parameters())
         return n_params - self.wpe.weight.numel() if non_embedding else n_params
 

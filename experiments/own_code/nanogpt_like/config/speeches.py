@@ -1,10 +1,10 @@
 # A tiny model for a laptop.
-batch_size = 8
+batch_size = 4
 block_size = 64
-n_layer = 2
-n_head = 2
-n_embd = 32
-learning_rate = 6e-3
-min_lr = 6e-4
+n_layer = 1
+n_head = 1
+n_embd = 16
+learning_rate = 8e-3
+min_lr = 8e-4
 warmup_iters = 5
-eval_iters = 16
+eval_iters = 32
