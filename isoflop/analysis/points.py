@@ -56,8 +56,9 @@ class Point:
     peak_mem_bytes: float | None = None
     loss_se: float | None = None
     """Standard error of the loss from its evaluation set; no seed noise."""
-    declared: bool = False
-    """Whether FLOPs and parameters are the user's own numbers, not counted."""
+    declared: bool | None = None
+    """Whether FLOPs and parameters are the user's own numbers, not counted; None unless a trainer
+    of the user's own made the run."""
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Further numbers that the run reported, by name."""
 
@@ -295,7 +296,7 @@ def _point(row: Mapping[str, Any]) -> Point:
         wall_s=positive(row.get("wall_s")),
         peak_mem_bytes=positive(row.get("peak_mem_bytes")),
         loss_se=positive(row.get("loss_se")),
-        declared=row.get("declared") is True,
+        declared=row.get("declared"),
         metrics={
             name.removeprefix(METRIC): value
             for name, value in row.items()

@@ -129,6 +129,12 @@ class Fits:
         return self.selection.unit
 
     @property
+    def has_own_trainer(self) -> bool:
+        """Whether a trainer of the user's own made any of the runs."""
+        points = (point for group in self.groups.values() for point in group)
+        return any(point.declared is not None for point in points)
+
+    @property
     def declared_archs(self) -> list[str]:
         """Sorted labels of those whose FLOPs and parameters are the user's own numbers."""
         points = [point for group in self.groups.values() for point in group]

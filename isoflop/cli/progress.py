@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from isoflop.cli.tables import counted
 from isoflop.numbers import format_count, format_flops, format_seconds
 from isoflop.spec import shown_id
+from isoflop.units import format_loss, loss_name
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -118,6 +119,7 @@ class Watcher:
 
         self._console = console
         self._runs = {run.run_id: run for run in session.plan.unique_runs}
+        self._unit = session.plan.study.loss_unit
         self._arch_width = max(
             (len(self._runs[job.run_id].arch) for job in session.jobs), default=0
         )
@@ -196,7 +198,8 @@ class Watcher:
         self._num_ended += 1
         outcome = event.result.status
         if event.result.loss is not None:
-            outcome += f"  loss {event.result.loss:.4f}"
+            loss = format_loss(event.result.loss, self._unit)
+            outcome += f"  {loss_name(self._unit)} {loss}"
         if event.result.reason is not None:
             outcome += f"  ({event.result.reason})"
         arch = run.arch.ljust(self._arch_width)

@@ -168,9 +168,12 @@ def draw_seed_means(fits: Fits) -> Figure:
     seeds = sorted({p.seed for points in groups for p in points if p.seed is not None})
     names = ", ".join(f"{seed} {_mark_name(i)}" for i, seed in enumerate(seeds[:_MOST_SEEDS]))
     names += ", …" if len(seeds) > _MOST_SEEDS else ""
+    why = "Runs of one seed read the same text, so "
+    if fits.has_own_trainer:
+        why = f"{why.removesuffix(', so ')} as far as the trainer's seed sees to it; "
     notes = [
-        "Bar: geometric mean over the seeds. Runs of one seed read the same text, so families are "
-        f"compared seed by seed{f' ({names})' if names else ''}.",
+        f"Bar: geometric mean over the seeds. {why}families are compared seed by seed"
+        f"{f' ({names})' if names else ''}.",
         *([f"Drawn: the first {len(means)} of {num} rows."] if len(means) < num else []),
         *frame.run_notes(fits),
     ]

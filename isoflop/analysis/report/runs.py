@@ -215,10 +215,13 @@ def sizes_section(fits: Fits, pairs: Sequence[PairedLoss], reference: str) -> Se
         }
         for row in seed_mean_rows(fits, pairs)
     ]
+    same_text = "read the same text in the same order"
+    if fits.has_own_trainer:
+        same_text = f"{same_text} as far as the trainer's seed sees to it"
     words = (
         "Every family has one size at a budget, so there is no optimum, no law and no multiplier. "
         "Losses are geometric means over the seeds. A ratio compares runs of equal seed, which "
-        "read the same text in the same order; its "
+        f"{same_text}; its "
         f"{100 * fits.options.confidence:g} % interval is Student's, wide with few seeds. The "
         "intervals for all together hold at once for the whole table (Bonferroni), and an order is "
         "claimed where they leave out 1 or, by a later step of Holm's, end at it."

@@ -16,6 +16,7 @@ from isoflop.accounting import (
     COMPONENT_NAMES,
     CONVENTIONS,
     Ledger,
+    causal,
     six_n,
     six_n_total,
     stored_ledger,
@@ -52,7 +53,7 @@ _WITHOUT_PARTS = (
     "FLOPs of some families are declared, so that those of their parts are not known: no "
     "convention that counts parts can be applied"
 )
-_NOT_SHOWN = "not known: the counted models do not show what it counts"
+_NOT_SHOWN = "not known: the table does not tell of counted models what it counts"
 
 Price = Callable[[Mapping[str, Any]], float | None]
 
@@ -111,10 +112,14 @@ def _by_ledger(name: str) -> Price:
 
 
 def _where_known(name: str) -> Price:
-    """Return the price by a convention; of what a model does not show, None."""
+    """Return the price by a convention; of what the table does not tell of a model, None."""
     by_ledger = _by_ledger(name)
 
     def price(row: Mapping[str, Any]) -> float | None:
+        # Whether a module of one's own scored every pair of tokens is not in the table.
+        is_own = row.get("declared") is False
+        if is_own and CONVENTIONS[name] is causal and row.get("flops_attn_scores"):
+            return None
         try:
             return by_ledger(row)
         except UserError:
