@@ -133,6 +133,11 @@ def test_a_command_has_one_task_with_all_devices_of_its_ranks_on_one_node() -> N
         plan_arrays([run(1, num_ranks=8, starts_ranks=True)], profile, 10)
 
 
+def test_runs_of_unknown_times_are_shared_by_number() -> None:
+    shares = share_evenly([run(number, seconds=None) for number in range(5)], 2)
+    assert sorted(map(len, shares)) == [2, 3]
+
+
 def test_local_tasks_end_at_about_the_same_time() -> None:
     runs = [run(i, seconds=float(s)) for i, s in enumerate([9, 7, 6, 5, 4, 2])]
     shares = share_evenly(runs, 2)

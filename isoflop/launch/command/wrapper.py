@@ -342,12 +342,12 @@ class CommandAttempt:
 
 
 def end_of_log(log: Path) -> str:
-    """Return the last lines of what a command printed, in one line."""
+    """Return the last lines of what a command printed, from its last error on, in one line."""
     lines = [line.strip() for line in tail(log) if line.strip()]
-    last = lines[-_LOG_LINES:]
-    errors = [line for line in lines if _ERROR.match(line)]
-    if errors and errors[-1] not in last:
-        last = [errors[-1], "…", *last]
+    errors = [number for number, line in enumerate(lines) if _ERROR.match(line)]
+    last = lines[errors[-1] :] if errors else lines[-_LOG_LINES:]
+    if len(last) > _LOG_LINES:
+        last = [last[0], "…", *last[1 - _LOG_LINES :]]
     text = printable(" | ".join(last), "")
     cut = text if len(text) <= _LOG_CHARACTERS else f"…{text[-_LOG_CHARACTERS:]}"
     return f"its log ends: {cut}" if cut else "it printed nothing"

@@ -96,7 +96,7 @@ def test_a_command_is_told_what_it_trains_and_its_result_is_kept(tmp_path: Path)
         (
             "echo ValueError: no; seq 5; printf 'a\\033[2J'; exit 3",
             "failed",
-            "exit code 3; its log ends: ValueError: no | … | 4 | 5 | a\\x1b[2J",
+            "exit code 3; its log ends: ValueError: no | … | 5 | a\\x1b[2J",
         ),
         ("kill -SEGV $$", "failed", "killed by SIGSEGV; it printed nothing"),
         ("exit 77", "diverged", "code 77"),
