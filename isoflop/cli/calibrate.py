@@ -68,7 +68,7 @@ def calibrate(
     that does nothing else gives steadier times. Estimates then use what was measured, and say so:
     isoflop plan STUDY.toml --calibration FILE.
 
-    The command of a trainer of one's own is run two to four times at each rung, with different
+    The command of a trainer of one's own is run two to five times at each rung, with different
     numbers of steps, so that start-up and steps are told apart; its memory is watched meanwhile.
     """
     from isoflop.plan.estimate.hardware import CALIBRATION_FILE, write_calibration

@@ -43,9 +43,10 @@ WARM_UP_STEPS = 3
 
 # So much longer than the shorter run the longer one has to be, else start-up's scatter is too near.
 _LEAST_SHARE = 0.3
-# More runs that have more steps for that; each has at most so many times more.
-_MORE_RUNS = 2
-_MOST_TIMES = 50
+# More runs that have more steps for that. A difference below this share may be chance, and says
+# nothing of how many more: none of them is to take much longer than that.
+_MORE_RUNS = 3
+_CHANCE_SHARE = 0.1
 
 # A command that was told to stop has nothing to save here.
 _GRACE_S = 5.0
@@ -181,8 +182,9 @@ class CommandCalibration:
         is_clear = last.step_s is not None or longer_s >= _LEAST_SHARE * first.wall_s
         if is_clear or last.steps == rung.most_steps:
             return None
-        times = 2 * _LEAST_SHARE * first.wall_s / max(longer_s, 1e-9)
-        added = math.ceil(min(times, _MOST_TIMES) * (last.steps - first.steps))
+        surely_s = max(longer_s, _CHANCE_SHARE * first.wall_s)
+        times = 2 * _LEAST_SHARE * first.wall_s / surely_s
+        added = math.ceil(times * (last.steps - first.steps))
         return min(first.steps + added, rung.most_steps)
 
     def _timed(self, rung: Rung, steps: int) -> tuple[TimedRun, int | None]:
