@@ -59,6 +59,10 @@ class CommandEstimator:
             for each in plan.counts
         }
         self._archs = [arch for arch in study.archs if study.has_trainer(arch)]
+        self._most_steps: dict[str, int] = {}
+        for run in plan.runs:
+            most = max(run.spec.steps, self._most_steps.get(run.arch, 0))
+            self._most_steps[run.arch] = most
         codes = {run.spec.code for run in plan.runs if isinstance(run.spec, TrainerSpec)}
         measured = () if calibration is None else calibration.commands
         self._measured: dict[str, list[MeasuredCommand]] = {}
@@ -137,6 +141,17 @@ class CommandEstimator:
             lines.append(
                 f"warning: times of {', '.join(self._of_other_code)} were measured with other code "
                 "of the trainer; `isoflop calibrate` measures them again"
+            )
+        not_told = [
+            f"{arch} {_rung_text(each)}"
+            for arch, measured in self._measured.items()
+            for each in measured
+            if each.step_s == 0 and each.runs[-1].steps < self._most_steps.get(arch, 0)
+        ]
+        if not_told:
+            lines.append(
+                f"warning: the time of steps was not told from start-up for {', '.join(not_told)}: "
+                "longer runs take longer than is said; `isoflop calibrate` with more --steps"
             )
         without = [arch for arch, measured in self._measured.items() if not measured]
         if without:

@@ -22,7 +22,7 @@ from isoflop.plan.estimate import (
     write_with_estimates,
 )
 from isoflop.plan.estimate.hardware import write_calibration
-from isoflop.plan.estimate.measured import command_key
+from isoflop.plan.estimate.measured import TimedRun, command_key
 from isoflop.plan.estimate.own import on_line
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Study
@@ -106,6 +106,19 @@ def test_what_was_measured_of_something_else_is_said(
     lines = [line for line in estimate.warnings if "plain" in line]
     assert len(lines) == (warning is not None)
     assert all(str(warning) in line and "gated" not in line for line in lines)
+
+
+def test_steps_that_took_no_time_are_warned_of_unless_all_were_run(plan: Plan) -> None:
+    def lines(steps: int) -> list[str]:
+        runs = (TimedRun(steps=3, wall_s=5.0), TimedRun(steps=steps, wall_s=4.0))
+        found = calibration(
+            measured(plan, "plain", 1, step_s=0.0, runs=runs), measured(plan, "gated", 1)
+        )
+        return list(estimate_plan(plan, load_hardware("cpu2"), calibration=found).warnings)
+
+    (line,) = lines(624)
+    assert "was not told from start-up for plain depth 1: longer runs" in line
+    assert lines(625) == []
 
 
 def test_the_key_is_the_command_without_rung_steps_and_seed(plan: Plan, tmp_path: Path) -> None:
