@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from isoflop.accounting.ledger import COMPONENT_NAMES, Component
 from isoflop.errors import UserError, failure_reason
 from isoflop.families.moe import grouped  # noqa: F401 - registers the formula of grouped products
 from isoflop.model.flop_counter import StrictFlopCounter, UncountedOperatorError, operator_name
-from isoflop.model.parts import Parameter, Parts, is_inside
+from isoflop.model.parts import Parameter, Parts, upwards
 from isoflop.model.products import Record
 from isoflop.model.shapes import Twins, on_shapes
 from isoflop_kernels import use_implementation
@@ -29,6 +30,13 @@ from isoflop_kernels import use_implementation
 _ON_VALUES = (
     "counting runs on shapes without values, on which this depends: declare the FLOPs of the model"
 )
+_WITHOUT_SHAPES = (
+    "a kernel does not run on shapes: make it a custom operator with a FLOP formula "
+    "(torch.library, torch.utils.flop_counter.register_flop_formula), or declare the FLOPs of the "
+    "model"
+)
+# Where torch calls the user's code.
+_CALLS = (nn.Module.__module__, torch.autograd.Function.__module__)
 _CONTRACTION = (
     "a matrix product written as an elementwise product and a sum counts 0: write it as a matrix "
     "product or einsum, or declare the FLOPs of the model"
@@ -178,6 +186,9 @@ def _loss(output: Any) -> Tensor:
 
 def _refusal(error: Exception, counter: StrictFlopCounter, twins: Twins) -> Exception:
     """Return what to raise where the module did not run: an operator's name, if it needs values."""
+    kernel = _kernel(error)
+    if kernel is not None:
+        return UncountedOperatorError((kernel,), _WITHOUT_SHAPES)
     function, raised = twins.failed
     names = [counter.failed_in(error), function if raised is error else None]
     operators = tuple(dict.fromkeys(name for name in names if name)) or (_called(error),)
@@ -192,11 +203,21 @@ def _called(error: BaseException) -> str:
     """Return the function of torch that was called, or else the last of the user's that ran."""
     name = "forward"
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = frame.f_code.co_name
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("torch.") and module != nn.Module.__module__:
-            break
+        if not module.startswith("torch."):
+            name = frame.f_code.co_qualname
+        elif module not in _CALLS:
+            return frame.f_code.co_name
     return name
+
+
+def _kernel(error: BaseException) -> str | None:
+    """Return the name of the Triton kernel that was to be started, if one was."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith("triton.runtime"):
+            kernel = getattr(frame.f_locals.get("self"), "fn", None)
+            return f"triton::{getattr(kernel, '__name__', 'kernel')}"
+    return None
 
 
 class _Result:
@@ -297,17 +318,24 @@ class _Result:
         return shares
 
     def _by_module(self) -> Iterator[ModuleFlops]:
-        paths = {path: type(part).__name__ for _, path, part in reversed([*_named(self._modules)])}
-        for path, kind in reversed({**paths, "": paths.get("", "callable")}.items()):
-            inside = [p for p in self._products if is_inside(p.path, path)]
+        kinds: dict[str, str] = {}
+        for _, path, part in _named(self._modules):
+            kinds.setdefault(path, type(part).__name__)
+        flops, training, held = Counter[str](), Counter[str](), Counter[str]()
+        for product in self._products:
+            for path in upwards(product.path):
+                flops[path] += product.flops
+                training[path] += product.training_flops
+        for parameter in self._parameters:
+            for path in upwards(parameter.owner):
+                held[path] += parameter.tensor.numel()
+        for path, kind in {"": "callable", **kinds}.items():
             yield ModuleFlops(
                 path=path,
                 kind=kind,
-                flops=self._per_token(sum(p.flops for p in inside)),
-                training_flops=self._per_token(sum(p.training_flops for p in inside)),
-                num_params=sum(
-                    p.tensor.numel() for p in self._parameters if is_inside(p.owner, path)
-                ),
+                flops=self._per_token(flops[path]),
+                training_flops=self._per_token(training[path]),
+                num_params=held[path],
             )
 
     def _n_heads(self) -> int | None:

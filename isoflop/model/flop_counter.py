@@ -25,18 +25,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # No arithmetic: other shapes of the same memory.
 _VIEWS = """
-    alias as_strided detach diagonal expand lift lift_fresh movedim narrow permute _reshape_alias
-    reshape select slice split split_with_sizes squeeze swapaxes t transpose unbind unfold
-    _unsafe_view unsqueeze view view_as view_as_complex view_as_real
+    alias as_strided _conj detach diagonal expand lift lift_fresh movedim narrow permute _neg_view
+    _reshape_alias reshape select slice split split_with_sizes squeeze swapaxes t transpose unbind
+    unfold _unsafe_view unsqueeze view view_as view_as_complex view_as_real
 """
 # No arithmetic: memory made, filled, copied or rearranged.
 _COPIES = """
-    arange as_strided_scatter cat clone constant_pad_nd contiguous copy _copy_from_and_resize
-    diag_embed diagonal_backward diagonal_scatter empty empty_like empty_permuted empty_strided
-    eye fill flip full full_like linspace new_empty new_empty_strided new_full new_ones new_zeros
-    ones ones_like repeat repeat_interleave resize roll scalar_tensor select_backward
-    select_scatter set slice_backward slice_scatter stack _to_copy tril triu unfold_backward zero
-    zeros zeros_like
+    arange as_strided_scatter cat clone _conj_physical constant_pad_nd contiguous copy
+    _copy_from_and_resize diag_embed diagonal_backward diagonal_scatter empty empty_like
+    empty_permuted empty_strided eye fill flip full full_like linspace new_empty new_empty_strided
+    new_full new_ones new_zeros ones ones_like pixel_shuffle pixel_unshuffle reflection_pad1d
+    reflection_pad1d_backward reflection_pad2d reflection_pad2d_backward repeat repeat_interleave
+    resize roll scalar_tensor select_backward select_scatter set slice_backward slice_scatter stack
+    _to_copy tril tril_indices triu triu_indices unfold_backward zero zeros zeros_like
 """
 # Rows and entries read or written by index; equal places add up, which is elementwise work.
 _GATHERS = """
@@ -51,28 +52,32 @@ _SELECTION = """
 """
 # One operation per entry, also fused with its derivative.
 _ELEMENTWISE = """
-    abs acos add addcdiv addcmul __and__ asin atan atan2 bitwise_and bitwise_left_shift bitwise_not
-    bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min complex
-    copysign cos cosh deg2rad div elu elu_backward eq erf erfc erfinv exp exp2 expm1 floor
+    abs acos add addcdiv addcmul __and__ angle asin atan atan2 bitwise_and bitwise_left_shift
+    bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min
+    complex copysign cos cosh deg2rad div elu elu_backward eq erf erfc erfinv exp exp2 expm1 floor
     floor_divide fmax fmin fmod frac ge gelu gelu_backward glu glu_backward gt hardsigmoid
     hardsigmoid_backward hardswish hardswish_backward hardtanh hardtanh_backward heaviside hypot
-    isfinite isinf isnan isneginf isposinf le leaky_relu leaky_relu_backward lerp lgamma
-    log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor logit
-    logit_backward log_sigmoid_backward log_sigmoid_forward __lshift__ lt maximum minimum mish
-    mish_backward mul nan_to_num ne neg nextafter __or__ polar pow _prelu_kernel
-    _prelu_kernel_backward reciprocal relu relu6 remainder round __rshift__ rsqrt rsub sgn sigmoid
-    sigmoid_backward sign signbit silu silu_backward sin sinc sinh softplus softplus_backward
-    softshrink softshrink_backward sqrt square sub tan tanh tanh_backward threshold
-    threshold_backward trunc where xlogy __xor__
+    isfinite isin isinf isnan isneginf isposinf le leaky_relu leaky_relu_backward lerp lgamma log
+    log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor logit logit_backward
+    log_sigmoid_backward log_sigmoid_forward __lshift__ lt maximum minimum mish mish_backward mul
+    nan_to_num ne neg nextafter __or__ polar pow _prelu_kernel _prelu_kernel_backward reciprocal
+    relu relu6 remainder round __rshift__ rsqrt rsub sgn sigmoid sigmoid_backward sign signbit silu
+    silu_backward sin sinc sinh softplus softplus_backward softshrink softshrink_backward sqrt
+    square sub tan tanh tanh_backward threshold threshold_backward trunc where xlogy __xor__
 """
 # A few operations per entry along an axis: sums, norms, softmax, losses.
 _REDUCTIONS = """
-    all amax amin aminmax any argwhere count_nonzero cumprod cumsum equal _fused_rms_norm
-    _fused_rms_norm_backward linalg_vector_norm logcumsumexp _log_softmax
-    _log_softmax_backward_data logsumexp mean native_batch_norm native_batch_norm_backward
+    _adaptive_avg_pool2d _adaptive_avg_pool2d_backward all amax amin aminmax any argwhere avg_pool2d
+    avg_pool2d_backward binary_cross_entropy binary_cross_entropy_backward
+    binary_cross_entropy_with_logits count_nonzero cumprod cumsum equal _fused_rms_norm
+    _fused_rms_norm_backward linalg_vector_norm logcumsumexp _log_softmax _log_softmax_backward_data
+    logsumexp mean native_batch_norm native_batch_norm_backward huber_loss huber_loss_backward
+    max_pool2d_with_indices max_pool2d_with_indices_backward mse_loss mse_loss_backward
     native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward
-    nll_loss_backward nll_loss_forward norm prod _safe_softmax _softmax _softmax_backward_data std
-    std_mean sum sum_to_size var var_mean
+    nll_loss_backward nll_loss_forward nll_loss2d_backward nll_loss2d_forward norm prod renorm
+    _safe_softmax _softmax _softmax_backward_data smooth_l1_loss smooth_l1_loss_backward std
+    std_mean sum sum_to_size upsample_bilinear2d upsample_bilinear2d_backward upsample_nearest2d
+    upsample_nearest2d_backward var var_mean _weight_norm_interface _weight_norm_interface_backward
 """
 # Random draws.
 _RANDOM = """

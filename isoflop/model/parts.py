@@ -54,9 +54,17 @@ class Parts:
         self._parameters = parameters
         self._tables = tables
         self._weighted = [p for p in products if p.parameters]
+        # All modules with weights of their own or inside; of these, with a choice by them.
+        self._with_weights = {path for p in self._weighted for path in upwards(p.path)}
+        self._with_choice = {
+            path for p in self._weighted if p.is_selected_by for path in upwards(p.path)
+        }
         self._mixtures = self._find_mixtures()
         self.scores = [p for p in products if p.of_activations]
         self.attention = self._find_attention()
+        self._own_modules = {m for m in self.attention if not is_block(m)}
+        # All modules but the model that attention is inside of.
+        self._with_attention = {path for m in self.attention for path in upwards(m) if path}
         self._in_flow = self._find_flow()
         self.head = self._find_head()
 
@@ -68,9 +76,7 @@ class Parts:
             return "router" if self._is_mixing(product) else "attn_scores"
         if self._is_router(product):
             return "router"
-        if product in self._in_flow or any(
-            not is_block(m) and is_inside(product.path, m) for m in self.attention
-        ):
+        if product in self._in_flow or not self._own_modules.isdisjoint(upwards(product.path)):
             return "attn_proj"
         if "convolution" in operator_name(product.operator) or not product.parameters:
             return "other"
@@ -100,10 +106,7 @@ class Parts:
 
     def _holder(self, product: Product) -> str:
         """Return the innermost module around a product that has weights of its own or inside."""
-        for path in _upwards(product.path):
-            if any(is_inside(p.path, path) for p in self._weighted):
-                return path
-        return ""
+        return next((p for p in upwards(product.path) if p in self._with_weights), "")
 
     def _find_mixtures(self) -> set[str]:
         """Return modules in which a choice is made of what a weight gives: mixtures of experts."""
@@ -115,11 +118,11 @@ class Parts:
 
     def _named_mixture(self, product: Product) -> str | None:
         """Return the module whose `router` or `gate` stands beside its `experts`."""
-        for path in _upwards(product.path):
+        for path in upwards(product.path):
             parent, _, name = path.rpartition(".")
             if _ROUTER.fullmatch(name):
                 beside = f"{parent}.experts" if parent else "experts"
-                if any(is_inside(p.path, beside) for p in self._weighted):
+                if beside in self._with_weights:
                     return parent
         return None
 
@@ -131,13 +134,11 @@ class Parts:
     def _is_router(self, product: Product) -> bool:
         if product.is_selected_by:
             return True
-        chosen = [p for p in self._weighted if p.is_selected_by]
-        for path in _upwards(product.path):
-            if path and _ROUTER.fullmatch(path.rpartition(".")[2]):
-                if any(is_inside(p.path, path) for p in chosen):
-                    return True
-                return self._named_mixture(product) is not None
-        return False
+        in_router = any(
+            path in self._with_choice and _ROUTER.fullmatch(path.rpartition(".")[2])
+            for path in upwards(product.path)
+        )
+        return in_router or self._named_mixture(product) is not None
 
     def _find_attention(self) -> list[str]:
         """Return modules that hold products of activations, in order of their first."""
@@ -172,14 +173,7 @@ class Parts:
         """Return whether a path is one of many alike, or inside what also holds attention."""
         if any(name.isdecimal() for name in path.split(".")) or "" in self.attention:
             return True
-        return any(
-            prefix and is_inside(m, prefix) for prefix in _upwards(path) for m in self.attention
-        )
-
-
-def is_inside(path: str, module: str) -> bool:
-    """Return whether a path is a module's own or that of a part of it."""
-    return not module or path == module or path.startswith(f"{module}.")
+        return not self._with_attention.isdisjoint(upwards(path))
 
 
 def is_block(path: str) -> bool:
@@ -187,7 +181,7 @@ def is_block(path: str) -> bool:
     return path.rpartition(".")[2].isdecimal() or not path
 
 
-def _upwards(path: str) -> Iterator[str]:
+def upwards(path: str) -> Iterator[str]:
     """Yield a path and those of all modules around it, the model's own last."""
     while path:
         yield path

@@ -249,7 +249,7 @@ class _NoCheckpoint:
     """In the place of torch's function that recomputes what it runs."""
 
     @staticmethod
-    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+    def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
         """Return what the function gives."""
         return function(*args)
 

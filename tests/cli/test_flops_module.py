@@ -16,7 +16,7 @@ from isoflop.accounting.count import Count
 from isoflop.cli.flops import flops
 from isoflop.errors import UserError
 from isoflop.model.target import count_target
-from made_gpt import GPT
+from made_gpt import GPT, without_attention
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_json_is_the_count_and_one_convention_is_enough() -> None:
 
 
 def test_a_convention_that_the_model_does_not_show_says_why() -> None:
-    output = invoke("made_gpt:without_attention").output
+    output = invoke(f"made_gpt:{without_attention.__name__}").output
     assert output.startswith("made_gpt:without_attention: 10 tokens, in sequences of 5")
     assert row(output, "chinchilla")[:2] == ["-", "-"]
     assert "needs as many heads in each layer" in output

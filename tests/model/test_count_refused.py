@@ -161,6 +161,21 @@ def test_refused_by_name(case: str) -> None:
     )
 
 
+def test_a_raw_kernel_is_named() -> None:
+    triton = pytest.importorskip("triton")
+
+    @triton.jit
+    def scan_kernel(x: Any) -> None:
+        pass
+
+    def launch(model: Any, x: Tensor) -> Tensor:
+        scan_kernel[(1,)](x)
+        return x
+
+    with pytest.raises(UncountedOperatorError, match="triton::scan_kernel; a kernel does not run"):
+        isoflop.count(made(launch), IDS)
+
+
 def test_torchs_own_counter_says_nothing_of_these() -> None:
     assert torchs_own(made(lambda m, x: x)) == PLAIN
     for case in ("custom operator", "scan in a loop", "scan by sums", "a product as a sum"):
