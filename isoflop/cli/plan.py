@@ -72,7 +72,7 @@ def plan(
     STUDY is a study file (.toml; experiments/README.md has a first one and all keys). Without one,
     the paper's grid is planned at the given budgets: its ladder, batch and sequence length, all
     five families. Times and memory are estimates. Planned again, the same study changes nothing;
-    only its [placement] may differ.
+    only its [placement] may differ, and how results are read before there are any.
     """
     from isoflop.plan.estimate import estimate_for, write_with_estimates
     from isoflop.plan.planner import make_plan

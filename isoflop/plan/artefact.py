@@ -115,7 +115,8 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
     """Write plan.json and plan.parquet into ``folder``.
 
     Returns False, changing nothing, if the same plan is there already. One that differs only in
-    where it runs (NOT_WHAT_RUNS) is replaced: its runs are the same, and their results stay.
+    where it runs (NOT_WHAT_RUNS) is replaced: its runs are the same, and their results stay. So is
+    one whose results are read otherwise ([trainer.result]), as long as there are none.
 
     Args:
         plan: the plan.
@@ -131,15 +132,7 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
         values = json.loads(text)
         there = read_json(path, "plan")
         if _what_runs(there) != _what_runs(values):
-            _check_code(plan, there, folder)
-            raise UserError(
-                "plan",
-                str(path),
-                "the plan of this study (another one is there)",
-                f"see what differs (plan with another --out, then `isoflop diff {folder} OTHER`), "
-                "give the study another name, or grow the plan in place with "
-                f"`isoflop extend {folder}`",
-            )
+            _check_result_alone(plan, there, folder)
         if there == values:
             if not (folder / "plan.parquet").exists():
                 write_plan_table(plan, folder, estimates)
@@ -148,21 +141,32 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
     return True
 
 
-def _check_code(plan: Plan, there: Any, folder: Path) -> None:
-    """Refuse a plan whose code alone is not that of the plan in a folder, and name the files."""
-    if plan.study.trainer is None or not isinstance(there, dict):
-        return
-    if there.get("study") == plan_to_json(plan)["study"]:
+def _check_result_alone(plan: Plan, there: Any, folder: Path) -> None:
+    """Raise UserError unless a plan reads results otherwise than the one there, with none yet."""
+    values = plan_to_json(plan)
+    if _what_runs(there, "result") == _what_runs(values, "result"):
+        if not any(folder.glob("runs/*/result.json")):
+            return
+        allowed = f"what the results in {folder} were read by"
+        raise UserError("trainer.result", shown("another one"), allowed, "rename the study")
+    is_code = isinstance(there, dict) and there.get("study") == values["study"]
+    if plan.study.trainer is not None and is_code:
         check_unchanged(read_plan(folder).code, plan.study.trainer)
+    allowed = "the plan of this study (another one is there)"
+    do = (
+        f"see what differs (plan with another --out, then `isoflop diff {folder} OTHER`), give the "
+        f"study another name, or grow the plan in place with `isoflop extend {folder}`"
+    )
+    raise UserError("plan", str(folder / PLAN_FILE), allowed, do)
 
 
-def _what_runs(values: Any) -> Any:
-    """Return the value of a plan.json without what says where it runs."""
+def _what_runs(values: Any, *more: str) -> Any:
+    """Return the value of a plan.json without what says where it runs, and more of its trainer."""
     if not isinstance(values, dict) or not isinstance(values.get("study"), dict):
         return values
     study = {key: value for key, value in values["study"].items() if key not in NOT_WHAT_RUNS}
     if isinstance(study.get("trainer"), dict):
-        study["trainer"] = {key: v for key, v in study["trainer"].items() if key != "code"}
+        study["trainer"] = {k: v for k, v in study["trainer"].items() if k not in ("code", *more)}
     return values | {"study": study}
 
 

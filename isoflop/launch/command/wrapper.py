@@ -56,6 +56,9 @@ _POLL_S = 0.2
 # What is passed on as it is.
 _STOP_SIGNALS = {"SIGUSR2": signal.SIGUSR2, "SIGTERM": signal.SIGTERM}
 
+# In an attempt's folder: its command ended with 0, so that whatever it reports is all there.
+_ENDED = "ended"
+
 _LOG_LINES = 3
 _LOG_CHARACTERS = 400
 _ERROR = re.compile(r"\s*(?:\S+: )?[\w.]*(?:Error|Exception|error)\b")
@@ -119,6 +122,8 @@ class CommandAttempt:
         """Run the command and record. What goes wrong is recorded and never raised."""
         try:
             spec = self._read_spec()
+            if (found := self._found_before(spec)) is not None:
+                return self._done(spec, found)
             places = self._prepare()
             reader = CurveReader(self._trainer.result, places, steps=spec.steps)
             before = _signature(self._folder.trainer)
@@ -144,6 +149,23 @@ class CommandAttempt:
             raise UserError("run spec", self._folder.path.name, "of a trainer's run", "plan again")
         return spec
 
+    def _found_before(self, spec: TrainerSpec) -> TrainerResult | None:
+        """Return the result that the attempt before has, if its command ended with 0.
+
+        It was not read then: [trainer.result] did not fit and was corrected, or nobody was there.
+        """
+        number = self._attempt.number - 1
+        if number < 1 or not (self._folder.reported(number) / _ENDED).is_file():
+            return None
+        self._folder.refuse_links()
+        refuse_links(self._folder.reported(number), 1)
+        try:
+            found = read_result(self._trainer.result, self._places(number))
+            check_against_plan(found, n_tokens=spec.n_tokens, n_params=self._trainer.n_params)
+        except UserError:
+            return None
+        return found if found.ending is None else None
+
     def _prepare(self) -> Places:
         """Make the attempt's folders; end what earlier attempts left; return where things are."""
         code = Path(self._trainer.code_folder)
@@ -158,15 +180,19 @@ class CommandAttempt:
         self._folder.trainer.mkdir(exist_ok=True)
         self._reported.mkdir(exist_ok=True)
         refuse_links(self._reported, 1)
+        return self._places(self._attempt.number)
+
+    def _places(self, number: int) -> Places:
+        """Return where things are for an attempt."""
         values = {
             "python": self._surroundings.python,
             "ranks": str(self._job.placement.num_ranks),
             "run_id": self._job.run_id,
             "checkpoint_dir": str(self._folder.trainer),
-            "result": str(self._reported / "result.json"),
-            "log": str(self._log),
+            "result": str(self._folder.reported(number) / "result.json"),
+            "log": str(self._folder.command_log(number)),
         }
-        return Places(values=values, folder=code)
+        return Places(values=values, folder=Path(self._trainer.code_folder))
 
     @property
     def _log(self) -> Path:
@@ -283,6 +309,7 @@ class CommandAttempt:
             reason = f"the command ended with code {DIVERGED}" if said is None else said.reason
             return self._diverged(spec, reason, newest)
         if end.code == 0 and said is None:
+            (self._reported / _ENDED).touch()
             try:
                 found = read_result(self._trainer.result, places)
                 if found.ending is not None:

@@ -74,6 +74,27 @@ def test_a_script_imports_the_module_beside_it(
     assert result.exit_code == 0, result.output
 
 
+def test_a_misread_result_is_read_again_and_nothing_trained_anew(tmp_path: Path) -> None:
+    def plan_again(**result: str) -> Path:
+        return planned(tmp_path, result={"unit": "bits_per_byte", **result})[0]
+
+    folder = plan_again(loss="val_loss")
+    _, run_folder = train(open_session(folder))
+    assert run_folder.result() is None
+    assert "'val_loss': must be" in (run_folder.attempts()[-1].exit_reason or "")
+    plan_again(loss="loss")
+    train(open_session(folder))
+    result = run_folder.result()
+    assert result is not None
+    assert result.bits_per_byte is not None
+    assert [attempt.exit_reason for attempt in run_folder.attempts()][1:] == ["done"]
+    assert list((run_folder.path / "reported").iterdir()) == [run_folder.reported(1)]
+    # What is recorded was read in one way.
+    assert plan_again(loss="loss") == folder
+    with pytest.raises(UserError, match=r"trainer\.result = another one: must be what the results"):
+        plan_again(loss="val_loss")
+
+
 def test_code_that_changed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder, _ = planned(tmp_path)
     before = sorted(path.name for path in folder.iterdir())
