@@ -132,7 +132,7 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
         values = json.loads(text)
         there = read_json(path, "plan")
         if _what_runs(there) != _what_runs(values):
-            _check_result_alone(plan, there, folder)
+            _check_result_alone(plan, values, there, folder)
         if there == values:
             if not (folder / "plan.parquet").exists():
                 write_plan_table(plan, folder, estimates)
@@ -141,9 +141,8 @@ def write_plan(plan: Plan, folder: Path, estimates: Estimates | None = None) -> 
     return True
 
 
-def _check_result_alone(plan: Plan, there: Any, folder: Path) -> None:
+def _check_result_alone(plan: Plan, values: Any, there: Any, folder: Path) -> None:
     """Raise UserError unless a plan reads results otherwise than the one there, with none yet."""
-    values = plan_to_json(plan)
     if _what_runs(there, "result") == _what_runs(values, "result"):
         if not any(folder.glob("runs/*/result.json")):
             return
