@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lion import Lion
+from adamw import AdamW
 
 from model import GPT, GPTConfig
 
@@ -85,7 +85,7 @@ if init_from == "resume":
     checkpoint = torch.load(os.path.join(out_dir, "ckpt.pt"), map_location=device)
     model_args = checkpoint["model_args"]
 model = GPT(GPTConfig(**model_args)).to(device)
-optimizer = Lion(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+optimizer = AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
 if init_from == "resume":
     model.load_state_dict(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
