@@ -165,6 +165,19 @@ def test_the_report_speaks_of_the_unit_and_of_what_is_declared(
     assert "Losses are in" not in page
 
 
+def test_a_table_away_from_its_plan_tells_what_it_knows(
+    tables: dict[str, Path], fitted: dict[str, Fits], tmp_path: Path
+) -> None:
+    (tmp_path / "runs.parquet").write_bytes((tables["val_err"] / "runs.parquet").read_bytes())
+    page = page_of(tmp_path, fitted["val_err"])
+    assert (
+        "| Recipe (optimizer, learning rate, schedule) | the trainer's own, by its command |"
+        in page
+    )
+    assert "| Unit of the loss | val_err |" in page
+    assert "{steps}" not in page
+
+
 @pytest.mark.parametrize("stem", ["frontier", "sparsity", "isoflop_profiles"])
 def test_figures_are_labelled_with_the_unit(fitted: dict[str, Fits], stem: str) -> None:
     from matplotlib.text import Text

@@ -26,8 +26,10 @@ from isoflop.errors import UserError
 from isoflop.files import read_json, sha256_file
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
+from isoflop.study.trainer import ArchTable, Trainer
 from isoflop.tables import OWN_TRAINER
 from isoflop.units import NATS, unit_words
+from isoflop.validate import validated
 
 _PACKAGES = ("numpy", "scipy", "matplotlib", "pyarrow")
 _PLAN = "plan.json"
@@ -103,7 +105,8 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
 
 def _code(folder: Path, planned: Mapping[str, Any]) -> str | None:
     """Return digest and commit of the trainer's code; None where the plan has none."""
-    digests = [run["spec"]["code"] for run in planned.get("runs", ()) if "code" in run["spec"]]
+    specs = [run.get("spec") for run in planned.get("runs", ())]
+    digests = [spec["code"] for spec in specs if isinstance(spec, dict) and "code" in spec]
     if not digests:
         return None
     shown = f"sha256 {digests[0][:12]} over its files"
@@ -123,10 +126,12 @@ def _git_sha() -> str | None:
 def checklist_section(fits: Fits, source: Source) -> Section:
     """Return the four parts of the checklist; what the data do not tell is "not recorded"."""
     study = source.study or {}
+    values = study.get("trainer")
+    trainer = None if values is None else validated(Trainer, values, what="trainer of plan.json")
     parts = {
         "Form": _form(fits, study),
         "Training": _training(fits, study, source),
-        **({"Trainer": _trainer(study["trainer"], study, source)} if source.own_archs else {}),
+        **({} if trainer is None else {"Trainer": _trainer(trainer, study, source)}),
         "Data collection": _collection(fits, source),
         "Fitting": _fitting(fits),
     }
@@ -203,35 +208,29 @@ _OWN_RECIPE: tuple[Entry, ...] = (
 )
 
 
-def _trainer(trainer: Mapping[str, Any], study: Mapping[str, Any], source: Source) -> list[Entry]:
+def _trainer(trainer: Trainer, study: Mapping[str, Any], source: Source) -> list[Entry]:
     """Return what the study says of its own trainer."""
-    result = trainer["result"]
-    kind = next((k for k in _RESULT_KINDS if result.get(k) is not None), None)
-    where = "what isoflop.trainer.finish wrote" if kind is None else f"{kind} {result[kind]}"
-    metrics = ", ".join(result.get("metrics", ())) or "none"
-    archs = [_arch(arch) for arch in study.get("trainer_archs", ())]
+    result = trainer.result
+    where = f"{result.kind} {result.path}" if result.path != "{result}" else "its result"
+    archs = [validated(ArchTable, table) for table in study.get("trainer_archs", ())]
+    comparable = "Losses compare with those of isoflop's own trainer"
     return [
         ("Archs", ", ".join(source.own_archs)),
-        ("Command", " ".join(trainer["command"])),
+        ("Command", " ".join(trainer.command)),
         ("Code", source.code or UNKNOWN),
-        ("Sizes (rungs of the ladder)", _rungs(trainer["ladder"])),
-        *[("What differs in an arch", each) for each in archs],
-        ("Batch size (tokens)", f"{trainer['batch_tokens']:,}"),
-        ("Sequence length (tokens)", f"{trainer['seq_len']:,}"),
-        ("Training data", f"{trainer['data']} (a label)"),
-        ("FLOPs and parameters", _counted(trainer["count"])),
-        ("Loss", f"{result['loss']} in {where}, {unit_words(result['unit'])}"),
-        ("Further metrics", metrics),
-        *(
-            [("Losses compare with those of isoflop's own trainer", "yes, as the study says")]
-            if source.has_others
-            else []
-        ),
-        ("After an interruption", _RESUMED[trainer.get("resume", "restart")]),
+        ("Sizes (rungs of the ladder)", _rungs(trainer.ladder)),
+        *[("What differs in an arch", _arch(table)) for table in archs],
+        ("Batch size (tokens)", f"{trainer.batch_tokens:,}"),
+        ("Sequence length (tokens)", f"{trainer.seq_len:,}"),
+        ("Training data", f"{trainer.data} (a label)"),
+        ("FLOPs and parameters", _counted(trainer.count)),
+        ("Loss", f"{result.loss} in {where}, {unit_words(result.unit)}"),
+        ("Further metrics", ", ".join(result.metrics) or "none named"),
+        *([(comparable, "yes, as the study says")] if source.has_others else []),
+        ("After an interruption", _RESUMED[trainer.resume]),
     ]
 
 
-_RESULT_KINDS = ("json", "csv", "jsonl", "log", "tensorboard", "wandb")
 _RESUMED = {
     "native": "the command goes on from its own checkpoint",
     "restart": "the command begins anew",
@@ -246,23 +245,22 @@ def _counted(count: Any) -> str:
     return f"counted, by {count}" if isinstance(count, str) else "declared, not counted"
 
 
-def _arch(arch: Mapping[str, Any]) -> str:
+def _arch(arch: ArchTable) -> str:
     """Return what a study says of one arch of its trainer."""
-    parts = [" ".join(arch.get("args", ()))]
-    if arch.get("command"):
-        parts.append(f"command {' '.join(arch['command'])}")
-    if arch.get("env"):
-        parts.append(" ".join(f"{name}={value}" for name, value in arch["env"].items()))
-    if arch.get("ladder"):
-        parts.append(_rungs(arch["ladder"]))
-    if arch.get("count"):
-        parts.append(_counted(arch["count"]))
-    return f"{arch['name']}: {'; '.join(filter(None, parts)) or 'nothing of the command'}"
+    parts = [
+        " ".join(arch.args),
+        "" if arch.command is None else f"command {' '.join(arch.command)}",
+        " ".join(f"{name}={value}" for name, value in arch.env.items()),
+        _rungs(arch.ladder),
+        "" if arch.count is None else _counted(arch.count),
+        ", ".join(f"{name} = {value} in the count" for name, value in arch.count_with.items()),
+    ]
+    return f"{arch.name}: {'; '.join(filter(None, parts)) or 'nothing of the command'}"
 
 
 def _convention(fits: Fits, study: Mapping[str, Any]) -> str:
     convention = str(study.get("convention", UNKNOWN))
-    if fits.declared_archs == fits.archs:
+    if fits.declared_archs and fits.declared_archs == fits.archs:
         return "none: FLOPs are as declared"
     if fits.declared_archs:
         return f"{convention}; as declared of {', '.join(fits.declared_archs)}"
@@ -276,7 +274,7 @@ def _unit_of(fits: Fits, study: Mapping[str, Any]) -> str:
 
 
 def _n_is(fits: Fits, study: Mapping[str, Any]) -> str:
-    if fits.declared_archs == fits.archs:
+    if fits.declared_archs and fits.declared_archs == fits.archs:
         return "n_params: as declared"
     if fits.declared_archs:
         return f"n_params: as declared of {', '.join(fits.declared_archs)}; else all parameters"
