@@ -150,11 +150,17 @@ class AttemptRecord:
         self._end(f"interrupted: {reason}", wall_s)
         return JobResult(status="interrupted", reason=reason)
 
-    def fail(self, reason: str, text: str | None = None) -> JobResult:
-        """Record a failure, with the traceback if there is one."""
+    def fail(self, reason: str, text: str | None = None, wall_s: float | None = None) -> JobResult:
+        """Record a failure.
+
+        Args:
+            reason: in one line.
+            text: the traceback; None: there is none.
+            wall_s: seconds of training in this attempt; None: up to its last step.
+        """
         # A full disk may take no record either; the reason is still returned.
         with contextlib.suppress(OSError):
-            self._end(f"failed: {reason}")
+            self._end(f"failed: {reason}", wall_s)
         if text is not None:
             with contextlib.suppress(OSError):
                 path = self._folder.traceback_file(self._attempt)

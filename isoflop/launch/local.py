@@ -116,8 +116,6 @@ def open_session(
     estimates = load_estimates(folder)
     planned_placements = {} if estimates is None else estimates.placements
     runs = [run for run in plan.unique_runs if only is None or run.run_id in only]
-    if any(isinstance(run.spec, TrainerSpec) for run in runs):
-        check_code(folder, plan)
     data_ids = {run.spec.data_id for run in runs if isinstance(run.spec, RunSpec)}
     data_folder = (
         prepared_for_plan(plan.study.source, plan.study.tokenizer, data_ids.pop(), data_dir)
@@ -129,6 +127,8 @@ def open_session(
     readable = [p for p in runs if p.run_id not in damaged]
     results = {run_id: result for run_id, (result, _) in checked.items() if result is not None}
     unfinished = [p for p in readable if p.run_id not in results]
+    if any(isinstance(run.spec, TrainerSpec) for run in unfinished):
+        check_code(folder, plan)
     watches = watch_all(folder, (p.run_id for p in unfinished)) if is_here else {}
     # The longest first, so that the last workers to finish do not wait for one long run.
     unfinished.sort(key=lambda planned: (planned.run_id in watches, -planned.flops))

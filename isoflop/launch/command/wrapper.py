@@ -56,7 +56,7 @@ _POLL_S = 0.2
 # What is passed on as it is.
 _STOP_SIGNALS = {"SIGUSR2": signal.SIGUSR2, "SIGTERM": signal.SIGTERM}
 
-# In an attempt's folder: its command ended with 0, so that whatever it reports is all there.
+# In an attempt's folder: its command ended with 0 by itself, so that all it reports is there.
 _ENDED = "ended"
 
 _LOG_LINES = 3
@@ -124,20 +124,23 @@ class CommandAttempt:
             spec = self._read_spec()
             if (found := self._found_before(spec)) is not None:
                 return self._done(spec, found)
+            if (reason := self._should_stop()) is not None:
+                return self._record.interrupt(reason, 0.0)
             places = self._prepare()
             reader = CurveReader(self._trainer.result, places, steps=spec.steps)
             before = _signature(self._folder.trainer)
             end = self._run(spec, places, reader)
             if self._stopped_by in (attempts.GONE, attempts.SUPERSEDED):
                 return self._record.interrupt(self._stopped_by, self._wall_s)
-            has_progress = self._has_progress(reader, before)
-            return self._end(spec, places, end, reader.newest, has_progress=has_progress)
+            return self._end(
+                spec, places, end, reader.newest, lambda: self._has_progress(reader, before)
+            )
         except Exception as error:
             if self._record.is_gone():
                 return self._record.record_gone()
             is_told = isinstance(error, UserError)
             text = None if is_told else traceback.format_exc()
-            return self._record.fail(reason_of(error), text)
+            return self._record.fail(reason_of(error), text, self._wall_s)
 
     @property
     def _wall_s(self) -> float:
@@ -300,8 +303,7 @@ class CommandAttempt:
         places: Places,
         end: CommandEnd,
         newest: CurvePoint | None,
-        *,
-        has_progress: bool,
+        has_progress: Callable[[], bool],
     ) -> JobResult:
         """Record how the command ended, and the result if there is one."""
         said = read_ending(places)
@@ -309,7 +311,8 @@ class CommandAttempt:
             reason = f"the command ended with code {DIVERGED}" if said is None else said.reason
             return self._diverged(spec, reason, newest)
         if end.code == 0 and said is None:
-            (self._reported / _ENDED).touch()
+            if self._stopped_by is None:
+                (self._reported / _ENDED).touch()
             try:
                 found = read_result(self._trainer.result, places)
                 if found.ending is not None:
@@ -320,18 +323,22 @@ class CommandAttempt:
                 if self._stopped_by is None:
                     raise
             else:
-                return self._done(spec, found)
+                if self._stopped_by is None or _is_whole(spec, found, newest):
+                    return self._done(spec, found)
         if self._stopped_by is not None:
             return self._record.interrupt(self._stopped_by, self._wall_s)
         if end.code == CONTINUE or said is not None:
-            if has_progress:
+            if has_progress():
                 return self._record.interrupt(ASKS_FOR_MORE, self._wall_s)
             asks = f"it asks to be continued (exit code {CONTINUE})"
             if self._trainer.resume == "restart":
                 do = 'resume = "restart" begins anew; write resume = "native" if it goes on'
-                return self._record.fail(f"{asks}, and {do}")
-            return self._record.fail(f"{asks} and came no step further; {end_of_log(self._log)}")
-        return self._record.fail(f"{_ended(end)}; {end_of_log(self._log)}")
+                return self._fail(f"{asks}, and {do}")
+            return self._fail(f"{asks} and came no step further; {end_of_log(self._log)}")
+        return self._fail(f"{_ended(end)}; {end_of_log(self._log)}")
+
+    def _fail(self, reason: str) -> JobResult:
+        return self._record.fail(reason, wall_s=self._wall_s)
 
     def _done(self, spec: TrainerSpec, found: TrainerResult) -> JobResult:
         unit = self._trainer.result.unit
@@ -355,7 +362,7 @@ class CommandAttempt:
     def _diverged(self, spec: TrainerSpec, reason: str, newest: CurvePoint | None) -> JobResult:
         values = {
             "status": "diverged",
-            "status_reason": reason,
+            "status_reason": printable(reason, ""),
             "loss": None,
             "num_steps": 0 if newest is None else min(newest.step, spec.steps),
         }
@@ -389,6 +396,14 @@ def _ended(end: CommandEnd) -> str:
         return f"killed by {signal.Signals(-end.code).name}"
     except ValueError:
         return f"killed by signal {-end.code}"
+
+
+def _is_whole(spec: TrainerSpec, found: TrainerResult, newest: CurvePoint | None) -> bool:
+    """Return whether a command that was told to stop shows that it had trained to the end.
+
+    Many end with 0 once they have saved, and the last loss in a log is not that of the end.
+    """
+    return found.tokens is not None or (newest is not None and newest.step >= spec.steps - 1)
 
 
 def _perplexity(loss: float) -> float | None:

@@ -20,6 +20,7 @@ from isoflop.launch.command.environment import Surroundings
 from isoflop.launch.command.wrapper import ASKS_FOR_MORE, execute_command
 from isoflop.launch.job import JobResult
 from isoflop.launch.run_folder import RunFolder
+from isoflop.placement import Placement
 from made_commands import FINISH, made_job, made_spec
 
 
@@ -100,6 +101,12 @@ def test_a_command_is_told_what_it_trains_and_its_result_is_kept(tmp_path: Path)
         ),
         ("kill -SEGV $$", "failed", "killed by SIGSEGV; it printed nothing"),
         ("exit 77", "diverged", "code 77"),
+        (
+            'printf \'{"status": "diverged", "reason": "at \\\\u001b[2J 3"}\' > $ISOFLOP_RESULT\n'
+            "exit 1",
+            "diverged",
+            "at \\x1b[2J 3",
+        ),
         ('echo "{\\"loss\\": NaN, \\"tokens\\": 64}" > $ISOFLOP_RESULT', "diverged", "nan"),
         ("true", "failed", "UserError: result = "),
         ('echo "{\\"loss\\": 1}" > $ISOFLOP_RESULT', "failed", "UserError: tokens"),
@@ -175,6 +182,34 @@ def test_a_stop_reaches_the_whole_group_and_the_next_attempt_ends_it(tmp_path: P
     assert execute_command(job).status == "done"
 
 
+RANK = """import os, time
+from isoflop import trainer
+folder = trainer.spec()["checkpoint_dir"]
+trainer.should_stop()
+open(f"{folder}/begun{os.environ['RANK']}", "w").close()
+while not trainer.should_stop():
+    time.sleep(0.05)
+open(f"{folder}/saved{os.environ['RANK']}", "w").close()
+trainer.stop()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_save_in_sessions_of_their_own(tmp_path: Path) -> None:
+    torchrun = ("{python}", "-m", "torch.distributed.run", "--standalone")
+    spec = made_spec(command=(*torchrun, "--nproc-per-node={ranks}", "train.sh"))
+    placement = Placement(parallel="ddp", num_ranks=2)
+    job, folder = made_job(tmp_path, RANK, spec=spec, placement=placement)
+    both = [folder.trainer / "begun0", folder.trainer / "begun1"]
+
+    def should_stop() -> str | None:
+        return "SIGUSR2" if all(path.exists() for path in both) else None
+
+    ending = execute_command(job, should_stop=should_stop)
+    assert ending == JobResult(status="interrupted", reason="SIGUSR2")
+    assert {"saved0", "saved1"} <= {path.name for path in folder.trainer.iterdir()}
+
+
 def test_what_does_not_stop_in_time_is_killed_wherever_it_is(tmp_path: Path) -> None:
     script = """cd $ISOFLOP_CHECKPOINT_DIR; trap '' USR2 TERM
     setsid sh -c 'trap "" USR2 TERM; echo $$ > other; touch begun; sleep 60; sleep 60' &
@@ -208,6 +243,27 @@ def test_a_result_that_is_there_counts_although_it_was_told_to_stop(tmp_path: Pa
     assert (ending.status, ending.loss) == ("done", 2.5)
 
 
+@pytest.mark.parametrize(("step", "status"), [(2, "interrupted"), (4, "done")])
+def test_stopped_with_code_0_it_is_done_only_if_it_shows_so(
+    step: int, status: str, tmp_path: Path
+) -> None:
+    script = f"""cd $ISOFLOP_CHECKPOINT_DIR; trap 'exit 0' USR2
+    [ $ISOFLOP_ATTEMPT = 2 ] && {{ echo "step 4 loss 1.0"; exit; }}
+    echo "step {step} loss 2.0"; touch begun; while :; do sleep 0.01; done"""
+    result = {"log": "{log}", "loss": r"step (?P<step>\d+) loss (?P<loss>\S+)"}
+    job, folder = made_job(tmp_path, script, resume="native", result=result)
+    ending = execute_command(job, should_stop=once_there(folder.trainer / "begun"))
+    assert ending.status == status
+    assert execute_command(job).loss == (2.0 if status == "done" else 1.0)
+
+
+def test_told_to_stop_before_it_began_it_does_not_begin(tmp_path: Path) -> None:
+    job, folder = made_job(tmp_path)
+    ending = execute_command(job, should_stop=lambda: "SIGTERM")
+    assert ending == JobResult(status="interrupted", reason="SIGTERM")
+    assert not folder.trainer.exists()
+
+
 def test_restarted_it_finds_nothing_and_no_link_is_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -218,6 +274,7 @@ def test_restarted_it_finds_nothing_and_no_link_is_followed(tmp_path: Path) -> N
     {FINISH}"""
     job, folder = made_job(tmp_path, script, keep_weights="none")
     assert execute_command(job).reason == "exit code 1; it printed nothing"
+    assert record(folder, 1)["wall_s"] > 0
     assert (folder.trainer / "link").is_symlink()
     assert execute_command(job).status == "done"
     assert not folder.trainer.exists()
