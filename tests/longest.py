@@ -14,11 +14,10 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 SECONDS = {
+    "test_install.py::test_a_stranger": 150,
     "slurm/test_matrix.py::test_a_time_limit_shorter_than_the_run": 136,
     "launch/test_run.py::test_killed_at_random_instants": 110,
-    "docs/test_commands.py::test_the_code_of_a_document_runs[README": 104,
     "slurm/test_matrix.py::test_two_nodes_train_one_run": 102,
-    "test_install.py::test_a_stranger": 100,
     "docs/test_commands.py::test_the_code_of_a_document_runs[experiments": 90,
     "launch/test_chaos.py::test_killed_again_and_again_it_ends_bit_identical[sgatlin": 87,
     "slurm/test_matrix.py::test_killed_without_a_word[True": 86,

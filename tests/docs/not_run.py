@@ -32,6 +32,7 @@ SMALLER: dict[str, dict[str, str]] = {
 
 _RESULTS = "test_results.py makes these tables and figures again from the committed runs"
 _SLOW = "runs with the document that it is taken from"
+_ANALYSIS = "runs with isoflop/analysis/README.md"
 _HOURS = "trains for hours; test_results.py makes its tables again from the committed runs"
 
 _MINUTES = "trains for minutes; test_install.py ends the same study, a run of each family"
@@ -41,10 +42,13 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "README.md": {
         "make study": _MINUTES,
         "isoflop run results/quickstart": _MINUTES,
+        "isoflop fit results/quickstart": _ANALYSIS,
+        "isoflop report results/quickstart": _ANALYSIS,
         "isoflop run results/my-study": _SLOW,
         "isoflop fit results/my-study": _SLOW,
         "isoflop report results/my-study": _SLOW,
         "isoflop report results/cpu_reference": _RESULTS,
+        "isoflop data prepare synthetic:tiny:0": _SLOW,
         "isoflop interpret record results/facts_tiny d71a": _SLOW,
         "isoflop interpret page results/facts_tiny d71a": _SLOW,
     },
