@@ -65,6 +65,7 @@ def count(module: Callable[..., Any], *example_inputs: Any, **kwargs: Any) -> Co
         UserError: it does not run, trains nothing, or has no tensor among its inputs.
     """
     modules = _modules_of(module)
+    _refuse_unknown(modules)
     with on_shapes(modules.values()) as twins, use_implementation("reference"):
         args, named = twins.inside(example_inputs), twins.inside(kwargs)
         num_tokens, seq_len = _tokens((args, named))
@@ -101,6 +102,18 @@ def _modules_of(function: Any) -> dict[str, nn.Module]:
     else:
         held |= getattr(function, "__dict__", {})
     return {name: value for name, value in held.items() if isinstance(value, nn.Module)}
+
+
+def _refuse_unknown(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse modules whose operators or shapes are out of reach."""
+    for _, path, part in _named(modules):
+        if isinstance(part, torch.jit.ScriptModule):
+            why = "a module of TorchScript cannot be looked into: count what it was made of"
+            raise UncountedOperatorError((f"torch.jit in {path or 'the model'}",), why)
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if torch.nn.parameter.is_lazy(tensor):
+                do = "give its sizes, or run it once before"
+                raise UserError("module", f"{path}.{name}", "of a known shape", do)
 
 
 def _paths(modules: Mapping[str, nn.Module]) -> dict[int, str]:

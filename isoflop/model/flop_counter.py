@@ -11,8 +11,9 @@ elementwise work. Write contractions as matrix products or `einsum`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -158,7 +159,8 @@ class StrictFlopCounter:
     """
 
     def __init__(self, observe: Observer | None = None) -> None:
-        self._counter = FlopCounterMode(display=False)
+        mended = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+        self._counter = FlopCounterMode(display=False, custom_mapping=mended)
         self._watch = _Watch(self._counter.flop_registry, observe)
 
     def __enter__(self) -> Self:
@@ -238,6 +240,29 @@ class _Watch(TorchDispatchMode):
             flops = None if formula is None else formula(*args, **kwargs, out_val=out)
             self.observe(packet, name, args, kwargs, out, flops)
         return out
+
+
+def _convolution_backward_flops(
+    grad_out: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: Sequence[bool],
+    **others: Any,
+) -> int:
+    """Return FLOPs of a convolution's gradients by shapes, each as much work as forward.
+
+    torch's own formula takes the gradient of a weight in groups for that of a dense one.
+    """
+    places = x if transposed else grad_out
+    forward = 2 * grad_out[0] * math.prod(places[2:]) * math.prod(weight)
+    return forward * sum(output_mask[:2])
 
 
 def operator_name(packet: Any) -> str:

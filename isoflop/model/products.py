@@ -36,6 +36,10 @@ _SELECTS = {"aten::argmax", "aten::argsort", "aten::max", "aten::sort", "aten::t
 # One step of a loop over a sequence looks at one of its positions.
 _STEPS = {"aten::select", "aten::unbind", "aten::slice", "aten::split"}
 _SCALES = {"aten::mul", "aten::addcmul", "aten::lerp", "aten::_foreach_mul"}
+# An outer product stays one in these, and becomes a matrix product in those that add up.
+_KEEPS = {"aten::cat", "aten::clone", "aten::_to_copy", "aten::div", "aten::neg", "aten::stack"}
+_SUMS = {"aten::mean", "aten::sum"}
+_PLUS = {"aten::add", "aten::addcmul", "aten::sub"}
 _SCANS = {"aten::cumprod", "aten::cumsum", "aten::logcumsumexp"}
 _GROUPED = {"aten::_grouped_mm", "isoflop::product_loop"}
 # The first argument of these is added to the product.
@@ -183,13 +187,9 @@ class Record:
                 product.is_selected_by = True
         else:
             self._follow_steps(name, given, out, origin)
-            if name in _SCALES:
-                origin = dataclasses.replace(
-                    origin, scales=origin.scales + 1, is_outer=_is_outer(given, out)
-                )
-            elif name == "aten::sum" and _origin(given[0]).is_outer:
-                path = self._calls[-1].path
-                self.contracted[path] = self.contracted.get(path, 0) + given[0].numel()
+            scales = origin.scales + (name in _SCALES)
+            is_outer = self._follow_outer(name, given, out)
+            origin = dataclasses.replace(origin, scales=scales, is_outer=is_outer)
         for tensor in _tensors(out):
             # What memory held before in other places is still there.
             before = _origin(tensor)
@@ -288,6 +288,32 @@ class Record:
         elif name in _SCALES and self._is_recurrence(origin, call):
             where = call.path or "the model"
             raise UncountedOperatorError((f"{name} in a loop over tokens in {where}",), SCAN)
+
+    def _follow_outer(self, name: str, given: list[Tensor], out: Any) -> bool:
+        """Return whether an outer product comes out, and note where entries of some are added."""
+        outer = [_origin(t).is_outer for t in given]
+        if name in _SUMS:
+            if outer[0]:
+                self._note_contraction(given[0])
+            return False
+        if name == "aten::addcmul":
+            # The first is added to the product of the others.
+            outer = [outer[0], _is_outer(given[1:], out)]
+        elif name in _SCALES:
+            return outer.count(True) == 1 or _is_outer(given, out)
+        if name in _PLUS:
+            if outer[:2] == [True, True]:
+                self._note_contraction(next(_tensors(out)))
+            # What was made without values, as zeros, is none of the terms.
+            return any(outer) and all(
+                is_outer or not _origin(t).depends
+                for is_outer, t in zip(outer, given, strict=False)
+            )
+        return name in _KEEPS and any(outer)
+
+    def _note_contraction(self, products: Tensor) -> None:
+        path = self._calls[-1].path
+        self.contracted[path] = self.contracted.get(path, 0) + products.numel()
 
     def _is_recurrence(self, origin: _Origin, call: _Call) -> bool:
         """Return whether values were scaled again at each position that a module looked at."""

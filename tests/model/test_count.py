@@ -111,6 +111,21 @@ def test_what_does_not_divide_is_rounded_up_and_its_parts_add_up() -> None:
     assert count.modules[0].training_flops == count.training_flops
 
 
+@pytest.mark.parametrize("kind", [torch.nn.Conv1d, torch.nn.ConvTranspose1d])
+@pytest.mark.parametrize("groups", [1, 4, 16])
+def test_convolutions_in_groups_have_gradients_in_groups(
+    kind: type[torch.nn.Conv1d], groups: int
+) -> None:
+    """torch's own formula takes the gradient of a weight for that of a dense convolution."""
+    x = torch.zeros(2, 16, 8, requires_grad=True)
+    count = isoflop.count(kind(16, 16, 3, padding=1, groups=groups), x)
+    whole = 2 * 2 * 8 * 16 * 16 * 3 // groups
+    assert (count.flops * count.num_tokens, count.training_flops * count.num_tokens) == (
+        whole,
+        3 * whole,
+    )
+
+
 def test_parts_of_a_layer_that_has_all_in_one_module() -> None:
     """Attention and feed-forward in one forward pass, without modules of their own."""
 

@@ -69,6 +69,15 @@ def scan(model: Any, x: Tensor) -> Tensor:
     return torch.stack(states, 1)
 
 
+def outer_state(model: Any, x: Tensor) -> Tensor:
+    """As linear attention's, token by token and without a decay."""
+    state, outputs = torch.zeros(x.shape[0], WIDTH, WIDTH), []
+    for t in range(x.shape[1]):
+        state = state + x[:, t, :, None] * x[:, t, None]
+        outputs.append((x[:, t, None] @ state)[:, 0])
+    return torch.stack(outputs, 1)
+
+
 def flex(model: Any, x: Tensor) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -130,6 +139,15 @@ REFUSED: dict[str, tuple[Middle, str]] = {
         lambda m, x: (x[..., None] * m.matrix).sum(-2),
         "aten::mul and aten::sum in the model",
     ),
+    "a product as a mean of a chain": (
+        lambda m, x: (x[..., None].double() * m.matrix * x.mean()).float().mean(-2),
+        "aten::mul and aten::sum in the model",
+    ),
+    "a product as a loop of sums": (
+        lambda m, x: sum(x[..., k : k + 1] * m.matrix[k] for k in range(WIDTH)),
+        "aten::mul and aten::sum in the model",
+    ),
+    "a state that is added to": (outer_state, "aten::mul and aten::sum in the model"),
     "fourier": (lambda m, x: torch.fft.fft(x).real, "aten::_fft_r2c"),
 }
 
@@ -174,6 +192,29 @@ def test_a_raw_kernel_is_named() -> None:
 
     with pytest.raises(UncountedOperatorError, match="triton::scan_kernel; a kernel does not run"):
         isoflop.count(made(launch), IDS)
+
+
+def test_gates_norms_and_streams_are_no_products() -> None:
+    """Outer products that are not summed up, and a residual stream that some are added to."""
+
+    def middle(model: Any, x: Tensor) -> Tensor:
+        for row in model.matrix[:4]:
+            x = x + torch.sigmoid(x[..., :1]) * row
+        streams = x[..., :4, None] * x[..., None, :]
+        streams = streams * (streams * streams).mean(-1, keepdim=True).rsqrt()
+        return model.decay(streams).mean(-2)
+
+    training = isoflop.count(made(middle), IDS).training_flops
+    assert training == PLAIN + 3 * 2 * 4 * WIDTH * WIDTH
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_modules_out_of_reach_are_named() -> None:
+    script = torch.jit.trace(linear(), torch.zeros(1, WIDTH))
+    with pytest.raises(UncountedOperatorError, match=r"torch\.jit in 1"):
+        isoflop.count(nn.Sequential(linear(), script), torch.zeros(2, WIDTH))
+    with pytest.raises(UserError, match=r"1\.weight.*known shape"):
+        isoflop.count(nn.Sequential(linear(), nn.LazyLinear(3)), torch.zeros(2, WIDTH))
 
 
 def test_torchs_own_counter_says_nothing_of_these() -> None:
