@@ -111,7 +111,7 @@ def _refuse_unknown(modules: Mapping[str, nn.Module]) -> None:
             why = "a module of TorchScript cannot be looked into: count what it was made of"
             raise UncountedOperatorError((f"torch.jit in {path or 'the model'}",), why)
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            if torch.nn.parameter.is_lazy(tensor):
+            if tensor is not None and torch.nn.parameter.is_lazy(tensor):
                 do = "give its sizes, or run it once before"
                 raise UserError("module", f"{path}.{name}", "of a known shape", do)
 
