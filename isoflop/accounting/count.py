@@ -133,6 +133,11 @@ class Count:
         return dataclasses.asdict(self)
 
     @property
+    def rests_on_declared(self) -> bool:
+        """Whether FLOPs are the user's own: all of them, or those of an operator."""
+        return self.declared or bool(self.declared_operators)
+
+    @property
     def flops_by_component(self) -> Mapping[str, int]:
         """Forward FLOPs per token by component; empty if declared."""
         return {c.name: c.flops_per_token for c in self.components}

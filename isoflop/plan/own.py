@@ -228,7 +228,7 @@ class OwnRuns:
                 if name in (*COUNTED, OTHER)
             },
             warnings=(),
-            declared=count.declared,
+            declared=count.rests_on_declared,
             ledger=None,
         )
 

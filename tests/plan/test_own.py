@@ -195,6 +195,11 @@ def test_counted_models_are_counted_once_a_rung_with_the_archs_arguments(
     assert asked[0] == ("model:build", {"depth": 1}, 16)
     assert asked[3] == ("model:build", {"depth": 4, "gated": True}, 16)
     assert len(asked) == len(plan.counts) == 6
+    # The formula of one operator is the user's own.
+    first = plan.counts[0]
+    partly = dataclasses.replace(first.count, declared=False, declared_operators=("a::b",))
+    runs = own.OwnRuns(plan.study, [dataclasses.replace(first, count=partly)], "d")
+    assert runs.run(10**9, first.arch, first.size, 0).declared
     values["trainer"]["count"] = "hf:config-{depth}.json"
     asked.clear()
     make_plan(study_from_toml(values))
