@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 
 NATS = "nats_per_token"
 UNITS = (NATS, "bits_per_token", "bits_per_byte")
 """Units of a loss that isoflop knows; any other word is the name of a metric, lower is better."""
+
+_SHORT_NAMES = {"nats": NATS, "nat": NATS, "bpt": "bits_per_token", "bpb": "bits_per_byte"}
+# One letter more, less or other; nats_per_byte and bits_per_character are other units.
+_LIKENESS = 0.92
+
+
+def meant_unit(word: str) -> str | None:
+    """Return the known unit that another word stands for: short for it, or misspelt."""
+    if word in UNITS:
+        return None
+    short = _SHORT_NAMES.get(word.lower())
+    near = get_close_matches(word.lower(), UNITS, n=1, cutoff=_LIKENESS)
+    return short or (near[0] if near else None)
 
 
 def unit_words(unit: str) -> str:

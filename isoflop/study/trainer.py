@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt
 
 from isoflop.errors import UserError, shown
 from isoflop.texts import has_control
-from isoflop.units import NATS, UNITS
+from isoflop.units import NATS, UNITS, meant_unit
 from isoflop.validate import CLOSED, Count, ReadBy
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ class ResultTable:
         if not self.unit.isidentifier():
             allowed = f"one of {', '.join(UNITS)}, or the name of a metric (letters, digits, _)"
             raise UserError("trainer.result.unit", self.unit, allowed, _DO)
+        if near := meant_unit(self.unit):
+            allowed = "a known unit as isoflop writes it, or clearly another metric"
+            raise UserError("trainer.result.unit", self.unit, allowed, f"write {near}")
         for name in self.metrics:
             if not name.isidentifier():
                 allowed = "a name of letters, digits and _"

@@ -239,6 +239,11 @@ COMMAND = ["{python}", "train.py", "{depth}", "{steps}", "{seed}", "{result}"]
         (_trainer(ladder={"steps": [1, 2, 3]}), "trainer.ladder = 'steps'"),
         (_trainer(count={"flops_per_token": [1], "n_params": [1]}), "must be 3 numbers"),
         (_trainer(result={"unit": "bits per byte"}), "trainer.result.unit = 'bits per byte'"),
+        (
+            _trainer(result={"unit": "nats_per_tokens"}),
+            "clearly another metric; write nats_per_token",
+        ),
+        (_trainer(result={"unit": "bpb"}), "clearly another metric; write bits_per_byte"),
         (_trainer(result={"loss": "x"}), "trainer.result.unit = None: must be given"),
         (_trainer(result={"unit": "u", "json": "a", "csv": "b"}), "must be one of json, csv"),
         (

@@ -228,7 +228,8 @@ def check_against_plan(result: TrainerResult, *, n_tokens: int, n_params: int) -
     if result.tokens is not None and result.tokens != n_tokens:
         do = "count all ranks and attempts, and stop after {steps} optimizer steps"
         if result.tokens and n_tokens % result.tokens == 0:
-            do = f"count all ranks if that is one of {n_tokens // result.tokens}; else {do}"
+            num = n_tokens // result.tokens
+            do = f"count all ranks if that is one of {num} (--ranks {num} starts them); else {do}"
         raise UserError("result's tokens", result.tokens, f"the plan's {n_tokens}", do)
     if result.n_params is not None and result.n_params != n_params:
         do = "let count in [trainer] build what the command trains, then plan again"
