@@ -243,24 +243,15 @@ class _Watch(TorchDispatchMode):
 
 
 def _convolution_backward_flops(
-    grad_out: Sequence[int],
-    x: Sequence[int],
-    weight: Sequence[int],
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    output_mask: Sequence[bool],
-    **others: Any,
+    grad_out: Sequence[int], x: Sequence[int], weight: Sequence[int], *options: Any, **others: Any
 ) -> int:
     """Return FLOPs of a convolution's gradients by shapes, each as much work as forward.
 
     torch's own formula takes the gradient of a weight in groups for that of a dense one.
     """
-    places = x if transposed else grad_out
+    del others
+    _, _, _, _, is_transposed, _, _, output_mask = options
+    places = x if is_transposed else grad_out
     forward = 2 * grad_out[0] * math.prod(places[2:]) * math.prod(weight)
     return forward * sum(output_mask[:2])
 
