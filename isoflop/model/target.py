@@ -109,13 +109,13 @@ def _tokens(module: Any, seq_len: int) -> tuple[tuple[Tensor, ...], dict[str, An
 
 def _hugging_face(path: Path, values: Mapping[str, Any]) -> Any:
     """Return the causal language model of a configuration, or what it says its architecture is."""
+    if not path.exists():
+        raise UserError("target", f"hf:{path}", "a configuration that is there", "correct its path")
     try:
         import transformers
     except ModuleNotFoundError:
         allowed = "counted where transformers is installed"
         raise UserError("target", f"hf:{path}", allowed, "pip install 'isoflop[hf]'") from None
-    if not path.exists():
-        raise UserError("target", f"hf:{path}", "a configuration that is there", "correct its path")
     config = transformers.AutoConfig.from_pretrained(path)
     for name, value in values.items():
         if not hasattr(config, name):

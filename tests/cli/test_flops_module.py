@@ -86,7 +86,7 @@ def test_a_convention_that_the_model_does_not_show_says_why() -> None:
         (("made_gpt:GPT", "--set", "vocab"), "--set = 'vocab': must be NAME=VALUE"),
         (("made_gpt:GPT", "--convention", "kaplan"), "convention = 'kaplan'"),
         (("made_gpt:GPT", "mlp"), "FAMILY.STUDY = 'mlp': must be absent beside --module"),
-        (("hf:none.json",), "a configuration that is there|where transformers is installed"),
+        (("hf:none.json",), "a configuration that is there"),
     ],
 )
 def test_nonsense_gets_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
