@@ -20,6 +20,7 @@ from isoflop.errors import UserError
 from isoflop.families import PATHS_VARIABLE, add_family_folder
 from isoflop.launch.execute import execute
 from isoflop.launch.local import begin, open_session
+from isoflop.launch.run_folder import RunFolder
 from isoflop.plan import planner
 from isoflop.plan.artefact import read_plan, write_plan
 from isoflop.plan.estimate import estimate_for, write_with_estimates
@@ -28,6 +29,7 @@ from isoflop.plan.planner import Plan, make_plan
 from made_family import write_family
 from made_listing import listing
 from made_studies import Edit, micro, set_value
+from made_trainer import own_study
 from slurm.made_scheduler import Sent, use
 
 PROFILE = 'name = "mine"\nhardware = "cpu2"\n'
@@ -105,6 +107,53 @@ class Received:
             "PROFILE": str(self.top / "mine.toml"),
         }
         return CliRunner().invoke(main, [words.get(word, word) for word in arguments])
+
+
+class Foreign(Received):
+    """A study whose command and count would leave a mark; its runs hold what no run would leave."""
+
+    def __init__(self, top: Path) -> None:
+        self.folder, self.mark, self.top = top / "study", top / "executed", top
+        text = f"open({str(self.mark)!r}, 'w').close()\n"
+        self.plan = make_plan(own_study(top / "code", script=text))
+        write_with_estimates(self.plan, estimate_for(self.plan, self.folder), self.folder)
+        (top / "mine.toml").write_text(PROFILE)
+        for name in ("sitecustomize.py", "model.py"):
+            (self.folder / name).write_text(text)
+        (top / "outside").mkdir()
+        (top / "outside" / "log.txt").write_text("secret\n")
+        sent = Sent(self.folder, self.plan)
+        for index in range(5):
+            sent.result(index)
+        last = self.plan.unique_runs.index(self.plan.runs[-1])
+        for index in range(5, 8):
+            sent.attempt(index, "failed: \x1b[2Jx")
+        sent.attempt(last, "failed: its log ends: \x1b[2Jx")
+        self._fill(sent.run(5), sent.run(6), sent.run(7), sent.run(last))
+
+    def stamps(self) -> dict[Path, int]:
+        """Return when each file, folder and link was last changed; the log is too long to read."""
+        return {path: path.lstat().st_ctime_ns for path in self.folder.rglob("*")}
+
+    def _fill(
+        self, fifos: RunFolder, devices: RunFolder, links: RunFolder, logs: RunFolder
+    ) -> None:
+        for folder in (fifos, devices, logs):
+            folder.reported(1).mkdir(parents=True)
+        for name in ("log.txt", "result.json", "curve.jsonl", "n" * 255):
+            os.mkfifo(fifos.reported(1) / name)
+            (devices.reported(1) / name).symlink_to("/dev/zero")
+        links.reported(1).parent.mkdir()
+        links.reported(1).symlink_to(self.top / "outside")
+        fifos.trainer.symlink_to(self.top / "outside")
+        deepest = logs.trainer.joinpath(*["d"] * 150)
+        deepest.mkdir(parents=True)
+        (deepest / "up").symlink_to(self.folder)
+        os.mkfifo(logs.trainer / "fifo")
+        log = logs.command_log(1)
+        log.write_bytes(b"\x1b]0;owned\x07\xe2\x80\xae\n" * 20)
+        # Ten gigabytes, of which nothing is on the disk.
+        os.truncate(log, 10 * 2**30)
 
 
 @pytest.fixture(autouse=True)
@@ -275,6 +324,34 @@ def test_modules_in_the_current_folder_are_not_those_of_workers(tmp_path: Path) 
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not mark.exists()
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Foreign:
+    return Foreign(tmp_path)
+
+
+def test_looking_at_a_trainers_study_runs_nothing(foreign: Foreign) -> None:
+    (foreign.top / "code" / "more.py").touch()
+    before = foreign.stamps()
+    for arguments in LOOKS:
+        done = foreign.invoke(arguments)
+        # A run whose own folder is a link is damaged, which some verbs end with.
+        assert done.exit_code in (0, 1), (arguments, done.output)
+        assert isinstance(done.exception, SystemExit | None), (arguments, done.exception)
+        assert "\x1b" not in done.output
+        assert "secret" not in done.output
+    assert not foreign.mark.exists()
+    assert foreign.stamps() == before
+    done = foreign.invoke(["refine", "STUDY"])
+    (line,) = (line for line in done.output.splitlines() if not line.startswith("damaged: "))
+    assert (done.exit_code, "--with-code" in line) == (2, True)
+    done = foreign.invoke(
+        ["retry", "STUDY", "--cluster", "PROFILE", "--failed", "all", "--dry-run"]
+    )
+    assert done.exit_code in (0, 2), done.exception
+    assert not foreign.mark.exists()
+    assert (foreign.top / "outside" / "log.txt").read_text() == "secret\n"
 
 
 def test_a_plan_written_again_is_the_same(received: Received) -> None:
