@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from command import isoflop
 from isoflop import trainer
 from isoflop.cli import main
+from isoflop.spec import shown_id
 from isoflop.study.file import load_study
 from isoflop.tables import RUNS, read_table
 
@@ -167,6 +168,6 @@ def test_a_trainer_becomes_a_study_without_a_changed_line(tmp_path: Path) -> Non
     assert _outcomes(rows) == {("parallel", "done"): 3, ("serial", "missing"): 3}
     for row in rows:
         if row["status"] == "done":
-            log = study / "runs" / row["run_id"] / "reported" / "0001" / "log.txt"
+            log = study / "runs" / shown_id(row["run_id"]) / "reported" / "0001" / "log.txt"
             (last,) = re.findall(rf"step {row['steps']}: .*val loss (\S+)", log.read_text())
             assert row["loss"] == float(last)
