@@ -52,7 +52,8 @@ def test_a_new_resource_is_one_record(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert multipliers["mlp", budget, "memory_s"] == pytest.approx(
             multipliers["mlp", budget, "wall_s"] * multipliers["mlp", budget, "n_params"], rel=1e-6
         )
-    (table,) = (b for b in comparison_section(fits.compare, ()).blocks if isinstance(b, Table))
+    section = comparison_section(fits.compare, (), fits.unit)
+    (table,) = (block for block in section.blocks if isinstance(block, Table))
     assert any("memory held" in [cell.text for cell in row] for row in table.rows)
     labels = [axes.get_xlabel() for axes in draw_resources(fits).axes]
     assert "Memory held (byte seconds)" in labels
