@@ -23,7 +23,7 @@ from isoflop.errors import UserError, failure_reason
 from isoflop.families.moe import grouped  # noqa: F401 - registers the formula of grouped products
 from isoflop.model.flop_counter import StrictFlopCounter, UncountedOperatorError, operator_name
 from isoflop.model.parts import Parameter, Parts, upwards
-from isoflop.model.products import Record
+from isoflop.model.products import Record, tensors_in
 from isoflop.model.shapes import Twins, on_shapes
 from isoflop_kernels import use_implementation
 
@@ -71,7 +71,7 @@ def count(module: Callable[..., Any], *example_inputs: Any, **kwargs: Any) -> Co
         num_tokens, seq_len = _tokens((args, named))
         record = Record(seq_len=seq_len, paths=_paths(modules))
         parameters = _watched_parameters(module, modules, twins, record)
-        for tensor in _leaves((args, named)):
+        for tensor in tensors_in((args, named)):
             record.add_input(tensor)
         counter = StrictFlopCounter(record.observe)
         try:
@@ -158,7 +158,7 @@ def _watched_parameters(
 
 def _tokens(inputs: Any) -> tuple[int, int]:
     """Return the numbers of tokens of an example and of one of its sequences."""
-    tensors = [t for t in _leaves(inputs) if t.dim()]
+    tensors = [t for t in tensors_in(inputs) if t.dim()]
     ids = [t for t in tensors if not (t.is_floating_point() or t.is_complex())]
     if not tensors:
         raise UserError(
@@ -168,26 +168,12 @@ def _tokens(inputs: Any) -> tuple[int, int]:
     return max(shape.numel(), 1), shape[-1] if len(shape) else 1
 
 
-def _leaves(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in what a module is given or gives."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _leaves(inner)
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from _leaves(vars(value))
-
-
 def _loss(output: Any) -> Tensor:
     """Return what the backward pass starts from."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, Tensor) and loss.requires_grad:
         return loss.sum()
-    trained = [t for t in _leaves(output) if t.requires_grad]
+    trained = [t for t in tensors_in(output) if t.requires_grad]
     if not trained:
         allowed = "one with a result that depends on a trained parameter"
         raise UserError("module", type(output).__name__, allowed, "let requires_grad be true")

@@ -168,13 +168,13 @@ class Record:
                 ("torch.inference_mode",), "nothing in it is trained: take it out of the module"
             )
         if name in ARITHMETIC:
-            self.elementwise += max(t.numel() for t in _tensors((args, out)))
+            self.elementwise += max(t.numel() for t in tensors_in((args, out)))
         node = torch._C._current_autograd_node()
         if node is not None:
             if flops:
                 self._add_backward(packet, node._sequence_nr(), flops)
             return
-        given = list(_tensors((args, kwargs)))
+        given = list(tensors_in((args, kwargs)))
         origin = self._joined(map(_origin, given))
         if flops is not None:
             origin = self._add(packet, name, args, out, flops, origin)
@@ -190,7 +190,7 @@ class Record:
             scales = origin.scales + (name in _SCALES)
             is_outer = self._follow_outer(name, given, out)
             origin = dataclasses.replace(origin, scales=scales, is_outer=is_outer)
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             # What memory held before in other places is still there.
             before = _origin(tensor)
             is_outer = origin.is_outer or before.is_outer
@@ -216,10 +216,10 @@ class Record:
     def _add(
         self, packet: Any, name: str, args: tuple[Any, ...], out: Any, flops: int, origin: _Origin
     ) -> _Origin:
-        operands = list(_tensors(args))[1:] if name in _ADDS else list(_tensors(args))[:2]
+        operands = list(tensors_in(args))[1:] if name in _ADDS else list(tensors_in(args))[:2]
         origins = [_origin(t) for t in operands[:2]]
         weights = [o for o in origins if o.depends == PARAMETER]
-        first = next(_tensors(out))
+        first = next(tensors_in(out))
         product = Product(
             operator=packet,
             path=self._calls[-1].path,
@@ -253,7 +253,7 @@ class Record:
 
     def _choose_groups(self, args: tuple[Any, ...]) -> None:
         """Note that of matrices (and biases) by group a token uses those of its rows."""
-        rows, weight, *others = _tensors(args)
+        rows, weight, *others = tensors_in(args)
         for tensor in (weight, *others):
             if weight.dim() == 3 and tensor.shape[:1] == weight.shape[:1]:
                 used = rows.shape[0] * tensor.shape[1:].numel()
@@ -272,7 +272,7 @@ class Record:
             return origin
         # Rows that the model itself chose are weights, as those of experts.
         for number in table.parameters:
-            self.chosen[number] = self.chosen.get(number, 0) + next(_tensors(out)).numel()
+            self.chosen[number] = self.chosen.get(number, 0) + next(tensors_in(out)).numel()
         return table
 
     def _follow_steps(self, name: str, given: list[Tensor], out: Any, origin: _Origin) -> None:
@@ -282,7 +282,7 @@ class Record:
             raise UncountedOperatorError((name,), SCAN)
         call = self._calls[-1]
         if name in _STEPS and self.seq_len in given[0].shape:
-            made = list(_tensors(out))
+            made = list(tensors_in(out))
             gone = made and made[0].numel() * self.seq_len == given[0].numel()
             call.steps += len(made) if gone else 0
         elif name in _SCALES and self._is_recurrence(origin, call):
@@ -303,7 +303,7 @@ class Record:
             return outer.count(True) == 1 or _is_outer(given, out)
         if name in _PLUS:
             if outer[:2] == [True, True]:
-                self._note_contraction(next(_tensors(out)))
+                self._note_contraction(next(tensors_in(out)))
             # What was made without values, as zeros, is none of the terms.
             return any(outer) and all(
                 is_outer or not _origin(t).depends
@@ -330,7 +330,7 @@ def _is_outer(given: list[Tensor], out: Any) -> bool:
     if len(given) < 2 or not all(_origin(t).depends for t in given[:2]):
         return False
     most = max(math.prod(s for s, d in zip(t.shape, t.stride(), strict=True) if d) for t in given)
-    return most < next(_tensors(out)).numel()
+    return most < next(tensors_in(out)).numel()
 
 
 def _last_node() -> int:
@@ -347,12 +347,15 @@ def _set(tensor: Tensor, origin: _Origin) -> None:
     tensor.untyped_storage()._isoflop_origin = origin  # type: ignore[attr-defined]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what a module or an operator is given or gives."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _tensors(inner)
+            yield from tensors_in(inner)
     elif isinstance(value, tuple | list):
         for inner in value:
-            yield from _tensors(inner)
+            yield from tensors_in(inner)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from tensors_in(vars(value))
