@@ -39,13 +39,14 @@ def test_killed_again_and_again_it_ends_bit_identical(
     assert found.weights == wanted.weights
 
 
-# Each step is in one file with the sum of all so far; a step is told before it counts.
+# Each step is in one file with the sum of all so far; a step is told before it counts. Together
+# they take longer than ten lives.
 COMMAND = """cd $ISOFLOP_CHECKPOINT_DIR
 [ -e state ] && read step sum < state || { step=0; sum=0; }
 while [ $step -lt 60 ]; do
   step=$((step + 1)); sum=$((sum + step))
   echo $ISOFLOP_ATTEMPT $step >> ../../../../steps
-  sh -c 'sleep 0.02'
+  sh -c 'sleep 0.1'
   echo $step $sum > new; mv new state
 done
 echo "{\\"loss\\": $sum, \\"tokens\\": 64}" > $ISOFLOP_RESULT

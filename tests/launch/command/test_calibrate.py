@@ -33,6 +33,8 @@ from isoflop.plan.planner import Plan, make_plan
 from made_trainer import own_study
 
 # What [trainer] has in these tests, beside what is tested.
+# What is started in the background ignores SIGINT, and so do its children.
+HEARS_INT = ("env", "--default-signal=INT")
 FEW = {"ladder": {"depth": [1]}, "count": {"flops_per_token": [1000], "n_params": [1000]}}
 
 WITHOUT_PARAMS = """\
@@ -258,7 +260,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(tmp_path: Path, number: in
     script = "import os, time\nos.fork()\nopen(f'{os.getpid()}', 'w')\ntime.sleep(60)"
     folder, _ = made(tmp_path, script, **FEW)
     process = subprocess.Popen(
-        [sys.executable, "-m", "isoflop", "calibrate", str(folder)],
+        [*HEARS_INT, sys.executable, "-m", "isoflop", "calibrate", str(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
