@@ -28,6 +28,8 @@ SECONDS = {
     "kernels/aot/test_triton_aot.py::test_the_largest_blocks": 60,
     "docs/test_commands.py::test_the_code_of_a_document_runs[slurm": 57,
     "test_hostile_folder.py": 60,
+    "experiments/test_own_code.py::test_a_jax_script": 60,
+    "slurm/test_own_trainer.py": 52,
     "slurm/test_matrix.py::test_the_controller_is_away": 46,
     "launch/test_run.py::test_a_failed_run": 47,
     "launch/test_run.py::test_a_family_from_a_folder": 48,
@@ -37,6 +39,7 @@ SECONDS = {
     "launch/test_full_disk.py": 43,
     "docs/test_commands.py": 40,
     "launch/test_single.py": 40,
+    "experiments/test_own_code.py": 40,
     "slurm/test_then_fit.py": 40,
     "train/parallel/test_parallel.py": 38,
     "test_results.py": 38,
@@ -46,6 +49,10 @@ SECONDS = {
     "launch/test_run.py": 27,
     "train/parallel/test_torchrun.py": 25,
     "analysis/parametric/test_bootstrap.py": 24,
+    "plan/test_planner.py": 23,
+    "model/test_count_llama.py::test_configurations": 22,
+    "plan/test_count.py": 20,
+    "launch/test_chaos.py::test_a_command_killed": 14,
     "slurm": 18,
 }
 """Seconds of a slow test on two cores, by how its name below tests/ begins; the first that fits.
