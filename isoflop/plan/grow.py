@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from isoflop.code_folder import Code
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan, replace_plan
@@ -76,7 +77,7 @@ def extend_plan(
     Raises:
         UserError: nothing to add, a value that the study refuses, or a run that would go or change.
     """
-    _need_code(plan)
+    code = _planned_code(plan)
     if not (budgets or seeds or sizes):
         raise UserError(
             "extend", None, "given something to add", "add --budgets, --seeds or --sizes"
@@ -97,9 +98,9 @@ def extend_plan(
         num_sizes=None,
     )
     _check_at(study, sizes, at)
-    grown = _grown_sizes(plan, study, sizes, at)
+    grown = _grown_sizes(plan, study, sizes, at, code)
     num_sizes = plan.study.num_sizes if grown == plan.study.sizes else None
-    return grow_plan(plan, dataclasses.replace(study, sizes=grown, num_sizes=num_sizes))
+    return _grow(plan, dataclasses.replace(study, sizes=grown, num_sizes=num_sizes), code)
 
 
 def add_budget(plan: Plan, budget_flops: int, n_params: Mapping[str, float]) -> Plan:
@@ -116,7 +117,7 @@ def add_budget(plan: Plan, budget_flops: int, n_params: Mapping[str, float]) -> 
     Raises:
         UserError: a model is beyond its ladder, or as :func:`grow_plan`.
     """
-    _need_code(plan)
+    code = _planned_code(plan)
     largest = max(run.budget_flops for run in plan.runs)
     table = planned_rungs(plan)
     study = dataclasses.replace(
@@ -137,7 +138,7 @@ def add_budget(plan: Plan, budget_flops: int, n_params: Mapping[str, float]) -> 
             sizes = grid.sizes(num_sizes, grid.rung_of(n_params[arch]))
         table[budget_flops][arch] = sizes
     by_budget = {budget: compact(table[budget]) for budget in study.budgets}
-    return grow_plan(plan, dataclasses.replace(study, sizes=by_budget))
+    return _grow(plan, dataclasses.replace(study, sizes=by_budget), code)
 
 
 def grow_plan(plan: Plan, study: Study) -> Plan:
@@ -148,17 +149,17 @@ def grow_plan(plan: Plan, study: Study) -> Plan:
             older plan is missing in the new one or is another there; or the source of a family from
             outside the package has changed, or was not imported.
     """
-    _need_code(plan)
+    return _grow(plan, study, _planned_code(plan))
+
+
+def _grow(plan: Plan, study: Study, code: Code | None) -> Plan:
     for field in dataclasses.fields(Study):
         there, asked = getattr(plan.study, field.name), getattr(study, field.name)
         if field.name not in GROWS and there != asked:
             raise UserError(
                 field.name, asked, f"{there!r}, as planned", "plan a study of another name"
             )
-    if study.trainer is not None:
-        # Before anything of it is imported.
-        check_unchanged(plan.code, study.trainer)
-    grown = make_plan(study)
+    grown = make_plan(study, code)
     difference = diff_plans(plan, grown)
     gone = [*difference.removed, *(change.before for change in difference.changed)]
     if gone:
@@ -184,12 +185,17 @@ def grow_plan(plan: Plan, study: Study) -> Plan:
     return grown
 
 
-def _need_code(plan: Plan) -> None:
-    """Refuse to plan more runs of code that was not to be used when the plan was read."""
-    if plan.study.trainer is not None and not plan.with_code:
+def _planned_code(plan: Plan) -> Code | None:
+    """Return the code of the plan's own trainer, before anything of it is imported.
+
+    Raises:
+        UserError: it is not what was planned, or code was not to be used when the plan was read.
+    """
+    trainer = plan.study.trainer
+    if trainer is not None and not plan.with_code:
         allowed = "used to plan more runs: models are counted by importing it"
         do = "add --with-code, which imports it if it is what was planned"
-        raise UserError("trainer.code", plan.study.trainer.code, allowed, do)
+        raise UserError("trainer.code", trainer.code, allowed, do)
     if plan.stated_families:
         raise UserError(
             "families",
@@ -197,6 +203,7 @@ def _need_code(plan: Plan) -> None:
             "imported to plan more of their runs: they are from outside the package",
             "add --with-code, which imports them if their sources are those that were planned",
         )
+    return None if trainer is None else check_unchanged(plan.code, trainer)
 
 
 def _with(there: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
@@ -216,7 +223,9 @@ def _check_at(study: Study, sizes: Sequence[int], at: Sequence[int]) -> None:
             )
 
 
-def _grown_sizes(plan: Plan, study: Study, sizes: Sequence[int], at: Sequence[int]) -> Sizes:
+def _grown_sizes(
+    plan: Plan, study: Study, sizes: Sequence[int], at: Sequence[int], code: Code | None
+) -> Sizes:
     """Return the `sizes` entry of the grown study."""
     old = plan.study.sizes
     if not sizes and not isinstance(old, Mapping):
@@ -230,7 +239,7 @@ def _grown_sizes(plan: Plan, study: Study, sizes: Sequence[int], at: Sequence[in
     if isinstance(old, Mapping):
         table |= {budget: {} for budget in new_budgets}
     elif new_budgets:
-        table |= planned_rungs(make_plan(_open_sizes(plan, study)))
+        table |= planned_rungs(make_plan(_open_sizes(plan, study), code))
     for budget in at or study.budgets:
         for arch in study.archs:
             table[budget][arch] = tuple(sorted({*table[budget].get(arch, ()), *sizes}))

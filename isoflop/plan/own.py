@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from isoflop.accounting.count import Count
 from isoflop.code_folder import Code, changed, check_relative, code_changed, code_of
@@ -17,7 +17,7 @@ from isoflop.plan.count import CountRequest, count_many
 from isoflop.plan.runs import COUNTED, OTHER, PlannedRun
 from isoflop.spec import TrainerSpec, run_id
 from isoflop.study import Study
-from isoflop.study.trainer import DeclaredCount, Trainer, filled
+from isoflop.study.trainer import ArchTable, DeclaredCount, Trainer, filled
 from isoflop.validate import CLOSED
 
 
@@ -45,10 +45,10 @@ def count_models(study: Study, code_digest: str) -> tuple[PlannedCount, ...]:
     """
     trainer = _trainer(study)
     places = list(_places(study))
-    requests = [_request(trainer, study, arch, size) for arch, size in places]
+    asked = [_asked(trainer, study.trainer_arch(arch), size) for arch, size in places]
     counted = iter(
         count_many(
-            [request for request in requests if request is not None],
+            [each for each in asked if isinstance(each, CountRequest)],
             folder=Path(trainer.code),
             timeout_s=trainer.count_timeout_s,
             digest=code_digest,
@@ -59,11 +59,11 @@ def count_models(study: Study, code_digest: str) -> tuple[PlannedCount, ...]:
             arch=arch,
             size=size,
             # By module it is only for who asks.
-            count=_declared(trainer, study, arch, size)
-            if request is None
+            count=each
+            if isinstance(each, Count)
             else dataclasses.replace(next(counted), modules=()),
         )
-        for (arch, size), request in zip(places, requests, strict=True)
+        for (arch, size), each in zip(places, asked, strict=True)
     )
 
 
@@ -88,38 +88,20 @@ def _places(study: Study) -> Iterator[tuple[str, int]]:
             yield arch, size
 
 
-def _count_of(trainer: Trainer, study: Study, arch: str) -> str | DeclaredCount:
-    own = study.trainer_arch(arch).count
-    return trainer.count if own is None else own
-
-
-def _request(trainer: Trainer, study: Study, arch: str, size: int) -> CountRequest | None:
-    """Return what is to be counted; None where it is declared."""
-    count, table = _count_of(trainer, study, arch), study.trainer_arch(arch)
+def _asked(trainer: Trainer, table: ArchTable, size: int) -> CountRequest | Count:
+    """Return what is to be counted at a rung, or its count where it is declared."""
+    count = trainer.count_of(table)
     if isinstance(count, DeclaredCount):
-        return None
+        # Numbers by rung, but for those that are left out.
+        numbers = dataclasses.asdict(count).items()
+        at_rung: dict[str, Any] = {name: n if n is None else n[size - 1] for name, n in numbers}
+        return Count.declared_from(**at_rung, seq_len=trainer.seq_len)
     rung = trainer.rung_of(table, size)
     # A configuration's path may name the rung; a module takes it as arguments.
     target = filled(count, rung).format_map({})
     values = {} if count.startswith("hf:") else rung
     return CountRequest(
         target=target, values={**values, **table.count_with}, seq_len=trainer.seq_len
-    )
-
-
-def _declared(trainer: Trainer, study: Study, arch: str, size: int) -> Count:
-    declared = _count_of(trainer, study, arch)
-    assert isinstance(declared, DeclaredCount)
-
-    def at(numbers: Sequence[int] | None) -> int | None:
-        return None if numbers is None else numbers[size - 1]
-
-    return Count.declared_from(
-        flops_per_token=declared.flops_per_token[size - 1],
-        n_params=declared.n_params[size - 1],
-        n_active=at(declared.n_active),
-        n_nonembed=at(declared.n_nonembed),
-        seq_len=trainer.seq_len,
     )
 
 
@@ -141,8 +123,8 @@ def planned_code(study: Study) -> Code:
     return code
 
 
-def check_unchanged(code: Code | None, trainer: Trainer) -> None:
-    """Check that the trainer's code is what was planned; nothing of it is imported.
+def check_unchanged(code: Code | None, trainer: Trainer) -> Code:
+    """Return the trainer's planned code, if that is what is there; nothing of it is imported.
 
     Raises:
         UserError: it is not, and which files differ; or what was planned is not known.
@@ -155,6 +137,7 @@ def check_unchanged(code: Code | None, trainer: Trainer) -> None:
     differences = changed(code.files, code_of(folder, trainer.code_files).files)
     if differences:
         raise code_changed(folder, differences)
+    return code
 
 
 def nearest_rungs(

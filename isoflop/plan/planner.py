@@ -89,8 +89,13 @@ class _Planner:
     left_out: list[str] = field(default_factory=list)
 
 
-def make_plan(study: Study) -> Plan:
+def make_plan(study: Study, code: Code | None = None) -> Plan:
     """Plan every run of a study; this imports the code of its families and of its own trainer.
+
+    Args:
+        study: the study.
+        code: that of its trainer, where the caller has found the folder to hold it; None: it is
+            read.
 
     Raises:
         UserError: a run would be impossible (shape, match, steps, data), with the knob to turn.
@@ -98,9 +103,9 @@ def make_plan(study: Study) -> Plan:
     for path in study.family_paths:
         add_family_folder(Path(path))
     planner = None if all(map(study.has_trainer, study.archs)) else _planner(study)
-    code, own = None, None
+    own = None
     if study.trainer is not None:
-        code = planned_code(study)
+        code = code or planned_code(study)
         own = OwnRuns(study, count_models(study, code.digest), code.digest)
     runs: list[PlannedRun] = []
     for target in study.targets:

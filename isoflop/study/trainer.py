@@ -275,6 +275,10 @@ class Trainer:
     def _planned(self) -> tuple[str, ...]:
         return PLANNED if self.warmup_steps is None else (*PLANNED, "warmup_steps")
 
+    def count_of(self, arch: ArchTable) -> str | DeclaredCount:
+        """Return what builds the models of an arch, or their numbers."""
+        return self.count if arch.count is None else arch.count
+
     def command_of(self, arch: ArchTable) -> tuple[str, ...]:
         """Return the command of an arch, placeholders and all."""
         return (*(self.command if arch.command is None else arch.command), *arch.args)

@@ -153,6 +153,20 @@ def test_large_numbers_may_be_written_with_an_exponent(code: Path) -> None:
         study_from_toml(values)
 
 
+def test_nothing_of_changed_code_is_imported_to_grow(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan(make_plan(own_study(code)), tmp_path / "s")
+    plan = read_plan(tmp_path / "s", with_code=True)
+    (code / "train.py").write_text("other")
+    asked: list[Any] = []
+    monkeypatch.setattr(own, "count_many", lambda requests, **_: asked.append(requests) or [])
+    new = 8 * 10**7
+    with pytest.raises(UserError, match=r"as it was planned \(changed: train.py\)"):
+        extend_plan(plan, budgets=[new], sizes=[1, 2, 3], at=[new])
+    assert asked == []
+
+
 def test_a_difference_names_the_keys_of_the_trainer(code: Path) -> None:
     study = own_study(code)
     assert study.trainer is not None
