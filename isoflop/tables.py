@@ -277,14 +277,18 @@ def open_parquet(path: Path, what: str) -> pa.Table:
         ) from None
 
 
+def is_parquet(path: Path) -> bool:
+    """Return whether a file begins as parquet, or is called so."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1" or path.suffix == ".parquet"
+
+
 def loss_unit(path: Path) -> str:
     """Return the unit of the losses in a table, by its metadata; nats per token without any."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
-        is_parquet = file.read(4) == b"PAR1" or path.suffix == ".parquet"
-    if not is_parquet:
+    if not is_parquet(path):
         return NATS
     try:
         metadata = pq.read_schema(path).metadata or {}

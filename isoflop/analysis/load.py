@@ -20,7 +20,7 @@ from typing import Any
 
 from isoflop.analysis.points import Point
 from isoflop.errors import UserError, shown
-from isoflop.tables import METRIC, RUNS, VERSION_KEY, open_parquet, read_table
+from isoflop.tables import METRIC, RUNS, VERSION_KEY, is_parquet, open_parquet, read_table
 from isoflop.texts import has_control
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
@@ -68,9 +68,7 @@ def load_rows(path: Path, required: Sequence[str] = REQUIRED) -> list[dict[str, 
         UserError: no such file, not a table, columns missing or named twice, text in a number.
     """
     path = table_of(path)
-    with path.open("rb") as file:
-        is_parquet = file.read(4) == b"PAR1" or path.suffix == ".parquet"
-    names, rows = _read_parquet(path) if is_parquet else _read_csv(path)
+    names, rows = _read_parquet(path) if is_parquet(path) else _read_csv(path)
     _check_columns(path, names, required)
     converted = [_row(path, names, number, row) for number, row in enumerate(rows, start=1)]
     if not converted:

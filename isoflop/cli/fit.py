@@ -258,9 +258,10 @@ def seed_means_table(fits: Fits) -> Table:
     unit = fits.unit
     names = ("arch", "budget", "params", "tokens", "seeds", loss_column(unit), "sd")
     table = new_table(*((name, "<" if name == "arch" else ">") for name in names))
+    declared = fits.declared_archs
     for mean in seed_means(fits.selection):
         table.add_row(
-            _marked(mean.arch, fits),
+            _marked(mean.arch, declared),
             format_flops(mean.budget_flops),
             format_count(mean.n_params),
             format_count(mean.n_tokens),
@@ -388,15 +389,16 @@ def _by_arch(fits: Fits, rows: Sequence[Row], width: int) -> tuple[Table, tuple[
     """Return a table with a line between archs, those with declared FLOPs marked."""
     if not rows:
         return new_table(), ()
-    rows = [row | {"arch": _marked(row["arch"], fits)} for row in rows]
+    declared = fits.declared_archs
+    rows = [row | {"arch": _marked(row["arch"], declared)} for row in rows]
     archs = [row["arch"] for row in rows]
     return fitted_table(rows, width, least_wanted=_LEAST_WANTED, text=_TEXT, groups=archs)
 
 
-def _marked(arch: str, fits: Fits) -> str:
+def _marked(arch: str, declared: Sequence[str]) -> str:
     from isoflop.analysis.result import DECLARED_MARK
 
-    return f"{arch} {DECLARED_MARK}" if arch in fits.declared_archs else arch
+    return f"{arch} {DECLARED_MARK}" if arch in declared else arch
 
 
 def _laws(fits: Fits) -> list[PowerLaw]:

@@ -138,7 +138,7 @@ def resolve_placement(
         placement: of all runs, from the study's table and the command line.
         given: names of the entries that these two hold. A layout is taken whole: one entry of it
             there, and the plan's is not used.
-        planned: the estimate's choice; None: there is no estimate.
+        planned: the estimate's choice; None: there is no estimate, or a command has its own.
 
     On the CPU nothing changes: there a run takes one core and its whole batch at once.
     """

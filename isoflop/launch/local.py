@@ -138,9 +138,7 @@ def open_session(
             run_id=planned.run_id,
             data_folder=str(data_folder),
             keep_weights=plan.study.keep_weights,
-            placement=placement
-            if isinstance(planned.spec, TrainerSpec)
-            else resolve_placement(placement, given, planned_placements.get(planned.run_id)),
+            placement=resolve_placement(placement, given, planned_placements.get(planned.run_id)),
             convention=plan.study.convention,
             sinks=sinks,
             family_digest=plan.family_digests.get(planned.spec.family)

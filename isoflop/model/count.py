@@ -31,9 +31,8 @@ _ON_VALUES = (
     "counting runs on shapes without values, on which this depends: declare the FLOPs of the model"
 )
 _WITHOUT_SHAPES = (
-    "a kernel does not run on shapes: make it a custom operator with a FLOP formula "
-    "(torch.library, torch.utils.flop_counter.register_flop_formula), or declare the FLOPs of the "
-    "model"
+    "a kernel does not run on shapes: make it a custom operator of torch with a FLOP formula "
+    "(torch.utils.flop_counter.register_flop_formula), or declare the FLOPs of the model"
 )
 # Where torch calls the user's code.
 _CALLS = (nn.Module.__module__, torch.autograd.Function.__module__)

@@ -449,11 +449,11 @@ def _target(study: Study, run: PlannedRun, num_train_tokens: int | None) -> int 
 def _check_run_is_of_the_study(study: Study, run: PlannedRun, where: str, path: Path) -> None:
     if run.arch not in study.archs:
         raise refusal(path, f"{where}.arch", run.arch, f"one of {', '.join(study.archs)}")
-    if isinstance(run.spec, TrainerSpec) or study.has_trainer(run.arch):
-        # It was made from the study; a run of another kind there is refused by its place.
-        if not isinstance(run.spec, TrainerSpec):
-            raise refusal(path, f"{where}.spec", run.spec.family, "a run of the study's [trainer]")
+    if isinstance(run.spec, TrainerSpec):
+        # It was made from the study.
         return
+    if study.has_trainer(run.arch):
+        raise refusal(path, f"{where}.spec", run.spec.family, "a run of the study's [trainer]")
     family, overrides = study.family_and_overrides(run.arch)
     expected = {"family": family, "recipe": study.recipe_of(run.arch), **overrides}
     if study.seq_len is not None:

@@ -205,7 +205,8 @@ class Study:
         if not self.archs:
             known = ", ".join((*family_names(), *labels))
             raise UserError("archs", [], f"one or more of {known}", "name some")
-        check_trainer(self, labels)
+        if self.trainer is not None or self.trainer_archs:
+            check_trainer(self, labels)
         for arch in self.archs:
             if not self.has_trainer(arch):
                 _check_family("archs", arch, labels)

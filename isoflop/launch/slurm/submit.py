@@ -445,7 +445,7 @@ def _is_parked(
 
 def _placed(job: Job, given: Mapping[str, Any], estimate: PlanEstimate) -> Job:
     """Return the job on the profile's hardware, whatever hardware the plan was estimated for."""
-    planned = None if job.trainer is not None else estimate.runs[job.run_id].placement
+    planned = estimate.runs[job.run_id].placement
     return dataclasses.replace(
         job, placement=resolve_placement(placement_from(given), given, planned)
     )

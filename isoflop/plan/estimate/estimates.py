@@ -102,11 +102,14 @@ class PlanEstimate:
     """gpu_hours times the price, in the price's currency; None without a price."""
     not_fitting: tuple[str, ...]
     """A line for each shape that does not fit, with its reason."""
-    num_calibrated: int
-    """Runs whose step time was measured."""
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     """What a reader has to know beside the numbers: a line each."""
+
+    @property
+    def num_calibrated(self) -> int:
+        """Runs whose step time was measured."""
+        return self.num_of("calibrated")
 
     def num_of(self, source: Source) -> int:
         """Return how many runs' step times are from there."""
@@ -152,7 +155,7 @@ def estimate_plan(
     runs = {
         run.run_id: built_in.run(run.spec, run.ledger)
         if isinstance(run.spec, RunSpec)
-        else _of_command(run, own, plan.study.placement.get("ranks", 1))
+        else _of_command(run, own)
         for run in plan.unique_runs
     }
     by_budget = _hours_by_budget(plan, runs)
@@ -168,7 +171,6 @@ def estimate_plan(
         gpu_hours_by_budget=by_budget,
         cost=None if rate is None else rate * total,
         not_fitting=_not_fitting(plan.unique_runs, runs),
-        num_calibrated=sum(e.source == "calibrated" for e in runs.values()),
         assumptions=(
             *(built_in.assumptions if own is None or built_in.num_shapes else ()),
             *(own.assumptions if own is not None else ()),
@@ -177,13 +179,13 @@ def estimate_plan(
     )
 
 
-def _of_command(run: PlannedRun, own: CommandEstimator | None, num_ranks: int) -> RunEstimate:
+def _of_command(run: PlannedRun, own: CommandEstimator | None) -> RunEstimate:
     assert own is not None
     estimate = own.run(run)
     wall_s = (estimate.start_s or 0.0) + estimate.step_s * run.spec.steps
     return RunEstimate(
         step_s=estimate.step_s,
-        gpu_hours=wall_s * num_ranks / 3600,
+        gpu_hours=wall_s * own.num_ranks / 3600,
         peak_mem_bytes=estimate.peak_mem_bytes,
         placement=None,
         memory=None,
@@ -192,7 +194,7 @@ def _of_command(run: PlannedRun, own: CommandEstimator | None, num_ranks: int) -
         assumptions=own.assumptions,
         source=estimate.source,
         start_s=estimate.start_s,
-        num_ranks=num_ranks,
+        num_ranks=own.num_ranks,
     )
 
 

@@ -53,7 +53,7 @@ class CommandEstimator:
         assert study.trainer is not None
         self._hardware = hardware
         self._calibration = calibration
-        self._num_ranks = study.placement.get("ranks", 1)
+        self.num_ranks = study.placement.get("ranks", 1)
         self._step_flops = {
             (each.arch, each.size): each.count.training_flops * study.trainer.batch_tokens
             for each in plan.counts
@@ -69,7 +69,7 @@ class CommandEstimator:
         self._of_other_code: list[str] = []
         for arch in self._archs:
             key = command_key(study.trainer, study.trainer_arch(arch))
-            own = [m for m in measured if (m.command_key, m.num_ranks) == (key, self._num_ranks)]
+            own = [m for m in measured if (m.command_key, m.num_ranks) == (key, self.num_ranks)]
             same = [each for each in own if each.code in codes]
             self._measured[arch] = same or own
             if own and not same:
@@ -81,7 +81,7 @@ class CommandEstimator:
         measured = self._measured[run.arch]
         if not measured:
             return CommandEstimate(
-                step_s=run.flops / run.spec.steps / self._num_ranks / self._flops_per_s,
+                step_s=run.flops / run.spec.steps / self.num_ranks / self._flops_per_s,
                 start_s=None,
                 peak_mem_bytes=None,
                 source="flops",
@@ -165,7 +165,7 @@ class CommandEstimator:
 
     @property
     def _ranks_text(self) -> str:
-        return "" if self._num_ranks == 1 else f", or not with {self._num_ranks} ranks"
+        return "" if self.num_ranks == 1 else f", or not with {self.num_ranks} ranks"
 
 
 def on_line(points: Points, x: float, *, through_0: bool = False) -> float:
