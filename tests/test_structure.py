@@ -55,8 +55,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"accounting", "families", "study", "data"},
     "model": {"accounting", "families", "plan", "data", "kernels"},
     "train": {"accounting", "families", "plan", "data", "model", "kernels"},
-    "launch": {"families", "study", "plan", "data", "train"},
-    "analysis": {"accounting", "study"},
+    "ingest": set(),
+    "launch": {"families", "study", "plan", "data", "train", "ingest"},
+    "analysis": {"accounting", "study", "ingest"},
+    "api": {"study", "plan", "launch", "ingest", "analysis"},
     "interpret": {"families", "plan", "data", "model", "train", "launch", "kernels"},
     "kernels": set(),
 }

@@ -1,0 +1,1 @@
+"""From what others wrote to rows of runs: tables in any common form, trackers, data frames."""
