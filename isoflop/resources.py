@@ -17,11 +17,13 @@ _PLACES: dict[str, tuple[Path, ...]] = {
     "experiments": (_PACKAGE / "builtin" / "experiments", _PACKAGE.parent / "experiments"),
     "slurm": (_PACKAGE / "builtin" / "slurm", _PACKAGE.parent / "slurm"),
     "corpora": (_PACKAGE / "data" / "corpora",),
+    # Of results only what its README says of the columns.
+    "results": (_PACKAGE / "builtin" / "results", _PACKAGE.parent / "results"),
 }
 
 
 def builtin(kind: str, name: str) -> Path:
-    """Return the path of the built-in ``name`` of a ``kind``: experiments, slurm or corpora.
+    """Return the path of the built-in ``name`` of a ``kind``: a key of `_PLACES`.
 
     Raises:
         UserError: there is no such built-in; the message lists those there are.

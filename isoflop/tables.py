@@ -1,6 +1,7 @@
 """Tables as parquet files: schemas from dataclasses, the tables of plans and of runs.
 
-A table is a dataclass, its row; results/README.md explains the columns. Schemas are plain tuples,
+A table is a dataclass, its row; results/README.md explains the columns, and is where
+:func:`column_of` reads what they mean. Schemas are plain tuples,
 so that importing this module stays cheap; pyarrow is imported when a table is read or written.
 FLOPs are float64, other counts int64. Missing is null.
 """
@@ -8,8 +9,10 @@ FLOPs are float64, other counts int64. Missing is null.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from isoflop.disk import fault_of
 from isoflop.errors import UserError
 from isoflop.files import write_bytes_atomic
+from isoflop.resources import builtin
 from isoflop.units import NATS
 
 if TYPE_CHECKING:
@@ -33,6 +37,14 @@ OWN_TRAINER = "trainer"
 """In place of a family: a run of a trainer of one's own."""
 METRIC = "metric_"
 """What the columns of further numbers that runs reported begin with."""
+
+_HEADING = re.compile(r"^### (\w+)\.parquet\b")
+_ROW = re.compile(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|(.*)\|$")
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+# Of a metric there is one row for all names.
+_ANY_METRIC = f"{METRIC}NAME"
+# A table whose columns are another's and its own.
+_BEGINS_AS = {"runs": "plan"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -336,3 +348,46 @@ def read_table(path: Path, schema: Schema, *, more: str | None = None) -> list[d
         raise UserError(
             what, str(path), f"with the types of its columns ({reason})", "make it again"
         ) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnMeaning:
+    """What a column of a table is."""
+
+    kind: str
+    """Its type, in words: string, float64, list of string."""
+    unit: str
+    """Empty where there is none."""
+    meaning: str
+    """Empty where the name says it."""
+
+
+def column_of(table: str, name: str) -> ColumnMeaning | None:
+    """Return what a column of a table is; None where it is not one of isoflop's."""
+    columns = _meanings().get(table, {})
+    if name.startswith(METRIC):
+        name = _ANY_METRIC
+    return columns.get(name)
+
+
+def described_tables() -> tuple[str, ...]:
+    """Return the names of the tables whose columns are described."""
+    return tuple(_meanings())
+
+
+@functools.cache
+def _meanings() -> Mapping[str, Mapping[str, ColumnMeaning]]:
+    """Return the columns by table, in the order of the document."""
+    tables: dict[str, dict[str, ColumnMeaning]] = {}
+    current: dict[str, ColumnMeaning] = {}
+    for line in builtin("results", "README.md").read_text(encoding="utf-8").splitlines():
+        if heading := _HEADING.match(line):
+            name = heading[1]
+            current = tables.setdefault(name, dict(tables.get(_BEGINS_AS.get(name, ""), {})))
+        elif line.startswith("#"):
+            current = {}
+        elif row := _ROW.match(line):
+            name, kind, unit, meaning = (part.strip() for part in row.groups())
+            words = _LINK.sub(r"\1", meaning).replace("`", "")
+            current[name] = ColumnMeaning(kind=kind, unit=unit, meaning=words)
+    return {name: columns for name, columns in tables.items() if columns}

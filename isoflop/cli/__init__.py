@@ -38,6 +38,7 @@ _VERBS = {
     "refine": "Propose runs that would sharpen the results.",
     "predict": "Predict a larger budget, with prediction intervals; plan it.",
     "report": "Fit, and report it as Markdown, HTML and LaTeX, with figures.",
+    "export": "Write the tables for others, with a card on every column.",
     "interpret": "Read the experts of a trained run: record, geometry, interventions.",
     "quickstart": "Plan, run and fit the built-in micro study.",
     "flops": "Show a model's FLOP ledger, or check a study's.",
