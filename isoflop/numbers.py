@@ -1,10 +1,25 @@
-"""How numbers are written for people, everywhere the same."""
+"""How numbers are written for people, everywhere the same, and read as people write them."""
 
 from __future__ import annotations
+
+import re
 
 # Far beyond any measured range: such a number is an extrapolation of a flat frontier.
 MAX_MULTIPLIER = 1000.0
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+_PLAIN = r"[+-]?(?:\d+(?:_\d+)*(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
+# A first group of zeros is no thousands: 0,123 has a decimal comma.
+_THOUSANDS = r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?:e[+-]?\d+)?"
+_NUMBER = re.compile(rf"({_PLAIN}|{_THOUSANDS})\s*([a-z]+|%)?", re.ASCII)
+_POWER = re.compile(rf"(?:({_PLAIN})\s*[*x×·]\s*)?(\d+)\s*(?:\^|\*\*)\s*([+-]?\d+)", re.ASCII)
+_NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)")
+_FACTORS = {
+    **dict.fromkeys(("k", "thousand"), 1e3),
+    **dict.fromkeys(("m", "mn", "million"), 1e6),
+    **dict.fromkeys(("b", "bn", "g", "billion"), 1e9),
+    **dict.fromkeys(("t", "tn", "trillion"), 1e12),
+}
 
 
 def format_flops(flops: int | float, digits: int = 5) -> str:
@@ -30,6 +45,36 @@ def format_multiplier(multiplier: float, digits: int = 2) -> str:
     if multiplier < 1 / MAX_MULTIPLIER:
         return f"< {1 / MAX_MULTIPLIER:g}"
     return f"{multiplier:.{digits}f}"
+
+
+def read_number(text: str) -> float:
+    """Return a number as people write it: 1e18, 125M, 3.5 B, 16,517,336, 1_000, 12 %, 2^20.
+
+    A percentage is divided by 100. Commas are read between groups of three digits alone, since
+    1,5 may be one and a half or two numbers.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    plain = text.strip().lower().replace("\N{MINUS SIGN}", "-")
+    if found := _NUMBER.fullmatch(plain):
+        digits, unit = found.groups()
+        number = float(digits.replace(",", ""))
+        if unit is None:
+            return number
+        if unit == "%":
+            return number / 100
+        if unit in _FACTORS:
+            return number * _FACTORS[unit]
+    elif found := _POWER.fullmatch(plain):
+        times, base, exponent = found.groups()
+        try:
+            return float(times or 1) * float(base) ** int(exponent)
+        except (OverflowError, ZeroDivisionError):
+            pass
+    elif _NOT_FINITE.fullmatch(plain):
+        return float(plain)
+    raise ValueError(f"{text[:60]!r} is no number")
 
 
 def round_up(count: int, digits: int) -> int:
