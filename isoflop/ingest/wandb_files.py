@@ -8,17 +8,21 @@ record of protocol buffers (`wandb_internal.proto`). Numbers of its fields never
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from isoflop.files import open_regular
+from isoflop.ingest.tracked import TrackedRun, flat
 
 HISTORY, SUMMARY = 2, 3
 """Kinds of records, as fields of `Record` in wandb_internal.proto."""
+_CONFIG, _METRIC, _RUN, _EXIT = 5, 12, 17, 18
 
 _HEADER = b":W&B"
 _HEADER_BYTES = 7
@@ -30,6 +34,16 @@ _MAX_BYTES = 2**28
 # Fields of messages in wandb_internal.proto.
 _ITEM, _STEP, _STEP_NUM = 1, 2, 1
 _KEY, _NESTED_KEY, _VALUE_JSON = 1, 2, 16
+_REMOVE = 2
+_KEYS = (_KEY, _NESTED_KEY)
+# The same as bytes: field, kind of content (2: as many bytes as are told).
+_ITEM_BYTE, _KEY_BYTES, _VALUE_BYTES = _ITEM << 3 | 2, (0x0A, 0x12), (0x82, 0x01)
+_RUN_TEXTS = {1: "id", 2: "entity", 3: "project", 6: "group", 7: "job_type", 8: "name"}
+_RUN_CONFIG, _RUN_SUMMARY, _RUN_TAG, _RUN_START = 4, 5, 10, 17
+_SECONDS, _EXIT_CODE = 1, 1
+# What the library itself records as it goes; a summary of these alone is none.
+_OWN_KEYS = (b"_wandb", b"_runtime")
+_MAX_PENDING = 4096
 
 
 def wandb_files(folder: Path) -> list[Path]:
@@ -153,3 +167,195 @@ def _varint(message: bytes, place: int) -> tuple[int, int]:
         place, shift = place + 1, shift + 7
         if byte < 128:
             return number, place
+
+
+def read_log(path: Path) -> TrackedRun:
+    """Return the run that a file `run-ID.wandb` holds, as far as it is whole.
+
+    Values are those of the summary, as on the web page of the run; a key that is in none, or that
+    was logged after the last summary was written, has its last value. A run whose end was not
+    recorded has crashed or still runs; it is called crashed, as W&B does without its heartbeat.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file of W&B, or has no run in it.
+    """
+    log, start, end = _Log(), -1, 0
+    while end > start:
+        start = end
+        records, end = read_records(path, start)
+        for record in records:
+            # A record that is whole and yet none of W&B's is left out, as `row_of` does.
+            with contextlib.suppress(ValueError, IndexError):
+                log.add(record)
+    return log.run()
+
+
+class _Log:
+    """What the records of a run have said so far; values stay undecoded until the end."""
+
+    def __init__(self) -> None:
+        self.about: dict[str, Any] = {}
+        self.config: dict[bytes, bytes] = {}
+        self.summary: dict[bytes, bytes] = {}
+        # Of all history, where summaries hold other things than last values; since the summary.
+        self.logged: dict[bytes, bytes] = {}
+        self.newer: dict[bytes, bytes] = {}
+        self.pending: list[bytes] = []
+        self.has_metrics = False
+
+    def add(self, record: bytes) -> None:
+        """Take one record.
+
+        Raises:
+            ValueError: it is none of W&B's.
+            IndexError: it ends early.
+        """
+        for field, message in _fields(record):
+            if not isinstance(message, bytes):
+                continue
+            if field == HISTORY:
+                self._add_history(message)
+            elif field == SUMMARY:
+                self._add_summary(message)
+            elif field == _CONFIG:
+                _update(self.config, message)
+            elif field == _RUN:
+                self._add_run(message)
+            elif field == _EXIT:
+                code = dict(_fields(message)).get(_EXIT_CODE, 0)
+                self.about["state"] = "finished" if code == 0 else "failed"
+            elif field == _METRIC:
+                self.has_metrics = True
+
+    def run(self) -> TrackedRun:
+        """Return the run.
+
+        Raises:
+            ValueError: nothing says which run it is.
+        """
+        if "id" not in self.about:
+            raise ValueError("no run is recorded in it")
+        self._decode_pending()
+        # Each by itself: the summary's {"min": 2.5} of a metric is beside its last value.
+        parts = [flat(_decoded(values)) for values in (self.logged, self.summary, self.newer)]
+        return TrackedRun(
+            about={"state": "crashed"} | self.about,
+            config=flat(_decoded(self.config)),
+            summary=parts[0] | parts[1] | parts[2],
+        )
+
+    def _add_history(self, message: bytes) -> None:
+        if self.has_metrics:
+            self.logged |= _items(message)[0]
+        self.pending.append(message)
+        if len(self.pending) > _MAX_PENDING:
+            self._decode_pending()
+
+    def _decode_pending(self) -> None:
+        for message in self.pending:
+            # History is written after the summary of the same step.
+            self.newer |= _items(message)[0]
+        self.pending.clear()
+
+    def _add_summary(self, message: bytes) -> None:
+        new = _update(self.summary, message)
+        if any(not key.startswith(_OWN_KEYS) for key in new):
+            self.pending.clear()
+            self.newer.clear()
+
+    def _add_run(self, message: bytes) -> None:
+        tags = []
+        for field, content in _fields(message):
+            if not isinstance(content, bytes):
+                continue
+            if field in _RUN_TEXTS and content:
+                self.about[_RUN_TEXTS[field]] = content.decode(errors="replace")
+            elif field == _RUN_TAG:
+                tags.append(content.decode(errors="replace"))
+            elif field == _RUN_CONFIG:
+                _update(self.config, content)
+            elif field == _RUN_SUMMARY:
+                _update(self.summary, content)
+            elif field == _RUN_START:
+                seconds = dict(_fields(content)).get(_SECONDS)
+                self.about["created_at"] = _time_of(seconds)
+        if tags:
+            self.about["tags"] = tags
+
+
+def _time_of(seconds: Any) -> str | None:
+    """Return seconds since 1970 as W&B writes a time; None: no time of any year."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError, TypeError):
+        return None
+
+
+def _update(values: dict[bytes, bytes], message: bytes) -> dict[bytes, bytes]:
+    """Take an update of a configuration or a summary; return what is new."""
+    new, has_others = _items(message)
+    values |= new
+    for field, item in _fields(message) if has_others else ():
+        if field != _REMOVE or not isinstance(item, bytes):
+            continue
+        key = b".".join(c for f, c in _fields(item) if f in _KEYS and isinstance(c, bytes) and c)
+        for name in [name for name in values if name == key or name.startswith(key + b".")]:
+            del values[name]
+    return new
+
+
+def _items(message: bytes) -> tuple[dict[bytes, bytes], bool]:
+    """Return keys, their levels joined by dots, with JSON of their values; whether more is said.
+
+    Of all code here this runs most often, so that it reads the bytes itself: a key or an item of
+    fewer than 128 bytes begins with its field's byte and its length.
+
+    Raises:
+        ValueError: it is no message.
+        IndexError: it ends early.
+    """
+    found: dict[bytes, bytes] = {}
+    has_others = False
+    place, end = 0, len(message)
+    while place < end:
+        field = message[place]
+        length, place = _length(message, place + 1)
+        stop = place + length
+        if field != _ITEM_BYTE:
+            # A removed key, or a step: its content is a message, too.
+            if field & 7 != 2:
+                raise ValueError("no message of protocol buffers")
+            has_others, place = True, stop
+            continue
+        key, value = b"", b""
+        while place < stop:
+            inner = message[place]
+            if inner == _VALUE_BYTES[0] and message[place + 1] == _VALUE_BYTES[1]:
+                length, place = _length(message, place + 2)
+                value = message[place : place + length]
+            elif inner in _KEY_BYTES:
+                length, place = _length(message, place + 1)
+                part = message[place : place + length]
+                key = key + b"." + part if key and part else key or part
+            else:
+                raise ValueError("no item of W&B")
+            place += length
+        if place != stop:
+            raise ValueError("no message of protocol buffers")
+        found[key] = value
+    return found, has_others
+
+
+def _length(message: bytes, place: int) -> tuple[int, int]:
+    """Return the number at a place, and the place after it."""
+    byte = message[place]
+    return (byte, place + 1) if byte < 128 else _varint(message, place)
+
+
+def _decoded(values: Mapping[bytes, bytes]) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        with contextlib.suppress(ValueError, RecursionError):
+            found[key.decode(errors="replace")] = json.loads(value)
+    return found

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from isoflop.data import hub, local_files, pipeline
+from isoflop import online
+from isoflop.data import local_files, pipeline
 from isoflop.data.catalog import identify
 from isoflop.data.hub import DATASETS
 from isoflop.data.local_files import find_files, read_documents, split_files
@@ -210,13 +211,13 @@ def test_the_hub_is_asked_once_whether_it_is_there(monkeypatch: pytest.MonkeyPat
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        assert hub._hub_answers()
-    assert not hub._hub_answers()
+        assert online.hub_answers()
+    assert not online.hub_answers()
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    hub._import_datasets()
+    online.import_datasets()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
-    assert hub._hub_answers()
+    assert online.hub_answers()
 
 
 def read(pattern: str, column: str = "text") -> list[RawDocument]:

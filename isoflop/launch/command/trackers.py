@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
+from isoflop.ingest.tensorboard import events_of, folders_with_events, open_events, tags_of
 from isoflop.ingest.wandb_files import HISTORY, read_records, row_of, wandb_files
 from isoflop.launch.command.rows import Row
 
@@ -89,7 +90,7 @@ class TensorboardSource:
         self._reload()
         found: dict[str, Any] = {}
         for key in keys:
-            events = [e[-1] for reader in self._readers.values() if (e := _events(reader, key))]
+            events = [e[-1] for reader in self._readers.values() if (e := events_of(reader, key))]
             if events:
                 found[key] = max(events, key=lambda event: event[0])[2]
         return found
@@ -100,7 +101,7 @@ class TensorboardSource:
         new = []
         for folder, reader in self._readers.items():
             for key in keys:
-                events = _events(reader, key)
+                events = events_of(reader, key)
                 new += [(*event, key) for event in events[self._num_seen.get((folder, key), 0) :]]
                 self._num_seen[folder, key] = len(events)
         new.sort(key=lambda event: event[:2])
@@ -108,36 +109,18 @@ class TensorboardSource:
 
     def names(self) -> Sequence[str]:
         """Return the tags of scalars."""
-        found = (r.Tags()[kind] for r in self._readers.values() for kind in ("scalars", "tensors"))
-        return sorted({name for names in found for name in names})
+        return sorted(set().union(*map(tags_of, self._readers.values())))
 
     def _reload(self) -> None:
         try:
-            from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+            for folder in folders_with_events(self._folder):
+                if folder not in self._readers:
+                    self._readers[folder] = open_events(folder)
         except ImportError:
             allowed = "read with the package tensorboard, which is missing"
             do = "pip install 'isoflop[tensorboard]'"
             raise UserError("result", str(self._folder), allowed, do) from None
-        files = self._folder.glob("**/*tfevents*")
-        for folder in sorted({path.parent for path in files if path.is_file()}):
-            if folder not in self._readers:
-                # Zero: keep all scalars, not a sample of them.
-                sizes = {"scalars": 0, "tensors": 0}
-                self._readers[folder] = EventAccumulator(str(folder), size_guidance=sizes)
         if not self._readers:
             raise UserError("result", str(self._folder), "a folder with event files", _DO)
         for reader in self._readers.values():
             reader.Reload()
-
-
-def _events(reader: Any, tag: str) -> list[tuple[float, int, Any]]:
-    """Return time, step and value of a tag's events."""
-    tags = reader.Tags()
-    if tag in tags["scalars"]:
-        return [(event.wall_time, event.step, event.value) for event in reader.Scalars(tag)]
-    if tag not in tags["tensors"]:
-        return []
-    from tensorboard.util.tensor_util import make_ndarray
-
-    arrays = [(e.wall_time, e.step, make_ndarray(e.tensor_proto)) for e in reader.Tensors(tag)]
-    return [(time, step, array.item()) for time, step, array in arrays if array.size == 1]

@@ -1,0 +1,101 @@
+"""Runs of trackers that were read before, kept in the user's cache folder.
+
+A file of JSON lines for each source: what is new is written behind, so that a break loses at most
+the line that was being written. A line that is damaged, or of another version, is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.files import cache_folder, read_regular, write_bytes_atomic
+from isoflop.ingest.tracked import TrackedRun
+
+_VERSION = 1
+"""Of what is kept; another is read anew."""
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    **{"key": str, "stamp": str, "sha256": str, "reason": (str, type(None))},
+    **{"about": dict, "config": dict, "summary": dict},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedRun:
+    """A run, and what tells whether it is still the same."""
+
+    key: str
+    """Which run of its source it is."""
+    stamp: str
+    """Of its file or of its last update; another means that it must be read again."""
+    sha256: str
+    """Of what it was read from, in hex."""
+    run: TrackedRun
+
+
+class RunCache:
+    """The runs that are known of one source.
+
+    Args:
+        kind: of tracker, the name of a folder.
+        source: that tells its sources apart.
+    """
+
+    def __init__(self, kind: str, source: str) -> None:
+        name = hashlib.sha256(source.encode()).hexdigest()[:24]
+        self._path = cache_folder() / "runs" / kind / f"{name}.jsonl"
+        self._runs: dict[str, CachedRun] = {}
+        lines = []
+        # What cannot be read is not there.
+        with contextlib.suppress(OSError):
+            lines = read_regular(self._path).split(b"\n")
+        for line in filter(None, lines):
+            if (found := _read(line)) is not None:
+                self._runs[found.key] = found
+        if len(lines) > 2 * len(self._runs) + 100:
+            with contextlib.suppress(OSError):
+                write_bytes_atomic(self._path, b"".join(map(_line, self._runs.values())))
+
+    def get(self, key: str, stamp: str) -> CachedRun | None:
+        """Return a run as it was read; None: it was not, or has changed since."""
+        found = self._runs.get(key)
+        return found if found is not None and found.stamp == stamp else None
+
+    def add(self, runs: Iterable[CachedRun]) -> None:
+        """Keep runs that were read; where the cache cannot be written, only in this process."""
+        new = list(runs)
+        self._runs |= {run.key: run for run in new}
+        # A line that a break left unfinished ends where the next one begins.
+        data = b"".join(b"\n" + _line(run) for run in new)
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _line(cached: CachedRun) -> bytes:
+    run = cached.run
+    values = {"key": cached.key, "stamp": cached.stamp, "sha256": cached.sha256}
+    values |= {"about": run.about, "config": run.config, "summary": run.summary}
+    return json.dumps(values | {"reason": run.reason, "version": _VERSION}).encode() + b"\n"
+
+
+def _read(line: bytes) -> CachedRun | None:
+    try:
+        values: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.pop("version", None) != _VERSION:
+        return None
+    if any(not isinstance(values.get(name), kind) for name, kind in _FIELDS.items()):
+        return None
+    names = ("about", "config", "summary", "reason")
+    run = TrackedRun(**{name: values[name] for name in names})
+    return CachedRun(**{name: values[name] for name in ("key", "stamp", "sha256")}, run=run)

@@ -1,0 +1,216 @@
+"""Scalars and settings that TensorBoard's event files hold; a row a folder of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+from isoflop.files import sha256_file
+from isoflop.ingest.files import RawTable, SourceFile
+from isoflop.ingest.run_cache import CachedRun, RunCache
+from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs
+
+_WHAT = "tensorboard"
+_FOLDER = "a folder with event files (events.out.tfevents.*)"
+_START, _END = "_hparams_/session_start_info", "_hparams_/session_end_info"
+_STATES = {1: "finished", 2: "failed", 3: "running"}
+
+
+def open_events(folder: Path) -> Any:
+    """Return a reader of a folder's event files that keeps all scalars.
+
+    Raises:
+        ImportError: the package tensorboard is missing.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # Zero: keep all, not a sample.
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+
+
+def tags_of(reader: Any) -> set[str]:
+    """Return the tags of scalars, and of tensors, of which some hold one."""
+    tags = reader.Tags()
+    return {*tags["scalars"], *tags["tensors"]}
+
+
+def events_of(reader: Any, tag: str) -> list[tuple[float, int, Any]]:
+    """Return time (in seconds since 1970), step and value of a tag's events of one value each."""
+    tags = reader.Tags()
+    if tag in tags["scalars"]:
+        return [(event.wall_time, event.step, event.value) for event in reader.Scalars(tag)]
+    if tag not in tags["tensors"]:
+        return []
+    from tensorboard.util.tensor_util import make_ndarray
+
+    arrays = [(e.wall_time, e.step, make_ndarray(e.tensor_proto)) for e in reader.Tensors(tag)]
+    return [(time, step, array.item()) for time, step, array in arrays if array.size == 1]
+
+
+def folders_with_events(folder: Path) -> list[Path]:
+    """Return the folder, and those below it, that hold event files."""
+    files = folder.glob("**/*tfevents*")
+    return sorted({path.parent for path in files if path.is_file()})
+
+
+def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
+    """Return the runs below a folder, a row each: last values of scalars, and hyperparameters.
+
+    Beside them stand, as in W&B's tables, ``_step`` (the largest), ``_timestamp`` (of the last
+    event) and ``_runtime`` (from the first event to the last, in seconds). Files of one folder
+    follow one another in time. Hyperparameters that torch's `add_hparams` wrote in a folder below
+    that of the run are the run's.
+
+    Args:
+        source: a folder.
+        refresh: read again what did not change.
+
+    Raises:
+        UserError: there are no event files, or the package tensorboard is missing.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        raise UserError(_WHAT, source, _FOLDER, f"name the folder: {folder.parent}")
+    found = folders_with_events(folder)
+    if not found:
+        raise UserError(_WHAT, source, _FOLDER, "check the path")
+    cache = RunCache("tensorboard", str(folder.resolve()))
+    cached_runs: dict[Path, CachedRun] = {}
+    for path in found:
+        name = str(path.relative_to(folder)) if path != folder else folder.resolve().name
+        stamp = " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in map(Path.stat, _files_in(path)))
+        cached = None if refresh else cache.get(name, stamp)
+        if cached is None:
+            run = _read_run(path, name)
+            cached = CachedRun(key=name, stamp=stamp, sha256=_digest(path), run=run)
+            cache.add([cached])
+        cached_runs[path] = cached
+    runs = _with_hparams({path: cached.run for path, cached in cached_runs.items()})
+    files = tuple(
+        SourceFile(name=str(path), sha256=cached.sha256, num_rows=int(path in runs))
+        for path, cached in cached_runs.items()
+    )
+    return RawTable(frame=frame_of_runs(list(runs.values())), files=files)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*tfevents*") if path.is_file())
+
+
+def _digest(folder: Path) -> str:
+    """Return the digest of the first file; of a run that goes on, the others are its stamp."""
+    return sha256_file(_files_in(folder)[0])
+
+
+def _read_run(path: Path, name: str) -> TrackedRun:
+    try:
+        with _quiet():
+            reader = open_events(path)
+            reader.Reload()
+            return _run_of(reader, name)
+    except ImportError:
+        allowed = "read with the package tensorboard, which is missing"
+        raise UserError(_WHAT, str(path), allowed, "pip install 'isoflop[tensorboard]'") from None
+    except Exception as error:
+        # Whatever its parsers raise of a damaged file, the other runs are read.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return TrackedRun(about={"id": name, "name": path.name}, reason=f"{name}: {reason}")
+
+
+def _run_of(reader: Any, name: str) -> TrackedRun:
+    about: dict[str, Any] = {"id": name, "name": Path(name).name}
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    times, steps = [], []
+    for tag in sorted(tags_of(reader)):
+        if tag.startswith("_hparams_/"):
+            continue
+        events = events_of(reader, tag)
+        if not events:
+            continue
+        _, _, value = max(events, key=lambda event: event[0])
+        if isinstance(value, bytes | str):
+            config |= _settings(value)
+            continue
+        summary[tag] = value
+        times += [time for time, _, _ in events]
+        steps += [step for _, step, _ in events]
+    if times:
+        summary["_step"], summary["_timestamp"] = max(steps), max(times)
+        summary["_runtime"] = max(times) - min(times)
+        about["created_at"] = f"{datetime.fromtimestamp(min(times), UTC):%Y-%m-%dT%H:%M:%SZ}"
+    hparams, state = _hparams(reader)
+    if state is not None:
+        about["state"] = state
+    return TrackedRun(about=about, config=config | hparams, summary=summary)
+
+
+def _settings(text: bytes | str) -> dict[str, Any]:
+    """Return the values of a text that is JSON, as Hugging Face's Trainer writes its arguments."""
+    try:
+        values = json.loads(text)
+        return flat(values) if isinstance(values, dict) else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _hparams(reader: Any) -> tuple[Mapping[str, Any], str | None]:
+    """Return hyperparameters, and the state at the end; None: it is not told."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    values: dict[str, Any] = {}
+    state = None
+    contents: Mapping[str, bytes] = {}
+    # So it says that there are none.
+    with contextlib.suppress(KeyError):
+        contents = reader.PluginTagToContent("hparams")
+    for tag, content in contents.items():
+        data = HParamsPluginData.FromString(content)
+        if tag == _START:
+            for key, value in data.session_start_info.hparams.items():
+                kind = value.WhichOneof("kind")
+                if kind in ("number_value", "string_value", "bool_value"):
+                    values[key] = getattr(value, kind)
+        elif tag == _END:
+            state = _STATES.get(data.session_end_info.status)
+    return values, state
+
+
+def _with_hparams(runs: Mapping[Path, TrackedRun]) -> dict[Path, TrackedRun]:
+    """Return runs, with hyperparameters from the one folder below that only holds these."""
+    below: dict[Path, list[Path]] = {}
+    for path, run in runs.items():
+        if run.config and path.parent in runs and not runs[path.parent].config:
+            below.setdefault(path.parent, []).append(path)
+    found = dict(runs)
+    for parent, inner in below.items():
+        if len(inner) == 1:
+            part = found.pop(inner[0])
+            run = found[parent]
+            found[parent] = replace(
+                run,
+                about={**part.about, **run.about},
+                config=part.config,
+                summary={**part.summary, **run.summary},
+            )
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's warnings about damaged files and doubled graphs to itself."""
+    logger = logging.getLogger("tensorboard")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

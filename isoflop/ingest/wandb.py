@@ -1,0 +1,185 @@
+"""Runs of Weights & Biases as a table: folders on this machine, exported files, or a project."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+from isoflop.files import read_regular, sha256_file
+from isoflop.ingest.files import RawTable, SourceFile, read_files
+from isoflop.ingest.run_cache import CachedRun, RunCache
+from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs, merged, plain_config
+from isoflop.ingest.wandb_files import read_log
+from isoflop.ingest.wandb_online import read_project
+
+_PROJECT = re.compile(r"(?:https?://[^/]+/)?([\w.-]+)/([\w. -]+)(?:/.*)?")
+_FILES = ("config.yaml", "wandb-summary.json")
+_TIME = re.compile(r"\d{8}_\d{6}")
+_NUM_KEPT_AT_ONCE = 500
+_FOLDERS = "a folder with runs of W&B (offline-run-*, run-*), an exported file, or ENTITY/PROJECT"
+
+
+def read_wandb(source: str, *, refresh: bool = False) -> RawTable:
+    """Return the runs of W&B, a row each, with their settings and the last values they logged.
+
+    What was read is kept in the user's cache folder: of a folder, files that did not change; of a
+    project, runs that did not change since.
+
+    Args:
+        source: a folder, at any depth of which runs lie; a file that was exported; or
+            ``ENTITY/PROJECT`` on the server, which ``WANDB_BASE_URL`` and ``WANDB_API_KEY`` or
+            `wandb login` name.
+        refresh: read everything again.
+
+    Raises:
+        UserError: there is no such thing, no run in it, or no way to the server.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_files(source)
+    if path.is_dir():
+        return _read_folder(path, refresh=refresh)
+    match = _PROJECT.fullmatch(source)
+    if match is None or source.startswith((".", "/", "~")):
+        raise UserError("wandb", source, _FOLDERS, "check the path")
+    return read_project(match[1], match[2], refresh=refresh)
+
+
+def _read_folder(folder: Path, *, refresh: bool) -> RawTable:
+    # A run that goes on has a folder for each time; their names begin with when it was.
+    found = sorted(_run_folders(folder), key=lambda path: (_time_in(path), path))
+    if not found:
+        raise UserError("wandb", str(folder), _FOLDERS, "name the folder that holds `wandb`")
+    cache = RunCache("wandb", str(folder.resolve()))
+    attempts: list[tuple[Path, CachedRun]] = []
+    new: list[CachedRun] = []
+    for path in found:
+        key = str(path.relative_to(folder))
+        stamp = _stamp(path)
+        cached = None if refresh else cache.get(key, stamp)
+        if cached is None:
+            run, digest = _read_run(path)
+            cached = CachedRun(key=key, stamp=stamp, sha256=digest, run=run)
+            new.append(cached)
+        if len(new) >= _NUM_KEPT_AT_ONCE:
+            cache.add(new)
+            new.clear()
+        attempts.append((path, cached))
+    cache.add(new)
+    return _table_of(attempts)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Yield folders of runs; links are not followed, the one to the latest run among them."""
+    for place, folders, files in os.walk(folder):
+        path = Path(place)
+        has_log = any(name.endswith(".wandb") for name in files)
+        inner = path / "files"
+        if has_log or ("files" in folders and any((inner / name).is_file() for name in _FILES)):
+            folders.clear()
+            yield path
+
+
+def _time_in(path: Path) -> str:
+    match = _TIME.search(path.name)
+    return "" if match is None else match[0]
+
+
+def _files_of(path: Path) -> list[Path]:
+    logs = sorted(path.glob("*.wandb"))
+    return logs or [inner for name in _FILES if (inner := path / "files" / name).is_file()]
+
+
+def _stamp(path: Path) -> str:
+    stats = [file.stat() for file in _files_of(path)]
+    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+
+
+def _read_run(path: Path) -> tuple[TrackedRun, str]:
+    """Return the run of a folder, and the digest of its first file."""
+    files = _files_of(path)
+    try:
+        digest = sha256_file(files[0])
+        if files[0].suffix == ".wandb":
+            parts = [read_log(file) for file in files]
+            return merged(parts), digest
+        return _read_files_of_run(path), digest
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        about = {"id": path.name.rpartition("-")[2]}
+        return TrackedRun(about=about, reason=f"{files[0].name}: {error}"), ""
+
+
+def _table_of(attempts: list[tuple[Path, CachedRun]]) -> RawTable:
+    """Return the table of runs, each of one or several attempts in the order of time."""
+    runs: dict[tuple[str, ...], list[CachedRun]] = {}
+    for _, cached in attempts:
+        about = cached.run.about
+        names = (about.get("entity"), about.get("project"), about.get("id"))
+        # What could not be read is a row of its own.
+        key = (cached.key,) if cached.run.reason is not None else tuple(map(str, names))
+        runs.setdefault(key, []).append(cached)
+    rows = [
+        replace(run, about={**run.about, "source_file": parts[-1].key})
+        for parts in runs.values()
+        for run in [parts[0].run if len(parts) == 1 else merged([part.run for part in parts])]
+    ]
+    last = {parts[-1].key for parts in runs.values()}
+    files = tuple(
+        SourceFile(name=str(path), sha256=cached.sha256, num_rows=int(cached.key in last))
+        for path, cached in attempts
+    )
+    return RawTable(frame=frame_of_runs(rows), files=files)
+
+
+def _read_files_of_run(folder: Path) -> TrackedRun:
+    """Return an online run from what it leaves in its folder's `files`, without its log.
+
+    Its name, its state and when it began are on the server only.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is not what W&B writes.
+        UserError: the package that reads YAML is missing.
+    """
+    files = folder / "files"
+    config, summary = files / "config.yaml", files / "wandb-summary.json"
+    values = _read_yaml(config) if config.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError("config.yaml holds no keys")
+    last = json.loads(read_regular(summary)) if summary.is_file() else {}
+    if not isinstance(last, dict):
+        raise ValueError("wandb-summary.json holds no keys")
+    return TrackedRun(
+        about={"id": folder.name.rpartition("-")[2]},
+        config=flat(plain_config(values)),
+        summary=flat(last),
+    )
+
+
+def _read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds, of plain types only.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no YAML.
+        UserError: the package is missing.
+    """
+    try:
+        import yaml
+    except ImportError:
+        do = "pip install 'isoflop[wandb]'"
+        raise UserError("package", "PyYAML", "installed to read config.yaml", do) from None
+    # Written in C where it is there, and no less safe.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return loader(read_regular(path)).get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path.name}: {str(error).splitlines()[0]}") from None
