@@ -82,7 +82,7 @@ class RunCache:
 
 def _line(cached: CachedRun) -> bytes:
     run = cached.run
-    values = {"key": cached.key, "stamp": cached.stamp, "sha256": cached.sha256}
+    values: dict[str, Any] = {"key": cached.key, "stamp": cached.stamp, "sha256": cached.sha256}
     values |= {"about": run.about, "config": run.config, "summary": run.summary}
     return json.dumps(values | {"reason": run.reason, "version": _VERSION}).encode() + b"\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,12 +25,18 @@ _START, _END = "_hparams_/session_start_info", "_hparams_/session_end_info"
 _STATES = {1: "finished", 2: "failed", 3: "running"}
 
 
-def open_events(folder: Path) -> Any:
-    """Return a reader of a folder's event files that keeps all scalars.
+def check_package(field: str, folder: Path) -> None:
+    """Raise UserError, about a field of the user's, where the package tensorboard is missing."""
+    try:
+        import tensorboard.backend.event_processing.event_accumulator  # noqa: F401
+    except ImportError:
+        allowed = "read with the package tensorboard, which is missing"
+        do = "pip install 'isoflop[tensorboard]'"
+        raise UserError(field, str(folder), allowed, do) from None
 
-    Raises:
-        ImportError: the package tensorboard is missing.
-    """
+
+def open_events(folder: Path) -> Any:
+    """Return a reader of a folder's event files that keeps all scalars."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # Zero: keep all, not a sample.
@@ -55,10 +62,15 @@ def events_of(reader: Any, tag: str) -> list[tuple[float, int, Any]]:
     return [(time, step, array.item()) for time, step, array in arrays if array.size == 1]
 
 
+def files_with_events(folder: Path) -> list[Path]:
+    """Return the event files of a folder, sorted, so in the order of time."""
+    return sorted(path for path in folder.glob("*tfevents*") if path.is_file())
+
+
 def folders_with_events(folder: Path) -> list[Path]:
     """Return the folder, and those below it, that hold event files."""
-    files = folder.glob("**/*tfevents*")
-    return sorted({path.parent for path in files if path.is_file()})
+    # Folders that may not be read, or go away meanwhile, are not there.
+    return sorted(Path(place) for place, _, _ in os.walk(folder) if files_with_events(Path(place)))
 
 
 def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
@@ -82,11 +94,14 @@ def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
     found = folders_with_events(folder)
     if not found:
         raise UserError(_WHAT, source, _FOLDER, "check the path")
+    check_package(_WHAT, folder)
     cache = RunCache("tensorboard", str(folder.resolve()))
     cached_runs: dict[Path, CachedRun] = {}
     for path in found:
         name = str(path.relative_to(folder)) if path != folder else folder.resolve().name
-        stamp = " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in map(Path.stat, _files_in(path)))
+        stamp = " ".join(
+            f"{s.st_size}:{s.st_mtime_ns}" for s in map(Path.stat, files_with_events(path))
+        )
         cached = None if refresh else cache.get(name, stamp)
         if cached is None:
             run = _read_run(path, name)
@@ -101,13 +116,9 @@ def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
     return RawTable(frame=frame_of_runs(list(runs.values())), files=files)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*tfevents*") if path.is_file())
-
-
 def _digest(folder: Path) -> str:
     """Return the digest of the first file; of a run that goes on, the others are its stamp."""
-    return sha256_file(_files_in(folder)[0])
+    return sha256_file(files_with_events(folder)[0])
 
 
 def _read_run(path: Path, name: str) -> TrackedRun:
@@ -116,9 +127,6 @@ def _read_run(path: Path, name: str) -> TrackedRun:
             reader = open_events(path)
             reader.Reload()
             return _run_of(reader, name)
-    except ImportError:
-        allowed = "read with the package tensorboard, which is missing"
-        raise UserError(_WHAT, str(path), allowed, "pip install 'isoflop[tensorboard]'") from None
     except Exception as error:
         # Whatever its parsers raise of a damaged file, the other runs are read.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -162,7 +170,7 @@ def _settings(text: bytes | str) -> dict[str, Any]:
         return {}
 
 
-def _hparams(reader: Any) -> tuple[Mapping[str, Any], str | None]:
+def _hparams(reader: Any) -> tuple[dict[str, Any], str | None]:
     """Return hyperparameters, and the state at the end; None: it is not told."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 

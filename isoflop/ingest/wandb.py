@@ -20,6 +20,7 @@ from isoflop.ingest.wandb_online import read_project
 
 _PROJECT = re.compile(r"(?:https?://[^/]+/)?([\w.-]+)/([\w. -]+)(?:/.*)?")
 _FILES = ("config.yaml", "wandb-summary.json")
+_INNER_FOLDERS = ("files", "logs", "tmp", "code")
 _TIME = re.compile(r"\d{8}_\d{6}")
 _NUM_KEPT_AT_ONCE = 500
 _FOLDERS = "a folder with runs of W&B (offline-run-*, run-*), an exported file, or ENTITY/PROJECT"
@@ -52,8 +53,8 @@ def read_wandb(source: str, *, refresh: bool = False) -> RawTable:
 
 
 def _read_folder(folder: Path, *, refresh: bool) -> RawTable:
-    # A run that goes on has a folder for each time; their names begin with when it was.
-    found = sorted(_run_folders(folder), key=lambda path: (_time_in(path), path))
+    # A run that goes on has a folder for each time, whose name begins with when it was.
+    found = sorted(_attempts(folder), key=lambda path: (_time_in(path), path))
     if not found:
         raise UserError("wandb", str(folder), _FOLDERS, "name the folder that holds `wandb`")
     cache = RunCache("wandb", str(folder.resolve()))
@@ -75,25 +76,32 @@ def _read_folder(folder: Path, *, refresh: bool) -> RawTable:
     return _table_of(attempts)
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
-    """Yield folders of runs; links are not followed, the one to the latest run among them."""
+def _attempts(folder: Path) -> Iterator[Path]:
+    """Yield logs of runs, and folders of runs without one.
+
+    Links are not followed, the one to the latest run among them.
+    """
     for place, folders, files in os.walk(folder):
         path = Path(place)
-        has_log = any(name.endswith(".wandb") for name in files)
-        inner = path / "files"
-        if has_log or ("files" in folders and any((inner / name).is_file() for name in _FILES)):
-            folders.clear()
+        logs = [name for name in files if name.endswith(".wandb")]
+        yield from (path / name for name in logs if not (path / name).is_symlink())
+        is_run = "files" in folders and bool(_files_of(path))
+        if is_run and not logs:
             yield path
+        if is_run or logs:
+            folders[:] = [name for name in folders if name not in _INNER_FOLDERS]
 
 
 def _time_in(path: Path) -> str:
-    match = _TIME.search(path.name)
+    match = _TIME.search(f"{path.parent.name} {path.name}")
     return "" if match is None else match[0]
 
 
 def _files_of(path: Path) -> list[Path]:
-    logs = sorted(path.glob("*.wandb"))
-    return logs or [inner for name in _FILES if (inner := path / "files" / name).is_file()]
+    """Return the files of an attempt: its log, or what lies in the folder of a run."""
+    if path.suffix == ".wandb":
+        return [path]
+    return [inner for name in _FILES if (inner := path / "files" / name).is_file()]
 
 
 def _stamp(path: Path) -> str:
@@ -102,19 +110,16 @@ def _stamp(path: Path) -> str:
 
 
 def _read_run(path: Path) -> tuple[TrackedRun, str]:
-    """Return the run of a folder, and the digest of its first file."""
-    files = _files_of(path)
+    """Return the run of an attempt, and the digest of its first file."""
+    digest = ""
     try:
-        digest = sha256_file(files[0])
-        if files[0].suffix == ".wandb":
-            parts = [read_log(file) for file in files]
-            return merged(parts), digest
-        return _read_files_of_run(path), digest
+        digest = sha256_file(_files_of(path)[0])
+        return read_log(path) if path.suffix == ".wandb" else _read_files_of_run(path), digest
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        about = {"id": path.name.rpartition("-")[2]}
-        return TrackedRun(about=about, reason=f"{files[0].name}: {error}"), ""
+        run_id = path.stem.partition("run-")[2].rpartition("-")[2] or path.stem
+        return TrackedRun(about={"id": run_id}, reason=f"{path.name}: {error}"), digest
 
 
 def _table_of(attempts: list[tuple[Path, CachedRun]]) -> RawTable:

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.ingest.tensorboard import events_of, folders_with_events, open_events, tags_of
+from isoflop.ingest.tensorboard import (
+    check_package,
+    events_of,
+    folders_with_events,
+    open_events,
+    tags_of,
+)
 from isoflop.ingest.wandb_files import HISTORY, read_records, row_of, wandb_files
 from isoflop.launch.command.rows import Row
 
@@ -112,14 +118,10 @@ class TensorboardSource:
         return sorted(set().union(*map(tags_of, self._readers.values())))
 
     def _reload(self) -> None:
-        try:
-            for folder in folders_with_events(self._folder):
-                if folder not in self._readers:
-                    self._readers[folder] = open_events(folder)
-        except ImportError:
-            allowed = "read with the package tensorboard, which is missing"
-            do = "pip install 'isoflop[tensorboard]'"
-            raise UserError("result", str(self._folder), allowed, do) from None
+        check_package("result", self._folder)
+        for folder in folders_with_events(self._folder):
+            if folder not in self._readers:
+                self._readers[folder] = open_events(folder)
         if not self._readers:
             raise UserError("result", str(self._folder), "a folder with event files", _DO)
         for reader in self._readers.values():
