@@ -7,12 +7,11 @@ which is too pale for a white page.
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 import math
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis as MplAxis
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 
@@ -39,9 +39,6 @@ TITLE_SIZE = FONT_SIZE + 1
 _SMALL_CHARACTER = 0.056
 # ... and a bold one of the title.
 _TITLE_CHARACTER = 0.08
-
-# Characters before the first that differs, which names cut alike are shown from.
-_BEFORE_DIFFERENCE = 6
 
 Format = Literal["png", "svg", "pdf"]
 
@@ -68,24 +65,90 @@ class Mark:
 
 def family_mark(index: int) -> Mark:
     """Return the mark of the index-th family; the combination repeats after 280 families."""
-    return Mark(
-        colour=_COLOURS[index % len(_COLOURS)],
-        marker=_MARKERS[index % len(_MARKERS)],
-        line=_LINES[index % len(_LINES)],
-    )
+    return Mark(colour=_COLOURS[index % len(_COLOURS)], marker=marker(index), line=line(index))
 
 
-def budget_mark(index: int, num_budgets: int) -> Mark:
-    """Return the mark of the index-th budget: light to dark, so that grey keeps the order."""
-    from matplotlib import colormaps
+def marker(index: int) -> str:
+    """Return the index-th marker; they repeat after 8."""
+    return _MARKERS[index % len(_MARKERS)]
 
-    # cividis read from its pale end to its dark end, without the palest fifth.
-    position = 0.78 * (1 - index / max(num_budgets - 1, 1))
-    return Mark(
-        colour=colormaps["cividis"](position),
-        marker=_MARKERS[index % len(_MARKERS)],
-        line="-",
-    )
+
+def line(index: int) -> Any:
+    """Return the index-th style of lines; they repeat after 5."""
+    return _LINES[index % len(_LINES)]
+
+
+def cycle() -> list[Any]:
+    """Return the colours of `axes.prop_cycle`, which styles set."""
+    from matplotlib import rcParams
+
+    return rcParams["axes.prop_cycle"].by_key().get("color") or [rcParams["text.color"]]
+
+
+def budget_colours() -> Colormap:
+    """Return a colormap from faint to strong, so that grey keeps the order of budgets."""
+    from matplotlib import colormaps, rcParams
+    from matplotlib.colors import ListedColormap, to_rgb
+
+    is_dark = sum(to_rgb(rcParams["axes.facecolor"])) < 1.5
+    # cividis without the fifth that is next to the colour of the page.
+    ends = (0.22, 1.0) if is_dark else (0.78, 0.0)
+    steps = 256
+    places = [ends[0] + (ends[1] - ends[0]) * i / (steps - 1) for i in range(steps)]
+    return ListedColormap([colormaps["cividis"](place) for place in places], name="budgets")
+
+
+def faded(share: float) -> str:
+    """Return the colour of text with a share of the page's in it."""
+    from matplotlib import rcParams
+    from matplotlib.colors import to_hex, to_rgb
+
+    face = rcParams["axes.facecolor"]
+    pairs = zip(to_rgb(rcParams["text.color"]), to_rgb(face), strict=True)
+    red, green, blue = ((1 - share) * ink + share * paper for ink, paper in pairs)
+    return to_hex((red, green, blue))
+
+
+def small_size() -> float:
+    """Return the size of notes in points: seven eighths of `font.size`."""
+    return SMALL_SIZE * em()
+
+
+def grey() -> str:
+    """Return the colour of what is not a family's or a budget's: #606060 in print."""
+    return faded(96 / 255)
+
+
+def soft() -> str:
+    """Return the colour of notes: #404040 in print."""
+    return faded(64 / 255)
+
+
+def em() -> float:
+    """Return how much larger texts are than in print: 1 where `font.size` is 8 points."""
+    from matplotlib import rcParams
+
+    return float(rcParams["font.size"]) / FONT_SIZE
+
+
+def is_bold(name: str) -> bool:
+    """Return whether a weight of rcParams is bold."""
+    return _setting(name) in ("bold", "heavy", "black", "semibold", "demibold", 600, 700, 800)
+
+
+def _setting(name: str) -> Any:
+    """Return a setting by a name that the types of matplotlib do not know."""
+    from matplotlib import rcParams
+
+    settings: Any = rcParams
+    return settings[name]
+
+
+def points_of(name: str) -> float:
+    """Return a size of rcParams in points, "large" and the like included."""
+    from matplotlib.font_manager import FontProperties
+
+    return float(FontProperties(size=_setting(name)).get_size_in_points())
 
 
 def style() -> AbstractContextManager[None]:
@@ -95,12 +158,21 @@ def style() -> AbstractContextManager[None]:
     same matplotlib.
     """
     import matplotlib.style
+    from cycler import cycler
 
     return matplotlib.style.context(
         [
             "default",
             {
                 "font.size": FONT_SIZE,
+                "figure.figsize": (COLUMN_WIDTH, 2.9),
+                "figure.titlesize": TITLE_SIZE,
+                "figure.titleweight": "bold",
+                "axes.prop_cycle": cycler(color=_COLOURS),
+                "axes.titleweight": "bold",
+                "axes.titlelocation": "left",
+                "lines.linewidth": 1.1,
+                "lines.markersize": 5.0,
                 "axes.titlesize": FONT_SIZE,
                 "axes.labelsize": FONT_SIZE,
                 "xtick.labelsize": SMALL_SIZE,
@@ -234,62 +306,6 @@ def wrapped(lines: Sequence[str], width_inches: float) -> list[str]:
     """Break lines of the small size so that they fit a width."""
     characters = max(20, int((width_inches - 0.15) / _SMALL_CHARACTER))
     return [part for line in lines for part in textwrap.wrap(line, characters)]
-
-
-def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Return the inches that a line of text takes at a size in points, without kerning."""
-    return size * sum(_character_width(character, bold) for character in text) / 72
-
-
-@functools.cache
-def _character_width(character: str, bold: bool) -> float:
-    """Return the width of a character of the figures' font, in units of its size."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
-    font.set_size(1, 72)
-    # In 65536ths of a point.
-    return float(font.load_char(ord(character)).linearHoriAdvance) / 65536
-
-
-def shortened(names: Sequence[str], width: float, size: float, *, bold: bool = False) -> list[str]:
-    """Return names that fit a width in inches: too long ones lose their middle.
-
-    Names that would then look alike are shown from shortly before they begin to differ.
-    """
-    shown = [_cut(name, width, size, bold, head=0.5) for name in names]
-    # Each round tells at least two of those apart that begin to differ at one place.
-    for _ in names:
-        alike: dict[str, set[str]] = {}
-        for name, text in zip(names, shown, strict=True):
-            alike.setdefault(text, set()).add(name)
-        if all(len(group) == 1 for group in alike.values()):
-            break
-        for index, name in enumerate(names):
-            group = alike[shown[index]]
-            if len(group) > 1:
-                start = max(0, _num_alike(group) - _BEFORE_DIFFERENCE)
-                shown[index] = _cut(f"…{name[start:]}", width, size, bold, head=1.0)
-    return shown
-
-
-def _num_alike(names: Collection[str]) -> int:
-    """Return how many characters all names begin with."""
-    columns = zip(*names, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-
-
-def _cut(name: str, width: float, size: float, bold: bool, head: float) -> str:
-    """Return a text that fits a width, the share ``head`` of what is kept being its beginning."""
-    full = text_width(name, size, bold=bold)
-    if full <= width:
-        return name
-    for kept in range(min(len(name) - 1, int(len(name) * width / full) + 3), 0, -1):
-        start = round(kept * head)
-        short = f"{name[:start]}…{name[len(name) - (kept - start) :]}"
-        if text_width(short, size, bold=bold) <= width:
-            return short
-    return "…"
 
 
 def title(figure: Figure, text: str) -> None:

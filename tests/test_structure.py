@@ -36,6 +36,7 @@ BASE = {
     "texts",
     "pages",
     "plot_style",
+    "plot_texts",
     "arrays",
     "recipe",
     "spec",

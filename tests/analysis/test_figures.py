@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.made_runs import curve, parabola, row, spaced, study
+from isoflop import plot_style
 from isoflop.analysis import excluded_note
-from isoflop.analysis.figures import write_plots
+from isoflop.analysis.figures import draw_page, write_plots
 from isoflop.analysis.figures.laws import draw_frontier, draw_optimum_size
-from isoflop.analysis.figures.profiles import draw_profiles, evenly, relative_residuals
+from isoflop.analysis.figures.profiles import evenly
+from isoflop.analysis.figures.residuals import relative_residuals
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.fit import fit_rows as fit_all
 from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS, Method
@@ -30,10 +32,9 @@ from isoflop.plot_style import (
     log_ticks,
     math_flops,
     padded,
-    shortened,
     spread_labels,
-    text_width,
 )
+from isoflop.plot_texts import shortened, text_width
 
 EDGES = [
     *curve(parabola(1e6), spaced(1e8), "sgatlin/gelu", 1e17),
@@ -110,7 +111,7 @@ def test_a_changed_setting_of_matplotlib_does_not_change_the_bytes(tmp_path: Pat
 
 def test_bounds_and_excluded_runs_are_named() -> None:
     fits = fit_rows(CASES["edges and excluded"])
-    profiles = text_of(draw_profiles(fits))
+    profiles = text_of(draw_page(fits, "isoflop_profiles"))
     assert profiles.count("bound\n") == 2
     assert "bound: minimum lies beyond" in profiles
     assert "3 runs excluded: 1 diverged, 1 excluded in table, 1 failed." in profiles
@@ -152,7 +153,9 @@ def test_a_family_without_an_optimum_is_named_in_the_note() -> None:
 
 def test_empty_figures_say_why() -> None:
     failed = fit_rows(CASES["all excluded"])
-    assert "No finished runs to draw. 1 run excluded: 1 failed." in text_of(draw_profiles(failed))
+    assert "No finished runs to draw. 1 run excluded: 1 failed." in text_of(
+        draw_page(failed, "isoflop_profiles")
+    )
     assert "no curve has a minimum" in text_of(draw_frontier(failed))
     assert excluded_note(fit_rows([])) == "No runs excluded."
 
@@ -254,12 +257,14 @@ def test_values_are_chosen_evenly_with_both_ends() -> None:
 def test_many_budgets_and_families_are_drawn_in_part_and_the_note_says_so() -> None:
     rows = study(LONG, [1e17])
     rows += [one for i in range(40) for one in study(LONG[:1], [1e17 * 1.2 ** (i + 1)])]
-    figure = draw_profiles(optima_of(rows, DEFAULT_METHOD))
+    with plot_style.style():
+        figure = draw_page(optima_of(rows, DEFAULT_METHOD), "isoflop_profiles")
     words = text_of(figure)
-    assert "10 budgets of a family at most, evenly chosen of up to 41" in words
+    assert "40 budgets of a family at most, evenly chosen of up to 41" in words
     assert "Drawn: 11 of 14 families, the reference among them." in words
-    legend = figure.axes[-1].get_legend()
-    assert len(legend.get_texts()) == 10 + 1
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["minimum of the curve"]
+    assert figure.axes[-1].get_ylabel() == "Training compute (FLOPs)"
     assert figure.get_figheight() < 9.0
     titles = [axes.get_title(loc="left") for axes in figure.axes[:11]]
     assert len(set(titles)) == 11
@@ -304,7 +309,7 @@ def test_the_curve_drawn_is_that_of_the_method(method: Method) -> None:
         for r in curve(parabola(1.6e8), spaced(1e8, num=9, factor=16.0))
     ]
     fits = optima_of(rows, method)
-    figure = draw_profiles(fits)
+    figure = draw_page(fits, "isoflop_profiles")
     drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) > len(rows)]
     x, losses = (np.asarray(values) for values in (drawn[0].get_xdata(), drawn[0].get_ydata()))
     (optimum,) = fits.optima

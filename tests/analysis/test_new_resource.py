@@ -10,7 +10,7 @@ import pytest
 from analysis.made_runs import study
 from isoflop.analysis import FitOptions, fit_optima, select_points
 from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
-from isoflop.analysis.figures.resources import draw_resources
+from isoflop.analysis.figures import draw_page
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.points import Point
 from isoflop.analysis.report.comparison import comparison_section
@@ -55,7 +55,7 @@ def test_a_new_resource_is_one_record(monkeypatch: pytest.MonkeyPatch, tmp_path:
     section = comparison_section(fits.compare, (), fits.unit)
     (table,) = (block for block in section.blocks if isinstance(block, Table))
     assert any("memory held" in [cell.text for cell in row] for row in table.rows)
-    labels = [axes.get_xlabel() for axes in draw_resources(fits).axes]
+    labels = [axes.get_xlabel() for axes in draw_page(fits, "resources").axes]
     assert "Memory held (byte seconds)" in labels
     rule = "multiplier(mlp, swiglu, memory_s) > 0 at the largest budget"
     (verdict,) = judge([Hypothesis(id="H1", claim="less memory held", decide=rule)], fits)

@@ -1,17 +1,19 @@
-"""The figures of a fit, by name: each is drawn from the fit alone and returned as a Figure.
+"""The figures of a fit: functions that draw into pyplot's figures, or into what they are given.
 
-matplotlib is imported when a figure is drawn, through its object interface: no pyplot, no window,
-no global figure list.
+matplotlib is imported when a figure is drawn; pyplot only where neither a figure nor an axes is
+given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
 from isoflop.analysis.compare.one_size import is_one_size, is_scattered
+from isoflop.analysis.figures.canvas import page_figure
 from isoflop.analysis.figures.comparison import draw_multipliers, draw_seed_means
 from isoflop.analysis.figures.laws import (
     draw_frontier,
@@ -19,23 +21,40 @@ from isoflop.analysis.figures.laws import (
     draw_optimum_tokens,
     draw_sensitivity,
 )
-from isoflop.analysis.figures.profiles import draw_profiles, draw_residuals
-from isoflop.analysis.figures.resources import draw_resources, draw_sparsity
+from isoflop.analysis.figures.profiles import profiles
+from isoflop.analysis.figures.residuals import residuals
+from isoflop.analysis.figures.resources import resources, sparsity
 from isoflop.analysis.result import Fits
 from isoflop.files import make_own_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FIGURES: dict[str, Callable[..., Any]] = {
+    "isoflop_profiles": profiles,
+    "resources": resources,
+    "sparsity": sparsity,
+    "residuals": residuals,
+}
+"""By the stem of the files that the report writes."""
+
+
+def draw_page(fits: Fits, stem: str) -> Figure:
+    """Return a figure by its stem, in a figure that belongs to no window."""
+    figure = page_figure()
+    FIGURES[stem](fits, figure=figure)
+    return figure
+
+
 DRAWINGS: dict[str, Callable[[Fits], Figure]] = {
-    "isoflop_profiles": draw_profiles,
+    "isoflop_profiles": partial(draw_page, stem="isoflop_profiles"),
     "frontier": draw_frontier,
     "optimum_size": draw_optimum_size,
     "optimum_tokens": draw_optimum_tokens,
     "multipliers": draw_multipliers,
-    "resources": draw_resources,
-    "sparsity": draw_sparsity,
-    "residuals": draw_residuals,
+    "resources": partial(draw_page, stem="resources"),
+    "sparsity": partial(draw_page, stem="sparsity"),
+    "residuals": partial(draw_page, stem="residuals"),
     "sensitivity": draw_sensitivity,
     "seed_means": draw_seed_means,
 }

@@ -1,7 +1,7 @@
 """Empty figures of the right size, and the hover texts of their markers in the HTML report.
 
-A line with hover texts carries them, one per marker, in its label (legends here are made by hand),
-and an id by which they are found again in the SVG.
+Markers carry their hover texts (isoflop.analysis.figures.artists), and in an SVG an id by which the
+texts are found again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from isoflop import plot_style
+from isoflop import plot_style, plot_texts
 from isoflop.analysis.result import Fits, declared_note, excluded_note
 from isoflop.numbers import format_count, format_flops
 from isoflop.plot_style import Mark
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from isoflop.analysis.figures.artists import Marks
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.points import Point
 
@@ -33,7 +34,6 @@ _PANELS_A_ROW = 3
 _NAME_INCHES = 2.3
 _TITLE_INCHES = 2.02
 _TIP_PREFIX = "tip-"
-_BETWEEN_TIPS = "\x1f"
 
 
 def drawn_archs(fits: Fits) -> list[str]:
@@ -63,14 +63,14 @@ def left_out_note(fits: Fits) -> list[str]:
 
 def panel_titles(archs: Sequence[str]) -> list[str]:
     """Return names of families that fit above a panel, a third of a page wide."""
-    return plot_style.shortened(archs, _TITLE_INCHES, plot_style.FONT_SIZE, bold=True)
+    return plot_texts.shortened(archs, _TITLE_INCHES, plot_style.FONT_SIZE, bold=True)
 
 
 def short_names(archs: Sequence[str]) -> dict[str, str]:
     """Return the names of families for legends and labels; long ones lose a part."""
     size = plot_style.FONT_SIZE
     distinct = list(dict.fromkeys(archs))
-    shown = plot_style.shortened(distinct, _NAME_INCHES, size, bold=True)
+    shown = plot_texts.shortened(distinct, _NAME_INCHES, size, bold=True)
     return dict(zip(distinct, shown, strict=True))
 
 
@@ -191,8 +191,11 @@ def draw_marks(
     points: Sequence[tuple[float, float]],
     mark: Mark,
     tips: Sequence[str],
+    *,
+    label: str | None = None,
+    scale: float = 1.0,
     **style: Any,
-) -> None:
+) -> Marks:
     """Draw a marker at each point, with its hover text, and no line between them.
 
     Args:
@@ -200,24 +203,38 @@ def draw_marks(
         points: (x, y) of each.
         mark: their colour and marker.
         tips: hover text of each.
-        style: what matplotlib's plot takes, over the mark's.
+        label: entry of a legend; None: not in legends.
+        scale: the size of the markers, in units of `lines.markersize`.
+        style: what matplotlib's Line2D takes, over the mark's.
     """
-    look = {"color": mark.colour, "marker": mark.marker, "linestyle": "none", **style}
-    (line,) = axes.plot([x for x, _ in points], [y for _, y in points], **look)
-    line.set_label(_BETWEEN_TIPS.join(tips))
-    line.set_gid(_TIP_PREFIX)
+    from matplotlib import rcParams
+
+    from isoflop.analysis.figures.artists import Marks
+
+    look = {
+        "color": mark.colour,
+        "marker": mark.marker,
+        "linestyle": "none",
+        "markersize": scale * rcParams["lines.markersize"],
+        "label": label or "_nolegend_",
+        **style,
+    }
+    marks = Marks(points, tips=tips, **look)
+    axes.add_line(marks)
+    axes.autoscale_view()
+    return marks
 
 
 def collect_tips(figure: Figure) -> dict[str, list[str]]:
     """Return the hover texts of each line by its id in the SVG, which the line gets here."""
-    from matplotlib.lines import Line2D
+    from isoflop.analysis.figures.artists import Marks
 
     tips: dict[str, list[str]] = {}
-    for line in figure.findobj(Line2D):
-        if (line.get_gid() or "").startswith(_TIP_PREFIX):
-            gid = f"{_TIP_PREFIX}{len(tips)}"
-            line.set_gid(gid)
-            tips[gid] = str(line.get_label()).split(_BETWEEN_TIPS)
+    for marks in figure.findobj(Marks):
+        assert isinstance(marks, Marks)
+        gid = f"{_TIP_PREFIX}{len(tips)}"
+        marks.set_gid(gid)
+        tips[gid] = list(marks.tips)
     return tips
 
 

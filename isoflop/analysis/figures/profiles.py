@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
+from isoflop.analysis.figures.canvas import (
+    AXIS_LABELS,
+    Canvas,
+    entry,
+    finish,
+    handles_of,
+    open_canvas,
+    panel_names,
+    say,
+)
+from isoflop.analysis.figures.shown import (
+    MOST_LISTED,
+    Hue,
+    Palette,
+    Shown,
+    budget_label,
+    show,
+)
 from isoflop.analysis.optima import Optimum, fitted_curve
-from isoflop.analysis.optima_methods import METHODS
-from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, profile_of
+from isoflop.analysis.points import Axis, Excluded, GroupKey, Point
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.analysis.screening import STOOD_FOR
 from isoflop.numbers import format_count
@@ -18,84 +37,150 @@ from isoflop.plot_style import Mark
 from isoflop.units import loss_label, loss_name
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
+
+T = TypeVar("T")
 
 _PROFILES_TITLE = "IsoFLOP profiles: {} against size at equal training compute"
-AXIS_LABELS: dict[Axis, str] = {
-    "n_params": "Parameters",
-    "n_tokens": "Training tokens",
-    "n_active": "Active parameters",
-}
-# More budgets than this crowd a panel, so their marks are smaller.
-_FEW_BUDGETS = 4
-_ROW_INCHES = 2.0
-# More curves hide each other; more legend entries need their lines closer.
-_MOST_BUDGETS = 10
-_MOST_NAMED = 8
+# Curves of a panel, and panels of a figure, where the caller names neither.
+_MOST_CURVES = 40
+_MOST_PANELS = 12
+# More curves than this crowd a panel, so their marks are smaller.
+_FEW_CURVES = 4
 _CURVE_SAMPLES = 80
-# Below this many degrees of freedom, residuals are what a ridge leaves, or rounding.
-_LEAST_FREE = 0.5
-_RESIDUALS_TITLE = "Residuals of the isoFLOP curves"
 
 
-def draw_profiles(fits: Fits) -> Figure:
-    """Draw the profiles on the axis of the options; families side by side on one loss axis.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Panel:
+    """One panel: its groups, and what is drawn of them."""
 
-    The loss axis spans the points, the optima and their intervals; an excluded run whose loss is
-    missing or far outside is drawn at the upper edge. Of many families or budgets some are drawn,
-    and the note says how many.
+    arch: str | None
+    """None: the panel is a budget's."""
+    budget: float | None
+    keys: tuple[GroupKey, ...]
+    optima: tuple[Optimum, ...]
+    excluded: tuple[Excluded, ...]
+
+
+def profiles(
+    fits: Fits,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    archs: Sequence[str] | str | None = None,
+    budgets: Sequence[float] | float | None = None,
+    hue: str | None = None,
+    palette: Palette | None = None,
+    notes: bool = True,
+    axis: Axis | None = None,
+) -> tuple[Figure | SubFigure, np.ndarray[Any, Any]]:
+    """Draw loss against size at equal compute, one curve per family and budget.
+
+    A panel is a family and colours are budgets; with hue="arch" it is the other way round. The
+    loss axis spans the points, the optima and their intervals; an excluded run whose loss is
+    missing or far outside is drawn at an edge. More budgets than six have a colour bar.
+
+    Args:
+        fits: what was fitted.
+        figure: to draw into; None: a new figure of pyplot, or the one of ``ax``.
+        ax: to draw into, where one panel results.
+        archs: families in the order wanted; None: the first 11, the reference among them.
+        budgets: in FLOPs; None: those of the table, at most 40 of a family, evenly chosen.
+        hue: what colours tell apart, "budget" (default) or "arch".
+        palette: colours by label, a list, or the name of a colormap.
+        notes: whether a note says what the marks mean and which runs are excluded.
+        axis: of sizes; None: that of the options.
+
+    Returns:
+        The figure and its axes.
+
+    Raises:
+        UserError: an argument is not known to the table or to matplotlib.
     """
-    if not any(fits.groups.values()):
-        return plot_style.sentence_figure(
-            _title(fits.unit), f"No finished runs to draw. {excluded_note(fits)}"
-        )
-    archs = frame.drawn_archs(fits)
-    losses = [p.loss for key in _keys(fits, archs) for p in fits.groups[key]]
-    losses = losses or [p.loss for points in fits.groups.values() for p in points]
-    for optimum in _optima(fits):
-        ends = (optimum.loss_opt, optimum.loss_ci_lo, optimum.loss_ci_hi)
-        losses += [end for end in ends if end is not None]
-    notes = _notes(fits)
-    figure, panels, legend = _panels(archs, notes, fits.unit)
-    low, high = min(losses), max(losses)
-    pad = 0.08 * (high - low) or 0.05 * high
-    budgets = sorted({budget for _, budget in _keys(fits, archs)})
-    marks = {b: plot_style.budget_mark(i, len(budgets)) for i, b in enumerate(budgets)}
-    for arch, axes in zip(archs, panels, strict=True):
-        axes.set_ylim(low - pad, high + 1.6 * pad)
-        _draw_family(axes, fits, arch, marks)
-    plot_style.title(figure, _title(fits.unit))
-    _legend(legend, fits, marks)
-    plot_style.note(figure, notes)
-    return figure
+    fits = fits if axis is None else fits.under(axis=axis)
+    default: Hue = "arch" if hue == "arch" else "budget"
+    most = None if default == "arch" else frame.MOST_FAMILIES
+    seen = show(
+        fits,
+        archs=archs,
+        budgets=budgets,
+        hue=hue,
+        palette=palette,
+        default=default,
+        shape=default,
+        most=most,
+    )
+    panels = _panels(fits, seen, is_chosen=budgets is not None)
+    title = _PROFILES_TITLE.format(loss_name(fits.unit))
+    if not any(fits.groups[key] for panel in panels for key in panel.keys):
+        canvas = open_canvas(1, figure=figure, ax=ax)
+        say(canvas, title, f"No finished runs to draw. {excluded_note(fits)}")
+        return canvas.figure, canvas.grid
+    canvas = open_canvas(len(panels), figure=figure, ax=ax)
+    _limit_losses(canvas, fits, panels)
+    for axes, panel in zip(canvas.axes, panels, strict=True):
+        _draw_panel(axes, fits, seen, panel)
+    _name_panels(canvas, panels)
+    finish(
+        canvas,
+        title=title,
+        label=loss_label(fits.unit),
+        handles=[*handles_of(seen, names=False), *_kinds(panels)],
+        notes=_notes(fits, seen, panels) if notes else (),
+        scale=seen.scale,
+    )
+    return canvas.figure, canvas.grid
 
 
-def _optima(fits: Fits) -> list[Optimum]:
-    """Return the optima that are drawn."""
-    return [o for arch in frame.drawn_archs(fits) for o in _optima_of(fits, arch)]
+def _panels(fits: Fits, seen: Shown, *, is_chosen: bool) -> list[_Panel]:
+    """Return the panels: families, or budgets where colours are those of families."""
+    groups = seen.groups(fits)
+    if seen.shape == "budget":
+        return [
+            _panel(fits, keys, arch=arch)
+            for arch in seen.archs
+            if (keys := _curves([key for key in groups if key[0] == arch], groups, is_chosen))
+        ]
+    shown = list(seen.budgets) if is_chosen else evenly(seen.budgets, _MOST_PANELS)
+    return [
+        _panel(fits, keys, budget=budget)
+        for budget in shown
+        if (keys := [key for key in groups if key[1] == budget])
+    ]
 
 
-def _optima_of(fits: Fits, arch: str) -> list[Optimum]:
-    budgets = _budgets(fits, arch)
-    return [o for o in fits.optima_of(arch) if o.budget_flops in budgets]
+def _curves(
+    keys: list[GroupKey], groups: Mapping[GroupKey, Sequence[Point]], is_chosen: bool
+) -> list[GroupKey]:
+    """Return the curves of a family; of too many, those with runs come first."""
+    if is_chosen or len(keys) <= _MOST_CURVES:
+        return keys
+    return evenly([key for key in keys if groups[key]], _MOST_CURVES)
 
 
-def _budgets(fits: Fits, arch: str) -> list[float]:
-    """Return the budgets of a family that are drawn; of many, those with runs come first."""
-    found = [budget for name, budget in fits.groups if name == arch]
-    if len(found) > _MOST_BUDGETS:
-        found = [budget for budget in found if fits.groups[arch, budget]]
-    return evenly(found, _MOST_BUDGETS)
+def _panel(
+    fits: Fits, keys: Sequence[GroupKey], arch: str | None = None, budget: float | None = None
+) -> _Panel:
+    optima = fits.optima_by_group()
+    excluded = [
+        row
+        for row in _drawn_excluded(fits)
+        if (arch is None or row.arch == arch)
+        and (budget is None or (row.budget_flops == budget and (row.arch, budget) in keys))
+    ]
+    return _Panel(
+        arch=arch,
+        budget=budget,
+        keys=tuple(keys),
+        optima=tuple(optima[key] for key in keys if key in optima),
+        excluded=tuple(excluded),
+    )
 
 
-def _keys(fits: Fits, archs: Sequence[str]) -> list[GroupKey]:
-    """Return the groups that are drawn."""
-    return [(arch, budget) for arch in archs for budget in _budgets(fits, arch)]
-
-
-def evenly(values: Sequence[float], most: int) -> list[float]:
+def evenly(values: Sequence[T], most: int) -> list[T]:
     """Return at most so many of the values, the first, the last and evenly chosen ones between."""
     num = len(values)
     if num <= most:
@@ -103,95 +188,89 @@ def evenly(values: Sequence[float], most: int) -> list[float]:
     return [values[round(i * (num - 1) / (most - 1))] for i in range(most)]
 
 
-def _notes(fits: Fits) -> list[str]:
+def _notes(fits: Fits, seen: Shown, panels: Sequence[_Panel]) -> list[str]:
     lines = frame.run_notes(fits)
-    if any(o.ci_lo is not None for o in _optima(fits)):
+    if any(o.ci_lo is not None for panel in panels for o in panel.optima):
         share = f"{100 * fits.options.confidence:g} %"
         lines.insert(0, f"Shaded box: {share} interval of the minimum, in size and loss.")
-    most = max((sum(name == arch for name, _ in fits.groups) for arch in fits.archs), default=0)
-    if most > _MOST_BUDGETS:
+    drawn = {key for panel in panels for key in panel.keys}
+    absent = [key for key in seen.groups(fits) if key not in drawn]
+    if absent and seen.shape == "budget":
+        most = max(sum(key[0] == arch for key in seen.groups(fits)) for arch in seen.archs)
         lines.append(
-            f"Drawn: {_MOST_BUDGETS} budgets of a family at most, evenly chosen of up to {most}."
+            f"Drawn: {_MOST_CURVES} budgets of a family at most, evenly chosen of up to {most}."
         )
-    drawn = {budget for _, budget in _keys(fits, frame.drawn_archs(fits))}
-    if len(drawn) > _MOST_BUDGETS:
-        lines.append(f"Named: {_MOST_NAMED} of the {len(drawn)} budgets drawn.")
-    return [*lines, *frame.left_out_note(fits)]
+    elif absent:
+        lines.append(f"Drawn: {len(panels)} of {len(seen.budgets)} budgets, evenly chosen.")
+    if len(seen.archs) == frame.MOST_FAMILIES:
+        lines += frame.left_out_note(fits)
+    return lines
 
 
-def _title(unit: str) -> str:
-    return _PROFILES_TITLE.format(loss_name(unit))
+def _name_panels(canvas: Canvas, panels: Sequence[_Panel]) -> None:
+    """Write above each panel which family or budget it shows."""
+    if panels[0].arch is None:
+        for axes, panel in zip(canvas.axes, panels, strict=True):
+            axes.set_title(budget_label(panel.budget or 0.0))
+        return
+    names = panel_names([panel.arch or "" for panel in panels], canvas)
+    for axes, name in zip(canvas.axes, names, strict=True):
+        axes.set_title(name, parse_math=False)
 
 
-def _panels(
-    archs: Sequence[str], notes: Sequence[str], unit: str
-) -> tuple[Figure, list[Axes], Axes]:
-    """Return the figure, one axes per arch, and one more without axes for the legend."""
-    places = len(archs) + 1
-    columns = min(places, 3)
-    rows = math.ceil(places / columns)
-    width = plot_style.PAGE_WIDTH * columns / 3
-    height = _ROW_INCHES * rows + 0.15 + plot_style.title_height(_title(unit), width)
-    figure = plot_style.new_figure(width, height, strip=plot_style.note_height(notes, width))
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
-    for axes in grid[len(archs) :]:
-        axes.set_axis_off()
-    for axes, name in zip(grid, frame.panel_titles(archs), strict=False):
-        axes.set_title(name, fontweight="bold", loc="left", parse_math=False)
-    for axes in grid[: len(archs) : columns]:
-        axes.set_ylabel(loss_label(unit))
-    return figure, grid[: len(archs)], grid[len(archs)]
+def _limit_losses(canvas: Canvas, fits: Fits, panels: Sequence[_Panel]) -> None:
+    losses = [point.loss for panel in panels for key in panel.keys for point in fits.groups[key]]
+    for panel in panels:
+        for optimum in panel.optima:
+            ends = (optimum.loss_opt, optimum.loss_ci_lo, optimum.loss_ci_hi)
+            losses += [end for end in ends if end is not None]
+    low, high = min(losses), max(losses)
+    pad = 0.08 * (high - low) or 0.05 * high
+    for axes in canvas.axes:
+        axes.set_ylim(low - pad, high + 1.6 * pad)
 
 
-def _draw_family(axes: Axes, fits: Fits, arch: str, marks: Mapping[float, Mark]) -> None:
+def _draw_panel(axes: Axes, fits: Fits, seen: Shown, panel: _Panel) -> None:
     axis = fits.options.axis
-    excluded = [row for row in _drawn_excluded(fits) if row.arch == arch]
-    sizes = [
-        x
-        for (name, _), points in fits.groups.items()
-        if name == arch
-        for p in points
-        if (x := p.on(axis)) is not None
-    ]
-    sizes += [row.n_params for row in excluded if row.n_params is not None]
-    optima = {o.budget_flops: o for o in _optima_of(fits, arch)}
+    sizes = [x for key in panel.keys for p in fits.groups[key] if (x := p.on(axis)) is not None]
+    sizes += [row.n_params for row in panel.excluded if row.n_params is not None]
     axes.set_xscale("log")
     axes.set_xlabel(AXIS_LABELS[axis])
     if sizes:
         # Room for the word "bound" on the side where it stands.
-        kinds = {o.status for o in optima.values()}
+        kinds = {o.status for o in panel.optima}
         low, _ = plot_style.padded(min(sizes), max(sizes), 0.4 if "edge_low" in kinds else 0.1)
         _, high = plot_style.padded(min(sizes), max(sizes), 0.4 if "edge_high" in kinds else 0.1)
         axes.set_xlim(low, high)
         plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
-    scale = 0.75 if len(marks) <= _FEW_BUDGETS else 0.55
-    for budget, optimum in optima.items():
-        points = fits.groups[arch, budget]
-        _draw_profile(axes, fits, points, marks[budget], scale)
-        _draw_interval(axes, optimum, marks[budget])
-    for optimum in optima.values():
-        _draw_optimum(axes, optimum, scale, fits.unit)
-    _draw_excluded(axes, excluded)
+    scale = 1.0 if len(panel.keys) <= _FEW_CURVES else 0.75 if seen.scale is None else 0.5
+    optima = {(o.arch, o.budget_flops): o for o in panel.optima}
+    for key in panel.keys:
+        mark = seen.mark(*key)
+        _draw_profile(axes, fits, fits.groups[key], mark, scale, seen.label(*key))
+        if key in optima:
+            _draw_interval(axes, optima[key], mark)
+    is_named = sum(o.is_bound for o in panel.optima) <= MOST_LISTED
+    for optimum in panel.optima:
+        _draw_optimum(axes, optimum, scale, fits.unit, is_named)
+    _draw_excluded(axes, panel.excluded)
 
 
 def _draw_profile(
-    axes: Axes, fits: Fits, points: Sequence[Point], mark: Mark, scale: float
+    axes: Axes, fits: Fits, points: Sequence[Point], mark: Mark, scale: float, label: str
 ) -> None:
-    import numpy as np
-
     axis, unit = fits.options.axis, fits.unit
-
     placed = [(x, point) for point in points if (x := point.on(axis)) is not None]
     if not placed:
         return
     sizes = [x for x, _ in placed]
     tips = [frame.run_text(point, unit) for _, point in placed]
     marks = [(x, point.loss) for x, point in placed]
-    frame.draw_marks(axes, marks, mark, tips, markersize=5.5 * scale, zorder=4)
+    frame.draw_marks(axes, marks, mark, tips, label=label, scale=0.8 * scale, zorder=4)
     curve = fitted_curve(points, axis, fits.options.method)
     if curve is not None:
         across = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
-        axes.plot(across, curve(across), color=mark.colour, lw=1.1)
+        axes.plot(across, curve(across), color=mark.colour, ls=mark.line, label="_nolegend_")
 
 
 def _draw_interval(axes: Axes, optimum: Optimum, mark: Mark) -> None:
@@ -216,28 +295,31 @@ def _draw_interval(axes: Axes, optimum: Optimum, mark: Mark) -> None:
     )
 
 
-def _draw_optimum(axes: Axes, optimum: Optimum, scale: float, unit: str) -> None:
+def _draw_optimum(axes: Axes, optimum: Optimum, scale: float, unit: str, is_named: bool) -> None:
     """Draw a star at an interior optimum, an outward triangle and the word "bound" at an edge.
 
     Both are hollow and lie under the points, which stay visible. The word stands outside the
-    sizes of its own curve; there the curves of other budgets lie higher or lower.
+    sizes of its own curve; there the curves of other budgets lie higher or lower. Where many are
+    bounds, the legend alone says so.
     """
+    from matplotlib import rcParams
+
     if optimum.x_opt is None or optimum.loss_opt is None:
         return
     at = (optimum.x_opt, optimum.loss_opt)
     low = optimum.status == "edge_low"
-    star = optimum.is_point
+    star, ink = optimum.is_point, rcParams["text.color"]
     frame.draw_marks(
         axes,
         [at],
-        Mark(colour="black", marker="*" if star else "<" if low else ">", line="none"),
+        Mark(colour=ink, marker="*" if star else "<" if low else ">", line="none"),
         [frame.optimum_text(optimum, unit)],
-        markersize=(14 if star else 11) * scale,
-        markerfacecolor="white" if star else "none",
+        scale=(2.1 if star else 1.65) * scale,
+        markerfacecolor=rcParams["axes.facecolor"] if star else "none",
         markeredgewidth=0.8 if star else 1.1,
         zorder=3,
     )
-    if star:
+    if star or not is_named:
         return
     axes.annotate(
         "bound",
@@ -246,7 +328,7 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float, unit: str) -> None
         textcoords="offset points",
         ha="right" if low else "left",
         va="center",
-        fontsize=plot_style.SMALL_SIZE,
+        fontsize=plot_style.small_size(),
     )
 
 
@@ -271,134 +353,31 @@ def _draw_excluded(axes: Axes, excluded: Sequence[Excluded]) -> None:
             [row.n_params],
             [loss],
             marker="x",
-            markersize=5,
-            markeredgewidth=1.2,
-            color="#606060",
+            color=plot_style.grey(),
             linestyle="none",
+            label="_nolegend_",
             clip_on=False,
         )
 
 
-def _legend(axes: Axes, fits: Fits, marks: Mapping[float, Mark]) -> None:
-    """Explain the marks that occur."""
-    from matplotlib.lines import Line2D
+def _kinds(panels: Sequence[_Panel]) -> list[Artist]:
+    """Return the legend's entries of the marks that occur beside the runs."""
+    from matplotlib import rcParams
 
-    named = list(marks)
-    if len(named) > _MOST_BUDGETS:
-        named = evenly(named, _MOST_NAMED)
-    # Budgets of a design are round numbers; of many others three digits are enough to know them.
-    digits = 5 if len(fits.budgets) <= _MOST_NAMED else 3
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=marks[budget].colour,
-            marker=marks[budget].marker,
-            ms=4.5,
-            lw=1.1,
-            label=f"{plot_style.math_flops(budget, digits)} FLOPs",
-        )
-        for budget in named
-    ]
-    hollow: dict[str, Any] = {"color": "none", "markeredgecolor": "black", "linestyle": "none"}
-    kinds = {o.status for o in _optima(fits)}
-    if "interior" in kinds:
-        handles.append(Line2D([], [], marker="*", ms=10, label="minimum of the curve", **hollow))
-    if kinds & {"edge_low", "edge_high"}:
-        handles.append(
-            Line2D([], [], marker=">", ms=7, label="bound: minimum lies beyond", **hollow)
-        )
-    if _drawn_excluded(fits):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                marker="x",
-                ms=5,
-                color="#606060",
-                ls="none",
-                label="excluded (at edge: no loss\nor off scale)",
-            )
-        )
-    is_long = len(handles) > _MOST_NAMED
-    spacing = 0.3 if is_long else 0.7
-    legend = axes.legend(handles=handles, loc="center left", frameon=False, labelspacing=spacing)
-    # It may be higher than a panel, which must not shrink all panels.
-    legend.set_in_layout(not is_long)
-
-
-def draw_residuals(fits: Fits) -> Figure:
-    """Draw measured minus fitted loss, in percent of it, against size and against compute."""
-    residuals = {arch: relative_residuals(fits, arch) for arch in fits.archs}
-    if not any(residuals.values()):
-        return plot_style.sentence_figure(
-            _RESIDUALS_TITLE,
-            f"No group has more points than its curve has coefficients. {excluded_note(fits)}",
-        )
-    notes = [
-        "Above zero: the run is worse than the curve over its family's sizes at that budget.",
-        *frame.run_notes(fits),
-    ]
-    figure, (by_size, by_compute) = frame.panels(
-        2, title=_RESIDUALS_TITLE, label="Residual (% of the loss)", archs=fits.archs, notes=notes
-    )
-    axis = fits.options.axis
-    tips = {
-        id(p): f"{frame.run_text(p, fits.unit)}\nresidual {100 * r:+.3f} %"
-        for found in residuals.values()
-        for p, r in found
+    hollow: dict[str, Any] = {
+        "color": "none",
+        "markeredgecolor": rcParams["text.color"],
+        "linestyle": "none",
     }
-    _draw_residuals(by_size, residuals, tips, lambda p: p.on(axis) or 1.0, AXIS_LABELS[axis])
-    by_budget = "Training compute (FLOPs)"
-    _draw_residuals(by_compute, residuals, tips, lambda p: p.budget_flops, by_budget)
-    plot_style.set_budget_ticks(by_compute, fits.budgets)
-    return figure
-
-
-def relative_residuals(fits: Fits, arch: str) -> list[tuple[Point, float]]:
-    """Return (point, (loss − fit) / fit) of the groups with a residual degree of freedom.
-
-    The fit is the curve of the options' method; points that it leaves out are left out.
-    """
-    import numpy as np
-
-    axis, method = fits.options.axis, fits.options.method
+    size = rcParams["lines.markersize"]
+    statuses = {o.status for panel in panels for o in panel.optima}
     found = []
-    for (label, _), points in fits.groups.items():
-        curve = fitted_curve(points, axis, method)
-        if label != arch or curve is None:
-            continue
-        placed = profile_of(points, axis)
-        fitted = curve(placed.x)
-        known = np.isfinite(fitted)
-        num_free = np.count_nonzero(known) - METHODS[method].num_coefficients(placed.log_x[known])
-        if num_free >= _LEAST_FREE:
-            residuals = placed.loss / fitted - 1
-            found += [
-                (point, float(residual))
-                for point, residual, there in zip(placed.points, residuals, known, strict=True)
-                if there
-            ]
+    if "interior" in statuses:
+        found.append(entry("minimum of the curve", marker="*", markersize=2 * size, **hollow))
+    if statuses & {"edge_low", "edge_high"}:
+        label = "bound: minimum lies beyond"
+        found.append(entry(label, marker=">", markersize=1.4 * size, **hollow))
+    if any(panel.excluded for panel in panels):
+        label = "excluded (at edge: no loss or off scale)"
+        found.append(entry(label, marker="x", color=plot_style.grey(), linestyle="none"))
     return found
-
-
-def _draw_residuals(
-    axes: Axes,
-    residuals: dict[str, list[tuple[Point, float]]],
-    tips: Mapping[int, str],
-    place: Callable[[Point], float],
-    label: str,
-) -> None:
-    axes.set_xscale("log")
-    axes.set_xlabel(label)
-    axes.axhline(0.0, color="#606060", linewidth=0.8)
-    places = [place(point) for found in residuals.values() for point, _ in found]
-    low, high = plot_style.padded(min(places), max(places), 0.06)
-    axes.set_xlim(low, high)
-    plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
-    for index, found in enumerate(residuals.values()):
-        if not found:
-            continue
-        mark = plot_style.family_mark(index)
-        marks = [(place(point), 100 * residual) for point, residual in found]
-        frame.draw_marks(axes, marks, mark, [tips[id(p)] for p, _ in found], markersize=4)

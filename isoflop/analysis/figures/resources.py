@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
-from isoflop.analysis.points import Point, profile_of
+from isoflop.analysis.figures.canvas import count_ticks, finish, handles_of, open_canvas, say
+from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_label, show
+from isoflop.analysis.points import GroupKey, Point, profile_of
 from isoflop.analysis.resources import RESOURCES, Resource, resource_at
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_count
@@ -19,43 +21,60 @@ from isoflop.units import has_perplexity, loss_label, measure_name, shown_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 _RESOURCES_TITLE = "Loss against each resource"
 _SPARSITY_TITLE = "{} against parameters per FLOP"
 # One panel per budget; of more budgets the largest.
 _MOST_PANELS = 6
+Run = tuple[GroupKey, Point]
 
 
-def draw_resources(fits: Fits) -> Figure:
-    """Draw one panel per resource that the table has; families share the loss axis."""
-    measured = [
-        resource
-        for resource in RESOURCES.values()
-        if any(_with_resource(fits, arch, resource) for arch in fits.archs)
-    ]
+def resources(
+    fits: Fits,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    archs: Sequence[str] | str | None = None,
+    budgets: Sequence[float] | float | None = None,
+    hue: str | None = None,
+    palette: Palette | None = None,
+    notes: bool = True,
+) -> tuple[Figure | SubFigure, np.ndarray[Any, Any]]:
+    """Draw loss against each resource that the table has, one panel each, on one loss axis.
+
+    Runs without a budget are drawn where no budgets are named. In an axes that is given, the first
+    resource is drawn, which is compute where it is known. Arguments, results and errors are those
+    of `isoflop.analysis.figures.profiles.profiles`; the hue is "arch" by default.
+    """
+    seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
+    runs = _runs(fits, seen, with_loose=budgets is None)
+    measured = [one for one in RESOURCES.values() if _with_resource(runs, one)]
     if not measured:
-        return plot_style.sentence_figure(
-            _RESOURCES_TITLE, f"No finished runs. {excluded_note(fits)}"
-        )
+        canvas = open_canvas(1, figure=figure, ax=ax)
+        say(canvas, _RESOURCES_TITLE, f"No finished runs. {excluded_note(fits)}")
+        return canvas.figure, canvas.grid
+    drawn = measured if ax is None else measured[:1]
+    canvas = open_canvas(len(drawn), figure=figure, ax=ax)
+    for axes, resource in zip(canvas.axes, drawn, strict=True):
+        _draw_resource(axes, fits, seen, runs, resource)
     absent = [one.axis_label for one in RESOURCES.values() if one not in measured]
-    notes = [
+    lines = [
         "Small: runs. Steps: runs that no run of the family beats in both loss and resource. "
         "Large: optima of the isoFLOP curves.",
         *([f"Not in the table: {', '.join(absent)}."] if absent else []),
         *frame.run_notes(fits),
     ]
-    figure, grid = frame.panels(
-        len(measured),
+    finish(
+        canvas,
         title=_RESOURCES_TITLE,
         label=loss_label(fits.unit),
-        archs=fits.archs,
-        notes=notes,
+        handles=handles_of(seen),
+        notes=lines if notes else (),
+        scale=seen.scale,
     )
-    for axes, resource in zip(grid, measured, strict=True):
-        _draw_resource(axes, fits, resource)
-    return figure
+    return canvas.figure, canvas.grid
 
 
 def hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -67,54 +86,65 @@ def hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _with_resource(fits: Fits, arch: str, resource: Resource) -> list[tuple[float, Point]]:
+def _runs(fits: Fits, seen: Shown, *, with_loose: bool) -> list[Run]:
+    """Return the runs that are shown; those without a budget have none."""
+    runs = [(key, point) for key, points in seen.groups(fits).items() for point in points]
+    if with_loose:
+        runs += [((p.arch, LOOSE), p) for p in fits.selection.loose if p.arch in seen.archs]
+    return runs
+
+
+def _with_resource(runs: Sequence[Run], resource: Resource) -> list[tuple[float, Run]]:
     return [
-        (value, point)
-        for (label, _), points in fits.groups.items()
-        if label == arch
-        for point in points
-        if (value := resource.measure(point)) is not None and value > 0
+        (value, run)
+        for run in runs
+        if (value := resource.measure(run[1])) is not None and value > 0
     ]
 
 
-def _draw_resource(axes: Axes, fits: Fits, resource: Resource) -> None:
-    axes.set_xscale("log")
-    axes.set_xlabel(resource.axis_label)
-    by_arch = {arch: _with_resource(fits, arch, resource) for arch in fits.archs}
-    everything = [value for placed in by_arch.values() for value, _ in placed]
-    low, high = plot_style.padded(min(everything), max(everything), 0.06)
-    # Before anything is drawn: matplotlib cannot find limits where all runs take the same.
-    axes.set_xlim(low, high)
-    for index, (arch, placed) in enumerate(by_arch.items()):
-        if placed:
-            mark = plot_style.family_mark(index)
-            _draw_runs(axes, placed, mark, resource.axis_label, fits.unit)
-            _draw_optima(axes, fits, arch, resource, mark)
-    form = plot_style.math_flops if resource.is_budget else format_count
-    plot_style.set_log_ticks(axes.xaxis, low, high, 4, form)
-
-
-def _draw_runs(
-    axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, label: str, unit: str
+def _draw_resource(
+    axes: Axes, fits: Fits, seen: Shown, runs: Sequence[Run], resource: Resource
 ) -> None:
-    runs = [(value, point.loss) for value, point in placed]
-    tips = [
-        f"{frame.run_text(point, unit)}\n{label}: {format_count(value)}" for value, point in placed
-    ]
-    frame.draw_marks(axes, runs, mark, tips, markersize=2.5, alpha=0.45)
-    steps = hull(runs)
+    axes.set_xlabel(resource.axis_label)
+    placed = _with_resource(runs, resource)
+    # Before anything is drawn: matplotlib cannot find limits where all runs take the same.
+    count_ticks(axes, [value for value, _ in placed])
+    if resource.is_budget:
+        plot_style.set_log_ticks(axes.xaxis, *axes.get_xlim(), 4, plot_style.math_flops)
+    for arch in seen.archs:
+        _draw_steps(axes, seen, arch, [(x, p.loss) for x, (_, p) in placed if p.arch == arch])
+    for look in seen.grouped((key, (x, point)) for x, (key, point) in placed):
+        points = [(x, point.loss) for x, point in look.members]
+        tips = [
+            f"{frame.run_text(point, fits.unit)}\n{resource.axis_label}: {format_count(x)}"
+            for x, point in look.members
+        ]
+        frame.draw_marks(axes, points, look.mark, tips, label=look.label, scale=0.5, alpha=0.45)
+    for arch in seen.archs:
+        _draw_optima(axes, fits, seen, arch, resource)
+
+
+def _draw_steps(axes: Axes, seen: Shown, arch: str, placed: Sequence[tuple[float, float]]) -> None:
+    """Join the runs of a family that none of its runs beats in both."""
+    from matplotlib import rcParams
+
+    steps = hull(placed)
+    mark = seen.mark(arch, LOOSE)
     axes.plot(
         [value for value, _ in steps],
         [loss for _, loss in steps],
         color=mark.colour,
         linestyle=mark.line,
-        linewidth=0.9,
+        linewidth=0.8 * rcParams["lines.linewidth"],
         drawstyle="steps-post",
+        label="_nolegend_",
     )
 
 
-def _draw_optima(axes: Axes, fits: Fits, arch: str, resource: Resource, mark: Mark) -> None:
-    optima = [o for o in fits.optima_of(arch) if o.is_point]
+def _draw_optima(axes: Axes, fits: Fits, seen: Shown, arch: str, resource: Resource) -> None:
+    from matplotlib import rcParams
+
+    optima = [o for o in fits.optima_of(arch) if o.is_point and o.budget_flops in seen.budgets]
     for optimum in optima:
         assert optimum.x_opt is not None
         assert optimum.loss_opt is not None
@@ -130,44 +160,65 @@ def _draw_optima(axes: Axes, fits: Fits, arch: str, resource: Resource, mark: Ma
         value = float(found[0])
         text = frame.optimum_text(optimum, fits.unit)
         text += f"\n{resource.axis_label}: {format_count(value)}"
-        edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
         frame.draw_marks(
-            axes, [(value, optimum.loss_opt)], mark, [text], markersize=5.5, zorder=4, **edge
+            axes,
+            [(value, optimum.loss_opt)],
+            seen.mark(arch, optimum.budget_flops),
+            [text],
+            scale=1.1,
+            zorder=4,
+            markeredgecolor=rcParams["text.color"],
+            markeredgewidth=0.5,
         )
 
 
-def draw_sparsity(fits: Fits) -> Figure:
-    """Draw every run at its perplexity and parameters per forward FLOP of a token.
+def sparsity(
+    fits: Fits,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    archs: Sequence[str] | str | None = None,
+    budgets: Sequence[float] | float | None = None,
+    hue: str | None = None,
+    palette: Palette | None = None,
+    notes: bool = True,
+) -> tuple[Figure | SubFigure, np.ndarray[Any, Any]]:
+    """Draw every run at its perplexity and parameters per forward FLOP, one panel per budget.
 
-    Of losses that have no perplexity the loss itself.
+    Of losses that have no perplexity the loss itself; of more budgets than six the largest six,
+    or all that are named. Arguments, results and errors are those of
+    `isoflop.analysis.figures.profiles.profiles`; the hue is "arch" by default.
     """
     title = _SPARSITY_TITLE.format(measure_name(fits.unit))
-    budgets = [
-        budget
-        for budget in fits.budgets
-        if any(_with_sparsity(fits, arch, budget) for arch in fits.archs)
-    ][-_MOST_PANELS:]
-    if not budgets:
-        return plot_style.sentence_figure(
-            title,
-            f"The table has no training FLOPs of finished runs. {excluded_note(fits)}",
-        )
-    notes = [
+    seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
+    panels = [
+        found
+        for budget in seen.budgets
+        if (found := [run for arch in seen.archs for run in _with_sparsity(fits, arch, budget)])
+    ]
+    panels = panels if budgets is not None else panels[-(_MOST_PANELS if ax is None else 1) :]
+    if not panels:
+        canvas = open_canvas(1, figure=figure, ax=ax)
+        why = "The table has no training FLOPs of finished runs."
+        say(canvas, title, f"{why} {excluded_note(fits)}")
+        return canvas.figure, canvas.grid
+    lines = [
         "Parameters over forward FLOPs per token, which are a third of the training FLOPs per "
         "token. Line: mean over the seeds of a size. Large: the family's best run.",
         *frame.run_notes(fits),
     ]
-    figure, grid = frame.panels(
-        len(budgets),
+    canvas = open_canvas(len(panels), figure=figure, ax=ax, share_y=False)
+    for axes, placed in zip(canvas.axes, panels, strict=True):
+        _draw_budget(axes, fits, seen, placed)
+    finish(
+        canvas,
         title=title,
         label="Perplexity" if has_perplexity(fits.unit) else loss_label(fits.unit),
-        archs=fits.archs,
-        notes=notes,
-        share_y=False,
+        handles=handles_of(seen),
+        notes=lines if notes else (),
+        scale=seen.scale,
     )
-    for axes, budget in zip(grid, budgets, strict=True):
-        _draw_budget(axes, fits, budget)
-    return figure
+    return canvas.figure, canvas.grid
 
 
 def params_per_flop(point: Point) -> float | None:
@@ -182,24 +233,31 @@ def _with_sparsity(fits: Fits, arch: str, budget: float) -> list[tuple[float, Po
     return [(x, point) for point in points if (x := params_per_flop(point)) is not None]
 
 
-def _draw_budget(axes: Axes, fits: Fits, budget: float) -> None:
+def _draw_budget(
+    axes: Axes, fits: Fits, seen: Shown, placed: Sequence[tuple[float, Point]]
+) -> None:
     axes.set(xscale="log", yscale="log")
-    axes.set_title(f"{plot_style.math_flops(budget)} FLOPs", loc="left")
+    axes.set_title(budget_label(placed[0][1].budget_flops))
     axes.set_xlabel("Parameters per FLOP")
-    xs, ys = [], []
-    for index, arch in enumerate(fits.archs):
-        placed = _with_sparsity(fits, arch, budget)
-        if placed:
-            _draw_family(axes, placed, plot_style.family_mark(index), fits.unit)
-            xs += [x for x, _ in placed]
-            ys += [shown_loss(point.loss, fits.unit) for _, point in placed]
+    ys = [shown_loss(point.loss, fits.unit) for _, point in placed]
+    xs = [x for x, _ in placed]
     for axis, values, form in ((axes.xaxis, xs, "{:.3g}"), (axes.yaxis, ys, "{:.4g}")):
         low, high = plot_style.padded(min(values), max(values), 0.08)
         (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low, high)
         plot_style.set_log_ticks(axis, low, high, 4, form.format)
+    for look in seen.grouped(((p.arch, p.budget_flops), (x, p)) for x, p in placed):
+        _draw_family(axes, look.members, look.mark, look.label, fits.unit)
 
 
-def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, unit: str) -> None:
+def _draw_family(
+    axes: Axes,
+    placed: Sequence[tuple[float, Point]],
+    mark: Mark,
+    label: str | None,
+    unit: str,
+) -> None:
+    from matplotlib import rcParams
+
     placed = sorted(placed, key=lambda item: (item[0], item[1].loss))
     best = min(placed, key=lambda item: item[1].loss)
     means = _mean_by_size(placed)
@@ -208,12 +266,13 @@ def _draw_family(axes: Axes, placed: Sequence[tuple[float, Point]], mark: Mark, 
         [shown_loss(loss, unit) for loss in means.values()],
         color=mark.colour,
         linestyle=mark.line,
-        linewidth=0.9,
+        linewidth=0.8 * rcParams["lines.linewidth"],
+        label="_nolegend_",
     )
-    for group, size in ((placed, 3.0), ([best], 6.0)):
+    for group, scale, name in ((placed, 0.6, label), ([best], 1.2, None)):
         points = [(x, shown_loss(point.loss, unit)) for x, point in group]
         tips = [f"{frame.run_text(p, unit)}\nparameters per FLOP {x:.4g}" for x, p in group]
-        frame.draw_marks(axes, points, mark, tips, markersize=size)
+        frame.draw_marks(axes, points, mark, tips, label=name, scale=scale)
 
 
 def _mean_by_size(placed: Sequence[tuple[float, Point]]) -> dict[float, float]:

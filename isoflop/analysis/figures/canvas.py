@@ -1,0 +1,386 @@
+"""Where a figure is drawn: its own figure, one that was given, or one axes that was given.
+
+Everything is placed by the constrained layout. All lengths follow `font.size`: at 8 points a
+figure of several panels is as wide as a page of print. Figures that are ours become as high as
+what stands outside of their panels needs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isoflop import plot_style, plot_texts
+from isoflop.analysis.figures.shown import Shown, budget_label
+from isoflop.analysis.points import Axis
+from isoflop.errors import UserError, shown
+from isoflop.numbers import format_count
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.text import Text
+
+PANELS_A_ROW = 3
+ROW_HEIGHT = 1.9
+"""Inches of a row of panels with its labels, at 8 points."""
+MOST_NAMED = 40
+"""Entries of a legend."""
+AXIS_LABELS: dict[Axis, str] = {
+    "n_params": "Parameters",
+    "n_tokens": "Training tokens",
+    "n_active": "Active parameters",
+}
+COMPUTE_LABEL = "Training compute (FLOPs)"
+# Entries that find room inside an axes.
+_MOST_INSIDE = 6
+# Of the height of a figure that was given, what legend and note may take.
+_LEGEND_SHARE, _NOTE_SHARE = 0.35, 0.2
+# In units of the legend's size: handle, the gap after it, and the gap between columns.
+_HANDLE_EMS, _COLUMN_EMS = 3.0, 1.5
+_LINE_EMS = 1.5
+# Inches around what stands at an edge of the figure.
+_PAD = 0.09
+_NOTE_LEFT = 0.012
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Canvas:
+    """Empty axes to draw into."""
+
+    figure: Figure | SubFigure
+    axes: tuple[Axes, ...]
+    is_ours: bool
+    """Whether the figure may be made higher."""
+    is_axes: bool
+    """Whether one axes was given: then nothing stands outside it."""
+
+    @property
+    def grid(self) -> np.ndarray[Any, Any]:
+        """The axes as callers get them."""
+        return np.array(self.axes, dtype=object)
+
+
+def open_canvas(
+    num: int,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    share_y: bool = True,
+    row_height: float = ROW_HEIGHT,
+) -> Canvas:
+    """Return axes for a figure of some panels.
+
+    Args:
+        num: of panels.
+        figure: to draw into; None: a new figure of pyplot.
+        ax: the axes to draw into, where there is one panel.
+        share_y: whether all panels have one y axis.
+        row_height: inches of a row of panels at 8 points, where the figure is ours.
+
+    Raises:
+        UserError: an axes is given for several panels, or both a figure and an axes.
+    """
+    if ax is not None:
+        if num != 1 or figure is not None:
+            raise UserError(
+                "ax",
+                shown("an axes"),
+                f"left out, for there are {num} panels" if num != 1 else "left out beside figure",
+                "pass figure=, or ask for one family and one budget" if num != 1 else "pass one",
+            )
+        return Canvas(figure=ax.figure, axes=(ax,), is_ours=False, is_axes=True)
+    from isoflop.analysis.figures.artists import PageFigure
+
+    is_ours = figure is None or isinstance(figure, PageFigure)
+    figure = figure or _pyplot_figure()
+    # Four are a square rather than a row of three and one.
+    columns = 2 if num == 4 else min(num, PANELS_A_ROW)
+    rows = -(-num // columns)
+    root: Any = figure.get_figure(root=True)
+    if root.get_layout_engine() is None:
+        root.set_layout_engine("constrained")
+    if is_ours and num > 1:
+        em = plot_style.em()
+        root.set_size_inches(plot_style.PAGE_WIDTH * em, row_height * em * rows)
+    grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).flatten().tolist()
+    for axes in grid[num:]:
+        axes.remove()
+    return Canvas(figure=figure, axes=tuple(grid[:num]), is_ours=is_ours, is_axes=False)
+
+
+def page_figure() -> Figure:
+    """Return an empty figure that belongs to no window and grows with what is drawn into it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from isoflop.analysis.figures.artists import PageFigure
+
+    figure = PageFigure(layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _pyplot_figure() -> Figure:
+    """Return a new figure that notebooks show and scripts can save."""
+    import matplotlib.pyplot as plt
+
+    return plt.figure(layout="constrained")
+
+
+def finish(
+    canvas: Canvas,
+    *,
+    title: str | None = None,
+    label: str | None = None,
+    handles: Sequence[Artist] = (),
+    notes: Sequence[str] = (),
+    scale: ScalarMappable | None = None,
+) -> None:
+    """Write what stands around the panels, and make a figure of ours as high as that needs.
+
+    Args:
+        canvas: with everything drawn.
+        title: of the figure; of an axes that was given, where it has none.
+        label: of the leftmost y axes.
+        handles: entries of the legend; they carry their labels.
+        notes: sentences below the figure; not written where an axes was given.
+        scale: of the colours of budgets; None: no colour bar.
+    """
+    if label is not None:
+        _label_leftmost(canvas.axes, label)
+    if canvas.is_axes:
+        _finish_axes(canvas.axes[0], title, handles, scale)
+        return
+    if scale is not None:
+        bar = canvas.figure.colorbar(scale, ax=list(canvas.axes), aspect=30, pad=0.02)
+        _label_bar(bar, scale)
+    outside: list[Artist] = [_write_title(canvas.figure, title)] if title else []
+    note = _write_note(canvas, notes)
+    if handles:
+        outside.append(_write_legend(canvas, handles, note))
+    elif note.get_text():
+        outside.append(note)
+    if canvas.is_ours:
+        _grow(canvas.figure, outside)
+
+
+def say(canvas: Canvas, title: str, sentence: str) -> None:
+    """Say in the first axes why there is nothing to draw."""
+    (axes,) = canvas.axes
+    axes.set_axis_off()
+    size = plot_style.points_of("font.size")
+    width = _width(canvas.figure) * (axes.get_position().width if canvas.is_axes else 0.95)
+    lines = plot_texts.wrap(plot_texts.literal(sentence), width, size)
+    axes.text(
+        0.5,
+        0.5,
+        "\n".join(lines),
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        parse_math=False,
+    )
+    if canvas.is_ours:
+        _set_height(canvas.figure, (len(lines) + 1) * size * _LINE_EMS / 72)
+    finish(canvas, title=title)
+
+
+def handles_of(seen: Shown, *, names: bool = True) -> list[Artist]:
+    """Return a legend's entries of what is shown: families, budgets, or both.
+
+    Args:
+        seen: what is shown.
+        names: whether families are named where colours are those of budgets.
+    """
+    found: list[Artist] = []
+    budget = seen.budgets[0] if seen.budgets else math.nan
+    if seen.hue == "arch":
+        names_of = short_names(seen.archs)
+        return [entry(names_of[a], **_look(seen, a, budget)) for a in seen.archs]
+    if names and seen.shape == "arch" and len(seen.archs) > 1:
+        for arch, name in short_names(seen.archs).items():
+            look = {**_look(seen, arch, budget), "color": plot_style.soft()}
+            found.append(entry(name, **look))
+    if seen.scale is None:
+        arch = seen.archs[0] if seen.archs else ""
+        for one in sorted(seen.budgets) if seen.archs else ():
+            look = _look(seen, arch, one)
+            if seen.shape == "arch":
+                look |= {"marker": "none", "linestyle": "-"}
+            found.append(entry(budget_label(one), **look))
+    return found
+
+
+def _look(seen: Shown, arch: str, budget: float) -> dict[str, Any]:
+    mark = seen.mark(arch, budget)
+    return {"color": mark.colour, "marker": mark.marker, "linestyle": mark.line}
+
+
+def entry(label: str, **look: Any) -> Artist:
+    """Return an entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **look)
+
+
+def short_names(archs: Sequence[str]) -> dict[str, str]:
+    """Return the names of families for legends: long ones lose a part, none is read as math."""
+    size = plot_style.points_of("legend.fontsize")
+    distinct = list(dict.fromkeys(archs))
+    known = [plot_texts.literal(arch).replace(r"\$", "$") for arch in distinct]
+    cut = plot_texts.shortened(known, 2.3 * plot_style.em(), size)
+    return {arch: plot_texts.literal(name) for arch, name in zip(distinct, cut, strict=True)}
+
+
+def panel_names(archs: Sequence[str], canvas: Canvas) -> list[str]:
+    """Return the names of families that fit above their panels."""
+    columns = len({round(axes.get_position().x0, 3) for axes in canvas.axes})
+    width = _width(canvas.figure) / columns - 4 * plot_style.small_size() / 72
+    if canvas.is_axes:
+        width = _width(canvas.figure) * canvas.axes[0].get_position().width
+    known = [plot_texts.literal(arch).replace(r"\$", "$") for arch in archs]
+    size = plot_style.points_of("axes.titlesize")
+    is_bold = plot_style.is_bold("axes.titleweight")
+    return plot_texts.shortened(known, width, size, bold=is_bold)
+
+
+def _width(figure: Figure | SubFigure) -> float:
+    """Return the width of a figure in inches."""
+    return float(figure.bbox.width / figure.dpi)
+
+
+def _height(figure: Figure | SubFigure) -> float:
+    return float(figure.bbox.height / figure.dpi)
+
+
+def _label_leftmost(axes: Sequence[Axes], label: str) -> None:
+    for one in axes:
+        spec = one.get_subplotspec()
+        if spec is None or spec.is_first_col() or len(axes) == 1:
+            one.set_ylabel(label)
+
+
+def _write_title(figure: Figure | SubFigure, title: str) -> Text:
+    size = plot_style.points_of("figure.titlesize")
+    is_bold = plot_style.is_bold("figure.titleweight")
+    lines = plot_texts.wrap(title, _width(figure) - 2 * _PAD, size, bold=is_bold)
+    return figure.suptitle("\n".join(lines))
+
+
+def _write_note(canvas: Canvas, notes: Sequence[str]) -> Text:
+    """Write the notes at the lower edge; of those that find no room the first lines."""
+    size = plot_style.small_size()
+    width = _width(canvas.figure) * (1 - 2 * _NOTE_LEFT)
+    lines = [part for one in notes for part in plot_texts.wrap(plot_texts.shown(one), width, size)]
+    if not canvas.is_ours:
+        most = int(_NOTE_SHARE * _height(canvas.figure) * 72 / (size * _LINE_EMS))
+        if len(lines) > most:
+            lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if most else []
+    return canvas.figure.supxlabel(
+        "\n".join(lines),
+        x=_NOTE_LEFT,
+        ha="left",
+        fontsize=size,
+        fontweight="normal",
+        color=plot_style.soft(),
+        linespacing=1.15,
+        parse_math=False,
+    )
+
+
+def _write_legend(canvas: Canvas, handles: Sequence[Artist], note: Text) -> Artist:
+    from isoflop.analysis.figures.artists import LegendAboveNote
+
+    figure: Any = canvas.figure
+    size = plot_style.points_of("legend.fontsize")
+    longest = max(_label_width(handle, size) for handle in handles)
+    column = longest + (_HANDLE_EMS + _COLUMN_EMS) * size / 72
+    columns = max(1, min(len(handles), int(_width(figure) / column)))
+    most = MOST_NAMED
+    if not canvas.is_ours:
+        lines = int(_LEGEND_SHARE * _height(figure) * 72 / (size * _LINE_EMS))
+        most = min(most, max(1, lines) * columns)
+    return LegendAboveNote(
+        figure,
+        _at_most(handles, most),
+        note,
+        ncols=columns,
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=_COLUMN_EMS - 0.3,
+    )
+
+
+def _at_most(handles: Sequence[Artist], most: int) -> list[Artist]:
+    """Return the handles; of too many the first, and how many more there are."""
+    if len(handles) <= most:
+        return list(handles)
+    kept = handles[: max(most - 1, 0)]
+    return [*kept, entry(f"and {len(handles) - len(kept)} more", color="none")]
+
+
+def _label_width(handle: Artist, size: float) -> float:
+    """Return the inches of the longest line of a label, math in it as it looks."""
+    text = re.sub(r"\\times ", "×", str(handle.get_label()))
+    plain = re.sub(r"\\(?=\$)|(?<!\\)\$|[{}^]", "", text)
+    return max(plot_texts.text_width(part, size) for part in plain.split("\n"))
+
+
+def _finish_axes(
+    axes: Axes, title: str | None, handles: Sequence[Artist], scale: ScalarMappable | None
+) -> None:
+    """Write title, legend and colour bar as parts of the axes."""
+    has_title = any(axes.get_title(loc=where) for where in ("left", "center", "right"))
+    if title and not has_title:
+        size = plot_style.points_of("axes.titlesize")
+        width = _width(axes.figure) * axes.get_position().width
+        bold = plot_style.is_bold("axes.titleweight")
+        axes.set_title("\n".join(plot_texts.wrap(title, width, size, bold=bold)))
+    beside = 1.02
+    if scale is not None:
+        room = axes.inset_axes((beside, 0.0, 0.04, 1.0))
+        _label_bar(axes.figure.colorbar(scale, cax=room), scale)
+        beside = 1.3
+    if len(handles) > _MOST_INSIDE or (handles and scale is not None):
+        axes.legend(
+            handles=_at_most(handles, MOST_NAMED), loc="upper left", bbox_to_anchor=(beside, 1.0)
+        )
+    elif handles:
+        axes.legend(handles=handles)
+
+
+def _label_bar(bar: Any, scale: ScalarMappable) -> None:
+    """Name the budgets at a colour bar."""
+    low, high = (float(end) for end in scale.get_clim())
+    ticks = plot_style.log_ticks(low, high, 6)
+    bar.set_ticks(ticks, labels=[plot_style.math_flops(tick, 3) for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.set_label(COMPUTE_LABEL)
+    bar.outline.set_visible(False)
+
+
+def _grow(figure: Any, outside: Sequence[Artist]) -> None:
+    """Make a figure as much higher as what stands outside its panels takes."""
+    boxes = [artist.get_tightbbox() for artist in outside]
+    inches = [box.height / figure.dpi + _PAD for box in boxes if box is not None]
+    _set_height(figure, _height(figure) + sum(inches))
+
+
+def _set_height(figure: Any, inches: float) -> None:
+    # Rounded, for the last bits of measured boxes differ between runs.
+    figure.set_figheight(math.ceil(100 * inches) / 100)
+
+
+def count_ticks(axes: Axes, values: Sequence[float], share: float = 0.06) -> None:
+    """Make the x axis one of counts on a logarithmic scale, around some values."""
+    axes.set_xscale("log")
+    low, high = plot_style.padded(min(values), max(values), share)
+    axes.set_xlim(low, high)
+    plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
