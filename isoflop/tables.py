@@ -24,7 +24,7 @@ from isoflop.disk import fault_of
 from isoflop.errors import UserError
 from isoflop.files import write_bytes_atomic
 from isoflop.resources import builtin
-from isoflop.units import NATS
+from isoflop.units import NATS, read_unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -297,17 +297,42 @@ def is_parquet(path: Path) -> bool:
 
 def loss_unit(path: Path) -> str:
     """Return the unit of the losses in a table, by its metadata; nats per token without any."""
+    return stated_unit(path) or NATS
+
+
+def stated_unit(path: Path) -> str | None:
+    """Return the unit that a table's metadata name; None of a table that isoflop did not write."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not is_parquet(path):
-        return NATS
+        return None
     try:
         metadata = pq.read_schema(path).metadata or {}
-        return metadata.get(UNIT_KEY, NATS.encode()).decode()
+        written = NATS.encode() if VERSION_KEY in metadata else b""
+        return metadata.get(UNIT_KEY, written).decode() or None
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         # Whoever reads its rows says what is wrong with it.
-        return NATS
+        return None
+
+
+def unit_of(stated: str | None, asked: str | None, where: str, option: str = "--loss-unit") -> str:
+    """Return the unit of a table's losses: that which it states, else the one asked for, else nats.
+
+    Args:
+        stated: by the table's metadata or its study; None where neither says.
+        asked: what the user says (see `read_unit`); None: nothing.
+        where: the table, for a message.
+        option: what a message calls what was asked.
+
+    Raises:
+        UserError: the table states another unit than the user, or no unit is called so.
+    """
+    wanted = None if asked is None else read_unit(asked, option)
+    if stated is not None and wanted is not None and wanted != stated:
+        allowed = f"{stated}, which {where} states"
+        raise UserError(option, asked, allowed, "leave it out, or name a table without a unit")
+    return stated or wanted or NATS
 
 
 def read_table(path: Path, schema: Schema, *, more: str | None = None) -> list[dict[str, Any]]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from difflib import get_close_matches
 
+from isoflop.errors import UserError
+
 NATS = "nats_per_token"
 UNITS = (NATS, "bits_per_token", "bits_per_byte")
 """Units of a loss that isoflop knows; any other word is the name of a metric, lower is better."""
 
 _SHORT_NAMES = {"nats": NATS, "nat": NATS, "bpt": "bits_per_token", "bpb": "bits_per_byte"}
+# Words of an option alone: a study's trainer may have a metric of such a name.
+_SHORT_OPTIONS = {**_SHORT_NAMES, "bits": "bits_per_token", "bit": "bits_per_token"}
+_PERPLEXITIES = ("perplexity", "ppl")
 # One letter more, less or other; nats_per_byte and bits_per_character are other units.
 _LIKENESS = 0.92
 
@@ -21,6 +26,30 @@ def meant_unit(word: str) -> str | None:
     short = _SHORT_NAMES.get(word.lower())
     near = get_close_matches(word.lower(), UNITS, n=1, cutoff=_LIKENESS)
     return short or (near[0] if near else None)
+
+
+def read_unit(word: str, option: str = "--loss-unit") -> str:
+    """Return the unit that an option names: a known one, short for one, or a metric's name.
+
+    Args:
+        word: such as nats_per_token, nats, bits, bpb, accuracy_error.
+        option: what a message calls it.
+
+    Raises:
+        UserError: blank, not one line, a known unit misspelt, or perplexity, which laws are not of.
+    """
+    name = word.strip()
+    if (short := _SHORT_OPTIONS.get(name.lower())) is not None:
+        return short
+    allowed = f"{', '.join(UNITS)}, or the name of a metric of which less is better"
+    if not name or not name.isprintable():
+        raise UserError(option, word, allowed, "name one of them")
+    if name.lower() in _PERPLEXITIES:
+        do = "write ln(perplexity) into the table, or `isoflop import --loss-unit perplexity`"
+        raise UserError(option, word, allowed, do)
+    if near := meant_unit(name):
+        raise UserError(option, word, allowed, f"say {near} if that is meant")
+    return name
 
 
 def unit_words(unit: str) -> str:

@@ -15,7 +15,8 @@ from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, select_points
 from isoflop.analysis.result import FitOptions, Fits, pick_reference, write_fitted
-from isoflop.tables import Schema, loss_unit
+from isoflop.ingest.budgets import Labelled, label_budgets
+from isoflop.tables import Schema, stated_unit, unit_of
 from isoflop.units import NATS
 
 if TYPE_CHECKING:
@@ -95,13 +96,26 @@ def fit_rows(
     from isoflop.analysis.compare.multipliers import compare_archs
     from isoflop.analysis.validity import validity
 
-    table = list(rows)
-    selection = select_points(table, options.repeats, screened=options.screen, unit=unit)
+    labelled, selection = select_runs(rows, options, unit=unit)
+    table = labelled.rows
     # Before any fit, which takes seconds.
     pick_reference([arch for arch, _ in selection.groups], options.reference)
     fits = _with_parametric(fit_optima(selection, options))
     fits = replace(fits, compare=compare_archs(fits), exponents=exponent_differences(fits))
-    return replace(fits, validity=validity(table, fits))
+    return replace(fits, validity=validity(table, fits), clusters=labelled.clusters)
+
+
+def select_runs(
+    rows: Iterable[Mapping[str, Any]], options: FitOptions, *, unit: str = NATS
+) -> tuple[Labelled, Selection]:
+    """Return rows at the budgets that the options ask for, and the points of them.
+
+    Raises:
+        UserError: the FLOPs spent gather at no budgets, where these were to be the budgets.
+    """
+    labelled = label_budgets(rows, options.budgets)
+    points = select_points(labelled.rows, options.repeats, screened=options.screen, unit=unit)
+    return labelled, points
 
 
 def _with_parametric(fits: Fits) -> Fits:
@@ -133,12 +147,13 @@ def fit_table(
 
     The losses are in ``unit``; None: in that which the table names, else nats per token.
 
-    Raises UserError when the file is missing, corrupt or lacks columns. Existing files in
-    ``out_dir`` of the same names are replaced, each atomically.
+    Raises UserError when the file is missing, corrupt, lacks columns or names another unit.
+    Existing files in ``out_dir`` of the same names are replaced, each atomically.
     """
     if isinstance(runs, Path):
         path = table_of(runs)
-        runs, unit = load_rows(path), unit or loss_unit(path)
+        unit = unit_of(stated_unit(path), unit, str(path), "unit")
+        runs = load_rows(path)
     fits = fit_rows(runs, options, unit=unit or NATS)
     return FitReport(
         fits=fits,

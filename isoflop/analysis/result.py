@@ -16,6 +16,7 @@ from isoflop.analysis.parametric.terms import HUBER_DELTA, Constraints
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point, Selection, profile_of
 from isoflop.analysis.screening import Repeats
 from isoflop.errors import UserError
+from isoflop.ingest.budgets import Budgets, Cluster
 from isoflop.tables import Schema, write_table
 from isoflop.units import unit_note
 
@@ -47,6 +48,9 @@ class FitOptions:
     seed: int = 0
     repeats: Repeats | None = None
     """What runs of one cell are that no seed tells apart; None: not said, none of them counts."""
+    budgets: Budgets = "given"
+    """Whose budgets rows are at: the table's, those with near-equal ones as one (round), or the
+    clusters of the FLOPs spent (auto)."""
     screen: bool = True
     """Whether outliers and runs off their budget are left out."""
     tied: bool = False
@@ -109,6 +113,8 @@ class Fits:
     """By (axis, method); empty where n_boot is 0."""
     parametric: tuple[ParametricFit, ...] = ()
     compare: tuple[Comparison, ...] = ()
+    clusters: tuple[Cluster, ...] = ()
+    """Of the FLOPs spent, where they give the budgets."""
     exponents: tuple[ExponentDifference, ...] = ()
     """Differences to the reference of the comparisons."""
     validity: Validity | None = None

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from isoflop.cli.fit_options import fit_options, given_parameters
-from isoflop.cli.laws import against_lines, fit_supplied, surface_notes, surface_rows
+from isoflop.cli.fit_options import LOSS_UNIT, fit_options, given_parameters
+from isoflop.cli.laws import (
+    against_lines,
+    clusters_table,
+    fit_supplied,
+    surface_notes,
+    surface_rows,
+)
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import study_reference
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
@@ -55,13 +61,16 @@ Row = dict[str, str]
 @click.command()
 @click.argument("table", metavar="FOLDER_OR_TABLE", type=FOLDER_OR_TABLE)
 @click.option("--out", type=OUT_FOLDER, help="Folder for tables and plots.  [default: the folder]")
+@LOSS_UNIT
 @fit_options
 @click.option(
     "--against",
     metavar="E=..,A=..,B=..,alpha=..,beta=..",
     help="Test the surface of each arch against these parameters, all at once.",
 )
-def fit(table: Path, out: Path | None, against: str | None, **chosen: Any) -> None:
+def fit(
+    table: Path, out: Path | None, loss_unit: str | None, against: str | None, **chosen: Any
+) -> None:
     """Fit isoFLOP optima and scaling laws to a study folder or to any table of runs.
 
     A study's results are collected into its runs.parquet first. Any csv or parquet file with the
@@ -82,7 +91,7 @@ def fit(table: Path, out: Path | None, against: str | None, **chosen: Any) -> No
 
         given = given_parameters("--against", against, names)
         check_given(CHINCHILLA, options.constraints, given)
-    fit_folder(table, out, options, given)
+    fit_folder(table, out, options, given, loss_unit)
 
 
 def fit_folder(
@@ -90,6 +99,7 @@ def fit_folder(
     out_folder: Path | None = None,
     options: FitOptions | None = None,
     against: Mapping[str, float] | None = None,
+    loss_unit: str | None = None,
 ) -> None:
     """Fit a study folder or a table, plot it, and print the optima and the paths written.
 
@@ -98,11 +108,13 @@ def fit_folder(
     from isoflop.analysis import FitOptions, excluded_note, fit_table
     from isoflop.analysis.validity.attention import attention
 
-    runs = runs_of(source, out_folder)
+    runs = runs_of(source, out_folder, loss_unit)
     announce_fit(runs)
     chosen = runs.options(options or FitOptions())
     made = fit_table(runs.rows, runs.out_folder, chosen, unit=runs.unit)
     out = console()
+    if made.fits.clusters:
+        out.print(clusters_table(made.fits))
     notes = _print_tables(made.fits, out)
     notes += _source_notes(made.fits)
     notes += [f"Attention: {sentence}" for sentence in attention(made.fits)]
@@ -197,18 +209,27 @@ def announce_fit(runs: Runs) -> None:
         click.echo(f"fitting {len(runs.rows)} rows; this takes up to a minute", err=True)
 
 
-def runs_of(source: Path, out: Path | None) -> Runs:
+def runs_of(source: Path, out: Path | None, loss_unit: str | None = None) -> Runs:
     """Collect the runs of a study folder into its table, or read any other table.
 
+    Args:
+        source: the folder or the table.
+        out: folder for results; None: that of the study.
+        loss_unit: what the losses of a table are that does not say.
+
     Raises:
-        UserError: there is no such table, or it is not in order, or it has no folder for results.
+        UserError: there is no such table, or it is not in order, or it has no folder for results,
+            or its losses are in another unit.
     """
+    from isoflop.tables import stated_unit, unit_of
+
     if (source / "plan.json").is_file():
         from isoflop.launch.collect import collect, damaged_reasons
         from isoflop.plan.artefact import read_plan
 
         folder = out or source
         plan = read_plan(source)
+        unit = unit_of(plan.study.loss_unit, loss_unit, str(source))
         rows = collect(source, plan, folder)
         print_damaged(damaged_reasons(rows))
         table = folder / "runs.parquet"
@@ -217,11 +238,10 @@ def runs_of(source: Path, out: Path | None) -> Runs:
             rows=rows,
             out_folder=folder,
             written=(table,),
-            unit=plan.study.loss_unit,
+            unit=unit,
             plan=plan,
         )
     from isoflop.analysis.load import load_rows, table_of
-    from isoflop.tables import loss_unit
 
     table = table_of(source)
     if out is None and not source.is_dir():
@@ -231,7 +251,7 @@ def runs_of(source: Path, out: Path | None) -> Runs:
         rows=load_rows(table),
         out_folder=out or source,
         written=(),
-        unit=loss_unit(table),
+        unit=unit_of(stated_unit(table), loss_unit, str(source)),
         plan=None,
     )
 

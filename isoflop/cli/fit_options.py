@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -15,7 +16,9 @@ from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS
 from isoflop.analysis.parametric.terms import HUBER_DELTA
 from isoflop.analysis.points import AXES
 from isoflop.analysis.screening import Repeats
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
+from isoflop.ingest.budgets import Budgets
+from isoflop.units import UNITS
 
 _Option = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -52,7 +55,22 @@ REFERENCE = click.option(
     metavar="ARCH",
     help="What the others are compared with.  [default: swiglu, else mlp, else the first]",
 )
+LOSS_UNIT = click.option(
+    "--loss-unit",
+    metavar="UNIT",
+    help=f"What the losses of a table that does not say are: {', '.join(UNITS)}, or the name of a "
+    "metric of which less is better.  [default: nats_per_token]",
+)
 SCREENING = (
+    click.option(
+        "--budgets",
+        type=click.Choice(get_args(Budgets)),
+        default="given",
+        show_default=True,
+        help="Budgets as the table gives them; near-equal ones as one (round); or, whatever the "
+        "table gives, those that FLOPs gather at (auto).",
+    ),
+    click.option("--round-budgets", is_flag=True, help="The same as --budgets round."),
     click.option(
         "--repeats",
         type=click.Choice(get_args(Repeats)),
@@ -133,6 +151,21 @@ def screening_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _with(options: Sequence[_Option], command: Callable[..., None]) -> Callable[..., None]:
+    decorated = _with_round_budgets(command)
     for option in reversed(options):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
+
+
+def _with_round_budgets(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command of a ``budgets`` that --round-budgets sets."""
+
+    @functools.wraps(command)
+    def with_budgets(*args: Any, budgets: str, round_budgets: bool, **chosen: Any) -> None:
+        if round_budgets and budgets == "auto":
+            allowed = "given alone"
+            do = "leave one of them out"
+            raise UserError("--round-budgets", shown("with --budgets auto"), allowed, do)
+        command(*args, budgets="round" if round_budgets else budgets, **chosen)
+
+    return with_budgets

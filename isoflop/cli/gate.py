@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.cli.fit_options import screening_options
+from isoflop.cli.fit_options import LOSS_UNIT, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows, study_reference
 from isoflop.cli.tables import console, counted, fitted_table, print_lines
@@ -56,6 +56,7 @@ _LEAST_WANTED = ("arch", "all at once", "by time")
     help="How an undecided verdict ends.",
 )
 @click.option("--out", type=OUT_FOLDER, help="Folder for gate.parquet.  [default: nothing written]")
+@LOSS_UNIT
 @screening_options
 def gate(
     reference: Path,
@@ -64,6 +65,7 @@ def gate(
     rule_file: Path | None,
     undecided_is: str,
     out: Path | None,
+    loss_unit: str | None,
     **chosen: Any,
 ) -> None:
     """Judge one run or a few against the frontier of a finished study.
@@ -76,22 +78,22 @@ def gate(
     The multiplier is the compute (or time) that the reference's frontier needs for a run's loss,
     over what the run took. Its interval holds the uncertainty of the frontier and the noise of one
     run. The run is judged as it is: one off its best size has a lower multiplier than its family.
-    --repeats and --screen are about the reference's runs, as in `isoflop fit`.
+    --budgets, --repeats and --screen are about the reference's runs, as in `isoflop fit`.
 
     Exit code 0: pass. 1: fail or undecided. 2: a mistake in what was typed.
     """
-    from isoflop.analysis.fit import fit_optima
+    from isoflop.analysis.fit import fit_optima, select_runs
     from isoflop.analysis.gate import GATE, gate
     from isoflop.analysis.gate.rule import default_rule, load_rule
-    from isoflop.analysis.points import select_points
     from isoflop.analysis.result import FitOptions, pick_reference, write_fitted
 
     rule = default_rule() if rule_file is None else load_rule(rule_file)
     options = FitOptions(reference=arch, confidence=rule.confidence, **chosen)
-    read, judged = read_rows(reference), read_rows(runs, ("loss", "flops"))
+    read = read_rows(reference, loss_unit=loss_unit)
+    judged = read_rows(runs, ("loss", "flops"), loss_unit=loss_unit)
     _check_same_losses(read, judged)
     options = replace(options, reference=study_reference(read.plan, arch))
-    selection = select_points(read.rows, options.repeats, screened=options.screen, unit=read.unit)
+    _, selection = select_runs(read.rows, options, unit=read.unit)
     pick_reference([label for label, _ in selection.groups], options.reference)
     fits = fit_optima(selection, options, methods=(options.method,), axes=(options.axis,))
     made = gate(fits, judged.rows, rule)

@@ -1,4 +1,4 @@
-"""What `isoflop fit` shows of surfaces, of tests against given ones, and of optima as a table."""
+"""What `isoflop fit` shows of surfaces, tests of them, tables of optima, and merged budgets."""
 
 from __future__ import annotations
 
@@ -6,16 +6,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.cli.tables import console
+from isoflop.cli.tables import console, new_table
 from isoflop.errors import UserError, shown
+from isoflop.numbers import format_flops
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from isoflop.analysis.laws import LawRow
     from isoflop.analysis.parametric import LawTest, ParametricFit
     from isoflop.analysis.result import Fits
 
 _MISSING = "-"
 _MOST_NAMED = 5
+
+
+def clusters_table(fits: Fits) -> Table:
+    """Return what was taken as one budget: archs, runs, sizes, and how far apart it was."""
+    names = ("budget", "values", "runs", "sizes", "spread", "archs")
+    table = new_table(*((name, "<" if name == "archs" else ">") for name in names))
+    for cluster in fits.clusters:
+        archs = list(cluster.sizes)
+        more = f" and {len(archs) - _MOST_NAMED} more" if len(archs) > _MOST_NAMED else ""
+        counts = cluster.sizes.values()
+        least, most = min(counts, default=0), max(counts, default=0)
+        table.add_row(
+            format_flops(cluster.budget_flops),
+            f"{cluster.num_budgets:,}",
+            f"{cluster.num_runs:,}",
+            str(most) if least == most else f"{least} to {most}",
+            f"{100 * cluster.spread:.2g} %",
+            ", ".join(archs[:_MOST_NAMED]) + more,
+        )
+    return table
 
 
 def surface_rows(fits: Fits) -> list[dict[str, str]]:

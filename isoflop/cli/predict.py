@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.cli.fit_options import REFERENCE, screening_options
+from isoflop.cli.fit_options import LOSS_UNIT, REFERENCE, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows, study_reference
 from isoflop.cli.tables import console, fitted_table, print_lines
@@ -40,6 +40,7 @@ _TEXT = ("arch", "of", "by")
     help="Plan that budget's runs about N*, and register the prediction.",
 )
 @click.option("--out", type=OUT_FOLDER, help="Write the table as predictions.parquet there.")
+@LOSS_UNIT
 @screening_options
 def predict(
     source: Path,
@@ -47,6 +48,7 @@ def predict(
     archs: tuple[str, ...],
     is_planned: bool,
     out: Path | None,
+    loss_unit: str | None,
     **chosen: Any,
 ) -> None:
     """Predict what a study at a larger budget would measure, with prediction intervals.
@@ -60,8 +62,7 @@ def predict(
     and writes the prediction into predictions.json, where it stays: `isoflop report` compares it
     with what is measured.
     """
-    from isoflop.analysis.fit import fit_optima
-    from isoflop.analysis.points import select_points
+    from isoflop.analysis.fit import fit_optima, select_runs
     from isoflop.analysis.predict import SIZE_AXES
     from isoflop.analysis.predict import predict as predicted
     from isoflop.analysis.result import FitOptions
@@ -74,7 +75,7 @@ def predict(
     if is_planned and not (source / "plan.json").is_file():
         do = "leave --plan out, or plan a study first"
         raise UserError("--plan", shown(str(source)), "for a study's folder, with plan.json", do)
-    read = read_rows(source, with_code=is_planned)
+    read = read_rows(source, with_code=is_planned, loss_unit=loss_unit)
     plan, rows = read.plan, read.rows
     if is_planned:
         from isoflop.analysis.registered import check_open
@@ -82,7 +83,7 @@ def predict(
         check_open(source, budget_flops, rows)
     chosen["reference"] = study_reference(plan, chosen["reference"])
     options = FitOptions(**chosen)
-    selection = select_points(rows, options.repeats, screened=options.screen, unit=read.unit)
+    _, selection = select_runs(rows, options, unit=read.unit)
     fits = fit_optima(selection, options, methods=(options.method,), axes=SIZE_AXES)
     predictions = predicted(fits, budget_flops, archs)
     # Before anything is printed or written: a plan that cannot grow is refused as a whole.

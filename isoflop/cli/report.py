@@ -8,15 +8,16 @@ from typing import Any
 import click
 
 from isoflop.cli.fit import announce_fit, runs_of
-from isoflop.cli.fit_options import fit_options
+from isoflop.cli.fit_options import LOSS_UNIT, fit_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 
 
 @click.command()
 @click.argument("source", metavar="FOLDER_OR_TABLE", type=FOLDER_OR_TABLE)
 @click.option("--out", type=OUT_FOLDER, help="Folder for the results.  [default: the folder]")
+@LOSS_UNIT
 @fit_options
-def report(source: Path, out: Path | None, **chosen: Any) -> None:
+def report(source: Path, out: Path | None, loss_unit: str | None, **chosen: Any) -> None:
     """Fit a study folder or any table of runs and report it in words, tables and figures.
 
     Reads what `isoflop fit` reads and writes its tables too, so `fit` need not come first. Then
@@ -26,7 +27,7 @@ def report(source: Path, out: Path | None, **chosen: Any) -> None:
     from isoflop.analysis.report import write_report
     from isoflop.analysis.report.source import source_of
 
-    runs = runs_of(source, out)
+    runs = runs_of(source, out, loss_unit)
     announce_fit(runs)
     options = runs.options(FitOptions(**chosen))
     fits = fit_rows(runs.rows, options, unit=runs.unit)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.load import REQUIRED, load_rows, table_of
 from isoflop.cli.tables import print_damaged
-from isoflop.tables import loss_unit
+from isoflop.tables import stated_unit, unit_of
 
 if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
@@ -37,16 +37,23 @@ def study_reference(plan: Plan | None, asked: str | None) -> str | None:
     return plan.study.archs[0]
 
 
-def read_rows(source: Path, required: Sequence[str] = REQUIRED, *, with_code: bool = False) -> Rows:
+def read_rows(
+    source: Path,
+    required: Sequence[str] = REQUIRED,
+    *,
+    with_code: bool = False,
+    loss_unit: str | None = None,
+) -> Rows:
     """Return the runs of a study's folder as they are now, or of a table, and write nothing.
 
     Args:
         source: a study's folder, or what `load_rows` takes.
         required: columns that a table must have.
         with_code: whether the plan's families from outside the package are imported.
+        loss_unit: what the losses of a table are that does not say.
 
     Raises:
-        UserError: the plan or the table is not in order.
+        UserError: the plan or the table is not in order, or is in another unit.
     """
     if (source / "plan.json").is_file():
         from isoflop.launch.collect import collected_rows, damaged_reasons
@@ -55,6 +62,8 @@ def read_rows(source: Path, required: Sequence[str] = REQUIRED, *, with_code: bo
         plan = read_plan(source, with_code=with_code)
         rows = collected_rows(source, plan)
         print_damaged(damaged_reasons(rows))
-        return Rows(plan=plan, rows=rows, unit=plan.study.loss_unit)
+        unit = unit_of(plan.study.loss_unit, loss_unit, str(source))
+        return Rows(plan=plan, rows=rows, unit=unit)
     table = table_of(source)
-    return Rows(plan=None, rows=load_rows(table, required), unit=loss_unit(table))
+    unit = unit_of(stated_unit(table), loss_unit, str(source))
+    return Rows(plan=None, rows=load_rows(table, required), unit=unit)

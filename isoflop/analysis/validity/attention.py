@@ -19,8 +19,8 @@ from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.design import (
     MAX_BUDGET_ERROR,
     MAX_OFF_CENTRE,
-    NEAR_BUDGETS,
     achieved_ratios,
+    near_sets,
     num_nearer_elsewhere,
 )
 from isoflop.analysis.validity.finding import Check, Finding, Validity
@@ -104,20 +104,22 @@ def budgets_beyond(rows: Iterable[Comparison]) -> frozenset[float]:
 
 def _budgets(fits: Fits, checks: Validity) -> Iterable[str]:
     found = checks.of("near_budget")
-    num, of = sum(int(f.value or 0) for f in found), len(fits.budgets)
-    advice = "give them one value of budget_flops if one is meant"
+    near = _near(found, near_sets(fits)) if found else ""
     if has_no_shared_budget(fits.selection):
-        near = f" ({num} of {of} budgets are less than {NEAR_BUDGETS:.0%} away from another: "
         yield (
-            f"No two sizes of a family share a budget{f'{near}{advice})' if num else ''}, so there "
-            "are no isoFLOP profiles and no optima; the surface over all runs needs neither."
+            f"No two sizes of a family share a budget{f' ({near})' if near else ''}, so there are "
+            "no isoFLOP profiles and no optima; the surface and the frontier over all runs need "
+            "neither."
         )
-    elif found:
-        yield (
-            f"{num} of {of} budgets are less than {NEAR_BUDGETS:.0%} away from another and taken "
-            f"as different ones ({found[0].detail}{' and others' if len(found) > 1 else ''}): "
-            f"{advice}."
-        )
+    elif near:
+        yield f"{near} ({found[0].detail}{' and others' if len(found) > 1 else ''})."
+
+
+def _near(found: Sequence[Finding], sets: Sequence[Sequence[float]]) -> str:
+    num = sum(int(f.value or 0) for f in found)
+    within = max(near[-1] / near[0] - 1 for near in sets)
+    are = "one" if len(sets) == 1 else str(len(sets))
+    return f"{num} budgets are {are} within {100 * within:.2g}%: --round-budgets merges them"
 
 
 def _achieved(fits: Fits, checks: Validity) -> Iterable[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.compare.claims import rejected_together
+from isoflop.analysis.compare.one_size import has_no_shared_budget
 from isoflop.analysis.laws import MIN_OPTIMA
 from isoflop.analysis.noise import equality_p, lack_of_fit_p
 from isoflop.analysis.optima import Optimum
@@ -18,6 +19,7 @@ from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Point, profile_of
 from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
+from isoflop.ingest.budgets import near_budgets
 from isoflop.numbers import format_flops
 
 # At a slope of −0.2 nats per e-fold of compute, 5 % of the budget are 0.01 nats.
@@ -26,9 +28,6 @@ MAX_BUDGET_ERROR = 0.05
 # Share of the half grid: beyond it a minimum has much more of the grid on one side. The same
 # share, wandered from the smallest to the largest budget, is a drift.
 MAX_OFF_CENTRE = 0.5
-
-# Budgets of a design lie at least a factor apart; closer ones are one budget, written twice.
-NEAR_BUDGETS = 0.01
 
 _MOST_LISTED = 4
 
@@ -161,13 +160,7 @@ def num_nearer_elsewhere(points: Sequence[Point], budget: float, budgets: Sequen
 
 
 def near_budget_findings(fits: Fits) -> list[Finding]:
-    """Return each set of budgets of which neighbours differ by less than `NEAR_BUDGETS`."""
-    sets: list[list[float]] = []
-    for budget in fits.budgets:
-        if sets and budget < (1 + NEAR_BUDGETS) * sets[-1][-1]:
-            sets[-1].append(budget)
-        else:
-            sets.append([budget])
+    """Return each set of budgets that may be one; see `near_sets`."""
     return [
         Finding(
             check="near_budget",
@@ -177,9 +170,21 @@ def near_budget_findings(fits: Fits) -> list[Finding]:
             value=float(len(near)),
             detail=_listed(near),
         )
-        for near in sets
-        if len(near) > 1
+        for near in near_sets(fits)
     ]
+
+
+def near_sets(fits: Fits) -> list[tuple[float, ...]]:
+    """Return the sets of budgets that `near_budgets` takes for one, ascending.
+
+    Beside isoFLOP curves only those nearer than budgets are met: farther ones are a design.
+    """
+    sizes: dict[float, dict[str, frozenset[float]]] = {}
+    for (arch, budget), points in fits.groups.items():
+        sizes.setdefault(budget, {})[arch] = frozenset(point.n_params for point in points)
+    widest = math.inf if has_no_shared_budget(fits.selection) else 1 + MAX_BUDGET_ERROR
+    groups = near_budgets(fits.budgets, sizes)
+    return [near for near in groups if len(near) > 1 and near[-1] <= widest * near[0]]
 
 
 def _listed(budgets: Sequence[float]) -> str:

@@ -85,18 +85,19 @@ def test_forty_budgets_and_families_are_one_line_each() -> None:
 
 def test_nearly_equal_budgets_are_named_with_the_digits_that_differ() -> None:
     rows = whole([0.9999e18, 1.0001e18, 1e19])
-    assert "2 of 3 budgets are less than 1% away from another" in about("away", fitted(rows))
-    assert "(9.999e17, 1.0001e18): give them one value" in about("away", fitted(rows))
-    close = about("away", fitted(whole([1e18, 1.0000001e18])))
+    assert about("merges", fitted(rows)) == (
+        "2 budgets are one within 0.02%: --round-budgets merges them (9.999e17, 1.0001e18)."
+    )
+    close = about("merges", fitted(whole([1e18, 1.0000001e18])))
     assert "(1e18, 1.0000001e18)" in close
 
 
 def test_budgets_that_all_differ_leave_the_surface() -> None:
     rows = [{**one, "budget_flops": 1e17 * 1.02**i} for i, one in enumerate(whole())]
     sentence = about("No two sizes", fitted(rows))
-    assert "the surface over all runs needs neither" in sentence
+    assert "the surface and the frontier over all runs need neither" in sentence
     near = [{**one, "budget_flops": 1e17 * 1.001**i} for i, one in enumerate(whole())]
-    assert "(15 of 15 budgets are less than 1% away" in about("No two sizes", fitted(near))
+    assert "(15 budgets are one within 1.4%: --round" in about("No two sizes", fitted(near))
 
 
 @pytest.mark.parametrize(
