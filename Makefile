@@ -78,7 +78,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 
 # What only slow tests need is half a gigabyte.
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
-	$(PIP) --editable '.[hf,jax]'
+	$(PIP) --editable '.[hf,jax,wandb]'
 	touch $@
 
 clean:

@@ -40,6 +40,39 @@ def summary(values: Mapping[str, Any]) -> bytes:
     return _field(3, b"".join(_field(1, _item(key, value)) for key, value in values.items()))
 
 
+def config(values: Mapping[str, Any], removed: Iterable[str] = ()) -> bytes:
+    return _field(5, _config(values) + b"".join(_field(2, _item(key, None)) for key in removed))
+
+
+def run_record(
+    run_id: str, values: Mapping[str, Any], *, tags: Iterable[str] = (), **texts: str
+) -> bytes:
+    """As the library begins: texts are entity, project, run_group, job_type, display_name."""
+    fields = {1: run_id} | {_RUN_FIELDS[name]: text for name, text in texts.items()}
+    record = b"".join(_field(number, text.encode()) for number, text in fields.items())
+    record += b"".join(_field(10, tag.encode()) for tag in tags)
+    return _field(17, record + _field(4, _config(values)) + _field(17, b"\x08" + _varint(2**30)))
+
+
+def exit_record(code: int) -> bytes:
+    return _field(18, b"\x08" + _varint(code) if code else b"")
+
+
+def metric(name: str) -> bytes:
+    """As `define_metric(name, summary="min")` is recorded."""
+    return _field(12, _field(1, name.encode()))
+
+
+_RUN_FIELDS = {"entity": 2, "project": 3, "run_group": 6, "job_type": 7, "display_name": 8}
+
+
+def _config(values: Mapping[str, Any]) -> bytes:
+    return b"".join(
+        _field(1, _field(1, key.encode()) + _field(16, json.dumps(value).encode()))
+        for key, value in values.items()
+    )
+
+
 def _item(key: str, value: Any) -> bytes:
     parts = b"".join(_field(2, part.encode()) for part in key.split("|"))
     return parts + _field(16, json.dumps(value).encode())

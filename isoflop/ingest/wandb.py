@@ -115,7 +115,7 @@ def _read_run(path: Path) -> tuple[TrackedRun, str]:
     try:
         digest = sha256_file(_files_of(path)[0])
         return read_log(path) if path.suffix == ".wandb" else _read_files_of_run(path), digest
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         run_id = path.stem.partition("run-")[2].rpartition("-")[2] or path.stem

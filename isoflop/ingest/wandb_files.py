@@ -255,7 +255,8 @@ class _Log:
     def _decode_pending(self) -> None:
         for message in self.pending:
             # History is written after the summary of the same step.
-            self.newer |= _items(message)[0]
+            with contextlib.suppress(ValueError, IndexError):
+                self.newer |= _items(message)[0]
         self.pending.clear()
 
     def _add_summary(self, message: bytes) -> None:

@@ -7,7 +7,6 @@ that a broken import goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -15,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from isoflop.environ import environment_with
@@ -30,9 +30,8 @@ _NUM_LISTED = 500
 _NUM_FETCHED = 50
 """At a time; a run's configuration and summary may be a megabyte."""
 _TIMEOUT_S = 60
-_TRIES = 4
+_TRIES = 3
 _PAUSE_S = 1.0
-_SERVER = "https://api.wandb.ai"
 _WHAT = "wandb project"
 _ANSWERS = "on a server that answers and lets you read it"
 
@@ -49,10 +48,9 @@ def read_project(entity: str, project: str, *, refresh: bool = False) -> RawTabl
         UserError: the package is missing, the server does not answer, or there is no such project.
     """
     name = f"{entity}/{project}"
-    _check_server(name)
     with tempfile.TemporaryDirectory(prefix="isoflop-wandb-") as folder, _quiet(folder):
-        api = _open(name)
-        cache = RunCache("wandb", f"{os.environ.get('WANDB_BASE_URL', _SERVER)} {name}")
+        api, server = _open(name)
+        cache = RunCache("wandb", f"{server} {name}")
         listed = _tried(lambda: list(api.runs(name, per_page=_NUM_LISTED, lazy=True)), name)
         found: dict[str, CachedRun] = {}
         wanted = []
@@ -66,11 +64,11 @@ def read_project(entity: str, project: str, *, refresh: bool = False) -> RawTabl
             new = _fetch(api, name, wanted[start : start + _NUM_FETCHED])
             cache.add(new)
             found |= {run.key: run for run in new}
-    # A run that was deleted meanwhile is in no page.
-    runs = [_named(run, found[run.id].run) for run in listed if run.id in found]
-    if not runs:
+    if not listed:
         raise UserError(_WHAT, name, "a project with runs", "check its name on the server")
-    digest = hashlib.sha256("".join(found[r.about["id"]].sha256 for r in runs).encode())
+    runs = [_named(run, found.get(run.id)) for run in listed]
+    digests = sorted(found[run.id].sha256 for run in listed if run.id in found)
+    digest = hashlib.sha256("".join(digests).encode())
     file = SourceFile(name=f"wandb:{name}", sha256=digest.hexdigest(), num_rows=len(runs))
     return RawTable(frame=frame_of_runs(runs), files=(file,))
 
@@ -103,21 +101,18 @@ def _stamp(run: Any) -> str:
     return f"{run.state} {run.heartbeat_at}"
 
 
-def _named(run: Any, cached: TrackedRun) -> TrackedRun:
-    """Return a run with what the list says of it, since names and tags change at any time."""
+def _named(run: Any, cached: CachedRun | None) -> TrackedRun:
+    """Return a run with what the list says of it, since names and tags change at any time.
+
+    Args:
+        run: as it was listed.
+        cached: what was fetched; None: no page had it.
+    """
     about = {"id": run.id, "name": run.name, "state": run.state, "tags": list(run.tags or ())}
     about |= {"group": run.group, "job_type": run.job_type, "created_at": run.created_at}
-    return TrackedRun(
-        about=about, config=cached.config, summary=cached.summary, reason=cached.reason
-    )
-
-
-def _check_server(name: str) -> None:
-    """Refuse at once where nothing answers; the library would try for minutes."""
-    server = os.environ.get("WANDB_BASE_URL", _SERVER)
-    if not answers(server):
-        do = f"{server} does not: import it where it does, exported runs, or wandb:FOLDER"
-        raise UserError(_WHAT, name, _ANSWERS, do)
+    if cached is None:
+        return TrackedRun(about=about, reason=f"run {run.id} was deleted while runs were fetched")
+    return replace(cached.run, about=about)
 
 
 @contextmanager
@@ -131,20 +126,25 @@ def _quiet(folder: str) -> Iterator[None]:
         yield
 
 
-def _open(name: str) -> Any:
-    """Return the library's API, logged in.
+def _open(name: str) -> tuple[Any, str]:
+    """Return the library's API, logged in, and the server that it asks.
 
     Raises:
-        UserError: the package or the key is missing, or the key is refused.
+        UserError: the package or the key is missing, the key is refused, or nothing answers.
     """
     try:
         import wandb
     except ImportError:
         do = "pip install 'isoflop[wandb]'"
         raise UserError("package", "wandb", f"installed to read {name}", do) from None
+    server = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    # The library would try for minutes.
+    if not answers(server):
+        do = f"{server} does not: import it where it does, or exported runs, or wandb:FOLDER"
+        raise UserError(_WHAT, name, _ANSWERS, do)
     do = "set WANDB_API_KEY to a key that the server knows, or run `wandb login`"
     try:
-        return _again(lambda: wandb.Api(timeout=_TIMEOUT_S), wandb.errors.CommError)
+        return wandb.Api(timeout=_TIMEOUT_S), server
     except (wandb.errors.Error, ValueError) as error:
         raise UserError(_WHAT, name, f"readable ({_line(error)})", do) from None
 
@@ -155,26 +155,21 @@ def _tried(ask: Callable[[], _T], name: str) -> _T:
     Raises:
         UserError: it does not, or there is no such project.
     """
-    import wandb
-
-    try:
-        return _again(ask, wandb.errors.CommError)
-    except wandb.errors.Error as error:
-        do = "type the same again, which goes on where it was"
-        raise UserError(_WHAT, name, f"{_ANSWERS} ({_line(error)})", do) from None
-    except ValueError as error:
-        do = "check its name on the server, and that your key may read it"
-        raise UserError(_WHAT, name, f"a project with runs ({_line(error)})", do) from None
-
-
-def _again(ask: Callable[[], _T], failure: type[Exception]) -> _T:
     pause_s = _PAUSE_S
-    for _ in range(_TRIES - 1):
-        with contextlib.suppress(failure):
+    for left in reversed(range(_TRIES)):
+        try:
             return ask()
+        except ValueError as error:
+            do = "check its name on the server, and that your key may read it"
+            raise UserError(_WHAT, name, f"a project with runs ({_line(error)})", do) from None
+        # The library's own errors have no common class that it documents.
+        except Exception as error:
+            if left == 0:
+                do = "type the same again, which goes on where it was"
+                raise UserError(_WHAT, name, f"{_ANSWERS} ({_line(error)})", do) from None
         time.sleep(pause_s)
         pause_s *= 2
-    return ask()
+    raise AssertionError
 
 
 def _line(error: Exception) -> str:
