@@ -10,7 +10,13 @@ from at_scale_clock import REFERENCE, SUBJECT, DeviceSeconds, Measured
 from seconds_per_flop import CellKey, SecondsPerFlop
 
 from isoflop import plot_style
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures.canvas import (
+    COMPUTE_LABEL,
+    entry,
+    finish,
+    open_canvas,
+    page_figure,
+)
 from isoflop.plan.planner import Plan
 from isoflop.plot_style import padded
 
@@ -39,15 +45,23 @@ def draw(plan: Plan, of: DeviceSeconds, measured: Measured) -> Figure:
         if SUBJECT not in measured.multipliers
         else f"Band: {SUBJECT}'s multiplier as measured on a CPU at far smaller budgets.",
     ]
-    figure, grid = frame.panels(
-        len(of), title=f"Seconds per FLOP over {REFERENCE}'s", archs=archs, notes=notes
-    )
-    for (device, by_change), axes in zip(of.items(), grid, strict=True):
+    canvas = open_canvas(len(of), figure=page_figure())
+    for (device, by_change), axes in zip(of.items(), canvas.axes, strict=True):
         _draw_band(axes, measured)
         _draw_device(axes, archs, plan.study.budgets, by_change["as estimated"])
-        axes.set_title(device, loc="left")
-        axes.set_xlabel("Training compute (FLOPs)")
-    return figure
+        axes.set_title(device)
+        axes.set_xlabel(COMPUTE_LABEL)
+    marks = [plot_style.family_mark(index) for index in range(len(archs))]
+    finish(
+        canvas,
+        title=f"Seconds per FLOP over {REFERENCE}'s",
+        handles=[
+            entry(arch, color=mark.colour, marker=mark.marker, linestyle=mark.line)
+            for arch, mark in zip(archs, marks, strict=True)
+        ],
+        notes=notes,
+    )
+    return canvas.figure
 
 
 def _draw_band(axes: Axes, measured: Measured) -> None:

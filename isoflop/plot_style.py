@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,6 @@ PAGE_WIDTH = 7.0
 FONT_SIZE = 8.0
 SMALL_SIZE = 7.0
 TITLE_SIZE = FONT_SIZE + 1
-# Inches that a character of the small size takes on average, with some to spare.
-_SMALL_CHARACTER = 0.056
-# ... and a bold one of the title.
-_TITLE_CHARACTER = 0.08
-
 Format = Literal["png", "svg", "pdf"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -252,46 +246,6 @@ def set_ticks(axis: MplAxis, values: Sequence[float], form: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def direct_labels(
-    axes: Axes, labels: Sequence[tuple[str, float, Mark]], height_inches: float
-) -> None:
-    """Write (text, y in data of a log axis, mark) beside the right edge of the axes, apart.
-
-    A thin line leads from the edge to a label that had to move.
-    """
-    low, high = (math.log(y) for y in axes.get_ylim())
-    wanted = [(math.log(y) - low) / (high - low) for _, y, _ in labels]
-    gap = 1.35 * FONT_SIZE / (72 * height_inches)
-    for (text, _, mark), start, end in zip(labels, wanted, spread_labels(wanted, gap), strict=True):
-        axes.plot(
-            [1.0, 1.06],
-            [start, end],
-            transform=axes.transAxes,
-            color=mark.colour,
-            lw=0.8,
-            clip_on=False,
-        )
-        axes.plot(
-            [1.09],
-            [end],
-            transform=axes.transAxes,
-            color=mark.colour,
-            marker=mark.marker,
-            markersize=4.5,
-            clip_on=False,
-        )
-        axes.text(
-            1.14,
-            end,
-            text,
-            transform=axes.transAxes,
-            color=mark.colour,
-            va="center",
-            fontweight="bold",
-            parse_math=False,
-        )
-
-
 def set_budget_ticks(axes: Axes, budgets: Sequence[float]) -> None:
     """Label the compute axis at the budgets where they lie far enough apart, else at decades."""
     low, high = axes.get_xlim()
@@ -302,81 +256,18 @@ def set_budget_ticks(axes: Axes, budgets: Sequence[float]) -> None:
     set_ticks(axes.xaxis, chosen, math_flops)
 
 
-def wrapped(lines: Sequence[str], width_inches: float) -> list[str]:
-    """Break lines of the small size so that they fit a width."""
-    characters = max(20, int((width_inches - 0.15) / _SMALL_CHARACTER))
-    return [part for line in lines for part in textwrap.wrap(line, characters)]
-
-
-def title(figure: Figure, text: str) -> None:
-    """Write the title of a figure, broken to its width."""
-    figure.suptitle(
-        "\n".join(_title_lines(text, float(figure.get_figwidth()))),
-        fontweight="bold",
-        fontsize=TITLE_SIZE,
-    )
-
-
-def title_height(text: str, width_inches: float) -> float:
-    """Return the inches that a title takes, with its margins."""
-    return 0.15 + 0.15 * len(_title_lines(text, width_inches))
-
-
-def _title_lines(text: str, width_inches: float) -> list[str]:
-    return textwrap.wrap(text, int(width_inches / _TITLE_CHARACTER))
-
-
-def note_height(lines: Sequence[str], width_inches: float) -> float:
-    """Return the inches that a note takes, with its margins."""
-    return 0.14 + 0.125 * len(wrapped(lines, width_inches))
-
-
-def note(figure: Figure, lines: Sequence[str]) -> None:
-    """Write lines of small text at the lower left corner of the figure, broken to its width."""
-    width, height = figure.get_size_inches()
-    figure.text(
-        0.08 / width,
-        0.07 / height,
-        "\n".join(wrapped(lines, width)),
-        fontsize=SMALL_SIZE,
-        color="#404040",
-        va="bottom",
-        linespacing=1.15,
-        parse_math=False,
-    )
-
-
 def family_colours() -> tuple[str, ...]:
     """Return the colours of the families, in order."""
     return _COLOURS
 
 
-def new_figure(width: float, height: float, *, strip: float | None = None) -> Figure:
-    """Return an empty figure that belongs to no window.
-
-    Args:
-        width: in inches.
-        height: in inches.
-        strip: inches at the lower edge that the constrained layout leaves free; None: no layout.
-    """
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches that belongs to no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = None
-    if strip is not None:
-        layout = ConstrainedLayoutEngine(rect=(0, strip / height, 1, 1 - strip / height))
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure
-
-
-def sentence_figure(title: str, sentence: str) -> Figure:
-    """Return a figure that holds a title and a sentence, for when there is nothing to draw."""
-    text = "\n".join(wrapped([sentence], PAGE_WIDTH))
-    figure = new_figure(PAGE_WIDTH, 1.0)
-    figure.text(0.02, 0.75, title, fontweight="bold", va="center")
-    figure.text(0.02, 0.35, text, va="center", parse_math=False)
     return figure
 
 
@@ -409,38 +300,8 @@ def padded(low: float, high: float, share: float) -> tuple[float, float]:
     return low / factor, high * factor
 
 
-def spread_labels(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return positions in [0, 1] as close to the wanted ones as a minimal gap allows.
-
-    Labels keep the order of the wanted positions; when they cannot all fit, the gap shrinks.
-    """
-    if not wanted:
-        return []
-    gap = min(gap, 1.0 / max(len(wanted) - 1, 1))
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    # Subtracting the gaps turns "at least a gap apart" into "not decreasing".
-    shifted = [wanted[i] - rank * gap for rank, i in enumerate(order)]
-    top = 1.0 - (len(wanted) - 1) * gap
-    placed = [0.0] * len(wanted)
-    for rank, (i, value) in enumerate(zip(order, _not_decreasing(shifted), strict=True)):
-        placed[i] = min(max(value, 0.0), max(top, 0.0)) + rank * gap
-    return placed
-
-
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     ticks = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return [float(tick) for tick in ticks if low <= tick <= high]
-
-
-def _not_decreasing(values: Sequence[float]) -> list[float]:
-    """Return the nearest non-decreasing sequence (pool adjacent violators)."""
-    blocks: list[tuple[float, int]] = []
-    for value in values:
-        mean, size = value, 1
-        while blocks and blocks[-1][0] > mean:
-            last, count = blocks.pop()
-            mean, size = (last * count + mean * size) / (count + size), count + size
-        blocks.append((mean, size))
-    return [mean for mean, size in blocks for _ in range(size)]

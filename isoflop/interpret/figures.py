@@ -51,7 +51,7 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> tuple[Path, ...]:
 
 
 def _axes(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]:
-    figure = plot_style.new_figure(plot_style.PAGE_WIDTH, height, strip=0.0)
+    figure = plot_style.new_figure(plot_style.PAGE_WIDTH, height)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -220,7 +220,7 @@ def _over_steps(axes: Axes, by_layer: Mapping[int, Sequence[tuple[int, float]]])
 
 def draw_effects(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw each control's effect with its interval; rows of isoflop.interpret.effects.EFFECTS."""
-    figure = plot_style.new_figure(plot_style.PAGE_WIDTH, _EFFECTS_HEIGHT, strip=0.0)
+    figure = plot_style.new_figure(plot_style.PAGE_WIDTH, _EFFECTS_HEIGHT)
     panels = figure.subplots(1, len(_EFFECT_PANELS), sharex=True)
     for axes, (name, label) in zip(panels, _EFFECT_PANELS.items(), strict=True):
         _effect_panel(axes, rows, name)

@@ -18,7 +18,7 @@ from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop import plot_style
 from isoflop.analysis import excluded_note
 from isoflop.analysis.figures import draw_page, write_plots
-from isoflop.analysis.figures.laws import draw_frontier, draw_optimum_size
+from isoflop.analysis.figures.laws import frontier, optimum_size
 from isoflop.analysis.figures.profiles import evenly
 from isoflop.analysis.figures.residuals import relative_residuals
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
@@ -32,7 +32,6 @@ from isoflop.plot_style import (
     log_ticks,
     math_flops,
     padded,
-    spread_labels,
 )
 from isoflop.plot_texts import shortened, text_width
 
@@ -115,8 +114,8 @@ def test_bounds_and_excluded_runs_are_named() -> None:
     assert profiles.count("bound\n") == 2
     assert "bound: minimum lies beyond" in profiles
     assert "3 runs excluded: 1 diverged, 1 excluded in table, 1 failed." in profiles
-    for draw in (draw_frontier, draw_optimum_size):
-        words = text_of(draw(fits))
+    for draw in (frontier, optimum_size):
+        words = text_of(draw(fits).figure)
         assert "Hollow: bound only" in words
         assert "3 runs excluded" in words
         assert all(arch in words for arch in fits.archs)
@@ -124,7 +123,7 @@ def test_bounds_and_excluded_runs_are_named() -> None:
 
 def lines_of(fits: Any) -> list[Any]:
     """The lines of the frontier that join optima."""
-    axes = draw_frontier(fits).axes[0]
+    axes = frontier(fits)
     return [line for line in axes.lines if len(line.get_xdata()) > 2]
 
 
@@ -142,13 +141,13 @@ def test_the_frontier_shows_perplexities() -> None:
     fits = fit_rows(study(["mlp"], [1e17]))
     loss = fits.optima_of("mlp")[0].loss_opt
     assert loss is not None
-    axes = draw_frontier(fits).axes[0]
+    axes = frontier(fits)
     assert axes.lines[0].get_ydata()[0] == pytest.approx(math.exp(loss), rel=1e-12)
 
 
 def test_a_family_without_an_optimum_is_named_in_the_note() -> None:
     fits = fit_rows([*study(["mlp"], [1e17]), *study(["peer"], [1e17], num=2)])
-    assert "No minimum found: peer." in text_of(draw_frontier(fits))
+    assert "No minimum found: peer." in text_of(frontier(fits).figure)
 
 
 def test_empty_figures_say_why() -> None:
@@ -156,7 +155,7 @@ def test_empty_figures_say_why() -> None:
     assert "No finished runs to draw. 1 run excluded: 1 failed." in text_of(
         draw_page(failed, "isoflop_profiles")
     )
-    assert "no curve has a minimum" in text_of(draw_frontier(failed))
+    assert "no curve has a minimum" in text_of(frontier(failed).figure)
     assert excluded_note(fit_rows([])) == "No runs excluded."
 
 
@@ -164,23 +163,6 @@ def test_the_first_families_differ_in_every_mark() -> None:
     marks = [family_mark(i) for i in range(5)]
     for values in ([m.colour for m in marks], [m.marker for m in marks], [m.line for m in marks]):
         assert len(set(values)) == 5
-
-
-positions = st.lists(st.floats(0, 1), max_size=30)
-
-
-@given(positions, st.floats(0.001, 0.5))
-def test_labels_keep_their_distance_and_order(wanted: list[float], gap: float) -> None:
-    placed = spread_labels(wanted, gap)
-    possible = min(gap, 1 / max(len(wanted) - 1, 1))
-    ordered = [p for _, p in sorted(zip(wanted, placed, strict=True))]
-    assert all(-1e-9 <= p <= 1 + 1e-9 for p in placed)
-    assert all(b - a >= possible - 1e-9 for a, b in pairwise(ordered))
-
-
-def test_labels_that_are_far_apart_stay() -> None:
-    assert spread_labels([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
-    assert spread_labels([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
 
 
 @given(st.floats(1e-3, 1e26), st.floats(1, 1e9), st.integers(4, 9))

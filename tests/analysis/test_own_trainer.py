@@ -16,7 +16,7 @@ from isoflop.accounting.count import Count
 from isoflop.accounting.ledger import Component
 from isoflop.analysis import FitOptions, Fits, fit_optima, load_rows, select_points
 from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
-from isoflop.analysis.figures import DRAWINGS
+from isoflop.analysis.figures import draw_page
 from isoflop.analysis.fit import write_tables
 from isoflop.analysis.refine import propose
 from isoflop.analysis.report import make_document
@@ -183,7 +183,7 @@ def test_figures_are_labelled_with_the_unit(fitted: dict[str, Fits], stem: str) 
     from matplotlib.text import Text
 
     for unit, label in {"bits_per_byte": "Loss (bits per byte)", "val_err": "val_err"}.items():
-        texts = [text.get_text() for text in DRAWINGS[stem](fitted[unit]).findobj(Text)]
+        texts = [text.get_text() for text in draw_page(fitted[unit], stem).findobj(Text)]
         assert label in texts
         assert not any("erplexity" in text or "nats" in text for text in texts)
         assert any("declared, not counted" in text for text in texts)

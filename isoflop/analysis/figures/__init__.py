@@ -7,23 +7,19 @@ given.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop import plot_style
 from isoflop.analysis.compare.one_size import is_one_size, is_scattered
 from isoflop.analysis.figures.canvas import page_figure
-from isoflop.analysis.figures.comparison import draw_multipliers, draw_seed_means
-from isoflop.analysis.figures.laws import (
-    draw_frontier,
-    draw_optimum_size,
-    draw_optimum_tokens,
-    draw_sensitivity,
-)
+from isoflop.analysis.figures.comparison import multipliers
+from isoflop.analysis.figures.laws import frontier, optimum_size, optimum_tokens
 from isoflop.analysis.figures.profiles import profiles
 from isoflop.analysis.figures.residuals import residuals
 from isoflop.analysis.figures.resources import resources, sparsity
+from isoflop.analysis.figures.seed_means import seed_means
+from isoflop.analysis.figures.sensitivity import sensitivity
 from isoflop.analysis.result import Fits
 from isoflop.files import make_own_folder
 
@@ -32,9 +28,15 @@ if TYPE_CHECKING:
 
 FIGURES: dict[str, Callable[..., Any]] = {
     "isoflop_profiles": profiles,
+    "frontier": frontier,
+    "optimum_size": optimum_size,
+    "optimum_tokens": optimum_tokens,
+    "multipliers": multipliers,
     "resources": resources,
     "sparsity": sparsity,
     "residuals": residuals,
+    "sensitivity": sensitivity,
+    "seed_means": seed_means,
 }
 """By the stem of the files that the report writes."""
 
@@ -44,21 +46,6 @@ def draw_page(fits: Fits, stem: str) -> Figure:
     figure = page_figure()
     FIGURES[stem](fits, figure=figure)
     return figure
-
-
-DRAWINGS: dict[str, Callable[[Fits], Figure]] = {
-    "isoflop_profiles": partial(draw_page, stem="isoflop_profiles"),
-    "frontier": draw_frontier,
-    "optimum_size": draw_optimum_size,
-    "optimum_tokens": draw_optimum_tokens,
-    "multipliers": draw_multipliers,
-    "resources": partial(draw_page, stem="resources"),
-    "sparsity": partial(draw_page, stem="sparsity"),
-    "residuals": partial(draw_page, stem="residuals"),
-    "sensitivity": draw_sensitivity,
-    "seed_means": draw_seed_means,
-}
-"""All figures, as the report names them."""
 
 
 def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
@@ -75,5 +62,5 @@ def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
     paths: list[Path] = []
     for stem in stems:
         with plot_style.style():
-            paths.extend(plot_style.save(DRAWINGS[stem](fits), folder, stem))
+            paths.extend(plot_style.save(draw_page(fits, stem), folder, stem))
     return tuple(paths)

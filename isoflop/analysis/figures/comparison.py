@@ -2,73 +2,106 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.compare.multipliers import Comparison
-from isoflop.analysis.compare.one_size import seed_means
 from isoflop.analysis.figures import frame
+from isoflop.analysis.figures.canvas import (
+    COMPUTE_LABEL,
+    finish,
+    handles_of,
+    open_canvas,
+    panel_names,
+    say,
+)
+from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.points import Point
 from isoflop.analysis.result import Fits, excluded_note
-from isoflop.numbers import MAX_MULTIPLIER, format_flops, format_multiplier
-from isoflop.plot_style import Mark
+from isoflop.numbers import MAX_MULTIPLIER, format_multiplier
 from isoflop.units import loss_label, loss_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
-_MULTIPLIERS_TITLE = "Compute multipliers: loss at each family's optimum"
-_SEED_MEANS_TITLE = "Loss of each family at its one size"
-_ROW_INCHES = 0.19
-# Rows on one page, and seeds that have a marker of their own.
-_MOST_ROWS = 50
-_MOST_SEEDS = 8
+_TITLE = "Compute multipliers: loss at each family's optimum"
+_ROW_HEIGHT = 2.2
+# Heights of text between two numbers.
+_LEAST_GAP = 1.1
 
 
-def draw_multipliers(fits: Fits) -> Figure:
-    """Draw a panel per family: its optima, those of the reference, and arrows between them."""
-    found = [c for c in estimates(fits) if c.arch in frame.drawn_archs(fits)]
+def multipliers(
+    fits: Fits,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    archs: Sequence[str] | str | None = None,
+    budgets: Sequence[float] | float | None = None,
+    hue: str | None = None,
+    palette: Palette | None = None,
+    notes: bool = True,
+) -> tuple[Figure | SubFigure, np.ndarray[Any, Any]]:
+    """Draw a panel per family: its optima, those of the reference, and arrows between them.
+
+    Only families with an estimated multiplier have a panel; in an axes that is given, the first of
+    them. Arguments and errors are those of
+    `isoflop.analysis.figures.profiles.profiles`.
+    """
+    seen = show(
+        fits, archs=archs, budgets=budgets, hue=hue, palette=palette, most=frame.MOST_FAMILIES
+    )
+    found = [c for c in estimates(fits) if c.arch in seen.archs and c.budget_flops in seen.budgets]
     arrows = [c for c in found if 1 / MAX_MULTIPLIER <= (c.multiplier or 0.0) <= MAX_MULTIPLIER]
+    drawn = [arch for arch in seen.archs if any(c.arch == arch for c in arrows)]
     beyond = f"Multipliers beyond {MAX_MULTIPLIER:g} are left out: {len(found) - len(arrows)}."
-    archs = sorted({c.arch for c in arrows})
-    if not archs:
-        return plot_style.sentence_figure(
-            _MULTIPLIERS_TITLE,
-            f"No family has an estimated multiplier over another. {beyond if found else ''} "
-            f"{excluded_note(fits)}".replace("  ", " "),
-        )
+    if not drawn:
+        why = "No family has an estimated multiplier over another."
+        more = [beyond] if found else []
+        canvas = open_canvas(1, figure=figure, ax=ax)
+        say(canvas, _TITLE, " ".join([why, *more, excluded_note(fits)]))
+        return canvas.figure, canvas.grid
     reference = arrows[0].reference
-    notes = [
+    if reference not in seen.archs:
+        seen = replace(seen, archs=(*seen.archs, reference))
+    drawn = drawn if ax is None else drawn[:1]
+    canvas = open_canvas(len(drawn), figure=figure, ax=ax, row_height=_ROW_HEIGHT)
+    _scale(canvas.axes, fits, seen, [c for c in arrows if c.arch in drawn])
+    num_unnumbered = 0
+    for axes, arch, name in zip(canvas.axes, drawn, panel_names(drawn, canvas), strict=True):
+        axes.set_title(name, parse_math=False)
+        axes.set_xlabel(COMPUTE_LABEL)
+        _draw_optima(axes, fits, seen, [reference, arch])
+        own = [c for c in arrows if c.arch == arch]
+        num_unnumbered += _draw_arrows(axes, fits, seen, own)
+    lines = [
         f"Arrow: from a family's optimum to the compute at which {reference} has the same "
         f"{loss_name(fits.unit)}; the number is the multiplier. Bold: an order is claimed, all "
         f"multipliers counted; the others claim none. Dotted: beyond {reference}'s measured "
         "losses.",
+        *(
+            [f"Arrows that lie close to others have no number: {num_unnumbered}."]
+            * (num_unnumbered > 0)
+        ),
         *([beyond] if len(arrows) < len(found) else []),
-        *frame.left_out_note(fits),
+        *(frame.left_out_note(fits) if archs is None else []),
         *frame.run_notes(fits),
     ]
-    figure, grid = frame.panels(
-        len(archs),
-        title=_MULTIPLIERS_TITLE,
+    finish(
+        canvas,
+        title=_TITLE,
         label=loss_label(fits.unit),
-        archs=fits.archs,
-        notes=notes,
-        panel_height=2.2,
+        handles=handles_of(replace(seen, archs=(*drawn, reference))),
+        notes=lines if notes else (),
+        scale=seen.scale,
     )
-    for axes, arch, name in zip(grid, archs, frame.panel_titles(archs), strict=True):
-        axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
-        _draw_panel(axes, fits, [c for c in arrows if c.arch == arch], index_of(fits, reference))
-    _scale(grid, fits, arrows)
-    return figure
-
-
-def index_of(fits: Fits, arch: str) -> int:
-    """Return the place of a family, which decides its mark."""
-    return fits.archs.index(arch)
+    return canvas.figure, canvas.grid
 
 
 def estimates(fits: Fits) -> list[Comparison]:
@@ -83,26 +116,21 @@ def estimates(fits: Fits) -> list[Comparison]:
     ]
 
 
-def _points(fits: Fits, arch: str) -> list[Optimum]:
-    return [o for o in fits.optima_of(arch) if o.is_point and (o.loss_opt or 0.0) > 0.0]
+def _optima(fits: Fits, seen: Shown, arch: str) -> list[Optimum]:
+    """Return the optima of a family that are drawn."""
+    return [
+        o
+        for o in fits.optima_of(arch)
+        if o.is_point and o.budget_flops in seen.budgets and (o.loss_opt or 0.0) > 0.0
+    ]
 
 
-def _draw_panel(axes: Axes, fits: Fits, arrows: Sequence[Comparison], reference_index: int) -> None:
-    arch, reference = arrows[0].arch, arrows[0].reference
-    axes.set_xlabel("Training compute (FLOPs)")
-    _draw_optima(axes, fits, reference, plot_style.family_mark(reference_index))
-    mark = plot_style.family_mark(index_of(fits, arch))
-    _draw_optima(axes, fits, arch, mark)
-    losses = {o.budget_flops: o.loss_opt or 0.0 for o in _points(fits, arch)}
-    for arrow in arrows:
-        _draw_arrow(axes, arrow, losses[arrow.budget_flops], mark)
-
-
-def _scale(grid: Sequence[Axes], fits: Fits, arrows: Sequence[Comparison]) -> None:
+def _scale(panels: Sequence[Axes], fits: Fits, seen: Shown, arrows: Sequence[Comparison]) -> None:
     """Set one pair of scales for all panels."""
-    optima = [o for c in arrows for arch in (c.arch, c.reference) for o in _points(fits, arch)]
-    budgets = [o.budget_flops for o in optima]
-    reached = [c.budget_flops * (c.multiplier or 1.0) for c in arrows]
+    archs = {arch for c in arrows for arch in (c.arch, c.reference)}
+    optima = [o for arch in sorted(archs) for o in _optima(fits, seen, arch)]
+    places = [o.budget_flops for o in optima]
+    places += [c.budget_flops * (c.multiplier or 1.0) for c in arrows]
     losses = [
         end
         for o in optima
@@ -110,25 +138,81 @@ def _scale(grid: Sequence[Axes], fits: Fits, arrows: Sequence[Comparison]) -> No
         if end is not None and end > 0.0
     ]
     low, high = plot_style.padded(min(losses), max(losses), 0.1)
-    for axes in grid:
+    for axes in panels:
         axes.set(xscale="log", yscale="log", ylim=(low, high))
-        axes.set_xlim(*plot_style.padded(min(budgets + reached), max(budgets + reached), 0.32))
-        plot_style.set_budget_ticks(axes, fits.budgets)
-    plot_style.set_log_ticks(grid[0].yaxis, low, high, 6, "{:.4g}".format)
+        axes.set_xlim(*plot_style.padded(min(places), max(places), 0.32))
+        plot_style.set_budget_ticks(axes, seen.budgets)
+    plot_style.set_log_ticks(panels[0].yaxis, low, high, 6, "{:.4g}".format)
 
 
-def _draw_optima(axes: Axes, fits: Fits, arch: str, mark: Mark) -> None:
-    optima = _points(fits, arch)
-    for o in optima:
-        if o.loss_ci_lo is not None and o.loss_ci_hi is not None:
-            ends = [o.loss_ci_lo, o.loss_ci_hi]
-            axes.plot([o.budget_flops] * 2, ends, color=mark.colour, lw=0.9)
-    points = [(o.budget_flops, o.loss_opt or 0.0) for o in optima]
-    tips = [frame.optimum_text(o, fits.unit) for o in optima]
-    frame.draw_marks(axes, points, mark, tips, markersize=4, linestyle=mark.line, linewidth=1.0)
+def _draw_optima(axes: Axes, fits: Fits, seen: Shown, archs: Sequence[str]) -> None:
+    """Draw the optima of families with their intervals, joined by lines."""
+    from matplotlib import rcParams
+
+    width = rcParams["lines.linewidth"]
+    by_arch = {arch: _optima(fits, seen, arch) for arch in archs}
+    if seen.hue == "budget":
+        for arch, optima in by_arch.items():
+            axes.plot(
+                [o.budget_flops for o in optima],
+                [o.loss_opt or math.nan for o in optima],
+                color=plot_style.grey(),
+                linestyle=seen.mark(arch, math.nan).line,
+                linewidth=0.9 * width,
+                label="_nolegend_",
+            )
+    placed = [((o.arch, o.budget_flops), o) for optima in by_arch.values() for o in optima]
+    for look in seen.grouped(placed):
+        bars = [
+            (o.budget_flops, o.loss_ci_lo, o.loss_ci_hi)
+            for o in look.members
+            if o.loss_ci_lo is not None and o.loss_ci_hi is not None
+        ]
+        if bars:
+            at, lows, highs = zip(*bars, strict=True)
+            axes.vlines(
+                at, lows, highs, colors=[look.mark.colour], lw=0.8 * width, label="_nolegend_"
+            )
+        frame.draw_marks(
+            axes,
+            [(o.budget_flops, o.loss_opt) for o in look.members],
+            look.mark,
+            [frame.optimum_text(o, fits.unit) for o in look.members],
+            label=look.label,
+            scale=0.8,
+            linestyle=look.mark.line,
+            linewidth=0.9 * width,
+        )
 
 
-def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> None:
+def _draw_arrows(axes: Axes, fits: Fits, seen: Shown, arrows: Sequence[Comparison]) -> int:
+    """Draw the multipliers of a family; return how many have no number, for want of room."""
+    arch = arrows[0].arch
+    losses = {o.budget_flops: o.loss_opt or 0.0 for o in _optima(fits, seen, arch)}
+    placed = [(c, losses[c.budget_flops]) for c in arrows]
+    numbered = _numbered(axes, placed)
+    for comparison, loss in placed:
+        colour = seen.mark(arch, comparison.budget_flops).colour
+        _draw_arrow(axes, comparison, loss, colour)
+        if comparison.budget_flops in numbered:
+            _write_number(axes, comparison, loss, colour)
+    return len(placed) - len(numbered)
+
+
+def _numbered(axes: Axes, placed: Sequence[tuple[Comparison, float]]) -> set[float]:
+    """Return the budgets whose numbers find room above each other, the largest first."""
+    low, high = (math.log(end) for end in axes.get_ylim())
+    height = axes.get_window_extent().height * 72 / axes.figure.dpi
+    least = _LEAST_GAP * plot_style.small_size() / height
+    kept: dict[float, float] = {}
+    for comparison, loss in sorted(placed, key=lambda item: -item[0].budget_flops):
+        y = (math.log(loss) - low) / (high - low)
+        if all(abs(y - other) >= least for other in kept.values()):
+            kept[comparison.budget_flops] = y
+    return set(kept)
+
+
+def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, colour: Any) -> None:
     budget, multiplier = comparison.budget_flops, comparison.multiplier or 1.0
     axes.annotate(
         "",
@@ -136,87 +220,25 @@ def _draw_arrow(axes: Axes, comparison: Comparison, loss: float, mark: Mark) -> 
         xytext=(budget, loss),
         arrowprops={
             "arrowstyle": "->",
-            "color": mark.colour,
+            "color": colour,
             "linestyle": ":" if comparison.extrapolated else "-",
             "shrinkA": 1,
             "shrinkB": 0,
         },
     )
-    right = multiplier >= 1.0
+
+
+def _write_number(axes: Axes, comparison: Comparison, loss: float, colour: Any) -> None:
+    multiplier = comparison.multiplier or 1.0
+    is_right = multiplier >= 1.0
     axes.annotate(
         f"{format_multiplier(multiplier)}×",
-        (budget * multiplier, loss),
-        xytext=(3 if right else -3, 1),
+        (comparison.budget_flops * multiplier, loss),
+        xytext=(3 if is_right else -3, 1),
         textcoords="offset points",
-        ha="left" if right else "right",
+        ha="left" if is_right else "right",
         va="center",
-        fontsize=plot_style.SMALL_SIZE,
+        fontsize=plot_style.small_size(),
         fontweight="normal" if comparison.order_claimed == "none" else "bold",
-        color=mark.colour,
+        color=colour,
     )
-
-
-def draw_seed_means(fits: Fits) -> Figure:
-    """Draw the runs of every family that has one size at a budget, and their means as bars."""
-    means = seed_means(fits.selection)
-    if not means:
-        return plot_style.sentence_figure(
-            _SEED_MEANS_TITLE, f"No family has exactly one size at a budget. {excluded_note(fits)}"
-        )
-    num, means = len(means), means[:_MOST_ROWS]
-    groups = [fits.groups[mean.arch, mean.budget_flops] for mean in means]
-    seeds = sorted({p.seed for points in groups for p in points if p.seed is not None})
-    names = ", ".join(f"{seed} {_mark_name(i)}" for i, seed in enumerate(seeds[:_MOST_SEEDS]))
-    names += ", …" if len(seeds) > _MOST_SEEDS else ""
-    why = "Runs of one seed read the same text, so "
-    if fits.has_own_trainer:
-        why = f"{why.removesuffix(', so ')} as far as the trainer's seed sees to it; "
-    notes = [
-        f"Bar: geometric mean over the seeds. {why}families are compared seed by seed"
-        f"{f' ({names})' if names else ''}.",
-        *([f"Drawn: the first {len(means)} of {num} rows."] if len(means) < num else []),
-        *frame.run_notes(fits),
-    ]
-    short = frame.short_names([mean.arch for mean in means])
-    labels = [_label(short[mean.arch], mean.budget_flops, fits) for mean in means]
-    figure, axes = _axes(labels, notes, fits.unit)
-    for place, (mean, points) in enumerate(zip(means, groups, strict=True)):
-        axes.plot([mean.loss] * 2, [place - 0.35, place + 0.35], color="#606060", lw=1.4)
-        for point in points:
-            _draw_run(axes, place, point, seeds, fits.unit)
-    return figure
-
-
-def _axes(labels: Sequence[str], notes: Sequence[str], unit: str) -> tuple[Figure, Axes]:
-    width = plot_style.PAGE_WIDTH
-    left = 0.25 + 0.068 * max(map(len, labels))
-    bottom = 0.45 + plot_style.note_height(notes, width)
-    rows = _ROW_INCHES * (len(labels) + 0.2)
-    height = bottom + rows + 0.35
-    figure = plot_style.new_figure(width, height)
-    axes = figure.add_axes(
-        (left / width, bottom / height, (width - left - 0.2) / width, rows / height)
-    )
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    plot_style.set_ticks(axes.yaxis, list(range(len(labels))), lambda place: labels[int(place)])
-    axes.set_xlabel(loss_label(unit))
-    figure.text(0.08 / width, 1 - 0.2 / height, _SEED_MEANS_TITLE, fontweight="bold", va="center")
-    plot_style.note(figure, notes)
-    return figure, axes
-
-
-def _label(name: str, budget_flops: float, fits: Fits) -> str:
-    budget = f", {format_flops(budget_flops)}" if len(fits.budgets) > 1 else ""
-    # A dollar would start math.
-    return f"{name}{budget}".replace("$", r"\$")
-
-
-def _draw_run(axes: Axes, place: int, point: Point, seeds: Sequence[int], unit: str) -> None:
-    mark = plot_style.family_mark(0 if point.seed is None else seeds.index(point.seed))
-    tip = frame.run_text(point, unit)
-    frame.draw_marks(axes, [(point.loss, place)], mark, [tip], markersize=4)
-
-
-def _mark_name(index: int) -> str:
-    names = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "down triangle"}
-    return names.get(plot_style.family_mark(index).marker, "other")

@@ -2,294 +2,294 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from isoflop import plot_style
+from isoflop import plot_style, plot_texts
 from isoflop.analysis.figures import frame
-from isoflop.analysis.laws import LawAxis, PowerLaw, flops_of, law_source
+from isoflop.analysis.figures.canvas import Canvas, finish, handles_of, open_canvas, say
+from isoflop.analysis.figures.shown import Look, Palette, Shown, show
+from isoflop.analysis.laws import LawAxis, flops_of, law_source
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import METHODS
-from isoflop.analysis.points import Axis
 from isoflop.analysis.result import Fits, excluded_note
 from isoflop.numbers import format_count
-from isoflop.plot_style import Mark
 from isoflop.units import has_perplexity, loss_label, measure_name, shown_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 _LAW_SAMPLES = 60
 _MOST_ABSENT = 5
 _BUDGET_LABEL = "Training compute per run (FLOPs)"
-_SENSITIVITY_TITLE = "Exponents of the optimum under each method"
-# The chinchilla surface names the exponents of N* and D* a and b.
-_PANELS: tuple[tuple[LawAxis, str, str], ...] = (
-    ("n_params", "a", "Exponent of N* in compute"),
-    ("n_tokens", "b", "Exponent of D* in compute"),
-)
 
 
-def draw_frontier(fits: Fits) -> Figure:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Quantity:
+    """What is drawn of the optima, and how."""
+
+    axis: LawAxis
+    title: str
+    label: str
+    value: Callable[[Optimum], float | None]
+    ends: Callable[[Optimum], tuple[float | None, float | None]]
+    """The interval of what a law fits."""
+    shown: Callable[[float], float]
+    """From what a law fits to what is drawn."""
+    form: Callable[[float], str]
+    side: Callable[[Optimum], Literal[-1, 1]]
+    """On which side of a bound the optimum lies: below or above."""
+
+
+def frontier(
+    fits: Fits,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    archs: Sequence[str] | str | None = None,
+    budgets: Sequence[float] | float | None = None,
+    hue: str | None = None,
+    palette: Palette | None = None,
+    notes: bool = True,
+) -> Axes:
     """Draw the perplexity of each family's optimum against compute, with its power law.
 
-    Of losses that have no perplexity the loss itself.
+    Of losses that have no perplexity the loss itself. Arguments and errors are those of
+    `isoflop.analysis.figures.profiles.profiles`.
     """
     unit = fits.unit
-    return _draw_against_compute(
-        fits,
+    quantity = _Quantity(
         axis="loss",
         title=f"{measure_name(unit)} at each family's optimum",
         label="Perplexity, exp(nats per token)" if has_perplexity(unit) else loss_label(unit),
-        value=lambda o: None if o.loss_opt is None else shown_loss(o.loss_opt, unit),
+        value=lambda o: o.loss_opt,
         ends=lambda o: (o.loss_ci_lo, o.loss_ci_hi),
-        law_value=lambda law, budget: shown_loss(law.at(budget), unit),
-        end_value=lambda loss: shown_loss(loss, unit),
+        shown=lambda loss: shown_loss(loss, unit),
         form=lambda y: f"{y:.4g}",
-        arrow=lambda _: -1,
+        side=lambda _: -1,
     )
+    seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
+    return _against_compute(fits, quantity, seen, open_canvas(1, figure=figure, ax=ax), notes)
 
 
-def draw_optimum_size(fits: Fits) -> Figure:
-    """Draw the compute-optimal number of parameters N* against compute, with its power law."""
-    return _draw_size(fits, "n_params", "Compute-optimal parameters", "Optimal parameters N*")
+def optimum_size(
+    fits: Fits,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    archs: Sequence[str] | str | None = None,
+    budgets: Sequence[float] | float | None = None,
+    hue: str | None = None,
+    palette: Palette | None = None,
+    notes: bool = True,
+) -> Axes:
+    """Draw the compute-optimal number of parameters N* against compute, with its power law.
+
+    Arguments and errors are those of
+    `isoflop.analysis.figures.profiles.profiles`.
+    """
+    seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
+    quantity = _size("n_params", "Compute-optimal parameters", "Optimal parameters N*")
+    return _against_compute(fits, quantity, seen, open_canvas(1, figure=figure, ax=ax), notes)
 
 
-def draw_optimum_tokens(fits: Fits) -> Figure:
-    """Draw the compute-optimal number of tokens D* against compute, with its power law."""
-    return _draw_size(fits, "n_tokens", "Compute-optimal training tokens", "Optimal tokens D*")
+def optimum_tokens(
+    fits: Fits,
+    *,
+    figure: Figure | SubFigure | None = None,
+    ax: Axes | None = None,
+    archs: Sequence[str] | str | None = None,
+    budgets: Sequence[float] | float | None = None,
+    hue: str | None = None,
+    palette: Palette | None = None,
+    notes: bool = True,
+) -> Axes:
+    """Draw the compute-optimal number of tokens D* against compute, with its power law.
+
+    Arguments and errors are those of
+    `isoflop.analysis.figures.profiles.profiles`.
+    """
+    seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
+    quantity = _size("n_tokens", "Compute-optimal training tokens", "Optimal tokens D*")
+    return _against_compute(fits, quantity, seen, open_canvas(1, figure=figure, ax=ax), notes)
 
 
-def _draw_size(fits: Fits, axis: Axis, title: str, label: str) -> Figure:
-    return _draw_against_compute(
-        fits,
+def _size(axis: LawAxis, title: str, label: str) -> _Quantity:
+    return _Quantity(
         axis=axis,
         title=title,
         label=label,
         value=lambda o: o.x_opt,
         ends=lambda o: (o.ci_lo, o.ci_hi),
-        law_value=lambda law, budget: law.at(budget),
-        end_value=lambda end: end,
+        shown=lambda size: size,
         form=lambda y: format_count(y, digits=4),
-        arrow=lambda o: -1 if o.status == "edge_low" else 1,
+        side=lambda o: -1 if o.status == "edge_low" else 1,
     )
 
 
-def _draw_against_compute(
-    fits: Fits,
-    *,
-    axis: LawAxis,
-    title: str,
-    label: str,
-    value: Callable[[Optimum], float | None],
-    ends: Callable[[Optimum], tuple[float | None, float | None]],
-    law_value: Callable[[PowerLaw, float], float],
-    end_value: Callable[[float], float],
-    form: Callable[[float], str],
-    arrow: Callable[[Optimum], int],
-) -> Figure:
+def _against_compute(
+    fits: Fits, quantity: _Quantity, seen: Shown, canvas: Canvas, notes: bool
+) -> Axes:
     """Draw one value of the optima against C, log-log; C as in the law that is shown.
 
-    The loss is that of the optima over parameters. ``ends`` gives the interval of what a law
-    fits, ``arrow`` says on which side of a bound the optimum lies: −1 below, 1 above.
+    The loss is that of the optima over parameters.
     """
-    optima = {
-        arch: [o for o in fits.optima_of(arch, law_source(axis)) if (value(o) or 0.0) > 0.0]
-        for arch in fits.archs
+    (axes,) = canvas.axes
+    optima = {arch: _optima_of(fits, quantity, seen, arch) for arch in seen.archs}
+    if not any(optima.values()):
+        why = f"Nothing to draw: no curve has a minimum. {excluded_note(fits)}"
+        say(canvas, quantity.title, why)
+        return axes
+    axes.set(xscale="log", yscale="log", xlabel=_BUDGET_LABEL)
+    with_law = {
+        arch for arch, group in optima.items() if _draw_law(axes, fits, quantity, seen, group)
     }
-    drawn = [o for group in optima.values() for o in group]
-    if not drawn:
-        return plot_style.sentence_figure(
-            title, f"Nothing to draw: no curve has a minimum. {excluded_note(fits)}"
-        )
-    notes = _notes(fits, optima, axis)
-    figure, axes, height = frame.compute_axes(fits.archs, title, notes)
-    flops = {id(o): flops_of(o, fits.law_budget) or o.budget_flops for o in drawn}
-    values = [value(o) or 0.0 for o in drawn]
-    values += [end_value(end) for o in drawn for end in ends(o) if end is not None]
-    frame.scale(axes, list(flops.values()), values, form)
-    axes.set(xlabel=_BUDGET_LABEL, ylabel=label)
-    names = frame.short_names(fits.archs)
-    labels: list[tuple[str, float, Mark]] = []
-    for index, arch in enumerate(fits.archs):
-        mark = plot_style.family_mark(index)
-        _draw_law(axes, fits.law(arch, axis), mark, law_value)
-        for optimum in optima[arch]:
-            place = (flops[id(optimum)], value(optimum) or 0.0)
-            _draw_ends(axes, place[0], ends(optimum), end_value, mark)
-            _draw_optimum(axes, optimum, place, mark, arrow(optimum), fits.unit)
-        if optima[arch] and len(labels) < frame.MOST_NAMED:
-            labels.append((names[arch], value(optima[arch][-1]) or 0.0, mark))
-    plot_style.direct_labels(axes, labels, height)
-    plot_style.note(figure, notes)
-    return figure
+    placed = [((o.arch, o.budget_flops), o) for group in optima.values() for o in group]
+    for look in seen.grouped(placed):
+        is_named = seen.hue == "arch" and look.members[0].arch in with_law
+        _draw_optima(axes, fits, quantity, look, None if is_named else look.label)
+    _scale(axes, seen, quantity)
+    with_optima = replace(seen, archs=tuple(arch for arch, group in optima.items() if group))
+    finish(
+        canvas,
+        title=quantity.title,
+        label=quantity.label,
+        handles=handles_of(with_optima),
+        notes=_notes(fits, quantity, optima) if notes else (),
+        scale=seen.scale,
+    )
+    return axes
+
+
+def _optima_of(fits: Fits, quantity: _Quantity, seen: Shown, arch: str) -> list[Optimum]:
+    """Return the optima of a family that are drawn."""
+    return [
+        optimum
+        for optimum in fits.optima_of(arch, law_source(quantity.axis))
+        if optimum.budget_flops in seen.budgets and (quantity.value(optimum) or 0.0) > 0.0
+    ]
+
+
+def _flops(fits: Fits, optimum: Optimum) -> float:
+    return flops_of(optimum, fits.law_budget) or optimum.budget_flops
 
 
 def _draw_law(
-    axes: Axes, law: PowerLaw, mark: Mark, law_value: Callable[[PowerLaw, float], float]
-) -> None:
-    """Draw the law between the budgets it was fitted on; nothing when there is none."""
+    axes: Axes, fits: Fits, quantity: _Quantity, seen: Shown, optima: Sequence[Optimum]
+) -> bool:
+    """Draw the law between the budgets that it was fitted on and that are drawn, if any.
+
+    The line is the family's entry in a legend, with the marker of its optima.
+    """
     import numpy as np
 
+    if not optima:
+        return False
+    arch = optima[0].arch
+    law = fits.law(arch, quantity.axis)
     if law.exponent is None or law.budget_lo is None or law.budget_hi is None:
-        return
-    budgets = np.geomspace(law.budget_lo, law.budget_hi, _LAW_SAMPLES)
+        return False
+    flops = [_flops(fits, optimum) for optimum in optima]
+    low, high = max(law.budget_lo, min(flops)), min(law.budget_hi, max(flops))
+    if low >= high:
+        return False
+    budgets = np.geomspace(low, high, _LAW_SAMPLES)
+    mark = seen.mark(arch, optima[0].budget_flops)
     axes.plot(
         budgets,
-        [law_value(law, float(budget)) for budget in budgets],
-        color=mark.colour,
+        [quantity.shown(law.at(float(budget))) for budget in budgets],
+        color=mark.colour if seen.hue == "arch" else plot_style.grey(),
         linestyle=mark.line,
-        linewidth=1.1,
+        marker=mark.marker,
+        markevery=[],
+        label=plot_texts.literal(arch),
     )
+    return True
 
 
-def _draw_ends(
-    axes: Axes,
-    flops: float,
-    ends: tuple[float | None, float | None],
-    end_value: Callable[[float], float],
-    mark: Mark,
+def _draw_optima(
+    axes: Axes, fits: Fits, quantity: _Quantity, look: Look, label: str | None
 ) -> None:
-    """Draw an interval as a thin bar; nothing without one."""
-    low, high = ends
-    if low is None or high is None:
-        return
-    axes.plot([flops, flops], [end_value(low), end_value(high)], color=mark.colour, lw=0.9)
-
-
-def _draw_optimum(
-    axes: Axes,
-    optimum: Optimum,
-    place: tuple[float, float],
-    mark: Mark,
-    side: int,
-    unit: str,
-) -> None:
-    frame.draw_marks(
-        axes,
-        [place],
-        mark,
-        [frame.optimum_text(optimum, unit)],
-        markersize=5,
-        markerfacecolor="none" if optimum.is_bound else mark.colour,
-        markeredgewidth=1.1,
-        # A bound is see-through and on top, so that neither mark hides the other.
-        zorder=4 if optimum.is_bound else 3,
-    )
-    if optimum.is_bound:
-        axes.annotate(
-            "",
-            xy=place,
-            xytext=(0, 13 * side),
-            textcoords="offset points",
-            arrowprops={"arrowstyle": "<-", "color": mark.colour, "shrinkA": 0, "shrinkB": 2},
+    """Draw optima of one look with their intervals; bounds are hollow, with an arrow."""
+    _draw_ends(axes, fits, quantity, look)
+    for is_bound in (False, True):
+        optima = [o for o in look.members if o.is_bound == is_bound]
+        if not optima:
+            continue
+        places = [(_flops(fits, o), quantity.shown(quantity.value(o) or 0.0)) for o in optima]
+        frame.draw_marks(
+            axes,
+            places,
+            look.mark,
+            [frame.optimum_text(optimum, fits.unit) for optimum in optima],
+            label=label,
+            # A bound is see-through and on top, so that neither mark hides the other.
+            markerfacecolor="none" if is_bound else look.mark.colour,
+            zorder=4 if is_bound else 3,
         )
+        label = None
+        for optimum, place in zip(optima, places, strict=True):
+            if is_bound:
+                _draw_arrow(axes, place, quantity.side(optimum), look.mark.colour)
 
 
-def _notes(fits: Fits, drawn: dict[str, list[Optimum]], axis: LawAxis) -> list[str]:
+def _draw_ends(axes: Axes, fits: Fits, quantity: _Quantity, look: Look) -> None:
+    """Draw the intervals as thin bars."""
+    from matplotlib import rcParams
+
+    bars = [
+        (_flops(fits, optimum), quantity.shown(low), quantity.shown(high))
+        for optimum in look.members
+        for low, high in [quantity.ends(optimum)]
+        if low is not None and high is not None
+    ]
+    if bars:
+        at, lows, highs = zip(*bars, strict=True)
+        width = 0.8 * rcParams["lines.linewidth"]
+        axes.vlines(at, lows, highs, colors=[look.mark.colour], linewidth=width, label="_nolegend_")
+
+
+def _draw_arrow(axes: Axes, place: tuple[float, float], side: int, colour: Any) -> None:
+    """Draw an arrow from a bound to where the optimum lies."""
+    from matplotlib import rcParams
+
+    axes.annotate(
+        "",
+        xy=place,
+        xytext=(0, 2.6 * rcParams["lines.markersize"] * side),
+        textcoords="offset points",
+        arrowprops={"arrowstyle": "<-", "color": colour, "shrinkA": 0, "shrinkB": 2},
+    )
+
+
+def _scale(axes: Axes, seen: Shown, quantity: _Quantity) -> None:
+    """Set limits and ticks around all that the axes holds, another study's optima included."""
+    box = axes.dataLim
+    axes.set_xlim(*plot_style.padded(box.x0, box.x1, 0.08))
+    low, high = plot_style.padded(box.y0, box.y1, 0.12)
+    axes.set_ylim(low, high)
+    plot_style.set_budget_ticks(axes, seen.budgets)
+    plot_style.set_log_ticks(axes.yaxis, low, high, 6, quantity.form)
+
+
+def _notes(fits: Fits, quantity: _Quantity, drawn: Mapping[str, Sequence[Optimum]]) -> list[str]:
     optima = [optimum for group in drawn.values() for optimum in group]
     lines = []
     if any(o.is_point for o in optima):
         lines.append("Filled: minimum of the isoFLOP curve.")
-    if any(fits.law(arch, axis).exponent is not None for arch in drawn):
-        lines[-1] += " Line: power law through the filled marks."
-    if any(o.ci_lo is not None for o in optima):
-        lines[-1] += f" Bar: {100 * fits.options.confidence:g} % interval."
+    if any(fits.law(arch, quantity.axis).exponent is not None for arch in drawn):
+        all_drawn = {o.budget_flops for o in optima} >= set(fits.budgets)
+        of = "the filled marks" if all_drawn else "the minima of all budgets"
+        lines.append(f"Line: power law through {of}.")
+    if any(None not in quantity.ends(o) for o in optima):
+        lines.append(f"Bar: {100 * fits.options.confidence:g} % interval.")
+    lines = [" ".join(lines)] if lines else []
     if any(o.is_bound for o in optima):
         lines.append("Hollow: bound only; the minimum lies beyond, in the direction of the arrow.")
     absent = [arch for arch, group in drawn.items() if not group]
     if absent:
         more = f" and {len(absent) - _MOST_ABSENT} more" if len(absent) > _MOST_ABSENT else ""
         lines.append(f"No minimum found: {', '.join(absent[:_MOST_ABSENT])}{more}.")
-    lines += [*frame.unnamed_note([arch for arch in drawn if drawn[arch]]), *frame.run_notes(fits)]
-    return lines
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """One row of a panel."""
-
-    arch: str
-    method: str
-    value: float | None
-    ci_lo: float | None
-    ci_hi: float | None
-
-
-def draw_sensitivity(fits: Fits) -> Figure:
-    """Draw the exponents of N* and D* as marks with bars, a row per family and method."""
-    archs = frame.drawn_archs(fits)
-    panels = [
-        [one for one in exponents(fits, axis, parameter) if one.arch in archs]
-        for axis, parameter, _ in _PANELS
-    ]
-    if all(estimate.value is None for panel in panels for estimate in panel):
-        return plot_style.sentence_figure(
-            _SENSITIVITY_TITLE, f"No family has optima at two budgets. {excluded_note(fits)}"
-        )
-    notes = [
-        f"Bar: {100 * fits.options.confidence:g} % interval. No mark: too few optima.",
-        *frame.left_out_note(fits),
-        *frame.run_notes(fits),
-    ]
-    figure, grid = frame.panels(
-        2,
-        title=_SENSITIVITY_TITLE,
-        archs=archs,
-        notes=notes,
-        panel_height=0.5 + 0.13 * len(panels[0]),
-    )
-    for axes, estimates, (_, _, label) in zip(grid, panels, _PANELS, strict=True):
-        axes.set_xlabel(label)
-        _draw_exponents(axes, estimates, archs)
-    _name_rows(grid[0], panels[0])
-    return figure
-
-
-def exponents(fits: Fits, axis: LawAxis, parameter: str) -> list[Estimate]:
-    """Return the exponents through optima by each method, then those of the fitted surfaces."""
-    found = []
-    for arch in fits.archs:
-        for method in METHODS:
-            law = fits.law(arch, axis, method)
-            low, high = law.exponent_ci or (None, None)
-            found.append(
-                Estimate(arch=arch, method=method, value=law.exponent, ci_lo=low, ci_hi=high)
-            )
-        found += [
-            Estimate(
-                arch=arch,
-                method=f"surface, {row.method}",
-                value=row.value,
-                ci_lo=row.ci_lo,
-                ci_hi=row.ci_hi,
-            )
-            for fit in fits.parametric
-            for row in fit.rows()
-            if (row.arch, row.form, row.parameter) == (arch, "chinchilla", parameter)
-        ]
-    return found
-
-
-def _draw_exponents(axes: Axes, estimates: Sequence[Estimate], archs: Sequence[str]) -> None:
-    axes.grid(visible=False, axis="y")
-    axes.set_ylim(len(estimates) - 0.4, -0.6)
-    for place, estimate in enumerate(estimates):
-        if place and estimate.arch != estimates[place - 1].arch:
-            axes.axhline(place - 0.5, color="#e0e0e0", linewidth=0.6)
-        if estimate.value is None:
-            continue
-        mark = plot_style.family_mark(list(archs).index(estimate.arch))
-        text = f"{estimate.arch}, {estimate.method.replace('_', ' ')}\n{estimate.value:.4f}"
-        if estimate.ci_lo is not None and estimate.ci_hi is not None:
-            axes.plot([estimate.ci_lo, estimate.ci_hi], [place] * 2, color=mark.colour, lw=1.1)
-            text += f" ({estimate.ci_lo:.4f} to {estimate.ci_hi:.4f})"
-        frame.draw_marks(axes, [(estimate.value, place)], mark, [text], markersize=4)
-
-
-def _name_rows(axes: Axes, estimates: Sequence[Estimate]) -> None:
-    names = [estimate.method.replace("_", " ") for estimate in estimates]
-    plot_style.set_ticks(axes.yaxis, range(len(names)), lambda place: names[place])
+    return [*lines, *frame.run_notes(fits)]

@@ -146,7 +146,7 @@ def show(
     scale = None
     colours: dict[str | float, Any]
     if kind == "arch":
-        colours = _arch_colours(chosen, places, palette)
+        colours = label_colours(chosen, places, palette)
     else:
         colours, scale = _budget_colours(at, palette)
     return Shown(
@@ -206,19 +206,20 @@ def _unknown_budget(known: Sequence[float], value: object) -> UserError:
     return UserError("budgets", value, f"of {there}", "name budgets of the table, in FLOPs")
 
 
-def _arch_colours(
-    archs: Sequence[str], places: Mapping[str | float, int], palette: Palette | None
-) -> dict[str | float, Any]:
+def label_colours(
+    labels: Sequence[str], places: Mapping[Any, int], palette: Palette | None
+) -> dict[Any, Any]:
+    """Return a colour for each label: of the cycle by its place, or of a palette in their order."""
     if palette is None:
         cycle = plot_style.cycle()
-        return {arch: cycle[places[arch] % len(cycle)] for arch in archs}
+        return {label: cycle[places[label] % len(cycle)] for label in labels}
     if isinstance(palette, str):
         colormap = _colormap(palette)
         listed = getattr(colormap, "colors", None)
         if listed is not None and len(listed) < 100:
-            return {arch: tuple(listed[i % len(listed)]) for i, arch in enumerate(archs)}
-        return {arch: colormap((i + 0.5) / len(archs)) for i, arch in enumerate(archs)}
-    return {arch: _colour(palette, i, arch, arch) for i, arch in enumerate(archs)}
+            return {label: tuple(listed[i % len(listed)]) for i, label in enumerate(labels)}
+        return {label: colormap((i + 0.5) / len(labels)) for i, label in enumerate(labels)}
+    return {label: _colour(palette, i, label, label) for i, label in enumerate(labels)}
 
 
 def _budget_colours(

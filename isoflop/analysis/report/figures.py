@@ -9,17 +9,12 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from isoflop import plot_style
-from isoflop.analysis.figures import DRAWINGS, frame
+from isoflop.analysis.figures import draw_page, frame
 from isoflop.analysis.report.document import Document, Picture
 from isoflop.analysis.result import Fits
 from isoflop.files import make_own_folder
-
-if TYPE_CHECKING:
-    pass
-
 
 _FORMATS: tuple[plot_style.Format, ...] = ("png", "svg", "pdf")
 _SVG = "http://www.w3.org/2000/svg"
@@ -50,7 +45,7 @@ def write_figures(
     pictures = {}
     for stem in _stems(document):
         with plot_style.style():
-            figure = DRAWINGS[stem](fits)
+            figure = draw_page(fits, stem)
             tips = frame.collect_tips(figure)
             written = plot_style.save(figure, folder, stem, _FORMATS)
         paths.extend(written)

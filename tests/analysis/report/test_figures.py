@@ -16,7 +16,7 @@ from analysis.made_runs import curve, parabola, row, spaced, study
 from analysis.report.made_document import made_svg
 from isoflop import plot_style
 from isoflop.analysis.compare.multipliers import compare_archs
-from isoflop.analysis.figures import DRAWINGS, frame
+from isoflop.analysis.figures import FIGURES, draw_page, frame
 from isoflop.analysis.figures.resources import hull, params_per_flop
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima, fit_rows
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
@@ -50,17 +50,17 @@ def words(figure: Any) -> str:
 @pytest.mark.parametrize("case", POOR)
 def test_a_poor_table_gives_every_figure(case: str) -> None:
     poor = fit_rows(POOR[case], QUICK)
-    for stem, draw in DRAWINGS.items():
+    for stem in FIGURES:
         with plot_style.style():
-            assert "excluded" in words(draw(poor)), stem
+            assert "excluded" in words(draw_page(poor, stem)), stem
 
 
-@pytest.mark.parametrize("stem", DRAWINGS)
+@pytest.mark.parametrize("stem", FIGURES)
 def test_figures_fit_a_page_and_their_words_can_be_read(stem: str, fits: Fits) -> None:
     from matplotlib.text import Text
 
     with plot_style.style():
-        figure = DRAWINGS[stem](fits)
+        figure = draw_page(fits, stem)
         figure.canvas.draw()
     long_label = stem in ("frontier", "optimum_size", "optimum_tokens")
     assert figure.get_figwidth() <= (4.5 if long_label else plot_style.PAGE_WIDTH)
@@ -83,7 +83,7 @@ def test_many_long_names_and_budgets_leave_every_figure_whole() -> None:
     many = dataclasses.replace(made, compare=compare_archs(made))
     for stem in ("isoflop_profiles", "frontier", "multipliers", "resources", "seed_means"):
         with plot_style.style():
-            figure = DRAWINGS[stem](many)
+            figure = draw_page(many, stem)
             figure.canvas.draw()
         box = figure.get_tightbbox()
         assert min(box.x0, box.y0) > -0.02, stem
@@ -96,7 +96,7 @@ def test_short_labels_fit_a_column() -> None:
     narrow = fit_rows(study(["mlp", "sgatlin"], [1e17, 1e18]), QUICK)
     for stem in ("frontier", "optimum_size", "optimum_tokens"):
         with plot_style.style():
-            assert DRAWINGS[stem](narrow).get_figwidth() <= plot_style.COLUMN_WIDTH + 1e-9
+            assert draw_page(narrow, stem).get_figwidth() <= plot_style.COLUMN_WIDTH + 1e-9
 
 
 @pytest.mark.parametrize("stem", ["multipliers"])
@@ -105,7 +105,7 @@ def test_the_bytes_are_the_same_each_time(stem: str, fits: Fits, tmp_path: Path)
     for name in ("one", "other"):
         with plot_style.style():
             folder = tmp_path / name
-            figure = DRAWINGS[stem](fits)
+            figure = draw_page(fits, stem)
             frame.collect_tips(figure)
             paths = plot_style.save(figure, folder, stem, ("png", "svg", "pdf"))
         files.append([path.read_bytes() for path in paths])
@@ -115,7 +115,7 @@ def test_the_bytes_are_the_same_each_time(stem: str, fits: Fits, tmp_path: Path)
 
 def test_every_run_and_optimum_tells_its_values(fits: Fits) -> None:
     with plot_style.style():
-        tips = frame.collect_tips(DRAWINGS["isoflop_profiles"](fits))
+        tips = frame.collect_tips(draw_page(fits, "isoflop_profiles"))
     texts = [text for group in tips.values() for text in group]
     points = [point for group in fits.groups.values() for point in group]
     drawn = [o for arch in fits.archs for o in fits.optima_of(arch) if o.x_opt is not None]
