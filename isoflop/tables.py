@@ -335,13 +335,16 @@ def unit_of(stated: str | None, asked: str | None, where: str, option: str = "--
     return stated or wanted or NATS
 
 
-def read_table(path: Path, schema: Schema, *, more: str | None = None) -> list[dict[str, Any]]:
+def read_table(
+    path: Path, schema: Schema, *, more: str | None = None, also: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """Return the rows of a parquet table written by :func:`write_table`.
 
     Args:
         path: the file.
         schema: the table's.
         more: what the names of further columns of numbers begin with, which are read, too.
+        also: further columns of numbers that must be there.
 
     Raises:
         UserError: the file is missing, damaged, of another schema version or lacks columns.
@@ -360,6 +363,8 @@ def read_table(path: Path, schema: Schema, *, more: str | None = None) -> list[d
     if more is not None:
         names = (name for name in table.column_names if name.startswith(more))
         schema = schema.with_columns((name, "float64") for name in names)
+    further = [(name, "float64") for name in also if name not in schema.names]
+    schema = dataclasses.replace(schema, columns=(*schema.columns, *further))
     for name in schema.later.difference(table.column_names):
         table = table.append_column(name, pa.nulls(table.num_rows))
     missing = [name for name in schema.names if name not in table.column_names]

@@ -1,27 +1,29 @@
-"""From any table of runs to rows: a study folder's, or any csv or parquet file.
+"""From any table of runs to rows: a study folder's, a file or files of others, a data frame.
 
 Needed columns are ``REQUIRED``; any other column of runs.parquet, and n_experts, is read where it
 is there, the rest is ignored. Counts may be fractional and of any size: numbers become float64.
-What no fit could use as it stands (a missing column, text in a number) is the user's mistake, in
-one line.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from isoflop.analysis.points import Point
-from isoflop.errors import UserError, shown
+from isoflop.errors import UserError
+from isoflop.ingest.files import has_files, read_files
+from isoflop.ingest.frames import (
+    NUMBERS,
+    TEXTS,
+    as_frame,
+    check_archs,
+    read_reason,
+    read_text,
+    rows_of,
+)
 from isoflop.tables import METRIC, RUNS, VERSION_KEY, is_parquet, open_parquet, read_table
-from isoflop.texts import has_control
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
 # Of a point: what a table needs, and what only isoflop's own tables have.
@@ -32,17 +34,12 @@ OPTIONAL = (
     "excluded_reason",
 )
 
-_NUMBERS = {"n_experts"} | {name for name, kind in RUNS.columns if kind in ("int64", "float64")}
-_TEXTS = frozenset(name for name, kind in RUNS.columns if kind == "string")
-_KNOWN = _NUMBERS | _TEXTS
-_MISSING = frozenset({"", "na", "n/a", "null", "none"})
-_FALSE = frozenset({"false", "no", "0", "nan", *_MISSING})
 _WHAT = "runs table"
 _TABLE = "runs.parquet"
 
 
 def table_of(path: Path) -> Path:
-    """Return the table that a study folder or the path of a table names.
+    """Return the table that a study folder, the path of a table or a pattern of paths names.
 
     Raises:
         UserError: there is none.
@@ -53,138 +50,68 @@ def table_of(path: Path) -> Path:
         return path / _TABLE
     if path.is_dir():
         allowed, do = f"a folder with plan.json or {_TABLE}", "plan a study into it, or name a file"
+    elif has_files(str(path)):
+        return path
     else:
-        allowed, do = "an existing study folder, csv or parquet file", "check the path"
+        allowed = "an existing study folder, a csv, parquet, json or jsonl file, or such files"
+        do = "check the path"
     raise UserError(_WHAT, str(path), allowed, do)
 
 
-def load_rows(path: Path, required: Sequence[str] = REQUIRED) -> list[dict[str, Any]]:
-    """Return the rows of a study folder's runs.parquet or of a csv or parquet file.
+def load_rows(
+    source: Path | Any, required: Sequence[str] = REQUIRED, *, more: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the rows of runs of any table.
 
-    A csv file is UTF-8 (with or without a byte-order mark), comma-separated, with a header; empty
-    cells, ``NA`` and ``null`` are missing values. Columns that are not ``required`` may be absent.
+    A csv file is UTF-8 with a header. Empty cells, ``NA`` and ``null`` are missing values; numbers
+    may be written as 125M or 16,517,336, statuses as others write them. Columns that are not
+    ``required`` may be absent. A row with a cell that is no number stays, with the reason why it
+    enters no fit.
+
+    Args:
+        source: a study's folder; a csv, parquet, json or jsonl file, also compressed; a pattern of
+            such files; a data frame of any kind.
+        required: columns that must be there.
+        more: further columns of numbers that must be there.
 
     Raises:
-        UserError: no such file, not a table, columns missing or named twice, text in a number.
+        UserError: no such file, not a table, columns missing or named twice, a column that is used
+            and holds no number.
     """
-    path = table_of(path)
-    names, rows = _read_parquet(path) if is_parquet(path) else _read_csv(path)
-    _check_columns(path, names, required)
-    converted = [_row(path, names, number, row) for number, row in enumerate(rows, start=1)]
-    if not converted:
-        raise UserError(_WHAT, str(path), "a table with at least one row", "add runs to it")
-    return converted
+    if not isinstance(source, Path | str):
+        return rows_of(as_frame(source), "the frame", required, more, optional=OPTIONAL)
+    path = table_of(Path(source))
+    own = _own_rows(path, more) if path.is_file() and is_parquet(path) else None
+    if own is not None:
+        return own
+    frame = read_files(str(path)).frame
+    return rows_of(frame, str(path), required, more, optional=OPTIONAL)
 
 
-def _read_parquet(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
+def _own_rows(path: Path, more: Sequence[str]) -> list[dict[str, Any]] | None:
+    """Return the rows of a table that isoflop wrote; None: others did."""
     table = open_parquet(path, _WHAT)
-    if VERSION_KEY in (table.schema.metadata or {}):
-        if "loss" not in table.column_names:
-            raise UserError(_WHAT, str(path), f"a table of runs, not {path.stem}", f"name {_TABLE}")
-        rows = read_table(path, RUNS, more=METRIC)
-        return list(rows[0] if rows else RUNS.names), [tuple(row.values()) for row in rows]
-    columns = [column.to_pylist() for column in table.columns]
-    return list(table.column_names), list(zip(*columns, strict=True))
+    if VERSION_KEY not in (table.schema.metadata or {}):
+        return None
+    if "loss" not in table.column_names:
+        raise UserError(_WHAT, str(path), f"a table of runs, not {path.stem}", f"name {_TABLE}")
+    rows = read_table(path, RUNS, more=METRIC, also=more)
+    if not rows:
+        raise UserError(_WHAT, str(path), "a table with at least one row", "add runs to it")
+    check_archs([row["arch"] for row in rows], lambda row: f"data row {row + 1} of {path}")
+    return [_own_row(row, more) for row in rows]
 
 
-def _read_csv(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            _WHAT, str(path), f"a csv file in UTF-8 or a parquet file ({error})", "convert it"
-        ) from None
-    if not lines:
-        raise UserError(_WHAT, str(path), "a table with a header", "write it again")
-    names = [name.strip() for name in lines[0]]
-    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
-        raise UserError(_WHAT, str(path), f"comma-separated (not by {mark!r})", "convert it")
-    for number, line in enumerate(lines[1:], start=1):
-        if len(line) != len(names):
-            raise UserError(
-                f"data row {number} of {path}",
-                shown(f"{len(line)} cells"),
-                f"{len(names)} cells, as the header",
-                "correct the table",
-            )
-    return names, lines[1:]
-
-
-def _check_columns(path: Path, names: Sequence[str], required: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1 and name in _KNOWN]
-    if twice:
-        raise UserError(
-            f"column {twice[0]} of {path}", shown("twice"), "there once", "rename or drop one"
-        )
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise UserError(
-            f"columns of {path}",
-            ", ".join(names) or "none",
-            f"{', '.join(required)}, and any others",
-            f"add {', '.join(missing)}, or rename what holds them (also read: "
-            f"{', '.join(name for name in (*REQUIRED, *OPTIONAL) if name not in required)})",
-        )
-
-
-def _row(path: Path, names: Sequence[str], number: int, cells: Sequence[Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for name, cell in zip(names, cells, strict=True):
+def _own_row(row: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
+    """Return a row as `isoflop.ingest.frames.rows_of` does, whose columns have their types."""
+    typed: dict[str, Any] = {}
+    for name, cell in row.items():
         if name == "excluded_reason":
-            row[name] = _reason(cell)
-        elif name in _TEXTS:
-            row[name] = None if is_missing(cell) else str(cell)
-            if name == "arch" and has_control(row[name] or ""):
-                # Figures cannot show it, and nobody sees how it differs from the name without.
-                allowed = "a name without control characters"
-                raise UserError(f"arch in data row {number} of {path}", cell, allowed, "rename it")
-        elif name in _NUMBERS:
-            row[name] = _number(path, name, number, cell)
-        elif name == "declared":
-            row[name] = cell if isinstance(cell, bool) else None
-        elif name.startswith(METRIC) and isinstance(cell, float):
-            row[name] = cell
-    return row
-
-
-def _number(path: Path, name: str, number: int, cell: Any) -> float | int | None:
-    if is_missing(cell) and not isinstance(cell, float):
-        return None
-    try:
-        if not isinstance(cell, str | int | float | Decimal) or isinstance(cell, bool):
-            raise ValueError
-        value = float(cell)
-        if name == "seed":
-            return _seed(value)
-    except (ValueError, OverflowError):
-        raise UserError(
-            f"{name} in data row {number} of {path}",
-            cell,
-            "a whole number" if name == "seed" else "a number",
-            "correct it, or leave the cell empty",
-        ) from None
-    return value
-
-
-def _seed(value: float) -> int | None:
-    if math.isnan(value):
-        return None
-    if not value.is_integer():
-        raise ValueError
-    return int(value)
-
-
-def _reason(cell: Any) -> str | None:
-    """Return a reason in words; of a column of booleans, a reason where it is true."""
-    if is_missing(cell) or str(cell).strip().lower() in _FALSE:
-        return None
-    is_true = str(cell).strip().lower() in ("true", "yes", "1", "1.0")
-    return "marked as excluded" if is_true else str(cell)
-
-
-def is_missing(cell: Any) -> bool:
-    """Return whether a cell of a table holds no value."""
-    if isinstance(cell, float):
-        return math.isnan(cell)
-    return cell is None or (isinstance(cell, str) and cell.strip().lower() in _MISSING)
+            typed[name] = read_reason(cell)
+        elif name in TEXTS:
+            typed[name] = read_text(cell)
+        elif name in ("seed", "declared"):
+            typed[name] = cell
+        elif name in NUMBERS or name in more or name.startswith(METRIC):
+            typed[name] = None if cell is None else float(cell)
+    return typed

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from isoflop.analysis.laws import LAW_AXES, LawAxis, LawRow, fit_known_lines
-from isoflop.analysis.load import is_missing
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.parametric import fit_frontier
 from isoflop.arrays import Floats, exp_or_none
+from isoflop.ingest.frames import is_missing
 
 # A 95 % interval spans this many standard errors.
 _SPAN_OF_95 = 3.919928

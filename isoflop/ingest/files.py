@@ -90,13 +90,23 @@ def found_files(source: str) -> list[Path]:
         raise UserError(
             _WHAT, source, "a file, or a pattern of files", f"name the files: '{path}/*.csv'"
         )
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = [path for path in found if path.is_file()]
+    files = _matching(path)
     if not files:
         is_pattern = glob.has_magic(source)
         allowed = "a pattern that matches files" if is_pattern else "an existing file"
         raise UserError(_WHAT, source, allowed, "check the path")
     return files
+
+
+def has_files(source: str) -> bool:
+    """Return whether a path, or a pattern of paths, names a file."""
+    path = Path(source).expanduser()
+    return path.is_file() or bool(_matching(path))
+
+
+def _matching(pattern: Path) -> list[Path]:
+    found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207
+    return [path for path in found if path.is_file()]
 
 
 def read_files(source: str) -> RawTable:

@@ -111,9 +111,15 @@ def test_a_missing_column_is_named_with_those_needed(tmp_path: Path, missing: st
     assert ", ".join(REQUIRED) in message
 
 
-def test_text_in_a_number_is_named_with_row_and_column(tmp_path: Path) -> None:
+def test_text_in_a_number_costs_its_row_and_a_column_of_it_the_table(tmp_path: Path) -> None:
     bad = LINE.replace("3.25", "three")
-    message = refusal(csv_of(tmp_path, LINE, bad))
+    first, second = load_rows(csv_of(tmp_path, LINE, bad))
+    assert (first["loss"], first["excluded_reason"]) == (3.25, None)
+    assert (second["loss"], second["n_params"]) == (None, 1234567.25)
+    (excluded,) = select_points([first, second]).excluded
+    assert excluded.reason == "excluded_in_table"
+    assert excluded.detail == "loss is 'three', which is no number"
+    message = refusal(csv_of(tmp_path, LINE.replace("3.25", ""), bad))
     assert message.startswith("loss in data row 2 of")
     assert "'three': must be a number" in message
     message = refusal(parquet_of(tmp_path, n_params=pa.array(["big"])))
@@ -197,8 +203,6 @@ def test_our_own_table_is_read_with_its_version(tmp_path: Path) -> None:
     [
         ("", "a table with a header"),
         (HEADER, "at least one row"),
-        (HEADER.replace(",", ";") + "\n" + LINE.replace(",", ";"), "comma-separated (not by ';')"),
-        (HEADER.replace(",", "\t") + "\n" + LINE.replace(",", "\t"), "comma-separated"),
         (f"{HEADER},loss\n{LINE},3.0", "must be there once"),
         (f"{HEADER}\n{LINE},4", "7 cells"),
         (f'{HEADER}\n"{LINE}', "csv file in UTF-8"),
