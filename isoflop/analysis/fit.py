@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws, weighed
-from isoflop.analysis.load import load_rows, table_of
+from isoflop.analysis.load import load_rows, table_of, table_unit
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, select_points
 from isoflop.analysis.result import FitOptions, Fits, pick_reference, write_fitted
 from isoflop.ingest.budgets import Labelled, label_budgets
-from isoflop.tables import Schema, stated_unit, unit_of
+from isoflop.tables import Schema, unit_of
 from isoflop.units import NATS
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def fit_table(
     """
     if isinstance(runs, Path):
         path = table_of(runs)
-        unit = unit_of(stated_unit(path), unit, str(path), "unit")
+        unit = unit_of(table_unit(path), unit, str(path), "unit")
         runs = load_rows(path)
     fits = fit_rows(runs, options, unit=unit or NATS)
     return FitReport(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.analysis.points import Point
-from isoflop.errors import UserError
-from isoflop.ingest.files import has_files, read_files
+from isoflop.errors import UserError, shown
+from isoflop.files import sha256_file, sha256_json
+from isoflop.ingest.files import found_files, has_files, read_files
 from isoflop.ingest.frames import (
     NUMBERS,
     TEXTS,
@@ -23,7 +24,16 @@ from isoflop.ingest.frames import (
     read_text,
     rows_of,
 )
-from isoflop.tables import METRIC, RUNS, VERSION_KEY, is_parquet, open_parquet, read_table
+from isoflop.tables import (
+    METRIC,
+    RUNS,
+    VERSION_KEY,
+    is_parquet,
+    open_parquet,
+    read_table,
+    stated_unit,
+)
+from isoflop.units import NATS
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
 # Of a point: what a table needs, and what only isoflop's own tables have.
@@ -56,6 +66,32 @@ def table_of(path: Path) -> Path:
         allowed = "an existing study folder, a csv, parquet, json or jsonl file, or such files"
         do = "check the path"
     raise UserError(_WHAT, str(path), allowed, do)
+
+
+def table_unit(path: Path) -> str | None:
+    """Return the unit that a table, or all files of a pattern, state; None where none does.
+
+    Raises:
+        UserError: files of a pattern differ.
+    """
+    stated = {file.name: stated_unit(file) for file in _files_of(path)}
+    if len({unit or NATS for unit in stated.values()}) > 1:
+        told = ", ".join(f"{unit or NATS} ({name})" for name, unit in stated.items())
+        do = "fit those of each unit by themselves"
+        raise UserError("losses", shown(told), "of one unit in all files", do)
+    return next((unit for unit in stated.values() if unit is not None), None)
+
+
+def digest_of(path: Path) -> str:
+    """Return hex sha256 of a table's file; of several files, that of their names and digests."""
+    files = _files_of(path)
+    if files == [path]:
+        return sha256_file(path)
+    return sha256_json({str(file): sha256_file(file) for file in files})
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else found_files(str(path))
 
 
 def load_rows(

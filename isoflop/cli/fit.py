@@ -73,10 +73,11 @@ def fit(
 ) -> None:
     """Fit isoFLOP optima and scaling laws to a study folder or to any table of runs.
 
-    A study's results are collected into its runs.parquet first. Any csv or parquet file with the
-    columns arch, budget_flops, n_params, n_tokens, flops and loss will do as well; it needs --out.
-    An optimum at the edge of its grid is a bound ("<" or ">") and enters no law; rows that enter no
-    fit are counted and named.
+    A study's results are collected into its runs.parquet first. Any csv, parquet, json or jsonl
+    file (also .gz, .zst, or a pattern such as 'runs-*.csv') with the columns arch, budget_flops,
+    n_params, n_tokens, flops and loss will do as well; it needs --out. An optimum at the edge of
+    its grid is a bound ("<" or ">") and enters no law; rows that enter no fit are counted and
+    named.
     """
     from isoflop.analysis.fit import FitOptions
     from isoflop.analysis.supplied import read_optima
@@ -221,7 +222,7 @@ def runs_of(source: Path, out: Path | None, loss_unit: str | None = None) -> Run
         UserError: there is no such table, or it is not in order, or it has no folder for results,
             or its losses are in another unit.
     """
-    from isoflop.tables import stated_unit, unit_of
+    from isoflop.tables import unit_of
 
     if (source / "plan.json").is_file():
         from isoflop.launch.collect import collect, damaged_reasons
@@ -241,7 +242,7 @@ def runs_of(source: Path, out: Path | None, loss_unit: str | None = None) -> Run
             unit=unit,
             plan=plan,
         )
-    from isoflop.analysis.load import load_rows, table_of
+    from isoflop.analysis.load import load_rows, table_of, table_unit
 
     table = table_of(source)
     if out is None and not source.is_dir():
@@ -251,7 +252,7 @@ def runs_of(source: Path, out: Path | None, loss_unit: str | None = None) -> Run
         rows=load_rows(table),
         out_folder=out or source,
         written=(),
-        unit=unit_of(stated_unit(table), loss_unit, str(source)),
+        unit=unit_of(table_unit(table), loss_unit, str(source)),
         plan=None,
     )
 

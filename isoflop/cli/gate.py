@@ -70,10 +70,9 @@ def gate(
 ) -> None:
     """Judge one run or a few against the frontier of a finished study.
 
-    REFERENCE is a study folder or a table that `isoflop fit` takes. RUNS is a study folder or a csv
-    or parquet file with the columns loss and flops; wall_s, arch, run_id, n_params, n_tokens and
-    seed are used where they are there, and seeds of the same arch, size, tokens and FLOPs are
-    averaged.
+    REFERENCE is a study folder or a table that `isoflop fit` takes. RUNS is a study folder or such
+    a table with the columns loss and flops; wall_s, arch, run_id, n_params, n_tokens and seed are
+    used where they are there, and seeds of the same arch, size, tokens and FLOPs are averaged.
 
     The multiplier is the compute (or time) that the reference's frontier needs for a run's loss,
     over what the run took. Its interval holds the uncertainty of the frontier and the noise of one

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.analysis.load import REQUIRED, load_rows, table_of
+from isoflop.analysis.load import REQUIRED, load_rows, table_of, table_unit
 from isoflop.cli.tables import print_damaged
-from isoflop.tables import stated_unit, unit_of
+from isoflop.tables import unit_of
 
 if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
@@ -65,5 +65,5 @@ def read_rows(
         unit = unit_of(plan.study.loss_unit, loss_unit, str(source))
         return Rows(plan=plan, rows=rows, unit=unit)
     table = table_of(source)
-    unit = unit_of(stated_unit(table), loss_unit, str(source))
+    unit = unit_of(table_unit(table), loss_unit, str(source))
     return Rows(plan=None, rows=load_rows(table, required), unit=unit)

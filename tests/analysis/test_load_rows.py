@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import decimal
+import gzip
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isoflop.analysis import fit_optima, load_rows, select_points
-from isoflop.analysis.load import REQUIRED
+from isoflop.analysis.load import REQUIRED, digest_of, table_unit
 from isoflop.errors import UserError
 from isoflop.tables import RUNS, write_table
 
@@ -218,6 +222,45 @@ def test_other_encodings_and_missing_files_are_one_clear_line(tmp_path: Path) ->
     assert "UTF-8" in refusal(csv_of(tmp_path, LINE, encoding="utf-16"))
     assert "existing study folder" in refusal(tmp_path / "none.csv")
     assert "plan.json or runs.parquet" in refusal(tmp_path)
+
+
+def test_one_table_in_every_form_gives_the_same_rows(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        [
+            {"arch": "a", "budget_flops": 1e17, "n_params": 1234567.25 * i, "n_tokens": 1e10 / 3}
+            | {
+                "flops": 1e17 + i,
+                "loss": 3 + i / 7 if i % 3 else None,
+                "seed": i,
+                "wall_s": 0.1 * i,
+            }
+            for i in range(7)
+        ]
+    )
+    (tmp_path / "whole.csv").write_text(table.to_csv(index=False))
+    rows = load_rows(tmp_path / "whole.csv")
+    assert [row["flops"] for row in rows] == list(table["flops"])
+    (tmp_path / "semicolons.txt").write_text(table.to_csv(sep=";"))
+    (tmp_path / "runs.tsv.gz").write_bytes(gzip.compress(table.to_csv(sep="\t").encode()))
+    lines = [json.dumps(one) for one in table.to_dict("records")]
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines))
+    (tmp_path / "runs.json").write_text(f"[{','.join(lines)}]")
+    table.to_parquet(tmp_path / "runs.parquet")
+    table[:3].to_parquet(tmp_path / "part-0.parquet")
+    (tmp_path / "part-1.json").write_text("\n".join(lines[3:]))
+    names = ("semicolons.txt", "runs.tsv.gz", "runs.jsonl", "runs.json", "runs.parquet", "part-*")
+    for source in (*(tmp_path / name for name in names), table, pa.table(table)):
+        assert load_rows(source) == rows
+
+
+def test_the_table_unit_several_files_is_one(tmp_path: Path) -> None:
+    for name, unit in (("a", "bits_per_byte"), ("b", "nats_per_token")):
+        run = {**dict.fromkeys(RUNS.names), "arch": "mlp", "status": "failed"}
+        write_table(tmp_path / f"{name}.parquet", [run], replace(RUNS, unit=unit))
+    assert table_unit(tmp_path / "a*.parquet") == "bits_per_byte"
+    with pytest.raises(UserError, match=r"nats_per_token \(b.parquet\): must be of one unit"):
+        table_unit(tmp_path / "*.parquet")
+    assert digest_of(tmp_path / "*.parquet") != digest_of(tmp_path / "a*.parquet")
 
 
 cell = st.one_of(

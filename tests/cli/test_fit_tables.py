@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from analysis.made_report import draw_nothing
 from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.compare.one_size import natural_order, seed_means
 from isoflop.analysis.fit import FitOptions, Fits, fit_rows
+from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.points import select_points
 from isoflop.analysis.validity.attention import attention
 from isoflop.cli import main
@@ -27,6 +31,7 @@ from isoflop.cli.fit import (
     optima_table,
     reading_notes,
 )
+from isoflop.tables import read_table
 
 LEFT_OUT = {
     optima_table: ("loss interval", "perplexity"),
@@ -133,6 +138,30 @@ def test_a_folder_without_a_table_says_what_is_missing(tmp_path: Path, verb: str
     assert result.exit_code == 2
     assert "plan.json or runs.parquet" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_report_of_several_files_of_several_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    table = pd.DataFrame(noisy(["swiglu"])).assign(status="finished")
+    table.loc[0, "status"] = "crashed"
+    table[::2].to_csv(tmp_path / "part-a.csv.gz")
+    lines = [json.dumps(one) for one in table[1::2].to_dict("records")]
+    (tmp_path / "part-b.jsonl").write_text("\n".join(lines))
+    table.to_csv(tmp_path / "whole.csv", index=False)
+    for source in ("whole.csv", "part-*"):
+        out = tmp_path / source.strip("*")
+        out = out.with_name(f"{out.name}-out")
+        asked = ["report", str(tmp_path / source), "--out", str(out), "--n-boot", "0"]
+        result = CliRunner().invoke(main, asked, catch_exceptions=False)
+        assert (result.exit_code, result.stderr) == (0, "")
+    parts, whole = (
+        read_table(o / "optima.parquet", OPTIMA) for o in sorted(tmp_path.glob("*-out"))
+    )
+    assert parts == whole
+    assert "part-*" in (tmp_path / "part--out" / "report.md").read_text()
 
 
 def test_a_plan_without_results_is_no_empty_table(tmp_path: Path) -> None:

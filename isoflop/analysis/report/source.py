@@ -17,6 +17,7 @@ from typing import Any
 from isoflop import __version__
 from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.laws import Budget
+from isoflop.analysis.load import digest_of
 from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
@@ -86,7 +87,7 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
     own = {str(row["arch"]) for row in rows if row.get("family") == OWN_TRAINER}
     return Source(
         table=table.name,
-        sha256=sha256_file(table),
+        sha256=digest_of(table),
         study=study,
         plan_sha256=sha256_file(plan) if study is not None else None,
         versions={
