@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.analysis.axes import require_axis
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws, weighed
@@ -54,9 +55,18 @@ def fit_optima(
     options: FitOptions = _DEFAULTS,
     *,
     methods: Collection[Method] = METHODS,
-    axes: Sequence[Axis] = AXES,
+    axes: Sequence[Axis] | None = None,
 ) -> Fits:
-    """Fit optima and power laws with their intervals, and nothing that compares or validates."""
+    """Fit optima and power laws with their intervals, and nothing that compares or validates.
+
+    ``axes`` None: those of every fit, and that of the options.
+
+    Raises:
+        UserError: no run has the axis of the options.
+    """
+    require_axis(selection, options.axis)
+    if axes is None:
+        axes = tuple(dict.fromkeys((*AXES, options.axis)))
     draws: dict[tuple[Axis, Method], Draws] = {}
     if options.n_boot:
         kind = kind_for_optima(options.bootstrap)
@@ -114,7 +124,9 @@ def select_runs(
         UserError: the FLOPs spent gather at no budgets, where these were to be the budgets.
     """
     labelled = label_budgets(rows, options.budgets)
-    points = select_points(labelled.rows, options.repeats, screened=options.screen, unit=unit)
+    points = select_points(
+        labelled.rows, options.repeats, screened=options.screen, unit=unit, axis=options.axis
+    )
     return labelled, points
 
 

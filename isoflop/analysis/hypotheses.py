@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from isoflop.analysis.axes import has_axis
 from isoflop.analysis.compare.claims import (
     Interval,
     exp_interval,
@@ -25,7 +26,8 @@ from isoflop.analysis.compare.one_size import (
     compare_shapes,
     paired_loss,
 )
-from isoflop.analysis.laws import LawAxis
+from isoflop.analysis.fit import fit_optima
+from isoflop.analysis.laws import LawAxis, law_axes, law_source
 from isoflop.analysis.result import Fits
 from isoflop.analysis.rules import GRAMMAR, SIGNS, Rule, parse_rule
 from isoflop.numbers import format_flops
@@ -102,7 +104,7 @@ def _multiplier_case(budget: float, row: Comparison | None) -> Case:
 
 
 def _exponent_case(rule: Rule, fits: Fits) -> Case:
-    found = exponent(fits, rule.arch, _law_axis(rule))
+    found = exponent(_fitted_along(fits, rule.along), rule.arch, rule.along)
     return Case(
         place=f"exponent of {rule.along}",
         value=found.value,
@@ -118,7 +120,8 @@ def _exponent_case(rule: Rule, fits: Fits) -> Case:
 
 def _difference_case(rule: Rule, fits: Fits) -> Case:
     assert rule.other is not None
-    rows = exponent_differences(fits.under(reference=rule.other))
+    along = _fitted_along(fits, rule.along)
+    rows = exponent_differences(along.under(reference=rule.other))
     found = next((row for row in rows if (row.arch, row.axis) == (rule.arch, rule.along)), None)
     if found is None:
         return _missing(f"difference of the exponents of {rule.along}")
@@ -171,8 +174,16 @@ def _seed_case(rule: Rule, fits: Fits, budget: float) -> Case:
     )
 
 
-def _law_axis(rule: Rule) -> LawAxis:
-    return rule.along  # type: ignore[return-value]
+def _fitted_along(fits: Fits, axis: LawAxis) -> Fits:
+    """Return the fits with the optima along an axis that was not asked for, where runs have it."""
+    if axis in law_axes(o.axis for o in fits.optima) or not has_axis(fits.selection, axis):
+        return fits
+    # Optima over parameters too: their draws weigh those along any axis.
+    asked = replace(fits.options, axis=axis)
+    axes, methods = (law_source("loss"), axis), (fits.options.method,)
+    found = fit_optima(fits.selection, asked, methods=methods, axes=axes)
+    added = tuple(o for o in found.optima if o.axis == axis)
+    return replace(fits, optima=(*fits.optima, *added), draws=fits.draws | found.draws)
 
 
 def _exp(log_bounds: Interval, sign: int) -> Interval:

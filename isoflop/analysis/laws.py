@@ -1,4 +1,4 @@
-"""Power laws through the interior optima of a family: N*(C), D*(C), active*(C) and L*(C).
+"""Power laws through the interior optima of a family: N*(C), D*(C), other sizes, and L*(C).
 
 Each law is y = coefficient · C^exponent, fitted by least squares of ln y on ln C. C is in
 training FLOPs and of two kinds: the nominal budget, and the mean of the FLOPs that the runs of an
@@ -32,8 +32,10 @@ from isoflop.analysis.points import AXES, Axis
 from isoflop.arrays import Floats, exp_or_none, percentiles, row_patterns
 from isoflop.tables import schema_of
 
-LawAxis = Literal["n_params", "n_tokens", "n_active", "loss"]
+LawAxis = str
+"""What a law gives: an axis of sizes, or the loss."""
 LAW_AXES: tuple[LawAxis, ...] = (*AXES, "loss")
+"""Those of every fit."""
 
 Budget = Literal["nominal", "achieved"]
 """What C of a law is: the nominal budget, or the mean of the FLOPs achieved."""
@@ -199,6 +201,11 @@ class DrawnOptima:
         return replace(self, log_y=np.where(is_lost, np.nan, self.log_y))
 
 
+def law_axes(axes: Iterable[Axis]) -> tuple[LawAxis, ...]:
+    """Return what laws there are of optima along some axes, in the order of the tables."""
+    return (*AXES, *sorted(set(axes).difference(AXES)), "loss")
+
+
 def law_source(axis: LawAxis) -> Axis:
     """Return the axis whose optima give a law: the loss is that of the optima over parameters."""
     return "n_params" if axis == "loss" else axis
@@ -245,15 +252,17 @@ def fit_laws(
     An arch whose optima are all bounds still gets its laws, with null values. Without draws, or
     where an optimum of the law has none, a law has no interval.
     """
+    found = list(optima)
+    axes = law_axes(optimum.axis for optimum in found)
     by_arch: dict[tuple[Method, str], list[Optimum]] = {}
-    for optimum in optima:
+    for optimum in found:
         by_arch.setdefault((optimum.method, optimum.arch), []).append(optimum)
     order = list(METHODS)
     keys = sorted(by_arch, key=lambda key: (order.index(key[0]), key[1]))
     return tuple(
         _fit_law(by_arch[method, arch], arch, axis, method, draws or {}, confidence, budget)
         for method, arch in keys
-        for axis in LAW_AXES
+        for axis in axes
     )
 
 

@@ -37,7 +37,7 @@ from isoflop.units import NATS
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
 # Of a point: what a table needs, and what only isoflop's own tables have.
-_NOT_NAMED = ("run_id", *REQUIRED, "declared", "metrics")
+_NOT_NAMED = ("run_id", *REQUIRED, "declared", "metrics", "sizes")
 OPTIONAL = (
     *(field.name for field in fields(Point) if field.name not in _NOT_NAMED),
     "status",

@@ -10,17 +10,21 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from isoflop.analysis.screening import Repeats, screen
 from isoflop.arrays import Floats
+from isoflop.errors import UserError
 from isoflop.tables import METRIC, schema_of
 from isoflop.units import NATS, UNITS, loss_name
 
-Axis = Literal["n_params", "n_tokens", "n_active"]
+Axis = str
+"""A count that sizes are told apart by: one of a point's own, or any column of the table."""
 AXES: tuple[Axis, ...] = ("n_params", "n_tokens", "n_active")
+"""Those that are always fitted."""
+_OWN_SIZES = (*AXES, "n_nonembed")
 
 GroupKey = tuple[str, float]
 """(arch, budget in training FLOPs)."""
@@ -61,6 +65,8 @@ class Point:
     of the user's own made the run."""
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Further numbers that the run reported, by name."""
+    sizes: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Further counts of its size that were asked for, by their column."""
 
     @property
     def size_key(self) -> tuple[float, float]:
@@ -69,6 +75,8 @@ class Point:
 
     def on(self, axis: Axis) -> float | None:
         """Return the point's value on an axis, None where it is unknown."""
+        if axis not in _OWN_SIZES:
+            return self.sizes.get(axis)
         value: float | None = getattr(self, axis)
         return value
 
@@ -120,6 +128,7 @@ def select_points(
     *,
     screened: bool = True,
     unit: str = NATS,
+    axis: Axis = "n_params",
 ) -> Selection:
     """Split the rows of runs.parquet, or of a table like it, into points and excluded rows.
 
@@ -132,8 +141,14 @@ def select_points(
     point whose row has no budget is loose. The others are screened as `screen` says; unless
     ``screened``, outliers and runs off their budget stay. The result does not depend on the order
     of the rows.
+
+    ``axis`` is a count that the points are to have; one that a row lacks, or that is not above 0,
+    is unknown.
+
+    Raises:
+        UserError: a row has text for that count.
     """
-    return _split(rows, repeats, screened, unit)[0]
+    return _split(rows, repeats, screened, unit, axis)[0]
 
 
 def entering_rows(
@@ -144,11 +159,15 @@ def entering_rows(
     unit: str = NATS,
 ) -> list[Mapping[str, Any]]:
     """Return the rows that become points of groups in `select_points`."""
-    return _split(rows, repeats, screened, unit)[1]
+    return _split(rows, repeats, screened, unit, "n_params")[1]
 
 
 def _split(
-    rows: Iterable[Mapping[str, Any]], repeats: Repeats | None, screened: bool, unit: str
+    rows: Iterable[Mapping[str, Any]],
+    repeats: Repeats | None,
+    screened: bool,
+    unit: str,
+    axis: Axis,
 ) -> tuple[Selection, list[Mapping[str, Any]]]:
     groups: dict[GroupKey, list[Point]] = {}
     pairs: list[tuple[Mapping[str, Any], Point]] = []
@@ -166,7 +185,7 @@ def _split(
             excluded.append(entry)
             bad += [row] if entry.reason == "bad_loss" else []
             continue
-        point = _point(row)
+        point = _point(row, axis)
         identity = _identity(point)
         has_budget = not _is_absent(row.get("budget_flops"))
         if (identity if has_budget else (None, *identity[1:])) in seen:
@@ -277,7 +296,7 @@ def _metric_notes(excluded: Sequence[Mapping[str, Any]], unit: str) -> tuple[str
     )
 
 
-def _point(row: Mapping[str, Any]) -> Point:
+def _point(row: Mapping[str, Any], axis: Axis) -> Point:
     budget: Any = row.get("budget_flops")
     if _is_absent(budget):
         budget = row.get("flops") or 6.0 * float(row["n_params"]) * float(row["n_tokens"])
@@ -302,7 +321,18 @@ def _point(row: Mapping[str, Any]) -> Point:
             for name, value in row.items()
             if name.startswith(METRIC) and value is not None
         },
+        sizes={} if axis in _OWN_SIZES else _further_size(row, axis),
     )
+
+
+def _further_size(row: Mapping[str, Any], axis: Axis) -> dict[str, float]:
+    try:
+        size = positive(row.get(axis))
+    except (TypeError, ValueError):
+        raise UserError(
+            axis, row[axis], "a number in every row, or nothing", "correct it"
+        ) from None
+    return {} if size is None else {axis: size}
 
 
 def _excluded(row: Mapping[str, Any], reason: str, detail: str | None, unit: str) -> Excluded:

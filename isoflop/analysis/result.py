@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isoflop.analysis.axes import check_axis
 from isoflop.analysis.bootstrap import Draws, Requested, scatter_of
 from isoflop.analysis.laws import Budget, LawAxis, PowerLaw, default_budget
 from isoflop.analysis.noise import Scatter
@@ -38,7 +39,8 @@ class FitOptions:
     method: Method = DEFAULT_METHOD
     """The method of optima that laws, comparisons and plots show first; all are fitted."""
     axis: Axis = "n_params"
-    """The x axis that comparisons and plots use."""
+    """The count of sizes that comparisons and plots are over: any column of the table. It is fitted
+    beside those of every fit."""
     reference: str | None = None
     """The arch that others are compared with; None: `default_reference`."""
     bootstrap: Requested = "auto"
@@ -59,6 +61,9 @@ class FitOptions:
     """The irreducible loss of surfaces, where it is given, in the unit of the losses."""
     huber_delta: float = HUBER_DELTA
     """Huber's δ of surfaces, in ln L."""
+
+    def __post_init__(self) -> None:
+        check_axis(self.axis)
 
     @property
     def constraints(self) -> Constraints:
@@ -187,7 +192,14 @@ class Fits:
         """Return the same fit, to be read with another reference, axis or method of optima.
 
         What was compared under the options of before is left out.
+
+        Raises:
+            UserError: the axis was not fitted.
         """
+        axes = {optimum.axis for optimum in self.optima}
+        if axis is not None and axes and axis not in axes:
+            do = f"fit again with axis={axis!r}"
+            raise UserError("axis", axis, f"one that was fitted ({', '.join(sorted(axes))})", do)
         options = replace(
             self.options,
             reference=reference or self.options.reference,

@@ -14,7 +14,7 @@
 the budget: the mean loss over the seeds, compared seed by seed (isoflop.analysis.compare.one_size).
 `loss(A) < loss(B)` is short for `loss(A) / loss(B) < 1`, and so for seed_mean. RESOURCE is flops
 (the default), wall_s, n_active, n_params, n_tokens or peak_mem_bytes; AXIS is n_params, n_tokens,
-n_active or loss. Without WHERE a rule is meant for every budget; an exponent has none.
+n_active, n_nonembed or loss. Without WHERE a rule is meant for every budget; an exponent has none.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ GRAMMAR = (
     "| the smallest budget | 1e18]"
 )
 
+_AXES = (*LAW_AXES, "n_nonembed")
 _LABEL = r"\s*([^,()]+?)\s*"
 _CALL = rf"\({_LABEL}(?:,{_LABEL})?(?:,{_LABEL})?\)"
 _HEADS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
@@ -138,7 +139,7 @@ def _parts(kind: str, names: tuple[str | None, ...]) -> tuple[str, str | None, s
     if kind == "multiplier":
         resource = third or "flops"
         return (first, second, resource) if second and resource in RESOURCES else None
-    if second not in LAW_AXES or third is not None:
+    if second not in _AXES or third is not None:
         return None
     if kind == "exponent":
         return first, None, second

@@ -1,10 +1,11 @@
 """Laws through optima that a table supplies: published ones, or those of another tool.
 
 A row per family and budget: `arch`, `budget_flops`, and at least one of `n_params_opt`,
-`n_tokens_opt`, `n_active_opt` and `loss_opt`. Each may have its standard error (`n_params_opt_se`)
-or its 95 % interval (`n_params_opt_lo`, `n_params_opt_hi`). A law y = coefficient · C^exponent is
-least squares of ln y on ln C. Its interval follows from the errors where all of its optima have
-one, taken as independent; else it is Student's, from the residuals of three optima or more.
+`n_tokens_opt`, `n_active_opt`, `loss_opt` or another count with that ending. Each may have its
+standard error (`n_params_opt_se`) or its 95 % interval (`n_params_opt_lo`, `n_params_opt_hi`). A
+law y = coefficient · C^exponent is least squares of ln y on ln C. Its interval follows from the
+errors where all of its optima have one, taken as independent; else it is Student's, from the
+residuals of three optima or more.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.laws import LAW_AXES, LawAxis, LawRow, fit_known_lines
+from isoflop.analysis.laws import LawAxis, LawRow, fit_known_lines, law_axes
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.parametric import fit_frontier
 from isoflop.arrays import Floats, exp_or_none
 from isoflop.ingest.frames import is_missing
 
+_OPT = "_opt"
 # A 95 % interval spans this many standard errors.
 _SPAN_OF_95 = 3.919928
 
@@ -47,7 +49,7 @@ def supplied_optima(rows: Iterable[Mapping[str, Any]]) -> tuple[SuppliedOptimum,
     for row in rows:
         budget = _positive(row.get("budget_flops"))
         arch = row.get("arch")
-        for axis in LAW_AXES:
+        for axis in _axes_of(row):
             value = _positive(row.get(f"{axis}_opt"))
             if value is None or budget is None or not arch:
                 continue
@@ -60,7 +62,8 @@ def supplied_optima(rows: Iterable[Mapping[str, Any]]) -> tuple[SuppliedOptimum,
                     log_sd=_log_sd(row, f"{axis}_opt", value),
                 )
             )
-    return tuple(sorted(found, key=lambda o: (o.arch, LAW_AXES.index(o.axis), o.budget_flops)))
+    order = law_axes(o.axis for o in found if o.axis != "loss")
+    return tuple(sorted(found, key=lambda o: (o.arch, order.index(o.axis), o.budget_flops)))
 
 
 def unusable_rows(rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -74,7 +77,7 @@ def unusable_rows(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _num(row: Mapping[str, Any]) -> int:
     """Return how many optima a row gives, sound or not; an empty row gives one that is not."""
-    cells = [row.get(f"{axis}_opt") for axis in LAW_AXES]
+    cells = [row.get(f"{axis}_opt") for axis in _axes_of(row)]
     return max(1, sum(not is_missing(cell) for cell in cells))
 
 
@@ -113,12 +116,16 @@ def read_optima(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _has_optima(columns: Mapping[str, Any]) -> bool:
-    names = {f"{axis}_opt" for axis in LAW_AXES} | {"x_opt"}
     return (
         {"arch", "budget_flops"} <= set(columns)
         and "n_params" not in columns
-        and bool(names.intersection(columns))
+        and ("x_opt" in columns or bool(_axes_of(columns)))
     )
+
+
+def _axes_of(columns: Iterable[Any]) -> list[LawAxis]:
+    """Return what a table has optima of: the columns `..._opt`, in its order."""
+    return [name.removesuffix(_OPT) for name in columns if str(name).endswith(_OPT)]
 
 
 def _as_supplied(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ a value that does not exist. Columns that do not fit the terminal are left out a
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +23,13 @@ from isoflop.cli.laws import (
     surface_notes,
     surface_rows,
 )
+from isoflop.cli.optima import LOSS_INTERVAL, Row, law_row, optima_rows
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import study_reference
 from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops, format_multiplier
-from isoflop.units import format_loss, has_perplexity, loss_column, loss_name
+from isoflop.units import format_loss, loss_column, loss_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,25 +37,19 @@ if TYPE_CHECKING:
     from isoflop.analysis.compare.multipliers import Comparison
     from isoflop.analysis.fit import FitOptions
     from isoflop.analysis.laws import PowerLaw
-    from isoflop.analysis.optima import Optimum
-    from isoflop.analysis.points import Excluded
+    from isoflop.analysis.points import Axis, Excluded
     from isoflop.analysis.result import Fits
     from isoflop.plan.planner import Plan
 
 
-_LOSS_INTERVAL = "loss interval"
 # Left out of a terminal that is too narrow for all, the first ones first.
-_LEAST_WANTED = ("perplexity", _LOSS_INTERVAL, "coefficient", "rmse")
+_LEAST_WANTED = ("perplexity", LOSS_INTERVAL, "coefficient", "rmse")
 _TEXT = ("arch", "law", "status", "claimed", "parameter")
 _MISSING = "-"
-_LAW_NAMES = {"n_params": "N*", "n_tokens": "D*", "n_active": "active*", "loss": "L*"}
 _C_OF_LAWS = {
     "nominal": "the nominal budget in FLOPs",
     "achieved": "the mean of the FLOPs that the runs achieved",
 }
-
-Row = dict[str, str]
-"""Cells by the heading of their column."""
 
 
 @click.command()
@@ -109,9 +103,10 @@ def fit_folder(
     from isoflop.analysis import FitOptions, excluded_note, fit_table
     from isoflop.analysis.validity.attention import attention
 
-    runs = runs_of(source, out_folder, loss_unit)
+    options = options or FitOptions()
+    runs = runs_of(source, out_folder, loss_unit, options.axis)
     announce_fit(runs)
-    chosen = runs.options(options or FitOptions())
+    chosen = runs.options(options)
     made = fit_table(runs.rows, runs.out_folder, chosen, unit=runs.unit)
     out = console()
     if made.fits.clusters:
@@ -210,13 +205,16 @@ def announce_fit(runs: Runs) -> None:
         click.echo(f"fitting {len(runs.rows)} rows; this takes up to a minute", err=True)
 
 
-def runs_of(source: Path, out: Path | None, loss_unit: str | None = None) -> Runs:
+def runs_of(
+    source: Path, out: Path | None, loss_unit: str | None = None, axis: Axis = "n_params"
+) -> Runs:
     """Collect the runs of a study folder into its table, or read any other table.
 
     Args:
         source: the folder or the table.
         out: folder for results; None: that of the study.
         loss_unit: what the losses of a table are that does not say.
+        axis: a count that a table must have.
 
     Raises:
         UserError: there is no such table, or it is not in order, or it has no folder for results,
@@ -243,13 +241,15 @@ def runs_of(source: Path, out: Path | None, loss_unit: str | None = None) -> Run
             plan=plan,
         )
     from isoflop.analysis.load import load_rows, table_of, table_unit
+    from isoflop.analysis.points import AXES
 
     table = table_of(source)
+    more = () if axis in AXES else (axis,)
     if out is None and not source.is_dir():
         raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
     return Runs(
         table=table,
-        rows=load_rows(table),
+        rows=load_rows(table, more=more),
         out_folder=out or source,
         written=(),
         unit=unit_of(table_unit(table), loss_unit, str(source)),
@@ -264,7 +264,7 @@ def optima_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
 
 def laws_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
     """Return the power laws of each arch, with the intervals of their exponents."""
-    return _by_arch(fits, [_law_row(law) for law in _laws(fits)], width)
+    return _by_arch(fits, [law_row(law) for law in _laws(fits)], width)
 
 
 def multipliers_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:
@@ -291,20 +291,6 @@ def seed_means_table(fits: Fits) -> Table:
             "-" if mean.loss_sd is None else format_loss(mean.loss_sd, unit),
         )
     return table
-
-
-def optima_rows(fits: Fits) -> list[Row]:
-    """Return one row per arch and budget, by the method of the options.
-
-    N* comes from the profile over parameters, D* from the one over tokens, loss and perplexity from
-    the one over parameters. The status is that of the parameters, followed by that of the tokens
-    where it differs in kind.
-    """
-    tokens = fits.optima_by_group("n_tokens")
-    return [
-        _optimum_row(o, tokens[key], fits.unit)
-        for key, o in fits.optima_by_group("n_params").items()
-    ]
 
 
 def multiplier_rows(fits: Fits) -> list[Row]:
@@ -335,10 +321,13 @@ def multiplier_rows(fits: Fits) -> list[Row]:
 
 def reading_notes(fits: Fits) -> list[str]:
     """Return what the tables for a terminal mean: laws, multipliers, intervals."""
+    from isoflop.analysis.axes import axis_mark
+    from isoflop.analysis.points import AXES
     from isoflop.analysis.validity.attention import claimed_notes
 
     c_is = _C_OF_LAWS[fits.law_budget]
-    notes = [f"Laws: N*, D*, active* and L* = coefficient · C^exponent, C {c_is}."]
+    sizes = [axis_mark(axis) for axis in dict.fromkeys((*AXES, fits.options.axis))]
+    notes = [f"Laws: {', '.join(sizes)} and L* = coefficient · C^exponent, C {c_is}."]
     if not _laws(fits):
         notes = ["No laws: they need minima inside their grids at two budgets or more."]
     compared = [row for row in fits.compare if row.arch != row.reference]
@@ -385,6 +374,8 @@ def _excluded_line(row: Excluded) -> str:
 
 def _interval_note(fits: Fits) -> str:
     """Return a sentence on the intervals: their level, how they were made, and failed draws."""
+    from isoflop.analysis.axes import axis_mark
+
     options = fits.options
     drawn = fits.draws_of("n_params")
     if drawn is None:
@@ -394,7 +385,7 @@ def _interval_note(fits: Fits) -> str:
     worst = max(_laws(fits), key=lambda law: law.n_failed or 0, default=None)
     if worst is not None and worst.n_failed:
         note += (
-            f"; {worst.n_failed:,} draws of {worst.arch}'s {_LAW_NAMES[worst.axis]} gave no law, "
+            f"; {worst.n_failed:,} draws of {worst.arch}'s {axis_mark(worst.axis)} gave no law, "
             "the most of any"
         )
     without = sum(o.is_point and o.ci_lo is None for o in optima)
@@ -425,61 +416,6 @@ def _marked(arch: str, declared: Sequence[str]) -> str:
 def _laws(fits: Fits) -> list[PowerLaw]:
     """Return the power laws to show that there are."""
     return [law for law in fits.shown_laws if law.exponent is not None]
-
-
-def _law_row(law: PowerLaw) -> Row:
-    return {
-        "arch": law.arch,
-        "law": _LAW_NAMES[law.axis],
-        "exponent": f"{law.exponent:.4f}",
-        "interval": _MISSING
-        if law.exponent_ci is None
-        else "{:.4f} to {:.4f}".format(*law.exponent_ci),
-        "coefficient": _MISSING if law.coefficient is None else f"{law.coefficient:.4g}",
-        "budgets": str(law.n_points),
-        "rmse": _MISSING if law.rmse is None else f"{law.rmse:.2g}",
-    }
-
-
-def _optimum_row(params: Optimum, tokens: Optimum, unit: str) -> Row:
-    loss = params.loss_opt
-    at_most = "< " if params.is_bound else ""
-    # The token optimum of an upper edge in parameters lies at a lower edge: the same finding.
-    same_kind = params.is_bound == tokens.is_bound and (
-        params.is_bound or params.status == tokens.status
-    )
-    return {
-        "arch": params.arch,
-        "budget": format_flops(params.budget_flops),
-        "params N*": _bounded(params),
-        "N* interval": _interval(params),
-        "tokens D*": _bounded(tokens),
-        loss_column(unit): _MISSING if loss is None else f"{at_most}{format_loss(loss, unit)}",
-        _LOSS_INTERVAL: _MISSING
-        if params.loss_ci_lo is None or params.loss_ci_hi is None
-        else f"{format_loss(params.loss_ci_lo, unit)} to {format_loss(params.loss_ci_hi, unit)}",
-        **({"perplexity": _perplexity(loss, at_most)} if has_perplexity(unit) else {}),
-        "status": params.status if same_kind else f"{params.status} (tokens: {tokens.status})",
-    }
-
-
-def _perplexity(loss: float | None, at_most: str) -> str:
-    return _MISSING if loss is None else f"{at_most}{math.exp(loss):.3f}"
-
-
-def _bounded(optimum: Optimum) -> str:
-    if optimum.x_opt is None:
-        return _MISSING
-    sign = {"edge_low": "< ", "edge_high": "> "}.get(optimum.status, "")
-    return sign + format_count(optimum.x_opt)
-
-
-def _interval(optimum: Optimum) -> str:
-    if optimum.ci_lo is None or optimum.ci_hi is None:
-        return _MISSING
-    low = "<" if optimum.ci_at_edge in ("low", "both") else ""
-    high = ">" if optimum.ci_at_edge in ("high", "both") else ""
-    return f"{low}{format_count(optimum.ci_lo)} to {high}{format_count(optimum.ci_hi)}"
 
 
 def _between(low: float | None, high: float | None) -> str:

@@ -14,7 +14,6 @@ from isoflop.analysis.bootstrap import Requested
 from isoflop.analysis.laws import BUDGETS
 from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS
 from isoflop.analysis.parametric.terms import HUBER_DELTA
-from isoflop.analysis.points import AXES
 from isoflop.analysis.screening import Repeats
 from isoflop.errors import UserError, shown
 from isoflop.ingest.budgets import Budgets
@@ -94,10 +93,11 @@ FIT_OPTIONS = (
     ),
     click.option(
         "--axis",
-        type=click.Choice(AXES),
+        metavar="COUNT",
         default="n_params",
         show_default=True,
-        help="Size that comparisons and plots are over; the tables have all.",
+        help="Count that comparisons and plots are over: n_params, n_tokens, n_active, n_nonembed "
+        "or another column of the table. The tables have the first three and it.",
     ),
     click.option(
         "--law-budget",

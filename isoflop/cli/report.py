@@ -27,9 +27,10 @@ def report(source: Path, out: Path | None, loss_unit: str | None, **chosen: Any)
     from isoflop.analysis.report import write_report
     from isoflop.analysis.report.source import source_of
 
-    runs = runs_of(source, out, loss_unit)
+    asked = FitOptions(**chosen)
+    runs = runs_of(source, out, loss_unit, asked.axis)
     announce_fit(runs)
-    options = runs.options(FitOptions(**chosen))
+    options = runs.options(asked)
     fits = fit_rows(runs.rows, options, unit=runs.unit)
     about = source_of(runs.table, runs.rows, source if source.is_dir() else None)
     made = write_report(fits, about, runs.out_folder)

@@ -28,7 +28,7 @@ from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import AXES
-from isoflop.cli.fit import optima_rows
+from isoflop.cli.optima import optima_rows
 from isoflop.errors import UserError
 from isoflop.tables import RUNS, read_table, write_table
 

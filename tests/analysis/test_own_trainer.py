@@ -24,7 +24,7 @@ from isoflop.analysis.report.renderers import markdown_page
 from isoflop.analysis.report.source import source_of
 from isoflop.analysis.validity.conventions import convention_findings
 from isoflop.analysis.validity.finding import Finding
-from isoflop.cli.fit import optima_rows
+from isoflop.cli.optima import optima_rows
 from isoflop.launch.collect import collect
 from isoflop.plan import own
 from isoflop.plan.planner import Plan

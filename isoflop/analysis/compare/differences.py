@@ -23,11 +23,11 @@ from isoflop.analysis.compare.claims import (
     strict_interval,
 )
 from isoflop.analysis.laws import (
-    LAW_AXES,
     DrawnOptima,
     LawAxis,
     drawn_optima,
     fit_laws,
+    law_axes,
     law_source,
 )
 from isoflop.analysis.optima import Optimum
@@ -105,9 +105,9 @@ def _drawn(fits: Fits, optima: Sequence[Optimum], arch: str, axis: LawAxis) -> D
 
 
 def exponent_differences(
-    fits: Fits, axes: Sequence[LawAxis] = LAW_AXES
+    fits: Fits, axes: Sequence[LawAxis] | None = None
 ) -> tuple[ExponentDifference, ...]:
-    """Return the difference of every other arch to the reference, by arch and axis.
+    """Return the difference of every other arch to the reference, by arch and axis (None: all).
 
     Raises:
         UserError: the reference is not in the table.
@@ -117,7 +117,7 @@ def exponent_differences(
         _difference(fits, arch, reference, axis)
         for arch in fits.archs
         if reference is not None and arch != reference
-        for axis in axes
+        for axis in axes or law_axes(o.axis for o in fits.optima)
     ]
     claims = joint_claims([drawn for _, drawn in found], fits.options.confidence)
     return tuple(

@@ -17,7 +17,6 @@ import numpy as np
 
 from isoflop import plot_style, plot_texts
 from isoflop.analysis.figures.shown import Shown, budget_label
-from isoflop.analysis.points import Axis
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count
 
@@ -33,11 +32,6 @@ ROW_HEIGHT = 1.9
 """Inches of a row of panels with its labels, at 8 points."""
 MOST_NAMED = 40
 """Entries of a legend."""
-AXIS_LABELS: dict[Axis, str] = {
-    "n_params": "Parameters",
-    "n_tokens": "Training tokens",
-    "n_active": "Active parameters",
-}
 COMPUTE_LABEL = "Training compute (FLOPs)"
 # Entries that find room inside an axes.
 _MOST_INSIDE = 6

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from isoflop.analysis.axes import axis_words
 from isoflop.analysis.result import Fits, declared_note, excluded_note
 from isoflop.numbers import format_count, format_flops
 from isoflop.plot_style import Mark
@@ -113,11 +114,10 @@ def optimum_text(optimum: Optimum, unit: str) -> str:
     """Return the hover text of an optimum: value, interval, and whether it is a bound."""
     assert optimum.x_opt is not None
     sign = {"edge_low": "below ", "edge_high": "above "}.get(optimum.status, "")
-    name = {"n_params": "parameters", "n_tokens": "tokens", "n_active": "active parameters"}
     lines = [
         f"{optimum.arch} at {format_flops(optimum.budget_flops)} FLOPs: "
         + ("bound" if sign else "optimum"),
-        f"{name[optimum.axis]} {sign}{format_count(optimum.x_opt)}"
+        f"{axis_words(optimum.axis)} {sign}{format_count(optimum.x_opt)}"
         + _interval(optimum.ci_lo, optimum.ci_hi, format_count),
     ]
     form = functools.partial(format_loss, unit=unit)

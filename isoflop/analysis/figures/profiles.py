@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from isoflop import plot_style
+from isoflop.analysis.axes import axis_label
 from isoflop.analysis.figures import frame
 from isoflop.analysis.figures.canvas import (
-    AXIS_LABELS,
     Canvas,
     entry,
     finish,
@@ -235,7 +235,7 @@ def _draw_panel(axes: Axes, fits: Fits, seen: Shown, panel: _Panel) -> None:
     sizes = [x for key in panel.keys for p in fits.groups[key] if (x := p.on(axis)) is not None]
     sizes += [row.n_params for row in panel.excluded if row.n_params is not None]
     axes.set_xscale("log")
-    axes.set_xlabel(AXIS_LABELS[axis])
+    axes.set_xlabel(axis_label(axis), parse_math=False)
     if sizes:
         # Room for the word "bound" on the side where it stands.
         kinds = {o.status for o in panel.optima}

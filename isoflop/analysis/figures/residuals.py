@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop import plot_style
+from isoflop.analysis.axes import axis_label
 from isoflop.analysis.figures import frame
 from isoflop.analysis.figures.canvas import (
-    AXIS_LABELS,
     COMPUTE_LABEL,
     count_ticks,
     finish,
@@ -68,7 +68,7 @@ def residuals(
     canvas = open_canvas(2 if ax is None else 1, figure=figure, ax=ax)
     axis = fits.options.axis
     sized = [(x, p, r) for p, r in found if (x := p.on(axis)) is not None]
-    _draw_residuals(canvas.axes[0], sized, seen, AXIS_LABELS[axis], fits.unit)
+    _draw_residuals(canvas.axes[0], sized, seen, axis_label(axis), fits.unit)
     for axes in canvas.axes[1:]:
         at_budgets = [(p.budget_flops, p, r) for p, r in found]
         _draw_residuals(axes, at_budgets, seen, COMPUTE_LABEL, fits.unit)
@@ -119,7 +119,7 @@ def _draw_residuals(
 ) -> None:
     """Draw (place, run, residual) of every run."""
     axes.axhline(0.0, color=plot_style.grey(), linewidth=0.8, label="_nolegend_")
-    axes.set_xlabel(label)
+    axes.set_xlabel(label, parse_math=False)
     count_ticks(axes, [place for place, _, _ in found])
     for group in seen.grouped(((p.arch, p.budget_flops), (x, p, r)) for x, p, r in found):
         points = [(x, 100 * r) for x, _, r in group.members]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from isoflop.analysis.axes import axis_name
 from isoflop.analysis.compare.differences import ExponentDifference
 from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.report.document import (
@@ -34,12 +35,6 @@ from isoflop.units import NATS, loss_name, measure_name
 
 _NO_ORDER = "no order is claimed"
 _THREE_DECIMALS = functools.partial(format_multiplier, digits=3)
-_AXIS = {
-    "n_params": "N*",
-    "n_tokens": "D*",
-    "n_active": "active parameters",
-    "loss": "the loss",
-}
 
 
 def comparison_section(
@@ -226,7 +221,7 @@ def exponent_sentence(row: ExponentDifference) -> str:
     For example: "The exponent of N* of sgatlin is not shown to differ from swiglu's (difference
     -0.0100 to +0.0300)."
     """
-    start = f"The exponent of {_AXIS[row.axis]} of {row.arch}"
+    start = f"The exponent of {axis_name(row.axis)} of {row.arch}"
     if row.difference is None:
         return f"{start} cannot be compared with {row.reference}'s: too few optima."
     if row.ci_lo is None or row.ci_hi is None:
@@ -256,7 +251,7 @@ def findings_section(sentences: Sequence[str], fits: Fits) -> Section:
 
 
 def findings(fits: Fits) -> tuple[str, ...]:
-    """Return the sentences on compute at every budget, on time at the largest, and on N*.
+    """Return the sentences on compute at every budget, on time at the largest, and on sizes.
 
     Before those on compute, how many of them are claimed. The largest budget comes first: it is
     the one that people ask about.
@@ -274,5 +269,9 @@ def findings(fits: Fits) -> tuple[str, ...]:
             comparison_sentence(row, fits.unit, is_beyond=row.budget_flops in beyond)
             for row in shown
         ),
-        *(exponent_sentence(row) for row in fits.exponents if row.axis == "n_params"),
+        *(
+            exponent_sentence(row)
+            for row in fits.exponents
+            if row.axis in ("n_params", fits.options.axis)
+        ),
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from isoflop.analysis.axes import axis_heading
 from isoflop.analysis.laws import LawRow
 from isoflop.analysis.misallocation import misallocation
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.parametric import ParametricFit
-from isoflop.analysis.points import Axis
+from isoflop.analysis.points import AXES, Axis
 from isoflop.analysis.report.document import (
     ARCH,
     BUDGET,
@@ -42,11 +43,6 @@ from isoflop.units import (
     measure_name,
 )
 
-_AXES: Mapping[Axis, str] = {
-    "n_params": "N* (parameters)",
-    "n_tokens": "D* (tokens)",
-    "n_active": "Active parameters*",
-}
 _FORMS = {
     "chinchilla": "L = E + A/N^alpha + B/D^beta, a and b the exponents of N* and D*",
     "frontier": "L = L_inf + A · C^-alpha through the optima",
@@ -71,7 +67,8 @@ def optima_section(fits: Fits) -> Section:
             "compute.",
         ),
     ]
-    blocks += [_optima_table(fits, axis) for axis in _AXES if _is_measured(fits, axis)]
+    axes = dict.fromkeys((*AXES, fits.options.axis))
+    blocks += [_optima_table(fits, axis) for axis in axes if _is_measured(fits, axis)]
     blocks += [
         Picture(
             stem="frontier",
@@ -103,7 +100,7 @@ def _optima_table(fits: Fits, axis: Axis) -> Block:
     columns = [
         ARCH,
         BUDGET,
-        count_column("x_opt", _AXES[axis]),
+        count_column("x_opt", axis_heading(axis)),
         count_column("x_interval", "Interval"),
         loss_column("loss_opt", loss_heading(fits.unit)),
         loss_column("loss_interval", "Interval"),
@@ -113,7 +110,7 @@ def _optima_table(fits: Fits, axis: Axis) -> Block:
         number_column("n_failed", "Failed draws"),
     ]
     rows = [_optimum_row(o, fits.unit) for arch in fits.archs for o in fits.optima_of(arch, axis)]
-    return table(f"Optima: {_AXES[axis]}", columns, rows)
+    return table(f"Optima: {axis_heading(axis)}", columns, rows)
 
 
 def _optimum_row(optimum: Optimum, unit: str) -> dict[str, Any]:

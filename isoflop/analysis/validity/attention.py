@@ -6,13 +6,16 @@ However many budgets and families a check concerns, it is one sentence; the tabl
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from isoflop.analysis.axes import axis_mark
 from isoflop.analysis.compare.claims import claimed_note
 from isoflop.analysis.compare.frontier import SLACK
 from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.compare.one_size import has_no_shared_budget, is_one_size
+from isoflop.analysis.laws import law_axes
 from isoflop.analysis.optima import Optimum, Status
 from isoflop.analysis.points import GroupKey
 from isoflop.analysis.result import Fits
@@ -34,12 +37,6 @@ _OF_VARIANTS: Mapping[Check, str] = {
     "method": "other methods of finding optima",
     "convention": "other FLOP conventions",
 }
-_OF_LAWS: Mapping[str, str] = {
-    "n_params": "N*",
-    "n_tokens": "D*",
-    "n_active": "active*",
-    "loss": "L*",
-}
 _WITHOUT_MINIMUM: Mapping[Status, str] = {
     "too_few": "too few sizes",
     "flat": "flat",
@@ -55,6 +52,9 @@ def attention(fits: Fits) -> tuple[str, ...]:
         _budgets,
         _achieved,
         _duplicates,
+        _lacking,
+        _shared_sizes,
+        _unordered_sizes,
         _without_minimum,
         _bounds,
         _selected,
@@ -153,6 +153,49 @@ def _duplicates(fits: Fits, checks: Validity) -> Iterable[str]:
         )
 
 
+def _lacking(fits: Fits, checks: Validity) -> Iterable[str]:
+    axis = fits.options.axis
+    num = sum(point.on(axis) is None for points in fits.groups.values() for point in points)
+    if num:
+        runs = "run has no" if num == 1 else "runs have no"
+        yield f"{num} {runs} {axis} above 0, so that no profile along it holds them."
+
+
+def _shared_sizes(fits: Fits, checks: Validity) -> Iterable[str]:
+    sizes = _sizes_along(fits)
+    found = [key for key, x in sizes.items() if len(set(x)) < len(x)]
+    if found:
+        yield (
+            f"Sizes with the same {fits.options.axis} count as one, and fewer than three of them "
+            f"have no optimum: at {_places(found)}."
+        )
+
+
+def _unordered_sizes(fits: Fits, checks: Validity) -> Iterable[str]:
+    found = []
+    for key, x in _sizes_along(fits).items():
+        rises = [high > low for low, high in itertools.pairwise(x)]
+        if len(set(x)) == len(x) and any(rises) and not all(rises):
+            found.append(key)
+    if found:
+        yield (
+            f"{fits.options.axis} neither rises nor falls with the parameters, so that profiles "
+            f"mix what else sizes differ in: at {_places(found)}."
+        )
+
+
+def _sizes_along(fits: Fits) -> dict[GroupKey, list[float]]:
+    """Return the count of each size by ascending parameters, of an axis that may differ in kind."""
+    axis = fits.options.axis
+    if axis in ("n_params", "n_tokens"):
+        return {}
+    of_groups = {}
+    for key, points in fits.groups.items():
+        known = {p.size_key: x for p in points if (x := p.on(axis)) is not None}
+        of_groups[key] = list(known.values())
+    return of_groups
+
+
 def _without_minimum(fits: Fits, checks: Validity) -> Iterable[str]:
     if is_one_size(fits.selection):
         return
@@ -229,13 +272,13 @@ def _held_out(fits: Fits, checks: Validity) -> Iterable[str]:
         return
     furthest = max(found, key=lambda f: abs(f.value or 0.0))
     counts = []
-    for axis, name in _OF_LAWS.items():
+    for axis in law_axes(o.axis for o in fits.optima):
         scored = [f for f in checks.of("held_out") if f.axis == axis and f.ci_lo is not None]
         missed = sum(f.status == "attention" for f in scored)
-        counts += [f"{name} {missed} of {len(scored)}"] * bool(missed)
+        counts += [f"{axis_mark(axis)} {missed} of {len(scored)}"] * bool(missed)
     yield (
         "Budgets held out, predicted by the laws of the smaller ones, are missed by more than "
-        f"chance allows: {_joined(counts)} (furthest: {_OF_LAWS[furthest.axis or 'loss']} of "
+        f"chance allows: {_joined(counts)} (furthest: {axis_mark(furthest.axis or 'loss')} of "
         f"{furthest.arch} at {format_flops(furthest.budget_flops or 0.0)}, "
         f"{furthest.value or 0.0:+.2%})."
     )

@@ -9,10 +9,10 @@ from typing import Any
 from isoflop.analysis.compare.claims import interval
 from isoflop.analysis.compare.differences import Exponent, PairOrder, exponent
 from isoflop.analysis.compare.multipliers import Comparison, compared_along
-from isoflop.analysis.laws import LAW_AXES, LawAxis, law_source
+from isoflop.analysis.laws import LawAxis, law_axes, law_source
 from isoflop.analysis.optima import find_optima
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, Axis, GroupKey, select_points
+from isoflop.analysis.points import Axis, GroupKey, select_points
 from isoflop.analysis.result import Fits
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 
@@ -26,7 +26,9 @@ def refit_rows(rows: Iterable[Mapping[str, Any]], fits: Fits) -> Fits:
     its laws is. Outliers and runs off their budget are not looked for: the rows are those that a
     variant means.
     """
-    selection = select_points(rows, fits.options.repeats, screened=False, unit=fits.unit)
+    selection = select_points(
+        rows, fits.options.repeats, screened=False, unit=fits.unit, axis=fits.options.axis
+    )
     axes: tuple[Axis, ...] = tuple(dict.fromkeys((fits.options.axis, law_source("loss"))))
     found = find_optima(selection.groups, axes=axes, methods=(fits.options.method,))
     weights = {
@@ -229,7 +231,13 @@ def method_findings(fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
     An exponent is held against its own axis under the fit's method; a multiplier and a ranking
     against the fit's axis and method.
     """
-    pairs = sorted({(o.axis, o.method) for o in fits.optima}, key=_order)
+    axes = law_axes(o.axis for o in fits.optima)
+    pairs = [
+        (axis, method)
+        for axis in axes
+        for method in METHODS
+        if any((o.axis, o.method) == (axis, method) for o in fits.optima)
+    ]
     findings = [
         exponent_finding(
             fits,
@@ -241,7 +249,7 @@ def method_findings(fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
             method,
         )
         for arch in fits.archs
-        for axis in LAW_AXES
+        for axis in axes
         for source, method in pairs
         if source == law_source(axis)
     ]
@@ -251,7 +259,3 @@ def method_findings(fits: Fits, claims: tuple[PairOrder, ...]) -> list[Finding]:
         findings += multiplier_findings(fits, "method", variant, found)
         findings += ranking_findings(fits, "method", variant, found, claims)
     return findings
-
-
-def _order(pair: tuple[Axis, Method]) -> tuple[int, int]:
-    return AXES.index(pair[0]), list(METHODS).index(pair[1])
