@@ -85,8 +85,8 @@ def budget_colours() -> Colormap:
     from matplotlib.colors import ListedColormap, to_rgb
 
     is_dark = sum(to_rgb(rcParams["axes.facecolor"])) < 1.5
-    # cividis without the fifth that is next to the colour of the page.
-    ends = (0.22, 1.0) if is_dark else (0.78, 0.0)
+    # cividis without what is too near to the colour of the page.
+    ends = (0.4, 1.0) if is_dark else (0.78, 0.0)
     steps = 256
     places = [ends[0] + (ends[1] - ends[0]) * i / (steps - 1) for i in range(steps)]
     return ListedColormap([colormaps["cividis"](place) for place in places], name="budgets")
@@ -232,9 +232,15 @@ def math_flops(flops: float, digits: int = 5) -> str:
     return rf"${factor}10^{{{exponent}}}$"
 
 
-def set_log_ticks(axis: MplAxis, low: float, high: float, most: int, form: Any) -> None:
-    """Label a logarithmic axis at round numbers in [low, high] with form(value)."""
-    set_ticks(axis, log_ticks(low, high, most), form)
+def set_log_ticks(axis: MplAxis, most: int, form: Any) -> None:
+    """Label a logarithmic axis at round numbers with form(value), as many as have room."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    from isoflop.plot_ticks import RoundTicks
+
+    axis.set_major_locator(RoundTicks(most, log_ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: str(form(value))))
+    axis.set_minor_locator(NullLocator())
 
 
 def set_ticks(axis: MplAxis, values: Sequence[float], form: Any) -> None:
@@ -252,8 +258,9 @@ def set_budget_ticks(axes: Axes, budgets: Sequence[float]) -> None:
     chosen = sorted(set(budgets))
     steps = [math.log(b / a) for a, b in itertools.pairwise(chosen)]
     if steps and min(steps) < math.log(high / low) / 5:
-        chosen = log_ticks(low, high, 4)
-    set_ticks(axes.xaxis, chosen, math_flops)
+        set_log_ticks(axes.xaxis, 4, math_flops)
+    else:
+        set_ticks(axes.xaxis, chosen, math_flops)
 
 
 def family_colours() -> tuple[str, ...]:

@@ -37,6 +37,7 @@ BASE = {
     "pages",
     "plot_style",
     "plot_texts",
+    "plot_ticks",
     "arrays",
     "recipe",
     "spec",
@@ -146,6 +147,7 @@ SMALL_LINES = 100
 
 ONE_IMPORTER = {
     "isoflop.analysis": "the names that notebooks and other people's code import",
+    "isoflop.plot_ticks": "a class of matplotlib's, which is imported when a figure is drawn",
     "isoflop.families.*.*": "a plug-in: a family, found by its folder",
     "isoflop.launch.slurm.outcome": "what submit returns, which the command line imports for types",
     "isoflop_kernels.*.reference": "a plug-in: an implementation, that of plain torch",

@@ -246,7 +246,7 @@ def test_many_budgets_and_families_are_drawn_in_part_and_the_note_says_so() -> N
     assert "Drawn: 11 of 14 families, the reference among them." in words
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["minimum of the curve"]
-    assert figure.axes[-1].get_ylabel() == "Training compute (FLOPs)"
+    assert figure.axes[-1].get_ylabel() == "Compute (FLOPs)"
     assert figure.get_figheight() < 9.0
     titles = [axes.get_title(loc="left") for axes in figure.axes[:11]]
     assert len(set(titles)) == 11

@@ -33,13 +33,23 @@ ROW_HEIGHT = 1.9
 MOST_NAMED = 40
 """Entries of a legend."""
 COMPUTE_LABEL = "Training compute (FLOPs)"
-# Entries that find room inside an axes.
-_MOST_INSIDE = 6
-# Of the height of a figure that was given, what legend and note may take.
-_LEGEND_SHARE, _NOTE_SHARE = 0.35, 0.2
+# Entries that find room inside an axes, and the share of its width that they may take.
+_MOST_INSIDE, _INSIDE_SHARE = 4, 0.65
+# Of the width of an axes that was given, what a name may take.
+_NAME_SHARE = 0.4
+# Inches at 8 points that a panel takes with its labels, however little room there is.
+_LEAST_WIDTH, _LEAST_HEIGHT = 1.4, 1.0
+# ... and that it keeps, where legend and note ask for room.
+_GOOD_HEIGHT = 1.4
 # In units of the legend's size: handle, the gap after it, and the gap between columns.
 _HANDLE_EMS, _COLUMN_EMS = 3.0, 1.5
 _LINE_EMS = 1.5
+# Of the legend, however little room there is.
+_LEAST_LINES = 3
+# How much higher a single row of panels is.
+_ONE_ROW = 1.2
+# Marks a legend's entries that are names of families, which may be cut.
+_NAME = "name"
 # Inches around what stands at an edge of the figure.
 _PAD = 0.09
 _NOTE_LEFT = 0.012
@@ -55,6 +65,7 @@ class Canvas:
     """Whether the figure may be made higher."""
     is_axes: bool
     """Whether one axes was given: then nothing stands outside it."""
+    num_rows: int = 1
 
     @property
     def grid(self) -> np.ndarray[Any, Any]:
@@ -101,13 +112,35 @@ def open_canvas(
     root: Any = figure.get_figure(root=True)
     if root.get_layout_engine() is None:
         root.set_layout_engine("constrained")
+    least = (_LEAST_WIDTH * columns * plot_style.em(), _LEAST_HEIGHT * rows * plot_style.em())
     if is_ours and num > 1:
-        em = plot_style.em()
-        root.set_size_inches(plot_style.PAGE_WIDTH * em, row_height * em * rows)
+        height = row_height * plot_style.em() * (rows if rows > 1 else _ONE_ROW)
+        root.set_size_inches(plot_style.PAGE_WIDTH * plot_style.em(), height)
+    elif is_ours:
+        # Twice: room for the labels of a font that is large for the figure.
+        root.set_size_inches(
+            *(max(a, 2 * b) for a, b in zip(root.get_size_inches(), least, strict=True))
+        )
+    else:
+        _check_size(figure, least)
     grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).flatten().tolist()
     for axes in grid[num:]:
         axes.remove()
-    return Canvas(figure=figure, axes=tuple(grid[:num]), is_ours=is_ours, is_axes=False)
+    return Canvas(
+        figure=figure, axes=tuple(grid[:num]), is_ours=is_ours, is_axes=False, num_rows=rows
+    )
+
+
+def _check_size(figure: Figure | SubFigure, least: tuple[float, float]) -> None:
+    width, height = least
+    height += 2 * plot_style.points_of("figure.titlesize") * _LINE_EMS / 72
+    if _width(figure) < width or _height(figure) < height:
+        raise UserError(
+            "figure",
+            shown(f"{_width(figure):.3g} × {_height(figure):.3g} inches"),
+            f"at least {width:.2g} × {height:.2g} for its panels at this font.size",
+            "give a larger one, or ask for fewer families and budgets",
+        )
 
 
 def page_figure() -> Figure:
@@ -147,7 +180,10 @@ def finish(
         notes: sentences below the figure; not written where an axes was given.
         scale: of the colours of budgets; None: no colour bar.
     """
-    if label is not None:
+    if label is not None and not canvas.is_ours and canvas.num_rows > 1:
+        # Of low panels each, labels would overlap.
+        canvas.figure.supylabel(label, fontsize=plot_style.points_of("axes.labelsize"))
+    elif label is not None:
         _label_leftmost(canvas.axes, label)
     if canvas.is_axes:
         _finish_axes(canvas.axes[0], title, handles, scale)
@@ -156,9 +192,10 @@ def finish(
         bar = canvas.figure.colorbar(scale, ax=list(canvas.axes), aspect=30, pad=0.02)
         _label_bar(bar, scale)
     outside: list[Artist] = [_write_title(canvas.figure, title)] if title else []
-    note = _write_note(canvas, notes)
+    room = _room(canvas, outside)
+    note = _write_note(canvas, notes, max(0.0, 0.5 * room))
     if handles:
-        outside.append(_write_legend(canvas, handles, note))
+        outside.append(_write_legend(canvas, handles, note, room))
     elif note.get_text():
         outside.append(note)
     if canvas.is_ours:
@@ -195,13 +232,14 @@ def handles_of(seen: Shown, *, names: bool = True) -> list[Artist]:
     """
     found: list[Artist] = []
     budget = seen.budgets[0] if seen.budgets else math.nan
-    if seen.hue == "arch":
-        names_of = short_names(seen.archs)
-        return [entry(names_of[a], **_look(seen, a, budget)) for a in seen.archs]
-    if names and seen.shape == "arch" and len(seen.archs) > 1:
+    if seen.hue == "arch" or (names and seen.shape == "arch" and len(seen.archs) > 1):
         for arch, name in short_names(seen.archs).items():
-            look = {**_look(seen, arch, budget), "color": plot_style.soft()}
-            found.append(entry(name, **look))
+            look = _look(seen, arch, budget)
+            if seen.hue == "budget":
+                look["color"] = plot_style.soft()
+            found.append(entry(name, gid=_NAME, **look))
+    if seen.hue == "arch":
+        return found
     if seen.scale is None:
         arch = seen.archs[0] if seen.archs else ""
         for one in sorted(seen.budgets) if seen.archs else ():
@@ -268,15 +306,24 @@ def _write_title(figure: Figure | SubFigure, title: str) -> Text:
     return figure.suptitle("\n".join(lines))
 
 
-def _write_note(canvas: Canvas, notes: Sequence[str]) -> Text:
+def _room(canvas: Canvas, above: Sequence[Artist]) -> float:
+    """Return the inches that legend and note may take; a figure of ours grows."""
+    if canvas.is_ours:
+        return math.inf
+    boxes = [box for artist in above if (box := artist.get_tightbbox()) is not None]
+    taken = sum(float(box.height) for box in boxes) / canvas.figure.dpi + 3 * _PAD
+    panels = _GOOD_HEIGHT * plot_style.em() * canvas.num_rows
+    return _height(canvas.figure) - taken - panels
+
+
+def _write_note(canvas: Canvas, notes: Sequence[str], room: float) -> Text:
     """Write the notes at the lower edge; of those that find no room the first lines."""
     size = plot_style.small_size()
     width = _width(canvas.figure) * (1 - 2 * _NOTE_LEFT)
     lines = [part for one in notes for part in plot_texts.wrap(plot_texts.shown(one), width, size)]
-    if not canvas.is_ours:
-        most = int(_NOTE_SHARE * _height(canvas.figure) * 72 / (size * _LINE_EMS))
-        if len(lines) > most:
-            lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if most else []
+    if len(lines) > room * 72 / (size * _LINE_EMS):
+        most = int(room * 72 / (size * _LINE_EMS))
+        lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if most else []
     return canvas.figure.supxlabel(
         "\n".join(lines),
         x=_NOTE_LEFT,
@@ -289,7 +336,7 @@ def _write_note(canvas: Canvas, notes: Sequence[str]) -> Text:
     )
 
 
-def _write_legend(canvas: Canvas, handles: Sequence[Artist], note: Text) -> Artist:
+def _write_legend(canvas: Canvas, handles: Sequence[Artist], note: Text, room: float) -> Artist:
     from isoflop.analysis.figures.artists import LegendAboveNote
 
     figure: Any = canvas.figure
@@ -297,10 +344,10 @@ def _write_legend(canvas: Canvas, handles: Sequence[Artist], note: Text) -> Arti
     longest = max(_label_width(handle, size) for handle in handles)
     column = longest + (_HANDLE_EMS + _COLUMN_EMS) * size / 72
     columns = max(1, min(len(handles), int(_width(figure) / column)))
-    most = MOST_NAMED
-    if not canvas.is_ours:
-        lines = int(_LEGEND_SHARE * _height(figure) * 72 / (size * _LINE_EMS))
-        most = min(most, max(1, lines) * columns)
+    lines = max(
+        _LEAST_LINES, (room - note.get_window_extent().height / figure.dpi) * 72 / size / _LINE_EMS
+    )
+    most = int(min(MOST_NAMED, lines * columns))
     return LegendAboveNote(
         figure,
         _at_most(handles, most),
@@ -342,12 +389,26 @@ def _finish_axes(
         room = axes.inset_axes((beside, 0.0, 0.04, 1.0))
         _label_bar(axes.figure.colorbar(scale, cax=room), scale)
         beside = 1.3
-    if len(handles) > _MOST_INSIDE or (handles and scale is not None):
-        axes.legend(
-            handles=_at_most(handles, MOST_NAMED), loc="upper left", bbox_to_anchor=(beside, 1.0)
-        )
-    elif handles:
+    if not handles:
+        return
+    width = _width(axes.figure) * axes.get_position().width
+    size = plot_style.points_of("legend.fontsize")
+    _shorten_labels(handles, _NAME_SHARE * width, size)
+    widest = max(_label_width(handle, size) for handle in handles) + _HANDLE_EMS * size / 72
+    if len(handles) <= _MOST_INSIDE and widest <= _INSIDE_SHARE * width:
         axes.legend(handles=handles)
+        return
+    axes.legend(
+        handles=_at_most(handles, MOST_NAMED), loc="upper left", bbox_to_anchor=(beside, 1.0)
+    )
+
+
+def _shorten_labels(handles: Sequence[Artist], width: float, size: float) -> None:
+    """Cut the names of families that are wide for an axes."""
+    names = {one: str(one.get_label()).replace(r"\$", "$") for one in handles if one.get_gid()}
+    cut = plot_texts.shortened(list(names.values()), width, size)
+    for handle, name in zip(names, cut, strict=True):
+        handle.set_label(plot_texts.literal(name))
 
 
 def _label_bar(bar: Any, scale: ScalarMappable) -> None:
@@ -356,7 +417,8 @@ def _label_bar(bar: Any, scale: ScalarMappable) -> None:
     ticks = plot_style.log_ticks(low, high, 6)
     bar.set_ticks(ticks, labels=[plot_style.math_flops(tick, 3) for tick in ticks])
     bar.ax.minorticks_off()
-    bar.set_label(COMPUTE_LABEL)
+    # Short, for a bar is as high as a row of panels.
+    bar.set_label("Compute (FLOPs)")
     bar.outline.set_visible(False)
 
 
@@ -377,4 +439,4 @@ def count_ticks(axes: Axes, values: Sequence[float], share: float = 0.06) -> Non
     axes.set_xscale("log")
     low, high = plot_style.padded(min(values), max(values), share)
     axes.set_xlim(low, high)
-    plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
+    plot_style.set_log_ticks(axes.xaxis, 4, format_count)

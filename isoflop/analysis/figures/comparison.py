@@ -142,7 +142,7 @@ def _scale(panels: Sequence[Axes], fits: Fits, seen: Shown, arrows: Sequence[Com
         axes.set(xscale="log", yscale="log", ylim=(low, high))
         axes.set_xlim(*plot_style.padded(min(places), max(places), 0.32))
         plot_style.set_budget_ticks(axes, seen.budgets)
-    plot_style.set_log_ticks(panels[0].yaxis, low, high, 6, "{:.4g}".format)
+    plot_style.set_log_ticks(panels[0].yaxis, 6, "{:.4g}".format)
 
 
 def _draw_optima(axes: Axes, fits: Fits, seen: Shown, archs: Sequence[str]) -> None:

@@ -271,7 +271,7 @@ def _scale(axes: Axes, seen: Shown, quantity: _Quantity) -> None:
     low, high = plot_style.padded(box.y0, box.y1, 0.12)
     axes.set_ylim(low, high)
     plot_style.set_budget_ticks(axes, seen.budgets)
-    plot_style.set_log_ticks(axes.yaxis, low, high, 6, quantity.form)
+    plot_style.set_log_ticks(axes.yaxis, 6, quantity.form)
 
 
 def _notes(fits: Fits, quantity: _Quantity, drawn: Mapping[str, Sequence[Optimum]]) -> list[str]:

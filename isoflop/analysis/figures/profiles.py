@@ -242,7 +242,7 @@ def _draw_panel(axes: Axes, fits: Fits, seen: Shown, panel: _Panel) -> None:
         low, _ = plot_style.padded(min(sizes), max(sizes), 0.4 if "edge_low" in kinds else 0.1)
         _, high = plot_style.padded(min(sizes), max(sizes), 0.4 if "edge_high" in kinds else 0.1)
         axes.set_xlim(low, high)
-        plot_style.set_log_ticks(axes.xaxis, low, high, 4, format_count)
+        plot_style.set_log_ticks(axes.xaxis, 4, format_count)
     scale = 1.0 if len(panel.keys) <= _FEW_CURVES else 0.75 if seen.scale is None else 0.5
     optima = {(o.arch, o.budget_flops): o for o in panel.optima}
     for key in panel.keys:

@@ -110,7 +110,7 @@ def _draw_resource(
     # Before anything is drawn: matplotlib cannot find limits where all runs take the same.
     count_ticks(axes, [value for value, _ in placed])
     if resource.is_budget:
-        plot_style.set_log_ticks(axes.xaxis, *axes.get_xlim(), 4, plot_style.math_flops)
+        plot_style.set_log_ticks(axes.xaxis, 4, plot_style.math_flops)
     for arch in seen.archs:
         _draw_steps(axes, seen, arch, [(x, p.loss) for x, (_, p) in placed if p.arch == arch])
     for look in seen.grouped((key, (x, point)) for x, (key, point) in placed):
@@ -244,7 +244,7 @@ def _draw_budget(
     for axis, values, form in ((axes.xaxis, xs, "{:.3g}"), (axes.yaxis, ys, "{:.4g}")):
         low, high = plot_style.padded(min(values), max(values), 0.08)
         (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low, high)
-        plot_style.set_log_ticks(axis, low, high, 4, form.format)
+        plot_style.set_log_ticks(axis, 4, form.format)
     for look in seen.grouped(((p.arch, p.budget_flops), (x, p)) for x, p in placed):
         _draw_family(axes, look.members, look.mark, look.label, fits.unit)
 
