@@ -6,6 +6,7 @@ Only the module of the verb that was typed is imported, so that help comes at on
 from __future__ import annotations
 
 import contextlib
+import keyword
 import os
 import sys
 from importlib import import_module
@@ -33,6 +34,7 @@ _VERBS = {
     "cancel": "End runs at work and take others out of the queue.",
     "retry": "Send failed runs again, with what should help.",
     "clean": "Remove what nothing needs any more: code, checkpoints.",
+    "import": "Take a table of runs that somebody else wrote.",
     "fit": "Fit optima and laws with intervals, compare, check and plot.",
     "gate": "Judge one run or a few against a study's frontier: pass or fail.",
     "refine": "Propose runs that would sharpen the results.",
@@ -90,7 +92,9 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        verb: click.Command = getattr(import_module(f"isoflop.cli.{cmd_name}"), cmd_name)
+        # No module of Python can be called import.
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        verb: click.Command = getattr(import_module(f"isoflop.cli.{name}"), name)
         return verb
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

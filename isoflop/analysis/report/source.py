@@ -25,6 +25,8 @@ from isoflop.code_files import commit_of
 from isoflop.code_folder import read_code
 from isoflop.errors import UserError
 from isoflop.files import read_json, sha256_file
+from isoflop.ingest.store import IMPORT, ImportRecord, read_import
+from isoflop.ingest.store import TABLE as IMPORTED_TABLE
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
 from isoflop.study.trainer import ArchTable, Trainer
@@ -62,6 +64,8 @@ class Source:
     """Digest and commit of that trainer's code, as planned; None without one."""
     registered: tuple[Registered, ...] = ()
     """Predictions of the study that were registered before their budgets' runs."""
+    imported: ImportRecord | None = None
+    """How the table came from one of others; None: it did not."""
 
     @property
     def name(self) -> str:
@@ -78,7 +82,7 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
         study_folder: where a plan.json may lie; None: beside the table.
 
     Raises:
-        UserError: the plan.json is not JSON, or predictions.json is damaged.
+        UserError: the plan.json is not JSON, or predictions.json or import.json is damaged.
     """
     folder = study_folder or table.parent
     plan = folder / _PLAN
@@ -101,7 +105,13 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
         has_others=any(row.get("family") != OWN_TRAINER for row in rows),
         code=_code(folder, planned),
         registered=read_registered(folder) if study is not None else (),
+        imported=_imported(table) if study is None else None,
     )
+
+
+def _imported(table: Path) -> ImportRecord | None:
+    is_there = table.name == IMPORTED_TABLE and (table.parent / IMPORT).is_file()
+    return read_import(table.parent) if is_there else None
 
 
 def _code(folder: Path, planned: Mapping[str, Any]) -> str | None:
@@ -330,6 +340,7 @@ def _collection(fits: Fits, source: Source) -> list[Entry]:
     return [
         ("Runs in the fits", str(num_points)),
         ("Dropped runs", excluded_note(fits)),
+        *_import_entries(source.imported),
         ("Checkpoints", "final only, one point per run" if study else UNKNOWN),
         (
             "Smoothing or interpolation of losses",
@@ -342,6 +353,35 @@ def _collection(fits: Fits, source: Source) -> list[Entry]:
         ),
         ("Repeated cells (same size and budget)", _repeats(fits)),
     ]
+
+
+def _import_entries(imported: ImportRecord | None) -> list[Entry]:
+    if imported is None:
+        return []
+    left = [f"{number:,} {reason}" for reason, number in imported.dropped.items()]
+    files = f"{len(imported.files)} file{'s' * (len(imported.files) != 1)}"
+    rows = f"{imported.num_rows:,} runs of {imported.source} ({files})"
+    return [
+        ("Imported", rows),
+        ("Rows left out on import", "; ".join(left) or "none"),
+        ("Columns, by the source's", "; ".join(_mapped(imported))),
+    ]
+
+
+def _mapped(imported: ImportRecord) -> list[str]:
+    """Return what each column of ours is there."""
+    mapping = imported.mapping
+    pairs = [f"{ours} = {theirs}" for ours, theirs in mapping.columns.items()]
+    pairs += [
+        f"{ours} from {column} by {mapping.parse[column]}"
+        for ours, column in mapping.parsed.items()
+    ]
+    pairs += [f"{ours} computed: {how}" for ours, how in imported.derived.items()]
+    if mapping.flops_unit not in (None, "flop"):
+        pairs.append(f"flops in {mapping.flops_unit}")
+    if mapping.run is not None:
+        pairs.append(f"runs told apart by {mapping.run}, of each the {mapping.take} step")
+    return pairs
 
 
 def _repeats(fits: Fits) -> str:
@@ -380,12 +420,39 @@ def _intervals(fits: Fits) -> str:
     )
 
 
+_MAX_FILES = 10
+
+
+def _import_source(source: Source) -> dict[str, str]:
+    """Return where an imported table came from, with digests."""
+    imported = source.imported
+    if imported is None:
+        return {}
+    files = [
+        f"{file.name} (sha256 {file.sha256[:12]}, {file.num_rows:,} rows)"
+        for file in imported.files
+    ]
+    if len(files) > _MAX_FILES:
+        files = [*files[:_MAX_FILES], f"and {len(files) - _MAX_FILES} more, in {IMPORT}"]
+    return {
+        "Imported from": imported.source,
+        "Files of the source": "; ".join(files) or "none",
+        "Imported by": f"isoflop {imported.isoflop}",
+        **(
+            {}
+            if source.sha256 == imported.runs_sha256
+            else {"Since the import": f"{source.table} was changed: {IMPORT} describes another"}
+        ),
+    }
+
+
 def source_section(source: Source, fits: Fits) -> Section:
     """Return where the numbers come from: digests, versions and options."""
     entries = {
         "Input": source.table,
         "sha256 of the input": source.sha256,
         "sha256 of plan.json": source.plan_sha256,
+        **_import_source(source),
         "Commit of isoflop": source.git_sha or "not known",
         **source.versions,
         "Options": ", ".join(

@@ -1,0 +1,365 @@
+"""What a table's own column names say of which is which: a mapping to look at before it is used.
+
+A column is only suggested where its values can be what is meant. Of two that could be the same
+and differ, the note names both; between two losses the user decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from isoflop.errors import UserError
+from isoflop.ingest import known
+from isoflop.ingest.cells import texts_of
+from isoflop.ingest.charts import prepared
+from isoflop.ingest.files import SOURCE_FILE
+from isoflop.ingest.frames import read_numbers
+from isoflop.ingest.mapping import ColumnMap, listed, terms_of
+from isoflop.tables import METRIC, RUNS
+from isoflop.units import NATS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from isoflop.arrays import Floats
+    from isoflop.ingest.files import RawTable
+
+_SAME = 1e-6
+# A name of one letter is taken for a count only where its values are as large as counts are.
+_LEAST_OF_A_LETTER = 1e3
+_MANY = 2
+_MAX_SAMPLE = 5_000
+_TOKENS_OF_NANOCHAT = ("numiterations", "totalbatchsize")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suggestion:
+    """A whole mapping, and what there is to say of it."""
+
+    mapping: ColumnMap
+    notes: tuple[str, ...]
+
+
+def suggest(raw: RawTable, asked: ColumnMap | None = None) -> Suggestion:
+    """Return what was asked for, completed by what the names of the columns say.
+
+    Raises:
+        UserError: no column can be the loss, or two of equal standing differ.
+    """
+    table = prepared(raw)
+    look = _Look(table.frame)
+    chosen = _Chosen(look, asked or ColumnMap())
+    chosen.loss()
+    for ours, tiers in known.COUNTS.items():
+        chosen.number(ours, tiers)
+    chosen.number("seed", known.SEED, _are_seeds)
+    chosen.flops()
+    chosen.tokens()
+    for ours, tiers in (("status", known.STATUS), ("excluded_reason", known.EXCLUDED)):
+        chosen.text(ours, tiers, lambda texts: bool(texts.notna().any()))
+    chosen.steps_of_runs()
+    chosen.text("run_id", known.RUN_ID, chosen.are_ids)
+    chosen.arch(_name_of(table))
+    chosen.own_columns()
+    return Suggestion(mapping=chosen.mapping(), notes=tuple(chosen.notes))
+
+
+def _name_of(raw: RawTable) -> str:
+    """Return what to call the only arch of a table: its file's name, else ``runs``."""
+    if len(raw.files) != 1:
+        return "runs"
+    return PurePath(raw.files[0].name).name.partition(".")[0] or "runs"
+
+
+class _Look:
+    """A frame whose columns are found by their plain names."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self.names = [str(name) for name in frame.columns]
+        self._by_form: list[dict[str, list[str]]] = [{}, {}]
+        self._numbers: dict[str, Floats] = {}
+        for name in self.names:
+            for level, form in enumerate(known.forms(name)):
+                self._by_form[min(level, 1)].setdefault(form, []).append(name)
+
+    def columns(self, tier: Sequence[str]) -> list[str]:
+        """Return the columns with these names; those with a tracker's prefix only if need be."""
+        for by_form in self._by_form:
+            found = [name for form in tier for name in by_form.get(form, ())]
+            if found:
+                return found
+        return []
+
+    def numbers(self, column: str) -> Floats:
+        """Return a column's numbers, NaN where there is none."""
+        if column not in self._numbers:
+            self._numbers[column] = read_numbers(self.frame[column]).values
+        return self._numbers[column]
+
+    def sample(self, column: str) -> Floats:
+        """Return numbers of a column by which to tell what it can be: all, or some of very many."""
+        if len(self.frame) <= _MAX_SAMPLE or column in self._numbers:
+            return self.numbers(column)
+        import numpy as np
+
+        cells = self.frame[column]
+        given = np.flatnonzero(cells.notna() & (cells.astype(object) != ""))
+        some = given[:: max(1, len(given) // _MAX_SAMPLE)]
+        return read_numbers(cells.iloc[some]).values
+
+    def product(self, ours: str, theirs: str) -> Floats:
+        """Return the values of a product of columns."""
+        import numpy as np
+
+        values = np.ones(len(self.frame))
+        for term in terms_of(ours, theirs, self.names):
+            factor: Any = term.number if term.column is None else self.numbers(term.column)
+            values = values / factor if term.is_divisor else values * factor
+        return values
+
+
+class _Chosen:
+    """What is mapped so far."""
+
+    def __init__(self, look: _Look, asked: ColumnMap) -> None:
+        self.look = look
+        self.asked = asked
+        self.columns = dict(asked.columns)
+        self.given = {*asked.columns, *asked.parsed}
+        self.notes: list[str] = []
+        self.arch_name = asked.arch_name
+        self.run = asked.run
+        self.flops_unit = asked.flops_unit
+
+    def mapping(self) -> ColumnMap:
+        """Return the mapping."""
+        return replace(
+            self.asked,
+            columns=self.columns,
+            arch_name=self.arch_name,
+            run=self.run,
+            flops_unit=self.flops_unit or "flop",
+            loss_unit=self.asked.loss_unit or self._loss_unit(),
+        )
+
+    def loss(self) -> None:
+        """Choose the column of losses."""
+        if "loss" in self.given:
+            return
+        for tier in known.LOSS:
+            fitting = [c for c in self.look.columns(tier) if _are_losses(self.look.sample(c))]
+            if not fitting:
+                continue
+            odd = self._differing(fitting)
+            if odd is not None:
+                raise UserError(
+                    "loss",
+                    f"{fitting[0]} or {odd}",
+                    "one column (these two differ)",
+                    f"add --map 'loss={fitting[0]}', or the other",
+                )
+            self.columns["loss"] = fitting[0]
+            return
+        tried = listed([name for tier in known.LOSS for name in self.look.columns(tier)])
+        raise UserError(
+            "loss",
+            None,
+            f"a column of numbers above 0 (tried: {tried}; there are {listed(self.look.names)})",
+            "add --map loss=COLUMN",
+        )
+
+    def number(
+        self,
+        ours: str,
+        tiers: Sequence[Sequence[str]],
+        fits: Callable[[Floats], bool] | None = None,
+    ) -> None:
+        """Choose a column of numbers, the first of the first tier that has one."""
+        if ours in self.given:
+            return
+        for tier in tiers:
+            fitting = [
+                column
+                for column in self.look.columns(tier)
+                if (fits or _counts_of(column))(self.look.sample(column))
+            ]
+            if fitting:
+                self._take(ours, fitting)
+                return
+
+    def _take(self, ours: str, fitting: Sequence[str]) -> None:
+        odd = self._differing(fitting)
+        if odd is not None:
+            self.notes.append(
+                f"{ours}: {fitting[0]} is taken; {odd} differs (--map '{ours}={odd}')"
+            )
+        self.columns[ours] = fitting[0]
+
+    def _differing(self, fitting: Sequence[str]) -> str | None:
+        """Return the first column whose numbers are not those of the first one."""
+        import numpy as np
+
+        if len(fitting) == 1:
+            return None
+        first = self.look.numbers(fitting[0])
+        for column in fitting[1:]:
+            other = self.look.numbers(column)
+            both = np.isfinite(first) & np.isfinite(other)
+            if not np.allclose(first[both], other[both], rtol=_SAME, atol=0.0):
+                return column
+        return None
+
+    def flops(self) -> None:
+        """Choose the column of FLOPs, and its unit by its name."""
+        fitting = []
+        if "flops" not in self.given:
+            for column in self.look.names:
+                matches = any(known.FLOPS.fullmatch(form) for form in known.forms(column))
+                if matches and _counts_of(column)(self.look.sample(column)):
+                    fitting.append(column)
+            units = [_flops_unit(column) for column in fitting]
+            fitting = [
+                column for column, unit in zip(fitting, units, strict=True) if unit == units[0]
+            ]
+            if fitting:
+                self._take("flops", fitting)
+        theirs = self.columns.get("flops")
+        if self.flops_unit is None and theirs is not None:
+            named = [t.column for t in terms_of("flops", theirs, self.look.names) if t.column]
+            self.flops_unit = _flops_unit(named[0])
+
+    def tokens(self) -> None:
+        """Choose the tokens of nanochat: its batches are counted in tokens."""
+        if "n_tokens" in {*self.columns, *self.given}:
+            return
+        pair = [self.look.columns([name]) for name in _TOKENS_OF_NANOCHAT]
+        if all(pair):
+            self.columns["n_tokens"] = f"{pair[0][0]} * {pair[1][0]}"
+
+    def text(
+        self,
+        ours: str,
+        tiers: Sequence[Sequence[str]],
+        fits: Callable[[pd.Series], bool],
+    ) -> None:
+        """Choose a column of texts."""
+        if ours in self.given:
+            return
+        for tier in tiers:
+            for column in self.look.columns(tier):
+                if fits(texts_of(self.look.frame[column])):
+                    self.columns[ours] = column
+                    return
+
+    def are_ids(self, texts: pd.Series) -> bool:
+        """Return whether each row, or each run of which rows are steps, has a name of its own."""
+        if not texts.notna().all():
+            return False
+        if self.run is not None:
+            runs = self.look.frame[SOURCE_FILE if self.run == "file" else self.run]
+            return bool((texts.groupby(runs.to_numpy()).nunique() == 1).all())
+        return bool(texts.is_unique)
+
+    def arch(self, otherwise: str) -> None:
+        """Choose the column of archs: one in which each has several sizes."""
+        if self.arch_name is not None or "arch" in self.given:
+            return
+        self.text("arch", known.ARCH[:1], lambda texts: bool(texts.notna().any()))
+        if "arch" not in self.columns:
+            self.text("arch", known.ARCH[1:], self._are_archs)
+        if "arch" not in self.columns:
+            self.arch_name = otherwise
+
+    def _are_archs(self, texts: pd.Series) -> bool:
+        import numpy as np
+
+        sizes = self.columns.get("n_params")
+        if texts.nunique() < _MANY or sizes is None:
+            return False
+        if np.isfinite(read_numbers(texts.dropna()).values).all():
+            return False
+        with_size = texts.to_frame("arch").assign(size=self.look.product("n_params", sizes))
+        each = with_size.dropna().groupby("arch")["size"].nunique()
+        return bool(len(each)) and bool((each >= _MANY).mean() > 0.5)
+
+    def steps_of_runs(self) -> None:
+        """Choose what rows are steps of, where a column counts up within each run."""
+        names = self.look.columns(known.STEPS_WITHIN)
+        if self.run is not None or not names:
+            return
+        candidates = [SOURCE_FILE] if SOURCE_FILE in self.look.names else []
+        candidates += [c for tier in known.RUN_ID for c in self.look.columns(tier)]
+        for column in candidates:
+            if self._counts_up(names[0], column):
+                self.run = "file" if column == SOURCE_FILE else column
+                return
+
+    def _counts_up(self, step: str, column: str) -> bool:
+        import pandas as pd
+
+        frame = pd.DataFrame(
+            {"run": texts_of(self.look.frame[column]), "step": self.look.numbers(step)}
+        ).dropna()
+        sizes = self.columns.get("n_params")
+        if sizes is not None:
+            frame["size"] = self.look.product("n_params", sizes)[frame.index]
+        groups = frame.groupby("run", sort=False)
+        if frame.empty or (groups.ngroups in (1, len(frame)) and column != SOURCE_FILE):
+            return False
+        if groups.ngroups == len(frame) or not bool((groups["step"].diff().dropna() > 0).all()):
+            return False
+        return sizes is None or bool((groups["size"].nunique() <= 1).all())
+
+    def own_columns(self) -> None:
+        """Take columns that are called as isoflop calls its own, and metrics of lm-eval."""
+        own = {name for name, _ in RUNS.columns} - {"warnings", "declared"}
+        for name in self.look.names:
+            metric = known.METRIC.fullmatch(name)
+            ours = name if metric is None else f"{METRIC}{metric[1]}_{metric[2]}"
+            is_own = name in own or (ours.startswith(METRIC) and ours.isprintable())
+            if is_own and ours not in {*self.columns, *self.given}:
+                self.columns[ours] = name
+
+    def _loss_unit(self) -> str:
+        column = self.columns.get("loss") or self.asked.parsed.get("loss", "")
+        form = known.plain(column)
+        return next((unit for regex, unit in known.UNIT_OF_LOSS if regex.search(form)), NATS)
+
+
+def _are_losses(values: Floats) -> bool:
+    import numpy as np
+
+    finite = values[np.isfinite(values)]
+    return bool(len(finite)) and bool((finite > 0).all())
+
+
+def _are_seeds(values: Floats) -> bool:
+    import numpy as np
+
+    known_ones = values[~np.isnan(values)]
+    return bool(len(known_ones)) and bool((known_ones == np.floor(known_ones)).all())
+
+
+def _counts_of(column: str) -> Callable[[Floats], bool]:
+    """Return whether values can be counts: above 1, and large of a column of one letter."""
+    import numpy as np
+
+    least = _LEAST_OF_A_LETTER if len(known.plain(column)) == 1 else 0.0
+
+    def fits(values: Floats) -> bool:
+        finite = values[np.isfinite(values)]
+        return bool(len(finite)) and bool((finite > 0).all()) and bool(np.median(finite) > least)
+
+    return fits
+
+
+def _flops_unit(column: str) -> str:
+    for form in known.forms(column):
+        match = known.FLOPS.fullmatch(form)
+        if match is not None:
+            return f"{match['unit'] or ''}flop"
+    return "flop"
