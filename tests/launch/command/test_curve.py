@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from isoflop.launch.command import patterns, rows
 from isoflop.launch.command.curve import CurvePoint, CurveReader
 from isoflop.launch.command.results import Places, read_result
 from isoflop.study.trainer import ResultTable
+from made_events import write_events
 from made_wandb import history, summary, write_wandb
 
 NATS = "nats_per_token"
@@ -258,21 +258,6 @@ def test_any_byte_of_a_wandb_file_may_be_wrong(places: Places) -> None:
         found.add(tuple(point.loss for point in points))
     # Its checksums leave out what is damaged and all that follows.
     assert found == {(), (2.5,), (2.5, 1.5)}
-
-
-def write_events(folder: Path, *values: tuple[str, float, int], as_tensors: bool = False) -> None:
-    """Write scalars into a new event file, as torch does or as tf.summary does."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    from tensorboard.util.tensor_util import make_tensor_proto
-
-    writer = EventFileWriter(str(folder), filename_suffix=f".{time.time_ns()}")
-    for tag, value, step in values:
-        as_value = {"tensor": make_tensor_proto(value)} if as_tensors else {"simple_value": value}
-        summary = Summary(value=[Summary.Value(tag=tag, **as_value)])
-        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
-    writer.close()
 
 
 def test_scalars_of_tensorboard(places: Places) -> None:
