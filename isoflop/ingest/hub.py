@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _WHAT = "data set"
-_BUILDERS = ("csv", "json", "parquet", "arrow")
-"""Of `datasets`, those that read tables; others would read images, archives or whole programs."""
+_BUILDERS = ("csv", "json", "parquet", "arrow", "cache")
+"""Of `datasets`, those that read tables, or what was one; others read images or archives."""
 _RUNS = "runs"
 _MAX_ROWS = 10_000_000
 _BATCH_ROWS = 10_000
@@ -41,7 +43,7 @@ def read_hub(source: str) -> RawTable:
     folder = Path(name).expanduser()
     is_folder = folder.is_dir()
     do = "name it as hf:NAME:CONFIG:SPLIT, or read its files by csv:GLOB or parquet:GLOB"
-    with plain_hub_errors(name, config, offline=_OFFLINE, do=do):
+    with _quiet(datasets), plain_hub_errors(name, config, offline=_OFFLINE, do=do):
         path = str(folder) if is_folder else name
         configs = datasets.get_dataset_config_names(path)
         config = _one_of(configs, config, name, "configuration", default=_RUNS)
@@ -49,7 +51,7 @@ def read_hub(source: str) -> RawTable:
         _check_tables(builder, name)
         if is_folder:
             _check_inside(builder, folder)
-        splits = list(builder.config.data_files or {})
+        splits = list(map(str, builder.config.data_files or builder.info.splits or {}))
         split = _one_of(splits, split, name, "split", default=None)
         # What lies here already is not copied into the cache.
         rows = datasets.load_dataset(path, config, split=split, streaming=is_folder)
@@ -95,7 +97,7 @@ def _check_tables(builder: Any, name: str) -> None:
     """
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in _BUILDERS:
-        allowed = f"of tables ({', '.join(_BUILDERS)}), not of {kind}"
+        allowed = f"of csv, json, parquet or arrow files, not of {kind}"
         raise UserError(_WHAT, name, allowed, "name a data set of runs")
 
 
@@ -136,3 +138,14 @@ def _digest(table: pa.Table) -> str:
     with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
         writer.write_table(table.replace_schema_metadata(None).combine_chunks())
     return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Keep the library's warnings and its own account of errors to itself."""
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)

@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from isoflop.files import cache_folder, read_regular, write_bytes_atomic
+from isoflop.files import cache_folder, read_regular, sha256_file, write_bytes_atomic
 from isoflop.ingest.tracked import TrackedRun
 
 _VERSION = 1
@@ -36,6 +37,27 @@ class CachedRun:
     sha256: str
     """Of what it was read from, in hex."""
     run: TrackedRun
+
+
+def stamp_of(files: Sequence[Path]) -> str:
+    """Return what tells whether files have changed: their sizes and times.
+
+    Raises:
+        OSError: one of them is not there.
+    """
+    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in map(Path.stat, files))
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """Return the sha256 of a file, or of the digests of several, in hex.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    digests = [sha256_file(path) for path in files]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 class RunCache:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.files import sha256_file
 from isoflop.ingest.files import RawTable, SourceFile
-from isoflop.ingest.run_cache import CachedRun, RunCache
+from isoflop.ingest.run_cache import CachedRun, RunCache, digest_of, stamp_of
 from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs
 
 _WHAT = "tensorboard"
@@ -99,13 +98,13 @@ def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
     cached_runs: dict[Path, CachedRun] = {}
     for path in found:
         name = str(path.relative_to(folder)) if path != folder else folder.resolve().name
-        stamp = " ".join(
-            f"{s.st_size}:{s.st_mtime_ns}" for s in map(Path.stat, files_with_events(path))
-        )
+        stamp = stamp_of(files_with_events(path))
         cached = None if refresh else cache.get(name, stamp)
         if cached is None:
             run = _read_run(path, name)
-            cached = CachedRun(key=name, stamp=stamp, sha256=_digest(path), run=run)
+            cached = CachedRun(
+                key=name, stamp=stamp, sha256=digest_of(files_with_events(path)), run=run
+            )
             cache.add([cached])
         cached_runs[path] = cached
     runs = _with_hparams({path: cached.run for path, cached in cached_runs.items()})
@@ -114,11 +113,6 @@ def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
         for path, cached in cached_runs.items()
     )
     return RawTable(frame=frame_of_runs(list(runs.values())), files=files)
-
-
-def _digest(folder: Path) -> str:
-    """Return the digest of the first file; of a run that goes on, the others are its stamp."""
-    return sha256_file(files_with_events(folder)[0])
 
 
 def _read_run(path: Path, name: str) -> TrackedRun:

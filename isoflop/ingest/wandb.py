@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.files import read_regular, sha256_file
+from isoflop.files import read_regular
 from isoflop.ingest.files import RawTable, SourceFile, read_files
-from isoflop.ingest.run_cache import CachedRun, RunCache
+from isoflop.ingest.run_cache import CachedRun, RunCache, digest_of, stamp_of
 from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs, merged, plain_config
 from isoflop.ingest.wandb_files import read_log
 from isoflop.ingest.wandb_online import read_project
@@ -62,7 +62,7 @@ def _read_folder(folder: Path, *, refresh: bool) -> RawTable:
     new: list[CachedRun] = []
     for path in found:
         key = str(path.relative_to(folder))
-        stamp = _stamp(path)
+        stamp = stamp_of(_files_of(path))
         cached = None if refresh else cache.get(key, stamp)
         if cached is None:
             run, digest = _read_run(path)
@@ -104,16 +104,11 @@ def _files_of(path: Path) -> list[Path]:
     return [inner for name in _FILES if (inner := path / "files" / name).is_file()]
 
 
-def _stamp(path: Path) -> str:
-    stats = [file.stat() for file in _files_of(path)]
-    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
-
-
 def _read_run(path: Path) -> tuple[TrackedRun, str]:
-    """Return the run of an attempt, and the digest of its first file."""
+    """Return the run of an attempt, and the digest of its files."""
     digest = ""
     try:
-        digest = sha256_file(_files_of(path)[0])
+        digest = digest_of(_files_of(path))
         return read_log(path) if path.suffix == ".wandb" else _read_files_of_run(path), digest
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
