@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isoflop.api.results import Results as Results
+    from isoflop.api.results import fit as fit
+    from isoflop.api.results import load as load
+    from isoflop.api.results import optima as optima
     from isoflop.model.count import count as count
 
 __version__ = "0.1.0"
 
+# By name, the module that is imported when it is first asked for: they need pandas or torch.
+_HOME = {
+    "Results": "api.results",
+    "count": "model.count",
+    "fit": "api.results",
+    "load": "api.results",
+    "optima": "api.results",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Return what needs torch, which is imported when it is first asked for."""
-    if name == "count":
-        from isoflop.model.count import count
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
-        return count
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

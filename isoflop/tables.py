@@ -246,6 +246,11 @@ def write_table(
     write_bytes_atomic(path, sink.getvalue().to_pybytes(), make_folder=make_folder)
 
 
+def write_runs(path: Path, rows: Sequence[Mapping[str, Any]], unit: str) -> None:
+    """Write runs.parquet; losses are in ``unit``."""
+    write_table(path, rows, runs_schema(rows, unit))
+
+
 def _arrow_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return rows as an Arrow table, by way of JSON lines.
 

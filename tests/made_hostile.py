@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.files import write_json_atomic
-from isoflop.launch.collect import collect
+from isoflop.launch.collect import collected_rows
 from isoflop.launch.job import Job
 from isoflop.launch.slurm.records import jobs_file, record_cancelled, write_options
 from isoflop.placement import Placement
 from isoflop.plan.estimate import estimate_for, write_with_estimates
 from isoflop.plan.planner import make_plan
+from isoflop.tables import write_runs
 from made_studies import micro
 from slurm.made_scheduler import Sent
 
@@ -68,7 +69,7 @@ def make_study(folder: Path) -> Sent:
     record_cancelled(folder, ["12_3", "99"])
     job = Job(study_folder=str(folder), run_id=sent.ids[4], data_folder=str(folder / "data"))
     write_json_atomic(jobs_file(folder, "s1"), {sent.ids[4]: job.to_json()})
-    collect(folder, plan)
+    write_runs(folder / "runs.parquet", collected_rows(folder, plan), plan.study.loss_unit)
     return sent
 
 

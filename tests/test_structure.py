@@ -69,7 +69,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 is on top and may import everything."""
 
 EXCEPTIONS = {
-    ("isoflop", "model"): "isoflop.count, imported when it is asked for",
     ("isoflop.families.*.module", "model"): "layers are drawn by the model's initialisers",
     ("isoflop.analysis.refine*", "plan"): "proposes runs, which are plans",
 }

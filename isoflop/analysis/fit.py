@@ -27,9 +27,12 @@ __all__ = [
     "FitOptions",
     "FitReport",
     "Fits",
+    "complete_fit",
     "fit_optima",
     "fit_rows",
     "fit_table",
+    "fitted_tables",
+    "select_runs",
     "write_tables",
 ]
 
@@ -92,31 +95,8 @@ def fit_optima(
     return Fits(selection=selection, options=options, optima=optima, laws=tuple(laws), draws=draws)
 
 
-def fit_rows(
-    rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS, *, unit: str = NATS
-) -> Fits:
-    """Fit the rows of runs.parquet, or of a table like it, in whatever order.
-
-    Optima and power laws, the parametric laws, comparisons between archs and checks of validity.
-
-    Raises:
-        UserError: the reference of the options is not in the table.
-    """
-    from isoflop.analysis.compare.differences import exponent_differences
-    from isoflop.analysis.compare.multipliers import compare_archs
-    from isoflop.analysis.validity import validity
-
-    labelled, selection = select_runs(rows, options, unit=unit)
-    table = labelled.rows
-    # Before any fit, which takes seconds.
-    pick_reference([arch for arch, _ in selection.groups], options.reference)
-    fits = _with_parametric(fit_optima(selection, options))
-    fits = replace(fits, compare=compare_archs(fits), exponents=exponent_differences(fits))
-    return replace(fits, validity=validity(table, fits), clusters=labelled.clusters)
-
-
 def select_runs(
-    rows: Iterable[Mapping[str, Any]], options: FitOptions, *, unit: str = NATS
+    rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS, *, unit: str = NATS
 ) -> tuple[Labelled, Selection]:
     """Return rows at the budgets that the options ask for, and the points of them.
 
@@ -128,6 +108,39 @@ def select_runs(
         labelled.rows, options.repeats, screened=options.screen, unit=unit, axis=options.axis
     )
     return labelled, points
+
+
+def fit_rows(
+    rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS, *, unit: str = NATS
+) -> Fits:
+    """Fit the rows of runs.parquet, or of a table like it, in whatever order.
+
+    Optima and power laws, the parametric laws, comparisons between archs and checks of validity.
+
+    Raises:
+        UserError: the reference of the options is not in the table.
+    """
+    labelled, selection = select_runs(rows, options, unit=unit)
+    # Before any fit, which takes seconds.
+    pick_reference([arch for arch, _ in selection.groups], options.reference)
+    fits = replace(fit_optima(selection, options), clusters=labelled.clusters)
+    return complete_fit(labelled.rows, fits)
+
+
+def complete_fit(rows: Sequence[Mapping[str, Any]], fits: Fits) -> Fits:
+    """Return a fit of optima with the parametric laws, comparisons and checks of validity.
+
+    Args:
+        rows: all that the optima were selected from at their budgets, excluded ones included.
+        fits: what `fit_optima` made of them, by all methods and along all axes.
+    """
+    from isoflop.analysis.compare.differences import exponent_differences
+    from isoflop.analysis.compare.multipliers import compare_archs
+    from isoflop.analysis.validity import validity
+
+    fits = _with_parametric(fits)
+    fits = replace(fits, compare=compare_archs(fits), exponents=exponent_differences(fits))
+    return replace(fits, validity=validity(rows, fits))
 
 
 def _with_parametric(fits: Fits) -> Fits:
@@ -176,13 +189,23 @@ def fit_table(
 
 def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
     """Write optima, fits, compare, exponents, validity and excluded.parquet; return their paths."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for schema, rows in fitted_tables(fits).items():
+        paths.append(out_dir / f"{schema.table}.parquet")
+        write_fitted(paths[-1], rows, schema, fits)
+    return tuple(paths)
+
+
+def fitted_tables(fits: Fits) -> dict[Schema, Sequence[DataclassInstance]]:
+    """Return the rows of each table of a fit, by its schema."""
     from isoflop.analysis.compare.differences import EXPONENTS
     from isoflop.analysis.compare.multipliers import COMPARE
     from isoflop.analysis.validity import VALIDITY
 
     laws = [row for law in fits.laws for row in law.rows()]
     laws += [row for law in fits.parametric for row in law.rows()]
-    tables: dict[Schema, Sequence[DataclassInstance]] = {
+    return {
         OPTIMA: fits.optima,
         FITS: _with_heldout(laws, fits),
         COMPARE: fits.compare,
@@ -190,12 +213,6 @@ def write_tables(fits: Fits, out_dir: Path) -> tuple[Path, ...]:
         VALIDITY: () if fits.validity is None else fits.validity.findings,
         EXCLUDED: fits.excluded,
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for schema, rows in tables.items():
-        paths.append(out_dir / f"{schema.table}.parquet")
-        write_fitted(paths[-1], rows, schema, fits)
-    return tuple(paths)
 
 
 def _with_heldout(rows: Sequence[LawRow], fits: Fits) -> list[LawRow]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from isoflop.analysis.axes import check_axis
 from isoflop.analysis.bootstrap import Draws, Requested, scatter_of
@@ -20,6 +23,7 @@ from isoflop.errors import UserError
 from isoflop.ingest.budgets import Budgets, Cluster
 from isoflop.tables import Schema, write_table
 from isoflop.units import unit_note
+from isoflop.validate import CLOSED
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,7 +38,9 @@ if TYPE_CHECKING:
 class FitOptions:
     """What the user may choose; everything has a default."""
 
-    n_boot: int = 1000
+    __pydantic_config__: ClassVar = CLOSED
+
+    n_boot: Annotated[int, Ge(0)] = 1000
     """Bootstrap draws; 0 makes no intervals."""
     method: Method = DEFAULT_METHOD
     """The method of optima that laws, comparisons and plots show first; all are fitted."""
@@ -46,8 +52,8 @@ class FitOptions:
     bootstrap: Requested = "auto"
     law_budget: Literal["auto", Budget] = "auto"
     """What C of the laws is that are shown, compared and predicted from; the tables have both."""
-    confidence: float = 0.95
-    seed: int = 0
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    seed: Annotated[int, Ge(0)] = 0
     repeats: Repeats | None = None
     """What runs of one cell are that no seed tells apart; None: not said, none of them counts."""
     budgets: Budgets = "given"
@@ -57,12 +63,17 @@ class FitOptions:
     """Whether outliers and runs off their budget are left out."""
     tied: bool = False
     """Whether surfaces have one exponent for parameters and tokens."""
-    fixed_e: float | None = None
+    fixed_e: Annotated[float, Ge(0)] | None = None
     """The irreducible loss of surfaces, where it is given, in the unit of the losses."""
-    huber_delta: float = HUBER_DELTA
+    huber_delta: Annotated[float, Gt(0), Le(1)] = HUBER_DELTA
     """Huber's δ of surfaces, in ln L."""
 
     def __post_init__(self) -> None:
+        """Raise UserError for a method that is none, or an axis that no size can be on."""
+        if self.method not in METHODS:
+            near = get_close_matches(self.method, METHODS, n=1)
+            do = f"write {near[0]}" if near else "name one of them"
+            raise UserError("method", self.method, f"one of {', '.join(METHODS)}", do)
         check_axis(self.axis)
 
     @property
@@ -259,8 +270,13 @@ def excluded_note(fits: Fits) -> str:
 
     A second one, where there are runs without a budget, says what they are used for.
     """
-    counts = fits.selection.excluded_counts()
-    num_loose = len(fits.selection.loose)
+    return left_out_note(fits.selection)
+
+
+def left_out_note(selection: Selection) -> str:
+    """Return the sentences of `excluded_note` before anything is fitted."""
+    counts = selection.excluded_counts()
+    num_loose = len(selection.loose)
     loose = ""
     if num_loose:
         loose = (
@@ -304,19 +320,23 @@ def write_fitted(
         fits: the fit.
         declared: archs of other tables in it whose FLOPs are declared.
     """
+    marked, schema = fitted_rows(rows, schema, fits, declared)
+    write_table(path, marked, schema)
+
+
+def fitted_rows(
+    rows: Sequence[DataclassInstance], schema: Schema, fits: Fits, declared: Collection[str] = ()
+) -> tuple[list[dict[str, Any]], Schema]:
+    """Return the rows of a table of a fit as `write_fitted` writes them, and its schema."""
     schema = replace(schema, unit=fits.unit)
+    named = [{name: getattr(row, name) for name in schema.names} for row in rows]
     archs = {*fits.declared_archs, *declared}
     if not archs:
-        write_table(path, rows, schema)
-        return
-
-    def marked(row: DataclassInstance) -> dict[str, Any]:
-        labels = {getattr(row, name, None) for name in ("arch", "reference")} - {None}
-        is_declared = bool(archs & labels) if labels else True
-        values = {name: getattr(row, name) for name in schema.names}
-        return values | {"declared": is_declared}
-
-    write_table(path, [marked(row) for row in rows], schema.with_columns([("declared", "bool")]))
+        return named, schema
+    for row in named:
+        labels = {row.get("arch"), row.get("reference")} - {None}
+        row["declared"] = bool(archs & labels) if labels else True
+    return named, schema.with_columns([("declared", "bool")])
 
 
 def _group(optimum: Optimum) -> GroupKey:

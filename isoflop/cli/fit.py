@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, fit_options, given_parameters
 from isoflop.cli.laws import (
     against_lines,
@@ -25,8 +26,8 @@ from isoflop.cli.laws import (
 )
 from isoflop.cli.optima import LOSS_INTERVAL, Row, law_row, optima_rows
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.rows import study_reference
-from isoflop.cli.tables import console, fitted_table, new_table, print_damaged
+from isoflop.cli.rows import read_rows
+from isoflop.cli.tables import console, fitted_table, new_table
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops, format_multiplier
 from isoflop.units import format_loss, loss_column, loss_name
@@ -220,40 +221,25 @@ def runs_of(
         UserError: there is no such table, or it is not in order, or it has no folder for results,
             or its losses are in another unit.
     """
-    from isoflop.tables import unit_of
+    from isoflop.analysis.load import table_of
+    from isoflop.tables import write_runs
 
-    if (source / "plan.json").is_file():
-        from isoflop.launch.collect import collect, damaged_reasons
-        from isoflop.plan.artefact import read_plan
-
-        folder = out or source
-        plan = read_plan(source)
-        unit = unit_of(plan.study.loss_unit, loss_unit, str(source))
-        rows = collect(source, plan, folder)
-        print_damaged(damaged_reasons(rows))
-        table = folder / "runs.parquet"
-        return Runs(
-            table=table,
-            rows=rows,
-            out_folder=folder,
-            written=(table,),
-            unit=unit,
-            plan=plan,
-        )
-    from isoflop.analysis.load import load_rows, table_of, table_unit
-    from isoflop.analysis.points import AXES
-
-    table = table_of(source)
-    more = () if axis in AXES else (axis,)
+    is_study = (source / "plan.json").is_file()
     if out is None and not source.is_dir():
+        table_of(source)
         raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
+    read = read_rows(source, loss_unit=loss_unit, axis=axis)
+    folder, table = out or source, read.table
+    if is_study:
+        table = folder / "runs.parquet"
+        write_runs(table, read.rows, read.unit)
     return Runs(
         table=table,
-        rows=load_rows(table, more=more),
-        out_folder=out or source,
-        written=(),
-        unit=unit_of(table_unit(table), loss_unit, str(source)),
-        plan=None,
+        rows=read.rows,
+        out_folder=folder,
+        written=(table,) if is_study else (),
+        unit=read.unit,
+        plan=read.plan,
     )
 
 

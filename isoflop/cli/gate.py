@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.rows import read_rows, study_reference
+from isoflop.cli.rows import read_rows
 from isoflop.cli.tables import console, counted, fitted_table, print_lines
 from isoflop.numbers import format_flops, format_multiplier
 from isoflop.units import format_loss, loss_column, loss_name
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from isoflop.analysis.gate import Gate, GateRow
     from isoflop.analysis.gate.rule import GateRule
     from isoflop.analysis.result import Fits
-    from isoflop.cli.rows import Rows
+    from isoflop.api.rows import Rows
 
 _MISSING = "-"
 _ANSWERS = ("pass", "fail", "undecided")

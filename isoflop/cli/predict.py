@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, REFERENCE, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
-from isoflop.cli.rows import read_rows, study_reference
+from isoflop.cli.rows import read_rows
 from isoflop.cli.tables import console, fitted_table, print_lines
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops

@@ -18,7 +18,7 @@ from isoflop.launch.slurm.scheduler import JobState
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import MEASURED, METRIC, PLAN, RUNS, read_table, runs_schema, write_table
+from isoflop.tables import MEASURED, METRIC, PLAN, RUNS, read_table
 
 STATES = (
     "done",
@@ -181,23 +181,6 @@ def runs_row(state: RunState) -> dict[str, Any]:
     }
 
 
-def collect(folder: Path, plan: Plan, out_folder: Path | None = None) -> list[dict[str, Any]]:
-    """Write runs.parquet from the run folders and return its rows, see :func:`collected_rows`.
-
-    Args:
-        folder: the study's folder.
-        plan: its plan.
-        out_folder: where the table goes; None: into the study's folder.
-
-    Raises:
-        UserError: a table that is needed is damaged.
-    """
-    rows = collected_rows(folder, plan)
-    schema = runs_schema(rows, plan.study.loss_unit)
-    write_table((out_folder or folder) / "runs.parquet", rows, schema)
-    return rows
-
-
 def collected_rows(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     """Return the rows of runs.parquet, and write nothing.
 
@@ -234,7 +217,7 @@ def results_without_folder(folder: Path, states: list[RunState]) -> dict[str, di
 
 
 def damaged_reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what is wrong with each run of :func:`collect` whose records cannot be read."""
+    """Return what is wrong with each run of :func:`collected_rows` whose records cannot be read."""
     found = (row["status_reason"] or "" for row in rows if row["status"] == "missing")
     lines = dict.fromkeys(line for line in found if line.startswith(_DAMAGED))
     return [line.removeprefix(_DAMAGED) for line in lines]

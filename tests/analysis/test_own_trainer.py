@@ -25,11 +25,11 @@ from isoflop.analysis.report.source import source_of
 from isoflop.analysis.validity.conventions import convention_findings
 from isoflop.analysis.validity.finding import Finding
 from isoflop.cli.optima import optima_rows
-from isoflop.launch.collect import collect
+from isoflop.launch.collect import collected_rows
 from isoflop.plan import own
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.tables import UNIT_KEY, loss_unit
+from isoflop.tables import UNIT_KEY, loss_unit, runs_schema, write_table
 from made_own_results import BUDGETS, SIZES, make_plan_of, nats, write_results, write_runs
 
 UNITS: dict[str, Callable[[PlannedRun], float]] = {
@@ -107,11 +107,13 @@ def test_results_without_their_folders_keep_metrics(tmp_path: Path) -> None:
     plan = make_plan_of(tmp_path / "study", budgets=BUDGETS[:1], result={"unit": "val_err"})
     runs = tmp_path / "study" / "runs"
     write_results(tmp_path / "study", plan, metrics=lambda run: {"acc": 0.5, "only": run.size})
-    collect(tmp_path / "study", plan)
+    table = tmp_path / "study" / "runs.parquet"
+    found = collected_rows(tmp_path / "study", plan)
+    write_table(table, found, runs_schema(found, plan.study.loss_unit))
     runs.rename(tmp_path / "away")
-    rows = collect(tmp_path / "study", plan)
+    rows = collected_rows(tmp_path / "study", plan)
     assert {(row["status"], row["metric_acc"]) for row in rows} == {("done", 0.5)}
-    assert loss_unit(tmp_path / "study" / "runs.parquet") == "val_err"
+    assert loss_unit(table) == "val_err"
 
 
 def test_every_table_of_a_fit_tells_unit_and_declared_flops(

@@ -1,0 +1,332 @@
+"""`isoflop.load`, `isoflop.fit` and `isoflop.optima`: frames, fits, figures, what is shown."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import isoflop
+from analysis.made_runs import study
+from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
+from isoflop.analysis.figures import FIGURES
+from isoflop.analysis.fit import fit_optima, write_tables
+from isoflop.analysis.load import load_rows
+from isoflop.analysis.points import select_points
+from isoflop.analysis.result import FitOptions
+from isoflop.api.frames import runs_frame
+from isoflop.api.results import Results
+from isoflop.errors import UserError
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+QUICK = RESULTS / "quickstart"
+HOSTILE = "<script>alert(1)</script>"
+
+
+def no_fit(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("something was fitted")
+
+
+@pytest.fixture
+def no_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every fit with draws."""
+    monkeypatch.setattr("isoflop.api.results.fit_optima", no_fit)
+    monkeypatch.setattr("isoflop.api.results.complete_fit", no_fit)
+
+
+def table_at(folder: Path, rows: list[dict[str, Any]] | None = None, **columns: Any) -> Path:
+    """Write a csv file of runs of two families at three budgets."""
+    path = folder / "runs.csv"
+    made = rows or [{**row, "flops": row["budget_flops"]} for row in study(("mlp", "swiglu"))]
+    pd.DataFrame(made).drop(columns="run_id").assign(**columns).to_csv(path, index=False)
+    return path
+
+
+def test_import_isoflop_is_light() -> None:
+    heavy = {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy", "pydantic", "datasets"}
+    code = (
+        "import sys, isoflop\n"
+        "assert {'load', 'fit', 'optima', 'count', 'Results'} <= set(dir(isoflop))\n"
+        f"found = {heavy!r} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.usefixtures("no_fits")
+def test_a_folder_s_own_tables_are_the_frames() -> None:
+    loaded = isoflop.load(RESULTS / "cpu_reference")
+    assert loaded.options.n_boot == 1000
+    for name in ("optima", "fits", "compare", "exponents", "validity", "excluded"):
+        frame = getattr(loaded, name)
+        stored = pq.read_table(RESULTS / "cpu_reference" / f"{name}.parquet").to_pandas()
+        pd.testing.assert_frame_equal(
+            pd.DataFrame(frame).astype(object).where(frame.notna(), None),
+            stored.astype(object).where(stored.notna(), None),
+            check_dtype=False,
+            obj=name,
+        )
+    assert len(loaded.runs) == 180
+    assert len(loaded.best) == 20
+    loaded.plot.frontier()
+    assert "2 of 15 multipliers claimed" in repr(loaded)
+
+
+def changed(folder: Path, what: str) -> None:
+    """Change one thing of a stored study's runs or tables."""
+    runs = pq.read_table(folder / "runs.parquet")
+    values = {name: runs[name].to_pylist() for name in ("loss", "wall_s", "status")}
+    if what == "a loss":
+        values["loss"][7] *= 1.0001
+    if what == "a time":
+        for place, arch in enumerate(runs["arch"].to_pylist()):
+            values["wall_s"][place] *= 1.01 if arch == "mlp" else 1.0
+    if what == "a status":
+        values["status"][7] = "diverged"
+    for name, cells in values.items():
+        column = pa.array(cells, type=runs.schema.field(name).type)
+        runs = runs.set_column(runs.schema.get_field_index(name), runs.schema.field(name), column)
+    pq.write_table(runs, folder / "runs.parquet")
+    if what == "a table of another version":
+        table = pq.read_table(folder / "compare.parquet")
+        old = {**table.schema.metadata, b"isoflop_schema_version": b"3"}
+        pq.write_table(table.replace_schema_metadata(old), folder / "compare.parquet")
+    if what == "another unit":
+        for path in folder.glob("*.parquet"):
+            table = pq.read_table(path)
+            named = {**(table.schema.metadata or {}), b"isoflop_loss_unit": b"bits_per_byte"}
+            if path.stem != "compare":
+                pq.write_table(table.replace_schema_metadata(named), path)
+    if what == "no table":
+        (folder / "validity.parquet").unlink()
+
+
+@pytest.mark.usefixtures("no_fits")
+@pytest.mark.parametrize(
+    "what",
+    ["a loss", "a time", "a status", "a table of another version", "another unit", "no table"],
+)
+def test_tables_of_other_runs_are_not_believed(what: str, tmp_path: Path) -> None:
+    for path in QUICK.glob("*.parquet"):
+        shutil.copy(path, tmp_path)
+    assert "Findings" in repr(isoflop.load(tmp_path))
+    changed(tmp_path, what)
+    loaded = isoflop.load(tmp_path)
+    assert "not fitted yet" in repr(loaded).lower()
+    with pytest.raises(AssertionError, match="something was fitted"):
+        _ = loaded.compare
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A fit of a table of two families, one of a hostile name, of which a run failed."""
+    rows = [{**row, "flops": row["budget_flops"]} for row in study((HOSTILE, "swiglu"), num=4)]
+    rows[0]["status"] = "failed"
+    return isoflop.fit(table_at(tmp_path_factory.mktemp("api"), rows), n_boot=20)
+
+
+def test_a_fit_s_tables_are_those_that_are_written(fitted: Results, tmp_path: Path) -> None:
+    fits = fitted.fit_all()
+    for path in write_tables(fits, tmp_path):
+        frame = pd.DataFrame(getattr(fitted, path.stem))
+        written = pq.read_table(path).to_pandas()
+        pd.testing.assert_frame_equal(
+            frame.astype(object).where(frame.notna(), None),
+            written.astype(object).where(written.notna(), None),
+            check_dtype=False,
+            obj=path.stem,
+        )
+    assert (fitted.options.n_boot, fitted.options.reference) == (20, None)
+
+
+def test_another_reference_is_as_if_asked_for_from_the_start(tmp_path: Path) -> None:
+    table = table_at(tmp_path)
+    options = FitOptions(n_boot=20, reference="mlp")
+    selection = select_points(load_rows(table))
+    expected = compare_archs(fit_optima(selection, options))
+    found = isoflop.load(table).under(n_boot=20)._compare("mlp", ["flops", "wall_s"])
+    along = [row for row in expected if row.resource in ("flops", "wall_s")]
+    assert len(along) == 12
+    for name in ("arch", "reference", "multiplier", "ci_lo", "ci_hi_simultaneous", "order_claimed"):
+        column = pd.Series([getattr(row, name) for row in along], dtype=found[name].dtype)
+        pd.testing.assert_series_equal(found[name], column, check_names=False)
+
+
+def test_dtypes_do_not_depend_on_values(fitted: Results) -> None:
+    """Of columns without a value, too; categories of archs are those of every frame."""
+    optima, compare, excluded = fitted.optima, fitted.compare, fitted.excluded
+    kinds = {"arch": "category", "n_points": "Int64", "lack_of_fit_p": "float64"}
+    assert {name: str(optima[name].dtype) for name in kinds} == kinds
+    assert optima.lack_of_fit_p.isna().all()
+    assert str(compare.extrapolated.dtype) == "boolean"
+    assert str(excluded.detail.dtype) == "string"
+    assert optima.arch.dtype == compare.reference.dtype == excluded.arch.dtype
+    assert str(compare.merge(optima, on=["arch", "budget_flops"]).arch.dtype) == "category"
+    assert fitted.runs.attrs == optima.attrs == {"loss_unit": "nats_per_token"}
+
+
+def test_dtypes_of_runs() -> None:
+    rows = [
+        {"arch": "a", "n_params": 1e6, "seed": 0, "status": "done", "metric_acc": None, "x": True},
+        {
+            "arch": None,
+            "n_params": 0.5,
+            "seed": None,
+            "status": None,
+            "metric_acc": 0.5,
+            "x": None,
+        },
+        {"n_tokens": 2.0**60, "excluded_reason": "mine", "flops_other": None, "tag": "v1"},
+    ]
+    frame = runs_frame(rows, "val_bpb")
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
+        "arch": "category",
+        "n_params": "float64",
+        "n_tokens": "float64",
+        "seed": "Int64",
+        "status": "category",
+        "excluded_reason": "string",
+        "metric_acc": "float64",
+        "x": "boolean",
+        "tag": "category",
+    }
+    assert frame.seed.tolist() == [0, pd.NA, pd.NA]
+    assert frame.attrs == {"loss_unit": "val_bpb"}
+
+
+def test_frames_are_copies(fitted: Results) -> None:
+    for name in ("runs", "optima", "compare"):
+        frame = getattr(fitted, name)
+        frame["arch"] = "changed"
+        frame.attrs["loss_unit"] = "changed"
+        assert "changed" not in set(getattr(fitted, name).arch)
+        assert getattr(fitted, name).attrs == {"loss_unit": "nats_per_token"}
+    assert fitted.runs.loss.tolist() == [row["loss"] for row in fitted._read.rows]
+
+
+@pytest.mark.usefixtures("no_fits")
+def test_compare_gives_plain_frames() -> None:
+    compare = isoflop.load(QUICK).compare
+    made = {
+        "query": compare.query("resource == 'flops'"),
+        "copy": compare.copy(),
+        "deepcopy": copy.deepcopy(compare),
+        "pickle": pickle.loads(pickle.dumps(compare)),
+        "slice": compare[compare.arch == "mlp"],
+        "merge": compare.merge(compare[["arch"]].drop_duplicates(), on="arch"),
+        "assign": compare.assign(more=1),
+        "concat": pd.concat([compare, compare]),
+        "head": compare.head(),
+        "call": compare(resources=["flops"]),
+    }
+    assert {name for name, frame in made.items() if type(frame) is not pd.DataFrame} == set()
+    assert made["pickle"].equals(pd.DataFrame(compare))
+    assert repr(compare) == repr(compare.copy())
+    assert set(made["call"].resource) == {"flops"}
+    assert set(compare.columns) == set(COMPARE.names)
+    for frame in (made["query"], made["pickle"]):
+        assert frame.attrs == {"loss_unit": "nats_per_token"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metod": "akima"}, "metod = 'akima': must be a known key .*; write method$"),
+        ({"method": "akimo"}, "method = 'akimo': must be one of two_powers, .*; write akima$"),
+        ({"n_boot": -1}, "n_boot = -1: must be .*greater than or equal to 0"),
+        ({"n_boot": 1.5}, "n_boot = 1.5: must be a whole number"),
+        ({"n_boot": "200"}, "n_boot = '200': must be"),
+        ({"n_boot": True}, "n_boot = True: must be"),
+        ({"confidence": 95}, "confidence = 95: must be"),
+        ({"confidence": np.float64("nan")}, "confidence = nan: must be"),
+        ({"screen": 0}, "screen = 0: must be true or false"),
+        ({"fixed_e": -1.0}, "fixed_e = -1.0: must be"),
+        ({"reference": "nobody"}, "reference = 'nobody': must be one of mlp, swiglu"),
+        ({"seed": [1]}, r"seed = \[1\]: must be a whole number"),
+        ({"method": pd.DataFrame({"a": [1, 2]})}, "method = 'DataFrame': must be"),
+    ],
+)
+@pytest.mark.usefixtures("no_fits")
+def test_a_wrong_option_is_one_line(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    table = table_at(tmp_path)
+    with pytest.raises(UserError, match=message) as raised:
+        isoflop.fit(table, **options)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_numbers_of_numpy_are_options(tmp_path: Path) -> None:
+    results = isoflop.load(table_at(tmp_path))
+    given = {"n_boot": np.int64(20), "screen": np.False_, "confidence": np.float32(0.5)}
+    chosen = results.under(**given).options
+    assert (chosen.n_boot, chosen.screen, chosen.confidence) == (20, False, 0.5)
+    assert results.options == FitOptions()
+
+
+@pytest.mark.usefixtures("no_fits")
+def test_unknown_resources_and_references_are_one_line() -> None:
+    compare = isoflop.load(QUICK).compare
+    with pytest.raises(UserError, match="resources = 'time': must be one of flops, wall_s"):
+        compare(resources=["time"])
+    assert compare(resources="flops").equals(compare(resources=["flops"]))
+    with pytest.raises(UserError, match="'nobody': must be one of mlp"):
+        compare(reference="nobody")
+
+
+def test_predictions_are_those_of_the_verb() -> None:
+    loaded = isoflop.load(RESULTS / "cpu_reference").under(n_boot=100)
+    frame = loaded.predict("1e12", archs=["mlp"])
+    names = ["n_params", "n_tokens", "loss", "learning_rate", "multiplier"]
+    assert frame.quantity.tolist() == names
+    row = frame.set_index("quantity").loc["loss"]
+    assert row.pi_lo < row.value < row.pi_hi
+    assert row.budget_flops == 1e12
+    with pytest.raises(UserError, match="1e17: must be from 2.5e10"):
+        loaded.predict(1e17)
+    with pytest.raises(UserError, match="budget"):
+        loaded.predict("many")
+
+
+@pytest.mark.usefixtures("no_fits")
+def test_a_figure_is_a_method_with_its_function_s_signature() -> None:
+    plot = isoflop.load(QUICK).plot
+    names = {name for name in dir(plot) if not name.startswith("_")}
+    assert names == {stem.removeprefix("isoflop_") for stem in FIGURES}
+    for stem, draw in FIGURES.items():
+        method = getattr(plot, stem.removeprefix("isoflop_"))
+        arguments = list(inspect.signature(draw).parameters)[1:]
+        assert list(inspect.signature(method).parameters) == arguments
+        assert method.__doc__ == draw.__doc__
+    plot.frontier()
+
+
+@pytest.mark.usefixtures("no_fits")
+def test_what_is_shown_is_escaped_and_fits_nothing(tmp_path: Path) -> None:
+    rows = [{**row, "flops": row["budget_flops"]} for row in study((HOSTILE, "a&b"))]
+    loaded = isoflop.load(table_at(tmp_path, rows))
+    page = loaded._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "a&amp;b" in page
+    assert "Not fitted yet" in page
+    assert "30 done of 30" in page
+    assert "runs.csv" in page
+
+
+def test_findings_and_attention_are_shown_of_a_fit(fitted: Results) -> None:
+    text, page = repr(fitted), fitted._repr_html_()
+    assert "23 done of 24, 1 failed" in text
+    assert "1 run excluded: 1 failed." in text
+    assert f"{HOSTILE} needs" in text or f"the compute of {HOSTILE}" in text
+    assert "<script>" not in page
+    assert "Needs attention:" in page
