@@ -131,7 +131,9 @@ def _own_rows(path: Path, more: Sequence[str]) -> list[dict[str, Any]] | None:
         return None
     if "loss" not in table.column_names:
         raise UserError(_WHAT, str(path), f"a table of runs, not {path.stem}", f"name {_TABLE}")
-    rows = read_table(path, RUNS, more=METRIC, also=more)
+    # Of imported tables, which alone have it.
+    further = {"n_experts"} & set(table.column_names)
+    rows = read_table(path, RUNS, more=METRIC, also=(*more, *further.difference(more)))
     if not rows:
         raise UserError(_WHAT, str(path), "a table with at least one row", "add runs to it")
     check_archs([row["arch"] for row in rows], lambda row: f"data row {row + 1} of {path}")

@@ -193,3 +193,13 @@ def test_a_report_says_where_its_table_came_from(table: Path) -> None:
     path.write_bytes(path.read_bytes() + b" ")
     changed = source_section(source_of(path, rows, Path("one")), fits)
     assert "runs.parquet was changed" in str(changed)
+
+
+def test_further_columns_reach_a_fit(table: Path) -> None:
+    options = ("--map", "n_experts=level_0 * 8", "--map", "width=params / 1e6")
+    assert run(table, *options, "--where", "level_0 > 0", "--out", "one").exit_code == 0
+    rows = load_rows(Path("one/runs.parquet"), more=("width",))
+    assert [row["n_experts"] for row in rows[:2]] == [8.0, 16.0]
+    (group, *_) = select_points(rows, axis="width").groups.values()
+    assert group[0].n_experts == 8.0
+    assert group[0].on("width") == pytest.approx(group[0].n_params / 1e6)
