@@ -143,11 +143,16 @@ def _against_compute(
         say(canvas, quantity.title, why)
         return axes
     axes.set(xscale="log", yscale="log", xlabel=_BUDGET_LABEL)
+    placed = [o for group in optima.values() for o in group]
+    # Before anything is drawn: matplotlib cannot find limits where all have one value.
+    flops = [_flops(fits, optimum) for optimum in placed]
+    values = [quantity.shown(quantity.value(optimum) or 0.0) for optimum in placed]
+    axes.set_xlim(*plot_style.padded(min(flops), max(flops), 0.08))
+    axes.set_ylim(*plot_style.padded(min(values), max(values), 0.12))
     with_law = {
         arch for arch, group in optima.items() if _draw_law(axes, fits, quantity, seen, group)
     }
-    placed = [((o.arch, o.budget_flops), o) for group in optima.values() for o in group]
-    for look in seen.grouped(placed):
+    for look in seen.grouped(((o.arch, o.budget_flops), o) for o in placed):
         is_named = seen.hue == "arch" and look.members[0].arch in with_law
         _draw_optima(axes, fits, quantity, look, None if is_named else look.label)
     _scale(axes, seen, quantity)

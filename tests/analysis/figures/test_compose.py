@@ -266,7 +266,7 @@ def assert_whole(figure: Any) -> None:
     for axes in figure.axes:
         extent = axes.get_window_extent()
         assert extent.width > 8
-        assert extent.height > 40
+        assert extent.height > 30
 
 
 @pytest.mark.slow
