@@ -54,9 +54,7 @@ def multipliers(
     them. Arguments and errors are those of
     `isoflop.analysis.figures.profiles.profiles`.
     """
-    seen = show(
-        fits, archs=archs, budgets=budgets, hue=hue, palette=palette, most=frame.MOST_FAMILIES
-    )
+    seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
     found = [c for c in estimates(fits) if c.arch in seen.archs and c.budget_flops in seen.budgets]
     arrows = [c for c in found if 1 / MAX_MULTIPLIER <= (c.multiplier or 0.0) <= MAX_MULTIPLIER]
     drawn = [arch for arch in seen.archs if any(c.arch == arch for c in arrows)]
@@ -70,7 +68,9 @@ def multipliers(
     reference = arrows[0].reference
     if reference not in seen.archs:
         seen = replace(seen, archs=(*seen.archs, reference))
-    drawn = drawn if ax is None else drawn[:1]
+    num = len(drawn)
+    if ax is not None or archs is None:
+        drawn = drawn[: 1 if ax is not None else frame.MOST_FAMILIES - 1]
     canvas = open_canvas(len(drawn), figure=figure, ax=ax, row_height=_ROW_HEIGHT)
     _scale(canvas.axes, fits, seen, [c for c in arrows if c.arch in drawn])
     num_unnumbered = 0
@@ -90,7 +90,7 @@ def multipliers(
             * (num_unnumbered > 0)
         ),
         *([beyond] if len(arrows) < len(found) else []),
-        *(frame.left_out_note(fits) if archs is None else []),
+        *([f"Drawn: {len(drawn)} of {num} families."] if len(drawn) < num else []),
         *frame.run_notes(fits),
     ]
     finish(
