@@ -169,6 +169,7 @@ def finish(
     handles: Sequence[Artist] = (),
     notes: Sequence[str] = (),
     scale: ScalarMappable | None = None,
+    is_full: bool = False,
 ) -> None:
     """Write what stands around the panels, and make a figure of ours as high as that needs.
 
@@ -179,6 +180,7 @@ def finish(
         handles: entries of the legend; they carry their labels.
         notes: sentences below the figure; not written where an axes was given.
         scale: of the colours of budgets; None: no colour bar.
+        is_full: whether a legend finds no room inside a panel.
     """
     if label is not None and not canvas.is_ours and canvas.num_rows > 1:
         # Of low panels each, labels would overlap.
@@ -186,8 +188,10 @@ def finish(
     elif label is not None:
         _label_leftmost(canvas.axes, label)
     if canvas.is_axes:
-        _finish_axes(canvas.axes[0], title, handles, scale)
+        _finish_axes(canvas.axes[0], title, handles, scale, is_full=is_full)
         return
+    if len(canvas.axes) > 1:
+        _wrap_labels(canvas)
     if scale is not None:
         bar = canvas.figure.colorbar(scale, ax=list(canvas.axes), aspect=30, pad=0.02)
         _label_bar(bar, scale)
@@ -299,6 +303,14 @@ def _label_leftmost(axes: Sequence[Axes], label: str) -> None:
             one.set_ylabel(label)
 
 
+def _wrap_labels(canvas: Canvas) -> None:
+    """Break the labels of x axes that would run into those of the panels beside."""
+    size = plot_style.points_of("axes.labelsize")
+    for axes in canvas.axes:
+        width = _width(canvas.figure) * axes.get_position().width
+        axes.set_xlabel("\n".join(plot_texts.wrap(axes.get_xlabel(), width, size)))
+
+
 def _write_title(figure: Figure | SubFigure, title: str) -> Text:
     size = plot_style.points_of("figure.titlesize")
     is_bold = plot_style.is_bold("figure.titleweight")
@@ -375,31 +387,44 @@ def _label_width(handle: Artist, size: float) -> float:
 
 
 def _finish_axes(
-    axes: Axes, title: str | None, handles: Sequence[Artist], scale: ScalarMappable | None
+    axes: Axes,
+    title: str | None,
+    handles: Sequence[Artist],
+    scale: ScalarMappable | None,
+    *,
+    is_full: bool,
 ) -> None:
     """Write title, legend and colour bar as parts of the axes."""
+    from matplotlib.transforms import ScaledTranslation
+
     has_title = any(axes.get_title(loc=where) for where in ("left", "center", "right"))
     if title and not has_title:
         size = plot_style.points_of("axes.titlesize")
         width = _width(axes.figure) * axes.get_position().width
         bold = plot_style.is_bold("axes.titleweight")
         axes.set_title("\n".join(plot_texts.wrap(title, width, size, bold=bold)))
-    beside = 1.02
+    beside = 0.0
     if scale is not None:
-        room = axes.inset_axes((beside, 0.0, 0.04, 1.0))
+        room = axes.inset_axes((1.02, 0.0, 0.04, 1.0))
         _label_bar(axes.figure.colorbar(scale, cax=room), scale)
-        beside = 1.3
+        box = room.get_tightbbox()
+        assert box is not None
+        beside = (box.x1 - axes.bbox.x1) / axes.figure.dpi
     if not handles:
         return
     width = _width(axes.figure) * axes.get_position().width
     size = plot_style.points_of("legend.fontsize")
     _shorten_labels(handles, _NAME_SHARE * width, size)
     widest = max(_label_width(handle, size) for handle in handles) + _HANDLE_EMS * size / 72
-    if len(handles) <= _MOST_INSIDE and widest <= _INSIDE_SHARE * width:
+    if not is_full and len(handles) <= _MOST_INSIDE and widest <= _INSIDE_SHARE * width:
         axes.legend(handles=handles)
         return
+    shift = ScaledTranslation(beside, 0.0, axes.figure.dpi_scale_trans)
     axes.legend(
-        handles=_at_most(handles, MOST_NAMED), loc="upper left", bbox_to_anchor=(beside, 1.0)
+        handles=_at_most(handles, MOST_NAMED),
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        bbox_transform=axes.transAxes + shift,
     )
 
 

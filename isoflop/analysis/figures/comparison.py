@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop import plot_style
+from isoflop import plot_style, plot_texts
 from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.figures import frame
 from isoflop.analysis.figures.canvas import (
@@ -67,41 +67,48 @@ def multipliers(
         return canvas.figure, canvas.grid
     reference = arrows[0].reference
     if reference not in seen.archs:
+        # Grey among colours that a palette gives to the families asked for.
         seen = replace(seen, archs=(*seen.archs, reference))
+        if palette is None:
+            seen = show(fits, archs=seen.archs, budgets=budgets, hue=hue)
     num = len(drawn)
     if ax is not None or archs is None:
         drawn = drawn[: 1 if ax is not None else frame.MOST_FAMILIES - 1]
     canvas = open_canvas(len(drawn), figure=figure, ax=ax, row_height=_ROW_HEIGHT)
     _scale(canvas.axes, fits, seen, [c for c in arrows if c.arch in drawn])
+    lines = _notes(fits, reference)
     num_unnumbered = 0
     for axes, arch, name in zip(canvas.axes, drawn, panel_names(drawn, canvas), strict=True):
-        axes.set_title(name, parse_math=False)
+        if not canvas.is_axes:
+            axes.set_title(name, parse_math=False)
         axes.set_xlabel(COMPUTE_LABEL)
         _draw_optima(axes, fits, seen, [reference, arch])
         own = [c for c in arrows if c.arch == arch]
         num_unnumbered += _draw_arrows(axes, fits, seen, own)
-    lines = [
-        f"Arrow: from a family's optimum to the compute at which {reference} has the same "
-        f"{loss_name(fits.unit)}; the number is the multiplier. Bold: an order is claimed, all "
-        f"multipliers counted; the others claim none. Dotted: beyond {reference}'s measured "
-        "losses.",
-        *(
-            [f"Arrows that lie close to others have no number: {num_unnumbered}."]
-            * (num_unnumbered > 0)
-        ),
-        *([beyond] if len(arrows) < len(found) else []),
-        *([f"Drawn: {len(drawn)} of {num} families."] if len(drawn) < num else []),
-        *frame.run_notes(fits),
-    ]
+    if num_unnumbered:
+        lines.append(f"Arrows that lie close to others have no number: {num_unnumbered}.")
+    if len(arrows) < len(found):
+        lines.append(beyond)
+    if len(drawn) < num:
+        lines.append(f"Drawn: {len(drawn)} of {num} families.")
     finish(
         canvas,
         title=_TITLE,
         label=loss_label(fits.unit),
         handles=handles_of(replace(seen, archs=(*drawn, reference))),
-        notes=lines if notes else (),
+        notes=[*lines, *frame.run_notes(fits)] if notes else (),
         scale=seen.scale,
     )
     return canvas.figure, canvas.grid
+
+
+def _notes(fits: Fits, reference: str) -> list[str]:
+    return [
+        f"Arrow: from a family's optimum to the compute at which {reference} has the same "
+        f"{loss_name(fits.unit)}; the number is the multiplier. Bold: an order is claimed, all "
+        f"multipliers counted; the others claim none. Dotted: beyond {reference}'s measured "
+        "losses."
+    ]
 
 
 def estimates(fits: Fits) -> list[Comparison]:
@@ -138,11 +145,27 @@ def _scale(panels: Sequence[Axes], fits: Fits, seen: Shown, arrows: Sequence[Com
         if end is not None and end > 0.0
     ]
     low, high = plot_style.padded(min(losses), max(losses), 0.1)
+    share = _number_share(panels[0], arrows)
     for axes in panels:
         axes.set(xscale="log", yscale="log", ylim=(low, high))
-        axes.set_xlim(*plot_style.padded(min(places), max(places), 0.32))
+        axes.set_xlim(*plot_style.padded(min(places), max(places), share))
         plot_style.set_budget_ticks(axes, seen.budgets)
     plot_style.set_log_ticks(panels[0].yaxis, 6, "{:.4g}".format)
+
+
+def _number_share(axes: Axes, arrows: Sequence[Comparison]) -> float:
+    """Return the share of a range that its numbers need on either side of it."""
+    numbers = [_number(comparison) for comparison in arrows]
+    size = plot_style.small_size()
+    inches = max(plot_texts.text_width(number, size, bold=True) for number in numbers)
+    share = (inches + size / 72) * axes.figure.dpi / axes.get_window_extent().width
+    # Of a panel that is too narrow for its numbers, a third is left to the arrows.
+    share = min(share, 1 / 3)
+    return share / (1 - 2 * share)
+
+
+def _number(comparison: Comparison) -> str:
+    return f"{format_multiplier(comparison.multiplier or 1.0)}×"
 
 
 def _draw_optima(axes: Axes, fits: Fits, seen: Shown, archs: Sequence[str]) -> None:
@@ -232,7 +255,7 @@ def _write_number(axes: Axes, comparison: Comparison, loss: float, colour: Any) 
     multiplier = comparison.multiplier or 1.0
     is_right = multiplier >= 1.0
     axes.annotate(
-        f"{format_multiplier(multiplier)}×",
+        _number(comparison),
         (comparison.budget_flops * multiplier, loss),
         xytext=(3 if is_right else -3, 1),
         textcoords="offset points",

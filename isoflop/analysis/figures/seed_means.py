@@ -81,6 +81,7 @@ def seed_means(
         handles=_handles(seeds, is_grey=not by_seed),
         notes=_notes(fits, means, len(found)) if notes else (),
         scale=seen.scale,
+        is_full=True,
     )
     return axes
 

@@ -82,7 +82,13 @@ def sensitivity(
         *(frame.left_out_note(fits) if archs is None else []),
         *frame.run_notes(fits),
     ]
-    finish(canvas, title=_TITLE, handles=handles_of(seen), notes=lines if notes else ())
+    finish(
+        canvas,
+        title=_TITLE,
+        handles=handles_of(seen),
+        notes=lines if notes else (),
+        is_full=True,
+    )
     return canvas.figure, canvas.grid
 
 
