@@ -63,6 +63,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/methods.py
 	$(BIN)/python tests/benchmarks/predictions.py
 	$(BIN)/python tests/benchmarks/fit_time.py
+	$(BIN)/python tests/benchmarks/import_wandb.py
 	@if PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null; \
 	then $(BIN)/python tests/benchmarks/submit_scale.py; fi
 

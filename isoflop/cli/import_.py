@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from isoflop.ingest.store import Imported, ImportRecord
 
 _MAX_REASONS = 8
+# A page of W&B's runs.
+_SHOWN_EVERY = 50
 
 
 @click.command(name="import")
@@ -83,7 +85,7 @@ def import_(
 
     stored = None if mapping is None else read_import(mapping)
     source = _source(sources, stored)
-    raw = read_source(source, refresh=refresh)
+    raw = read_source(source, refresh=refresh, note=_show_progress)
     asked = asked_mapping(chosen, stored)
     notes: tuple[str, ...] = ()
     if stored is None:
@@ -101,6 +103,14 @@ def import_(
     is_new = write_import(imported, raw, source, out, replace=replace)
     click.echo(f"{'written to' if is_new else 'unchanged:'} {out}/runs.parquet and import.json")
     click.echo(f"next: isoflop fit {shlex.quote(str(out))}")
+
+
+def _show_progress(num_read: int, num_runs: int) -> None:
+    """Show how far a tracker's runs are read, in a line of the terminal that goes away."""
+    if sys.stderr.isatty() and (num_read % _SHOWN_EVERY == 0 or num_read == num_runs):
+        is_last = num_read == num_runs
+        line = "" if is_last else f"{num_read:,} of {num_runs:,} runs read"
+        click.echo(f"\r{line:<40}\r", nl=False, err=True)
 
 
 def _source(sources: tuple[str, ...], stored: ImportRecord | None) -> str:

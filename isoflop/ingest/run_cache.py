@@ -10,13 +10,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isoflop.files import cache_folder, read_regular, sha256_file, write_bytes_atomic
 from isoflop.ingest.tracked import TrackedRun
+
+Note = Callable[[int, int], None]
+"""Is told how many runs were read, and of how many."""
 
 _VERSION = 1
 """Of what is kept; another is read anew."""
@@ -37,6 +40,10 @@ class CachedRun:
     sha256: str
     """Of what it was read from, in hex."""
     run: TrackedRun
+
+
+def silent(num_read: int, num_runs: int) -> None:
+    """Take a note of nothing."""
 
 
 def stamp_of(files: Sequence[Path]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from isoflop.errors import UserError
 from isoflop.ingest.files import RawTable, read_files
+from isoflop.ingest.run_cache import Note, silent
 
 FILE_KINDS = ("csv", "tsv", "parquet", "json", "jsonl")
 """Kinds of files, which are told by what is in them; the word is for people."""
@@ -17,7 +18,7 @@ KINDS = (*FILE_KINDS, "wandb", "tensorboard", "hf")
 _PREFIX = re.compile(r"([A-Za-z_-]+):(.*)", re.DOTALL)
 
 
-def read_source(text: str, *, refresh: bool = False) -> RawTable:
+def read_source(text: str, *, refresh: bool = False, note: Note = silent) -> RawTable:
     """Return the table that a source names.
 
     Args:
@@ -25,6 +26,7 @@ def read_source(text: str, *, refresh: bool = False) -> RawTable:
             ``wandb:ENTITY/PROJECT``, ``wandb:FOLDER``, ``tensorboard:FOLDER``, or
             ``hf:NAME_OR_FOLDER``.
         refresh: read again what is in the cache of trackers' runs.
+        note: is called with how many of a tracker's runs were read, and of how many.
 
     Raises:
         UserError: no such kind, nothing there, or a package is missing.
@@ -42,10 +44,10 @@ def read_source(text: str, *, refresh: bool = False) -> RawTable:
     if kind == "tensorboard":
         from isoflop.ingest.tensorboard import read_tensorboard
 
-        return read_tensorboard(rest, refresh=refresh)
+        return read_tensorboard(rest, refresh=refresh, note=note)
     from isoflop.ingest.wandb import read_wandb
 
-    return read_wandb(rest, refresh=refresh)
+    return read_wandb(rest, refresh=refresh, note=note)
 
 
 def split_kind(text: str) -> tuple[str | None, str]:

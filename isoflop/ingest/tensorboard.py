@@ -15,7 +15,7 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.ingest.files import RawTable, SourceFile
-from isoflop.ingest.run_cache import CachedRun, RunCache, digest_of, stamp_of
+from isoflop.ingest.run_cache import CachedRun, Note, RunCache, digest_of, silent, stamp_of
 from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs
 
 _WHAT = "tensorboard"
@@ -72,7 +72,7 @@ def folders_with_events(folder: Path) -> list[Path]:
     return sorted(Path(place) for place, _, _ in os.walk(folder) if files_with_events(Path(place)))
 
 
-def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
+def read_tensorboard(source: str, *, refresh: bool = False, note: Note = silent) -> RawTable:
     """Return the runs below a folder, a row each: last values of scalars, and hyperparameters.
 
     Beside them stand, as in W&B's tables, ``_step`` (the largest), ``_timestamp`` (of the last
@@ -83,6 +83,7 @@ def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
     Args:
         source: a folder.
         refresh: read again what did not change.
+        note: is told how many folders were read, and of how many.
 
     Raises:
         UserError: there are no event files, or the package tensorboard is missing.
@@ -107,6 +108,7 @@ def read_tensorboard(source: str, *, refresh: bool = False) -> RawTable:
             )
             cache.add([cached])
         cached_runs[path] = cached
+        note(len(cached_runs), len(found))
     runs = _with_hparams({path: cached.run for path, cached in cached_runs.items()})
     files = tuple(
         SourceFile(name=str(path), sha256=cached.sha256, num_rows=int(path in runs))

@@ -13,7 +13,7 @@ from typing import Any
 from isoflop.errors import UserError
 from isoflop.files import read_regular
 from isoflop.ingest.files import RawTable, SourceFile, read_files
-from isoflop.ingest.run_cache import CachedRun, RunCache, digest_of, stamp_of
+from isoflop.ingest.run_cache import CachedRun, Note, RunCache, digest_of, silent, stamp_of
 from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs, merged, plain_config
 from isoflop.ingest.wandb_files import read_log
 from isoflop.ingest.wandb_online import read_project
@@ -26,7 +26,7 @@ _NUM_KEPT_AT_ONCE = 500
 _FOLDERS = "a folder with runs of W&B (offline-run-*, run-*), an exported file, or ENTITY/PROJECT"
 
 
-def read_wandb(source: str, *, refresh: bool = False) -> RawTable:
+def read_wandb(source: str, *, refresh: bool = False, note: Note = silent) -> RawTable:
     """Return the runs of W&B, a row each, with their settings and the last values they logged.
 
     What was read is kept in the user's cache folder: of a folder, files that did not change; of a
@@ -37,6 +37,7 @@ def read_wandb(source: str, *, refresh: bool = False) -> RawTable:
             ``ENTITY/PROJECT`` on the server, which ``WANDB_BASE_URL`` and ``WANDB_API_KEY`` or
             `wandb login` name.
         refresh: read everything again.
+        note: is told how many runs were read, and of how many.
 
     Raises:
         UserError: there is no such thing, no run in it, or no way to the server.
@@ -45,14 +46,14 @@ def read_wandb(source: str, *, refresh: bool = False) -> RawTable:
     if path.is_file():
         return read_files(source)
     if path.is_dir():
-        return _read_folder(path, refresh=refresh)
+        return _read_folder(path, refresh, note)
     match = _PROJECT.fullmatch(source)
     if match is None or source.startswith((".", "/", "~")):
         raise UserError("wandb", source, _FOLDERS, "check the path")
-    return read_project(match[1], match[2], refresh=refresh)
+    return read_project(match[1], match[2], refresh=refresh, note=note)
 
 
-def _read_folder(folder: Path, *, refresh: bool) -> RawTable:
+def _read_folder(folder: Path, refresh: bool, note: Note) -> RawTable:
     # A run that goes on has a folder for each time, whose name begins with when it was.
     found = sorted(_attempts(folder), key=lambda path: (_time_in(path), path))
     if not found:
@@ -72,6 +73,7 @@ def _read_folder(folder: Path, *, refresh: bool) -> RawTable:
             cache.add(new)
             new.clear()
         attempts.append((path, cached))
+        note(len(attempts), len(found))
     cache.add(new)
     return _table_of(attempts)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from isoflop.environ import environment_with
 from isoflop.errors import UserError
 from isoflop.ingest.files import RawTable, SourceFile
-from isoflop.ingest.run_cache import CachedRun, RunCache
+from isoflop.ingest.run_cache import CachedRun, Note, RunCache, silent
 from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs
 from isoflop.online import answers
 
@@ -36,13 +36,16 @@ _WHAT = "wandb project"
 _ANSWERS = "on a server that answers and lets you read it"
 
 
-def read_project(entity: str, project: str, *, refresh: bool = False) -> RawTable:
+def read_project(
+    entity: str, project: str, *, refresh: bool = False, note: Note = silent
+) -> RawTable:
     """Return the runs of a project, a row each, in the order in which they were created.
 
     Args:
         entity: user or team.
         project: its name.
         refresh: fetch runs again that did not change.
+        note: is told how many runs were fetched, and of how many.
 
     Raises:
         UserError: the package is missing, the server does not answer, or there is no such project.
@@ -64,6 +67,7 @@ def read_project(entity: str, project: str, *, refresh: bool = False) -> RawTabl
             new = _fetch(api, name, wanted[start : start + _NUM_FETCHED])
             cache.add(new)
             found |= {run.key: run for run in new}
+            note(min(start + _NUM_FETCHED, len(wanted)), len(wanted))
     if not listed:
         raise UserError(_WHAT, name, "a project with runs", "check its name on the server")
     runs = [_named(run, found.get(run.id)) for run in listed]

@@ -122,7 +122,9 @@ def test_attempts_of_a_run_are_one_row_and_other_runs_rows_of_their_own(folder: 
     write_wandb(
         folder / "elsewhere/run-abc.wandb", [run_record("abc", {}, entity="team", project="p2")]
     )
-    table = read_wandb(str(folder))
+    told: list[tuple[int, int]] = []
+    table = read_wandb(str(folder), note=lambda *counts: told.append(counts))
+    assert told == [(number, 4) for number in (1, 2, 3, 4)]
     found = [
         (row["id"], row["state"], row.get("loss"), row.get("summary.loss"), row.get("early"))
         for row in rows(table)

@@ -47,7 +47,9 @@ def test_runs_come_by_pages_and_those_that_ended_only_once(
     for number in range(120):
         state = "running" if number == 5 else "finished"
         project.add(f"r{number}", state=state, loss=2.5, config={"model": {"n": number}})
-    frame = read_wandb("me/laws").frame
+    told: list[tuple[int, int]] = []
+    frame = read_wandb("me/laws", note=lambda *counts: told.append(counts)).frame
+    assert told == [(50, 120), (100, 120), (120, 120)]
     assert frame["model.n"].tolist() == list(range(120))
     assert frame.loc[3, ["id", "name", "state", "tags", "lr"]].tolist() == [
         *["r3", "run r3", "finished", "t", 1e-3]
