@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.points import Point
 from isoflop.errors import UserError, shown
@@ -34,6 +35,9 @@ from isoflop.tables import (
     stated_unit,
 )
 from isoflop.units import NATS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
 # Of a point: what a table needs, and what only isoflop's own tables have.
@@ -131,6 +135,7 @@ def _own_rows(path: Path, more: Sequence[str]) -> list[dict[str, Any]] | None:
         return None
     if "loss" not in table.column_names:
         raise UserError(_WHAT, str(path), f"a table of runs, not {path.stem}", f"name {_TABLE}")
+    _check_further(path, table.schema, more)
     # Of imported tables, which alone have it.
     further = {"n_experts"} & set(table.column_names)
     rows = read_table(path, RUNS, more=METRIC, also=(*more, *further.difference(more)))
@@ -138,6 +143,23 @@ def _own_rows(path: Path, more: Sequence[str]) -> list[dict[str, Any]] | None:
         raise UserError(_WHAT, str(path), "a table with at least one row", "add runs to it")
     check_archs([row["arch"] for row in rows], lambda row: f"data row {row + 1} of {path}")
     return [_own_row(row, more) for row in rows]
+
+
+def _check_further(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:
+    from pyarrow import types
+
+    counts = [
+        field.name
+        for field in schema
+        if types.is_integer(field.type) or types.is_floating(field.type)
+    ]
+    for name in names:
+        if name not in counts:
+            near = get_close_matches(name, counts, n=3)
+            allowed = f"a column of numbers of {path}" + f" (nearest: {', '.join(near)})" * bool(
+                near
+            )
+            raise UserError("column", name, allowed, "correct the name, or add it to the table")
 
 
 def _own_row(row: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from analysis.made_report import draw_nothing
 from analysis.made_runs import curve, parabola, spaced
 from isoflop.analysis.fit import fit_optima, fit_rows
 from isoflop.analysis.hypotheses import judge
+from isoflop.analysis.load import load_rows
 from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.points import select_points
 from isoflop.analysis.result import FitOptions, Fits, write_fitted
@@ -156,6 +157,14 @@ def test_the_command_line_takes_any_column(tmp_path: Path, monkeypatch: pytest.M
         assert refused.exit_code == 2
         assert refused.output.startswith(f"isoflop: {said}")
         assert refused.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["n_nonembd", "warnings", "family"])
+def test_a_table_of_isoflop_has_counts_by_their_columns_alone(name: str) -> None:
+    place = Path(__file__).parents[2] / "results" / "quickstart" / "runs.parquet"
+    assert all(one["n_nonembed"] > 0 for one in load_rows(place, more=("n_nonembed",)))
+    with pytest.raises(UserError, match=f"column = '{name}': must be a column of numbers"):
+        load_rows(place, more=(name,))
 
 
 def test_a_rule_on_non_embedding_parameters_is_decided_without_asking_for_them() -> None:
