@@ -184,12 +184,21 @@ def _cells(group: Group) -> _Cells:
     num = int(group.cell.max(initial=-1)) + 1
     order = np.argsort(group.cell, kind="stable")
     starts = np.searchsorted(group.cell[order], np.arange(num))
-    parts = np.split(np.log(group.loss[order]), starts[1:]) if num else []
     x = group.log_x[order][starts]
-    loss = np.exp([np.median(part) for part in parts])
+    loss = np.exp(_medians(np.log(group.loss[order]), starts))
     by_size = np.argsort(x, kind="stable")
     x, loss = x[by_size], np.asarray(loss)[by_size]
     return _Cells(x=x - x.mean() if num else x, loss=loss, level=_level(loss), number=by_size)
+
+
+def _medians(values: Floats, starts: npt.NDArray[np.intp]) -> Floats:
+    """Return the median of each part of some values, those of one length at once."""
+    lengths = np.diff(starts, append=len(values))
+    found = np.empty(len(starts))
+    for length in np.unique(lengths):
+        places = lengths == length
+        found[places] = np.median(values[starts[places, None] + np.arange(length)], axis=1)
+    return found
 
 
 def _level(loss: Floats) -> Floats:

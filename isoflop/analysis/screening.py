@@ -13,6 +13,7 @@ take as they stand. In this order, each rule on what the ones before it left:
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -187,8 +188,12 @@ def _chains(group: Sequence[int], values: Sequence[float]) -> list[list[int]]:
     """Split ascending values where the next is more than 1 % larger."""
     if not group:
         return []
+    # Most cells of a large table hold one run, or runs of one size.
+    if values[0] == values[-1]:
+        return [list(group)]
     breaks = np.flatnonzero(np.diff(np.log(values)) > _SAME) + 1
-    return [[int(i) for i in part] for part in np.split(np.array(group), breaks)]
+    ends = [0, *breaks.tolist(), len(group)]
+    return [list(group[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def _cells(points: Sequence[Point], group: Sequence[int]) -> list[list[int]]:
