@@ -50,6 +50,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/cli_startup.py
 	$(BIN)/python tests/benchmarks/files_entered.py
 	$(BIN)/python tests/benchmarks/plan_size.py
+	$(BIN)/python tests/benchmarks/import_rows.py
 	$(BIN)/python -m isoflop_kernels.bench
 	$(BIN)/python tests/benchmarks/estimates_cpu.py
 	$(BIN)/python tests/benchmarks/memory_cpu.py
