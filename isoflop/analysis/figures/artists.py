@@ -49,8 +49,15 @@ class LegendAboveNote(Legend):
             return 0.0
         return float(self._note.get_window_extent(renderer).height)
 
+    def set_bbox_to_anchor(self, bbox: Any, transform: Any = None) -> None:
+        """Put the legend elsewhere; None: back above the note."""
+        self._is_moved = bbox is not None
+        super().set_bbox_to_anchor(bbox, transform)
+
     def get_bbox_to_anchor(self) -> BboxBase:
-        """Return the figure without its note."""
+        """Return the figure without its note, or where a caller has put the legend since."""
+        if self._is_moved:
+            return super().get_bbox_to_anchor()
         box = self.parent.bbox
         return Bbox.from_extents(box.x0, box.y0 + self._room(), box.x1, box.y1)
 

@@ -74,7 +74,8 @@ def draw_marks(
     }
     marks = Marks(points, tips=tips, **look)
     axes.add_line(marks)
-    axes.autoscale_view()
+    lazily: Any = None
+    axes.autoscale(lazily)
     return marks
 
 

@@ -12,6 +12,7 @@ from isoflop import plot_style
 from isoflop.analysis.figures import frame
 from isoflop.analysis.figures.canvas import count_ticks, finish, handles_of, open_canvas, say
 from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_label, show
+from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point, profile_of
 from isoflop.analysis.resources import RESOURCES, Resource, resource_at
 from isoflop.analysis.result import Fits, excluded_note
@@ -120,8 +121,7 @@ def _draw_resource(
             for x, point in look.members
         ]
         frame.draw_marks(axes, points, look.mark, tips, label=look.label, scale=0.5, alpha=0.45)
-    for arch in seen.archs:
-        _draw_optima(axes, fits, seen, arch, resource)
+    _draw_optima(axes, fits, seen, resource)
 
 
 def _draw_steps(axes: Axes, seen: Shown, arch: str, placed: Sequence[tuple[float, float]]) -> None:
@@ -141,35 +141,42 @@ def _draw_steps(axes: Axes, seen: Shown, arch: str, placed: Sequence[tuple[float
     )
 
 
-def _draw_optima(axes: Axes, fits: Fits, seen: Shown, arch: str, resource: Resource) -> None:
+def _draw_optima(axes: Axes, fits: Fits, seen: Shown, resource: Resource) -> None:
     from matplotlib import rcParams
 
-    optima = [o for o in fits.optima_of(arch) if o.is_point and o.budget_flops in seen.budgets]
-    for optimum in optima:
-        assert optimum.x_opt is not None
-        assert optimum.loss_opt is not None
-        points = fits.groups[arch, optimum.budget_flops]
-        x = np.array([optimum.x_opt])
-        found = (
-            x
-            if resource.name == optimum.axis
-            else resource_at(profile_of(points, optimum.axis), resource.name, x)
-        )
-        if found is None or not np.isfinite(found[0]):
-            continue
-        value = float(found[0])
-        text = frame.optimum_text(optimum, fits.unit)
-        text += f"\n{resource.axis_label}: {format_count(value)}"
+    placed = [
+        ((arch, optimum.budget_flops), (value, optimum))
+        for arch in seen.archs
+        for optimum in fits.optima_of(arch)
+        if optimum.is_point and optimum.budget_flops in seen.budgets
+        if (value := _amount(fits, optimum, resource)) is not None
+    ]
+    for look in seen.grouped(placed):
         frame.draw_marks(
             axes,
-            [(value, optimum.loss_opt)],
-            seen.mark(arch, optimum.budget_flops),
-            [text],
+            [(value, optimum.loss_opt) for value, optimum in look.members],
+            look.mark,
+            [
+                f"{frame.optimum_text(optimum, fits.unit)}\n"
+                f"{resource.axis_label}: {format_count(value)}"
+                for value, optimum in look.members
+            ],
             scale=1.1,
             zorder=4,
             markeredgecolor=rcParams["text.color"],
             markeredgewidth=0.5,
         )
+
+
+def _amount(fits: Fits, optimum: Optimum, resource: Resource) -> float | None:
+    """Return how much of a resource a run at an optimum takes; None where that is not known."""
+    assert optimum.x_opt is not None
+    if resource.name == optimum.axis:
+        return optimum.x_opt
+    points = fits.groups[optimum.arch, optimum.budget_flops]
+    at = np.array([optimum.x_opt])
+    found = resource_at(profile_of(points, optimum.axis), resource.name, at)
+    return None if found is None or not np.isfinite(found[0]) else float(found[0])
 
 
 def sparsity(
