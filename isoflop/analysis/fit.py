@@ -122,7 +122,8 @@ def fit_rows(
     """
     labelled, selection = select_runs(rows, options, unit=unit)
     # Before any fit, which takes seconds.
-    pick_reference([arch for arch, _ in selection.groups], options.reference)
+    archs = [arch for arch, _ in selection.groups] or [point.arch for point in selection.loose]
+    pick_reference(archs, options.reference)
     fits = replace(fit_optima(selection, options), clusters=labelled.clusters)
     return complete_fit(labelled.rows, fits)
 
@@ -136,10 +137,17 @@ def complete_fit(rows: Sequence[Mapping[str, Any]], fits: Fits) -> Fits:
     """
     from isoflop.analysis.compare.differences import exponent_differences
     from isoflop.analysis.compare.multipliers import compare_archs
+    from isoflop.analysis.envelope import compare_envelopes, fit_envelopes
     from isoflop.analysis.validity import validity
 
     fits = _with_parametric(fits)
-    fits = replace(fits, compare=compare_archs(fits), exponents=exponent_differences(fits))
+    fits = replace(fits, parametric=(*fits.parametric, *fit_envelopes(fits)))
+    fits = replace(
+        fits,
+        compare=compare_archs(fits),
+        exponents=exponent_differences(fits),
+        envelopes=compare_envelopes(fits),
+    )
     return replace(fits, validity=validity(rows, fits))
 
 
@@ -208,7 +216,7 @@ def fitted_tables(fits: Fits) -> dict[Schema, Sequence[DataclassInstance]]:
     return {
         OPTIMA: fits.optima,
         FITS: _with_heldout(laws, fits),
-        COMPARE: fits.compare,
+        COMPARE: (*fits.compare, *fits.envelopes),
         EXPONENTS: fits.exponents,
         VALIDITY: () if fits.validity is None else fits.validity.findings,
         EXCLUDED: fits.excluded,

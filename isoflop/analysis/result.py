@@ -129,6 +129,8 @@ class Fits:
     """By (axis, method); empty where n_boot is 0."""
     parametric: tuple[ParametricFit, ...] = ()
     compare: tuple[Comparison, ...] = ()
+    envelopes: tuple[Comparison, ...] = ()
+    """Comparisons of frontiers through all runs, where there are no isoFLOP profiles."""
     clusters: tuple[Cluster, ...] = ()
     """Of the FLOPs spent, where they give the budgets."""
     exponents: tuple[ExponentDifference, ...] = ()
@@ -174,7 +176,7 @@ class Fits:
         Raises:
             UserError: the one asked for is not in the table.
         """
-        return pick_reference(self.archs, self.options.reference)
+        return pick_reference(self.archs, self.options.reference) if self.archs else None
 
     @property
     def budgets(self) -> list[float]:
@@ -279,9 +281,8 @@ def left_out_note(selection: Selection) -> str:
     num_loose = len(selection.loose)
     loose = ""
     if num_loose:
-        loose = (
-            f" {num_loose} run{'s' if num_loose > 1 else ''} without a budget: in the surface only."
-        )
+        runs = f"{num_loose} run{'s' if num_loose > 1 else ''}"
+        loose = f" {runs} without a budget: in laws over all runs only."
     if not counts:
         return f"No runs excluded.{loose}"
     total = sum(counts.values())

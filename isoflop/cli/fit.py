@@ -21,8 +21,8 @@ from isoflop.cli.laws import (
     against_lines,
     clusters_table,
     fit_supplied,
-    surface_notes,
-    surface_rows,
+    notes_without_budgets,
+    rows_without_budgets,
 )
 from isoflop.cli.optima import LOSS_INTERVAL, Row, law_row, optima_rows
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
@@ -170,10 +170,13 @@ def _print_one_size(fits: Fits, out: Console) -> list[str]:
 
 
 def _print_surfaces(fits: Fits, out: Console) -> list[str]:
-    surfaces, left_out = _by_arch(fits, surface_rows(fits), out.width)
-    if surfaces.row_count:
-        out.print(surfaces)
-    return [*_left_out_note(left_out), *surface_notes(fits)]
+    absent: list[str] = []
+    for rows in rows_without_budgets(fits):
+        table, left_out = _by_arch(fits, rows, out.width)
+        absent += left_out
+        if table.row_count:
+            out.print(table)
+    return [*_left_out_note(absent), *notes_without_budgets(fits)]
 
 
 def _left_out_note(columns: Sequence[str]) -> list[str]:

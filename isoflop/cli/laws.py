@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.cli.tables import console, new_table
 from isoflop.errors import UserError, shown
-from isoflop.numbers import format_flops
+from isoflop.numbers import format_flops, format_multiplier
+from isoflop.units import loss_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,13 +42,23 @@ def clusters_table(fits: Fits) -> Table:
     return table
 
 
-def surface_rows(fits: Fits) -> list[dict[str, str]]:
+def rows_without_budgets(fits: Fits) -> tuple[list[dict[str, str]], ...]:
+    """Return the rows of the tables of laws over all runs: surfaces, frontiers, multipliers."""
+    return _surface_rows(fits), _envelope_rows(fits), _envelope_multiplier_rows(fits)
+
+
+def notes_without_budgets(fits: Fits) -> list[str]:
+    """Return what the tables of laws over all runs mean, and why an arch has none."""
+    return [*_surface_notes(fits), *_envelope_notes(fits)]
+
+
+def _surface_rows(fits: Fits) -> list[dict[str, str]]:
     """Return a row per parameter of the surface over all runs of each arch."""
     rows = [row for surface in _surfaces(fits) if surface.has_values for row in surface.rows()]
     return [_surface_row(row) for row in rows]
 
 
-def surface_notes(fits: Fits) -> list[str]:
+def _surface_notes(fits: Fits) -> list[str]:
     """Return what the table of surfaces means, and why an arch has none or a doubtful one."""
     notes = [
         "Surface: L = E + A/N^alpha + B/D^beta over all runs, Huber's criterion on ln L; a and b "
@@ -64,6 +75,77 @@ def surface_notes(fits: Fits) -> list[str]:
     kinds = ", ".join(sorted({str(surface.bootstrap_kind) for surface in drawn}))
     level = f"{fits.options.confidence:.0%}, {kinds} bootstrap, {fits.options.n_boot:,} draws"
     return [*notes, f"Intervals: {level}."]
+
+
+def _envelope_rows(fits: Fits) -> list[dict[str, str]]:
+    """Return a row per family with a frontier through the runs that no cheaper run beats."""
+    return [
+        {
+            "arch": law.arch,
+            "L_inf": _value(law, "L_inf"),
+            "its interval": _ends(law, "L_inf"),
+            "A": _value(law, "A"),
+            "alpha": _value(law, "alpha"),
+            "alpha interval": _ends(law, "alpha"),
+            "runs": str(law.n_points),
+            "FLOPs": f"{format_flops(law.budget_lo, 3)} to {format_flops(law.budget_hi, 3)}",
+            "status": law.status.replace("_", " "),
+        }
+        for law in _envelopes(fits)
+        if law.has_values and law.budget_lo is not None and law.budget_hi is not None
+    ]
+
+
+def _envelope_multiplier_rows(fits: Fits) -> list[dict[str, str]]:
+    """Return a row per family and compute: its frontier against the reference's."""
+    return [
+        {
+            "arch": row.arch,
+            "FLOPs": format_flops(row.budget_flops),
+            "multiplier": _MISSING if row.multiplier is None else format_multiplier(row.multiplier),
+            "interval": _MISSING
+            if row.ci_lo is None or row.ci_hi is None
+            else f"{format_multiplier(row.ci_lo)} to {format_multiplier(row.ci_hi)}",
+            "status": "extrapolated" if row.extrapolated else row.status.replace("_", " "),
+        }
+        for row in fits.envelopes
+    ]
+
+
+def _envelope_notes(fits: Fits) -> list[str]:
+    """Return what frontiers through all runs are, and why an arch has none."""
+    laws = _envelopes(fits)
+    if not laws:
+        return []
+    notes = [
+        "Frontier: L = L_inf + A · C^-alpha through the runs that no cheaper run beats (approach "
+        "1), intervals by drawing whole runs. It rests on which sizes were run, and lowest losses "
+        "are lucky ones: no order is claimed by it."
+    ]
+    if fits.envelopes:
+        reference = fits.envelopes[0].reference
+        notes.append(
+            f"Multiplier: compute that the frontier of {reference} needs for the "
+            f"{loss_name(fits.unit)} of the arch's, over the arch's."
+        )
+    return notes + [
+        f"{law.arch}: frontier {law.status.replace('_', ' ')} ({law.reason})."
+        for law in laws
+        if law.reason
+    ]
+
+
+def _envelopes(fits: Fits) -> list[ParametricFit]:
+    return [fit for fit in fits.parametric if fit.form == "envelope"]
+
+
+def _value(law: ParametricFit, parameter: str) -> str:
+    return f"{law.values[parameter]:.4g}"
+
+
+def _ends(law: ParametricFit, parameter: str) -> str:
+    ends = law.interval(parameter)
+    return _MISSING if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
 
 
 def _surfaces(fits: Fits) -> list[ParametricFit]:

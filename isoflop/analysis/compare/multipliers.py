@@ -46,7 +46,6 @@ from isoflop.analysis.compare.frontier import (
     log_resource,
 )
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.optima_methods import Method
 from isoflop.analysis.points import AXES, Axis
 from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import Fits
@@ -110,9 +109,11 @@ class Comparison:
     strict: Interval = field(metadata=NOT_A_COLUMN)
     """The simultaneous interval with every failed draw counted against a claim."""
     axis: Axis
-    method: Method
-    frontier: str = "floored"
-    """ln (loss − floor) linear in ln resource between neighbouring optima, the floor drawn."""
+    method: str
+    """Of the optima; envelope where there are none (isoflop.analysis.envelope)."""
+    frontier: Literal["floored", "envelope"] = "floored"
+    """Floored: ln (loss − floor) linear in ln resource between neighbouring optima, the floor
+    drawn; envelope: L_inf + A · C^−α through the runs that no cheaper run beats."""
     confidence: float
     bootstrap_kind: str | None
     n_boot: int | None

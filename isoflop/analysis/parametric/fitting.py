@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.analysis.bootstrap import Resampling, draw_losses, kind_for_law
-from isoflop.analysis.laws import LawRow
+from isoflop.analysis.laws import Budget, LawRow
 from isoflop.analysis.parametric.solve import (
     WITH_VALUES,
     Status,
@@ -29,6 +29,8 @@ from isoflop.analysis.parametric.terms import (
     predict,
 )
 from isoflop.arrays import Floats, percentiles
+
+_C_OF_LAWS: Mapping[str, Budget] = {"frontier": "nominal", "envelope": "achieved"}
 
 
 def settings_of(method: Criterion, constraints: Constraints = FREE) -> str:
@@ -62,11 +64,11 @@ class ParametricFit:
 
     arch: str
     form: str
-    """chinchilla | frontier | joint | routed."""
+    """chinchilla | frontier | envelope | joint | routed."""
     method: str
-    """huber | vpnls; least_squares of routed; for a frontier the method of its optima."""
+    """huber | vpnls; least_squares of routed and envelope; of a frontier that of its optima."""
     axis: str | None = None
-    """loss for a frontier; None for the others."""
+    """loss for a frontier and an envelope; None for the others."""
     parameters: tuple[str, ...]
     """Names of the rows, derived ones included."""
     status: Status
@@ -125,7 +127,7 @@ class ParametricFit:
             form=self.form,
             axis=self.axis,
             method=self.method,
-            budget="nominal" if self.axis == "loss" else None,
+            budget=None if self.axis is None else _C_OF_LAWS[self.form],
             parameter=parameter,
             value=value if value is not None and math.isfinite(value) else None,
             ci_lo=lo,

@@ -113,6 +113,9 @@ def make_document(fits: Fits, source: Source) -> Document:
     reference = reference_of(fits, source)
     if reference is not None and is_one_size(fits.selection):
         answers = _sections_of_one_size(fits, reference, stated)
+    elif fits.selection.loose and not fits.groups:
+        where = "No run has a budget: see the laws over all runs."
+        answers = (findings_section([where], fits), stated, surface_section(fits))
     else:
         answers = _sections_of_optima(fits, stated)
     registered = source.registered
@@ -124,9 +127,10 @@ def make_document(fits: Fits, source: Source) -> Document:
         source_section(source, fits),
     )
     num_points = sum(len(group) for group in fits.groups.values())
+    archs = {*fits.archs, *(point.arch for point in fits.selection.loose)}
     return Document(
         title=f"IsoFLOP report: {source.name}",
-        subtitle=f"Families: {len(fits.archs)}. Budgets: {len(fits.budgets)}. "
+        subtitle=f"Families: {len(archs)}. Budgets: {len(fits.budgets)}. "
         f"Runs in the fits: {num_points}. {excluded_note(fits)}",
         sections=tuple(marked(section, fits.declared_archs) for section in sections),
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from isoflop.analysis.axes import axis_heading
+from isoflop.analysis.envelope import ENVELOPE, envelopes, spent
 from isoflop.analysis.laws import LawRow
 from isoflop.analysis.misallocation import misallocation
 from isoflop.analysis.optima import Optimum
@@ -24,6 +25,7 @@ from isoflop.analysis.report.document import (
     Section,
     bounded,
     count_column,
+    flops_column,
     interval,
     label_column,
     loss_column,
@@ -33,7 +35,7 @@ from isoflop.analysis.report.document import (
     text_column,
 )
 from isoflop.analysis.result import Fits
-from isoflop.numbers import format_count
+from isoflop.numbers import format_count, format_multiplier
 from isoflop.units import (
     UNITS,
     format_loss,
@@ -46,6 +48,7 @@ from isoflop.units import (
 _FORMS = {
     "chinchilla": "L = E + A/N^alpha + B/D^beta, a and b the exponents of N* and D*",
     "frontier": "L = L_inf + A · C^-alpha through the optima",
+    "envelope": "L = L_inf + A · C^-alpha through the runs that no cheaper run beats",
     "joint": "with A · N_active^-alpha · (N / N_active)^-gamma for A/N^alpha",
     "routed": "log10 L = a log10 N + b log10 Ê + c log10 N · log10 Ê + d, Ê from E_start at one "
     "expert to E_max at most",
@@ -164,15 +167,71 @@ def laws_section(fits: Fits) -> Section:
 
 
 def surface_section(fits: Fits) -> Section:
-    """Return the surfaces over all runs, for a table without isoFLOP profiles."""
-    surfaces = [fit for fit in fits.parametric if fit.form == "chinchilla"]
-    blocks = [
-        "No two sizes of a family share a budget, so there are no isoFLOP profiles and no optima. "
-        "A surface is fitted to all runs of a family and needs neither.",
-        *_parametric_blocks(surfaces),
+    """Return the laws over all runs, for a table without isoFLOP profiles."""
+    laws = [fit for fit in fits.parametric if fit.form in ("chinchilla", ENVELOPE)]
+    why = "No run has a budget" if not fits.budgets else "No two sizes of a family share a budget"
+    blocks: list[Block] = [
+        f"{why}, so there are no isoFLOP profiles and no optima. A surface is fitted to all runs "
+        "of a family and needs neither; nor does a frontier through the runs that no cheaper run "
+        "beats.",
+        *_parametric_blocks(laws),
+        *_envelope_blocks(fits),
         Picture(stem="resources", caption="Runs against each resource."),
     ]
-    return Section(key="surface", title="Surface", blocks=tuple(blocks))
+    return Section(key="surface", title="Laws over all runs", blocks=tuple(blocks))
+
+
+def _envelope_blocks(fits: Fits) -> list[Block]:
+    """Return the runs of every family's envelope, and its frontier against the reference's."""
+    unit = fits.unit
+    flops = flops_column("flops", "FLOPs spent")
+    rows = [
+        {
+            "arch": arch,
+            "flops": spent(point),
+            "n_params": point.n_params,
+            "n_tokens": point.n_tokens,
+            "loss": point.loss,
+        }
+        for arch, points in envelopes(fits.selection).items()
+        for point in points
+    ]
+    of_runs = [
+        ARCH,
+        flops,
+        count_column("n_params", "Parameters"),
+        count_column("n_tokens", "Tokens"),
+        loss_column("loss", loss_heading(unit), unit),
+    ]
+    blocks: list[Block] = [
+        f"A frontier (approach 1) rests on which sizes were run, and the lowest {loss_name(unit)} "
+        "of several is a lucky one; its intervals, by drawing whole runs, hold the first alone. No "
+        "order of families is claimed by it.",
+        table("Runs that no cheaper run beats", of_runs, rows),
+    ]
+    compared = [
+        {
+            "arch": row.arch,
+            "reference": row.reference,
+            "flops": row.budget_flops,
+            "multiplier": row.multiplier,
+            "interval": interval(row.ci_lo, row.ci_hi, format_multiplier),
+            "extrapolated": row.extrapolated,
+            "status": row.status,
+        }
+        for row in fits.envelopes
+    ]
+    columns = [
+        ARCH,
+        label_column("reference", "Reference"),
+        flops_column("flops", "FLOPs"),
+        number_column("multiplier", "Multiplier", 3),
+        number_column("interval", "Interval"),
+        label_column("extrapolated", "Extrapolated"),
+        text_column("status", "Status"),
+    ]
+    caption = "Compute that the reference's frontier needs for the family's loss, over its own"
+    return [*blocks, *[table(caption, columns, compared)] * bool(compared)] if rows else []
 
 
 def _misallocation_blocks(fits: Fits) -> list[Block]:

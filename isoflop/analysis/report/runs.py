@@ -64,7 +64,7 @@ def runs_section(fits: Fits) -> Section:
     )
     if fits.selection.loose:
         loose = [{**_run_row(p, fits.unit), "budget_flops": None} for p in fits.selection.loose]
-        blocks.append(table("Runs without a budget, in the surface only", columns, loose))
+        blocks.append(table("Runs without a budget, in laws over all runs only", columns, loose))
     return Section(key="runs", title="Runs", blocks=tuple(blocks))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from isoflop.analysis.axes import axis_mark
@@ -28,6 +29,10 @@ from isoflop.analysis.validity.design import (
 )
 from isoflop.analysis.validity.finding import Check, Finding, Validity
 from isoflop.numbers import format_flops
+from isoflop.units import NATS
+
+# Nats per token; an untrained model has ln of its vocabulary, 12.5 at 250,000 words.
+_HIGHEST_LOSS = 15.0
 
 # Of more budgets or families than this a sentence gives the number.
 _MOST_NAMED = 3
@@ -49,6 +54,7 @@ def attention(fits: Fits) -> tuple[str, ...]:
     """Return a sentence per check of the fit that needs attention; none where all is well."""
     checks = fits.validity or Validity(findings=())
     of_checks: tuple[Callable[[Fits, Validity], Iterable[str]], ...] = (
+        _perplexities,
         _budgets,
         _achieved,
         _duplicates,
@@ -102,10 +108,24 @@ def budgets_beyond(rows: Iterable[Comparison]) -> frozenset[float]:
     return frozenset(b for b in budgets if not low / slack <= b <= high * slack)
 
 
+def _perplexities(fits: Fits, checks: Validity) -> Iterable[str]:
+    groups = (*fits.groups.values(), fits.selection.loose)
+    losses = [point.loss for points in groups for point in points]
+    middle = statistics.median(losses) if losses else 0.0
+    if fits.unit == NATS and middle > _HIGHEST_LOSS:
+        yield (
+            f"The median loss is {middle:.4g}, too much for nats per token: if these are "
+            "perplexities, `isoflop import --loss-unit perplexity` takes their logarithm; else say "
+            "what they are by --loss-unit."
+        )
+
+
 def _budgets(fits: Fits, checks: Validity) -> Iterable[str]:
     found = checks.of("near_budget")
     near = _near(found, near_sets(fits)) if found else ""
     if has_no_shared_budget(fits.selection):
+        # A few that are near by chance are no budgets.
+        near = near if 2 * sum(f.value or 0 for f in found) >= len(fits.budgets) else ""
         yield (
             f"No two sizes of a family share a budget{f' ({near})' if near else ''}, so there are "
             "no isoFLOP profiles and no optima; the surface and the frontier over all runs need "
