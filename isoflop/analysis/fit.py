@@ -11,7 +11,7 @@ from isoflop.analysis.axes import require_axis
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws, weighed
-from isoflop.analysis.load import load_rows, table_of, table_unit
+from isoflop.analysis.load import load_rows, table_of, table_unit, typed_rows
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
 from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, select_points
@@ -111,16 +111,18 @@ def select_runs(
 
 
 def fit_rows(
-    rows: Iterable[Mapping[str, Any]], options: FitOptions = _DEFAULTS, *, unit: str = NATS
+    rows: Iterable[Mapping[str, Any]] | Any, options: FitOptions = _DEFAULTS, *, unit: str = NATS
 ) -> Fits:
     """Fit the rows of runs.parquet, or of a table like it, in whatever order.
 
     Optima and power laws, the parametric laws, comparisons between archs and checks of validity.
+    A data frame, and rows with cells of other types than `load_rows` gives, are read as a file is.
 
     Raises:
-        UserError: the reference of the options is not in the table.
+        UserError: the reference of the options is not in the table, or it cannot be read.
     """
-    labelled, selection = select_runs(rows, options, unit=unit)
+    more = () if options.axis in AXES else (options.axis,)
+    labelled, selection = select_runs(typed_rows(rows, more=more), options, unit=unit)
     # Before any fit, which takes seconds.
     archs = [arch for arch, _ in selection.groups] or [point.arch for point in selection.loose]
     pick_reference(archs, options.reference)

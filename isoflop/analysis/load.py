@@ -48,6 +48,7 @@ OPTIONAL = (
     "excluded_reason",
 )
 
+_COUNTS = tuple(name for name in OPTIONAL if name not in TEXTS)
 _WHAT = "runs table"
 _TABLE = "runs.parquet"
 
@@ -126,6 +127,39 @@ def load_rows(
         return own
     frame = read_files(str(path)).frame
     return rows_of(frame, str(path), required, more, optional=OPTIONAL)
+
+
+def typed_rows(
+    rows: Any, required: Sequence[str] = REQUIRED, *, more: Sequence[str] = ()
+) -> Sequence[Mapping[str, Any]]:
+    """Return rows as :func:`load_rows` does; of those that it returned before, as they are.
+
+    Args:
+        rows: a data frame of any kind, or mappings.
+        required: columns that a frame must have; those of mappings may be absent.
+        more: further columns of numbers that are used.
+
+    Raises:
+        UserError: as :func:`load_rows`.
+    """
+    if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__dataframe__"):
+        return load_rows(rows, required, more=more)
+    found = list(rows)
+    if not found or all(_is_typed(row, more) for row in found):
+        return found
+    frame = as_frame(found)
+    there = [name for name in (*required, *more) if name in frame.columns]
+    return rows_of(frame, "the rows", there, optional=(*OPTIONAL, *more))
+
+
+def _is_typed(row: Mapping[str, Any], more: Sequence[str]) -> bool:
+    """Return whether the cells that a fit uses have the types that `load_rows` gives them."""
+    numbers = (row.get(name) for name in (*REQUIRED[1:], *_COUNTS, *more))
+    texts = (row.get(name) for name in ("arch", "status", "excluded_reason"))
+    return all(
+        cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool))
+        for cell in numbers
+    ) and all(cell is None or isinstance(cell, str) for cell in texts)
 
 
 def _own_rows(path: Path, more: Sequence[str]) -> list[dict[str, Any]] | None:

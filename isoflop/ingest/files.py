@@ -189,7 +189,7 @@ def _decompressed(path: Path, data: bytes) -> tuple[bytes, str]:
     if kind is not None:
         try:
             with pa.input_stream(pa.BufferReader(data), compression=kind) as stream:
-                data = stream.read(MAX_BYTES + 1)
+                data = _read_bounded(stream)
         except (pa.ArrowException, OSError, EOFError) as error:
             reason = str(error).splitlines()[0]
             allowed = f"a whole {kind} file ({reason})"
@@ -198,6 +198,15 @@ def _decompressed(path: Path, data: bytes) -> tuple[bytes, str]:
         allowed = f"at most {MAX_BYTES / 2**30:g} GiB, decompressed"
         raise UserError(_WHAT, str(path), allowed, "leave out columns or rows, or split it")
     return data, Path(_without_compression(path)).suffix.lower()
+
+
+def _read_bounded(stream: pa.NativeFile) -> bytes:
+    """Return what a stream holds, and little more than is allowed of one that is too long."""
+    found = bytearray()
+    # By pieces: asked for all at once, memory for the most that is allowed would be taken.
+    while len(found) <= MAX_BYTES and (piece := stream.read(_BLOCK_BYTES)):
+        found += piece
+    return bytes(found)
 
 
 def _without_compression(path: Path) -> str:

@@ -23,7 +23,7 @@ from isoflop.ingest.files import SOURCE_FILE, frame_of_arrow
 from isoflop.ingest.records import flat, frame_of_records
 from isoflop.numbers import read_number
 from isoflop.tables import METRIC, RUNS
-from isoflop.texts import has_control
+from isoflop.texts import has_control, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,7 +294,10 @@ def _check_columns(
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise UserError(
-            f"column {twice[0]} of {what}", shown("twice"), "there once", "rename or drop one"
+            f"column {printable(twice[0], '')} of {what}",
+            shown("twice"),
+            "there once",
+            "rename or drop one",
         )
     missing = [name for name in needed if name not in names]
     if missing:
@@ -319,7 +322,7 @@ def _nearest_note(missing: Iterable[str], names: Sequence[str]) -> str:
         near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.6)
         # As loss is in val/loss.
         near = near or [key for key in plain if len(wanted) > 3 and wanted in key][:1]
-        found += [f"{plain[key]} for {name}" for key in near]
+        found += [f"{printable(plain[key], '')} for {name}" for key in near]
     return f" (nearest: {', '.join(found)})" if found else ""
 
 
@@ -371,7 +374,7 @@ def _place(frame: pd.DataFrame, what: str, row: int) -> str:
     if SOURCE_FILE in frame.columns and frame[SOURCE_FILE].nunique() > 1:
         file = frame[SOURCE_FILE].iloc[row]
         start = int(np.argmax((frame[SOURCE_FILE] == file).to_numpy()))
-        return f"data row {row - start + 1} of {file}"
+        return f"data row {row - start + 1} of {printable(str(file), '')}"
     return f"data row {row + 1} of {what}"
 
 

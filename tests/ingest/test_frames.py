@@ -13,7 +13,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from isoflop.analysis import load_rows, select_points
+from analysis.made_runs import study
+from isoflop.analysis import FitOptions, fit_rows, load_rows, select_points
+from isoflop.analysis.load import typed_rows
 from isoflop.errors import UserError
 from isoflop.ingest.frames import as_frame, read_numbers, read_status
 
@@ -301,3 +303,32 @@ def test_a_column_without_categories_or_rows_is_read() -> None:
     assert empty.missing.all()
     assert not empty.unread.any()
     assert len(read_numbers(pd.Series([], dtype=object)).values) == 0
+
+
+def test_a_fit_takes_frames_and_records_of_any_types() -> None:
+    rows = [{**row, "flops": row["budget_flops"]} for row in study(["swiglu"], [1e17])]
+    odd: list[dict[str, Any]] = [{**row, "excluded_reason": np.False_} for row in rows]
+    odd[0]["n_params"] = f"{odd[0]['n_params']:,.9f}"
+    odd.append({**odd[0], "arch": math.nan, "n_params": "125M"})
+    expected = select_points(rows)
+    for table in (odd, pd.DataFrame(odd), pd.DataFrame(odd).set_index("arch"), iter(odd)):
+        selection = select_points(typed_rows(table))
+        assert selection.groups == expected.groups
+        (entry,) = selection.excluded
+        assert (entry.arch, entry.n_params, entry.reason) == (None, 125e6, "no_arch")
+    fits = fit_rows(pd.DataFrame(odd), FitOptions(n_boot=0))
+    assert fits.groups == expected.groups
+    without = [{name: cell for name, cell in row.items() if name != "flops"} for row in odd]
+    assert len(select_points(typed_rows(without)).groups) == 1
+
+
+def test_rows_that_are_typed_stay_as_they_are() -> None:
+    rows = load_rows(frame(status=["finished", "crashed"]))
+    assert all(same is row for same, row in zip(typed_rows(rows), rows, strict=True))
+    assert typed_rows([]) == []
+
+
+def test_no_name_of_a_column_reaches_a_terminal_as_it_stands() -> None:
+    table = pd.DataFrame([[1.0, 2.0]], columns=["eval/loss\x1b[2J", "metric_\x1b[2J"])
+    assert "\x1b" not in refusal(table)
+    assert "\x1b" not in refusal(pd.concat([frame(), table, table], axis=1))
