@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def read_wandb(source: str, *, refresh: bool = False, note: Note = silent) -> Ra
     project, runs that did not change since.
 
     Args:
-        source: a folder, at any depth of which runs lie; a file that was exported; or
-            ``ENTITY/PROJECT`` on the server, which ``WANDB_BASE_URL`` and ``WANDB_API_KEY`` or
-            `wandb login` name.
+        source: a folder, at any depth of which runs lie; a file or a pattern of files that were
+            exported; or ``ENTITY/PROJECT`` on the server, which ``WANDB_BASE_URL`` and
+            ``WANDB_API_KEY`` or `wandb login` name.
         refresh: read everything again.
         note: is told how many runs were read, and of how many.
 
@@ -43,7 +44,7 @@ def read_wandb(source: str, *, refresh: bool = False, note: Note = silent) -> Ra
         UserError: there is no such thing, no run in it, or no way to the server.
     """
     path = Path(source).expanduser()
-    if path.is_file():
+    if path.is_file() or (has_magic(source) and not path.is_dir()):
         return read_files(source)
     if path.is_dir():
         return _read_folder(path, refresh, note)
@@ -55,15 +56,20 @@ def read_wandb(source: str, *, refresh: bool = False, note: Note = silent) -> Ra
 
 def _read_folder(folder: Path, refresh: bool, note: Note) -> RawTable:
     # A run that goes on has a folder for each time, whose name begins with when it was.
-    found = sorted(_attempts(folder), key=lambda path: (_time_in(path), path))
-    if not found:
+    unread: list[OSError] = []
+    found = sorted(_attempts(folder, unread), key=lambda path: (_time_in(path), path))
+    if not found and not unread:
         raise UserError("wandb", str(folder), _FOLDERS, "name the folder that holds `wandb`")
     cache = RunCache("wandb", str(folder.resolve()))
     attempts: list[tuple[Path, CachedRun]] = []
     new: list[CachedRun] = []
     for path in found:
         key = str(path.relative_to(folder))
-        stamp = stamp_of(_files_of(path))
+        try:
+            stamp = stamp_of(_files_of(path))
+        except OSError as error:
+            unread.append(error)
+            continue
         cached = None if refresh else cache.get(key, stamp)
         if cached is None:
             run, digest = _read_run(path)
@@ -75,15 +81,27 @@ def _read_folder(folder: Path, refresh: bool, note: Note) -> RawTable:
         attempts.append((path, cached))
         note(len(attempts), len(found))
     cache.add(new)
-    return _table_of(attempts)
+    return _table_of([*attempts, *(_unread(error, folder) for error in unread)])
 
 
-def _attempts(folder: Path) -> Iterator[Path]:
+def _unread(error: OSError, folder: Path) -> tuple[Path, CachedRun]:
+    """Return what could not even be looked at, as a run with the reason."""
+    path = Path(os.fsdecode(error.filename or folder))
+    about = {"id": _id_in(path)}
+    run = TrackedRun(about=about, reason=f"{path.name}: {error.strerror or error}")
+    return path, CachedRun(key=str(path), stamp="", sha256="", run=run)
+
+
+def _attempts(folder: Path, unread: list[OSError]) -> Iterator[Path]:
     """Yield logs of runs, and folders of runs without one.
 
     Links are not followed, the one to the latest run among them.
+
+    Args:
+        folder: in which they lie, at any depth.
+        unread: takes the errors of folders that cannot be looked at.
     """
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=unread.append):
         path = Path(place)
         logs = [name for name in files if name.endswith(".wandb")]
         yield from (path / name for name in logs if not (path / name).is_symlink())
@@ -115,8 +133,12 @@ def _read_run(path: Path) -> tuple[TrackedRun, str]:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        run_id = path.stem.partition("run-")[2].rpartition("-")[2] or path.stem
-        return TrackedRun(about={"id": run_id}, reason=f"{path.name}: {error}"), digest
+        return TrackedRun(about={"id": _id_in(path)}, reason=f"{path.name}: {error}"), digest
+
+
+def _id_in(path: Path) -> str:
+    """Return the id in the name of a log or of a run's folder."""
+    return path.stem.partition("run-")[2].rpartition("-")[2] or path.stem
 
 
 def _table_of(attempts: list[tuple[Path, CachedRun]]) -> RawTable:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ import pytest
 from isoflop.ingest import tracked, wandb_files
 from isoflop.ingest import wandb as module
 from isoflop.ingest.files import RawTable
+from isoflop.ingest.mapping import ColumnMap
+from isoflop.ingest.run_cache import stamp_of
+from isoflop.ingest.sources import read_source
+from isoflop.ingest.suggest import suggest
+from isoflop.ingest.table import import_table
 from isoflop.ingest.wandb import read_wandb
 from isoflop.ingest.wandb_files import read_log
 from made_wandb import config, exit_record, history, metric, run_record, summary, write_wandb
@@ -275,10 +282,53 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
     assert rows(read_wandb(str(folder)))[0]["id"] == "abc"
 
 
+def test_what_cannot_be_looked_at_is_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for second, name in enumerate(("a", "b", "c")):
+        write_wandb(log_of(folder, name, second), [run_record(name, {}), summary({"loss": 2.5})])
+    real, closed, gone = os.scandir, log_of(folder, "a").parent, log_of(folder, "b", 1)
+
+    def scandir(path: Any) -> Any:
+        if os.fspath(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    def vanish(files: Any) -> str:
+        if list(files) == [gone]:
+            gone.unlink()
+        return stamp_of(files)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(module, "stamp_of", vanish)
+    found = rows(read_wandb(str(folder)))
+    assert [(row["id"], row.get("loss")) for row in found] == [("c", 2.5), ("a", None), ("b", None)]
+    assert "Permission denied" in found[1]["excluded_reason"]
+    assert "No such file" in found[2]["excluded_reason"]
+
+
+def test_the_runs_of_a_folder_are_suggested_and_imported(folder: Path) -> None:
+    for number, (budget, loss) in enumerate(((1e18, 3.0), (1e18, 2.75), (1e19, 2.5))):
+        settings = {"model": {"arch": "dense", "num_params": 10**8}, "budget": budget}
+        values = {"val/loss": loss, "train/loss": 1.0, "total_tokens": budget / 6e8}
+        write_wandb(
+            log_of(folder, f"r{number}", number),
+            [run_record(f"r{number}", settings), summary(values), exit_record(number % 2)],
+        )
+    raw = read_source(f"wandb:{folder}")
+    asked = ColumnMap(columns={"arch": "model.arch", "budget_flops": "budget"})
+    imported = import_table(raw, suggest(raw, asked).mapping)
+    names = ["run_id", "arch", "budget_flops", "n_params", "n_tokens", "loss", "status"]
+    assert imported.frame[names].values.tolist() == [
+        ["r0", "dense", 1e18, 1e8, 1e18 / 6e8, 3.0, "done"],
+        ["r1", "dense", 1e18, 1e8, 1e18 / 6e8, 2.75, "failed"],
+        ["r2", "dense", 1e19, 1e8, 1e19 / 6e8, 2.5, "done"],
+    ]
+
+
 def test_exported_files_are_read_as_files(tmp_path: Path) -> None:
     (tmp_path / "runs.json").write_text(json.dumps([{"name": "a", "summary": {"loss": 2.5}}]))
-    (row,) = rows(read_wandb(str(tmp_path / "runs.json")))
-    assert row["summary.loss"] == 2.5
+    for source in ("runs.json", "run*.json"):
+        (row,) = rows(read_wandb(str(tmp_path / source)))
+        assert row["summary.loss"] == 2.5
 
 
 @pytest.mark.slow
