@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isoflop.api.load import fit as fit
+    from isoflop.api.load import load as load
+    from isoflop.api.load import optima as optima
+    from isoflop.api.load import read_runs as read_runs
     from isoflop.api.results import Results as Results
-    from isoflop.api.results import fit as fit
-    from isoflop.api.results import load as load
-    from isoflop.api.results import optima as optima
     from isoflop.model.count import count as count
 
 __version__ = "0.1.0"
@@ -18,9 +19,10 @@ __version__ = "0.1.0"
 _HOME = {
     "Results": "api.results",
     "count": "model.count",
-    "fit": "api.results",
-    "load": "api.results",
-    "optima": "api.results",
+    "fit": "api.load",
+    "load": "api.load",
+    "optima": "api.load",
+    "read_runs": "api.load",
 }
 
 

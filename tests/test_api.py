@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import inspect
 import pickle
 import shutil
@@ -25,7 +26,8 @@ from isoflop.analysis.fit import fit_optima, write_tables
 from isoflop.analysis.load import load_rows
 from isoflop.analysis.points import select_points
 from isoflop.analysis.result import FitOptions
-from isoflop.api.frames import runs_frame
+from isoflop.api import load as load_module
+from isoflop.api.frames import parquet_of, runs_frame
 from isoflop.api.results import Results
 from isoflop.errors import UserError
 
@@ -126,6 +128,146 @@ def test_tables_of_other_runs_are_not_believed(what: str, tmp_path: Path) -> Non
     assert "not fitted yet" in repr(loaded).lower()
     with pytest.raises(AssertionError, match="something was fitted"):
         _ = loaded.compare
+
+
+def test_the_examples_of_docstrings_are_so() -> None:
+    for module in (load_module,):
+        found = doctest.testmod(module, extraglobs={"isoflop": isoflop})
+        assert found.attempted >= 8
+        assert found.failed == 0
+
+
+class OnlyInterchange:
+    """A frame that is known by the data frame interchange protocol alone."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __dataframe__(self, **options: Any) -> Any:
+        return self._table.__dataframe__(**options)
+
+
+def as_people_write(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return the same runs as frames of other kinds, with numbers written in other ways."""
+    texts = frame.assign(
+        n_params=[f"{n / 1e6!r}M" for n in frame.n_params],
+        n_tokens=[f"{n:,}" for n in frame.n_tokens],
+        arch=frame.arch.astype("category"),
+        excluded_reason=pd.Series([np.False_] * len(frame), dtype=object),
+        status=["Finished", "COMPLETED", ""] * (len(frame) // 3),
+        name=["17M"] * len(frame),
+    )
+    nullable = frame.convert_dtypes().assign(seed=pd.array([0] * len(frame), dtype="Int64"))
+    arrow = pa.Table.from_pandas(frame)
+    return {
+        "texts": texts,
+        "nullable": nullable,
+        "records": frame.to_dict("records"),
+        "indexed": frame.set_index(["arch", "budget_flops"]),
+        "arrow": arrow,
+        "interchange": OnlyInterchange(arrow),
+    }
+
+
+def test_frames_of_any_kind_give_the_optima_of_the_table(tmp_path: Path) -> None:
+    frame = pd.read_csv(table_at(tmp_path)).drop(columns=["status_reason", "excluded_reason"])
+    expected = isoflop.optima(tmp_path / "runs.csv", n_boot=0)
+    for name, table in as_people_write(frame).items():
+        found = isoflop.optima(table, n_boot=0)
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-9, obj=name)
+
+
+def test_a_frame_that_is_read_is_not_changed_and_may_change() -> None:
+    runs = isoflop.load(QUICK).runs
+    before = runs.copy()
+    loaded = isoflop.load(runs)
+    runs["loss"] = 1.0
+    assert loaded.runs.loss.tolist() == before.loss.tolist()
+    assert loaded.under(n_boot=0, axis="n_nonembed").best.axis.unique().tolist() == ["n_nonembed"]
+    renamed = before.rename(columns={"n_active": "n_mine"})
+    loaded = isoflop.load(renamed)
+    assert loaded.under(n_boot=0, axis="n_mine").best.x_opt.notna().any()
+    with pytest.raises(UserError, match="n_yours"):
+        loaded.under(axis="n_yours")
+
+
+def test_the_unit_goes_with_frames(tmp_path: Path) -> None:
+    table = table_at(tmp_path)
+    runs = isoflop.load(table, loss_unit="bpb").runs
+    again = isoflop.load(runs.query("arch == 'mlp'"))
+    assert again.unit == "bits_per_byte"
+    assert "bits per byte" in repr(again)
+    with pytest.raises(UserError, match="bits_per_byte, which the frame states"):
+        isoflop.load(runs, loss_unit="nats")
+
+
+THEIRS = pd.DataFrame(
+    {
+        "Name": ["wide-1e18-N125M", "wide-1e18-N250M", "deep-1e18-N125M"],
+        "State": ["finished", "crashed", "finished"],
+        "tokens": ["1.3B", "0.7B", "1.3B"],
+        "val_bpb": [1.1, None, 1.2],
+        "GFLOPs": [1e9, 1e9, 1e9],
+    }
+)
+
+
+def test_columns_of_others_are_mapped_and_shown() -> None:
+    loaded = isoflop.load(
+        THEIRS,
+        map={"loss": "val_bpb", "flops": "GFLOPs"},
+        parse={"Name": "{arch}-{budget_flops}-N{n_params}"},
+        flops_unit="gflop",
+        where="tokens != none",
+    )
+    runs = loaded.runs
+    assert runs.arch.tolist() == ["wide", "wide", "deep"]
+    assert runs.n_params.tolist() == [125_000_000, 250_000_000, 125_000_000]
+    assert runs.flops.tolist() == [1e18] * 3
+    assert loaded.unit == "bits_per_byte"
+    assert "loss = val_bpb" in repr(loaded)
+    assert "2 done of 3, 1 failed" in repr(loaded)
+    same = isoflop.read_runs(THEIRS, parse={"Name": "{arch}-{budget_flops}-N{n_params}"})
+    assert same.attrs["loss_unit"] == "bits_per_byte"
+    assert isoflop.load(same).archs == ["deep", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"map": "loss=val_bpb"}, "map = 'str': must be a dictionary"),
+        ({"map": {"loss": 3}}, "columns.loss = 3: must be text"),
+        ({"map": {"loss": "nope"}}, "must be a column of the table"),
+        ({"arch_name": "x", "take": "first"}, "take = 'first': must be 'last', 'best' or 'every'"),
+        ({}, "columns of the frame = 'Name, State, .*nearest: "),
+    ],
+)
+def test_wrong_options_of_reading_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        isoflop.load(THEIRS, **options)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_frame_s_runs_are_written_as_they_are_read(fitted: Results, tmp_path: Path) -> None:
+    runs = isoflop.load(fitted.runs, loss_unit=None).runs.assign(seed=pd.NA)
+    (tmp_path / "runs.parquet").write_bytes(parquet_of(runs))
+    pd.testing.assert_frame_equal(isoflop.load(tmp_path).runs, fitted.runs)
+
+
+@pytest.mark.slow
+def test_a_report_s_folder_is_read_again_without_a_fit(
+    fitted: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of columns of others, whose mapping is kept."""
+    theirs = fitted.runs.rename(columns={"loss": "val_loss", "n_params": "params"})
+    made = isoflop.load(theirs, map={}).fit(n_boot=20)
+    assert made.report(tmp_path) == tmp_path / "report.html"
+    assert "val_loss" in (tmp_path / "import.json").read_text()
+    assert "val_loss" in (tmp_path / "report.html").read_text()
+    monkeypatch.setattr("isoflop.api.results.complete_fit", no_fit)
+    again = isoflop.load(tmp_path)
+    assert again.options.n_boot == 20
+    pd.testing.assert_frame_equal(again.compare.copy(), made.compare.copy())
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from isoflop.tables import RUNS, Schema
+from isoflop.tables import RUNS, UNIT_KEY, Schema
 
 _TEXT = frozenset(
     {"run_id", "detail", "settings", "status_reason", "excluded_reason", "variant", "warnings"}
@@ -47,9 +47,13 @@ def table_frame(
 
 
 def runs_frame(
-    rows: Sequence[Mapping[str, Any]], unit: str, archs: Sequence[str] = ()
+    rows: Sequence[Mapping[str, Any]],
+    unit: str,
+    archs: Sequence[str] = (),
+    *,
+    keeps_empty: bool = False,
 ) -> pd.DataFrame:
-    """Return runs as a frame, with the columns that any of them has.
+    """Return runs as a frame, with the columns in which any of them has a value.
 
     Counts are Int64, unless a table has them with a fraction. Metrics and other columns that were
     read are float64.
@@ -58,7 +62,7 @@ def runs_frame(
         name
         for row in rows
         for name, value in row.items()
-        if value is not None or name not in RUNS.later
+        if value is not None or (keeps_empty and name not in RUNS.later)
     )
     kinds = dict(RUNS.columns)
     ordered = [name for name in RUNS.names if name in found]
@@ -73,6 +77,20 @@ def runs_frame(
     frame = pd.DataFrame(columns)
     frame.attrs["loss_unit"] = unit
     return frame
+
+
+def parquet_of(frame: pd.DataFrame) -> bytes:
+    """Return runs as a parquet file that `isoflop fit` reads, with the unit of their losses."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = {name: "string" for name in frame.select_dtypes("category")}
+    table = pa.Table.from_pandas(frame.astype(names), preserve_index=False)
+    unit = str(frame.attrs["loss_unit"]).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({UNIT_KEY: unit}), sink, compression="zstd")
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
 
 
 class Compared(pd.DataFrame):  # type: ignore[misc]  # pandas has no types here

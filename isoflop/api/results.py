@@ -1,4 +1,4 @@
-"""`isoflop.load`, `isoflop.fit`, `isoflop.optima`, and the object of data frames that they give."""
+"""The object of data frames, fits and figures that `isoflop.load` and `isoflop.fit` give."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from isoflop.analysis.figures import FIGURES
 from isoflop.analysis.fit import complete_fit, fit_optima, fitted_tables, select_runs
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
-from isoflop.analysis.points import EXCLUDED, Selection
+from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection
 from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import FitOptions, Fits, fitted_rows, pick_reference
 from isoflop.analysis.validity import VALIDITY
 from isoflop.api.frames import Compared, runs_frame, table_frame
-from isoflop.api.rows import Rows, read_rows, study_reference
+from isoflop.api.rows import Rows
 from isoflop.api.show import html_of, text_of
 from isoflop.api.stored import Stored, stored_fit
 from isoflop.errors import UserError
@@ -37,53 +37,6 @@ if TYPE_CHECKING:
 _NEED_A_FIT = ("sensitivity",)
 
 
-def load(source: Any) -> Results:
-    """Return a study, or a table of runs, as data frames, fits and figures; nothing is written.
-
-    The tables that `isoflop fit` left in a folder are taken where they are of the runs that it
-    holds now. Else the runs are fitted when a fit is first asked for, which takes up to a minute.
-
-    Args:
-        source: a study's folder (its runs are read as they are now), or a table of runs.
-
-    Raises:
-        UserError: the plan or the table is not in order.
-
-    Examples:
-        >>> study = isoflop.load("results/quickstart")
-        >>> study.runs.groupby("arch").loss.min().idxmin()
-        'sgatlin'
-        >>> study.compare.query("resource == 'flops' and order_claimed == 'higher'").arch.tolist()
-        []
-    """
-    read = read_rows(Path(source))
-    options = FitOptions(reference=study_reference(read.plan, None))
-    return Results(read, options)
-
-
-def fit(table: Any, **options: Any) -> Results:
-    """Fit what `load` takes: optima, laws, comparisons and checks, which takes up to a minute.
-
-    Args:
-        table: see `load`.
-        options: by the names of `isoflop.analysis.FitOptions`.
-
-    Raises:
-        UserError: the table is not in order, or an option is none or has another value.
-    """
-    return load(table).fit(**options)
-
-
-def optima(table: Any, **options: Any) -> pd.DataFrame:
-    """Return `Results.optima` of what `load` takes, without fitting anything else.
-
-    Raises:
-        UserError: the table is not in order, or an option is none or has another value.
-    """
-    results = load(table)
-    return results.under(**options).optima
-
-
 class Results:
     """A study or a table of runs: its runs, its fits and its figures.
 
@@ -92,8 +45,16 @@ class Results:
     another. The fits are made when they are first asked for, unless the folder has them.
     """
 
-    def __init__(self, read: Rows, options: FitOptions, *, is_as_stored: bool = True) -> None:
+    def __init__(
+        self,
+        read: Rows,
+        options: FitOptions,
+        read_at: Callable[[Axis], Rows],
+        *,
+        is_as_stored: bool = True,
+    ) -> None:
         self._read = read
+        self._read_at = read_at
         self._options = options
         self._is_as_stored = is_as_stored
         self._fitted: Fits | None = None
@@ -103,7 +64,7 @@ class Results:
         """The study's name, else that of the table."""
         if self._read.plan is not None:
             return self._read.plan.study.name
-        return self._read.table.name
+        return self._read.label if self._read.table is None else self._read.table.name
 
     @property
     def unit(self) -> str:
@@ -200,7 +161,10 @@ class Results:
             UserError: an option is none or has another value, or the reference is not there.
         """
         chosen = _with_options(self.options, options)
-        results = Results(self._read, chosen, is_as_stored=False)
+        # A column that only this axis asks for was not read yet.
+        has_axis = chosen.axis in AXES or any(chosen.axis in row for row in self._read.rows)
+        read = self._read if has_axis else self._read_at(chosen.axis)
+        results = Results(read, chosen, self._read_at, is_as_stored=False)
         pick_reference(results.archs, chosen.reference)
         return results
 
@@ -253,7 +217,8 @@ class Results:
 
     @functools.cached_property
     def _runs_frame(self) -> pd.DataFrame:
-        return runs_frame(self._read.rows, self.unit, self._labels)
+        read = self._read
+        return runs_frame(read.rows, self.unit, self._labels, keeps_empty=read.plan is not None)
 
     @functools.cached_property
     def _labels(self) -> list[str]:
@@ -261,10 +226,10 @@ class Results:
 
     @functools.cached_property
     def _stored(self) -> Stored | None:
-        if not self._is_as_stored:
+        table = self._read.table
+        if not self._is_as_stored or table is None:
             return None
-        folder = self._read.table.parent
-        return stored_fit(folder, self._read.rows, self._options, self.unit)
+        return stored_fit(table.parent, self._read.rows, self._options, self.unit)
 
     @functools.cached_property
     def _fit_of_optima(self) -> Fits:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.load import REQUIRED, load_rows, table_of, table_unit
 from isoflop.analysis.points import AXES, Axis
+from isoflop.errors import UserError
+from isoflop.files import write_bytes_atomic
+from isoflop.ingest.files import RawTable
+from isoflop.ingest.mapping import ColumnMap
+from isoflop.ingest.sources import split_kind
 from isoflop.tables import unit_of, write_runs
+from isoflop.units import meant_unit
+from isoflop.validate import validated
 
 if TYPE_CHECKING:
     from isoflop.analysis.report import Report
     from isoflop.analysis.result import Fits
+    from isoflop.ingest.store import Imported
     from isoflop.plan.planner import Plan
+
+_TABLE = "runs.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,13 +33,36 @@ class Rows:
 
     plan: Plan | None
     """Of a study's folder; None of a table."""
-    table: Path
-    """The file of the rows; of a study's folder the one that they are collected into."""
+    table: Path | None
+    """The file of the rows; of a study's folder the one that they are collected into; None of rows
+    that were in memory or are mapped from columns of others."""
     rows: list[dict[str, Any]]
     unit: str
     """Of the losses."""
     damaged: tuple[str, ...] = ()
     """What is wrong with each run whose records cannot be read."""
+    label: str = "a data frame"
+    """Where the rows are from, for people."""
+    mapped: Mapped | None = None
+    """How columns of others became those of the rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mapped:
+    """A table of others whose columns were mapped."""
+
+    imported: Imported
+    raw: RawTable
+    source: str
+    """As it was typed."""
+
+    @property
+    def columns(self) -> list[str]:
+        """How each column of ours came about: ``loss = val_bpb``."""
+        mapping, derived = self.imported.mapping, self.imported.derived
+        pairs = [*mapping.columns.items(), *mapping.parsed.items(), *derived.items()]
+        constant = [] if mapping.arch_name is None else [("arch", repr(mapping.arch_name))]
+        return [f"{ours} = {theirs}" for ours, theirs in (*constant, *pairs)]
 
 
 def study_reference(plan: Plan | None, asked: str | None) -> str | None:
@@ -71,15 +104,89 @@ def read_rows(
         rows = collected_rows(source, plan)
         return Rows(
             plan=plan,
-            table=source / "runs.parquet",
+            table=source / _TABLE,
             rows=rows,
             unit=unit_of(plan.study.loss_unit, loss_unit, str(source)),
             damaged=tuple(damaged_reasons(rows)),
+            label=str(source),
         )
     table = table_of(source)
     unit = unit_of(table_unit(table), loss_unit, str(source))
     more = () if axis in AXES else (axis,)
-    return Rows(plan=None, table=table, rows=load_rows(table, required, more=more), unit=unit)
+    rows = load_rows(table, required, more=more)
+    return Rows(plan=None, table=table, rows=rows, unit=unit, label=str(table))
+
+
+def read_any(source: Any, asked: ColumnMap | None, loss_unit: str | None, axis: Axis) -> Rows:
+    """Return the runs of a study's folder, of any table, or of a table of others by a mapping.
+
+    Args:
+        source: a path, a pattern of paths, a source as `isoflop import` takes it, a data frame of
+            any kind, or rows.
+        asked: how columns are mapped, as far as it was said; None: they are called as ours.
+        loss_unit: what the losses are where the source does not say.
+        axis: a count that the table must have; those of `AXES` need not be there.
+
+    Raises:
+        UserError: the plan or the table is not in order.
+    """
+    is_text = isinstance(source, str | Path)
+    if is_text and asked is None and split_kind(str(source))[0] is None:
+        return read_rows(Path(source).expanduser(), loss_unit=loss_unit, axis=axis)
+    if asked is None and not is_text:
+        stated = getattr(source, "attrs", {}).get("loss_unit")
+        more = () if axis in AXES else (axis,)
+        unit = unit_of(stated, loss_unit, "the frame", "loss_unit")
+        return Rows(plan=None, table=None, rows=load_rows(source, more=more), unit=unit)
+    return _read_mapped(source, asked or mapping_of(loss_unit=loss_unit))
+
+
+def _read_mapped(source: Any, asked: ColumnMap) -> Rows:
+    from isoflop.ingest.frames import as_frame
+    from isoflop.ingest.sources import read_source
+    from isoflop.ingest.suggest import suggest
+    from isoflop.ingest.table import import_table
+
+    is_text = isinstance(source, str | Path)
+    raw = read_source(str(source)) if is_text else RawTable(frame=as_frame(source), files=())
+    imported = import_table(raw, suggest(raw, asked).mapping)
+    label = str(source) if is_text else "a data frame"
+    return Rows(
+        plan=None,
+        table=None,
+        rows=[{**row} for row in imported.rows],
+        unit=imported.unit,
+        label=label,
+        mapped=Mapped(imported=imported, raw=raw, source=label),
+    )
+
+
+def mapping_of(
+    *,
+    columns: Mapping[str, str] | None = None,
+    arch: str | None = None,
+    budget_from: str | None = None,
+    loss_unit: str | None = None,
+    **others: Any,
+) -> ColumnMap:
+    """Return what was said of a table of others, by the options of `isoflop import`.
+
+    Raises:
+        UserError: an option has another type or value.
+    """
+    if columns is not None and not isinstance(columns, Mapping):
+        do = "write {'loss': 'val_bpb'}"
+        raise UserError("map", type(columns).__name__, "a dictionary of theirs by ours", do)
+    named = dict(columns or {})
+    named |= {} if arch is None else {"arch": arch}
+    if budget_from not in (None, "flops", "auto", "none"):
+        named["budget_flops"], budget_from = str(budget_from), None
+    unit = None if loss_unit is None else meant_unit(loss_unit) or loss_unit
+    values = {"columns": named, "budget_from": budget_from, "loss_unit": unit, **others}
+    given = {name: value for name, value in values.items() if value is not None}
+    if isinstance(given.get("where"), str):
+        given["where"] = [given["where"]]
+    return validated(ColumnMap, given, do_unknown="leave it out")
 
 
 def write_report_of(read: Rows, fits: Fits, out: Path) -> Report:
@@ -91,11 +198,20 @@ def write_report_of(read: Rows, fits: Fits, out: Path) -> Report:
     from isoflop.analysis.fit import write_tables
     from isoflop.analysis.report import write_report
     from isoflop.analysis.report.source import source_of
+    from isoflop.api.frames import parquet_of, runs_frame
+    from isoflop.ingest.store import write_import
 
     table, folder = read.table, None
-    if read.plan is not None:
-        folder, table = read.table.parent, out / read.table.name
+    if read.plan is not None and read.table is not None:
+        folder, table = read.table.parent, out / _TABLE
         write_runs(table, read.rows, read.unit)
+    if read.mapped is not None:
+        write_import(read.mapped.imported, read.mapped.raw, read.mapped.source, out)
+    if table is None:
+        table = out / _TABLE
+        if read.mapped is None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomic(table, parquet_of(runs_frame(read.rows, read.unit)))
     report = write_report(fits, source_of(table, read.rows, folder), out)
     write_tables(fits, out)
     return report

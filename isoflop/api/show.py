@@ -73,8 +73,10 @@ def _page(name: str, read: Rows, selection: Selection, fits: Fits | None) -> _Pa
         ("archs", _named(archs)),
         ("budgets", _named(budgets)),
         ("losses", unit_words(read.unit)),
-        ("from", str(read.table if read.plan is None else read.table.parent)),
+        ("from", read.label),
     ]
+    if read.mapped is not None:
+        entries.append(("columns", "; ".join(read.mapped.columns)))
     counts = left_out_note(selection)
     lists: list[tuple[str, tuple[str, ...]]] = []
     if fits is None:

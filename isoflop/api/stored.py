@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from isoflop.analysis.axes import has_axis
 from isoflop.analysis.compare.differences import EXPONENTS, ExponentDifference
 from isoflop.analysis.compare.multipliers import COMPARE, Comparison, compare_archs
 from isoflop.analysis.fit import fit_optima, select_runs
@@ -51,11 +52,13 @@ def stored_fit(folder: Path, rows: Sequence[Row], options: FitOptions, unit: str
     """
     try:
         tables = {schema.table: _read(folder, schema, unit) for schema in SCHEMAS}
+        found = {name: table for name, (table, _) in tables.items()}
+        chosen = _as_stored(options, found)
+        _, selection = select_runs(rows, chosen, unit=unit)
     except UserError:
         return None
-    found = {name: table for name, (table, _) in tables.items()}
-    chosen = _as_stored(options, found)
-    _, selection = select_runs(rows, chosen, unit=unit)
+    if not has_axis(selection, chosen.axis):
+        return None
     if not _same(found["excluded"], selection.excluded, [f.name for f in fields(Excluded)]):
         return None
     fits = _fits_of(found, selection, chosen)

@@ -228,18 +228,16 @@ def runs_of(
     from isoflop.tables import write_runs
 
     is_study = (source / "plan.json").is_file()
+    table = (out or source) / "runs.parquet" if is_study else table_of(source)
     if out is None and not source.is_dir():
-        table_of(source)
         raise UserError("--out", shown("nothing"), "a folder for the results", "add --out DIR")
     read = read_rows(source, loss_unit=loss_unit, axis=axis)
-    folder, table = out or source, read.table
     if is_study:
-        table = folder / "runs.parquet"
         write_runs(table, read.rows, read.unit)
     return Runs(
         table=table,
         rows=read.rows,
-        out_folder=folder,
+        out_folder=out or source,
         written=(table,) if is_study else (),
         unit=read.unit,
         plan=read.plan,
