@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -236,6 +237,8 @@ def _unit_words(imported: Imported) -> str:
 def _example(ours: str, value: Any) -> str:
     if isinstance(value, str):
         return value[:40]
+    if not math.isfinite(value):
+        return str(value)
     if "flops" in ours:
         return format_flops(value)
     return format_count(value, 4) if ours.startswith("n_") else f"{value:.6g}"

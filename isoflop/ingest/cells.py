@@ -27,6 +27,14 @@ def texts_of(column: pd.Series) -> pd.Series:
 
 
 def _text(cell: Any) -> str | None:
+    text = _plain(cell)
+    if text is None or text.isascii():
+        return text
+    # No file takes half of a pair of surrogates, which JSON may hold.
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _plain(cell: Any) -> str | None:
     if isinstance(cell, str):
         text = cell.strip()
         # Words for a missing value are short.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from isoflop.errors import UserError, shown
 from isoflop.ingest.cells import number_or_none, short, texts_of
+from isoflop.ingest.files import SOURCE_FILE
 from isoflop.ingest.frames import NUMBERS, TEXTS, read_numbers
 from isoflop.ingest.names import pattern_of
 from isoflop.tables import METRIC
@@ -136,6 +137,15 @@ def check_ours(name: str, *, is_field: bool = False) -> None:
     near = get_close_matches(name, KNOWN, 1, _LIKENESS)
     if near:
         raise UserError("column to map", name, "a name unlike isoflop's own", f"write {near[0]}")
+
+
+def check_run(mapping: ColumnMap, names: Collection[str]) -> None:
+    """Raise UserError unless what tells runs apart is there."""
+    if mapping.run == "file" and SOURCE_FILE not in names:
+        allowed = "a column: there is only one file"
+        raise UserError("--run", "file", allowed, "name the column that tells runs apart")
+    if mapping.run is not None and mapping.run not in ("file", *names):
+        raise no_column("--run", mapping.run, names)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,7 @@ IMPORT = "import.json"
 TABLE = "runs.parquet"
 DROPPED = "dropped.parquet"
 _WHAT = "import"
+_NOTHING: tuple[object, ...] = (None, {}, ())
 _DO = "import the table again"
 _MOST_INT = 2.0**63
 
@@ -94,8 +95,16 @@ class Imported:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, as `isoflop.analysis.points.select_points` takes them."""
-        return cast("list[dict[str, Any]]", self.arrow().to_pylist())
+        """The rows as `isoflop.analysis.load` reads them from runs.parquet: counts are float64."""
+        import pyarrow as pa
+
+        table = self.arrow()
+        for place, field in enumerate(table.schema):
+            if pa.types.is_integer(field.type) and field.name != "seed":
+                table = table.set_column(
+                    place, field.name, table[place].cast(pa.float64(), safe=False)
+                )
+        return cast("list[dict[str, Any]]", table.to_pylist())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +244,9 @@ def _stored(file: SourceFile) -> StoredFile:
 
 def _as_json(record: ImportRecord) -> dict[str, object]:
     values = asdict(record)
-    values["mapping"] = {name: value for name, value in values["mapping"].items() if value}
+    values["mapping"] = {
+        name: value for name, value in values["mapping"].items() if value not in _NOTHING
+    }
     return values
 
 

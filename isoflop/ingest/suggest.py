@@ -17,7 +17,7 @@ from isoflop.ingest.cells import texts_of
 from isoflop.ingest.charts import prepared
 from isoflop.ingest.files import SOURCE_FILE
 from isoflop.ingest.frames import read_numbers
-from isoflop.ingest.mapping import ColumnMap, listed, terms_of
+from isoflop.ingest.mapping import ColumnMap, check_run, listed, terms_of
 from isoflop.tables import METRIC, RUNS
 from isoflop.units import NATS
 
@@ -51,7 +51,9 @@ def suggest(raw: RawTable, asked: ColumnMap | None = None) -> Suggestion:
     """
     table = prepared(raw)
     look = _Look(table.frame)
-    chosen = _Chosen(look, asked or ColumnMap())
+    asked = asked or ColumnMap()
+    check_run(asked, look.names)
+    chosen = _Chosen(look, asked)
     chosen.loss()
     for ours, tiers in known.COUNTS.items():
         chosen.number(ours, tiers)
@@ -261,7 +263,7 @@ class _Chosen:
             return False
         if self.run is not None:
             runs = self.look.frame[SOURCE_FILE if self.run == "file" else self.run]
-            return bool((texts.groupby(runs.to_numpy()).nunique() == 1).all())
+            return bool((texts.groupby(texts_of(runs).to_numpy()).nunique() == 1).all())
         return bool(texts.is_unique)
 
     def arch(self, otherwise: str) -> None:

@@ -19,6 +19,7 @@ from isoflop.ingest.mapping import (
     FLOPS_UNITS,
     PERPLEXITY,
     ColumnMap,
+    check_run,
     meets,
     no_column,
     terms_of,
@@ -87,12 +88,7 @@ class _Work:
         for column in self.mapping.parse:
             if column not in self.names:
                 raise no_column("--parse", column, self.names)
-        run = self.mapping.run
-        if run is not None and run != "file" and run not in self.names:
-            raise no_column("--run", run, self.names)
-        if run == "file" and SOURCE_FILE not in self.names:
-            allowed = "a column: there is only one file"
-            raise UserError("--run", "file", allowed, "name the column that tells runs apart")
+        check_run(self.mapping, self.names)
 
     def _keep(self, chosen: np.ndarray[Any, Any], reasons: Sequence[str]) -> None:
         """Drop the rows that are not chosen, each with its reason."""
@@ -296,9 +292,9 @@ class _Work:
 
         if "flops" in self.derived or "flops" not in self.numbers:
             return
-        others = {
-            "6 · n_params · n_tokens": 6 * self.numbers["n_params"] * self.numbers["n_tokens"]
-        }
+        n, d = self.numbers["n_params"], self.numbers["n_tokens"]
+        with np.errstate(over="ignore", invalid="ignore"):
+            others = {"6 · n_params · n_tokens": 6 * n * d}
         if {"n_params", "n_tokens"} & set(self.derived):
             others = {}
         if "budget_flops" in self.numbers and "budget_flops" not in self.derived:
@@ -362,7 +358,7 @@ class _Work:
         has_loss = ~np.isnan(self.numbers["loss"]) | [text is not None for text in self.reasons]
         otherwise = ["done" if has else "missing" for has in has_loss]
         return [
-            read_status(word) if word else unknown
+            printable(read_status(word), "") if word else unknown
             for word, unknown in zip(words, otherwise, strict=True)
         ]
 
