@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from isoflop.analysis.axes import axis_mark
 from isoflop.analysis.compare.frontier_curve import draw_floors
 from isoflop.analysis.laws import DrawnOptima, LawAxis, drawn_optima, flops_of
 from isoflop.analysis.optima import Optimum
@@ -36,7 +37,8 @@ from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops
 from isoflop.tables import schema_of
 
-Quantity = Literal["n_params", "n_tokens", "loss", "learning_rate", "multiplier"]
+Quantity = str
+"""An axis of sizes, or one of loss, learning_rate and multiplier."""
 Status = Literal[
     "ok", "too_few", "no_intervals", "too_far", "off_law", "draws_failed", "no_law", "no_reference"
 ]
@@ -64,6 +66,8 @@ MAX_FAILED_SHARE = 0.05
 LACK_OF_FIT_P = 0.01
 
 SIZE_AXES: tuple[Axis, ...] = ("n_params", "n_tokens")
+REGISTERED: tuple[Quantity, ...] = (*SIZE_AXES, "loss", "learning_rate", "multiplier")
+"""What can be registered, and scored by a report."""
 _STREAM = 60_493
 
 
@@ -102,41 +106,45 @@ class Prediction:
     @property
     def name(self) -> str:
         """The quantity as people write it."""
-        return _WRITTEN[self.quantity][0]
+        return _WRITTEN[self.quantity][0] if self.quantity in _WRITTEN else axis_mark(self.quantity)
 
     def written(self, value: float) -> str:
         """Return a value of the quantity, predicted or measured, as people write it."""
-        return _WRITTEN[self.quantity][1](value)
+        return (_WRITTEN[self.quantity][1] if self.quantity in _WRITTEN else format_count)(value)
 
 
 PREDICTIONS = schema_of("predictions", Prediction, version=4)
 
+# Of what is no size.
 _WRITTEN: Mapping[Quantity, tuple[str, Callable[[float], str]]] = {
-    "n_params": ("N*", format_count),
-    "n_tokens": ("D*", format_count),
     "loss": ("loss", "{:.4f}".format),
     "learning_rate": ("learning rate", "{:.3g}".format),
     "multiplier": ("multiplier", "{:.3f}".format),
 }
 _LAWS: Mapping[Quantity, str] = {
-    "n_params": "power law",
-    "n_tokens": "power law",
     "loss": "power law with a floor",
     "multiplier": "frontiers with floors",
 }
+
+
+def size_axes(axis: Axis) -> tuple[Axis, ...]:
+    """Return what sizes are predicted along: parameters, tokens and the axis asked for."""
+    return tuple(dict.fromkeys((*SIZE_AXES, axis)))
 
 
 def predict(fits: Fits, budget_flops: float, archs: Sequence[str] = ()) -> tuple[Prediction, ...]:
     """Return what a new study would measure at a budget, family by family.
 
     Args:
-        fits: optima over parameters and tokens with their draws, by the method of the options.
+        fits: optima over parameters and tokens with their draws, by the method of the options;
+            along the axis of the options, too, where that is to be predicted.
         budget_flops: training FLOPs of a run, at most ``MAX_RATIO`` times the largest measured.
         archs: families; all where none is given. The multiplier is over the reference of the fits.
 
     Returns:
-        Per family its N*, D*, loss, learning rate, and multiplier unless it is the reference. What
-        cannot be predicted has a status that says why, and no value.
+        Per family its N*, D*, optimum along another axis, loss, learning rate, and multiplier
+        unless it is the reference. What cannot be predicted has a status that says why, and no
+        value.
 
     Raises:
         UserError: a family that the table does not have, a budget below the smallest or too far
@@ -150,10 +158,12 @@ def predict(fits: Fits, budget_flops: float, archs: Sequence[str] = ()) -> tuple
     reference = fits.reference
     families = {arch: _Family(fits, arch, budget_flops) for arch in fits.archs}
     _check_budget(list(families.values()), budget_flops)
+    fitted = {optimum.axis for optimum in fits.optima}
+    axes = [axis for axis in size_axes(fits.options.axis) if axis in fitted]
     rows: list[Prediction] = []
     for arch in archs or fits.archs:
         family = families[arch]
-        rows += [family.size(axis) for axis in SIZE_AXES]
+        rows += [family.size(axis) for axis in axes]
         rows += [family.row("loss", family.loss()), family.row("learning_rate", "no_law")]
         if reference is not None and arch != reference:
             rows.append(family.row("multiplier", family.multiplier(families[reference])))
@@ -242,7 +252,7 @@ class _Family:
             pi_lo=None if interval is None else interval[0],
             pi_hi=None if interval is None else interval[1],
             ratio=self._ratio,
-            law=_LAWS[quantity] if status == "ok" else None,
+            law=_LAWS.get(quantity, "power law") if status == "ok" else None,
             status=status,
             confidence=self._options.confidence,
             method=self._options.method,
@@ -252,9 +262,8 @@ class _Family:
         )
 
     def size(self, axis: Axis) -> Prediction:
-        """Return the row of N* or D*."""
-        quantity: Quantity = "n_params" if axis == "n_params" else "n_tokens"
-        return self.row(quantity, self._drawn_size(axis))
+        """Return the row of N*, of D* or of another count."""
+        return self.row(axis, self._drawn_size(axis))
 
     def loss(self) -> Floats | Status:
         """Return the loss that a new study measures at its optimum, in every draw."""

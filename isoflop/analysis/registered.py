@@ -17,7 +17,7 @@ from annotated_types import Ge, Le
 
 from isoflop import __version__
 from isoflop.analysis.points import Selection
-from isoflop.analysis.predict import Prediction
+from isoflop.analysis.predict import REGISTERED, Prediction
 from isoflop.analysis.result import Fits
 from isoflop.errors import UserError, shown
 from isoflop.files import read_json, refuse_links, sha256_json, write_json_atomic
@@ -54,6 +54,9 @@ class Registered:
         for row in self.predictions:
             if row.budget_flops != float(self.budget_flops):
                 raise UserError("predictions.budget_flops", row.budget_flops, "the entry's", do)
+            if row.quantity not in REGISTERED:
+                allowed = f"one of {', '.join(REGISTERED)}"
+                raise UserError("predictions.quantity", row.quantity, allowed, do)
             for value in (row.value, row.pi_lo, row.pi_hi, row.ratio, row.confidence):
                 if value is not None and not math.isfinite(value):
                     raise UserError("predictions.value", value, "a finite number", do)

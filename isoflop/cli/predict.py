@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,12 @@ _TEXT = ("arch", "of", "by")
     is_flag=True,
     help="Plan that budget's runs about N*, and register the prediction.",
 )
+@click.option(
+    "--axis",
+    metavar="COUNT",
+    default="n_params",
+    help="Another count to predict the optimum of: n_active, n_nonembed or a column of the table.",
+)
 @click.option("--out", type=OUT_FOLDER, help="Write the table as predictions.parquet there.")
 @LOSS_UNIT
 @screening_options
@@ -54,17 +61,18 @@ def predict(
 ) -> None:
     """Predict what a study at a larger budget would measure, with prediction intervals.
 
-    Per family: N* and D*, the loss there, the learning rate where there is a law of it, and the
-    compute multiplier over the reference. An interval holds what a new study of as many sizes as
-    the largest budget's measures, in 95 of 100 studies: the error of the law and the noise of the
-    new runs. Up to 10 times the largest budget measured; beyond, nothing is predicted.
+    Per family: N* and D*, the optimum along --axis, the loss there, the learning rate where there
+    is a law of it, and the compute multiplier over the reference. An interval holds what a new
+    study of as many sizes as the largest budget's measures, in 95 of 100 studies: the error of the
+    law and the noise of the new runs. Up to 10 times the largest budget measured; beyond, nothing
+    is predicted.
 
     Looking writes nothing. --plan adds that budget to the study's plan, with sizes about each N*,
     and writes the prediction into predictions.json, where it stays: `isoflop report` compares it
     with what is measured.
     """
     from isoflop.analysis.fit import fit_optima, select_runs
-    from isoflop.analysis.predict import SIZE_AXES
+    from isoflop.analysis.predict import SIZE_AXES, size_axes
     from isoflop.analysis.predict import predict as predicted
     from isoflop.analysis.result import FitOptions
     from isoflop.study import parse_flops
@@ -76,16 +84,19 @@ def predict(
     if is_planned and not (source / "plan.json").is_file():
         do = "leave --plan out, or plan a study first"
         raise UserError("--plan", shown(str(source)), "for a study's folder, with plan.json", do)
-    read = read_rows(source, with_code=is_planned, loss_unit=loss_unit)
+    options = FitOptions(**chosen)
+    if is_planned and options.axis not in SIZE_AXES:
+        allowed = "left out: what is registered is N*, D*, the loss and the multiplier"
+        raise UserError("--axis with --plan", options.axis, allowed, "predict it without --plan")
+    read = read_rows(source, with_code=is_planned, loss_unit=loss_unit, axis=options.axis)
     plan, rows = read.plan, read.rows
     if is_planned:
         from isoflop.analysis.registered import check_open
 
         check_open(source, budget_flops, rows)
-    chosen["reference"] = study_reference(plan, chosen["reference"])
-    options = FitOptions(**chosen)
+    options = replace(options, reference=study_reference(plan, options.reference))
     _, selection = select_runs(rows, options, unit=read.unit)
-    fits = fit_optima(selection, options, methods=(options.method,), axes=SIZE_AXES)
+    fits = fit_optima(selection, options, methods=(options.method,), axes=size_axes(options.axis))
     predictions = predicted(fits, budget_flops, archs)
     # Before anything is printed or written: a plan that cannot grow is refused as a whole.
     grown = _grown(plan, budget_flops, predictions) if plan is not None and is_planned else None

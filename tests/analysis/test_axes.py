@@ -17,6 +17,7 @@ from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.load import load_rows
 from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.points import select_points
+from isoflop.analysis.predict import PREDICTIONS
 from isoflop.analysis.result import FitOptions, Fits, write_fitted
 from isoflop.analysis.supplied import fit_supplied_optima, read_optima, unusable_rows
 from isoflop.analysis.validity.attention import attention
@@ -183,6 +184,27 @@ def test_a_rule_on_non_embedding_parameters_is_decided_without_asking_for_them()
     assert verdict(both, fits)[0] == "not supported"
     without = fit_optima(select_points(table()), options, methods=("parabola",))
     assert verdict(rule, without)[0] == "undecided"
+
+
+def test_a_count_is_predicted_beside_parameters_and_tokens(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.csv", table(), "n_unembed")
+    arguments = ["predict", str(path), "--budget", "1e19", "--out", str(tmp_path)]
+    for axis in ("n_params", "n_unembed"):
+        done = CliRunner().invoke(main, [*arguments, "--axis", axis])
+        assert done.exit_code == 0, done.output
+        assert ("n_unembed*" in done.output) == (axis == "n_unembed")
+    rows = read_table(tmp_path / "predictions.parquet", PREDICTIONS)
+    found = {(one["arch"], one["quantity"]): one for one in rows}
+    for arch in ("mlp", "swiglu"):
+        along, params = found[arch, "n_unembed"], found[arch, "n_params"]
+        assert along["value"] == pytest.approx(0.01 * params["value"] ** POWER, rel=0.01)
+        assert along["pi_lo"] < along["value"] < along["pi_hi"]
+    planned = Path(__file__).parents[2] / "results" / "quickstart"
+    refused = CliRunner().invoke(
+        main, ["predict", str(planned), "--budget", "3e11", "--plan", "--axis", "n_nonembed"]
+    )
+    assert refused.exit_code == 2
+    assert refused.output.startswith("isoflop: --axis with --plan = 'n_nonembed'")
 
 
 def test_optima_of_any_count_can_be_supplied() -> None:
