@@ -326,7 +326,7 @@ def reading_notes(fits: Fits) -> list[str]:
             "over the arch's own; above 1 the arch is better. For all: intervals that hold "
             "together; an order is claimed where such a one leaves out 1, by losses at equal "
             "compute: none "
-            f"beyond {reference}'s budgets. Extrapolated: the loss is beyond those measured of "
+            f"beyond {reference}'s budgets. Extrapolated: the {loss} is beyond those measured of "
             f"{reference}."
         )
         notes += claimed_notes(fits)

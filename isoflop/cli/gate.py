@@ -123,7 +123,7 @@ def _check_same_losses(reference: Rows, runs: Rows) -> None:
             "RUNS",
             shown(f"losses in {unit_words(runs.unit)}"),
             f"losses in {unit_words(reference.unit)}, as REFERENCE",
-            "name a table of runs that compare",
+            "name a table of runs that compare, or say by --loss-unit what a table's losses are",
         )
     if reference.plan is None or runs.plan is None:
         return

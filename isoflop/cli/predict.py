@@ -16,6 +16,7 @@ from isoflop.cli.rows import read_rows
 from isoflop.cli.tables import console, fitted_table, print_lines
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
+from isoflop.units import loss_name
 
 if TYPE_CHECKING:
     from isoflop.analysis.predict import Prediction, Status
@@ -173,8 +174,9 @@ def _show(fits: Fits, predictions: Sequence[Prediction]) -> None:
         "largest budget. Beyond: times the family's largest budget with a minimum inside its grid."
     )
     if any(row.quantity == "multiplier" for row in predictions):
+        loss = loss_name(fits.unit)
         notes.append(
-            f"Multiplier: compute that {fits.reference} needs for the family's loss, over the "
+            f"Multiplier: compute that {fits.reference} needs for the family's {loss}, over the "
             "budget. No order is claimed beyond the data."
         )
     notes += [*source_notes(fits), *_missing_notes(predictions), *fits.selection.notes]

@@ -95,7 +95,7 @@ def test_no_budgets_leave_the_surface_and_the_frontier(tmp_path: Path) -> None:
     }
     assert isoflop("report", table, *asked).exit_code == 0
     report = (out / "report.md").read_text("utf-8")
-    assert "Families: 2. Budgets: 0." in report
+    assert "Families: 2. Budgets: 0. Runs in the fits: 60." in report
     assert "## Laws over all runs" in report
     assert "Runs that no cheaper run beats" in report
 

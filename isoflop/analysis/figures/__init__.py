@@ -52,12 +52,14 @@ def write_plots(fits: Fits, folder: Path) -> tuple[Path, ...]:
     """Write isoflop_profiles, frontier and optimum_size as PNG and SVG; return the six paths.
 
     Where families have one size each, which none of them could show, write seed_means instead, and
-    where most runs have a budget of their own, resources. A table from which nothing can be drawn
-    gives figures that say so. The report draws more (isoflop.analysis.report.figures).
+    where most runs have a budget of their own, or none, resources. A table from which nothing can
+    be drawn gives figures that say so. The report draws more (isoflop.analysis.report.figures).
     """
     stems: tuple[str, ...] = ("isoflop_profiles", "frontier", "optimum_size")
     if is_one_size(fits.selection):
         stems = ("resources",) if is_scattered(fits.selection) else ("seed_means",)
+    elif fits.selection.loose and not fits.groups:
+        stems = ("resources",)
     make_own_folder(folder)
     paths: list[Path] = []
     for stem in stems:

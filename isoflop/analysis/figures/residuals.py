@@ -23,6 +23,7 @@ from isoflop.analysis.optima import fitted_curve
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Point, profile_of
 from isoflop.analysis.result import Fits, excluded_note
+from isoflop.units import loss_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def residuals(
     finish(
         canvas,
         title=_RESIDUALS_TITLE,
-        label="Residual (% of the loss)",
+        label=f"Residual (% of the {loss_name(fits.unit)})",
         handles=handles_of(seen),
         notes=[what, *frame.run_notes(fits)] if notes else (),
         scale=seen.scale,

@@ -126,7 +126,7 @@ def make_document(fits: Fits, source: Source) -> Document:
         checklist_section(fits, source),
         source_section(source, fits),
     )
-    num_points = sum(len(group) for group in fits.groups.values())
+    num_points = sum(len(group) for group in fits.groups.values()) + len(fits.selection.loose)
     archs = {*fits.archs, *(point.arch for point in fits.selection.loose)}
     return Document(
         title=f"IsoFLOP report: {source.name}",

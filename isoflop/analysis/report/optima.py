@@ -230,7 +230,8 @@ def _envelope_blocks(fits: Fits) -> list[Block]:
         label_column("extrapolated", "Extrapolated"),
         text_column("status", "Status"),
     ]
-    caption = "Compute that the reference's frontier needs for the family's loss, over its own"
+    what = loss_name(unit)
+    caption = f"Compute that the reference's frontier needs for the family's {what}, over its own"
     return [*blocks, *[table(caption, columns, compared)] * bool(compared)] if rows else []
 
 
