@@ -35,6 +35,8 @@ _TITLE = "Compute multipliers: loss at each family's optimum"
 _ROW_HEIGHT = 2.2
 # Heights of text between two numbers.
 _LEAST_GAP = 1.1
+# Multipliers below have a third decimal.
+_SMALL = 0.1
 
 
 def multipliers(
@@ -165,7 +167,8 @@ def _number_share(axes: Axes, arrows: Sequence[Comparison]) -> float:
 
 
 def _number(comparison: Comparison) -> str:
-    return f"{format_multiplier(comparison.multiplier or 1.0)}×"
+    multiplier = comparison.multiplier or 1.0
+    return f"{format_multiplier(multiplier, 2 if multiplier >= _SMALL else 3)}×"
 
 
 def _draw_optima(axes: Axes, fits: Fits, seen: Shown, archs: Sequence[str]) -> None:
