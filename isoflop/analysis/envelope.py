@@ -23,7 +23,7 @@ from isoflop.analysis.parametric.forms import FRONTIER, FrontierLaw
 from isoflop.analysis.parametric.solve import WITH_VALUES, log_rmse, refit_each, solve
 from isoflop.analysis.parametric.terms import make_problem
 from isoflop.analysis.points import Point, Selection
-from isoflop.analysis.result import Fits, pick_reference
+from isoflop.analysis.result import Fits, default_reference
 from isoflop.arrays import Floats, percentiles
 
 ENVELOPE: Final = "envelope"
@@ -169,8 +169,9 @@ def compare_envelopes(fits: Fits) -> tuple[Comparison, ...]:
     law there, over what the other spends.
     """
     laws = {fit.arch: fit for fit in fits.parametric if fit.form == ENVELOPE}
-    reference = pick_reference(list(laws), fits.options.reference)
-    if reference is None:
+    reference = fits.options.reference or default_reference(list(laws))
+    # The reference of a study may have no law, as where its runs are at one budget.
+    if reference is None or reference not in laws:
         return ()
     base = laws[reference]
     return tuple(
