@@ -314,7 +314,7 @@ def _wrap_labels(canvas: Canvas) -> None:
 def _write_title(figure: Figure | SubFigure, title: str) -> Text:
     size = plot_style.points_of("figure.titlesize")
     is_bold = plot_style.is_bold("figure.titleweight")
-    lines = plot_texts.wrap(title, _width(figure) - 2 * _PAD, size, bold=is_bold)
+    lines = plot_texts.wrap(title, 0.95 * _width(figure), size, bold=is_bold)
     return figure.suptitle("\n".join(lines))
 
 
@@ -332,7 +332,7 @@ def _write_note(canvas: Canvas, notes: Sequence[str], room: float) -> Text:
     """Write the notes at the lower edge; of those that find no room the first lines."""
     size = plot_style.small_size()
     # Texts are wider than measured at few dots per inch.
-    width = 0.95 * _width(canvas.figure)
+    width = 0.92 * _width(canvas.figure)
     lines = [part for one in notes for part in plot_texts.wrap(plot_texts.shown(one), width, size)]
     if len(lines) > room * 72 / (size * _LINE_EMS):
         most = int(room * 72 / (size * _LINE_EMS))

@@ -49,7 +49,14 @@ def resources(
     resource is drawn, which is compute where it is known. Arguments, results and errors are those
     of `isoflop.analysis.figures.profiles.profiles`; the hue is "arch" by default.
     """
-    seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
+    seen = show(
+        fits,
+        archs=archs,
+        budgets=budgets,
+        hue=hue,
+        palette=palette,
+        with_loose=budgets is None,
+    )
     runs = _runs(fits, seen, with_loose=budgets is None)
     measured = [one for one in RESOURCES.values() if _with_resource(runs, one)]
     if not measured:

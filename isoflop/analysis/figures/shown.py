@@ -117,6 +117,7 @@ def show(
     default: Hue = "arch",
     shape: Hue = "arch",
     most: int | None = None,
+    with_loose: bool = False,
 ) -> Shown:
     """Return what a figure shows.
 
@@ -130,6 +131,7 @@ def show(
         default: the hue where none is asked for.
         shape: what markers and lines tell apart.
         most: families that are shown where none are asked for, the reference among them.
+        with_loose: whether families of which no run has a budget are shown.
 
     Raises:
         UserError: a family, budget, hue, colour or colormap is not known.
@@ -138,7 +140,7 @@ def show(
         raise UserError("hue", hue, "arch or budget", "name what colours tell apart")
     loose = sorted({point.arch for point in fits.selection.loose} - set(fits.archs))
     known = [*fits.archs, *loose]
-    chosen = _archs(fits, known, archs, most)
+    chosen = _archs(fits, known if with_loose else fits.archs, archs, most)
     at = _budgets(fits.budgets, budgets)
     kind: Hue = default if hue is None else "arch" if hue == "arch" else "budget"
     places: dict[str | float, int] = {arch: i for i, arch in enumerate(known)}
