@@ -120,9 +120,10 @@ def frame_of_runs(runs: Sequence[TrackedRun]) -> pd.DataFrame:
     for name in about:
         columns[name] = [_cell(run.about.get(name)) for run in runs]
     for prefix, keys, others in (("config", config, summary), ("summary", summary, config)):
+        values = [getattr(run, prefix) for run in runs]
         for key in keys:
             name = f"{prefix}.{key}" if key in taken or key in others else key
-            columns[name] = [getattr(run, prefix).get(key) for run in runs]
+            columns[name] = [of_run.get(key) for of_run in values]
     if any(run.reason is not None for run in runs):
         columns[_REASON] = [run.reason for run in runs]
     return pd.DataFrame(columns, index=range(len(runs)), dtype=object)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from isoflop.environ import environment_with
@@ -122,9 +123,12 @@ def _named(run: Any, cached: CachedRun | None) -> TrackedRun:
 @contextmanager
 def _quiet(folder: str) -> Iterator[None]:
     """Let the library ask nothing, report nothing, and write in a folder that goes away."""
+    # It makes a folder for each run that it lists, except where none can be made.
+    no_folder = Path(folder) / "none"
+    no_folder.touch()
     variables: Mapping[str, str] = {
         **{"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"},
-        **{"WANDB_DIR": folder, "WANDB_CACHE_DIR": folder, "WANDB_DATA_DIR": folder},
+        **{"WANDB_DIR": str(no_folder), "WANDB_CACHE_DIR": folder, "WANDB_DATA_DIR": folder},
     }
     with environment_with(variables):
         yield
