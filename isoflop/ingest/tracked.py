@@ -123,6 +123,8 @@ def frame_of_runs(runs: Sequence[TrackedRun]) -> pd.DataFrame:
         values = [getattr(run, prefix) for run in runs]
         for key in keys:
             name = f"{prefix}.{key}" if key in taken or key in others else key
+            while name in columns:
+                name = f"{prefix}.{name}"
             columns[name] = [of_run.get(key) for of_run in values]
     if any(run.reason is not None for run in runs):
         columns[_REASON] = [run.reason for run in runs]

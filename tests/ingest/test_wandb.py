@@ -324,6 +324,16 @@ def test_the_runs_of_a_folder_are_suggested_and_imported(folder: Path) -> None:
     ]
 
 
+def test_no_column_hides_another() -> None:
+    about = {"id": "a", "name": "n"}
+    settings = {"x": 1, "config.x": 2, "name": 3, "excluded_reason": 4}
+    run = tracked.TrackedRun(about=about, config=settings, summary={"x": 5, "summary.x": 6})
+    assert tracked.frame_of_runs([run]).iloc[0].to_dict() == {
+        **{"id": "a", "name": "n", "config.x": 1, "config.config.x": 2, "config.name": 3},
+        **{"config.excluded_reason": 4, "summary.x": 5, "summary.summary.x": 6},
+    }
+
+
 def test_exported_files_are_read_as_files(tmp_path: Path) -> None:
     (tmp_path / "runs.json").write_text(json.dumps([{"name": "a", "summary": {"loss": 2.5}}]))
     for source in ("runs.json", "run*.json"):
