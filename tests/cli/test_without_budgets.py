@@ -106,6 +106,8 @@ def test_achieved_flops_as_budgets_become_budgets(option: tuple[str, ...], tmp_p
     merged = isoflop(*asked, *option)
     assert merged.exit_code == 0
     assert "spread" in merged.stdout
+    assert isoflop("report", *asked[1:], *option).exit_code == 0
+    assert "**Budgets**" in (tmp_path / "out" / "report.md").read_text("utf-8")
     optima = pq.read_table(tmp_path / "out" / "optima.parquet").to_pylist()
     assert {row["status"] for row in optima if row["axis"] == "n_params"} == {"interior"}
     assert len({row["budget_flops"] for row in optima}) == 3
@@ -132,7 +134,11 @@ def test_a_unit_is_taken_where_the_table_does_not_say(tmp_path: Path) -> None:
     assert "nats" not in report
     run = written(tmp_path, profiles()[:1], "run.csv")
     assert "val_err" in isoflop("gate", table, run, "--loss-unit", "val_err").stdout
-    predicted = isoflop("predict", table, "--budget", "3e19", "--loss-unit", "bits")
+    achieved = written(tmp_path, profiles(0.03), "achieved.csv")
+    asked = ("--budget", "3e19", "--loss-unit", "bits", "--round-budgets")
+    predicted = isoflop("predict", achieved, *asked)
+    assert "3e19" in predicted.stdout
+    assert predicted.exit_code == 0
     assert "bits per token" in predicted.stdout
 
 

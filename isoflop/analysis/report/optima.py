@@ -63,6 +63,7 @@ _STATUS_MEANING = (
 def optima_section(fits: Fits) -> Section:
     """Return the optimum of each family and budget, by the chosen method."""
     blocks: list[Block] = [
+        *_cluster_blocks(fits),
         f"Method: {fits.options.method.replace('_', ' ')}. {_bootstrap(fits)} {_STATUS_MEANING}",
         Picture(
             stem="isoflop_profiles",
@@ -81,6 +82,37 @@ def optima_section(fits: Fits) -> Section:
         Picture(stem="optimum_tokens", caption="Compute-optimal tokens D* against compute."),
     ]
     return Section(key="optima", title="Optima", blocks=tuple(blocks))
+
+
+def _cluster_blocks(fits: Fits) -> list[Block]:
+    """Return what was taken as one budget; nothing where budgets are the table's."""
+    rows = [
+        {
+            "budget_flops": cluster.budget_flops,
+            "lowest": cluster.lowest,
+            "spread": 100 * cluster.spread,
+            "values": cluster.num_budgets,
+            "runs": cluster.num_runs,
+            "sizes": max(cluster.sizes.values(), default=0),
+            "archs": ", ".join(cluster.sizes),
+        }
+        for cluster in fits.clusters
+    ]
+    columns = [
+        BUDGET,
+        flops_column("lowest", "Lowest"),
+        number_column("spread", "Spread (%)", 2),
+        number_column("values", "Values"),
+        number_column("runs", "Runs"),
+        number_column("sizes", "Sizes of a family, at most"),
+        label_column("archs", "Families"),
+    ]
+    said = {
+        "round": "Budgets that nearly agree are taken as one (--round-budgets).",
+        "auto": "Budgets are those that the FLOPs spent gather at (--budgets auto).",
+    }
+    how = fits.options.budgets
+    return [said[how], table("Budgets", columns, rows)] if how != "given" and rows else []
 
 
 def _is_measured(fits: Fits, axis: Axis) -> bool:
