@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -112,12 +113,33 @@ def changed(folder: Path, what: str) -> None:
                 pq.write_table(table.replace_schema_metadata(named), path)
     if what == "no table":
         (folder / "validity.parquet").unlink()
+    if what in DAMAGE:
+        name, column, value = DAMAGE[what]
+        table = pq.read_table(folder / f"{name}.parquet")
+        cells = [value, *table[column].to_pylist()[1:]]
+        place = table.schema.get_field_index(column)
+        field = table.schema.field(column)
+        table = table.set_column(place, field, pa.array(cells, type=field.type))
+        pq.write_table(table, folder / f"{name}.parquet")
+
+
+DAMAGE = {
+    "a method that is none": ("compare", "method", "<b>"),
+    "a reference that is none": ("compare", "reference", "nobody"),
+    "a status that is none": ("compare", "status", "sure"),
+    "another optimum": ("optima", "loss_opt", 1.0),
+    "another law": ("fits", "value", 2.0),
+    "an axis of other tables": ("compare", "axis", "n_mine"),
+}
 
 
 @pytest.mark.usefixtures("no_fits")
 @pytest.mark.parametrize(
     "what",
-    ["a loss", "a time", "a status", "a table of another version", "another unit", "no table"],
+    [
+        *("a loss", "a time", "a status", "a table of another version", "another unit", "no table"),
+        *DAMAGE,
+    ],
 )
 def test_tables_of_other_runs_are_not_believed(what: str, tmp_path: Path) -> None:
     for path in QUICK.glob("*.parquet"):
@@ -449,7 +471,10 @@ def test_a_figure_is_a_method_with_its_function_s_signature() -> None:
         arguments = list(inspect.signature(draw).parameters)[1:]
         assert list(inspect.signature(method).parameters) == arguments
         assert method.__doc__ == draw.__doc__
-    plot.frontier()
+    figure, axes = plt.subplots()
+    assert plot.frontier(ax=axes, archs=["mlp", "peer"]) is axes
+    assert {"mlp", "peer"} <= set(axes.get_legend_handles_labels()[1])
+    plt.close(figure)
 
 
 @pytest.mark.usefixtures("no_fits")

@@ -296,6 +296,10 @@ class Plots:
             name = stem.removeprefix("isoflop_")
             setattr(self, name, _method(name, draw, fits_for))
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., Any]: ...
+
     def __repr__(self) -> str:
         """Return the names of the figures."""
         return f"figures: {', '.join(vars(self))}"

@@ -29,7 +29,9 @@ from isoflop.tables import Schema, loss_unit, read_table
 SCHEMAS = (OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, EXCLUDED)
 # Another machine's arithmetic may differ in the last digits.
 _TOLERANCE = 1e-6
-_COMPARED = ("arch", "budget_flops", "resource", "multiplier", "local_slope")
+# Verdicts on optima that the draws may bring.
+_BY_DRAWS = ("flat", "below_data")
+_COMPARED = ("arch", "budget_flops", "resource", "reference", "status", "multiplier", "local_slope")
 
 Row = Mapping[str, Any]
 
@@ -55,13 +57,13 @@ def stored_fit(folder: Path, rows: Sequence[Row], options: FitOptions, unit: str
         found = {name: table for name, (table, _) in tables.items()}
         chosen = _as_stored(options, found)
         _, selection = select_runs(rows, chosen, unit=unit)
+        if not has_axis(selection, chosen.axis):
+            return None
+        if not _same(found["excluded"], selection.excluded, [f.name for f in fields(Excluded)]):
+            return None
+        fits = _fits_of(found, selection, chosen)
     except UserError:
         return None
-    if not has_axis(selection, chosen.axis):
-        return None
-    if not _same(found["excluded"], selection.excluded, [f.name for f in fields(Excluded)]):
-        return None
-    fits = _fits_of(found, selection, chosen)
     return None if fits is None else Stored(tables=tables, fits=fits)
 
 
@@ -171,11 +173,10 @@ def _same_optima(stored: Sequence[Optimum], again: Sequence[Optimum]) -> bool:
     always = ("arch", "budget_flops", "axis", "method", "n_points", "grid_lo", "grid_hi")
     if not _same(stored, again, (*always, "mean_flops")):
         return False
-    pairs = [
-        (old, new)
-        for old, new in zip(stored, again, strict=True)
-        if old.status not in ("flat", "below_data")
-    ]
+    without = [old for old in stored if old.status in _BY_DRAWS]
+    if any(old.x_opt is not None or old.loss_opt is not None for old in without):
+        return False
+    pairs = [pair for pair in zip(stored, again, strict=True) if pair[0].status not in _BY_DRAWS]
     olds, news = [old for old, _ in pairs], [new for _, new in pairs]
     return _same(olds, news, ("status", "x_opt", "loss_opt"))
 
