@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, shown
 from isoflop.ingest import known
 from isoflop.ingest.cells import texts_of
 from isoflop.ingest.charts import prepared
 from isoflop.ingest.files import SOURCE_FILE
 from isoflop.ingest.frames import read_numbers
 from isoflop.ingest.mapping import ColumnMap, check_run, listed, terms_of
-from isoflop.tables import METRIC, RUNS
+from isoflop.tables import METRIC, RUNS, loss_unit
 from isoflop.units import NATS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def suggest(raw: RawTable, asked: ColumnMap | None = None) -> Suggestion:
     look = _Look(table.frame)
     asked = asked or ColumnMap()
     check_run(asked, look.names)
-    chosen = _Chosen(look, asked)
+    chosen = _Chosen(look, asked, _stored_unit(table))
     chosen.loss()
     for ours, tiers in known.COUNTS.items():
         chosen.number(ours, tiers)
@@ -67,6 +67,21 @@ def suggest(raw: RawTable, asked: ColumnMap | None = None) -> Suggestion:
     chosen.arch(_name_of(table))
     chosen.own_columns()
     return Suggestion(mapping=chosen.mapping(), notes=tuple(chosen.notes))
+
+
+def _stored_unit(raw: RawTable) -> str | None:
+    """Return the unit that isoflop's own tables name; None: there is none to name it.
+
+    Raises:
+        UserError: files differ.
+    """
+    paths = [Path(file.name) for file in raw.files]
+    units = {loss_unit(path) for path in paths if path.suffix == ".parquet" and path.is_file()}
+    if len(units) > 1:
+        allowed = "in one unit in all files"
+        do = "import those of each unit by themselves"
+        raise UserError("losses", shown(" and ".join(sorted(units))), allowed, do)
+    return next(iter(units - {NATS}), None)
 
 
 def _name_of(raw: RawTable) -> str:
@@ -127,8 +142,9 @@ class _Look:
 class _Chosen:
     """What is mapped so far."""
 
-    def __init__(self, look: _Look, asked: ColumnMap) -> None:
+    def __init__(self, look: _Look, asked: ColumnMap, stored_unit: str | None) -> None:
         self.look = look
+        self.stored_unit = stored_unit
         self.asked = asked
         self.columns = dict(asked.columns)
         self.given = {*asked.columns, *asked.parsed}
@@ -328,6 +344,8 @@ class _Chosen:
 
     def _loss_unit(self) -> str:
         column = self.columns.get("loss") or self.asked.parsed.get("loss", "")
+        if self.stored_unit is not None and column == "loss":
+            return self.stored_unit
         form = known.plain(column)
         return next((unit for regex, unit in known.UNIT_OF_LOSS if regex.search(form)), NATS)
 

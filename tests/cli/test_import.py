@@ -14,6 +14,7 @@ from isoflop.analysis.load import load_rows
 from isoflop.analysis.points import select_points
 from isoflop.analysis.report.source import checklist_section, source_of, source_section
 from isoflop.cli import main
+from isoflop.tables import loss_unit
 from made_public_tables import TABLES
 
 
@@ -203,3 +204,15 @@ def test_further_columns_reach_a_fit(table: Path) -> None:
     (group, *_) = select_points(rows, axis="width").groups.values()
     assert group[0].n_experts == 8.0
     assert group[0].on("width") == pytest.approx(group[0].n_params / 1e6)
+
+
+def test_a_table_of_isoflop_itself_comes_back_as_it_was(table: Path) -> None:
+    assert run(table, "--loss-unit", "bpb", "--out", "one").exit_code == 0
+    again = run("one/runs.parquet", "--out", "two")
+    assert again.exit_code == 0, again.output
+    assert "loss, bits per byte" in again.output
+    one, two = Path("one/runs.parquet"), Path("two/runs.parquet")
+    assert select_points(load_rows(one)) == select_points(load_rows(two))
+    assert loss_unit(two) == "bits_per_byte"
+    assert run(table, "--out", "nats").exit_code == 0
+    refused(run("*/runs.parquet", "--out", "three"), "bits_per_byte and nats_per_token")
