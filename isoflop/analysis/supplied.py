@@ -10,6 +10,7 @@ residuals of three optima or more.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,10 +25,15 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.parametric import fit_frontier
 from isoflop.arrays import Floats, exp_or_none
+from isoflop.errors import UserError
+from isoflop.ingest.files import read_files
 from isoflop.ingest.frames import is_missing
+from isoflop.numbers import read_number
 
 _OPT = "_opt"
 # A 95 % interval spans this many standard errors.
+# Far more than any table of optima.
+_MAX_BYTES = 2**22
 _SPAN_OF_95 = 3.919928
 
 
@@ -100,7 +106,7 @@ def fit_supplied_optima(
 
 
 def read_optima(path: Path) -> list[dict[str, Any]] | None:
-    """Return the rows of a csv or parquet file that has optima and no runs; None for any other."""
+    """Return the rows of a file that has optima and no runs; None for any other."""
     from isoflop.tables import open_parquet
 
     with path.open("rb") as file:
@@ -108,11 +114,24 @@ def read_optima(path: Path) -> list[dict[str, Any]] | None:
     if is_parquet:
         rows: list[dict[str, Any]] = open_parquet(path, "table").to_pylist()
         return _as_supplied(rows) if rows and _has_optima(rows[0]) else None
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
+    # A ragged csv file gives what can be read of it.
+    with (
+        contextlib.suppress(csv.Error),
+        path.open(encoding="utf-8-sig", errors="replace", newline="") as text,
+    ):
         lines = csv.DictReader(text)
-        if not _has_optima(dict.fromkeys(lines.fieldnames or ())):
-            return None
-        return _as_supplied(list(lines))
+        if _has_optima(dict.fromkeys(lines.fieldnames or ())):
+            return _as_supplied(list(lines))
+    if path.stat().st_size > _MAX_BYTES:
+        return None
+    try:
+        frame = read_files(str(path)).frame
+    except UserError:
+        # Whoever reads its rows says what is wrong with it.
+        return None
+    if frame.columns.duplicated().any() or not _has_optima(dict.fromkeys(frame.columns)):
+        return None
+    return _as_supplied(frame.to_dict("records"))
 
 
 def _has_optima(columns: Mapping[str, Any]) -> bool:
@@ -246,7 +265,7 @@ def _log_sd(row: Mapping[str, Any], name: str, value: float) -> float | None:
 
 def _positive(cell: Any) -> float | None:
     try:
-        value = float(cell)
+        value = read_number(cell) if isinstance(cell, str) else float(cell)
     except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) and value > 0 else None

@@ -350,12 +350,10 @@ def _refuse_unread(
     if any(cell is not None for cell in cells):
         return
     first = int(np.argmax(unread))
-    raise UserError(
-        f"{name} in {_place(frame, what, first)}",
-        shown(_told(frame[name].iloc[first])),
-        f"a {_kind(name)}",
-        "correct it, or leave the cell empty",
-    )
+    told, do = _told(frame[name].iloc[first]), "correct it, or leave the cell empty"
+    if "," in told:
+        do = "write a point before decimals, and commas between groups of three digits alone"
+    raise UserError(f"{name} in {_place(frame, what, first)}", shown(told), f"a {_kind(name)}", do)
 
 
 def _note_unread(column: pd.Series, unread: Bools, reasons: dict[int, str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from scipy.stats import linregress, norm, t
@@ -92,6 +94,19 @@ def test_laws_of_an_optima_table_are_those_through_its_interior_optima() -> None
     assert read_optima(RESULTS / "cpu_reference" / "runs.parquet") is None
 
 
+@pytest.mark.parametrize("name", ["optima.csv.gz", "optima.json", "optima.txt"])
+def test_optima_are_read_from_files_of_any_kind(tmp_path: Path, name: str) -> None:
+    table = pd.DataFrame(_rows()).assign(n_params_opt=[f"{r['n_params_opt']:,}" for r in _rows()])
+    path = tmp_path / name
+    if name.endswith("json"):
+        path.write_text(json.dumps(table.to_dict("records")))
+    else:
+        table.to_csv(path, sep=";" if name.endswith("txt") else ",")
+    rows = read_optima(path)
+    assert rows is not None
+    assert fit_supplied_optima(rows) == fit_supplied_optima(_rows())
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -113,6 +128,12 @@ def test_hostile_tables_of_optima_give_verdicts_and_no_claim(tmp_path: Path, tex
     rows = read_table(out / "fits.parquet", FITS)
     assert all(row["ci_lo"] is None and row["value"] is None for row in rows)
     assert {row["status"] for row in rows} <= {"too_few"}
+
+
+def test_bytes_of_anything_are_no_table_of_optima(tmp_path: Path) -> None:
+    path = tmp_path / "junk.csv"
+    path.write_bytes(b"\xff" * 200_000)
+    assert read_optima(path) is None
 
 
 def test_a_table_of_optima_needs_a_folder_for_the_results(tmp_path: Path) -> None:

@@ -112,6 +112,10 @@ def test_a_column_without_any_number_is_refused(column: Any) -> None:
     assert refusal(frame(loss=column)).startswith("loss in data row 1 of the frame = ")
 
 
+def test_decimal_commas_are_named() -> None:
+    assert "write a point before decimals" in refusal(frame(loss=["2,5", "3,25"]))
+
+
 def test_a_reason_that_is_given_stays_and_no_other_is_lost() -> None:
     table = frame(loss=[2.5, "?"], n_tokens=[1e7, "?"], excluded_reason=[math.nan, "spike"])
     assert [row["excluded_reason"] for row in load_rows(table)] == [None, "spike"]
