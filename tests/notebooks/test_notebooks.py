@@ -16,7 +16,7 @@ NAMES = ("flops", "frontiers", "interpret")
 # Relative difference of numbers to the committed ones. Integers of FLOPs are exact, fits depend on
 # the last bits of a solver; None: a model's floats differ from machine to machine.
 TOLERANCES = {"flops": 1e-9, "frontiers": 0.02, "interpret": None}
-LEAST_PICTURES = {"flops": 2, "frontiers": 12, "interpret": 2}
+LEAST_PICTURES = {"flops": 2, "frontiers": 6, "interpret": 2}
 MAX_BYTES = 600_000
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/\w{2,}[\w./-]*")
 NOT_COPIED = shutil.ignore_patterns(".launch", "attempts", "interpret", "plots")
