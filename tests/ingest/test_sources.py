@@ -65,7 +65,8 @@ def test_a_folder_says_how_it_is_read(
 
 
 @pytest.mark.parametrize(
-    ("source", "package"), [("hf:some/runs", "datasets"), ("tensorboard:.", "tensorboard")]
+    ("source", "package"),
+    [("hf:some/runs", "datasets"), ("tensorboard:.", "tensorboard"), ("wandb:me/laws", "wandb")],
 )
 def test_a_missing_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, package: str
