@@ -271,3 +271,9 @@ def test_no_rows_crash_the_whole_fit_and_every_interval_is_in_order(
         if optimum.ci_lo is not None:
             assert optimum.is_point
             assert optimum.grid_lo <= optimum.ci_lo <= optimum.ci_hi <= optimum.grid_hi
+
+
+def test_a_reference_that_is_asked_for_is_kept_where_there_are_no_envelopes() -> None:
+    fits = fit_rows(study(("mlp", "swiglu")), FitOptions(n_boot=0, reference="mlp"))
+    assert {row.reference for row in fits.compare} == {"mlp"}
+    assert fits.envelopes == ()
