@@ -178,14 +178,15 @@ class Results:
         Raises:
             UserError: the budget is too far, or no arch has minima at three budgets.
         """
-        from isoflop.analysis.predict import PREDICTIONS, SIZE_AXES, predict
+        from isoflop.analysis.predict import PREDICTIONS, predict, size_axes
         from isoflop.study import parse_flops
 
         flops = parse_flops(budget, "budget") if isinstance(budget, str) else float(budget)
         fits = self._drawn_fits
         if fits is None:
             methods = (self.options.method,)
-            fits = fit_optima(self._selection, self.options, methods=methods, axes=SIZE_AXES)
+            axes = size_axes(self.options.axis)
+            fits = fit_optima(self._selection, self.options, methods=methods, axes=axes)
         rows, schema = fitted_rows(predict(fits, flops, archs), PREDICTIONS, fits)
         return self._frame(rows, schema)
 

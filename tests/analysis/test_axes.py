@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+import isoflop
 from analysis.made_report import draw_nothing
 from analysis.made_runs import curve, parabola, spaced
 from isoflop.analysis.fit import fit_optima, fit_rows
@@ -205,6 +207,18 @@ def test_a_count_is_predicted_beside_parameters_and_tokens(tmp_path: Path) -> No
     )
     assert refused.exit_code == 2
     assert refused.output.startswith("isoflop: --axis with --plan = 'n_nonembed'")
+
+
+def test_a_data_frame_has_optima_along_its_columns() -> None:
+    study = isoflop.load(pd.DataFrame(table()))
+    assert "n_unembed" not in set(isoflop.optima(pd.DataFrame(table()), n_boot=0).axis)
+    options = {"axis": "n_unembed", "n_boot": 20, "method": "parabola"}
+    along = study.under(**options)
+    shown = along.optima.query("axis == 'n_unembed' and method == 'parabola'")
+    assert list(shown.x_opt) == pytest.approx(
+        [o.x_opt for o in fitted(table()).optima_by_group().values()]
+    )
+    assert set(along.predict(1e19).quantity) >= {"n_params", "n_tokens", "n_unembed"}
 
 
 def test_optima_of_any_count_can_be_supplied() -> None:
