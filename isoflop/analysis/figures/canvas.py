@@ -413,6 +413,7 @@ def _finish_axes(
         beside = (box.x1 - axes.bbox.x1) / axes.figure.dpi
     if not handles:
         return
+    handles = [*_listed(axes, handles), *handles]
     width = _width(axes.figure) * axes.get_position().width
     size = plot_style.points_of("legend.fontsize")
     _shorten_labels(handles, _NAME_SHARE * width, size)
@@ -427,6 +428,20 @@ def _finish_axes(
         bbox_to_anchor=(1.0, 1.0),
         bbox_transform=axes.transAxes + shift,
     )
+
+
+def _listed(axes: Axes, new: Sequence[Artist]) -> list[Artist]:
+    """Return the entries of a legend that the axes already has, and that are not new ones."""
+    legend = axes.get_legend()
+    if legend is None:
+        return []
+    found = []
+    for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+        assert handle is not None
+        handle.set_label(text.get_text())
+        if text.get_text() not in [one.get_label() for one in new]:
+            found.append(handle)
+    return found
 
 
 def _shorten_labels(handles: Sequence[Artist], width: float, size: float) -> None:

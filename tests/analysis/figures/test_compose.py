@@ -112,6 +112,25 @@ def test_a_part_of_a_figure_gets_panels_and_notes(name: str, fits: Fits, sizes: 
     assert "excluded" in left._supxlabel.get_text()
 
 
+def test_two_studies_in_one_axes_are_both_in_view_and_in_the_legend(fits: Fits) -> None:
+    other = fitted(study(["moe", "mlp"], [1e19, 1e22]))
+    axes = Figure(layout="constrained").subplots()
+    FIGURES["frontier"](fits, ax=axes, archs="mlp", palette=["red"])
+    FIGURES["frontier"](other, ax=axes, palette=["lime", "blue"])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mlp", "moe"]
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    for line in axes.get_lines():
+        assert left < min(line.get_xdata()) <= max(line.get_xdata()) < right
+        assert low < min(line.get_ydata()) <= max(line.get_ydata()) < high
+
+
+def test_a_budget_alone_has_no_law_and_marks_with_names(fits: Fits) -> None:
+    axes = FIGURES["frontier"](fits, budgets=1e18)
+    assert all(len(line.get_xdata()) == 1 for line in axes.get_lines())
+    assert legend_of(axes)[0] == "mlp"
+    assert len(legend_of(axes)) == len(fits.archs)
+
+
 def test_without_notes_there_are_none(fits: Fits) -> None:
     axes = FIGURES["frontier"](fits, notes=False)
     words = [text.get_text() for text in axes.figure.findobj(mpl.text.Text)]
