@@ -49,9 +49,13 @@ _LEAST_LINES = 3
 # How much higher a single row of panels is.
 _ONE_ROW = 1.2
 # Marks a legend's entries that are names of families, which may be cut.
-_NAME = "name"
+_NAME = "name "
 # Inches around what stands at an edge of the figure.
 _PAD = 0.09
+# Of the longest name in a legend, at 8 points.
+_NAME_INCHES = 2.3
+# More entries of a legend stand in two columns.
+_MOST_LINES = 12
 _NOTE_LEFT = 0.012
 
 
@@ -241,7 +245,7 @@ def handles_of(seen: Shown, *, names: bool = True) -> list[Artist]:
             look = _look(seen, arch, budget)
             if seen.hue == "budget":
                 look["color"] = plot_style.soft()
-            found.append(entry(name, gid=_NAME, **look))
+            found.append(entry(name, gid=f"{_NAME}{arch}", **look))
     if seen.hue == "arch":
         return found
     if seen.scale is None:
@@ -271,7 +275,7 @@ def short_names(archs: Sequence[str]) -> dict[str, str]:
     size = plot_style.points_of("legend.fontsize")
     distinct = list(dict.fromkeys(archs))
     known = [plot_texts.literal(arch).replace(r"\$", "$") for arch in distinct]
-    cut = plot_texts.shortened(known, 2.3 * plot_style.em(), size)
+    cut = plot_texts.shortened(known, _NAME_INCHES * plot_style.em(), size)
     return {arch: plot_texts.literal(name) for arch, name in zip(distinct, cut, strict=True)}
 
 
@@ -354,9 +358,13 @@ def _write_legend(canvas: Canvas, handles: Sequence[Artist], note: Text, room: f
 
     figure: Any = canvas.figure
     size = plot_style.points_of("legend.fontsize")
+    around = (_HANDLE_EMS + _COLUMN_EMS) * size / 72
+    if len(handles) > _MOST_LINES:
+        # Shorter names in two columns rather than a legend that is higher than the panels.
+        width = min(_width(figure) / 2 - around, _NAME_INCHES * plot_style.em())
+        _shorten_labels(handles, width, size)
     longest = max(_label_width(handle, size) for handle in handles)
-    column = longest + (_HANDLE_EMS + _COLUMN_EMS) * size / 72
-    columns = max(1, min(len(handles), int(_width(figure) / column)))
+    columns = max(1, min(len(handles), int(_width(figure) / (longest + around))))
     lines = max(
         _LEAST_LINES, (room - note.get_window_extent().height / figure.dpi) * 72 / size / _LINE_EMS
     )
@@ -446,7 +454,8 @@ def _listed(axes: Axes, new: Sequence[Artist]) -> list[Artist]:
 
 def _shorten_labels(handles: Sequence[Artist], width: float, size: float) -> None:
     """Cut the names of families that are wide for an axes."""
-    names = {one: str(one.get_label()).replace(r"\$", "$") for one in handles if one.get_gid()}
+    full = {one: gid.removeprefix(_NAME) for one in handles if (gid := one.get_gid())}
+    names = {one: plot_texts.literal(name).replace(r"\$", "$") for one, name in full.items()}
     cut = plot_texts.shortened(list(names.values()), width, size)
     for handle, name in zip(names, cut, strict=True):
         handle.set_label(plot_texts.literal(name))
