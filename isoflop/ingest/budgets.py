@@ -146,35 +146,52 @@ def sizes_at(rows: Iterable[Mapping[str, Any]], values: Iterable[float | None]) 
     }
 
 
-def _by_spent(rows: list[Mapping[str, Any]]) -> Labelled:
-    spent, by_what = spent_flops(rows)
-    of_runs = [
+def gathered(rows: Sequence[Mapping[str, Any]]) -> tuple[Cluster, ...]:
+    """Return the budgets that the FLOPs of runs gather at; empty where they gather nowhere."""
+    clusters = _clusters(rows, _of_runs(rows, spent_flops(rows)[0]))
+    return clusters if _are_gathered(clusters) else ()
+
+
+def _of_runs(
+    rows: Sequence[Mapping[str, Any]], spent: Sequence[float | None]
+) -> list[float | None]:
+    """Return what the runs spent that can enter a fit, None of the other rows."""
+    return [
         value if _is_run(row) and row.get("arch") else None
         for row, value in zip(rows, spent, strict=True)
     ]
+
+
+def _by_spent(rows: list[Mapping[str, Any]]) -> Labelled:
+    spent, by_what = spent_flops(rows)
+    of_runs = _of_runs(rows, spent)
     clusters = _clusters(rows, of_runs)
-    _check_gathered(clusters, by_what)
+    if not _are_gathered(clusters):
+        raise _no_clusters(clusters, by_what)
     given = [_positive(row.get("budget_flops")) for row in rows]
     elsewhere = [given[i] or spent[i] for i in range(len(rows))]
     return Labelled(rows=_relabelled(rows, of_runs, clusters, elsewhere), clusters=clusters)
 
 
-def _check_gathered(clusters: Sequence[Cluster], by_what: str) -> None:
-    """Refuse runs most of which are at no cluster with sizes for a curve."""
+def _are_gathered(clusters: Sequence[Cluster]) -> bool:
+    """Return whether most runs are at a cluster with sizes for a curve."""
     num = sum(cluster.num_runs for cluster in clusters)
-    gathered = sum(
+    at_curves = sum(
         cluster.num_runs
         for cluster in clusters
         if max(cluster.sizes.values(), default=0) >= _LEAST_SIZES
     )
-    if 2 * gathered > num:
-        return
+    return 2 * at_curves > num
+
+
+def _no_clusters(clusters: Sequence[Cluster], by_what: str) -> UserError:
+    num = sum(cluster.num_runs for cluster in clusters)
     ends = "no run with an arch, a loss and what it spent"
     if clusters:
         low, high = clusters[0].lowest, clusters[-1].highest
         ends = f"{by_what} of {num:,} runs spread from {format_flops(low, 3)} to "
         ends += format_flops(high, 3)
-    raise UserError(
+    return UserError(
         "--budgets",
         shown(f"auto ({ends})"),
         f"for FLOPs that gather at budgets, {_LEAST_SIZES} sizes or more at each",

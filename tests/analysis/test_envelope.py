@@ -15,6 +15,7 @@ from isoflop.analysis.envelope import MIN_RUNS, envelope, envelopes, fit_envelop
 from isoflop.analysis.fit import fit_rows
 from isoflop.analysis.points import Point, select_points
 from isoflop.analysis.result import FitOptions, Fits
+from isoflop.analysis.validity.attention import attention
 from isoflop.errors import UserError
 
 TRUE_MULTIPLIER = 0.9 ** (-(0.34 + 0.28) / (0.34 * 0.28))
@@ -118,6 +119,21 @@ def test_tables_with_profiles_or_too_few_sizes_have_no_envelope() -> None:
     seeds = [row("mlp", c, 1e7, 3.0 - s / 100, seed=s) for c in (1e17, 1e18) for s in (0, 1)]
     assert envelopes(select_points(seeds)) == {}
     assert list(envelopes(select_points(grid("moe") + grid("mlp")))) == ["mlp", "moe"]
+
+
+def test_flops_that_gather_are_named_where_no_run_has_a_budget() -> None:
+    def said(rows: list[dict[str, Any]]) -> list[str]:
+        fits = Fits(selection=select_points(rows), optima=())
+        return [sentence for sentence in attention(fits) if "--budgets auto" in sentence]
+
+    curves = [
+        {**one, "budget_flops": None, "flops": one["budget_flops"]}
+        for one in study(("mlp",), (1e17, 1e18))
+    ]
+    assert said(curves) == [
+        "No run has a budget, but FLOPs gather at 2 values: --budgets auto takes these as budgets."
+    ]
+    assert said(grid("mlp")) == []
 
 
 def profiles() -> list[dict[str, Any]]:

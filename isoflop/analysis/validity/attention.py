@@ -28,6 +28,7 @@ from isoflop.analysis.validity.design import (
     num_nearer_elsewhere,
 )
 from isoflop.analysis.validity.finding import Check, Finding, Validity
+from isoflop.ingest.budgets import gathered
 from isoflop.numbers import format_flops
 from isoflop.units import NATS
 
@@ -55,6 +56,7 @@ def attention(fits: Fits) -> tuple[str, ...]:
     checks = fits.validity or Validity(findings=())
     of_checks: tuple[Callable[[Fits, Validity], Iterable[str]], ...] = (
         _perplexities,
+        _gathered,
         _budgets,
         _achieved,
         _duplicates,
@@ -117,6 +119,22 @@ def _perplexities(fits: Fits, checks: Validity) -> Iterable[str]:
             f"The median loss is {middle:.4g}, too much for nats per token: if these are "
             "perplexities, `isoflop import --loss-unit perplexity` takes their logarithm; else say "
             "what they are by --loss-unit."
+        )
+
+
+def _gathered(fits: Fits, checks: Validity) -> Iterable[str]:
+    loose = fits.selection.loose
+    if fits.groups or not loose:
+        return
+    # The budget of a run without one is what it spent.
+    rows = [
+        {"arch": p.arch, "n_params": p.n_params, "flops": p.budget_flops, "loss": p.loss}
+        for p in loose
+    ]
+    if clusters := gathered(rows):
+        yield (
+            f"No run has a budget, but FLOPs gather at {len(clusters)} values: --budgets auto "
+            "takes these as budgets."
         )
 
 
