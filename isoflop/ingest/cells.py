@@ -57,5 +57,5 @@ def number_or_none(text: str) -> float | None:
 
 def short(cell: Any) -> str:
     """Return a cell as a message shows it."""
-    text = repr(cell)
+    text = repr(cell) if isinstance(cell, str) else str(cell)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

@@ -176,6 +176,11 @@ def terms_of(ours: str, theirs: str, names: Collection[str]) -> tuple[Term, ...]
             terms.append(Term(column=piece, number=1.0, is_divisor=is_divisor))
             continue
         number = number_or_none(piece)
+        if number is None and re.search(r"\S[*/]|[*/]\S", piece.replace("**", "")):
+            parts = re.split(r"[*/]", piece)
+            if any(part.strip() in names for part in parts):
+                allowed = "a column, or a product with blanks around * and /"
+                raise UserError(f"--map {ours}", theirs, allowed, "add the blanks")
         if number is None:
             raise no_column(f"--map {ours}", piece, names)
         terms.append(Term(column=None, number=number, is_divisor=is_divisor))

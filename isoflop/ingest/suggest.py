@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import UserError, shown
 from isoflop.ingest import known
-from isoflop.ingest.cells import texts_of
+from isoflop.ingest.cells import short, texts_of
 from isoflop.ingest.charts import prepared
 from isoflop.ingest.files import SOURCE_FILE
 from isoflop.ingest.frames import read_numbers
@@ -182,11 +182,14 @@ class _Chosen:
                 )
             self.columns["loss"] = fitting[0]
             return
-        tried = listed([name for tier in known.LOSS for name in self.look.columns(tier)])
+        tried = [name for tier in known.LOSS for name in self.look.columns(tier)]
+        cells = self.look.frame[tried[0]].dropna().to_list() if tried else []
+        example = f"; {tried[0]} has {short(cells[0])}" if cells else ""
+        found = f"tried: {listed(tried)}{example}" if tried else "none is called so"
         raise UserError(
             "loss",
             None,
-            f"a column of numbers above 0 (tried: {tried}; there are {listed(self.look.names)})",
+            f"a column of numbers above 0 ({found}; there are {listed(self.look.names)})",
             "add --map loss=COLUMN",
         )
 

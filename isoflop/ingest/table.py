@@ -20,6 +20,7 @@ from isoflop.ingest.mapping import (
     PERPLEXITY,
     ColumnMap,
     check_run,
+    listed,
     meets,
     no_column,
     terms_of,
@@ -280,7 +281,8 @@ class _Work:
             self._derive("flops", "budget_flops", ("budget_flops",))
         lacking = [name for name in ("n_params", "n_tokens") if name not in self.numbers]
         if "loss" not in self.numbers or lacking:
-            allowed = "known: two of n_params, n_tokens and flops or budget_flops, and loss"
+            there = f"there are {listed(self.names)}"
+            allowed = f"known: loss, and two of n_params, n_tokens and flops or a budget ({there})"
             missing = ", ".join(["loss"] * ("loss" not in self.numbers) + lacking)
             raise UserError(
                 "columns of ours", shown(f"none for {missing}"), allowed, "add --map OURS=THEIRS"

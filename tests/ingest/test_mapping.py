@@ -88,7 +88,7 @@ def test_units_are_those_that_names_say() -> None:
 def test_values_decide_whether_a_name_can_be_meant() -> None:
     found = chosen({"n": [1, 2], "D": ["1B", "2B"], "params": ["small", "large"], "loss": [3, 2]})
     assert set(found.columns) == {"n_tokens", "loss"}
-    with pytest.raises(UserError, match=r"tried: loss; there are loss, x"):
+    with pytest.raises(UserError, match=r"tried: loss; loss has 0.0; there are loss, x"):
         chosen({"loss": [0.0, -1.0], "x": [1.0, 2.0]})
 
 
@@ -132,6 +132,8 @@ def test_products() -> None:
     assert terms_of("x", "eval/loss", names)[0].column == "eval/loss"
     with pytest.raises(UserError, match=r"eval/los.*write eval/loss"):
         terms_of("loss", "eval/los", names)
+    with pytest.raises(UserError, match="add the blanks"):
+        terms_of("x", "a*2", ["a"])
     with pytest.raises(UserError, match="a product of columns"):
         terms_of("x", "6 * 7", names)
 
