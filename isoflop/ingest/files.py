@@ -162,6 +162,7 @@ def frame_of_arrow(table: pa.Table) -> pd.DataFrame:
 
 
 def _read(path: Path) -> _Part:
+    _check_size(path, path.stat().st_size)
     data = read_regular(path)
     sha256 = hashlib.sha256(data).hexdigest()
     data, ending = _decompressed(path, data)
@@ -189,24 +190,28 @@ def _decompressed(path: Path, data: bytes) -> tuple[bytes, str]:
     if kind is not None:
         try:
             with pa.input_stream(pa.BufferReader(data), compression=kind) as stream:
-                data = _read_bounded(stream)
+                data = _read_bounded(path, stream)
         except (pa.ArrowException, OSError, EOFError) as error:
             reason = str(error).splitlines()[0]
             allowed = f"a whole {kind} file ({reason})"
             raise UserError(_WHAT, str(path), allowed, "copy it again") from None
-    if len(data) > MAX_BYTES:
-        allowed = f"at most {MAX_BYTES / 2**30:g} GiB, decompressed"
-        raise UserError(_WHAT, str(path), allowed, "leave out columns or rows, or split it")
     return data, Path(_without_compression(path)).suffix.lower()
 
 
-def _read_bounded(stream: pa.NativeFile) -> bytes:
-    """Return what a stream holds, and little more than is allowed of one that is too long."""
+def _read_bounded(path: Path, stream: pa.NativeFile) -> bytes:
+    """Return what a stream holds."""
     found = bytearray()
     # By pieces: asked for all at once, memory for the most that is allowed would be taken.
-    while len(found) <= MAX_BYTES and (piece := stream.read(_BLOCK_BYTES)):
+    while piece := stream.read(_BLOCK_BYTES):
         found += piece
+        _check_size(path, len(found))
     return bytes(found)
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
+        allowed = f"at most {MAX_BYTES / 2**30:g} GiB, decompressed"
+        raise UserError(_WHAT, str(path), allowed, "leave out columns or rows, or split it")
 
 
 def _without_compression(path: Path) -> str:

@@ -223,6 +223,7 @@ def test_no_file_grows_without_a_bound(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(files, "MAX_BYTES", 10_000)
     monkeypatch.setattr(files, "MAX_CELLS", 1000)
     assert "decompressed" in refusal(tmp_path / "t.csv.gz", gzip.compress(b"a\n" + b"1" * 20_000))
+    assert "decompressed" in refusal(tmp_path / "t.csv", b"a\n" + b"1" * 20_000)
     pq.write_table(pa.table({"a": [0] * 2000}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match="at most 1000 cells"):
         read_files(str(tmp_path / "t.parquet"))
