@@ -10,10 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 import isoflop
 from analysis.made_report import draw_nothing
 from analysis.made_runs import curve, parabola, spaced
+from isoflop.analysis.figures.profiles import profiles
+from isoflop.analysis.figures.residuals import residuals
 from isoflop.analysis.fit import fit_optima, fit_rows
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.load import load_rows
@@ -145,7 +148,17 @@ def write(path: Path, rows: list[dict[str, Any]], column: str) -> Path:
     return path
 
 
+def test_figures_show_the_name_of_a_column_as_it_is() -> None:
+    column = "n_$x_{ layers"
+    fits = fitted(table(name=column), column)
+    for draw in (profiles, residuals):
+        figure, grid = draw(fits, figure=Figure(layout="constrained"))
+        figure.canvas.draw()
+        assert column in {axes.get_xlabel() for axes in grid.flat}
+
+
 def test_the_command_line_takes_any_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
     column = "n_$x_{ layers"
     path = write(tmp_path / "runs.csv", table(name=column), column)
     arguments = ["fit", str(path), "--out", str(tmp_path / "out"), "--n-boot", "0"]
@@ -154,7 +167,6 @@ def test_the_command_line_takes_any_column(tmp_path: Path, monkeypatch: pytest.M
     assert f"{column}*" in done.output
     optima = read_table(tmp_path / "out" / "optima.parquet", OPTIMA)
     assert {o["axis"] for o in optima} == {"n_params", "n_tokens", "n_active", column}
-    draw_nothing(monkeypatch)
     for axis, said in (("n_layer", "columns of"), ("loss", "--axis = 'loss'")):
         refused = CliRunner().invoke(main, [*arguments, "--axis", axis])
         assert refused.exit_code == 2
