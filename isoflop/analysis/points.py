@@ -252,7 +252,9 @@ def _identity(point: Point) -> tuple[object, ...]:
 def _refusal(row: Mapping[str, Any], unit: str) -> tuple[str, str | None] | None:
     """Return (reason, detail) when the row is no point, None when it is one."""
     if not row.get("arch"):
-        return "no_arch", None
+        # A run that could not even be read says why.
+        why = row.get("excluded_reason")
+        return ("excluded_in_table", str(why)) if _is_given(why) else ("no_arch", None)
     budget = row.get("budget_flops")
     if not _is_absent(budget) and positive(budget) is None:
         return "no_budget", _given(row, "budget_flops")

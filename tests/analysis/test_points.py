@@ -32,6 +32,7 @@ from isoflop.analysis import select_points
         ({"n_tokens": None}, "no_tokens"),
         ({"n_tokens": -5}, "no_tokens"),
         ({"arch": None}, "no_arch"),
+        ({"arch": None, "excluded_reason": "damaged file"}, "excluded_in_table"),
         ({"budget_flops": 0.0}, "no_budget"),
         ({"budget_flops": math.inf}, "no_budget"),
         ({"budget_flops": None, "loss": math.nan}, "bad_loss"),
