@@ -128,6 +128,7 @@ DAMAGE = {
     "a reference that is none": ("compare", "reference", "nobody"),
     "a status that is none": ("compare", "status", "sure"),
     "another optimum": ("optima", "loss_opt", 1.0),
+    "an interval that has no end": ("optima", "ci_hi", -1.0),
     "another law": ("fits", "value", 2.0),
     "an axis of other tables": ("compare", "axis", "n_mine"),
 }

@@ -94,7 +94,7 @@ def _fits_of(
     """Return the fit that the tables hold; None where the runs give other estimates."""
     optima = tuple(Optimum(**row) for row in _without_mark(tables["optima"]))
     again = fit_optima(selection, replace(options, n_boot=0))
-    if not _same_optima(optima, again.optima):
+    if not _same_optima(optima, again.optima) or not all(map(_has_ends, optima)):
         return None
     laws = _laws(optima, tables["fits"])
     if laws is None or not _same_surfaces(tables["fits"], options):
@@ -164,6 +164,12 @@ def _same_surfaces(rows: Sequence[Row], options: FitOptions) -> bool:
     """Return whether surfaces were fitted as the options say."""
     surfaces = {(row["method"], row["settings"]) for row in rows if row["form"] == "chinchilla"}
     return all(settings == settings_of(how, options.constraints) for how, settings in surfaces)
+
+
+def _has_ends(optimum: Optimum) -> bool:
+    """Return whether intervals end where a logarithm does."""
+    ends = (optimum.ci_lo, optimum.ci_hi, optimum.loss_ci_lo, optimum.loss_ci_hi)
+    return all(end is None or 0 < end < math.inf for end in ends)
 
 
 def _same_optima(stored: Sequence[Optimum], again: Sequence[Optimum]) -> bool:
