@@ -18,6 +18,7 @@ from analysis.made_report import full_table
 from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.figures import FIGURES
+from isoflop.analysis.figures.frame import collect_tips
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import select_points
@@ -122,6 +123,15 @@ def test_two_studies_in_one_axes_are_both_in_view_and_in_the_legend(fits: Fits) 
     for line in axes.get_lines():
         assert left < min(line.get_xdata()) <= max(line.get_xdata()) < right
         assert low < min(line.get_ydata()) <= max(line.get_ydata()) < high
+
+
+@pytest.mark.parametrize("name", AGAINST_COMPUTE)
+def test_every_optimum_that_is_drawn_tells_its_values(name: str, fits: Fits) -> None:
+    figure = FIGURES[name](fits, archs=["sgatlin", fits.archs[1]], budgets=[1e18, 1e20]).figure
+    texts = [text for group in collect_tips(figure).values() for text in group]
+    assert len(texts) == 4
+    assert sum(text.startswith("sgatlin at 1e18 FLOPs: optimum\n") for text in texts) == 1
+    assert sum(": bound\n" in text for text in texts) == 1
 
 
 def test_a_budget_alone_has_no_law_and_marks_with_names(fits: Fits) -> None:
