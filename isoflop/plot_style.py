@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.files import write_bytes_atomic
-from isoflop.numbers import format_flops
+from isoflop.numbers import format_count, format_flops
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -241,6 +241,14 @@ def set_log_ticks(axis: MplAxis, most: int, form: Any) -> None:
     axis.set_major_locator(RoundTicks(most, log_ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: str(form(value))))
     axis.set_minor_locator(NullLocator())
+
+
+def count_ticks(axes: Axes, values: Sequence[float], share: float = 0.06) -> None:
+    """Make the x axis one of counts on a logarithmic scale, around some values."""
+    axes.set_xscale("log")
+    low, high = padded(min(values), max(values), share)
+    axes.set_xlim(low, high)
+    set_log_ticks(axes.xaxis, 4, format_count)
 
 
 def set_ticks(axis: MplAxis, values: Sequence[float], form: Any) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from isoflop import plot_style, plot_texts
 from isoflop.analysis.figures.shown import Shown, budget_label
 from isoflop.errors import UserError, shown
-from isoflop.numbers import format_count
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -339,8 +338,8 @@ def _write_note(canvas: Canvas, notes: Sequence[str], room: float) -> Text:
     width = 0.92 * _width(canvas.figure)
     lines = [part for one in notes for part in plot_texts.wrap(plot_texts.shown(one), width, size)]
     if len(lines) > room * 72 / (size * _LINE_EMS):
-        most = int(room * 72 / (size * _LINE_EMS))
-        lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if most else []
+        most = max(1, int(room * 72 / (size * _LINE_EMS)))
+        lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if len(lines) > most else lines
     return canvas.figure.supxlabel(
         "\n".join(lines),
         x=_NOTE_LEFT,
@@ -403,9 +402,15 @@ def _finish_axes(
     *,
     is_full: bool,
 ) -> None:
-    """Write title, legend and colour bar as parts of the axes."""
+    """Write title, legend and colour bar as parts of the axes.
+
+    Where nothing lays the figure out, they stay inside the axes' place, for its neighbours keep
+    theirs.
+    """
     from matplotlib.transforms import ScaledTranslation
 
+    root: Any = axes.get_figure(root=True)
+    is_laid_out = root.get_layout_engine() is not None
     has_title = any(axes.get_title(loc=where) for where in ("left", "center", "right"))
     if title and not has_title:
         size = plot_style.points_of("axes.titlesize")
@@ -413,7 +418,9 @@ def _finish_axes(
         bold = plot_style.is_bold("axes.titleweight")
         axes.set_title("\n".join(plot_texts.wrap(title, width, size, bold=bold)))
     beside = 0.0
-    if scale is not None:
+    if scale is not None and not is_laid_out:
+        _label_bar(axes.figure.colorbar(scale, ax=axes), scale)
+    elif scale is not None:
         room = axes.inset_axes((1.02, 0.0, 0.04, 1.0))
         _label_bar(axes.figure.colorbar(scale, cax=room), scale)
         box = room.get_tightbbox()
@@ -426,8 +433,9 @@ def _finish_axes(
     size = plot_style.points_of("legend.fontsize")
     _shorten_labels(handles, _NAME_SHARE * width, size)
     widest = max(_label_width(handle, size) for handle in handles) + _HANDLE_EMS * size / 72
-    if not is_full and len(handles) <= _MOST_INSIDE and widest <= _INSIDE_SHARE * width:
-        axes.legend(handles=handles)
+    is_small = len(handles) <= _MOST_INSIDE and widest <= _INSIDE_SHARE * width
+    if not is_laid_out or (is_small and not is_full):
+        axes.legend(handles=_at_most(handles, MOST_NAMED))
         return
     shift = ScaledTranslation(beside, 0.0, axes.figure.dpi_scale_trans)
     axes.legend(
@@ -482,11 +490,3 @@ def _grow(figure: Any, outside: Sequence[Artist]) -> None:
 def _set_height(figure: Any, inches: float) -> None:
     # Rounded, for the last bits of measured boxes differ between runs.
     figure.set_figheight(math.ceil(100 * inches) / 100)
-
-
-def count_ticks(axes: Axes, values: Sequence[float], share: float = 0.06) -> None:
-    """Make the x axis one of counts on a logarithmic scale, around some values."""
-    axes.set_xscale("log")
-    low, high = plot_style.padded(min(values), max(values), share)
-    axes.set_xlim(low, high)
-    plot_style.set_log_ticks(axes.xaxis, 4, format_count)

@@ -12,7 +12,6 @@ from isoflop.analysis.axes import axis_label
 from isoflop.analysis.figures import frame
 from isoflop.analysis.figures.canvas import (
     COMPUTE_LABEL,
-    count_ticks,
     finish,
     handles_of,
     open_canvas,
@@ -121,7 +120,7 @@ def _draw_residuals(
     """Draw (place, run, residual) of every run."""
     axes.axhline(0.0, color=plot_style.grey(), linewidth=0.8, label="_nolegend_")
     axes.set_xlabel(label, parse_math=False)
-    count_ticks(axes, [place for place, _, _ in found])
+    plot_style.count_ticks(axes, [place for place, _, _ in found])
     for group in seen.grouped(((p.arch, p.budget_flops), (x, p, r)) for x, p, r in found):
         points = [(x, 100 * r) for x, _, r in group.members]
         tips = [

@@ -10,7 +10,7 @@ import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import count_ticks, finish, handles_of, open_canvas, say
+from isoflop.analysis.figures.canvas import finish, handles_of, open_canvas, say
 from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_label, show
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point, profile_of
@@ -116,7 +116,7 @@ def _draw_resource(
     axes.set_xlabel(resource.axis_label)
     placed = _with_resource(runs, resource)
     # Before anything is drawn: matplotlib cannot find limits where all runs take the same.
-    count_ticks(axes, [value for value, _ in placed])
+    plot_style.count_ticks(axes, [value for value, _ in placed])
     if resource.is_budget:
         plot_style.set_log_ticks(axes.xaxis, 4, plot_style.math_flops)
     for arch in seen.archs:

@@ -156,7 +156,21 @@ def test_a_small_figure_keeps_its_size_and_says_what_it_leaves_out() -> None:
     assert figure.get_size_inches().tolist() == [7, 4]
     names = entries(figure)
     assert names[-1] == f"and {30 - len(names) + 1} more"
+    assert figure._supxlabel.get_text().endswith(" …")
     assert min(axes.get_window_extent().height for axes in figure.axes) > 20
+
+
+def test_in_a_figure_that_nothing_lays_out_an_axes_keeps_to_its_place() -> None:
+    figure = Figure(figsize=(8, 4))
+    given, other = figure.subplots(1, 2)
+    budgets = [1e17 * 2**i for i in range(8)]
+    names = [f"family {i}" for i in range(6)]
+    FIGURES["isoflop_profiles"](fitted(study(["mlp"], budgets)), ax=given)
+    FIGURES["residuals"](fitted(study(names, budgets[:2])), ax=other)
+    figure.draw_without_rendering()
+    assert given.get_tightbbox().x1 < other.get_tightbbox().x0
+    assert other.get_legend().get_window_extent().x1 <= other.get_window_extent().x1
+    assert "Compute (FLOPs)" in [axes.get_ylabel() for axes in figure.axes]
 
 
 def test_runs_without_a_budget_are_among_resources_alone(loose: Fits) -> None:
