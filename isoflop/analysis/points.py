@@ -17,6 +17,7 @@ import numpy as np
 from isoflop.analysis.screening import Repeats, screen
 from isoflop.arrays import Floats
 from isoflop.errors import UserError
+from isoflop.ingest.frames import UNREAD
 from isoflop.tables import METRIC, schema_of
 from isoflop.units import NATS, UNITS, loss_name
 
@@ -207,7 +208,7 @@ def _split(
         groups={k: tuple(sorted(groups[k], key=_point_order)) for k in sorted(groups)},
         excluded=tuple(sorted(excluded, key=_excluded_order)),
         loose=tuple(sorted(loose, key=lambda point: (point.arch, *_point_order(point)))),
-        notes=(*found.notes, *_metric_notes(bad, unit)),
+        notes=(*found.notes, *_metric_notes(bad, unit), *_unread_notes(row for row, _ in pairs)),
         unit=unit,
     )
     return selection, [row for row, _ in entering]
@@ -284,6 +285,19 @@ def loss_refusal(row: Mapping[str, Any], unit: str) -> tuple[str, str | None] | 
     if _usable_loss(row["loss"], unit) is None:
         return "bad_loss", f"{loss_name(unit)} is {row['loss']!r}"
     return None
+
+
+def _unread_notes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on each column that a fit does without where its cells are no numbers."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        for name, cell in (row.get(UNREAD) or {}).items():
+            cells.setdefault(name, []).append(cell)
+    return [
+        f"{name} is no number in {len(told)} run{'s' if len(told) > 1 else ''}, as in {told[0]}, "
+        "and is taken to be missing there."
+        for name, told in cells.items()
+    ]
 
 
 def _metric_notes(excluded: Sequence[Mapping[str, Any]], unit: str) -> tuple[str, ...]:

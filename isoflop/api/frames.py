@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from isoflop.ingest.frames import UNREAD
 from isoflop.tables import RUNS, UNIT_KEY, Schema
 
 _TEXT = frozenset(
@@ -62,7 +63,7 @@ def runs_frame(
         name
         for row in rows
         for name, value in row.items()
-        if value is not None or (keeps_empty and name not in RUNS.later)
+        if name != UNREAD and (value is not None or (keeps_empty and name not in RUNS.later))
     )
     kinds = dict(RUNS.columns)
     ordered = [name for name in RUNS.names if name in found]

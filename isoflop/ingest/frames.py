@@ -48,6 +48,9 @@ _STATUSES = {
 }
 _MAX_NAMES = 12
 
+UNREAD = "unread"
+"""Of a row: cells of columns that a fit can do without and that are no numbers, by their column."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Numbers:
@@ -240,7 +243,8 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Return the rows of a frame as `isoflop.analysis.points.select_points` takes them.
 
-    A row with a cell that is no number stays, without the value and with an ``excluded_reason``.
+    A row with a cell that is no number stays, without the value: with an ``excluded_reason`` where
+    it is needed, and named under `UNREAD` where a fit can do without.
 
     Args:
         frame: as :func:`as_frame` returns it.
@@ -251,14 +255,17 @@ def rows_of(
             runs.parquet are read as far as they can be.
 
     Raises:
-        UserError: columns missing or named twice, no rows, a used column without a number.
+        UserError: columns missing or named twice, no rows, a needed column without a number.
     """
-    used, known = {*required, *more, *optional}, _KNOWN.union(required, more)
+    known = _KNOWN.union(required, more)
     _check_columns(frame, what, required, more, optional)
     if not len(frame):
         raise UserError(_WHAT, what, "a table with at least one row", "add runs to it")
     columns: dict[str, list[Any]] = {}
     reasons: dict[int, str] = {}
+    doubts: dict[int, dict[str, str]] = {}
+    # Without its seed a run would look like another of its cell.
+    needed = {*required, *more, "seed"}
     for name in frame.columns:
         column = frame[name] if name in known or name.startswith(METRIC) else None
         if column is None:
@@ -271,12 +278,17 @@ def rows_of(
             columns[name] = [_truth(cell) for cell in column.to_list()]
         else:
             columns[name], unread = _number_cells(column, is_whole=name == "seed")
-            if name in used and unread.any():
+            if name in needed and unread.any():
                 _refuse_unread(frame, what, name, columns[name], unread)
                 _note_unread(column, unread, reasons)
+            elif name in optional:
+                for i in np.flatnonzero(unread).tolist():
+                    doubts.setdefault(i, {})[name] = _told(column.iloc[i])
     check_archs(columns.get("arch", ()), lambda row: _place(frame, what, row))
     _name_statuses(columns)
     _add_reasons(columns, reasons, len(frame))
+    if doubts:
+        columns[UNREAD] = [doubts.get(i) for i in range(len(frame))]
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 

@@ -16,6 +16,7 @@ import pytest
 from analysis.made_runs import study
 from isoflop.analysis import FitOptions, fit_rows, load_rows, select_points
 from isoflop.analysis.load import typed_rows
+from isoflop.api.frames import runs_frame
 from isoflop.errors import UserError
 from isoflop.ingest.frames import as_frame, read_numbers, read_status
 
@@ -121,8 +122,21 @@ def test_a_reason_that_is_given_stays_and_no_other_is_lost() -> None:
     assert [row["excluded_reason"] for row in load_rows(table)] == [None, "spike"]
     table = frame(loss=["?", 2.5], wall_s=["1 h", 3], excluded_reason=[np.False_, np.True_])
     first, second = (row["excluded_reason"] for row in load_rows(table))
-    assert first in ("wall_s is '1 h', which is no number", "loss is '?', which is no number")
+    assert first == "loss is '?', which is no number"
     assert second == "marked as excluded"
+
+
+def test_what_a_fit_can_do_without_costs_no_run() -> None:
+    rows = load_rows(frame(wall_s=["2:13:05", "1 h"], n_active=["1M", "½"], loss=[3.0, 2.9]))
+    assert [row["wall_s"] for row in rows] == [None, None]
+    assert not any(row.get("excluded_reason") for row in rows)
+    selection = select_points(rows)
+    assert sum(map(len, selection.groups.values())) == 2
+    assert selection.notes == (
+        "wall_s is no number in 2 runs, as in '2:13:05', and is taken to be missing there.",
+        "n_active is no number in 1 run, as in '½', and is taken to be missing there.",
+    )
+    assert "unread" not in runs_frame(rows, "nats_per_token")
 
 
 def test_columns_that_no_fit_uses_refuse_nothing() -> None:
