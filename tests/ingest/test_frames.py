@@ -127,7 +127,7 @@ def test_a_reason_that_is_given_stays_and_no_other_is_lost() -> None:
 
 
 def test_what_a_fit_can_do_without_costs_no_run() -> None:
-    rows = load_rows(frame(wall_s=["2:13:05", "1 h"], n_active=["1M", "½"], loss=[3.0, 2.9]))
+    rows = load_rows(frame(wall_s=["2:13:05", "1 h"], n_active=["1M", "½"], seed=[0, 1]))
     assert [row["wall_s"] for row in rows] == [None, None]
     assert not any(row.get("excluded_reason") for row in rows)
     selection = select_points(rows)
