@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.screening import Repeats, screen
+from isoflop.analysis.screening import Repeats, screen, screen_loose
 from isoflop.arrays import Floats
 from isoflop.errors import UserError
 from isoflop.ingest.frames import UNREAD
@@ -139,9 +139,9 @@ def select_points(
     ones. A second row that repeats a run is excluded as ``exact_dup``, so that a table read twice
     gives the fit of a table read once: the same arch, budget, run id and loss, or without run ids
     the same arch, budget, parameters, tokens, seed and loss. Other seeds of one size all count. A
-    point whose row has no budget is loose. The others are screened as `screen` says; unless
-    ``screened``, outliers and runs off their budget stay. The result does not depend on the order
-    of the rows.
+    point whose row has no budget is loose; of those, `screen_loose` looks for repeats. The others
+    are screened as `screen` says; unless ``screened``, outliers and runs off their budget stay.
+    The result does not depend on the order of the rows.
 
     ``axis`` is a count that the points are to have; one that a row lacks, or that is not above 0,
     is unknown.
@@ -172,7 +172,7 @@ def _split(
 ) -> tuple[Selection, list[Mapping[str, Any]]]:
     groups: dict[GroupKey, list[Point]] = {}
     pairs: list[tuple[Mapping[str, Any], Point]] = []
-    loose: list[Point] = []
+    loose: list[tuple[Mapping[str, Any], Point]] = []
     excluded: list[Excluded] = []
     bad: list[Mapping[str, Any]] = []
     seen: set[tuple[object, ...]] = set()
@@ -198,17 +198,25 @@ def _split(
             groups.setdefault((point.arch, point.budget_flops), [])
             pairs.append((row, point))
         else:
-            loose.append(point)
+            loose.append((row, point))
     found = screen([point for _, point in pairs], repeats, finds_odd=screened)
     excluded += [_excluded(pairs[i][0], *why, unit) for i, why in found.refused.items()]
+    swept = screen_loose([point for _, point in loose], repeats)
+    excluded += [_excluded(loose[i][0], *why, unit) for i, why in swept.refused.items()]
     entering = [pair for i, pair in enumerate(pairs) if i not in found.refused]
+    without_budget = [point for i, (_, point) in enumerate(loose) if i not in swept.refused]
     for _, point in entering:
         groups[point.arch, point.budget_flops].append(point)
     selection = Selection(
         groups={k: tuple(sorted(groups[k], key=_point_order)) for k in sorted(groups)},
         excluded=tuple(sorted(excluded, key=_excluded_order)),
-        loose=tuple(sorted(loose, key=lambda point: (point.arch, *_point_order(point)))),
-        notes=(*found.notes, *_metric_notes(bad, unit), *_unread_notes(row for row, _ in pairs)),
+        loose=tuple(sorted(without_budget, key=lambda point: (point.arch, *_point_order(point)))),
+        notes=(
+            *found.notes,
+            *swept.notes,
+            *_metric_notes(bad, unit),
+            *_unread_notes(row for row, _ in pairs),
+        ),
         unit=unit,
     )
     return selection, [row for row, _ in entering]

@@ -104,6 +104,23 @@ def screen(points: Sequence[Point], repeats: Repeats | None, *, finds_odd: bool)
     return Screened(refused=refused, notes=tuple(notes))
 
 
+def screen_loose(points: Sequence[Point], repeats: Repeats | None) -> Screened:
+    """Return which points without a budget enter no law, and why, by what `screen` says of repeats.
+
+    Tokens of one cell are equal: those of a run's steps may be near each other.
+    """
+    cells: dict[tuple[object, ...], list[int]] = {}
+    for index in sorted(range(len(points)), key=lambda i: _order(points[i])):
+        cells.setdefault((points[index].arch, *points[index].size_key), []).append(index)
+    unexplained = [cell for cell in cells.values() if not _is_told_apart(points, cell)]
+    refused: Refused = {}
+    for cell in unexplained:
+        refused.update(_repeats(points, cell, repeats))
+    has_note = repeats is None and unexplained
+    notes = (_repeats_note(unexplained, "number of tokens"),) if has_note else ()
+    return Screened(refused=refused, notes=notes)
+
+
 def _order(point: Point) -> tuple[object, ...]:
     seed = -math.inf if point.seed is None else point.seed
     size = point.n_params, point.n_tokens
@@ -228,10 +245,10 @@ def _repeats(points: Sequence[Point], cell: Sequence[int], repeats: Repeats | No
     }
 
 
-def _repeats_note(cells: Sequence[Sequence[int]]) -> str:
-    where = "1 cell of one size and budget holds"
+def _repeats_note(cells: Sequence[Sequence[int]], other: str = "budget") -> str:
+    where = f"1 cell of one size and {other} holds"
     if len(cells) > 1:
-        where = f"{len(cells):,} cells of one size and budget hold"
+        where = f"{len(cells):,} cells of one size and {other} hold"
     return (
         f"{where} {sum(map(len, cells)):,} runs that no seed tells apart, and none of them enters "
         "a fit: say --repeats seeds (their mean counts) or --repeats best (the lowest loss of each "

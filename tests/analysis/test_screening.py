@@ -139,6 +139,24 @@ def test_repeats_that_no_seed_tells_apart_wait_for_the_user() -> None:
     assert reasons(table, repeats="seeds") == {}
 
 
+def test_a_sweep_without_budgets_waits_for_the_user_too() -> None:
+    rows = [{**one, "budget_flops": None} for one in made(archs=("mlp",))]
+    table = sweep(rows)
+    # Tokens of a run's steps lie as near, and are no repeats.
+    tokens = [2 * rows[0]["n_tokens"] * (1 + i / 500) for i in range(3)]
+    table += [{**rows[0], "seed": None, "n_tokens": number} for number in tokens]
+    selection = select_points(table)
+    assert selection.excluded_counts() == {"unexplained_repeat": 84}
+    assert [point.n_tokens for point in selection.loose] == tokens
+    (note,) = selection.notes
+    assert note.startswith("28 cells of one size and number of tokens hold 84 runs")
+
+    best = select_points(table, "best")
+    assert best.excluded_counts() == {"not_best": 56}
+    assert {one["loss"] for one in rows} <= {point.loss for point in best.loose}
+    assert len(select_points(table, "seeds").loose) == 84 + 3
+
+
 def test_one_repeated_cell_is_left_out_and_the_others_stay() -> None:
     rows = made(seeds=2)
     rows[1]["seed"] = 0
