@@ -327,6 +327,34 @@ def test_another_reference_is_as_if_asked_for_from_the_start(tmp_path: Path) -> 
         pd.testing.assert_series_equal(found[name], column, check_names=False)
 
 
+def test_what_is_left_out_and_comparisons_wait_for_no_more_than_they_need(
+    fitted: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No fit for the one; optima, without surfaces and checks, for the others and for figures."""
+    monkeypatch.setattr("isoflop.api.results.complete_fit", no_fit)
+    loaded = isoflop.load(fitted.runs).under(n_boot=20)
+    for name in ("compare", "exponents"):
+        pd.testing.assert_frame_equal(
+            pd.DataFrame(getattr(loaded, name)), pd.DataFrame(getattr(fitted, name)), obj=name
+        )
+    loaded.plot.frontier()
+    with pytest.raises(AssertionError, match="something was fitted"):
+        _ = loaded.validity
+    monkeypatch.setattr("isoflop.api.results.fit_optima", no_fit)
+    assert isoflop.load(fitted.runs).excluded.reason.tolist() == ["failed"]
+
+
+def test_a_fit_of_a_loaded_folder_is_by_the_options_of_its_tables(
+    fitted: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs.parquet").write_bytes(parquet_of(fitted.runs))
+    write_tables(fitted.fit_all(), tmp_path)
+    loaded = isoflop.load(tmp_path)
+    assert loaded.options.n_boot == 20
+    monkeypatch.setattr("isoflop.api.results.complete_fit", lambda _, fits: fits)
+    assert loaded.fit_all().options.n_boot == loaded.options.n_boot == 20
+
+
 def test_dtypes_do_not_depend_on_values(fitted: Results) -> None:
     optima, compare, excluded = fitted.optima, fitted.compare, fitted.excluded
     kinds = {"arch": "category", "n_points": "Int64", "lack_of_fit_p": "float64"}

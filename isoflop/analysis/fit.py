@@ -27,6 +27,7 @@ __all__ = [
     "FitOptions",
     "FitReport",
     "Fits",
+    "compare_fit",
     "complete_fit",
     "fit_optima",
     "fit_rows",
@@ -127,34 +128,37 @@ def fit_rows(
     archs = [arch for arch, _ in selection.groups] or [point.arch for point in selection.loose]
     pick_reference(archs, options.reference)
     fits = replace(fit_optima(selection, options), clusters=labelled.clusters)
-    return complete_fit(labelled.rows, fits)
+    return complete_fit(labelled.rows, compare_fit(fits))
 
 
-def complete_fit(rows: Sequence[Mapping[str, Any]], fits: Fits) -> Fits:
-    """Return a fit of optima with the parametric laws, comparisons and checks of validity.
+def compare_fit(fits: Fits) -> Fits:
+    """Return a fit of optima with the comparisons of archs, which wait for no law through points.
 
     Args:
-        rows: all that the optima were selected from at their budgets, excluded ones included.
-        fits: what `fit_optima` made of them, by all methods and along all axes.
+        fits: what `fit_optima` made, by all methods and along all axes.
     """
     from isoflop.analysis.compare.differences import exponent_differences
     from isoflop.analysis.compare.multipliers import compare_archs
     from isoflop.analysis.envelope import compare_envelopes, fit_envelopes
-    from isoflop.analysis.validity import validity
 
-    fits = _with_parametric(fits)
-    fits = replace(fits, parametric=(*fits.parametric, *fit_envelopes(fits)))
-    fits = replace(
+    fits = replace(fits, parametric=fit_envelopes(fits))
+    return replace(
         fits,
         compare=compare_archs(fits),
         exponents=exponent_differences(fits),
         envelopes=compare_envelopes(fits),
     )
-    return replace(fits, validity=validity(rows, fits))
 
 
-def _with_parametric(fits: Fits) -> Fits:
+def complete_fit(rows: Sequence[Mapping[str, Any]], fits: Fits) -> Fits:
+    """Return a fit with comparisons, with the laws through points and the checks of validity, too.
+
+    Args:
+        rows: all that the optima were selected from at their budgets, excluded ones included.
+        fits: what `compare_fit` made.
+    """
     from isoflop.analysis.parametric import fit_parametric
+    from isoflop.analysis.validity import validity
 
     options = fits.options
     laws = fit_parametric(
@@ -168,7 +172,8 @@ def _with_parametric(fits: Fits) -> Fits:
         method=options.method,
         constraints=options.constraints,
     )
-    return replace(fits, parametric=laws)
+    fits = replace(fits, parametric=(*laws, *fits.parametric))
+    return replace(fits, validity=validity(rows, fits))
 
 
 def fit_table(

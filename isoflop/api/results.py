@@ -15,7 +15,13 @@ import pandas as pd
 from isoflop.analysis.compare.differences import EXPONENTS
 from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
 from isoflop.analysis.figures import FIGURES
-from isoflop.analysis.fit import complete_fit, fit_optima, fitted_tables, select_runs
+from isoflop.analysis.fit import (
+    compare_fit,
+    complete_fit,
+    fit_optima,
+    fitted_tables,
+    select_runs,
+)
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
 from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection
@@ -74,8 +80,7 @@ class Results:
     @property
     def options(self) -> FitOptions:
         """What the fits are made with."""
-        stored = None if self._fitted is not None else self._stored
-        return self._options if stored is None else stored.fits.options
+        return self._options if self._stored is None else self._stored.fits.options
 
     @property
     def archs(self) -> list[str]:
@@ -210,11 +215,12 @@ class Results:
 
     @functools.cached_property
     def _selected(self) -> tuple[Labelled, Selection]:
-        return select_runs(self._read.rows, self._options, unit=self.unit)
+        return select_runs(self._read.rows, self.options, unit=self.unit)
 
     @property
     def _selection(self) -> Selection:
-        return self._selected[1]
+        known = self._known_fits
+        return self._selected[1] if known is None else known.selection
 
     @functools.cached_property
     def _runs_frame(self) -> pd.DataFrame:
@@ -237,6 +243,11 @@ class Results:
         labelled, selection = self._selected
         return replace(fit_optima(selection, self.options), clusters=labelled.clusters)
 
+    @functools.cached_property
+    def _compared_fit(self) -> Fits:
+        pick_reference(self.archs, self.options.reference)
+        return compare_fit(self._fit_of_optima)
+
     @property
     def _drawn_fits(self) -> Fits | None:
         """A fit that has draws, where one was made."""
@@ -253,19 +264,24 @@ class Results:
     def fit_all(self) -> Fits:
         """Return what the frames are made of, with its draws; it is made where it is not yet."""
         if self._fitted is None:
-            pick_reference(self.archs, self.options.reference)
-            self._fitted = complete_fit(self._selected[0].rows, self._fit_of_optima)
+            self._fitted = complete_fit(self._selected[0].rows, self._compared_fit)
         return self._fitted
 
     def _fits_for(self, figure: str) -> Fits:
-        known = None if figure in _NEED_A_FIT else self._known_fits
-        return self.fit_all() if known is None else known
+        if figure in _NEED_A_FIT:
+            return self.fit_all()
+        return self._known_fits or self._compared_fit
 
     def _table(self, schema: Schema) -> pd.DataFrame:
         name = schema.table
         if self._fitted is None and self._stored is not None:
             return self._frame(*self._stored.tables[name])
-        fits = self._fit_of_optima if schema in (OPTIMA, EXCLUDED) else self.fit_all()
+        if schema == EXCLUDED:
+            fits = Fits(selection=self._selection, options=self.options, optima=())
+        elif schema == OPTIMA:
+            fits = self._fit_of_optima
+        else:
+            fits = self._compared_fit if schema in (COMPARE, EXPONENTS) else self.fit_all()
         tables = {schema.table: (schema, rows) for schema, rows in fitted_tables(fits).items()}
         known, rows = tables[name]
         return self._frame(*fitted_rows(rows, known, fits))
