@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import doctest
 import inspect
-import pickle
 import shutil
 import subprocess
 import sys
@@ -21,14 +19,14 @@ import pytest
 
 import isoflop
 from analysis.made_runs import study
-from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
+from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.figures import FIGURES
 from isoflop.analysis.fit import fit_optima, write_tables
 from isoflop.analysis.load import load_rows
 from isoflop.analysis.points import select_points
 from isoflop.analysis.result import FitOptions
 from isoflop.api import load as load_module
-from isoflop.api.frames import parquet_of, runs_frame
+from isoflop.api.frames import parquet_of
 from isoflop.api.results import Results
 from isoflop.errors import UserError
 
@@ -367,35 +365,6 @@ def test_dtypes_do_not_depend_on_values(fitted: Results) -> None:
     assert fitted.runs.attrs == optima.attrs == {"loss_unit": "nats_per_token"}
 
 
-def test_dtypes_of_runs() -> None:
-    rows = [
-        {"arch": "a", "n_params": 1e6, "seed": 0, "status": "done", "metric_acc": None, "x": True},
-        {
-            "arch": None,
-            "n_params": 0.5,
-            "seed": None,
-            "status": None,
-            "metric_acc": 0.5,
-            "x": None,
-        },
-        {"n_tokens": 2.0**60, "excluded_reason": "mine", "flops_other": None, "tag": "v1"},
-    ]
-    frame = runs_frame(rows, "val_bpb")
-    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
-        "arch": "category",
-        "n_params": "float64",
-        "n_tokens": "float64",
-        "seed": "Int64",
-        "status": "category",
-        "excluded_reason": "string",
-        "metric_acc": "float64",
-        "x": "boolean",
-        "tag": "category",
-    }
-    assert frame.seed.tolist() == [0, pd.NA, pd.NA]
-    assert frame.attrs == {"loss_unit": "val_bpb"}
-
-
 def test_frames_are_copies(fitted: Results) -> None:
     for name in ("runs", "optima", "compare"):
         frame = getattr(fitted, name)
@@ -404,30 +373,6 @@ def test_frames_are_copies(fitted: Results) -> None:
         assert "changed" not in set(getattr(fitted, name).arch)
         assert getattr(fitted, name).attrs == {"loss_unit": "nats_per_token"}
     assert fitted.runs.loss.tolist() == [row["loss"] for row in fitted._read.rows]
-
-
-@pytest.mark.usefixtures("no_fits")
-def test_compare_gives_plain_frames() -> None:
-    compare = isoflop.load(QUICK).compare
-    made = {
-        "query": compare.query("resource == 'flops'"),
-        "copy": compare.copy(),
-        "deepcopy": copy.deepcopy(compare),
-        "pickle": pickle.loads(pickle.dumps(compare)),
-        "slice": compare[compare.arch == "mlp"],
-        "merge": compare.merge(compare[["arch"]].drop_duplicates(), on="arch"),
-        "assign": compare.assign(more=1),
-        "concat": pd.concat([compare, compare]),
-        "head": compare.head(),
-        "call": compare(resources=["flops"]),
-    }
-    assert {name for name, frame in made.items() if type(frame) is not pd.DataFrame} == set()
-    assert made["pickle"].equals(pd.DataFrame(compare))
-    assert repr(compare) == repr(compare.copy())
-    assert set(made["call"].resource) == {"flops"}
-    assert set(compare.columns) == set(COMPARE.names)
-    for frame in (made["query"], made["pickle"]):
-        assert frame.attrs == {"loss_unit": "nats_per_token"}
 
 
 @pytest.mark.parametrize(
