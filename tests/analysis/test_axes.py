@@ -157,6 +157,7 @@ def test_figures_show_the_name_of_a_column_as_it_is() -> None:
         assert column in {axes.get_xlabel() for axes in grid.flat}
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_any_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
     column = "n_$x_{ layers"

@@ -149,7 +149,7 @@ def profiles() -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("make", "factor"),
     [
-        (profiles, 1 / math.log(2)),
+        pytest.param(profiles, 1 / math.log(2), marks=pytest.mark.slow),
         pytest.param(profiles, 1e-3, marks=pytest.mark.slow),
         pytest.param(
             lambda: grid("mlp", noise=0.002) + grid("moe", 0.9), 1e3, marks=pytest.mark.slow

@@ -100,7 +100,10 @@ def test_no_budgets_leave_the_surface_and_the_frontier(tmp_path: Path) -> None:
     assert "Runs that no cheaper run beats" in report
 
 
-@pytest.mark.parametrize("option", [("--round-budgets",), ("--budgets", "auto")])
+@pytest.mark.parametrize(
+    "option",
+    [("--round-budgets",), pytest.param(("--budgets", "auto"), marks=pytest.mark.slow)],
+)
 def test_achieved_flops_as_budgets_become_budgets(option: tuple[str, ...], tmp_path: Path) -> None:
     asked = ("fit", written(tmp_path, profiles(0.03)), "--out", tmp_path / "out", "--n-boot", 0)
     merged = isoflop(*asked, *option)
