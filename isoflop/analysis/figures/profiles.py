@@ -250,7 +250,7 @@ def _draw_panel(axes: Axes, fits: Fits, seen: Shown, panel: _Panel) -> None:
         _draw_profile(axes, fits, fits.groups[key], mark, scale, seen.label(*key))
         if key in optima:
             _draw_interval(axes, optima[key], mark)
-    is_named = sum(o.is_bound for o in panel.optima) <= MOST_LISTED
+    is_named = len(panel.keys) <= MOST_LISTED
     for optimum in panel.optima:
         _draw_optimum(axes, optimum, scale, fits.unit, is_named)
     _draw_excluded(axes, panel.excluded)
@@ -299,8 +299,8 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float, unit: str, is_name
     """Draw a star at an interior optimum, an outward triangle and the word "bound" at an edge.
 
     Both are hollow and lie under the points, which stay visible. The word stands outside the
-    sizes of its own curve; there the curves of other budgets lie higher or lower. Where many are
-    bounds, the legend alone says so.
+    sizes of its own curve; there the curves of other budgets lie higher or lower. Where curves are
+    many, it would lie over them, and the legend alone says so.
     """
     from matplotlib import rcParams
 

@@ -210,6 +210,7 @@ def sparsity(
         for budget in seen.budgets
         if (found := [run for arch in seen.archs for run in _with_sparsity(fits, arch, budget)])
     ]
+    num_budgets = len(panels)
     panels = panels if budgets is not None else panels[-(_MOST_PANELS if ax is None else 1) :]
     if not panels:
         canvas = open_canvas(1, figure=figure, ax=ax)
@@ -221,6 +222,8 @@ def sparsity(
         "token. Line: mean over the seeds of a size. Large: the family's best run.",
         *frame.run_notes(fits),
     ]
+    if len(panels) < num_budgets:
+        lines.insert(1, f"Drawn: the largest {len(panels)} of {num_budgets} budgets.")
     canvas = open_canvas(len(panels), figure=figure, ax=ax, share_y=False)
     for axes, placed in zip(canvas.axes, panels, strict=True):
         _draw_budget(axes, fits, seen, placed)

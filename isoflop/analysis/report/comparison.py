@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -34,6 +35,8 @@ from isoflop.numbers import format_flops, format_multiplier
 from isoflop.units import NATS, loss_name, measure_name
 
 _NO_ORDER = "no order is claimed"
+# Of multipliers along compute; of more, the table has the rest.
+_MOST_SENTENCES = 24
 _THREE_DECIMALS = functools.partial(format_multiplier, digits=3)
 
 
@@ -254,7 +257,7 @@ def findings(fits: Fits) -> tuple[str, ...]:
     """Return the sentences on compute at every budget, on time at the largest, and on sizes.
 
     Before those on compute, how many of them are claimed. The largest budget comes first: it is
-    the one that people ask about.
+    the one that people ask about. Of many budgets the largest that have a multiplier.
     """
     others = [row for row in fits.compare if row.arch != row.reference]
     others.sort(key=lambda row: (-row.budget_flops, row.arch))
@@ -262,12 +265,16 @@ def findings(fits: Fits) -> tuple[str, ...]:
     compute = [row for row in others if row.resource == "flops"]
     timed = [row for row in others if row.resource == "wall_s" and row.status == "estimate"]
     largest = {row.arch: max(r.budget_flops for r in timed if r.arch == row.arch) for row in timed}
-    shown = compute + [row for row in timed if row.budget_flops == largest[row.arch]]
+    kept = _largest(compute)
+    say = functools.partial(comparison_sentence, unit=fits.unit)
     return (
         *claimed_notes(fits),
+        *(say(row, is_beyond=row.budget_flops in beyond) for row in kept),
+        *_rest_sentences(compute, kept),
         *(
-            comparison_sentence(row, fits.unit, is_beyond=row.budget_flops in beyond)
-            for row in shown
+            say(row, is_beyond=row.budget_flops in beyond)
+            for row in timed
+            if row.budget_flops == largest[row.arch]
         ),
         *(
             exponent_sentence(row)
@@ -275,3 +282,30 @@ def findings(fits: Fits) -> tuple[str, ...]:
             if row.axis in ("n_params", fits.options.axis)
         ),
     )
+
+
+def _largest(rows: Sequence[Comparison]) -> list[Comparison]:
+    """Return all rows, or of many those of each family's largest budgets with a multiplier."""
+    if len(rows) <= _MOST_SENTENCES:
+        return list(rows)
+    most = max(1, _MOST_SENTENCES // len({row.arch for row in rows}))
+    taken: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        if row.multiplier is not None and taken[row.arch] < most:
+            taken[row.arch] += 1
+            kept.append(row)
+    return kept
+
+
+def _rest_sentences(rows: Sequence[Comparison], kept: Sequence[Comparison]) -> list[str]:
+    """Return how many rows have no sentence of their own, and what they claim."""
+    rest = [row for row in rows if row not in kept]
+    if not rest:
+        return []
+    claimed = sum(row.order_claimed != "none" for row in rest)
+    none = sum(row.multiplier is None for row in rest)
+    return [
+        f"Of {len(rest)} further pairs of a family and a budget, {claimed} claim an order and "
+        f"{none} have no multiplier in compute: the table has all."
+    ]

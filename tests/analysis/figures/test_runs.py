@@ -207,6 +207,25 @@ def test_many_bounds_are_named_in_the_legend_alone() -> None:
     assert entries(figure) == ["bound: minimum lies beyond"]
 
 
+def test_the_words_of_few_bounds_do_not_lie_over_many_curves() -> None:
+    budgets = [1e17 * 3**i for i in range(8)]
+    rows = [one for b in budgets[:7] for one in curve(parabola(1e9), spaced(1e9), "mlp", b)]
+    rows += curve(parabola(1.0), spaced(1e9), "mlp", budgets[7])
+    figure, panels = FIGURES["isoflop_profiles"](fitted(rows))
+    assert not panels[0].texts
+    assert "bound: minimum lies beyond" in entries(figure)
+
+
+def test_sparsity_says_how_many_budgets_it_leaves_out() -> None:
+    budgets = [1e17 * 3**i for i in range(8)]
+    rows = [
+        {**one, "flops": b} for b in budgets for one in curve(parabola(1e9), spaced(1e9), "mlp", b)
+    ]
+    figure, panels = FIGURES["sparsity"](fitted(rows))
+    assert len(panels) == 6
+    assert "Drawn: the largest 6 of 8 budgets." in figure._supxlabel.get_text()
+
+
 def test_a_name_is_shown_as_it_is() -> None:
     assert plot_texts.literal("a$b") == "a$b"
     assert plot_texts.literal("$a$ _b") == r"\$a\$ _b"

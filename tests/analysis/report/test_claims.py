@@ -114,6 +114,24 @@ def test_the_count_is_that_of_the_table(fits: Fits) -> None:
     assert findings(fits)[0] == note
 
 
+def test_of_forty_budgets_the_findings_are_those_of_the_largest() -> None:
+    budgets = tuple(1e17 * 1.5**i for i in range(40))
+    rows = family("swiglu", budgets) + family("better", budgets, gain=1.5)
+    fits = fit_optima(
+        select_points(rows), FitOptions(n_boot=0), methods=("two_powers",), axes=("n_params",)
+    )
+    fits = dataclasses.replace(fits, compare=tuple(compare_archs(fits)))
+    lines = [line for line in fits.compare if line.arch == "better" and line.resource == "flops"]
+    assert len(lines) == 40
+    said = findings(fits)
+    with_one = sorted((x for x in lines if x.multiplier), key=lambda x: -x.budget_flops)[:24]
+    assert [x for x in said if x.startswith("At ")] == [comparison_sentence(x) for x in with_one]
+    missing = sum(x.multiplier is None for x in lines)
+    assert any(
+        x.startswith("Of 16 further pairs") and f" {missing} have no multiplier" in x for x in said
+    )
+
+
 def test_no_order_is_claimed_beyond_the_budgets_of_the_reference() -> None:
     fits = compared(STUDIES["equal and beyond"])
     assert budgets_beyond(fits.compare) == {1e15, 1e20, 1e21}
