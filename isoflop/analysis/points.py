@@ -252,10 +252,10 @@ def profile_of(points: Sequence[Point], axis: Axis) -> Profile:
 
 
 def _identity(point: Point) -> tuple[object, ...]:
-    run: tuple[object, ...] = (point.run_id,)
-    if point.run_id is None:
-        run = (None, point.n_params, point.n_tokens, point.seed)
-    return point.budget_flops, point.arch, *run, point.loss
+    # In tables of others several runs may have one id.
+    run = (point.run_id, point.n_params, point.n_tokens)
+    seed = point.seed if point.run_id is None else None
+    return point.budget_flops, point.arch, *run, seed, point.loss
 
 
 def _refusal(row: Mapping[str, Any], unit: str) -> tuple[str, str | None] | None:

@@ -298,7 +298,7 @@ def _csv(path: Path, text: bytes) -> pa.Table:
             raise UserError(
                 f"data row {wrong[0].number - 1} of {path}",
                 shown(f"{wrong[0].actual_columns} cells"),
-                f"{len(names)} cells, as the header",
+                f"{len(names)} cell{'s' * (len(names) != 1)}, as the header",
                 "correct the table, or put text with separators in quotes",
             ) from None
         reason = str(error).splitlines()[0]

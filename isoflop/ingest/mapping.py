@@ -49,6 +49,8 @@ _NOT_MAPPED = ("warnings", "declared")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _LIKENESS = 0.85
 _MAX_SHOWN = 30
+_MAX_FACTORS = 20
+_MAX_NAME = 60
 
 _OPERATORS = (" * ", " / ")
 _COMPARISON = re.compile(r"==|!=|<=|>=|=|<|>")
@@ -192,6 +194,9 @@ def terms_of(ours: str, theirs: str, names: Collection[str]) -> tuple[Term, ...]
 
 def _pieces(theirs: str) -> Iterable[tuple[str, bool]]:
     """Yield the factors of a product as text, and whether each is divided by."""
+    if sum(map(theirs.count, _OPERATORS)) > _MAX_FACTORS:
+        allowed = f"a column, or a product of at most {_MAX_FACTORS} factors"
+        raise UserError("column to map", theirs[:_MAX_NAME], allowed, "shorten it")
     is_divisor = False
     while True:
         places = [(theirs.find(op), op) for op in _OPERATORS if op in theirs]
@@ -214,7 +219,11 @@ def no_column(what: str, name: str, names: Collection[str]) -> UserError:
 
 def listed(names: Collection[str]) -> str:
     """Return names of columns in a line, the first ones of very many."""
-    first = ", ".join(list(names)[:_MAX_SHOWN]) or "it has none"
+    shown_ones = [
+        name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…"
+        for name in list(names)[:_MAX_SHOWN]
+    ]
+    first = ", ".join(shown_ones) or "it has none"
     more = len(names) - _MAX_SHOWN
     return f"{first}, and {more} more" if more > 0 else first
 

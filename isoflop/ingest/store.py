@@ -6,15 +6,20 @@ the import.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from isoflop import __version__
+from isoflop.disk import naming
 from isoflop.errors import UserError
 from isoflop.files import refuse_links, sha256_file, write_bytes_atomic, write_json_atomic
 from isoflop.ingest.files import SourceFile
@@ -188,13 +193,29 @@ def write_import(
     )
     for name in (IMPORT, TABLE, DROPPED):
         refuse_links(folder / name)
-    if _is_there(folder, record, replace=replace):
-        return False
-    # The record first: a folder that has it can be written again after a break.
-    write_json_atomic(folder / IMPORT, _as_json(record))
-    write_bytes_atomic(folder / DROPPED, _parquet(_dropped(imported)))
-    write_bytes_atomic(folder / TABLE, table)
+    with _alone(folder):
+        if _is_there(folder, record, replace=replace):
+            return False
+        # The record first: a folder that has it can be written again after a break.
+        write_json_atomic(folder / IMPORT, _as_json(record))
+        write_bytes_atomic(folder / DROPPED, _parquet(_dropped(imported)))
+        write_bytes_atomic(folder / TABLE, table)
     return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one import at a time write a folder: files of two would not belong together."""
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_there(folder: Path, record: ImportRecord, *, replace: bool) -> bool:
@@ -206,19 +227,32 @@ def _is_there(folder: Path, record: ImportRecord, *, replace: bool) -> bool:
             allowed = "a folder without runs that no import made"
             raise UserError("--out", str(folder), allowed, "name another")
         return False
-    if not replace:
-        _check_is_repetition(folder, read_import(folder), record)
     table = folder / TABLE
-    is_same = table.is_file() and sha256_file(table) == record.runs_sha256
-    return is_same and (folder / DROPPED).is_file() and _is_readable(folder)
+    digest = sha256_file(table) if table.is_file() else None
+    can_be_made_again = digest in (None, record.runs_sha256)
+    stored = _stored_record(folder, may_be_damaged=replace and can_be_made_again)
+    if not replace and stored is not None:
+        _check_is_repetition(folder, stored, record)
+        if digest not in (None, stored.runs_sha256, record.runs_sha256):
+            allowed = f"a folder whose {TABLE} is as it was imported (it was changed since)"
+            raise UserError("--out", str(folder), allowed, "name another, or add --replace")
+    is_same = digest == record.runs_sha256 and (folder / DROPPED).is_file()
+    return is_same and stored is not None
 
 
-def _is_readable(folder: Path) -> bool:
+def _stored_record(folder: Path, *, may_be_damaged: bool) -> ImportRecord | None:
+    """Return the record of an earlier import; None: it is damaged, as it may be.
+
+    Raises:
+        UserError: import.json is no record, so that the runs beside it may be anybody's.
+    """
     try:
-        read_import(folder)
+        return read_import(folder)
     except UserError:
-        return False
-    return True
+        if may_be_damaged:
+            return None
+        allowed = f"a folder of an import ({IMPORT} there is damaged, or of something else)"
+        raise UserError("--out", str(folder), allowed, "name another, or move it away") from None
 
 
 def _check_is_repetition(folder: Path, stored: ImportRecord, record: ImportRecord) -> None:

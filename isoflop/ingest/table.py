@@ -6,6 +6,7 @@ a step of a run that another row ends) goes to the rows that were dropped, with 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 # Conventions of counting differ by less, but for tiny models.
 _FAR_FLOPS = 1.7
+# Of int64, in which counts are stored.
+_MOST_COUNT = 2.0**63
+_MOST_SEED = 2.0**53
 _NEEDED = ("loss", "n_params", "n_tokens", "flops", "budget_flops")
 """A row in which one of these is mapped and cannot be read enters no fit."""
 
@@ -56,8 +60,9 @@ def import_table(raw: RawTable, mapping: ColumnMap) -> Imported:
     Raises:
         UserError: a column that there is not, or of which nothing can be read; no row is left.
     """
-    work = _Work(prepared(raw), mapping)
+    work = _Work(prepared(raw), mapping, list(raw.frame.columns))
     work.check_columns()
+    work.note_names()
     work.leave_out()
     work.read()
     work.keep_runs()
@@ -70,10 +75,11 @@ def import_table(raw: RawTable, mapping: ColumnMap) -> Imported:
 class _Work:
     """A table on its way: the rows that are still in it, and the values of ours."""
 
-    def __init__(self, raw: RawTable, mapping: ColumnMap) -> None:
+    def __init__(self, raw: RawTable, mapping: ColumnMap, names: Sequence[Any]) -> None:
         import numpy as np
 
         self.raw = raw
+        self.raw_names = names
         self.frame = raw.frame
         self.names = [str(name) for name in raw.frame.columns]
         self.mapping = mapping
@@ -90,6 +96,16 @@ class _Work:
             if column not in self.names:
                 raise no_column("--parse", column, self.names)
         check_run(self.mapping, self.names)
+
+    def note_names(self) -> None:
+        """Note columns that are used and whose name stands twice."""
+        counts = Counter(map(str, self.raw_names))
+        for ours, theirs in self.mapping.columns.items():
+            if counts[theirs] > 1:
+                self.notes.append(
+                    f"{ours}: {counts[theirs]} columns are called {printable(theirs, '')}; the "
+                    f"first is taken (another: --map '{ours}={printable(theirs, '')} (2)')."
+                )
 
     def _keep(self, chosen: np.ndarray[Any, Any], reasons: Sequence[str]) -> None:
         """Drop the rows that are not chosen, each with its reason."""
@@ -163,9 +179,15 @@ class _Work:
         import numpy as np
 
         if ours == "seed":
-            fraction = np.isfinite(values) & (values != np.floor(values))
-            odd |= {int(place): values[place] for place in np.flatnonzero(fraction)}
-            values = np.where(fraction, np.nan, values)
+            # Beyond what a float counts, two seeds could look the same.
+            whole = (values == np.floor(values)) & (np.abs(values) < _MOST_SEED)
+            wrong = ~np.isnan(values) & ~whole
+            odd |= {int(place): values[place] for place in np.flatnonzero(wrong)}
+            values = np.where(wrong, np.nan, values)
+        elif ours in _NEEDED:
+            most = _MOST_COUNT if ours in ("n_params", "n_tokens") else np.inf
+            for i in np.flatnonzero(np.abs(values) >= most):
+                self._exclude(int(i), f"{ours} is {values[i]:g}, which is no possible one")
         self.numbers[ours] = values
         if not odd:
             return

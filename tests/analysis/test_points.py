@@ -72,6 +72,12 @@ def test_a_row_repeated_is_excluded_and_other_seeds_are_not() -> None:
     assert [(e.run_id, e.reason) for e in selection.excluded] == [("a", "exact_dup")]
 
 
+def test_two_sizes_under_one_id_are_two_runs() -> None:
+    selection = select_points([row(run_id="sweep", n_params=n) for n in (1e6, 2e6, 2e6)])
+    assert [p.n_params for p in selection.groups["mlp", 1e17]] == [1e6, 2e6]
+    assert [e.reason for e in selection.excluded] == ["exact_dup"]
+
+
 def test_without_run_ids_the_whole_cell_and_its_loss_tell_runs_apart() -> None:
     rows = [row(), row(), row(seed=1), row(loss=3.1), row(n_tokens=7e9), row(arch="peer")]
     selection = select_points(rows, "seeds")

@@ -87,6 +87,25 @@ def test_what_others_made_is_not_replaced(table: Path) -> None:
     refused(run(table, "--out", "linked"), "symbolic link")
 
 
+def test_runs_that_were_changed_since_the_import_are_not_lost(table: Path) -> None:
+    assert run(table, "--out", "one").exit_code == 0
+    runs, record = Path("one/runs.parquet"), Path("one/import.json")
+    imported = runs.read_bytes()
+    runs.write_bytes(b"corrected by hand")
+    refused(run(table, "--out", "one"), "changed since")
+    assert runs.read_bytes() == b"corrected by hand"
+    # A folder that no import made, with a file of that name.
+    record.write_text('{"my": "own"}')
+    for more in ((), ("--replace",)):
+        refused(run(table, "--out", "one", *more), "import.json there is damaged")
+    assert record.read_text() == '{"my": "own"}'
+    # Damaged beside the very runs, it is made again.
+    runs.write_bytes(imported)
+    refused(run(table, "--out", "one"), "import.json there is damaged")
+    assert "written to" in run(table, "--out", "one", "--replace").output
+    assert json.loads(record.read_text())["num_rows"] == 21
+
+
 def test_at_a_terminal_it_asks(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,10 @@ import pandas as pd
 import pytest
 
 from isoflop.errors import UserError
+from isoflop.ingest import store
 from isoflop.ingest.files import RawTable, SourceFile
 from isoflop.ingest.mapping import FLOPS_UNITS, ColumnMap
-from isoflop.ingest.store import Imported
+from isoflop.ingest.store import Imported, read_import, write_import
 from isoflop.ingest.suggest import suggest
 from isoflop.ingest.table import import_table
 
@@ -251,3 +255,67 @@ def test_flops_in_another_unit_or_convention_are_named() -> None:
     assert "3 times budget_flops" in second
     assert made(columns, columns={**mapping, "flops": "C / 3"}).notes == ()
     assert "3e-09 times" in made(columns, columns={**mapping, "flops": "C / 1e9"}).notes[0]
+
+
+def test_two_imports_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one comes when the first has looked and begins to write."""
+    one, two = (made({**base(1), "loss": [loss]}) for loss in (3.0, 2.0))
+    refusals: list[str] = []
+
+    def second() -> None:
+        try:
+            write_import(two, raw(two.frame), "b.csv", tmp_path, replace=False)
+        except UserError as error:
+            refusals.append(str(error))
+
+    thread = threading.Thread(target=second)
+    write = store.write_json_atomic
+
+    def slow(path: Path, value: object) -> None:
+        if threading.current_thread() is not thread:
+            thread.start()
+            thread.join(0.3)
+        write(path, value)
+
+    monkeypatch.setattr(store, "write_json_atomic", slow)
+    assert write_import(one, RawTable(frame=one.frame, files=()), "a.csv", tmp_path)
+    thread.join()
+    assert len(refusals) == 1, refusals
+    digest = hashlib.sha256((tmp_path / "runs.parquet").read_bytes()).hexdigest()
+    assert read_import(tmp_path).runs_sha256 == digest
+    assert read_import(tmp_path).source == "a.csv"
+
+
+def test_of_two_columns_of_one_name_it_is_said_which_is_taken() -> None:
+    frame = pd.DataFrame([[1e7, 1e9, 3.0, 2.0]], columns=["N", "D", "loss", "loss"])
+    found = import_table(raw(frame), ColumnMap(columns=SIZES, arch_name="a"))
+    assert found.frame["loss"].item() == 3.0
+    assert any("2 columns are called loss" in note and "loss (2)" in note for note in found.notes)
+    other = {**SIZES, "loss": "loss (2)"}
+    found = import_table(raw(frame), ColumnMap(columns=other, arch_name="a"))
+    assert found.frame["loss"].item() == 2.0
+    assert not any("called loss" in note for note in found.notes)
+
+
+def test_numbers_that_no_table_holds_are_said() -> None:
+    seeds = [1, 2**53 - 1, 2**53, "9" * 30]
+    table = {**base(4), "N": [1e7, "9" * 400, 1e30, 1e8], "D": 1e9, "C": [6e20, 1, 1, "inf"]}
+    columns = {**SIZES, "seed": "seed", "flops": "C"}
+    found = made({**table, "seed": seeds}, columns=columns)
+    assert found.frame["seed"].tolist()[:2] == [1, 2**53 - 1]
+    assert found.frame["seed"].isna().tolist() == [False, False, True, True]
+    assert any("2 cells left empty" in note for note in found.notes)
+    reasons = [row["excluded_reason"] for row in found.rows]
+    assert reasons[0] is None
+    assert [str(reason).split(",")[0] for reason in reasons[1:]] == [
+        "n_params is inf",
+        "n_params is 1e+30",
+        "flops is inf",
+    ]
+
+
+def test_a_product_of_very_many_factors_is_refused() -> None:
+    columns = {**SIZES, "flops": " * ".join(["N"] * 100_000)}
+    with pytest.raises(UserError, match="at most 20 factors") as error:
+        made(base(), columns=columns)
+    assert len(str(error.value)) < 300
