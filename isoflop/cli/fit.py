@@ -6,6 +6,7 @@ a value that does not exist. Columns that do not fit the terminal are left out a
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -88,6 +89,9 @@ def fit(
         given = given_parameters("--against", against, names)
         check_given(CHINCHILLA, options.constraints, given)
     fit_folder(table, out, options, given, loss_unit)
+    target = "" if out is None else f" --out {shlex.quote(str(out))}"
+    click.echo(f"next: isoflop report {shlex.quote(str(table))}{target}")
+    click.echo(f"in Python: isoflop.load({str(table)!r})")
 
 
 def fit_folder(
