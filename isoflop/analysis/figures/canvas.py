@@ -190,15 +190,15 @@ def finish(
         canvas.figure.supylabel(label, fontsize=plot_style.points_of("axes.labelsize"))
     elif label is not None:
         _label_leftmost(canvas.axes, label)
+    outside = _write_title(canvas, title) if title else []
     if canvas.is_axes:
-        _finish_axes(canvas.axes[0], title, handles, scale, is_full=is_full)
+        _finish_axes(canvas.axes[0], handles, scale, is_full=is_full)
         return
     if len(canvas.axes) > 1:
         _wrap_labels(canvas)
     if scale is not None:
         bar = canvas.figure.colorbar(scale, ax=list(canvas.axes), aspect=30, pad=0.02)
         _label_bar(bar, scale)
-    outside: list[Artist] = [_write_title(canvas.figure, title)] if title else []
     room = _room(canvas, outside)
     note = _write_note(canvas, notes, max(0.0, 0.5 * room))
     if handles:
@@ -314,11 +314,19 @@ def _wrap_labels(canvas: Canvas) -> None:
         axes.set_xlabel("\n".join(plot_texts.wrap(axes.get_xlabel(), width, size)))
 
 
-def _write_title(figure: Figure | SubFigure, title: str) -> Text:
-    size = plot_style.points_of("figure.titlesize")
-    is_bold = plot_style.is_bold("figure.titleweight")
-    lines = plot_texts.wrap(title, 0.95 * _width(figure), size, bold=is_bold)
-    return figure.suptitle("\n".join(lines))
+def _write_title(canvas: Canvas, title: str) -> list[Artist]:
+    """Write the title of a figure; that of a single panel is the panel's, for `set_title`."""
+    axes = canvas.axes[0]
+    has_own = any(axes.get_title(loc=where) for where in ("left", "center", "right"))
+    if has_own and canvas.is_axes:
+        return []
+    is_panels = len(canvas.axes) == 1 and not has_own
+    name = "axes" if is_panels else "figure"
+    size = plot_style.points_of(f"{name}.titlesize")
+    is_bold = plot_style.is_bold(f"{name}.titleweight")
+    width = _width(canvas.figure) * (axes.get_position().width if is_panels else 0.95)
+    text = "\n".join(plot_texts.wrap(title, width, size, bold=is_bold))
+    return [axes.set_title(text) if is_panels else canvas.figure.suptitle(text)]
 
 
 def _room(canvas: Canvas, above: Sequence[Artist]) -> float:
@@ -396,13 +404,12 @@ def _label_width(handle: Artist, size: float) -> float:
 
 def _finish_axes(
     axes: Axes,
-    title: str | None,
     handles: Sequence[Artist],
     scale: ScalarMappable | None,
     *,
     is_full: bool,
 ) -> None:
-    """Write title, legend and colour bar as parts of the axes.
+    """Write legend and colour bar as parts of the axes.
 
     Where nothing lays the figure out, they stay inside the axes' place, for its neighbours keep
     theirs.
@@ -411,12 +418,6 @@ def _finish_axes(
 
     root: Any = axes.get_figure(root=True)
     is_laid_out = root.get_layout_engine() is not None
-    has_title = any(axes.get_title(loc=where) for where in ("left", "center", "right"))
-    if title and not has_title:
-        size = plot_style.points_of("axes.titlesize")
-        width = _width(axes.figure) * axes.get_position().width
-        bold = plot_style.is_bold("axes.titleweight")
-        axes.set_title("\n".join(plot_texts.wrap(title, width, size, bold=bold)))
     beside = 0.0
     if scale is not None and not is_laid_out:
         _label_bar(axes.figure.colorbar(scale, ax=axes), scale)

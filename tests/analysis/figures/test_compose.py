@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import same_color, to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from analysis.made_report import full_table
 from analysis.made_runs import curve, parabola, row, spaced, study
@@ -154,6 +155,17 @@ def test_a_figure_of_ones_own_is_pyplots_and_of_the_style_s_size(fits: Fits) -> 
     assert axes.figure.get_figwidth() == 5.0
     # What stands below the panel comes on top.
     assert 4.0 < axes.figure.get_figheight() < 7.0
+
+
+@pytest.mark.parametrize("name", ["frontier", "optimum_size", "optimum_tokens", "seed_means"])
+def test_the_title_of_a_single_panel_is_replaced_by_another(
+    name: str, fits: Fits, sizes: Fits
+) -> None:
+    axes = FIGURES[name](table_of(name, fits, sizes))
+    assert axes.get_title()
+    assert axes.figure.get_suptitle() == ""
+    axes.set_title("mine")
+    assert [text.get_text() for text in axes.figure.findobj(Text)].count("mine") == 1
 
 
 @pytest.mark.parametrize("name", AGAINST_COMPUTE)
