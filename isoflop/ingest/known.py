@@ -25,6 +25,8 @@ LOSS = (
 """Names of losses; those that come first measure more of what is meant. Two columns of one tier
 that differ are for the user to choose from."""
 
+ALL_LOSSES = {name for tier in LOSS for name in tier}
+
 UNIT_OF_LOSS = (
     (re.compile(r"bpb|bitsperbyte"), "bits_per_byte"),
     (re.compile(r"bpt|bitspertoken"), "bits_per_token"),
@@ -37,6 +39,7 @@ COUNTS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("nparams", "numparams", "params", "parameters", "numparameters", "nparameters"),
             *("totalparams", "totalparameters", "paramcount", "parametercount", "modelparams"),
             *("numtotalparams", "ntotalparams", "modelnumparams", "modelparametercount"),
+            "paramstotal",
         ),
         ("modelsize", "size", "n"),
     ),

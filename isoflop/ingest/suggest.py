@@ -12,11 +12,11 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import UserError, shown
-from isoflop.ingest import known
+from isoflop.ingest import hints, known
 from isoflop.ingest.cells import short, texts_of
 from isoflop.ingest.charts import prepared
 from isoflop.ingest.files import SOURCE_FILE
-from isoflop.ingest.frames import read_numbers
+from isoflop.ingest.frames import TEXTS, read_numbers
 from isoflop.ingest.mapping import ColumnMap, check_run, listed, terms_of
 from isoflop.tables import METRIC, RUNS, loss_unit
 from isoflop.units import NATS
@@ -31,6 +31,7 @@ _SAME = 1e-6
 # A name of one letter is taken for a count only where its values are as large as counts are.
 _LEAST_OF_A_LETTER = 1e3
 _MANY = 2
+_MOST_ARCHS = 40
 _MAX_SAMPLE = 5_000
 _TOKENS_OF_NANOCHAT = ("numiterations", "totalbatchsize")
 
@@ -64,6 +65,7 @@ def suggest(raw: RawTable, asked: ColumnMap | None = None) -> Suggestion:
         chosen.text(ours, tiers, lambda texts: bool(texts.notna().any()))
     chosen.steps_of_runs()
     chosen.text("run_id", known.RUN_ID, chosen.are_ids)
+    chosen.budgets_in_names()
     chosen.arch(_name_of(table))
     chosen.own_columns()
     return Suggestion(mapping=chosen.mapping(), notes=tuple(chosen.notes))
@@ -180,8 +182,16 @@ class _Chosen:
                     "one column (these two differ)",
                     f"add --map 'loss={fitting[0]}', or the other",
                 )
-            self.columns["loss"] = fitting[0]
+            self._take_loss(fitting[0], is_train=tier is known.LOSS[-1])
             return
+        alike = [c for c in self._alike() if _are_losses(self.look.sample(c))]
+        last = [c for c in alike if known.plain(c.rsplit(".", 1)[-1]) in known.ALL_LOSSES]
+        if len(last or alike) == 1:
+            self._take_loss((last or alike)[0], is_train=False)
+            return
+        if alike:
+            allowed = f"one column of losses ({hints.named(alike)} may be it)"
+            raise UserError("loss", None, allowed, f"add --map 'loss={alike[0]}', or another")
         tried = [name for tier in known.LOSS for name in self.look.columns(tier)]
         cells = self.look.frame[tried[0]].dropna().to_list() if tried else []
         example = f"; {tried[0]} has {short(cells[0])}" if cells else ""
@@ -192,6 +202,38 @@ class _Chosen:
             f"a column of numbers above 0 ({found}; there are {listed(self.look.names)})",
             "add --map loss=COLUMN",
         )
+
+    def _alike(self) -> list[str]:
+        """Return the columns that are called like losses, those of training last."""
+        names = [name for name in self.look.names if hints.looks_like_loss(name)]
+        return sorted(names, key=lambda name: "train" in name.lower())
+
+    def _take_loss(self, column: str, *, is_train: bool) -> None:
+        """Take a column of losses, and say so where others may be meant, or another unit."""
+        self.columns["loss"] = column
+        others = [name for name in self._alike() if name != column] if is_train else []
+        others = [name for name in others if _are_losses(self.look.sample(name))]
+        if others:
+            self.notes.append(
+                f"loss: {column} is taken, of training; what may be held out: "
+                f"{hints.named(others)} (--map loss=COLUMN)"
+            )
+        if self.asked.loss_unit is None and self._loss_unit() == NATS:
+            self._note(hints.unit_hint(column, self.look.sample(column)))
+
+    def _note(self, hint: str | None) -> None:
+        if hint is not None:
+            self.notes.append(hint)
+
+    def budgets_in_names(self) -> None:
+        """Say how names of runs tell budgets, where no column does."""
+        if self.asked.budget_from or "budget_flops" in {*self.columns, *self.given}:
+            return
+        for column in [c for tier in known.RUN_ID for c in self.look.columns(tier)]:
+            hint = hints.budget_hint(column, texts_of(self.look.frame[column]))
+            if hint is not None:
+                self.notes.append(hint)
+                return
 
     def number(
         self,
@@ -294,6 +336,19 @@ class _Chosen:
             self.text("arch", known.ARCH[1:], self._are_archs)
         if "arch" not in self.columns:
             self.arch_name = otherwise
+            self._note(hints.arch_hint(self._of_several_sizes()))
+
+    def _of_several_sizes(self) -> list[str]:
+        """Return columns of words that part the table, each part with several sizes."""
+        used = {*self.columns.values(), SOURCE_FILE, *self.asked.parse}
+        return [
+            column
+            for column in self.look.names
+            if column not in used
+            and self.look.frame[column].dtype.kind not in "iufcM"
+            and texts_of(self.look.frame[column].iloc[:_MAX_SAMPLE]).nunique() <= _MOST_ARCHS
+            and self._are_archs(texts_of(self.look.frame[column]))
+        ]
 
     def _are_archs(self, texts: pd.Series) -> bool:
         import numpy as np
@@ -342,8 +397,14 @@ class _Chosen:
             metric = known.METRIC.fullmatch(name)
             ours = name if metric is None else f"{METRIC}{metric[1]}_{metric[2]}"
             is_own = name in own or (ours.startswith(METRIC) and ours.isprintable())
-            if is_own and ours not in {*self.columns, *self.given}:
+            if is_own and ours not in {*self.columns, *self.given} and self._has_some(ours, name):
                 self.columns[ours] = name
+
+    def _has_some(self, ours: str, column: str) -> bool:
+        """Return whether a column of numbers holds one."""
+        import numpy as np
+
+        return ours in TEXTS or bool(np.isfinite(self.look.sample(column)).any())
 
     def _loss_unit(self) -> str:
         column = self.columns.get("loss") or self.asked.parsed.get("loss", "")

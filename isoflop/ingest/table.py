@@ -16,6 +16,7 @@ from isoflop.ingest.cells import number_or_none, short, texts_of
 from isoflop.ingest.charts import prepared
 from isoflop.ingest.files import SOURCE_FILE
 from isoflop.ingest.frames import TEXTS, read_numbers, read_reason, read_status
+from isoflop.ingest.hints import sizes_hint
 from isoflop.ingest.mapping import (
     FLOPS_UNITS,
     PERPLEXITY,
@@ -314,7 +315,10 @@ class _Work:
         """Note FLOPs that are far from 6 N D and from the budget: a unit or a convention."""
         import numpy as np
 
-        if "flops" in self.derived or "flops" not in self.numbers:
+        if "flops" in self.derived:
+            self._note_sizes()
+            return
+        if "flops" not in self.numbers:
             return
         n, d = self.numbers["n_params"], self.numbers["n_tokens"]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -333,6 +337,12 @@ class _Work:
                     f"flops are {ratio:.3g} times {what} (median): --flops-unit, or another "
                     "convention (--map 'flops=COLUMN / 3')?"
                 )
+
+    def _note_sizes(self) -> None:
+        if "budget_flops" in self.numbers and not {"n_params", "n_tokens"} & set(self.derived):
+            budget = self.mapping.columns.get("budget_flops", "COLUMN")
+            hint = sizes_hint(self.numbers, self.frame, budget)
+            self.notes += [] if hint is None else [hint]
 
     def _derive(
         self,

@@ -262,3 +262,62 @@ def test_conditions_that_cannot_be(condition: str, message: str) -> None:
     frame = pd.DataFrame({"depth": ["8", "12"], "tag": ["a", "b"]})
     with pytest.raises(UserError, match=message):
         meets(frame, list(frame.columns), condition)
+
+
+def notes(columns: dict[str, Any]) -> str:
+    return "\n".join(suggest(table(columns)).notes)
+
+
+SIZES = {"params": [1e7, 2e7] * 2, "tokens": [1e9] * 4}
+
+
+def test_a_loss_by_another_name_is_taken_where_only_one_column_can_be_it() -> None:
+    beside = {"results.loss_tokens_lower_95": [2.9], "lr": [0.1]}
+    assert chosen({**beside, "smooth loss": [3.0]}).columns["loss"] == "smooth loss"
+    assert chosen({**beside, "c4/loss": [3.0], "results.loss": [3.0]}).columns["loss"] == (
+        "results.loss"
+    )
+    several = {"train/CrossEntropyLoss": [3.0], "eval/c4/CrossEntropyLoss": [3.1], "x": [1]}
+    with pytest.raises(UserError, match=r"add --map 'loss=eval/c4/CrossEntropyLoss', or another$"):
+        suggest(table(several))
+
+
+def test_a_loss_of_training_names_what_may_be_held_out() -> None:
+    columns = {"train/loss": [3.0], "eval/paloma/c4_en/bpb": [1.1], "grad_loss_norm": [1.0]}
+    (note,) = suggest(table(columns)).notes
+    assert note.endswith("what may be held out: eval/paloma/c4_en/bpb (--map loss=COLUMN)")
+    assert notes({"val_loss": [3.0], "train/loss": [3.0]}) == ""
+
+
+def test_losses_that_hardly_are_nats_per_token_ask_for_a_unit() -> None:
+    assert "--loss-unit bits_per_byte, bits_per_token" in notes({"loss": [0.92, 0.7]})
+    assert "--loss-unit perplexity?" in notes({"loss": [33.0, 21.0]})
+    assert notes({"val_bpb": [0.92, 0.7]}) == notes({"loss": [1.7, 14.0]}) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["isoflop-1e+18-d512", "isoflop-3e+18-d640"], "isoflop-{budget_flops}-{_}"),
+        (["mlp_1e17", "swiglu_3e17"], "{arch}_{budget_flops}"),
+        (["a-1e17-w1", "a-final"], None),
+        (["lr5e-05", "lr3e-04"], None),
+        (["a-1e17-w1", "a-1e17-w2"], None),
+        (["{a}-1e17", "{a}-1e18"], None),
+    ],
+)
+def test_budgets_in_names_are_pointed_out(names: list[str], pattern: str | None) -> None:
+    found = notes({"loss": [3.0, 2.9], "Name": names})
+    assert found == (
+        f"budget_flops: may stand in Name: --parse 'Name={pattern}'" if pattern else ""
+    )
+
+
+def test_columns_that_may_tell_archs_apart_are_pointed_out() -> None:
+    parted = {**SIZES, "loss": [3.0] * 4, "experiment": ["a", "a", "b", "b"], "host": ["h"] * 4}
+    assert notes(parted).endswith("what may tell archs apart: experiment (--arch COLUMN)")
+    assert notes({**parted, "arch": ["a", "a", "b", "b"]}) == ""
+
+
+def test_a_column_of_ours_without_a_number_is_not_taken() -> None:
+    assert "epochs" not in chosen({"loss": [3.0], "epochs": ["1 epoch"]}).columns

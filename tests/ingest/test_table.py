@@ -319,3 +319,15 @@ def test_a_product_of_very_many_factors_is_refused() -> None:
     with pytest.raises(UserError, match="at most 20 factors") as error:
         made(base(), columns=columns)
     assert len(str(error.value)) < 300
+
+
+def test_sizes_by_which_runs_spend_other_than_their_budget_are_noted() -> None:
+    """As nanochat's, which counts its embeddings and spends nothing on them."""
+    columns = {**base(), "scaling params": ["5M", "5M"], "params_head": [1e6, 1e6]}
+    mapping = {**SIZES, "budget_flops": "C"}
+    (note,) = made({**columns, "C": [3e16, 3e16]}, columns=mapping).notes
+    assert note == (
+        "6 · n_params · n_tokens is 2 times budget_flops (median): --map 'n_params=scaling params',"
+        " by which it is; or --map flops=C, where budgets were kept?"
+    )
+    assert made({**columns, "C": [6.1e16, 5.9e16]}, columns=mapping).notes == ()
