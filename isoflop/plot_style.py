@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isoflop import plot_texts
 from isoflop.files import write_bytes_atomic
 from isoflop.numbers import format_count, format_flops
 
@@ -37,6 +38,8 @@ TITLE_SIZE = FONT_SIZE + 1
 Format = Literal["png", "svg", "pdf"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+# Of a budget at its tick, as in legends.
+_TICK_DIGITS = 3
 # No star and no cross: those mark optima and excluded runs.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "p", "h")
 _LINES: tuple[Any, ...] = (
@@ -261,14 +264,25 @@ def set_ticks(axis: MplAxis, values: Sequence[float], form: Any) -> None:
 
 
 def set_budget_ticks(axes: Axes, budgets: Sequence[float]) -> None:
-    """Label the compute axis at the budgets where they lie far enough apart, else at decades."""
+    """Label the compute axis at the budgets where their labels have room, else at decades."""
     low, high = axes.get_xlim()
     chosen = sorted(set(budgets))
     steps = [math.log(b / a) for a, b in itertools.pairwise(chosen)]
-    if steps and min(steps) < math.log(high / low) / 5:
+    width = axes.bbox.width / axes.get_figure(root=True).dpi
+    share = max(1 / 5, max(map(_flops_inches, chosen), default=0.0) / width)
+    if steps and min(steps) < math.log(high / low) * share:
         set_log_ticks(axes.xaxis, 4, math_flops)
     else:
-        set_ticks(axes.xaxis, chosen, math_flops)
+        set_ticks(axes.xaxis, chosen, lambda budget: math_flops(budget, _TICK_DIGITS))
+
+
+def _flops_inches(flops: float) -> float:
+    """Return the inches of `math_flops` as a tick label, with a gap beside it."""
+    mantissa, exponent = format_flops(flops, _TICK_DIGITS).split("e")
+    factor = "" if mantissa == "1" else f"{mantissa} × "
+    size = points_of("xtick.labelsize")
+    raised = plot_texts.text_width(exponent, 0.7 * size)
+    return plot_texts.text_width(f"{factor}10", size) + raised + 0.5 * size / 72
 
 
 def family_colours() -> tuple[str, ...]:

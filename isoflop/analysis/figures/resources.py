@@ -68,9 +68,12 @@ def resources(
     for axes, resource in zip(canvas.axes, drawn, strict=True):
         _draw_resource(axes, fits, seen, runs, resource)
     absent = [one.axis_label for one in RESOURCES.values() if one not in measured]
+    optima = any(
+        o.is_point and o.budget_flops in seen.budgets for a in seen.archs for o in fits.optima_of(a)
+    )
     lines = [
-        "Small: runs. Steps: runs that no run of the family beats in both loss and resource. "
-        "Large: optima of the isoFLOP curves.",
+        "Small: runs. Steps: runs that no run of the family beats in both loss and resource."
+        + (" Large: optima of the isoFLOP curves." if optima else ""),
         *([f"Not in the table: {', '.join(absent)}."] if absent else []),
         *frame.run_notes(fits),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from matplotlib.colors import same_color, to_hex
 from matplotlib.figure import Figure
 
 from analysis.made_runs import curve, parabola, row, spaced, study
-from isoflop import plot_texts
+from isoflop import plot_style, plot_texts
 from isoflop.analysis.figures import FIGURES
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.points import select_points
@@ -239,3 +240,15 @@ def test_importing_figures_imports_no_pyplot() -> None:
         "assert not [name for name in sys.modules if name.startswith('matplotlib')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_ticks_of_budgets_stand_apart() -> None:
+    budgets = [1e17, 2.1544347e17, 4.6415888e17, 1e18]
+    for width in (1.5, 2.2, 3.5, 7.0):
+        axes = Figure((width, 1.5)).subplots()
+        axes.set(xscale="log", xlim=(5e16, 2e18))
+        plot_style.set_budget_ticks(axes, budgets)
+        axes.figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), width
+    assert [label.get_text() for label in axes.get_xticklabels()][1] == r"$2.15\times 10^{17}$"
