@@ -268,7 +268,9 @@ def set_budget_ticks(axes: Axes, budgets: Sequence[float]) -> None:
     low, high = axes.get_xlim()
     chosen = sorted(set(budgets))
     steps = [math.log(b / a) for a, b in itertools.pairwise(chosen)]
-    width = axes.bbox.width / axes.get_figure(root=True).dpi
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width = axes.bbox.width / figure.dpi
     share = max(1 / 5, max(map(_flops_inches, chosen), default=0.0) / width)
     if steps and min(steps) < math.log(high / low) * share:
         set_log_ticks(axes.xaxis, 4, math_flops)
