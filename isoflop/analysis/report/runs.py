@@ -59,9 +59,9 @@ def runs_section(fits: Fits) -> Section:
     if fits.excluded:
         blocks.append(_excluded_table(fits.excluded, fits.unit))
     blocks += _metric_blocks(fits)
-    blocks.append(
-        table("Runs in the fits", columns, [_run_row(point, fits.unit) for point in points])
-    )
+    if points or not fits.selection.loose:
+        rows = [_run_row(point, fits.unit) for point in points]
+        blocks.append(table("Runs in the fits", columns, rows))
     if fits.selection.loose:
         loose = [{**_run_row(p, fits.unit), "budget_flops": None} for p in fits.selection.loose]
         blocks.append(table("Runs without a budget, in laws over all runs only", columns, loose))

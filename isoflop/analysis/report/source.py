@@ -18,6 +18,7 @@ from isoflop import __version__
 from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.laws import Budget
 from isoflop.analysis.load import digest_of
+from isoflop.analysis.points import Point
 from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
@@ -37,6 +38,7 @@ from isoflop.validate import validated
 _PACKAGES = ("numpy", "scipy", "matplotlib", "pyarrow")
 _PLAN = "plan.json"
 UNKNOWN = "not recorded"
+NO_BUDGETS = "none: no run has a budget"
 Entry = tuple[str, str]
 """(question, answer)."""
 
@@ -69,8 +71,10 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The study's name, else the table's."""
-        return self.table if self.study is None else str(self.study["name"])
+        """The study's name, else what was imported, else the table's name."""
+        if self.study is not None:
+            return str(self.study["name"])
+        return self.table if self.imported is None else self.imported.source
 
 
 def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None = None) -> Source:
@@ -165,24 +169,33 @@ _C_OF_LAWS: dict[Budget, str] = {
 
 def _form(fits: Fits, study: Mapping[str, Any]) -> list[Entry]:
     forms = sorted({fit.form for fit in fits.parametric})
+    has_laws = bool(fits.groups)
+    equations = ["power laws y = k · C^p"] * has_laws + ([", ".join(forms)] if forms else [])
     return [
-        ("Equations", "power laws y = k · C^p" + (f"; {', '.join(forms)}" if forms else "")),
+        ("Equations", "; ".join(equations) or "none"),
         ("N", _n_is(fits, study)),
         ("D", "n_tokens: training tokens of the run"),
-        ("C of the power laws", _C_OF_LAWS[fits.law_budget]),
+        ("C of the power laws", _C_OF_LAWS[fits.law_budget] if has_laws else NO_BUDGETS),
         ("FLOP convention", _convention(fits, study)),
         ("Unit of the loss", _unit_of(fits, study)),
-        ("What optima are taken over", fits.options.axis),
+        ("What optima are taken over", fits.options.axis if has_laws else NO_BUDGETS),
     ]
 
 
+def _points(fits: Fits) -> list[Point]:
+    """Return the points of all fits, those without a budget last."""
+    groups = [point for group in fits.groups.values() for point in group]
+    return [*groups, *fits.selection.loose]
+
+
 def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entry]:
-    points = [point for group in fits.groups.values() for point in group]
+    points = _points(fits)
+    archs = sorted({*fits.archs, *(point.arch for point in points)})
     seeds = sorted({point.seed for point in points if point.seed is not None})
     sizes = [point.n_params for point in points]
     tokens = [point.n_tokens for point in points]
     return [
-        ("Families", ", ".join(fits.archs) or "none"),
+        ("Families", ", ".join(archs) or "none"),
         ("Budgets (FLOPs)", ", ".join(format_flops(budget) for budget in fits.budgets) or "none"),
         ("Parameters", _span(sizes)),
         ("Tokens", _span(tokens)),
@@ -335,10 +348,9 @@ def _span(values: Sequence[float]) -> str:
 
 
 def _collection(fits: Fits, source: Source) -> list[Entry]:
-    num_points = sum(len(group) for group in fits.groups.values())
     study = source.study
     return [
-        ("Runs in the fits", str(num_points)),
+        ("Runs in the fits", str(len(_points(fits)))),
         ("Dropped runs", excluded_note(fits)),
         *_import_entries(source.imported),
         ("Checkpoints", "final only, one point per run" if study else UNKNOWN),
@@ -393,19 +405,18 @@ def _repeats(fits: Fits) -> str:
 def _fitting(fits: Fits) -> list[Entry]:
     settings = sorted({fit.settings for fit in fits.parametric if fit.settings})
     starts = [fit for fit in fits.parametric if fit.n_starts is not None]
+    optima = f"{fits.options.method}, beside the other methods in the validity section"
+    laws = f"least squares of ln y on ln C ({fits.law_budget}), interior optima only"
     return [
-        ("Optima", f"{fits.options.method}, beside the other methods in the validity section"),
-        (
-            "Power laws",
-            f"least squares of ln y on ln C ({fits.law_budget}), interior optima only",
-        ),
+        ("Optima", optima if fits.groups else NO_BUDGETS),
+        ("Power laws", laws if fits.groups else NO_BUDGETS),
         ("Parametric objective", "; ".join(settings) or "none fitted"),
         (
             "Starts of the optimiser",
             f"{min(f.n_starts or 0 for f in starts)} or more" if starts else "none",
         ),
         ("Intervals", _intervals(fits)),
-        ("Validation", "see the validity section" if fits.validity else "none"),
+        ("Validation", "see the validity section" if fits.validity and fits.groups else "none"),
     ]
 
 

@@ -240,6 +240,25 @@ def test_the_checklist_is_filled_from_the_study_and_honest_without(
     assert answers["Tokenizer"] == answers["Training time"] == "not recorded"
 
 
+def test_without_budgets_the_checklist_is_of_the_runs_that_laws_took(source: Source) -> None:
+    rows = [{**row, "budget_flops": None} for row in full_table()]
+    document = make_document(
+        fit_rows(rows, FitOptions(n_boot=0)), dataclasses.replace(source, study=None)
+    )
+    parts = tables(document, "checklist")
+    answers = {q: a for part in parts.values() for q, a in texts(part, "Question", "Answer")}
+    num_runs = len(
+        tables(document, "runs")["Runs without a budget, in laws over all runs only"].rows
+    )
+    assert answers["Runs in the fits"] == str(num_runs)
+    assert "sgatlin" in answers["Families"]
+    assert " to " in answers["Parameters"]
+    assert answers["Power laws"] == answers["Optima"] == "none: no run has a budget"
+    assert answers["Validation"] == "none"
+    assert "power laws" not in answers["Equations"]
+    assert "Runs in the fits" not in tables(document, "runs")
+
+
 def test_the_source_names_input_and_versions(fits: Fits, source: Source) -> None:
     found = dict(
         texts(
