@@ -434,8 +434,12 @@ def test_predictions_are_those_of_the_verb() -> None:
     assert row.budget_flops == 1e12
     with pytest.raises(UserError, match="1e17: must be from 2.5e10"):
         loaded.predict(1e17)
-    with pytest.raises(UserError, match="budget"):
-        loaded.predict("many")
+    assert loaded.predict(np.float64(1e12), archs="mlp").equals(frame)
+    for budget in ("many", -1, None, float("nan")):
+        with pytest.raises(
+            UserError, match="budget = .*: must be a positive whole number of FLOPs"
+        ):
+            loaded.predict(budget)
 
 
 @pytest.mark.usefixtures("no_fits")

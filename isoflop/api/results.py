@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,7 @@ class Results:
         pick_reference(results.archs, chosen.reference)
         return results
 
-    def predict(self, budget: float | str, *, archs: Sequence[str] = ()) -> pd.DataFrame:
+    def predict(self, budget: float | str, *, archs: Sequence[str] | str = ()) -> pd.DataFrame:
         """Return what a study at a larger budget would measure, with prediction intervals.
 
         Args:
@@ -186,13 +187,15 @@ class Results:
         from isoflop.analysis.predict import PREDICTIONS, predict, size_axes
         from isoflop.study import parse_flops
 
-        flops = parse_flops(budget, "budget") if isinstance(budget, str) else float(budget)
+        is_number = isinstance(budget, Real) and budget > 0
+        flops = float(budget) if is_number else parse_flops(budget, "budget")
+        named = [archs] if isinstance(archs, str) else list(archs)
         fits = self._drawn_fits
         if fits is None:
             methods = (self.options.method,)
             axes = size_axes(self.options.axis)
             fits = fit_optima(self._selection, self.options, methods=methods, axes=axes)
-        rows, schema = fitted_rows(predict(fits, flops, archs), PREDICTIONS, fits)
+        rows, schema = fitted_rows(predict(fits, flops, named), PREDICTIONS, fits)
         return self._frame(rows, schema)
 
     def report(self, out: str | Path) -> Path:

@@ -157,8 +157,21 @@ def frame_of_arrow(table: pa.Table) -> pd.DataFrame:
 
     while any(pa.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
+    # pandas takes no lists of views on text, which polars gives.
+    plain = pa.schema([field.with_type(_without_views(field.type)) for field in table.schema])
+    table = table.cast(plain)
     # The index that pandas wrote is a column like any other.
     return table.to_pandas(ignore_metadata=True, integer_object_nulls=True)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_without_views(kind.value_type))
+    return kind
 
 
 def _read(path: Path) -> _Part:

@@ -240,6 +240,14 @@ def test_frames_of_other_libraries_by_their_protocols() -> None:
         assert (second["loss"], second["seed"]) == (None, None)
 
 
+def test_views_on_text_as_polars_has_them() -> None:
+    views = pa.array(["2.5", None], pa.string_view())
+    notes = pa.array([["a note"], None], pa.large_list(pa.string_view()))
+    columns = {name: [cell, cell] for name, cell in RUN.items()} | {"loss": views, "notes": notes}
+    assert as_frame(pa.table(columns)).notes[0].tolist() == ["a note"]
+    assert [row["loss"] for row in load_rows(pa.table(columns))] == [2.5, None]
+
+
 def test_polars_frames() -> None:
     polars = pytest.importorskip("polars")
     table = polars.DataFrame(

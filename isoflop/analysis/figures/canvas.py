@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop import plot_style, plot_texts
-from isoflop.analysis.figures.shown import Shown, budget_label
+from isoflop.analysis.figures.shown import Shown, budget_label, check_place
 from isoflop.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def open_canvas(
     Raises:
         UserError: an axes is given for several panels, or both a figure and an axes.
     """
+    check_place(figure, ax)
     if ax is not None:
         if num != 1 or figure is not None:
             raise UserError(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Hue = Literal["arch", "budget"]
 """What colours tell apart."""
 Palette = Mapping[Any, Any] | Sequence[Any] | str
+"""Colours by label, a list of them, or a colormap: its name, or matplotlib's own object."""
 """Colours by label, in order, or the name of a colormap."""
 
 MOST_LISTED = 6
@@ -208,6 +209,17 @@ def _unknown_budget(known: Sequence[float], value: object) -> UserError:
     return UserError("budgets", value, f"of {there}", "name budgets of the table, in FLOPs")
 
 
+def check_place(figure: Any, ax: Any) -> None:
+    """Raise UserError for what is no figure or no axes of matplotlib, such as an array of them."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+    if ax is not None and not isinstance(ax, Axes):
+        raise UserError("ax", type(ax).__name__, "an axes of matplotlib", "pass one, as axes[0, 0]")
+    if figure is not None and not isinstance(figure, FigureBase):
+        raise UserError("figure", type(figure).__name__, "a figure or a SubFigure", "pass one")
+
+
 def label_colours(
     labels: Sequence[str], places: Mapping[Any, int], palette: Palette | None
 ) -> dict[Any, Any]:
@@ -215,7 +227,7 @@ def label_colours(
     if palette is None:
         cycle = plot_style.cycle()
         return {label: cycle[places[label] % len(cycle)] for label in labels}
-    if isinstance(palette, str):
+    if _is_colormap(palette):
         colormap = _colormap(palette)
         listed = getattr(colormap, "colors", None)
         if listed is not None and len(listed) < 100:
@@ -231,7 +243,7 @@ def _budget_colours(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    if palette is not None and not isinstance(palette, str):
+    if palette is not None and not _is_colormap(palette):
         names = [format_flops(budget) for budget in budgets]
         return {b: _colour(palette, i, b, names[i]) for i, b in enumerate(budgets)}, None
     colormap = plot_style.budget_colours() if palette is None else _colormap(palette)
@@ -247,12 +259,20 @@ def _budget_colours(
     return {budget: colormap(first + i / share) for i, budget in enumerate(ordered)}, None
 
 
-def _colormap(name: str) -> Colormap:
-    from matplotlib import colormaps
+def _is_colormap(palette: Any) -> bool:
+    """Return whether colours are not listed: then a colormap is meant."""
+    return isinstance(palette, str) or not isinstance(palette, Mapping | Iterable)
 
+
+def _colormap(name: Any) -> Colormap:
+    from matplotlib import colormaps
+    from matplotlib.colors import Colormap
+
+    if isinstance(name, Colormap):
+        return name
     try:
         return colormaps[name]
-    except KeyError:
+    except (KeyError, TypeError):
         raise UserError(
             "palette",
             name,

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from matplotlib.colors import same_color, to_hex
 from matplotlib.figure import Figure
@@ -197,6 +198,9 @@ def test_panels_and_rows_are_in_the_order_asked_for(fits: Fits, sizes: Fits) -> 
         ({"hue": "seed"}, "hue = 'seed'"),
         ({"palette": "no such map"}, "palette = 'no such map'"),
         ({"palette": {"mlp": "red"}}, "palette"),
+        ({"palette": 3}, "palette = 3: must be the name of a colormap"),
+        ({"ax": np.array([])}, "ax = 'ndarray': must be an axes"),
+        ({"figure": 3}, "figure = 'int': must be a figure"),
     ],
 )
 def test_what_is_not_known_is_one_line_and_no_figure(
@@ -222,6 +226,8 @@ def test_a_palette_is_a_mapping_a_list_or_a_name(fits: Fits) -> None:
         axes = FIGURES["frontier"](fits, archs=archs, palette=palette)
         assert colours_of(axes, "mlp") == {"#ff0000"}
         assert colours_of(axes, "swiglu") == {"#0000ff"}
+    axes = FIGURES["frontier"](fits, archs=archs, palette=mpl.colormaps["Set1"])
+    assert colours_of(axes, "mlp") == {to_hex(mpl.colormaps["Set1"](0))}
     axes = FIGURES["frontier"](fits, archs=archs, palette="tab10")
     assert colours_of(axes, "mlp") == {"#1f77b4"}
 
