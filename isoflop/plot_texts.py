@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-# Characters before the first that differs, which names cut alike are shown from.
-_BEFORE_DIFFERENCE = 6
+from isoflop import texts
+
 # Of the size: wider than the widest Latin letter.
 _UNKNOWN_WIDTH = 1.2
 
@@ -70,43 +69,8 @@ def _character_width(path: str, character: str) -> float:
 
 
 def shortened(names: Sequence[str], width: float, size: float, *, bold: bool = False) -> list[str]:
-    """Return names that fit a width in inches: too long ones lose their middle.
-
-    Names that would then look alike are shown from shortly before they begin to differ.
-    """
-    shown = [_cut(name, width, size, bold, head=0.5) for name in names]
-    # Each round tells at least two of those apart that begin to differ at one place.
-    for _ in names:
-        alike: dict[str, set[str]] = {}
-        for name, text in zip(names, shown, strict=True):
-            alike.setdefault(text, set()).add(name)
-        if all(len(group) == 1 for group in alike.values()):
-            break
-        for index, name in enumerate(names):
-            group = alike[shown[index]]
-            if len(group) > 1:
-                start = max(0, _num_alike(group) - _BEFORE_DIFFERENCE)
-                shown[index] = _cut(f"…{name[start:]}", width, size, bold, head=1.0)
-    return shown
-
-
-def _num_alike(names: Collection[str]) -> int:
-    """Return how many characters all names begin with."""
-    columns = zip(*names, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-
-
-def _cut(name: str, width: float, size: float, bold: bool, head: float) -> str:
-    """Return a text that fits a width, the share ``head`` of what is kept being its beginning."""
-    full = text_width(name, size, bold=bold)
-    if full <= width:
-        return name
-    for kept in range(min(len(name) - 1, int(len(name) * width / full) + 3), 0, -1):
-        start = round(kept * head)
-        short = f"{name[:start]}…{name[len(name) - (kept - start) :]}"
-        if text_width(short, size, bold=bold) <= width:
-            return short
-    return "…"
+    """Return names that fit a width in inches: too long ones lose a part, and differ still."""
+    return texts.shortened(names, width, functools.partial(text_width, size=size, bold=bold))
 
 
 def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from isoflop.texts import LINES, printable
+from isoflop.texts import LINES, printable, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Where output goes to a file or pipe there is no width to obey; this holds the widest table.
 _PIPE_WIDTH = 140
 _BETWEEN_COLUMNS = 2
+# Its cells lose a part where the table is too wide: numbers are read whole or not at all.
+_NAME_COLUMN = "arch"
+_LEAST_NAME = 8
 
 
 class _Escaping:
@@ -144,9 +147,23 @@ def fitted_table(
         The table, and the names of the columns that did not fit.
     """
     shown = columns_that_fit(rows, width, least_wanted)
+    names = _names_that_fit(rows, shown, width)
     table = new_table(*((name, "<" if name in text else ">") for name in shown))
     for index, (row, group) in enumerate(zip(rows, groups, strict=True)):
         if index and group != groups[index - 1]:
             table.add_section()
-        table.add_row(*(row[name] for name in shown))
+        table.add_row(*(names[row[name]] if name == _NAME_COLUMN else row[name] for name in shown))
     return table, tuple(name for name in rows[0] if name not in shown)
+
+
+def _names_that_fit(
+    rows: Sequence[Mapping[str, str]], columns: Sequence[str], width: int
+) -> dict[str, str]:
+    """Return the cells of the column of names, cut to what the other columns leave."""
+    from rich.cells import cell_len
+
+    others = [name for name in columns if name != _NAME_COLUMN]
+    taken = sum(max(len(name), *(len(row[name]) for row in rows)) for name in others)
+    room = max(_LEAST_NAME, width - taken - _BETWEEN_COLUMNS * len(columns))
+    names = list(dict.fromkeys(row.get(_NAME_COLUMN, "") for row in rows))
+    return dict(zip(names, shortened(names, room, cell_len), strict=True))

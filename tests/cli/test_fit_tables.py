@@ -40,6 +40,10 @@ LEFT_OUT = {
 }
 
 
+LONG = ["transformer_with_gated_attention_and_mu_initialisation_00_v1", "y" * 60]
+LONG += [LONG[0].replace("_00_", "_01_")]
+
+
 def noisy(archs: list[str]) -> list[dict[str, Any]]:
     noise = random.Random(3)
     rows = study(archs, [1e17, 1e18, 1e19])
@@ -170,3 +174,13 @@ def test_a_plan_without_results_is_no_empty_table(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["fit", str(table), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Nothing to fit yet: no run has a usable loss.")
+
+
+def test_long_names_give_way_to_numbers() -> None:
+    fits = fit_rows(noisy(LONG), FitOptions(n_boot=20))
+    for make in LEFT_OUT:
+        table, _ = make(fits, 80)
+        rows = [line.split() for line in shown(table, 80).splitlines() if "…" in line]
+        # All names are cut, each to another one, and no number is.
+        assert len({row[0] for row in rows}) == len(LONG) - (make is multipliers_table)
+        assert not any("…" in cell for row in rows for cell in row[1:-1])
