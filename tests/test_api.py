@@ -254,6 +254,18 @@ def test_columns_of_others_are_mapped_and_shown() -> None:
     same = isoflop.read_runs(THEIRS, parse={"Name": "{arch}-{budget_flops}-N{n_params}"})
     assert same.attrs["loss_unit"] == "bits_per_byte"
     assert isoflop.load(same).archs == ["deep", "wide"]
+    with pytest.raises(UserError, match=r"isoflop\.load\(TABLE, map={}\)"):
+        isoflop.load(THEIRS)
+
+
+def test_what_names_of_columns_leave_open_is_shown() -> None:
+    rows = [{"train/loss": 3.0, "val/bpb": 0.9, "params": 1e8, "tokens": 1e9, "C": 1.8e18}]
+    shown = repr(isoflop.load(rows, map={}))
+    assert "train/loss is taken, of training; what may be held out: val/bpb" in shown
+    assert "flops are 3 times 6 · n_params · n_tokens (median)" in shown
+    assert "Of its columns" not in repr(
+        isoflop.load(rows, map={"loss": "val/bpb", "flops": "C / 3"})
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ class Mapped:
     raw: RawTable
     source: str
     """As it was typed."""
+    notes: tuple[str, ...]
+    """What the names of its columns leave open, and what is odd about their values."""
 
     @property
     def columns(self) -> list[str]:
@@ -149,7 +151,9 @@ def _read_mapped(source: Any, asked: ColumnMap) -> Rows:
 
     is_text = isinstance(source, str | Path)
     raw = read_source(str(source)) if is_text else RawTable(frame=as_frame(source), files=())
-    imported = import_table(raw, suggest(raw, asked).mapping)
+    suggestion = suggest(raw, asked)
+    imported = import_table(raw, suggestion.mapping)
+    notes = (*suggestion.notes, *imported.notes)
     label = str(source) if is_text else "a data frame"
     return Rows(
         plan=None,
@@ -157,7 +161,7 @@ def _read_mapped(source: Any, asked: ColumnMap) -> Rows:
         rows=[{**row} for row in imported.rows],
         unit=imported.unit,
         label=label,
-        mapped=Mapped(imported=imported, raw=raw, source=label),
+        mapped=Mapped(imported=imported, raw=raw, source=label, notes=notes),
     )
 
 

@@ -79,6 +79,8 @@ def _page(name: str, read: Rows, selection: Selection, fits: Fits | None) -> _Pa
         entries.append(("columns", "; ".join(read.mapped.columns)))
     counts = left_out_note(selection)
     lists: list[tuple[str, tuple[str, ...]]] = []
+    if read.mapped is not None and read.mapped.notes:
+        lists.append(("Of its columns (options as isoflop import has them):", read.mapped.notes))
     if fits is None:
         lists.append((_NOT_FITTED, ()))
     else:

@@ -321,7 +321,8 @@ def _check_columns(
             f"{', '.join(needed)}, and any others",
             f"add {', '.join(missing)}, or rename what holds them"
             f"{_nearest_note(missing, [n for n in names if n not in needed])}, or map them with "
-            f"isoflop import (also read: {', '.join(n for n in optional if n not in needed)})",
+            "isoflop import, in Python with isoflop.load(TABLE, map={}) (also read: "
+            f"{', '.join(n for n in optional if n not in needed)})",
         )
 
 

@@ -6,6 +6,7 @@ a step of a run that another row ends) goes to the rows that were dropped, with 
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -333,9 +334,10 @@ class _Work:
             ratios = ratios[np.isfinite(ratios)]
             ratio = float(np.median(ratios)) if len(ratios) else 1.0
             if not 1 / _FAR_FLOPS < ratio < _FAR_FLOPS:
+                theirs = self.mapping.columns.get("flops", "COLUMN")
                 self.notes.append(
                     f"flops are {ratio:.3g} times {what} (median): --flops-unit, or another "
-                    "convention (--map 'flops=COLUMN / 3')?"
+                    f"convention (--map {shlex.quote(f'flops={theirs} / 3')})?"
                 )
 
     def _note_sizes(self) -> None:

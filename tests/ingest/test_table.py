@@ -252,6 +252,7 @@ def test_flops_in_another_unit_or_convention_are_named() -> None:
     mapping = {**SIZES, "flops": "C", "budget_flops": "budget"}
     (first, second) = made(columns, columns=mapping).notes
     assert "3 times 6 · n_params · n_tokens" in first
+    assert "(--map 'flops=C / 3')" in first
     assert "3 times budget_flops" in second
     assert made(columns, columns={**mapping, "flops": "C / 3"}).notes == ()
     assert "3e-09 times" in made(columns, columns={**mapping, "flops": "C / 1e9"}).notes[0]
