@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -30,6 +30,7 @@ from isoflop.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from isoflop.ingest.store import IMPORT, ImportRecord, as_json, read_import, without_folders
 from isoflop.tables import METRIC, column_of, described_tables, loss_unit, open_parquet
 from isoflop.texts import printable
 from isoflop.units import NATS, unit_words
@@ -193,8 +194,11 @@ def _csv(arrow: pa.Table) -> bytes:
 
 
 def _card(source: Path, tables: Sequence[_Exported], to: Format, license_name: str | None) -> str:
+    for name in ("plan.json", IMPORT):
+        # A folder that was received could have any file of this computer put into the card.
+        refuse_links(source / name)
     planned = _json_of(source / "plan.json")
-    imported = _json_of(source / "import.json")
+    imported = read_import(source) if (source / IMPORT).is_file() else None
     study = planned.get("study")
     study = study if isinstance(study, dict) else {}
     name = str(study.get("name") or source.resolve().name)
@@ -236,14 +240,19 @@ def _study_section(study: Mapping[str, Any]) -> Section:
     return Section(key="study", title="Study", blocks=(_pairs("The study as planned", known),))
 
 
-def _import_sections(imported: Mapping[str, Any]) -> list[Section]:
-    if not imported:
+def _import_sections(imported: ImportRecord | None) -> list[Section]:
+    if imported is None:
         return []
+    known = as_json(imported)
+    known["source"] = without_folders(imported.source)
+    known["files"] = [
+        {**asdict(file), "name": without_folders(file.name)} for file in imported.files
+    ]
     return [
         Section(
             key="import",
             title="Import",
-            blocks=(_pairs("Where the runs come from, and how they were read", imported),),
+            blocks=(_pairs("Where the runs come from, and how they were read", known),),
         )
     ]
 

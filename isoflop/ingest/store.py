@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _WHAT = "import"
 _NOTHING: tuple[object, ...] = (None, {}, ())
 _DO = "import the table again"
 _MOST_INT = 2.0**63
+_FULL_PATH = re.compile(r"^((?:\w+:)?)[/~].*/(?=.)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -154,6 +156,11 @@ class ImportRecord:
         return is_below and (kind is None or kind in FILE_KINDS)
 
 
+def without_folders(path: str) -> str:
+    """Return a path for a page that goes to others: of a full one, which names a home, the end."""
+    return _FULL_PATH.sub(r"\1", path)
+
+
 def read_import(folder_or_file: Path) -> ImportRecord:
     """Return the record of an import, of its folder or of its file.
 
@@ -197,7 +204,7 @@ def write_import(
         if _is_there(folder, record, replace=replace):
             return False
         # The record first: a folder that has it can be written again after a break.
-        write_json_atomic(folder / IMPORT, _as_json(record))
+        write_json_atomic(folder / IMPORT, as_json(record))
         write_bytes_atomic(folder / DROPPED, _parquet(_dropped(imported)))
         write_bytes_atomic(folder / TABLE, table)
     return True
@@ -276,7 +283,8 @@ def _stored(file: SourceFile) -> StoredFile:
     return StoredFile(name=file.name, sha256=file.sha256, num_rows=file.num_rows)
 
 
-def _as_json(record: ImportRecord) -> dict[str, object]:
+def as_json(record: ImportRecord) -> dict[str, object]:
+    """Return a record as import.json has it: without what is empty in its mapping."""
     values = asdict(record)
     values["mapping"] = {
         name: value for name, value in values["mapping"].items() if value not in _NOTHING

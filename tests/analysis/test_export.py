@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,10 @@ from analysis.made_runs import row
 from isoflop.analysis.export import FORMATS, Format, export, results_folder
 from isoflop.analysis.load import load_rows
 from isoflop.errors import UserError
+from isoflop.ingest.files import RawTable, SourceFile
+from isoflop.ingest.mapping import ColumnMap
+from isoflop.ingest.store import without_folders, write_import
+from isoflop.ingest.table import import_table
 from isoflop.tables import RUNS, column_of, runs_schema, write_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -176,3 +181,44 @@ def test_further_columns_of_a_table_are_described(tmp_path: Path) -> None:
     assert "metric\\_acc | float64 | its own | acc, as the runs reported it" in card
     assert "n\\_unembed | double |  | a further column" in card
     assert dataclasses.is_dataclass(column_of("runs", "metric_acc"))
+
+
+def imported_results(folder: Path) -> Path:
+    """Return a folder of an import whose source lies in somebody's home."""
+    table = pd.DataFrame({"N": [1e7], "D": [1e9], "loss": [3.0]})
+    columns = {"n_params": "N", "n_tokens": "D", "loss": "loss"}
+    name = "/home/alice/secret/x.csv"
+    file = SourceFile(name=name, sha256="0" * 64, num_rows=1)
+    raw = RawTable(frame=table, files=(file,))
+    imported = import_table(raw, ColumnMap(columns=columns, arch_name="a"))
+    write_import(imported, raw, f"csv:{name}", folder)
+    return folder
+
+
+def test_the_card_of_an_import_says_its_source_and_not_whose_home_it_lay_in(
+    tmp_path: Path,
+) -> None:
+    export(imported_results(tmp_path / "made"), "csv", tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "csv:x.csv" in card
+    assert "alice" not in card
+    names = ["~/a/x.csv", "wandb:team/project", "runs/*.csv", "/home/alice/runs/*.csv", "/a/b/"]
+    given = ["x.csv", "wandb:team/project", "runs/*.csv", "*.csv", "b/"]
+    assert list(map(without_folders, names)) == given
+
+
+@pytest.mark.parametrize("name", ["import.json", "plan.json"])
+def test_a_received_folder_puts_no_other_file_into_the_card(name: str, tmp_path: Path) -> None:
+    results = imported_results(tmp_path / "made")
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"token": "hunter2", "study": {"recipe": "hunter2"}}')
+    (results / name).unlink(missing_ok=True)
+    (results / name).symlink_to(secret)
+    with pytest.raises(UserError, match="symbolic link"):
+        export(results, "csv", tmp_path / "out")
+    (results / name).unlink()
+    # What is no record is not shown as one.
+    (results / "import.json").write_bytes(secret.read_bytes())
+    with pytest.raises(UserError, match=r"import\.json"):
+        export(results, "csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

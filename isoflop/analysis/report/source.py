@@ -26,7 +26,7 @@ from isoflop.code_files import commit_of
 from isoflop.code_folder import read_code
 from isoflop.errors import UserError
 from isoflop.files import read_json, sha256_file
-from isoflop.ingest.store import IMPORT, ImportRecord, read_import
+from isoflop.ingest.store import IMPORT, ImportRecord, read_import, without_folders
 from isoflop.ingest.store import TABLE as IMPORTED_TABLE
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
@@ -74,7 +74,7 @@ class Source:
         """The study's name, else what was imported, else the table's name."""
         if self.study is not None:
             return str(self.study["name"])
-        return self.table if self.imported is None else self.imported.source
+        return self.table if self.imported is None else without_folders(self.imported.source)
 
 
 def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None = None) -> Source:
@@ -372,7 +372,7 @@ def _import_entries(imported: ImportRecord | None) -> list[Entry]:
         return []
     left = [f"{number:,} {reason}" for reason, number in imported.dropped.items()]
     files = f"{len(imported.files)} file{'s' * (len(imported.files) != 1)}"
-    rows = f"{imported.num_rows:,} runs of {imported.source} ({files})"
+    rows = f"{imported.num_rows:,} runs of {without_folders(imported.source)} ({files})"
     return [
         ("Imported", rows),
         ("Rows left out on import", "; ".join(left) or "none"),
@@ -440,13 +440,13 @@ def _import_source(source: Source) -> dict[str, str]:
     if imported is None:
         return {}
     files = [
-        f"{file.name} (sha256 {file.sha256[:12]}, {file.num_rows:,} rows)"
+        f"{without_folders(file.name)} (sha256 {file.sha256[:12]}, {file.num_rows:,} rows)"
         for file in imported.files
     ]
     if len(files) > _MAX_FILES:
         files = [*files[:_MAX_FILES], f"and {len(files) - _MAX_FILES} more, in {IMPORT}"]
     return {
-        "Imported from": imported.source,
+        "Imported from": without_folders(imported.source),
         "Files of the source": "; ".join(files) or "none",
         "Imported by": f"isoflop {imported.isoflop}",
         **(
