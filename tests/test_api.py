@@ -259,12 +259,12 @@ def test_columns_of_others_are_mapped_and_shown() -> None:
 
 
 def test_what_names_of_columns_leave_open_is_shown() -> None:
-    rows = [{"train/loss": 3.0, "val/bpb": 0.9, "params": 1e8, "tokens": 1e9, "C": 1.8e18}]
+    rows = [{"train/loss": 3.0, "eval/c4/bpb": 0.9, "params": 1e8, "tokens": 1e9, "C": 1.8e18}]
     shown = repr(isoflop.load(rows, map={}))
-    assert "train/loss is taken, of training; what may be held out: val/bpb" in shown
+    assert "train/loss is taken, of training; what may be held out: eval/c4/bpb" in shown
     assert "flops are 3 times 6 · n_params · n_tokens (median)" in shown
     assert "Of its columns" not in repr(
-        isoflop.load(rows, map={"loss": "val/bpb", "flops": "C / 3"})
+        isoflop.load(rows, map={"loss": "eval/c4/bpb", "flops": "C / 3"})
     )
 
 
