@@ -131,6 +131,8 @@ def profiles(
         handles=[*handles_of(seen, names=False), *_kinds(panels)],
         notes=_notes(fits, seen, panels) if notes else (),
         scale=seen.scale,
+        # Curves of several budgets fill a panel from corner to corner.
+        is_full=len(panels[0].keys) > 1 and seen.scale is None,
     )
     return canvas.figure, canvas.grid
 

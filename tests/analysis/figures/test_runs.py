@@ -252,3 +252,17 @@ def test_the_ticks_of_budgets_stand_apart() -> None:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
         assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), width
     assert [label.get_text() for label in axes.get_xticklabels()][1] == r"$2.15\times 10^{17}$"
+
+
+def test_a_legend_of_profiles_lies_over_no_run() -> None:
+    axes = Figure(figsize=(4, 3), layout="constrained").subplots()
+    budgets = [1e17, 3e17, 1e18]
+    rows = [
+        one
+        for b in budgets
+        for one in curve(parabola(1e9 * (b / 1e17) ** 0.5, b**-0.05), spaced(1e9), "mlp", b)
+    ]
+    FIGURES["isoflop_profiles"](fitted(rows), ax=axes)
+    axes.figure.draw_without_rendering()
+    box = axes.get_legend().get_window_extent()
+    assert box.x0 >= axes.bbox.x1
