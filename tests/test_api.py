@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import doctest
-import inspect
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +18,6 @@ import pytest
 import isoflop
 from analysis.made_runs import study
 from isoflop.analysis.compare.multipliers import compare_archs
-from isoflop.analysis.figures import FIGURES
 from isoflop.analysis.fit import fit_optima, write_tables
 from isoflop.analysis.load import load_rows
 from isoflop.analysis.points import select_points
@@ -452,22 +449,6 @@ def test_predictions_are_those_of_the_verb() -> None:
             UserError, match="budget = .*: must be a positive whole number of FLOPs"
         ):
             loaded.predict(budget)
-
-
-@pytest.mark.usefixtures("no_fits")
-def test_a_figure_is_a_method_with_its_function_s_signature() -> None:
-    plot = isoflop.load(QUICK).plot
-    names = {name for name in dir(plot) if not name.startswith("_")}
-    assert names == {stem.removeprefix("isoflop_") for stem in FIGURES}
-    for stem, draw in FIGURES.items():
-        method = getattr(plot, stem.removeprefix("isoflop_"))
-        arguments = list(inspect.signature(draw).parameters)[1:]
-        assert list(inspect.signature(method).parameters) == arguments
-        assert method.__doc__ == draw.__doc__
-    figure, axes = plt.subplots()
-    assert plot.frontier(ax=axes, archs=["mlp", "peer"]) is axes
-    assert {"mlp", "peer"} <= set(axes.get_legend_handles_labels()[1])
-    plt.close(figure)
 
 
 @pytest.mark.usefixtures("no_fits")

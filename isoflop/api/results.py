@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from numbers import Real
@@ -16,6 +17,7 @@ import pandas as pd
 from isoflop.analysis.compare.differences import EXPONENTS
 from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
 from isoflop.analysis.figures import FIGURES
+from isoflop.analysis.figures.profiles import profiles
 from isoflop.analysis.fit import (
     compare_fit,
     complete_fit,
@@ -336,9 +338,22 @@ def _method(
     signature = inspect.signature(draw)
     parameters = list(signature.parameters.values())[1:]
     method.__name__ = method.__qualname__ = name
-    method.__doc__ = draw.__doc__
+    method.__doc__ = _help(draw, [parameter.name for parameter in parameters])
     method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return method
+
+
+def _help(draw: Callable[..., Any], names: Sequence[str]) -> str:
+    """Return a figure's docstring with what its arguments are, which `profiles` says for all."""
+    said = inspect.cleandoc(draw.__doc__ or "").partition("\n\nArgs:")[0]
+    every = inspect.cleandoc(profiles.__doc__ or "").partition("\n\nArgs:\n")[2].splitlines()
+    named = [name for name in names if f"``{name}`` is" not in said]
+    args = [line for line in every if line.strip().partition(":")[0] in named]
+    if draw is not profiles:
+        # How many are drawn, and which hue is the default, each says itself.
+        args = [line.replace('"budget" (default) or "arch"', '"arch" or "budget"') for line in args]
+        args = [re.sub("; None: (those|the first).*", ".", line) for line in args]
+    return "\n".join([said, "", "Args:", *args, ""])
 
 
 def _with_options(options: FitOptions, given: Mapping[str, Any]) -> FitOptions:
