@@ -81,7 +81,7 @@ def found_files(source: str) -> list[Path]:
     """Return the file of a path, or the files that match a pattern such as ``runs-*.csv``, sorted.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a link among them leads nowhere.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -106,6 +106,11 @@ def has_files(source: str) -> bool:
 
 def _matching(pattern: Path) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207
+    for path in found:
+        # Else its runs would be missing without a word.
+        if path.is_symlink() and not path.exists():
+            allowed = f"a file (it is a link to {str(path.readlink())!r}, which is not there)"
+            raise UserError(_WHAT, str(path), allowed, "restore it, or delete the link")
     return [path for path in found if path.is_file()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,15 @@ def test_damaged_bytes_are_one_line_or_a_table(tmp_path: Path) -> None:
             del damaged[rng.randrange(len(damaged)) :: rng.choice([1, 1000])]
             (tmp_path / name).write_bytes(damaged)
             assert "\n" not in refusal_if_any(tmp_path / name)
+
+
+def test_of_files_that_match_none_is_left_out_without_a_word(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("loss\n3.0\n")
+    # A folder and a pipe of such a name are no files; a link to a file that is gone was one.
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert len(read_files(f"{tmp_path}/*.csv").frame) == 2
+    (tmp_path / "c.csv").symlink_to("/scratch/purged.csv")
+    with pytest.raises(UserError, match="'/scratch/purged.csv', which is not there"):
+        read_files(f"{tmp_path}/*.csv")
