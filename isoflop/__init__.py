@@ -33,4 +33,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    # What a person completes: not what this module imports for itself.
+    return sorted({*_HOME, *(name for name in globals() if name.startswith("__"))})
