@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from isoflop.ingest.store import Imported, ImportRecord
 
 _MAX_REASONS = 8
+# Characters of a table of columns in a terminal of 80.
+_MAX_EXAMPLE = 24
+_LEAST_THEIRS = 20
 # A page of W&B's runs.
 _SHOWN_EVERY = 50
 
@@ -224,6 +227,11 @@ def mapping_table(imported: Imported, raw: RawTable) -> Table:
         example = "" if column.empty else _example(ours, column.iloc[0])
         missing = len(imported.frame) - len(column)
         table.add_row(ours, theirs.get(ours, ""), example, f"{missing:,}" if missing else "")
+    # In a narrow terminal theirs takes several lines, and the others stay whole.
+    for column in table.columns:
+        column.min_width = max(len(str(text)) for text in (column.header, *column.cells))
+    table.columns[1].min_width = _LEAST_THEIRS
+    table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
     return table
 
 
@@ -236,7 +244,7 @@ def _unit_words(imported: Imported) -> str:
 
 def _example(ours: str, value: Any) -> str:
     if isinstance(value, str):
-        return value[:40]
+        return value if len(value) <= _MAX_EXAMPLE else f"{value[: _MAX_EXAMPLE - 1]}…"
     if not math.isfinite(value):
         return str(value)
     if "flops" in ours:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from isoflop.analysis.fit import FitOptions, fit_optima
 from isoflop.analysis.load import load_rows
 from isoflop.analysis.points import select_points
 from isoflop.analysis.report.source import checklist_section, source_of, source_section
 from isoflop.cli import main
+from isoflop.cli.import_ import mapping_table
+from isoflop.ingest.files import RawTable
+from isoflop.ingest.mapping import ColumnMap
+from isoflop.ingest.suggest import suggest
+from isoflop.ingest.table import import_table
 from isoflop.tables import loss_unit
 from made_public_tables import TABLES
 
@@ -45,6 +53,24 @@ def test_without_out_it_only_shows(table: Path, monkeypatch: pytest.MonkeyPatch)
         assert text in shown.output
     assert "isoflop import index.csv --out results/NAME" in shown.output
     assert sorted(Path().iterdir()) == before
+
+
+def test_in_a_narrow_terminal_names_of_columns_stay_whole() -> None:
+    long = "eval/paloma/c4_en-validation/of-many-parts/CrossEntropyLoss"
+    frame = pd.DataFrame({long: [3.0], "params": [1e8], "tokens": [1e9], "run": ["r" * 90]})
+    raw = RawTable(frame=frame, files=())
+    imported = import_table(raw, suggest(raw, ColumnMap(columns={"run_id": "run"})).mapping)
+    text = io.StringIO()
+    Console(file=text, width=80).print(mapping_table(imported, raw))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ours " in lines[1]
+    assert lines[1].rstrip().endswith("missing")
+    cells = [line[:14].strip() for line in lines]
+    assert {"budget_flops", "n_params", "run_id"} <= set(cells)
+    start = lines[1].index("theirs")
+    theirs = "".join(line[start : lines[1].index("example") - 17].strip() for line in lines)
+    assert f"{long}," in theirs
 
 
 def test_an_import_is_repeated_to_the_byte(table: Path) -> None:
