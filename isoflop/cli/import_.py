@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 import sys
@@ -228,10 +229,14 @@ def mapping_table(imported: Imported, raw: RawTable) -> Table:
         missing = len(imported.frame) - len(column)
         table.add_row(ours, theirs.get(ours, ""), example, f"{missing:,}" if missing else "")
     # In a narrow terminal theirs takes several lines, and the others stay whole.
-    for column in table.columns:
-        column.min_width = max(len(str(text)) for text in (column.header, *column.cells))
-    table.columns[1].min_width = _LEAST_THEIRS
-    table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
+    widths = [max(len(str(text)) for text in (c.header, *c.cells)) for c in table.columns]
+    table.columns = [
+        dataclasses.replace(column, min_width=width)
+        for column, width in zip(table.columns, widths, strict=True)
+    ]
+    table.columns[1] = dataclasses.replace(
+        table.columns[1], min_width=_LEAST_THEIRS, no_wrap=False, overflow="fold"
+    )
     return table
 
 
