@@ -25,7 +25,7 @@ from isoflop.analysis.figures.shown import (
     Hue,
     Palette,
     Shown,
-    budget_label,
+    budget_title,
     show,
 )
 from isoflop.analysis.optima import Optimum, fitted_curve
@@ -213,7 +213,7 @@ def _name_panels(canvas: Canvas, panels: Sequence[_Panel]) -> None:
     """Write above each panel which family or budget it shows."""
     if panels[0].arch is None:
         for axes, panel in zip(canvas.axes, panels, strict=True):
-            axes.set_title(budget_label(panel.budget or 0.0))
+            axes.set_title(budget_title(panel.budget or 0.0))
         return
     names = panel_names([panel.arch or "" for panel in panels], canvas)
     for axes, name in zip(canvas.axes, names, strict=True):
@@ -252,7 +252,7 @@ def _draw_panel(axes: Axes, fits: Fits, seen: Shown, panel: _Panel) -> None:
         _draw_profile(axes, fits, fits.groups[key], mark, scale, seen.label(*key))
         if key in optima:
             _draw_interval(axes, optima[key], mark)
-    is_named = len(panel.keys) <= MOST_LISTED
+    is_named = seen.shape == "budget" and len(panel.keys) <= MOST_LISTED
     for optimum in panel.optima:
         _draw_optimum(axes, optimum, scale, fits.unit, is_named)
     _draw_excluded(axes, panel.excluded)
@@ -302,7 +302,7 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float, unit: str, is_name
 
     Both are hollow and lie under the points, which stay visible. The word stands outside the
     sizes of its own curve; there the curves of other budgets lie higher or lower. Where curves are
-    many, it would lie over them, and the legend alone says so.
+    many, or those of families at one budget, it would lie over them, and the legend alone says so.
     """
     from matplotlib import rcParams
 

@@ -11,7 +11,7 @@ import numpy as np
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
 from isoflop.analysis.figures.canvas import finish, handles_of, open_canvas, say
-from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_label, show
+from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_title, show
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point, profile_of
 from isoflop.analysis.resources import RESOURCES, Resource, resource_at
@@ -257,7 +257,7 @@ def _draw_budget(
     axes: Axes, fits: Fits, seen: Shown, placed: Sequence[tuple[float, Point]]
 ) -> None:
     axes.set(xscale="log", yscale="log")
-    axes.set_title(budget_label(placed[0][1].budget_flops))
+    axes.set_title(budget_title(placed[0][1].budget_flops))
     axes.set_xlabel("Parameters per FLOP")
     ys = [shown_loss(point.loss, fits.unit) for _, point in placed]
     xs = [x for x, _ in placed]

@@ -108,6 +108,15 @@ def budget_label(budget: float) -> str:
     return f"{plot_style.math_flops(budget, 3)} FLOPs"
 
 
+def budget_title(budget: float) -> str:
+    """Return a budget for the title of a panel, the number as bold as the word after it."""
+    label = budget_label(budget)
+    if not plot_style.is_bold("axes.titleweight"):
+        return label
+    _, number, rest = label.split("$")
+    return rf"$\mathbf{{{number}}}${rest}"
+
+
 def show(
     fits: Fits,
     *,

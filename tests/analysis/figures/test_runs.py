@@ -215,6 +215,8 @@ def test_the_words_of_few_bounds_do_not_lie_over_many_curves() -> None:
     figure, panels = FIGURES["isoflop_profiles"](fitted(rows))
     assert not panels[0].texts
     assert "bound: minimum lies beyond" in entries(figure)
+    _, panels = FIGURES["isoflop_profiles"](fitted(rows), hue="arch", budgets=budgets[7])
+    assert not panels[0].texts
 
 
 def test_sparsity_says_how_many_budgets_it_leaves_out() -> None:
