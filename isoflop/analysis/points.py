@@ -215,7 +215,7 @@ def _split(
             *found.notes,
             *swept.notes,
             *_metric_notes(bad, unit),
-            *_unread_notes(row for row, _ in pairs),
+            *_unread_notes(row for row, _ in (*pairs, *loose)),
         ),
         unit=unit,
     )
