@@ -107,7 +107,7 @@ def load_rows(
     A csv file is UTF-8 with a header. Empty cells, ``NA`` and ``null`` are missing values; numbers
     may be written as 125M or 16,517,336, statuses as others write them. Columns that are not
     ``required`` may be absent. A row with a cell that is no number stays, with the reason why it
-    enters no fit.
+    enters no fit, or without that value where a fit needs none.
 
     Args:
         source: a study's folder; a csv, parquet, json or jsonl file, also compressed; a pattern of
@@ -116,8 +116,8 @@ def load_rows(
         more: further columns of numbers that must be there.
 
     Raises:
-        UserError: no such file, not a table, columns missing or named twice, a column that is used
-            and holds no number.
+        UserError: no such file, not a table, columns missing or named twice, a needed column that
+            holds no number.
     """
     if not isinstance(source, Path | str):
         return rows_of(as_frame(source), "the frame", required, more, optional=OPTIONAL)
