@@ -11,8 +11,9 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from isoflop.disk import naming
 from isoflop.errors import UserError, shown
@@ -173,7 +174,7 @@ def read_json(path: Path, what: str) -> Any:
     return value
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file to read its bytes; a pipe or device, which may never end, is refused."""
 
     def opener(name: str, flags: int) -> int:
@@ -234,7 +235,7 @@ def from_here(path: Path) -> Path:
 
 def sha256_file(path: Path) -> str:
     """Return hex sha256 of a file's bytes."""
-    with naming(path), path.open("rb") as file:
+    with naming(path), open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

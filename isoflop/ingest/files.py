@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from isoflop.errors import UserError, shown
 from isoflop.files import read_regular
 from isoflop.ingest.records import frame_of_records, read_records
+from isoflop.validate import CLOSED, Digest, Whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,13 +58,15 @@ _OTHERS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
-    """One file that was read."""
+    """One file that was read, or that could not be."""
+
+    __pydantic_config__: ClassVar = CLOSED
 
     name: str
     """Its path as it was given or found."""
-    sha256: str
-    """Of its bytes as they lie on the disk, in hex."""
-    num_rows: int
+    sha256: Digest | None
+    """Of its bytes as they lie on the disk, in hex; None: they could not be read."""
+    num_rows: Whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """Runs of trackers that were read before, kept in the user's cache folder.
 
-A file of JSON lines for each source: what is new is written behind, so that a break loses at most
-the line that was being written. A line that is damaged, or of another version, is not there.
+A file of JSON lines for each source: what is new is written behind, some hundred runs at a time and
+at the end, also that of an error. A line that is damaged, or of another version, is not there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from isoflop.files import cache_folder, read_regular, sha256_file, write_bytes_atomic
 from isoflop.ingest.tracked import TrackedRun
@@ -21,6 +21,8 @@ from isoflop.ingest.tracked import TrackedRun
 Note = Callable[[int, int], None]
 """Is told how many runs were read, and of how many."""
 
+_NUM_KEPT_AT_ONCE = 500
+"""Runs that are written together, since each writing waits for the disk."""
 _VERSION = 1
 """Of what is kept; another is read anew."""
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
@@ -38,7 +40,7 @@ class CachedRun:
     stamp: str
     """Of its file or of its last update; another means that it must be read again."""
     sha256: str
-    """Of what it was read from, in hex."""
+    """Of what it was read from, in hex; empty where it could not be read, and is not kept."""
     run: TrackedRun
 
 
@@ -68,14 +70,17 @@ def digest_of(files: Sequence[Path]) -> str:
 
 
 class RunCache:
-    """The runs that are known of one source.
+    """The runs that are known of one source; at the end of a `with`, what is new is kept.
 
     Args:
         kind: of tracker, the name of a folder.
         source: that tells its sources apart.
+        refresh: whether no run counts as known before it is read.
     """
 
-    def __init__(self, kind: str, source: str) -> None:
+    def __init__(self, kind: str, source: str, *, refresh: bool = False) -> None:
+        self._refresh = refresh
+        self._new: list[CachedRun] = []
         name = hashlib.sha256(source.encode()).hexdigest()[:24]
         self._path = cache_folder() / "runs" / kind / f"{name}.jsonl"
         self._runs: dict[str, CachedRun] = {}
@@ -92,12 +97,40 @@ class RunCache:
 
     def get(self, key: str, stamp: str) -> CachedRun | None:
         """Return a run as it was read; None: it was not, or has changed since."""
-        found = self._runs.get(key)
+        found = None if self._refresh else self._runs.get(key)
         return found if found is not None and found.stamp == stamp else None
+
+    def run_of(self, key: str, files: Sequence[Path], read: Callable[[], TrackedRun]) -> CachedRun:
+        """Return the run of some files as it was read; else read it, and keep it by and by.
+
+        Raises:
+            OSError: a file cannot be read, which may be otherwise the next time.
+        """
+        stamp = stamp_of(files)
+        cached = self.get(key, stamp)
+        if cached is None:
+            digest = digest_of(files)
+            cached = CachedRun(key=key, stamp=stamp, sha256=digest, run=read())
+            self._new.append(cached)
+            if len(self._new) >= _NUM_KEPT_AT_ONCE:
+                self._keep_new()
+        return cached
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keep_new()
+
+    def _keep_new(self) -> None:
+        self.add(self._new)
+        self._new.clear()
 
     def add(self, runs: Iterable[CachedRun]) -> None:
         """Keep runs that were read; where the cache cannot be written, only in this process."""
         new = list(runs)
+        if not new:
+            return
         self._runs |= {run.key: run for run in new}
         # A line that a break left unfinished ends where the next one begins.
         data = b"".join(b"\n" + _line(run) for run in new)

@@ -115,17 +115,6 @@ class Imported:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredFile:
-    """A file that was read: its path as it was given, its digest, its rows."""
-
-    __pydantic_config__: ClassVar = CLOSED
-
-    name: str
-    sha256: Digest
-    num_rows: Whole
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ImportRecord:
     """What import.json holds."""
 
@@ -138,7 +127,7 @@ class ImportRecord:
     mapping: ColumnMap
     derived: Mapping[str, str]
     """How values that no column has were computed."""
-    files: tuple[StoredFile, ...]
+    files: tuple[SourceFile, ...]
     num_rows: Whole
     """Of runs.parquet."""
     excluded: Mapping[str, Whole]
@@ -192,7 +181,7 @@ def write_import(
         source=source,
         mapping=imported.mapping,
         derived=imported.derived,
-        files=tuple(_stored(file) for file in raw.files),
+        files=raw.files,
         num_rows=len(imported.frame),
         excluded=dict(sorted(Counter(imported.frame["excluded_reason"].dropna()).items())),
         dropped=dict(sorted(Counter(map(_kind, imported.dropped["reason"])).items())),
@@ -275,12 +264,8 @@ def _check_is_repetition(folder: Path, stored: ImportRecord, record: ImportRecor
         raise UserError("--out", str(folder), allowed, "name another, or add --replace")
 
 
-def _digests(record: ImportRecord) -> list[tuple[str, int]]:
+def _digests(record: ImportRecord) -> list[tuple[str | None, int]]:
     return [(file.sha256, file.num_rows) for file in record.files]
-
-
-def _stored(file: SourceFile) -> StoredFile:
-    return StoredFile(name=file.name, sha256=file.sha256, num_rows=file.num_rows)
 
 
 def as_json(record: ImportRecord) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -13,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, failure_reason
 from isoflop.ingest.files import RawTable, SourceFile
-from isoflop.ingest.run_cache import CachedRun, Note, RunCache, digest_of, silent, stamp_of
+from isoflop.ingest.run_cache import CachedRun, Note, RunCache, silent
 from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs
 
 _WHAT = "tensorboard"
@@ -95,20 +96,13 @@ def read_tensorboard(source: str, *, refresh: bool = False, note: Note = silent)
     if not found:
         raise UserError(_WHAT, source, _FOLDER, "check the path")
     check_package(_WHAT, folder)
-    cache = RunCache("tensorboard", str(folder.resolve()))
     cached_runs: dict[Path, CachedRun] = {}
-    for path in found:
-        name = str(path.relative_to(folder)) if path != folder else folder.resolve().name
-        stamp = stamp_of(files_with_events(path))
-        cached = None if refresh else cache.get(name, stamp)
-        if cached is None:
-            run = _read_run(path, name)
-            cached = CachedRun(
-                key=name, stamp=stamp, sha256=digest_of(files_with_events(path)), run=run
-            )
-            cache.add([cached])
-        cached_runs[path] = cached
-        note(len(cached_runs), len(found))
+    with RunCache("tensorboard", str(folder.resolve()), refresh=refresh) as cache:
+        for path in found:
+            name = str(path.relative_to(folder)) if path != folder else folder.resolve().name
+            read = functools.partial(_read_run, path, name)
+            cached_runs[path] = cache.run_of(name, files_with_events(path), read)
+            note(len(cached_runs), len(found))
     runs = _with_hparams({path: cached.run for path, cached in cached_runs.items()})
     files = tuple(
         SourceFile(name=str(path), sha256=cached.sha256, num_rows=int(path in runs))
@@ -125,8 +119,8 @@ def _read_run(path: Path, name: str) -> TrackedRun:
             return _run_of(reader, name)
     except Exception as error:
         # Whatever its parsers raise of a damaged file, the other runs are read.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return TrackedRun(about={"id": name, "name": path.name}, reason=f"{name}: {reason}")
+        about = {"id": name, "name": path.name}
+        return TrackedRun(about=about, reason=f"{name}: {failure_reason(error)}")
 
 
 def _run_of(reader: Any, name: str) -> TrackedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 from isoflop.errors import UserError
 from isoflop.files import read_regular
 from isoflop.ingest.files import RawTable, SourceFile, read_files
-from isoflop.ingest.run_cache import CachedRun, Note, RunCache, digest_of, silent, stamp_of
+from isoflop.ingest.run_cache import CachedRun, Note, RunCache, silent
 from isoflop.ingest.tracked import TrackedRun, flat, frame_of_runs, merged, plain_config
 from isoflop.ingest.wandb_files import read_log
 from isoflop.ingest.wandb_online import read_project
@@ -23,7 +24,6 @@ _PROJECT = re.compile(r"(?:https?://[^/]+/)?([\w.-]+)/([\w. -]+)(?:/.*)?")
 _FILES = ("config.yaml", "wandb-summary.json")
 _INNER_FOLDERS = ("files", "logs", "tmp", "code")
 _TIME = re.compile(r"\d{8}_\d{6}")
-_NUM_KEPT_AT_ONCE = 500
 _FOLDERS = "a folder with runs of W&B (offline-run-*, run-*), an exported file, or ENTITY/PROJECT"
 
 
@@ -60,33 +60,23 @@ def _read_folder(folder: Path, refresh: bool, note: Note) -> RawTable:
     found = sorted(_attempts(folder, unread), key=lambda path: (_time_in(path), path))
     if not found and not unread:
         raise UserError("wandb", str(folder), _FOLDERS, "name the folder that holds `wandb`")
-    cache = RunCache("wandb", str(folder.resolve()))
+    gone = [_unread(Path(os.fsdecode(error.filename or folder)), error) for error in unread]
     attempts: list[tuple[Path, CachedRun]] = []
-    new: list[CachedRun] = []
-    for path in found:
-        key = str(path.relative_to(folder))
-        try:
-            stamp = stamp_of(_files_of(path))
-        except OSError as error:
-            unread.append(error)
-            continue
-        cached = None if refresh else cache.get(key, stamp)
-        if cached is None:
-            run, digest = _read_run(path)
-            cached = CachedRun(key=key, stamp=stamp, sha256=digest, run=run)
-            new.append(cached)
-        if len(new) >= _NUM_KEPT_AT_ONCE:
-            cache.add(new)
-            new.clear()
-        attempts.append((path, cached))
-        note(len(attempts), len(found))
-    cache.add(new)
-    return _table_of([*attempts, *(_unread(error, folder) for error in unread)])
+    with RunCache("wandb", str(folder.resolve()), refresh=refresh) as cache:
+        for path in found:
+            key = str(path.relative_to(folder))
+            try:
+                cached = cache.run_of(key, _files_of(path), functools.partial(_read_run, path))
+            except OSError as error:
+                gone.append(_unread(path, error))
+                continue
+            attempts.append((path, cached))
+            note(len(attempts), len(found))
+    return _table_of([*attempts, *gone])
 
 
-def _unread(error: OSError, folder: Path) -> tuple[Path, CachedRun]:
+def _unread(path: Path, error: OSError) -> tuple[Path, CachedRun]:
     """Return what could not even be looked at, as a run with the reason."""
-    path = Path(os.fsdecode(error.filename or folder))
     about = {"id": _id_in(path)}
     run = TrackedRun(about=about, reason=f"{path.name}: {error.strerror or error}")
     return path, CachedRun(key=str(path), stamp="", sha256="", run=run)
@@ -124,16 +114,19 @@ def _files_of(path: Path) -> list[Path]:
     return [inner for name in _FILES if (inner := path / "files" / name).is_file()]
 
 
-def _read_run(path: Path) -> tuple[TrackedRun, str]:
-    """Return the run of an attempt, and the digest of its files."""
-    digest = ""
+def _read_run(path: Path) -> TrackedRun:
+    """Return the run of an attempt; of one that is damaged, the reason.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: a package is missing.
+    """
     try:
-        digest = digest_of(_files_of(path))
-        return read_log(path) if path.suffix == ".wandb" else _read_files_of_run(path), digest
-    except (OSError, ValueError, RecursionError) as error:
+        return read_log(path) if path.suffix == ".wandb" else _read_files_of_run(path)
+    except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        return TrackedRun(about={"id": _id_in(path)}, reason=f"{path.name}: {error}"), digest
+        return TrackedRun(about={"id": _id_in(path)}, reason=f"{path.name}: {error}")
 
 
 def _id_in(path: Path) -> str:
@@ -157,7 +150,7 @@ def _table_of(attempts: list[tuple[Path, CachedRun]]) -> RawTable:
     ]
     last = {parts[-1].key for parts in runs.values()}
     files = tuple(
-        SourceFile(name=str(path), sha256=cached.sha256, num_rows=int(cached.key in last))
+        SourceFile(name=str(path), sha256=cached.sha256 or None, num_rows=int(cached.key in last))
         for path, cached in attempts
     )
     return RawTable(frame=frame_of_runs(rows), files=files)

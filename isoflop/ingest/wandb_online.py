@@ -54,12 +54,12 @@ def read_project(
     name = f"{entity}/{project}"
     with tempfile.TemporaryDirectory(prefix="isoflop-wandb-") as folder, _quiet(folder):
         api, server = _open(name)
-        cache = RunCache("wandb", f"{server} {name}")
+        cache = RunCache("wandb", f"{server} {name}", refresh=refresh)
         listed = _tried(lambda: list(api.runs(name, per_page=_NUM_LISTED, lazy=True)), name)
         found: dict[str, CachedRun] = {}
         wanted = []
         for run in listed:
-            cached = None if refresh else cache.get(run.id, _stamp(run))
+            cached = cache.get(run.id, _stamp(run))
             if cached is None:
                 wanted.append(run.id)
             else:

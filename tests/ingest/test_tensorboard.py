@@ -99,6 +99,22 @@ def test_the_second_time_only_what_changed_is_read(
     assert read == [folder / "b"]
 
 
+def test_a_break_keeps_what_was_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        write_events(folder / name, ("loss", 2.5, 1))
+
+    def stop(num_read: int, num_runs: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_tensorboard(str(folder), note=stop)
+    read: list[Path] = []
+    real = module.open_events
+    monkeypatch.setattr(module, "open_events", lambda path: read.append(path) or real(path))
+    assert len(rows(read_tensorboard(str(folder)))) == 2
+    assert read == [folder / "b"]
+
+
 def test_damaged_files_never_hide_the_others(folder: Path) -> None:
     write_events(folder / "good", ("loss", 2.5, 1))
     write_events(folder / "bad", *[("loss", 2.5, step) for step in range(9)])

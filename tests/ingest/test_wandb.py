@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from isoflop.ingest import tracked, wandb_files
+from isoflop.ingest import run_cache, tracked, wandb_files
 from isoflop.ingest import wandb as module
 from isoflop.ingest.files import RawTable
 from isoflop.ingest.mapping import ColumnMap
 from isoflop.ingest.run_cache import stamp_of
 from isoflop.ingest.sources import read_source
+from isoflop.ingest.store import read_import, write_import
 from isoflop.ingest.suggest import suggest
 from isoflop.ingest.table import import_table
 from isoflop.ingest.wandb import read_wandb
@@ -282,7 +283,9 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
     assert rows(read_wandb(str(folder)))[0]["id"] == "abc"
 
 
-def test_what_cannot_be_looked_at_is_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_looked_at_is_a_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for second, name in enumerate(("a", "b", "c")):
         write_wandb(log_of(folder, name, second), [run_record(name, {}), summary({"loss": 2.5})])
     real, closed, gone = os.scandir, log_of(folder, "a").parent, log_of(folder, "b", 1)
@@ -298,11 +301,44 @@ def test_what_cannot_be_looked_at_is_a_row(folder: Path, monkeypatch: pytest.Mon
         return stamp_of(files)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    monkeypatch.setattr(module, "stamp_of", vanish)
-    found = rows(read_wandb(str(folder)))
+    monkeypatch.setattr(run_cache, "stamp_of", vanish)
+    raw = read_wandb(str(folder))
+    found = rows(raw)
     assert [(row["id"], row.get("loss")) for row in found] == [("c", 2.5), ("a", None), ("b", None)]
     assert "Permission denied" in found[1]["excluded_reason"]
     assert "No such file" in found[2]["excluded_reason"]
+    # What is stored of the import can be read again.
+    counts = {"n_params": "_step", "n_tokens": "_step"}
+    mapping = ColumnMap(columns={"loss": "loss"} | counts, arch_name="a")
+    raw.frame["_step"] = 1e6
+    assert write_import(import_table(raw, mapping), raw, "wandb:runs", tmp_path / "out")
+    digests = [file.sha256 for file in read_import(tmp_path / "out").files]
+    assert [digest is None for digest in digests] == [False, True, True]
+
+
+def test_what_could_not_be_read_is_read_the_next_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, pipe = log_of(folder, "a"), log_of(folder, "b", 1)
+    write_wandb(log, [run_record("a", {}), summary({"loss": 2.5})])
+    pipe.parent.mkdir()
+    # Whoever opens it waits for its writer.
+    os.mkfifo(pipe)
+    real = run_cache.digest_of
+
+    def refuse(files: Any) -> str:
+        if list(files) == [log]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(log))
+        return real(files)
+
+    with monkeypatch.context() as closed:
+        closed.setattr(run_cache, "digest_of", refuse)
+        a, b = rows(read_wandb(str(folder)))
+    assert (a["id"], b["id"]) == ("a", "b")
+    assert "Permission denied" in a["excluded_reason"]
+    assert "Not a regular file" in b["excluded_reason"]
+    a, b = rows(read_wandb(str(folder)))
+    assert (a["loss"], b["id"]) == (2.5, "b")
 
 
 def test_the_runs_of_a_folder_are_suggested_and_imported(folder: Path) -> None:

@@ -440,7 +440,8 @@ def _import_source(source: Source) -> dict[str, str]:
     if imported is None:
         return {}
     files = [
-        f"{without_folders(file.name)} (sha256 {file.sha256[:12]}, {file.num_rows:,} rows)"
+        f"{without_folders(file.name)} "
+        f"(sha256 {(file.sha256 or 'not known')[:12]}, {file.num_rows:,} rows)"
         for file in imported.files
     ]
     if len(files) > _MAX_FILES:
