@@ -93,8 +93,10 @@ def relative_residuals(fits: Fits, arch: str) -> list[tuple[Point, float]]:
     axis, method = fits.options.axis, fits.options.method
     found = []
     for (label, _), points in fits.groups.items():
+        if label != arch:
+            continue
         curve = fitted_curve(points, axis, method)
-        if label != arch or curve is None:
+        if curve is None:
             continue
         placed = profile_of(points, axis)
         fitted = curve(placed.x)
