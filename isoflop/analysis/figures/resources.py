@@ -58,16 +58,18 @@ def resources(
         with_loose=budgets is None,
     )
     runs = _runs(fits, seen, with_loose=budgets is None)
-    measured = [one for one in RESOURCES.values() if _with_resource(runs, one)]
+    measured = {
+        name: placed for name, one in RESOURCES.items() if (placed := _with_resource(runs, one))
+    }
     if not measured:
         canvas = open_canvas(1, figure=figure, ax=ax)
         say(canvas, _RESOURCES_TITLE, f"No finished runs. {excluded_note(fits)}")
         return canvas.figure, canvas.grid
-    drawn = measured if ax is None else measured[:1]
+    drawn = list(measured) if ax is None else list(measured)[:1]
     canvas = open_canvas(len(drawn), figure=figure, ax=ax)
-    for axes, resource in zip(canvas.axes, drawn, strict=True):
-        _draw_resource(axes, fits, seen, runs, resource)
-    absent = [one.axis_label for one in RESOURCES.values() if one not in measured]
+    for axes, name in zip(canvas.axes, drawn, strict=True):
+        _draw_resource(axes, fits, seen, measured[name], RESOURCES[name])
+    absent = [one.axis_label for name, one in RESOURCES.items() if name not in measured]
     optima = any(
         o.is_point and o.budget_flops in seen.budgets for a in seen.archs for o in fits.optima_of(a)
     )
@@ -114,10 +116,9 @@ def _with_resource(runs: Sequence[Run], resource: Resource) -> list[tuple[float,
 
 
 def _draw_resource(
-    axes: Axes, fits: Fits, seen: Shown, runs: Sequence[Run], resource: Resource
+    axes: Axes, fits: Fits, seen: Shown, placed: Sequence[tuple[float, Run]], resource: Resource
 ) -> None:
     axes.set_xlabel(resource.axis_label)
-    placed = _with_resource(runs, resource)
     # Before anything is drawn: matplotlib cannot find limits where all runs take the same.
     plot_style.count_ticks(axes, [value for value, _ in placed])
     if resource.is_budget:
