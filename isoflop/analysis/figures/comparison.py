@@ -53,8 +53,7 @@ def multipliers(
     """Draw a panel per family: its optima, those of the reference, and arrows between them.
 
     Only families with an estimated multiplier have a panel; in an axes that is given, the first of
-    them. Arguments and errors are those of
-    `isoflop.analysis.figures.profiles.profiles`.
+    them. Arguments and errors are those of `isoflop.analysis.figures.profiles.profiles`.
     """
     seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
     found = [c for c in estimates(fits) if c.arch in seen.archs and c.budget_flops in seen.budgets]

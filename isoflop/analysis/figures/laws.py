@@ -87,8 +87,7 @@ def optimum_size(
 ) -> Axes:
     """Draw the compute-optimal number of parameters N* against compute, with its power law.
 
-    Arguments and errors are those of
-    `isoflop.analysis.figures.profiles.profiles`.
+    Arguments and errors are those of `isoflop.analysis.figures.profiles.profiles`.
     """
     seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
     quantity = _size("n_params", "Compute-optimal parameters", "Optimal parameters N*")
@@ -108,8 +107,7 @@ def optimum_tokens(
 ) -> Axes:
     """Draw the compute-optimal number of tokens D* against compute, with its power law.
 
-    Arguments and errors are those of
-    `isoflop.analysis.figures.profiles.profiles`.
+    Arguments and errors are those of `isoflop.analysis.figures.profiles.profiles`.
     """
     seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
     quantity = _size("n_tokens", "Compute-optimal training tokens", "Optimal tokens D*")

@@ -1,7 +1,8 @@
-"""The isoFLOP profiles, one panel per family and one curve per budget, and their residuals."""
+"""The isoFLOP profiles, one panel per family and one curve per budget."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -196,9 +197,10 @@ def _notes(fits: Fits, seen: Shown, panels: Sequence[_Panel]) -> list[str]:
         share = f"{100 * fits.options.confidence:g} %"
         lines.insert(0, f"Shaded box: {share} interval of the minimum, in size and loss.")
     drawn = {key for panel in panels for key in panel.keys}
-    absent = [key for key in seen.groups(fits) if key not in drawn]
+    groups = seen.groups(fits)
+    absent = [key for key in groups if key not in drawn]
     if absent and seen.shape == "budget":
-        most = max(sum(key[0] == arch for key in seen.groups(fits)) for arch in seen.archs)
+        most = max(Counter(arch for arch, _ in groups).values())
         lines.append(
             f"Drawn: {_MOST_CURVES} budgets of a family at most, evenly chosen of up to {most}."
         )

@@ -48,7 +48,7 @@ def residuals(
     """Draw measured minus fitted loss, in percent of it, against size and against compute.
 
     In an axes that is given, against size alone. Arguments, results and errors are those of
-    :func:`profiles`; the hue is "arch" by default.
+    `isoflop.analysis.figures.profiles.profiles`; the hue is "arch" by default.
     """
     seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
     found = [

@@ -22,13 +22,11 @@ Hue = Literal["arch", "budget"]
 """What colours tell apart."""
 Palette = Mapping[Any, Any] | Sequence[Any] | str
 """Colours by label, a list of them, or a colormap: its name, or matplotlib's own object."""
-"""Colours by label, in order, or the name of a colormap."""
 
 MOST_LISTED = 6
 """Budgets that a legend lists; of more a colour bar tells."""
 # Budgets that a person types agree with the table's to so much.
 _LIKENESS = 1e-6
-
 
 LOOSE = 0.0
 """Stands for the budget of runs that have none."""
