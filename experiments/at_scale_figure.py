@@ -10,13 +10,8 @@ from at_scale_clock import REFERENCE, SUBJECT, DeviceSeconds, Measured
 from seconds_per_flop import CellKey, SecondsPerFlop
 
 from isoflop import plot_style
-from isoflop.analysis.figures.canvas import (
-    COMPUTE_LABEL,
-    entry,
-    finish,
-    open_canvas,
-    page_figure,
-)
+from isoflop.analysis.figures.canvas import COMPUTE_LABEL, finish, open_canvas, page_figure
+from isoflop.analysis.figures.legends import entry
 from isoflop.plan.planner import Plan
 from isoflop.plot_style import padded
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from isoflop import texts
 
+LINE_EMS = 1.5
+"""Height of a line of text in units of its size."""
 # Of the size: wider than the widest Latin letter.
 _UNKNOWN_WIDTH = 1.2
 

@@ -8,7 +8,6 @@ what stands outside of their panels needs.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop import plot_style, plot_texts
-from isoflop.analysis.figures.shown import Shown, budget_label, check_place
+from isoflop.analysis.figures import legends
 from isoflop.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -29,32 +28,15 @@ if TYPE_CHECKING:
 PANELS_A_ROW = 3
 ROW_HEIGHT = 1.9
 """Inches of a row of panels with its labels, at 8 points."""
-MOST_NAMED = 40
-"""Entries of a legend."""
 COMPUTE_LABEL = "Training compute (FLOPs)"
-# Entries that find room inside an axes, and the share of its width that they may take.
-_MOST_INSIDE, _INSIDE_SHARE = 4, 0.65
-# Of the width of an axes that was given, what a name may take.
-_NAME_SHARE = 0.4
 # Inches at 8 points that a panel takes with its labels, however little room there is.
 _LEAST_WIDTH, _LEAST_HEIGHT = 1.4, 1.0
 # ... and that it keeps, where legend and note ask for room.
 _GOOD_HEIGHT = 1.4
-# In units of the legend's size: handle, the gap after it, and the gap between columns.
-_HANDLE_EMS, _COLUMN_EMS = 3.0, 1.5
-_LINE_EMS = 1.5
-# Of the legend, however little room there is.
-_LEAST_LINES = 3
 # How much higher a single row of panels is.
 _ONE_ROW = 1.2
-# Marks a legend's entries that are names of families, which may be cut.
-_NAME = "name "
 # Inches around what stands at an edge of the figure.
 _PAD = 0.09
-# Of the longest name in a legend, at 8 points.
-_NAME_INCHES = 2.3
-# More entries of a legend stand in two columns.
-_MOST_LINES = 12
 _NOTE_LEFT = 0.012
 
 
@@ -96,7 +78,7 @@ def open_canvas(
     Raises:
         UserError: an axes is given for several panels, or both a figure and an axes.
     """
-    check_place(figure, ax)
+    _check_place(figure, ax)
     if ax is not None:
         if num != 1 or figure is not None:
             raise UserError(
@@ -135,9 +117,20 @@ def open_canvas(
     )
 
 
+def _check_place(figure: Any, ax: Any) -> None:
+    """Raise UserError for what is no figure or no axes of matplotlib, such as an array of them."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+    if ax is not None and not isinstance(ax, Axes):
+        raise UserError("ax", type(ax).__name__, "an axes of matplotlib", "pass one, as axes[0, 0]")
+    if figure is not None and not isinstance(figure, FigureBase):
+        raise UserError("figure", type(figure).__name__, "a figure or a SubFigure", "pass one")
+
+
 def _check_size(figure: Figure | SubFigure, least: tuple[float, float]) -> None:
     width, height = least
-    height += 2 * plot_style.points_of("figure.titlesize") * _LINE_EMS / 72
+    height += 2 * plot_style.points_of("figure.titlesize") * plot_texts.LINE_EMS / 72
     if _width(figure) < width or _height(figure) < height:
         raise UserError(
             "figure",
@@ -193,7 +186,10 @@ def finish(
         _label_leftmost(canvas.axes, label)
     outside = _write_title(canvas, title) if title else []
     if canvas.is_axes:
-        _finish_axes(canvas.axes[0], handles, scale, is_full=is_full)
+        axes = canvas.axes[0]
+        beside = 0.0 if scale is None else _write_bar_beside(axes, scale)
+        if handles:
+            legends.write_in_axes(axes, handles, beside, is_full=is_full)
         return
     if len(canvas.axes) > 1:
         _wrap_labels(canvas)
@@ -203,7 +199,7 @@ def finish(
     room = _room(canvas, outside)
     note = _write_note(canvas, notes, max(0.0, 0.5 * room))
     if handles:
-        outside.append(_write_legend(canvas, handles, note, room))
+        outside.append(legends.write_below(canvas.figure, handles, note, room))
     elif note.get_text():
         outside.append(note)
     if canvas.is_ours:
@@ -227,56 +223,8 @@ def say(canvas: Canvas, title: str, sentence: str) -> None:
         parse_math=False,
     )
     if canvas.is_ours:
-        _set_height(canvas.figure, (len(lines) + 1) * size * _LINE_EMS / 72)
+        _set_height(canvas.figure, (len(lines) + 1) * size * plot_texts.LINE_EMS / 72)
     finish(canvas, title=title)
-
-
-def handles_of(seen: Shown, *, names: bool = True) -> list[Artist]:
-    """Return a legend's entries of what is shown: families, budgets, or both.
-
-    Args:
-        seen: what is shown.
-        names: whether families are named where colours are those of budgets.
-    """
-    found: list[Artist] = []
-    budget = seen.budgets[0] if seen.budgets else math.nan
-    if seen.hue == "arch" or (names and seen.shape == "arch" and len(seen.archs) > 1):
-        for arch, name in short_names(seen.archs).items():
-            look = _look(seen, arch, budget)
-            if seen.hue == "budget":
-                look["color"] = plot_style.soft()
-            found.append(entry(name, gid=f"{_NAME}{arch}", **look))
-    if seen.hue == "arch":
-        return found
-    if seen.scale is None:
-        arch = seen.archs[0] if seen.archs else ""
-        for one in sorted(seen.budgets) if seen.archs else ():
-            look = _look(seen, arch, one)
-            if seen.shape == "arch":
-                look |= {"marker": "none", "linestyle": "-"}
-            found.append(entry(budget_label(one), **look))
-    return found
-
-
-def _look(seen: Shown, arch: str, budget: float) -> dict[str, Any]:
-    mark = seen.mark(arch, budget)
-    return {"color": mark.colour, "marker": mark.marker, "linestyle": mark.line}
-
-
-def entry(label: str, **look: Any) -> Artist:
-    """Return an entry of a legend."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], label=label, **look)
-
-
-def short_names(archs: Sequence[str]) -> dict[str, str]:
-    """Return the names of families for legends: long ones lose a part, none is read as math."""
-    size = plot_style.points_of("legend.fontsize")
-    distinct = list(dict.fromkeys(archs))
-    known = [plot_texts.literal(arch).replace(r"\$", "$") for arch in distinct]
-    cut = plot_texts.shortened(known, _NAME_INCHES * plot_style.em(), size)
-    return {arch: plot_texts.literal(name) for arch, name in zip(distinct, cut, strict=True)}
 
 
 def panel_names(archs: Sequence[str], canvas: Canvas) -> list[str]:
@@ -346,8 +294,8 @@ def _write_note(canvas: Canvas, notes: Sequence[str], room: float) -> Text:
     # Texts are wider than measured at few dots per inch.
     width = 0.92 * _width(canvas.figure)
     lines = [part for one in notes for part in plot_texts.wrap(plot_texts.shown(one), width, size)]
-    if len(lines) > room * 72 / (size * _LINE_EMS):
-        most = max(1, int(room * 72 / (size * _LINE_EMS)))
+    if len(lines) > room * 72 / (size * plot_texts.LINE_EMS):
+        most = max(1, int(room * 72 / (size * plot_texts.LINE_EMS)))
         lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if len(lines) > most else lines
     return canvas.figure.supxlabel(
         "\n".join(lines),
@@ -361,114 +309,20 @@ def _write_note(canvas: Canvas, notes: Sequence[str], room: float) -> Text:
     )
 
 
-def _write_legend(canvas: Canvas, handles: Sequence[Artist], note: Text, room: float) -> Artist:
-    from isoflop.analysis.figures.artists import LegendAboveNote
+def _write_bar_beside(axes: Axes, scale: ScalarMappable) -> float:
+    """Write a colour bar as a part of the axes; return the inches that it takes to the right.
 
-    figure: Any = canvas.figure
-    size = plot_style.points_of("legend.fontsize")
-    around = (_HANDLE_EMS + _COLUMN_EMS) * size / 72
-    if len(handles) > _MOST_LINES:
-        # Shorter names in two columns rather than a legend that is higher than the panels.
-        width = min(_width(figure) / 2 - around, _NAME_INCHES * plot_style.em())
-        _shorten_labels(handles, width, size)
-    longest = max(_label_width(handle, size) for handle in handles)
-    columns = max(1, min(len(handles), int(_width(figure) / (longest + around))))
-    lines = max(
-        _LEAST_LINES, (room - note.get_window_extent().height / figure.dpi) * 72 / size / _LINE_EMS
-    )
-    most = int(min(MOST_NAMED, lines * columns))
-    return LegendAboveNote(
-        figure,
-        _at_most(handles, most),
-        note,
-        ncols=columns,
-        frameon=False,
-        handlelength=2.2,
-        columnspacing=_COLUMN_EMS - 0.3,
-    )
-
-
-def _at_most(handles: Sequence[Artist], most: int) -> list[Artist]:
-    """Return the handles; of too many the first, and how many more there are."""
-    if len(handles) <= most:
-        return list(handles)
-    kept = handles[: max(most - 1, 0)]
-    return [*kept, entry(f"and {len(handles) - len(kept)} more", color="none")]
-
-
-def _label_width(handle: Artist, size: float) -> float:
-    """Return the inches of the longest line of a label, math in it as it looks."""
-    text = re.sub(r"\\times ", "×", str(handle.get_label()))
-    plain = re.sub(r"\\(?=\$)|(?<!\\)\$|[{}^]", "", text)
-    return max(plot_texts.text_width(part, size) for part in plain.split("\n"))
-
-
-def _finish_axes(
-    axes: Axes,
-    handles: Sequence[Artist],
-    scale: ScalarMappable | None,
-    *,
-    is_full: bool,
-) -> None:
-    """Write legend and colour bar as parts of the axes.
-
-    Where nothing lays the figure out, they stay inside the axes' place, for its neighbours keep
+    Where nothing lays the figure out, the bar stays inside the axes' place, for its neighbours keep
     theirs.
     """
-    from matplotlib.transforms import ScaledTranslation
-
-    root: Any = axes.get_figure(root=True)
-    is_laid_out = root.get_layout_engine() is not None
-    beside = 0.0
-    if scale is not None and not is_laid_out:
+    if not legends.is_laid_out(axes):
         _label_bar(axes.figure.colorbar(scale, ax=axes), scale)
-    elif scale is not None:
-        room = axes.inset_axes((1.02, 0.0, 0.04, 1.0))
-        _label_bar(axes.figure.colorbar(scale, cax=room), scale)
-        box = room.get_tightbbox()
-        assert box is not None
-        beside = (box.x1 - axes.bbox.x1) / axes.figure.dpi
-    if not handles:
-        return
-    handles = [*_listed(axes, handles), *handles]
-    width = _width(axes.figure) * axes.get_position().width
-    size = plot_style.points_of("legend.fontsize")
-    _shorten_labels(handles, _NAME_SHARE * width, size)
-    widest = max(_label_width(handle, size) for handle in handles) + _HANDLE_EMS * size / 72
-    is_small = len(handles) <= _MOST_INSIDE and widest <= _INSIDE_SHARE * width
-    if not is_laid_out or (is_small and not is_full):
-        axes.legend(handles=_at_most(handles, MOST_NAMED))
-        return
-    shift = ScaledTranslation(beside, 0.0, axes.figure.dpi_scale_trans)
-    axes.legend(
-        handles=_at_most(handles, MOST_NAMED),
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
-        bbox_transform=axes.transAxes + shift,
-    )
-
-
-def _listed(axes: Axes, new: Sequence[Artist]) -> list[Artist]:
-    """Return the entries of a legend that the axes already has, and that are not new ones."""
-    legend = axes.get_legend()
-    if legend is None:
-        return []
-    found = []
-    for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
-        assert handle is not None
-        handle.set_label(text.get_text())
-        if text.get_text() not in [one.get_label() for one in new]:
-            found.append(handle)
-    return found
-
-
-def _shorten_labels(handles: Sequence[Artist], width: float, size: float) -> None:
-    """Cut the names of families that are wide for an axes."""
-    full = {one: gid.removeprefix(_NAME) for one in handles if (gid := one.get_gid())}
-    names = {one: plot_texts.literal(name).replace(r"\$", "$") for one, name in full.items()}
-    cut = plot_texts.shortened(list(names.values()), width, size)
-    for handle, name in zip(names, cut, strict=True):
-        handle.set_label(plot_texts.literal(name))
+        return 0.0
+    room = axes.inset_axes((1.02, 0.0, 0.04, 1.0))
+    _label_bar(axes.figure.colorbar(scale, cax=room), scale)
+    box = room.get_tightbbox()
+    assert box is not None
+    return float(box.x1 - axes.bbox.x1) / axes.figure.dpi
 
 
 def _label_bar(bar: Any, scale: ScalarMappable) -> None:

@@ -12,14 +12,8 @@ import numpy as np
 from isoflop import plot_style, plot_texts
 from isoflop.analysis.compare.multipliers import Comparison
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import (
-    COMPUTE_LABEL,
-    finish,
-    handles_of,
-    open_canvas,
-    panel_names,
-    say,
-)
+from isoflop.analysis.figures.canvas import COMPUTE_LABEL, finish, open_canvas, panel_names, say
+from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.result import Fits, excluded_note

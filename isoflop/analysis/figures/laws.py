@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop import plot_style, plot_texts
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import Canvas, finish, handles_of, open_canvas, say
+from isoflop.analysis.figures.canvas import Canvas, finish, open_canvas, say
+from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.shown import Look, Palette, Shown, show
 from isoflop.analysis.laws import LawAxis, flops_of, law_source
 from isoflop.analysis.optima import Optimum

@@ -12,15 +12,8 @@ import numpy as np
 from isoflop import plot_style
 from isoflop.analysis.axes import axis_label
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import (
-    Canvas,
-    entry,
-    finish,
-    handles_of,
-    open_canvas,
-    panel_names,
-    say,
-)
+from isoflop.analysis.figures.canvas import Canvas, finish, open_canvas, panel_names, say
+from isoflop.analysis.figures.legends import entry, handles_of
 from isoflop.analysis.figures.shown import (
     MOST_LISTED,
     Hue,

@@ -10,13 +10,8 @@ import numpy as np
 from isoflop import plot_style
 from isoflop.analysis.axes import axis_label
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import (
-    COMPUTE_LABEL,
-    finish,
-    handles_of,
-    open_canvas,
-    say,
-)
+from isoflop.analysis.figures.canvas import COMPUTE_LABEL, finish, open_canvas, say
+from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.optima import fitted_curve
 from isoflop.analysis.optima_methods import METHODS

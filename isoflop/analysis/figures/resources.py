@@ -10,7 +10,8 @@ import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import finish, handles_of, open_canvas, say
+from isoflop.analysis.figures.canvas import finish, open_canvas, say
+from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_title, show
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point, profile_of

@@ -12,7 +12,8 @@ from isoflop import plot_style
 from isoflop.analysis.compare import one_size
 from isoflop.analysis.compare.one_size import SeedMean
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import Canvas, entry, finish, open_canvas, say
+from isoflop.analysis.figures.canvas import Canvas, finish, open_canvas, say
+from isoflop.analysis.figures.legends import entry
 from isoflop.analysis.figures.rows import row_names, set_rows
 from isoflop.analysis.figures.shown import Palette, Shown, label_colours, show
 from isoflop.analysis.points import Point

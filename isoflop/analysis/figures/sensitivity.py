@@ -11,7 +11,8 @@ import numpy as np
 
 from isoflop import plot_style, plot_texts
 from isoflop.analysis.figures import frame
-from isoflop.analysis.figures.canvas import finish, handles_of, open_canvas, say
+from isoflop.analysis.figures.canvas import finish, open_canvas, say
+from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.rows import set_rows
 from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.laws import LawAxis

@@ -216,17 +216,6 @@ def _unknown_budget(known: Sequence[float], value: object) -> UserError:
     return UserError("budgets", value, f"of {there}", "name budgets of the table, in FLOPs")
 
 
-def check_place(figure: Any, ax: Any) -> None:
-    """Raise UserError for what is no figure or no axes of matplotlib, such as an array of them."""
-    from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    if ax is not None and not isinstance(ax, Axes):
-        raise UserError("ax", type(ax).__name__, "an axes of matplotlib", "pass one, as axes[0, 0]")
-    if figure is not None and not isinstance(figure, FigureBase):
-        raise UserError("figure", type(figure).__name__, "a figure or a SubFigure", "pass one")
-
-
 def label_colours(
     labels: Sequence[str], places: Mapping[Any, int], palette: Palette | None
 ) -> dict[Any, Any]:
