@@ -16,6 +16,7 @@ import numpy as np
 
 from isoflop import plot_style, plot_texts
 from isoflop.analysis.figures import legends
+from isoflop.analysis.result import Fits, excluded_note
 from isoflop.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class Canvas:
     num_rows: int = 1
 
     @property
-    def grid(self) -> np.ndarray[Any, Any]:
-        """The axes as callers get them."""
-        return np.array(self.axes, dtype=object)
+    def parts(self) -> tuple[Figure | SubFigure, np.ndarray[Any, Any]]:
+        """The figure and its axes as callers get them."""
+        return self.figure, np.array(self.axes, dtype=object)
 
 
 def open_canvas(
@@ -167,8 +168,10 @@ def finish(
     notes: Sequence[str] = (),
     scale: ScalarMappable | None = None,
     is_full: bool = False,
-) -> None:
+) -> tuple[Figure | SubFigure, np.ndarray[Any, Any]]:
     """Write what stands around the panels, and make a figure of ours as high as that needs.
+
+    Return the figure and its axes.
 
     Args:
         canvas: with everything drawn.
@@ -190,7 +193,7 @@ def finish(
         beside = 0.0 if scale is None else _write_bar_beside(axes, scale)
         if handles:
             legends.write_in_axes(axes, handles, beside, is_full=is_full)
-        return
+        return canvas.parts
     if len(canvas.axes) > 1:
         _wrap_labels(canvas)
     if scale is not None:
@@ -204,11 +207,15 @@ def finish(
         outside.append(note)
     if canvas.is_ours:
         _grow(canvas.figure, outside)
+    return canvas.parts
 
 
-def say(canvas: Canvas, title: str, sentence: str) -> None:
-    """Say in the first axes why there is nothing to draw."""
+def say(
+    canvas: Canvas, fits: Fits, title: str, why: str
+) -> tuple[Figure | SubFigure, np.ndarray[Any, Any]]:
+    """Say in the only axes why there is nothing to draw; return the figure and its axes."""
     (axes,) = canvas.axes
+    sentence = f"{why} {excluded_note(fits)}"
     axes.set_axis_off()
     size = plot_style.points_of("font.size")
     width = _width(canvas.figure) * (axes.get_position().width if canvas.is_axes else 0.95)
@@ -224,7 +231,7 @@ def say(canvas: Canvas, title: str, sentence: str) -> None:
     )
     if canvas.is_ours:
         _set_height(canvas.figure, (len(lines) + 1) * size * plot_texts.LINE_EMS / 72)
-    finish(canvas, title=title)
+    return finish(canvas, title=title)
 
 
 def panel_names(archs: Sequence[str], canvas: Canvas) -> list[str]:

@@ -16,7 +16,7 @@ from isoflop.analysis.figures.canvas import COMPUTE_LABEL, finish, open_canvas, 
 from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits
 from isoflop.numbers import MAX_MULTIPLIER, format_multiplier
 from isoflop.units import loss_label, loss_name
 
@@ -58,8 +58,7 @@ def multipliers(
         why = "No family has an estimated multiplier over another."
         more = [beyond] if found else []
         canvas = open_canvas(1, figure=figure, ax=ax)
-        say(canvas, _TITLE, " ".join([why, *more, excluded_note(fits)]))
-        return canvas.figure, canvas.grid
+        return say(canvas, fits, _TITLE, " ".join([why, *more]))
     reference = arrows[0].reference
     if reference not in seen.archs:
         # Grey among colours that a palette gives to the families asked for.
@@ -86,7 +85,7 @@ def multipliers(
         lines.append(beyond)
     if len(drawn) < num:
         lines.append(f"Drawn: {len(drawn)} of {num} families.")
-    finish(
+    return finish(
         canvas,
         title=_TITLE,
         label=loss_label(fits.unit),
@@ -94,7 +93,6 @@ def multipliers(
         notes=[*lines, *frame.run_notes(fits)] if notes else (),
         scale=seen.scale,
     )
-    return canvas.figure, canvas.grid
 
 
 def _notes(fits: Fits, reference: str) -> list[str]:

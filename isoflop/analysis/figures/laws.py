@@ -13,7 +13,7 @@ from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.shown import Look, Palette, Shown, show
 from isoflop.analysis.laws import LawAxis, flops_of, law_source
 from isoflop.analysis.optima import Optimum
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits
 from isoflop.numbers import format_count
 from isoflop.units import has_perplexity, loss_label, measure_name, shown_loss
 
@@ -138,8 +138,7 @@ def _against_compute(
     (axes,) = canvas.axes
     optima = {arch: _optima_of(fits, quantity, seen, arch) for arch in seen.archs}
     if not any(optima.values()):
-        why = f"Nothing to draw: no curve has a minimum. {excluded_note(fits)}"
-        say(canvas, quantity.title, why)
+        say(canvas, fits, quantity.title, "Nothing to draw: no curve has a minimum.")
         return axes
     axes.set(xscale="log", yscale="log", xlabel=_BUDGET_LABEL)
     placed = [o for group in optima.values() for o in group]

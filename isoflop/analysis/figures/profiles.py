@@ -24,7 +24,7 @@ from isoflop.analysis.figures.shown import (
 )
 from isoflop.analysis.optima import Optimum, fitted_curve
 from isoflop.analysis.points import Axis, Excluded, GroupKey, Point
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits
 from isoflop.analysis.screening import STOOD_FOR
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
@@ -111,14 +111,13 @@ def profiles(
     title = _PROFILES_TITLE.format(loss_name(fits.unit))
     if not any(fits.groups[key] for panel in panels for key in panel.keys):
         canvas = open_canvas(1, figure=figure, ax=ax)
-        say(canvas, title, f"No finished runs to draw. {excluded_note(fits)}")
-        return canvas.figure, canvas.grid
+        return say(canvas, fits, title, "No finished runs to draw.")
     canvas = open_canvas(len(panels), figure=figure, ax=ax)
     _limit_losses(canvas, fits, panels)
     for axes, panel in zip(canvas.axes, panels, strict=True):
         _draw_panel(axes, fits, seen, panel)
     _name_panels(canvas, panels)
-    finish(
+    return finish(
         canvas,
         title=title,
         label=loss_label(fits.unit),
@@ -128,7 +127,6 @@ def profiles(
         # Curves of several budgets fill a panel from corner to corner.
         is_full=len(panels[0].keys) > 1 and seen.scale is None,
     )
-    return canvas.figure, canvas.grid
 
 
 def _panels(fits: Fits, seen: Shown, *, is_chosen: bool) -> list[_Panel]:

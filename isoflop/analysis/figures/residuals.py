@@ -16,7 +16,7 @@ from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.optima import fitted_curve
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Point, profile_of
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits
 from isoflop.units import loss_name
 
 if TYPE_CHECKING:
@@ -54,12 +54,8 @@ def residuals(
     ]
     if not found:
         canvas = open_canvas(1, figure=figure, ax=ax)
-        say(
-            canvas,
-            _RESIDUALS_TITLE,
-            f"No group has more points than its curve has coefficients. {excluded_note(fits)}",
-        )
-        return canvas.figure, canvas.grid
+        why = "No group has more points than its curve has coefficients."
+        return say(canvas, fits, _RESIDUALS_TITLE, why)
     canvas = open_canvas(2 if ax is None else 1, figure=figure, ax=ax)
     axis = fits.options.axis
     sized = [(x, p, r) for p, r in found if (x := p.on(axis)) is not None]
@@ -69,7 +65,7 @@ def residuals(
         _draw_residuals(axes, at_budgets, seen, COMPUTE_LABEL, fits.unit)
         plot_style.set_budget_ticks(axes, seen.budgets)
     what = "Above zero: the run is worse than the curve over its family's sizes at that budget."
-    finish(
+    return finish(
         canvas,
         title=_RESIDUALS_TITLE,
         label=f"Residual (% of the {loss_name(fits.unit)})",
@@ -77,7 +73,6 @@ def residuals(
         notes=[what, *frame.run_notes(fits)] if notes else (),
         scale=seen.scale,
     )
-    return canvas.figure, canvas.grid
 
 
 def relative_residuals(fits: Fits, arch: str) -> list[tuple[Point, float]]:

@@ -16,7 +16,7 @@ from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_title, 
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point, profile_of
 from isoflop.analysis.resources import RESOURCES, Resource, resource_at
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits
 from isoflop.numbers import format_count
 from isoflop.plot_style import Mark
 from isoflop.units import has_perplexity, loss_label, measure_name, shown_loss
@@ -64,8 +64,7 @@ def resources(
     }
     if not measured:
         canvas = open_canvas(1, figure=figure, ax=ax)
-        say(canvas, _RESOURCES_TITLE, f"No finished runs. {excluded_note(fits)}")
-        return canvas.figure, canvas.grid
+        return say(canvas, fits, _RESOURCES_TITLE, "No finished runs.")
     drawn = list(measured) if ax is None else list(measured)[:1]
     canvas = open_canvas(len(drawn), figure=figure, ax=ax)
     for axes, name in zip(canvas.axes, drawn, strict=True):
@@ -80,7 +79,7 @@ def resources(
         *([f"Not in the table: {', '.join(absent)}."] if absent else []),
         *frame.run_notes(fits),
     ]
-    finish(
+    return finish(
         canvas,
         title=_RESOURCES_TITLE,
         label=loss_label(fits.unit),
@@ -88,7 +87,6 @@ def resources(
         notes=lines if notes else (),
         scale=seen.scale,
     )
-    return canvas.figure, canvas.grid
 
 
 def hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -220,8 +218,7 @@ def sparsity(
     if not panels:
         canvas = open_canvas(1, figure=figure, ax=ax)
         why = "The table has no training FLOPs of finished runs."
-        say(canvas, title, f"{why} {excluded_note(fits)}")
-        return canvas.figure, canvas.grid
+        return say(canvas, fits, title, why)
     lines = [
         "Parameters over forward FLOPs per token, which are a third of the training FLOPs per "
         "token. Line: mean over the seeds of a size. Large: the family's best run.",
@@ -232,7 +229,7 @@ def sparsity(
     canvas = open_canvas(len(panels), figure=figure, ax=ax, share_y=False)
     for axes, placed in zip(canvas.axes, panels, strict=True):
         _draw_budget(axes, fits, seen, placed)
-    finish(
+    return finish(
         canvas,
         title=title,
         label="Perplexity" if has_perplexity(fits.unit) else loss_label(fits.unit),
@@ -240,7 +237,6 @@ def sparsity(
         notes=lines if notes else (),
         scale=seen.scale,
     )
-    return canvas.figure, canvas.grid
 
 
 def params_per_flop(point: Point) -> float | None:

@@ -17,7 +17,7 @@ from isoflop.analysis.figures.legends import entry
 from isoflop.analysis.figures.rows import row_names, set_rows
 from isoflop.analysis.figures.shown import Palette, Shown, label_colours, show
 from isoflop.analysis.points import Point
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits
 from isoflop.numbers import format_flops
 from isoflop.plot_style import Mark
 from isoflop.units import loss_label
@@ -64,7 +64,7 @@ def seed_means(
     (axes,) = canvas.axes
     found = _means(fits, seen, is_ordered=archs is not None or budgets is not None)
     if not found:
-        say(canvas, _TITLE, f"No family has exactly one size at a budget. {excluded_note(fits)}")
+        say(canvas, fits, _TITLE, "No family has exactly one size at a budget.")
         return axes
     means = found[:_MOST_ROWS]
     axes.set_xlabel(loss_label(fits.unit))

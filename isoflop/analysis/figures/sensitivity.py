@@ -17,7 +17,7 @@ from isoflop.analysis.figures.rows import set_rows
 from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.optima_methods import METHODS
-from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.result import Fits
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def sensitivity(
     panels = [exponents(fits, seen.archs, one, _PANELS[one][0]) for one in drawn]
     if all(estimate.value is None for panel in panels for estimate in panel):
         canvas = open_canvas(1, figure=figure, ax=ax)
-        say(canvas, _TITLE, f"No family has optima at two budgets. {excluded_note(fits)}")
-        return canvas.figure, canvas.grid
+        return say(canvas, fits, _TITLE, "No family has optima at two budgets.")
     canvas = open_canvas(len(drawn), figure=figure, ax=ax)
     for axes, estimates, one in zip(canvas.axes, panels, drawn, strict=True):
         axes.set_xlabel(_PANELS[one][1])
@@ -83,14 +82,13 @@ def sensitivity(
         *(frame.left_out_note(fits) if archs is None else []),
         *frame.run_notes(fits),
     ]
-    finish(
+    return finish(
         canvas,
         title=_TITLE,
         handles=handles_of(seen),
         notes=lines if notes else (),
         is_full=True,
     )
-    return canvas.figure, canvas.grid
 
 
 def exponents(fits: Fits, archs: Sequence[str], axis: LawAxis, parameter: str) -> list[Estimate]:
