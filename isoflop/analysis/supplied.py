@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,11 @@ from isoflop.ingest.frames import is_missing
 from isoflop.numbers import read_number
 
 _OPT = "_opt"
-# A 95 % interval spans this many standard errors.
+# A column that runs have, and no table of optima.
+_OF_RUNS = "n_params"
 # Far more than any table of optima.
 _MAX_BYTES = 2**22
+# A 95 % interval spans this many standard errors.
 _SPAN_OF_95 = 3.919928
 
 
@@ -112,16 +114,21 @@ def read_optima(path: Path) -> list[dict[str, Any]] | None:
     with path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
     if is_parquet:
-        rows: list[dict[str, Any]] = open_parquet(path, "table").to_pylist()
-        return _as_supplied(rows) if rows and _has_optima(rows[0]) else None
+        arrow = open_parquet(path, "table")
+        # Most files hold runs, which are read as such: many, and slow to take as Python's.
+        has_optima = arrow.num_rows > 0 and _has_optima(arrow.column_names)
+        return _as_supplied(arrow.to_pylist()) if has_optima else None
     # A ragged csv file gives what can be read of it.
     with (
         contextlib.suppress(csv.Error),
         path.open(encoding="utf-8-sig", errors="replace", newline="") as text,
     ):
         lines = csv.DictReader(text)
-        if _has_optima(dict.fromkeys(lines.fieldnames or ())):
+        columns = lines.fieldnames or ()
+        if _has_optima(columns):
             return _as_supplied(list(lines))
+        if _OF_RUNS in columns:
+            return None
     if path.stat().st_size > _MAX_BYTES:
         return None
     try:
@@ -129,15 +136,15 @@ def read_optima(path: Path) -> list[dict[str, Any]] | None:
     except UserError:
         # Whoever reads its rows says what is wrong with it.
         return None
-    if frame.columns.duplicated().any() or not _has_optima(dict.fromkeys(frame.columns)):
+    if frame.columns.duplicated().any() or not _has_optima(frame.columns):
         return None
     return _as_supplied(frame.to_dict("records"))
 
 
-def _has_optima(columns: Mapping[str, Any]) -> bool:
+def _has_optima(columns: Collection[Any]) -> bool:
     return (
         {"arch", "budget_flops"} <= set(columns)
-        and "n_params" not in columns
+        and _OF_RUNS not in columns
         and ("x_opt" in columns or bool(_axes_of(columns)))
     )
 
