@@ -11,7 +11,7 @@ lower than that of all. So no order of families is claimed by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -38,15 +38,12 @@ _STEPS = (1.0, 3.0)
 
 def lacks_profiles(selection: Selection) -> bool:
     """Return whether a family has sizes enough for an isoFLOP profile, and none has a profile."""
-    sizes: dict[str, set[float]] = {}
-    for point in _points(selection):
-        sizes.setdefault(point.arch, set()).add(point.n_params)
-    largest = max(
-        (len({point.n_params for point in points}) for points in selection.groups.values()),
-        default=0,
-    )
-    is_profile = largest >= MIN_DISTINCT_SIZES
-    return not is_profile and max(map(len, sizes.values()), default=0) >= MIN_DISTINCT_SIZES
+    at_one_budget = _most_sizes(selection.groups.values())
+    return at_one_budget < MIN_DISTINCT_SIZES <= _most_sizes(selection.by_arch().values())
+
+
+def _most_sizes(groups: Iterable[Sequence[Point]]) -> int:
+    return max((len({point.n_params for point in points}) for points in groups), default=0)
 
 
 def spent(point: Point) -> float:
@@ -236,12 +233,5 @@ def _drawn_multipliers(law: ParametricFit, base: ParametricFit, budget: float) -
         return np.where(np.isfinite(needed), needed / budget, np.nan)
 
 
-def _points(selection: Selection) -> list[Point]:
-    return [point for points in selection.groups.values() for point in points] + [*selection.loose]
-
-
 def _by_arch(selection: Selection) -> dict[str, list[Point]]:
-    by_arch: dict[str, list[Point]] = {}
-    for point in _points(selection):
-        by_arch.setdefault(point.arch, []).append(point)
-    return {arch: by_arch[arch] for arch in sorted(by_arch)}
+    return {arch: points for arch, points in selection.by_arch().items() if points}

@@ -125,7 +125,7 @@ def fit_rows(
     more = () if options.axis in AXES else (options.axis,)
     labelled, selection = select_runs(typed_rows(rows, more=more), options, unit=unit)
     # Before any fit, which takes seconds.
-    archs = [arch for arch, _ in selection.groups] or [point.arch for point in selection.loose]
+    archs = selection.archs or [point.arch for point in selection.loose]
     pick_reference(archs, options.reference)
     fits = replace(fit_optima(selection, options), clusters=labelled.clusters)
     return complete_fit(labelled.rows, compare_fit(fits))

@@ -6,6 +6,7 @@ one, 0 FLOPs) has its reason.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,6 +117,31 @@ class Selection:
     """What screening leaves to the user, a sentence each."""
     unit: str = NATS
     """Of the losses: one of isoflop.units.UNITS, or the name of another metric."""
+
+    @property
+    def archs(self) -> list[str]:
+        """Sorted labels of all archs that have runs with a budget."""
+        return sorted({arch for arch, _ in self.groups})
+
+    @property
+    def budgets(self) -> list[float]:
+        """Sorted budgets in training FLOPs."""
+        return sorted({budget for _, budget in self.groups})
+
+    @property
+    def points(self) -> list[Point]:
+        """The points of all groups, then those without a budget."""
+        return [*itertools.chain.from_iterable(self.groups.values()), *self.loose]
+
+    def by_arch(self) -> dict[str, list[Point]]:
+        """Return the points of each arch, archs sorted; empty where all of its runs are excluded.
+
+        Those without a budget come last.
+        """
+        found: dict[str, list[Point]] = {arch: [] for arch in self.archs}
+        for point in self.points:
+            found.setdefault(point.arch, []).append(point)
+        return {arch: found[arch] for arch in sorted(found)}
 
     def excluded_counts(self) -> dict[str, int]:
         """Return the number of excluded rows per reason, most frequent first."""

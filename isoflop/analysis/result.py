@@ -167,7 +167,7 @@ class Fits:
     @property
     def archs(self) -> list[str]:
         """Sorted labels of all families in the table."""
-        return sorted({arch for arch, _ in self.groups})
+        return self.selection.archs
 
     @property
     def reference(self) -> str | None:
@@ -181,7 +181,7 @@ class Fits:
     @property
     def budgets(self) -> list[float]:
         """Sorted budgets in training FLOPs."""
-        return sorted({budget for _, budget in self.groups})
+        return self.selection.budgets
 
     @property
     def law_budget(self) -> Budget:

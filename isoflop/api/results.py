@@ -88,12 +88,12 @@ class Results:
     @property
     def archs(self) -> list[str]:
         """Sorted labels of all archs that have runs with a budget."""
-        return sorted({arch for arch, _ in self._selection.groups})
+        return self._selection.archs
 
     @property
     def budgets(self) -> list[float]:
         """Sorted budgets in training FLOPs."""
-        return sorted({budget for _, budget in self._selection.groups})
+        return self._selection.budgets
 
     @property
     def runs(self) -> pd.DataFrame:

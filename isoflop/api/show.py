@@ -66,18 +66,16 @@ def html_of(name: str, read: Rows, selection: Selection, fits: Fits | None) -> s
 
 
 def _page(name: str, read: Rows, selection: Selection, fits: Fits | None) -> _Page:
-    archs = sorted({arch for arch, _ in selection.groups})
-    budgets = [format_flops(b) for b in sorted({budget for _, budget in selection.groups})]
     entries = [
         ("runs", _runs(read)),
-        ("archs", _named(archs)),
-        ("budgets", _named(budgets)),
+        ("excluded", left_out_note(selection)),
+        ("archs", _named(selection.archs)),
+        ("budgets", _named([format_flops(budget) for budget in selection.budgets])),
         ("losses", unit_words(read.unit)),
         ("from", read.label),
     ]
     if read.mapped is not None:
         entries.append(("columns", "; ".join(read.mapped.columns)))
-    counts = left_out_note(selection)
     lists: list[tuple[str, tuple[str, ...]]] = []
     if read.mapped is not None and read.mapped.notes:
         lists.append(("Of its columns (options as isoflop import has them):", read.mapped.notes))
@@ -88,7 +86,6 @@ def _page(name: str, read: Rows, selection: Selection, fits: Fits | None) -> _Pa
         lists.append(("Findings:", _first(findings(fits))))
         if minded := attention(fits):
             lists.append(("Needs attention:", _first(minded)))
-    entries.insert(1, ("excluded", counts))
     return _Page(title=f"isoflop results: {name}", entries=tuple(entries), lists=tuple(lists))
 
 

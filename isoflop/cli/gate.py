@@ -94,7 +94,7 @@ def gate(
     _check_same_losses(read, judged)
     options = replace(options, reference=study_reference(read.plan, arch))
     _, selection = select_runs(read.rows, options, unit=read.unit)
-    pick_reference([label for label, _ in selection.groups], options.reference)
+    pick_reference(selection.archs, options.reference)
     fits = fit_optima(selection, options, methods=(options.method,), axes=(options.axis,))
     made = gate(fits, judged.rows, rule)
     _show(made, fits, rule_file)

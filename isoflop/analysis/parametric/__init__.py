@@ -33,7 +33,7 @@ from isoflop.analysis.parametric.routed import (
     routed_of,
 )
 from isoflop.analysis.parametric.terms import FREE, Constraints, Criterion
-from isoflop.analysis.points import Point, Selection
+from isoflop.analysis.points import Selection
 
 __all__ = [
     "CHINCHILLA",
@@ -84,7 +84,7 @@ def fit_parametric(
     resampling = Resampling(n_boot=n_boot, seed=seed, kind=bootstrap, confidence=confidence)
     known_optima = tuple(optima)
     fits: list[ParametricFit] = []
-    for arch, points in _points_by_arch(selection).items():
+    for arch, points in selection.by_arch().items():
         for surface_method in SURFACE_METHODS:
             fits.append(
                 fit_surface(
@@ -104,12 +104,3 @@ def fit_parametric(
         if has_numbers_of_experts(points):
             fits.append(fit_routed(points, arch=arch, resampling=resampling))
     return tuple(fits)
-
-
-def _points_by_arch(selection: Selection) -> dict[str, list[Point]]:
-    by_arch: dict[str, list[Point]] = {}
-    for (arch, _), points in selection.groups.items():
-        by_arch.setdefault(arch, []).extend(points)
-    for point in selection.loose:
-        by_arch.setdefault(point.arch, []).append(point)
-    return {arch: by_arch[arch] for arch in sorted(by_arch)}

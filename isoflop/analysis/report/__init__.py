@@ -126,12 +126,12 @@ def make_document(fits: Fits, source: Source) -> Document:
         checklist_section(fits, source),
         source_section(source, fits),
     )
-    num_points = sum(len(group) for group in fits.groups.values()) + len(fits.selection.loose)
-    archs = {*fits.archs, *(point.arch for point in fits.selection.loose)}
+    points = fits.selection.points
+    archs = {*fits.archs, *(point.arch for point in points)}
     return Document(
         title=f"IsoFLOP report: {source.name}",
         subtitle=f"Families: {len(archs)}. Budgets: {len(fits.budgets)}. "
-        f"Runs in the fits: {num_points}. {excluded_note(fits)}",
+        f"Runs in the fits: {len(points)}. {excluded_note(fits)}",
         sections=tuple(marked(section, fits.declared_archs) for section in sections),
     )
 

@@ -18,7 +18,6 @@ from isoflop import __version__
 from isoflop.analysis.bootstrap import seed_noise
 from isoflop.analysis.laws import Budget
 from isoflop.analysis.load import digest_of
-from isoflop.analysis.points import Point
 from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
@@ -182,14 +181,8 @@ def _form(fits: Fits, study: Mapping[str, Any]) -> list[Entry]:
     ]
 
 
-def _points(fits: Fits) -> list[Point]:
-    """Return the points of all fits, those without a budget last."""
-    groups = [point for group in fits.groups.values() for point in group]
-    return [*groups, *fits.selection.loose]
-
-
 def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entry]:
-    points = _points(fits)
+    points = fits.selection.points
     archs = sorted({*fits.archs, *(point.arch for point in points)})
     seeds = sorted({point.seed for point in points if point.seed is not None})
     sizes = [point.n_params for point in points]
@@ -350,7 +343,7 @@ def _span(values: Sequence[float]) -> str:
 def _collection(fits: Fits, source: Source) -> list[Entry]:
     study = source.study
     return [
-        ("Runs in the fits", str(len(_points(fits)))),
+        ("Runs in the fits", str(len(fits.selection.points))),
         ("Dropped runs", excluded_note(fits)),
         *_import_entries(source.imported),
         ("Checkpoints", "final only, one point per run" if study else UNKNOWN),

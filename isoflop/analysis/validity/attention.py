@@ -111,8 +111,7 @@ def budgets_beyond(rows: Iterable[Comparison]) -> frozenset[float]:
 
 
 def _perplexities(fits: Fits, checks: Validity) -> Iterable[str]:
-    groups = (*fits.groups.values(), fits.selection.loose)
-    losses = [point.loss for points in groups for point in points]
+    losses = [point.loss for point in fits.selection.points]
     middle = statistics.median(losses) if losses else 0.0
     if fits.unit == NATS and middle > _HIGHEST_LOSS:
         yield (
