@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isoflop.analysis.points import Axis, Selection
+from isoflop.analysis.points import AXES, Axis, Selection
 from isoflop.errors import UserError
 
 # Columns of runs that are no size: a budget fixes them, or they are what is fitted.
@@ -62,6 +62,16 @@ def axis_heading(axis: str) -> str:
 
 def _names(axis: str) -> _Names:
     return _NAMES.get(axis, _Names(mark=f"{axis}*", words=axis, label=axis))
+
+
+def fitted_axes(axis: Axis) -> tuple[Axis, ...]:
+    """Return the axes that are always fitted, and another one that was asked for."""
+    return tuple(dict.fromkeys((*AXES, axis)))
+
+
+def further_columns(axis: Axis) -> tuple[str, ...]:
+    """Return what a table must have for an axis, beside the columns of every table."""
+    return () if axis in AXES else (axis,)
 
 
 def check_axis(axis: Axis) -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.analysis.axes import require_axis
+from isoflop.analysis.axes import fitted_axes, further_columns, require_axis
 from isoflop.analysis.bootstrap import Draws, draw_optima, kind_for_optima
 from isoflop.analysis.figures import write_plots
 from isoflop.analysis.laws import BUDGETS, FITS, LawRow, fit_laws, weighed
 from isoflop.analysis.load import load_rows, table_of, table_unit, typed_rows
 from isoflop.analysis.optima import OPTIMA, find_optima, with_intervals
 from isoflop.analysis.optima_methods import METHODS, Method
-from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection, select_points
+from isoflop.analysis.points import EXCLUDED, Axis, Selection, select_points
 from isoflop.analysis.result import FitOptions, Fits, pick_reference, write_fitted
 from isoflop.ingest.budgets import Labelled, label_budgets
 from isoflop.tables import Schema, unit_of
@@ -70,7 +70,7 @@ def fit_optima(
     """
     require_axis(selection, options.axis)
     if axes is None:
-        axes = tuple(dict.fromkeys((*AXES, options.axis)))
+        axes = fitted_axes(options.axis)
     draws: dict[tuple[Axis, Method], Draws] = {}
     if options.n_boot:
         kind = kind_for_optima(options.bootstrap)
@@ -122,8 +122,8 @@ def fit_rows(
     Raises:
         UserError: the reference of the options is not in the table, or it cannot be read.
     """
-    more = () if options.axis in AXES else (options.axis,)
-    labelled, selection = select_runs(typed_rows(rows, more=more), options, unit=unit)
+    typed = typed_rows(rows, more=further_columns(options.axis))
+    labelled, selection = select_runs(typed, options, unit=unit)
     # Before any fit, which takes seconds.
     archs = selection.archs or [point.arch for point in selection.loose]
     pick_reference(archs, options.reference)
@@ -193,7 +193,7 @@ def fit_table(
     if isinstance(runs, Path):
         path = table_of(runs)
         unit = unit_of(table_unit(path), unit, str(path), "unit")
-        runs = load_rows(path)
+        runs = load_rows(path, more=further_columns(options.axis))
     fits = fit_rows(runs, options, unit=unit or NATS)
     return FitReport(
         fits=fits,

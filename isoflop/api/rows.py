@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.analysis.axes import further_columns
 from isoflop.analysis.load import REQUIRED, load_rows, table_of, table_unit
 from isoflop.analysis.points import AXES, Axis
 from isoflop.errors import UserError
@@ -114,8 +115,7 @@ def read_rows(
         )
     table = table_of(source)
     unit = unit_of(table_unit(table), loss_unit, str(source))
-    more = () if axis in AXES else (axis,)
-    rows = load_rows(table, required, more=more)
+    rows = load_rows(table, required, more=further_columns(axis))
     return Rows(plan=None, table=table, rows=rows, unit=unit, label=str(table))
 
 
@@ -137,9 +137,9 @@ def read_any(source: Any, asked: ColumnMap | None, loss_unit: str | None, axis: 
         return read_rows(Path(source).expanduser(), loss_unit=loss_unit, axis=axis)
     if asked is None and not is_text:
         stated = getattr(source, "attrs", {}).get("loss_unit")
-        more = () if axis in AXES else (axis,)
         unit = unit_of(stated, loss_unit, "the frame", "loss_unit")
-        return Rows(plan=None, table=None, rows=load_rows(source, more=more), unit=unit)
+        rows = load_rows(source, more=further_columns(axis))
+        return Rows(plan=None, table=None, rows=rows, unit=unit)
     return _read_mapped(source, asked or mapping_of(loss_unit=loss_unit))
 
 

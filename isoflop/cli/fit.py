@@ -312,12 +312,11 @@ def multiplier_rows(fits: Fits) -> list[Row]:
 
 def reading_notes(fits: Fits) -> list[str]:
     """Return what the tables for a terminal mean: laws, multipliers, intervals."""
-    from isoflop.analysis.axes import axis_mark
-    from isoflop.analysis.points import AXES
+    from isoflop.analysis.axes import axis_mark, fitted_axes
     from isoflop.analysis.validity.attention import claimed_notes
 
     c_is = _C_OF_LAWS[fits.law_budget]
-    sizes = [axis_mark(axis) for axis in dict.fromkeys((*AXES, fits.options.axis))]
+    sizes = [axis_mark(axis) for axis in fitted_axes(fits.options.axis)]
     notes = [f"Laws: {', '.join(sizes)} and L* = coefficient · C^exponent, C {c_is}."]
     if not _laws(fits):
         notes = ["No laws: they need minima inside their grids at two budgets or more."]

@@ -17,7 +17,7 @@ from analysis.made_report import draw_nothing
 from analysis.made_runs import curve, parabola, spaced
 from isoflop.analysis.figures.profiles import profiles
 from isoflop.analysis.figures.residuals import residuals
-from isoflop.analysis.fit import fit_optima, fit_rows
+from isoflop.analysis.fit import fit_optima, fit_rows, fit_table
 from isoflop.analysis.hypotheses import judge
 from isoflop.analysis.load import load_rows
 from isoflop.analysis.optima import OPTIMA
@@ -173,6 +173,17 @@ def test_the_command_line_takes_any_column(tmp_path: Path, monkeypatch: pytest.M
         assert refused.exit_code == 2
         assert refused.output.startswith(f"isoflop: {said}")
         assert refused.output.count("\n") == 1
+
+
+def test_a_path_is_read_with_the_column_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    of_one = [one for one in table() if one["arch"] == "mlp"]
+    path = write(tmp_path / "runs.csv", of_one, "n_unembed")
+    options = FitOptions(n_boot=0, axis="n_unembed", method="parabola")
+    found = fit_table(path, tmp_path / "out", options).fits.optima_of("mlp")
+    assert [(o.axis, o.status) for o in found] == [("n_unembed", "interior")] * len(BUDGETS)
 
 
 @pytest.mark.parametrize("name", ["n_nonembd", "warnings", "family"])

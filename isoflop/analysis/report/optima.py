@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from isoflop.analysis.axes import axis_heading
+from isoflop.analysis.axes import axis_heading, fitted_axes
 from isoflop.analysis.envelope import ENVELOPE, envelopes, spent
 from isoflop.analysis.laws import LawRow
 from isoflop.analysis.misallocation import misallocation
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.parametric import ParametricFit
-from isoflop.analysis.points import AXES, Axis
+from isoflop.analysis.points import Axis
 from isoflop.analysis.report.document import (
     ARCH,
     BUDGET,
@@ -71,8 +71,8 @@ def optima_section(fits: Fits) -> Section:
             "compute.",
         ),
     ]
-    axes = dict.fromkeys((*AXES, fits.options.axis))
-    blocks += [_optima_table(fits, axis) for axis in axes if _is_measured(fits, axis)]
+    axes = [axis for axis in fitted_axes(fits.options.axis) if _is_measured(fits, axis)]
+    blocks += [_optima_table(fits, axis) for axis in axes]
     blocks += [
         Picture(
             stem="frontier",
