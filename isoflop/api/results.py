@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from isoflop.analysis.axes import further_columns
 from isoflop.analysis.compare.differences import EXPONENTS
 from isoflop.analysis.compare.multipliers import COMPARE, compare_archs
 from isoflop.analysis.figures import FIGURES
@@ -27,12 +28,12 @@ from isoflop.analysis.fit import (
 )
 from isoflop.analysis.laws import FITS
 from isoflop.analysis.optima import OPTIMA
-from isoflop.analysis.points import AXES, EXCLUDED, Axis, Selection
+from isoflop.analysis.points import EXCLUDED, Axis, Selection
 from isoflop.analysis.resources import RESOURCES
 from isoflop.analysis.result import FitOptions, Fits, fitted_rows, pick_reference
 from isoflop.analysis.validity import VALIDITY
 from isoflop.api.frames import Compared, runs_frame, table_frame
-from isoflop.api.rows import Rows
+from isoflop.api.rows import Rows, write_report_of
 from isoflop.api.show import html_of, text_of
 from isoflop.api.stored import Stored, stored_fit
 from isoflop.errors import UserError
@@ -170,8 +171,9 @@ class Results:
         """
         chosen = _with_options(self.options, options)
         # A column that only this axis asks for was not read yet.
-        has_axis = chosen.axis in AXES or any(chosen.axis in row for row in self._read.rows)
-        read = self._read if has_axis else self._read_at(chosen.axis)
+        asked = further_columns(chosen.axis)
+        is_read = not asked or any(chosen.axis in row for row in self._read.rows)
+        read = self._read if is_read else self._read_at(chosen.axis)
         results = Results(read, chosen, self._read_at, is_as_stored=False)
         pick_reference(results.archs, chosen.reference)
         return results
@@ -206,8 +208,6 @@ class Results:
         Raises:
             UserError: the folder cannot be written.
         """
-        from isoflop.api.rows import write_report_of
-
         return write_report_of(self._read, self.fit_all(), Path(out)).html_path
 
     def __repr__(self) -> str:
@@ -220,12 +220,13 @@ class Results:
 
     @functools.cached_property
     def _selected(self) -> tuple[Labelled, Selection]:
+        if self._stored is not None:
+            return self._stored.labelled, self._stored.fits.selection
         return select_runs(self._read.rows, self.options, unit=self.unit)
 
     @property
     def _selection(self) -> Selection:
-        known = self._known_fits
-        return self._selected[1] if known is None else known.selection
+        return self._selected[1]
 
     @functools.cached_property
     def _runs_frame(self) -> pd.DataFrame:
@@ -278,18 +279,15 @@ class Results:
         return self._known_fits or self._compared_fit
 
     def _table(self, schema: Schema) -> pd.DataFrame:
-        name = schema.table
         if self._fitted is None and self._stored is not None:
-            return self._frame(*self._stored.tables[name])
+            return self._frame(*self._stored.tables[schema.table])
         if schema == EXCLUDED:
             fits = Fits(selection=self._selection, options=self.options, optima=())
         elif schema == OPTIMA:
             fits = self._fit_of_optima
         else:
             fits = self._compared_fit if schema in (COMPARE, EXPONENTS) else self.fit_all()
-        tables = {schema.table: (schema, rows) for schema, rows in fitted_tables(fits).items()}
-        known, rows = tables[name]
-        return self._frame(*fitted_rows(rows, known, fits))
+        return self._frame(*fitted_rows(fitted_tables(fits)[schema], schema, fits))
 
     def _frame(self, rows: Sequence[Mapping[str, Any]], schema: Schema) -> pd.DataFrame:
         return table_frame(rows, schema, self._labels)

@@ -13,17 +13,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from isoflop.analysis.axes import has_axis
+from isoflop.analysis.axes import fitted_axes, has_axis
 from isoflop.analysis.compare.differences import EXPONENTS, ExponentDifference
 from isoflop.analysis.compare.multipliers import COMPARE, Comparison, compare_archs
-from isoflop.analysis.fit import fit_optima, select_runs
+from isoflop.analysis.fit import select_runs
 from isoflop.analysis.laws import BUDGETS, FITS, PowerLaw, fit_laws
-from isoflop.analysis.optima import OPTIMA, Optimum
+from isoflop.analysis.optima import OPTIMA, Optimum, find_optima
 from isoflop.analysis.parametric.fitting import settings_of
 from isoflop.analysis.points import EXCLUDED, Excluded, Selection
 from isoflop.analysis.result import FitOptions, Fits
 from isoflop.analysis.validity import VALIDITY, Finding, Validity
 from isoflop.errors import UserError
+from isoflop.ingest.budgets import Labelled
 from isoflop.tables import Schema, loss_unit, read_table
 
 SCHEMAS = (OPTIMA, FITS, COMPARE, EXPONENTS, VALIDITY, EXCLUDED)
@@ -42,6 +43,8 @@ class Stored:
 
     tables: Mapping[str, tuple[list[dict[str, Any]], Schema]]
     """Rows and schema by the name of the table."""
+    labelled: Labelled
+    """The runs at the budgets of the options."""
     fits: Fits
     """Without draws, parametric laws and the intervals that hypotheses are judged by."""
 
@@ -56,7 +59,7 @@ def stored_fit(folder: Path, rows: Sequence[Row], options: FitOptions, unit: str
         tables = {schema.table: _read(folder, schema, unit) for schema in SCHEMAS}
         found = {name: table for name, (table, _) in tables.items()}
         chosen = _as_stored(options, found)
-        _, selection = select_runs(rows, chosen, unit=unit)
+        labelled, selection = select_runs(rows, chosen, unit=unit)
         if not has_axis(selection, chosen.axis):
             return None
         if not _same(found["excluded"], selection.excluded, [f.name for f in fields(Excluded)]):
@@ -64,7 +67,7 @@ def stored_fit(folder: Path, rows: Sequence[Row], options: FitOptions, unit: str
         fits = _fits_of(found, selection, chosen)
     except UserError:
         return None
-    return None if fits is None else Stored(tables=tables, fits=fits)
+    return None if fits is None else Stored(tables=tables, labelled=labelled, fits=fits)
 
 
 def _read(folder: Path, schema: Schema, unit: str) -> tuple[list[dict[str, Any]], Schema]:
@@ -93,8 +96,8 @@ def _fits_of(
 ) -> Fits | None:
     """Return the fit that the tables hold; None where the runs give other estimates."""
     optima = tuple(Optimum(**row) for row in _without_mark(tables["optima"]))
-    again = fit_optima(selection, replace(options, n_boot=0))
-    if not _same_optima(optima, again.optima) or not all(map(_has_ends, optima)):
+    again = find_optima(selection.groups, fitted_axes(options.axis))
+    if not _same_optima(optima, again) or not all(map(_has_ends, optima)):
         return None
     laws = _laws(optima, tables["fits"])
     if laws is None or not _same_surfaces(tables["fits"], options):
