@@ -24,7 +24,7 @@ from isoflop.validate import CLOSED
 if TYPE_CHECKING:
     import pandas as pd
 
-    from isoflop.arrays import Bools
+    from isoflop.arrays import Bools, Floats
 
 FLOPS_UNITS = {
     "flop": 1.0,
@@ -91,8 +91,8 @@ class ColumnMap:
         for ours in self.columns:
             check_ours(ours)
         for column, pattern in self.parse.items():
-            for ours in pattern_of(pattern, f"--parse {column}").fields:
-                check_ours(ours, is_field=True)
+            for ours in pattern_of(pattern, f"--parse {column}").named:
+                check_ours(ours)
         twice = sorted(set(self.columns) & set(self.parsed))
         if twice:
             allowed = f"from one place (the pattern of {self.parsed[twice[0]]!r} has it, too)"
@@ -116,20 +116,13 @@ class ColumnMap:
         """The columns of theirs whose names hold a value, by ours."""
         found: dict[str, str] = {}
         for column, pattern in self.parse.items():
-            for ours in pattern_of(pattern, f"--parse {column}").fields:
-                if ours != "_":
-                    found[ours] = column
+            found |= dict.fromkeys(pattern_of(pattern, f"--parse {column}").named, column)
         return found
 
 
-def check_ours(name: str, *, is_field: bool = False) -> None:
-    """Raise UserError unless a name can be that of a column of ours.
-
-    Args:
-        name: what was asked for.
-        is_field: whether it stands in braces in a pattern, where ``_`` is allowed, too.
-    """
-    if name in KNOWN or (is_field and name == "_"):
+def check_ours(name: str) -> None:
+    """Raise UserError unless a name can be that of a column of ours."""
+    if name in KNOWN:
         return
     if name.startswith(METRIC) and name.isprintable() and len(name) > len(METRIC):
         return
@@ -190,6 +183,20 @@ def terms_of(ours: str, theirs: str, names: Collection[str]) -> tuple[Term, ...]
         allowed = "a column, or a product of columns and numbers"
         raise UserError(f"--map {ours}", theirs, f"{allowed} ({listed(names)})", "name a column")
     return tuple(terms)
+
+
+def product(factors: Iterable[tuple[Floats | float, bool]], num_rows: int) -> Floats:
+    """Return what factors make, in their order; by those marked so it is divided.
+
+    What cannot be divided is NaN or infinite, without a warning.
+    """
+    import numpy as np
+
+    values: Floats = np.ones(num_rows)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for factor, is_divisor in factors:
+            values = values / factor if is_divisor else values * factor
+    return values
 
 
 def _pieces(theirs: str) -> Iterable[tuple[str, bool]]:

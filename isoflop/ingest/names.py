@@ -25,6 +25,11 @@ class NamePattern:
     literals: tuple[str, ...]
     fields: tuple[str, ...]
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The fields whose text means something."""
+        return tuple(field for field in self.fields if field != IGNORED)
+
     def match(self, name: str, is_number: Callable[[str, str], bool]) -> dict[str, str] | None:
         """Return the text of each field, None where the name does not fit the pattern.
 
@@ -84,7 +89,8 @@ def pattern_of(text: str, what: str) -> NamePattern:
     """
     pieces = _FIELD.split(text)
     literals, fields = tuple(pieces[::2]), tuple(pieces[1::2])
-    named = [field for field in fields if field != IGNORED]
+    pattern = NamePattern(literals=literals, fields=fields)
+    named = pattern.named
     allowed, do = "", "correct it"
     if any("{" in literal or "}" in literal for literal in literals):
         allowed = (
@@ -98,4 +104,4 @@ def pattern_of(text: str, what: str) -> NamePattern:
         allowed, do = "a pattern that names each value once", "write {_} for the other"
     if allowed:
         raise UserError(what, text, allowed, do)
-    return NamePattern(literals=literals, fields=fields)
+    return pattern

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isoflop.errors import UserError, shown
 from isoflop.ingest import hints, known
@@ -17,7 +17,7 @@ from isoflop.ingest.cells import short, texts_of
 from isoflop.ingest.charts import prepared
 from isoflop.ingest.files import SOURCE_FILE
 from isoflop.ingest.frames import TEXTS, read_numbers
-from isoflop.ingest.mapping import ColumnMap, check_run, listed, terms_of
+from isoflop.ingest.mapping import ColumnMap, check_run, listed, product, terms_of
 from isoflop.tables import METRIC, RUNS, loss_unit
 from isoflop.units import NATS
 
@@ -132,13 +132,9 @@ class _Look:
 
     def product(self, ours: str, theirs: str) -> Floats:
         """Return the values of a product of columns."""
-        import numpy as np
-
-        values = np.ones(len(self.frame))
-        for term in terms_of(ours, theirs, self.names):
-            factor: Any = term.number if term.column is None else self.numbers(term.column)
-            values = values / factor if term.is_divisor else values * factor
-        return values
+        terms = terms_of(ours, theirs, self.names)
+        factors = [t.number if t.column is None else self.numbers(t.column) for t in terms]
+        return product(zip(factors, [t.is_divisor for t in terms], strict=True), len(self.frame))
 
 
 class _Chosen:

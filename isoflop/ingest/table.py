@@ -26,6 +26,7 @@ from isoflop.ingest.mapping import (
     listed,
     meets,
     no_column,
+    product,
     terms_of,
 )
 from isoflop.ingest.names import NamePattern, pattern_of
@@ -156,19 +157,18 @@ class _Work:
         """Return the values of a product, and the cells that are no numbers by their place."""
         import numpy as np
 
-        values = np.ones(len(self.frame))
+        factors: list[tuple[Floats | float, bool]] = []
         odd: dict[int, Any] = {}
         for term in terms_of(ours, theirs, self.names):
-            factor: Any = term.number
-            if term.column is not None:
-                column = self.frame[term.column]
-                read = read_numbers(column)
-                factor = read.values
-                self._check_any(ours, column, read)
-                odd |= {int(place): column.iloc[place] for place in np.flatnonzero(read.unread)}
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                values = values / factor if term.is_divisor else values * factor
-        return values, odd
+            if term.column is None:
+                factors.append((term.number, term.is_divisor))
+                continue
+            column = self.frame[term.column]
+            read = read_numbers(column)
+            self._check_any(ours, column, read)
+            odd |= {int(place): column.iloc[place] for place in np.flatnonzero(read.unread)}
+            factors.append((read.values, term.is_divisor))
+        return product(factors, len(self.frame)), odd
 
     def _check_any(self, ours: str, column: pd.Series, read: Numbers) -> None:
         """Refuse a column that is needed and of which nothing is a number."""
@@ -220,9 +220,7 @@ class _Work:
             if not found.get(name):
                 self._exclude(place, f"{column} is {short(name)}, which does not fit the pattern")
         empty: dict[str, str] = {}
-        for ours in pattern.fields:
-            if ours == "_":
-                continue
+        for ours in pattern.named:
             texts = pd.Series([(found.get(name) or empty).get(ours) for name in names])
             texts.index = self.frame.index
             if ours in TEXTS:
@@ -354,15 +352,9 @@ class _Work:
         divisors: Sequence[str] = (),
         number: float = 1.0,
     ) -> None:
-        import numpy as np
-
-        values: Floats = np.full(len(self.frame), number)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            for name in factors:
-                values = values * self.numbers[name]
-            for name in divisors:
-                values = values / self.numbers[name]
-        self.numbers[ours] = values
+        times = [(self.numbers[name], False) for name in factors]
+        by = [(self.numbers[name], True) for name in divisors]
+        self.numbers[ours] = product([(number, False), *times, *by], len(self.frame))
         self.derived[ours] = how
 
     def set_budgets(self) -> None:
@@ -374,7 +366,7 @@ class _Work:
             self.numbers["budget_flops"] = self.numbers["flops"].copy()
             self.derived["budget_flops"] = "flops"
         elif asked == "auto":
-            labelled = label_budgets(self._typed().rows, "auto")
+            labelled = label_budgets(self.imported().rows, "auto")
             budgets = [row.get("budget_flops") for row in labelled.rows]
             self.numbers["budget_flops"] = np.array(budgets, dtype=np.float64)
             self.derived["budget_flops"] = f"{len(labelled.clusters)} clusters of flops"
@@ -398,7 +390,8 @@ class _Work:
             for word, unknown in zip(words, otherwise, strict=True)
         ]
 
-    def _typed(self) -> Imported:
+    def imported(self) -> Imported:
+        """Return the runs as they are now, and the rows that were dropped."""
         import pandas as pd
 
         texts = {
@@ -423,10 +416,6 @@ class _Work:
             mapping=self.mapping,
             unit=NATS if unit == PERPLEXITY else unit,
         )
-
-    def imported(self) -> Imported:
-        """Return the runs, and the rows that were dropped."""
-        return self._typed()
 
     def _dropped_frame(self) -> pd.DataFrame:
         import numpy as np
