@@ -37,7 +37,9 @@ def history(values: Mapping[str, Any], step: int) -> bytes:
 
 
 def summary(values: Mapping[str, Any]) -> bytes:
-    return _field(3, b"".join(_field(1, _item(key, value)) for key, value in values.items()))
+    # A field of the library's own, before the others and with a number of two bytes.
+    info = _field(200, _field(1, b"stream-of-the-run"))
+    return _field(3, info + b"".join(_field(1, _item(key, value)) for key, value in values.items()))
 
 
 def config(values: Mapping[str, Any], removed: Iterable[str] = ()) -> bytes:

@@ -32,12 +32,13 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _MAX_BYTES = 2**28
 
 # Fields of messages in wandb_internal.proto.
-_ITEM, _STEP, _STEP_NUM = 1, 2, 1
-_KEY, _NESTED_KEY, _VALUE_JSON = 1, 2, 16
+_STEP, _STEP_NUM = 2, 1
 _REMOVE = 2
-_KEYS = (_KEY, _NESTED_KEY)
-# The same as bytes: field, kind of content (2: as many bytes as are told).
-_ITEM_BYTE, _KEY_BYTES, _VALUE_BYTES = _ITEM << 3 | 2, (0x0A, 0x12), (0x82, 0x01)
+# Of an item its key, or levels of it.
+_KEYS = (1, 2)
+# As bytes (field << 3 | 2, of which as many bytes as are told are the content): items are field 1,
+# their keys 1 and 2, their values, in JSON, 16.
+_ITEM_BYTE, _KEY_BYTES, _VALUE_BYTES = 0x0A, (0x0A, 0x12), (0x82, 0x01)
 _RUN_TEXTS = {1: "id", 2: "entity", 3: "project", 6: "group", 7: "job_type", 8: "name"}
 _RUN_CONFIG, _RUN_SUMMARY, _RUN_TAG, _RUN_START = 4, 5, 10, 17
 _SECONDS, _EXIT_CODE = 1, 1
@@ -110,28 +111,15 @@ def row_of(record: bytes) -> tuple[int, dict[str, Any]] | None:
             if field not in (HISTORY, SUMMARY) or not isinstance(message, bytes):
                 continue
             kind = field
-            for inner, value in _fields(message):
-                if inner == _ITEM and isinstance(value, bytes):
-                    row |= _item(value)
-                elif kind == HISTORY and inner == _STEP and isinstance(value, bytes):
-                    row.setdefault("_step", dict(_fields(value)).get(_STEP_NUM, 0))
+            items, has_others = _items(message)
+            for key, value in items.items():
+                row[key.decode(errors="replace")] = json.loads(value) if value else None
+            for inner, content in _fields(message) if has_others else ():
+                if kind == HISTORY and inner == _STEP and isinstance(content, bytes):
+                    row.setdefault("_step", dict(_fields(content)).get(_STEP_NUM, 0))
     except (ValueError, IndexError, RecursionError):
         return None
     return None if kind is None else (kind, row)
-
-
-def _item(message: bytes) -> dict[str, Any]:
-    """Return a key, its levels joined by dots, with its value."""
-    keys: list[str] = []
-    value = None
-    for field, content in _fields(message):
-        if not isinstance(content, bytes):
-            continue
-        if field in (_KEY, _NESTED_KEY) and content:
-            keys.append(content.decode(errors="replace"))
-        elif field == _VALUE_JSON:
-            value = json.loads(content)
-    return {".".join(keys): value}
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -310,7 +298,8 @@ def _items(message: bytes) -> tuple[dict[bytes, bytes], bool]:
     """Return keys, their levels joined by dots, with JSON of their values; whether more is said.
 
     Of all code here this runs most often, so that it reads the bytes itself: a key or an item of
-    fewer than 128 bytes begins with its field's byte and its length.
+    fewer than 128 bytes begins with its field's byte and its length. Of a removed key, a step, and
+    whatever the library adds, the content is a message, too.
 
     Raises:
         ValueError: it is no message.
@@ -320,15 +309,15 @@ def _items(message: bytes) -> tuple[dict[bytes, bytes], bool]:
     has_others = False
     place, end = 0, len(message)
     while place < end:
-        field = message[place]
+        if message[place] != _ITEM_BYTE:
+            tag, place = _varint(message, place)
+            if tag & 7 != 2:
+                raise ValueError("no message of protocol buffers")
+            length, place = _length(message, place)
+            has_others, place = True, place + length
+            continue
         length, place = _length(message, place + 1)
         stop = place + length
-        if field != _ITEM_BYTE:
-            # A removed key, or a step: its content is a message, too.
-            if field & 7 != 2:
-                raise ValueError("no message of protocol buffers")
-            has_others, place = True, stop
-            continue
         key, value = b"", b""
         while place < stop:
             inner = message[place]
