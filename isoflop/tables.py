@@ -234,16 +234,23 @@ def write_table(
 
     A row is an instance of the schema's dataclass, or a mapping of exactly the schema's columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     values = [_values(row, schema) for row in rows]
     unused = {name for name in schema.later if all(row[name] is None for row in values)}
     columns = tuple(column for column in schema.columns if column[0] not in unused)
     schema = dataclasses.replace(schema, columns=columns)
+    data = parquet_bytes(_arrow_table(values, schema.arrow()))
+    write_bytes_atomic(path, data, make_folder=make_folder)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return an Arrow table as a parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
-    pq.write_table(_arrow_table(values, schema.arrow()), sink, compression="zstd")
-    write_bytes_atomic(path, sink.getvalue().to_pybytes(), make_folder=make_folder)
+    pq.write_table(table, sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def write_runs(path: Path, rows: Sequence[Mapping[str, Any]], unit: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from isoflop.ingest.frames import UNREAD
-from isoflop.tables import RUNS, UNIT_KEY, Schema
+from isoflop.tables import RUNS, UNIT_KEY, Schema, parquet_bytes
 
 _TEXT = frozenset(
     {"run_id", "detail", "settings", "status_reason", "excluded_reason", "variant", "warnings"}
@@ -83,15 +83,11 @@ def runs_frame(
 def parquet_of(frame: pd.DataFrame) -> bytes:
     """Return runs as a parquet file that `isoflop fit` reads, with the unit of their losses."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     names = {name: "string" for name in frame.select_dtypes("category")}
     table = pa.Table.from_pandas(frame.astype(names), preserve_index=False)
     unit = str(frame.attrs["loss_unit"]).encode()
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({UNIT_KEY: unit}), sink, compression="zstd")
-    written: bytes = sink.getvalue().to_pybytes()
-    return written
+    return parquet_bytes(table.replace_schema_metadata({UNIT_KEY: unit}))
 
 
 class Compared(pd.DataFrame):  # type: ignore[misc]  # pandas has no types here

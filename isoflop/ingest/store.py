@@ -26,7 +26,7 @@ from isoflop.files import refuse_links, sha256_file, write_bytes_atomic, write_j
 from isoflop.ingest.files import SourceFile
 from isoflop.ingest.mapping import ColumnMap
 from isoflop.ingest.sources import FILE_KINDS, split_kind
-from isoflop.tables import RUNS, Schema
+from isoflop.tables import RUNS, Schema, parquet_bytes
 from isoflop.validate import CLOSED, Digest, Whole, read_record
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def write_import(
     Raises:
         UserError: the folder has a plan, other runs, or another import that is not to be replaced.
     """
-    table = _parquet(imported.arrow())
+    table = parquet_bytes(imported.arrow())
     record = ImportRecord(
         isoflop=__version__,
         source=source,
@@ -194,7 +194,7 @@ def write_import(
             return False
         # The record first: a folder that has it can be written again after a break.
         write_json_atomic(folder / IMPORT, as_json(record))
-        write_bytes_atomic(folder / DROPPED, _parquet(_dropped(imported)))
+        write_bytes_atomic(folder / DROPPED, parquet_bytes(_dropped(imported)))
         write_bytes_atomic(folder / TABLE, table)
     return True
 
@@ -289,13 +289,3 @@ def _dropped(imported: Imported) -> pa.Table:
     kinds = {"source_file": pa.string(), "row": pa.int64(), "reason": pa.string()}
     arrays = [pa.array(list(frame[name]), kind) for name, kind in kinds.items()]
     return pa.Table.from_arrays(arrays, names=list(kinds))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
