@@ -18,9 +18,14 @@ import numpy as np
 
 from isoflop.analysis.compare.multipliers import CompareStatus, Comparison
 from isoflop.analysis.optima_methods import MIN_DISTINCT_SIZES
-from isoflop.analysis.parametric.fitting import ParametricFit, context_of, natural_values
+from isoflop.analysis.parametric.fitting import (
+    ParametricFit,
+    context_of,
+    natural_values,
+    solve_into,
+)
 from isoflop.analysis.parametric.forms import FRONTIER, FrontierLaw
-from isoflop.analysis.parametric.solve import WITH_VALUES, log_rmse, refit_each, solve
+from isoflop.analysis.parametric.solve import log_rmse, refit_each
 from isoflop.analysis.parametric.terms import make_problem
 from isoflop.analysis.points import Point, Selection
 from isoflop.analysis.result import Fits, default_reference
@@ -115,21 +120,13 @@ def fit_envelope(
         reason = f"{len(best)} runs that no cheaper run beats; a frontier needs {MIN_RUNS}"
         return ParametricFit(**known, status="too_few", reason=reason)
     problem = make_problem(FRONTIER, "vpnls", ((flops,), ()), losses)
-    solution = solve(problem)
-    known.update(solution.verdict)
-    if solution.status not in WITH_VALUES:
+    solution = solve_into(known, problem)
+    if solution is None:
         return ParametricFit(**known)
-    natural = natural_values(problem, solution.theta[None])
-    values = {name: float(value[0]) for name, value in natural.items()}
-    known.update(
-        values=values,
-        objective=problem.objective(solution.value),
-        rmse=log_rmse(problem, solution.theta),
-    )
+    known.update(rmse=log_rmse(problem, solution.theta))
     if n_boot:
-        known.update(
-            draws=_draws(points, values, arch, n_boot, seed), bootstrap_kind="case", n_boot=n_boot
-        )
+        draws = _draws(points, known["values"], arch, n_boot, seed)
+        known.update(draws=draws, bootstrap_kind="case", n_boot=n_boot)
     return ParametricFit(**known)
 
 

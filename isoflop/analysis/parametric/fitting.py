@@ -13,6 +13,7 @@ from isoflop.analysis.bootstrap import Resampling, draw_losses, kind_for_law
 from isoflop.analysis.laws import Budget, LawRow
 from isoflop.analysis.parametric.solve import (
     WITH_VALUES,
+    Solution,
     Status,
     is_on_a_line,
     log_rmse,
@@ -178,19 +179,10 @@ def fit_law(
     if refusal is not None:
         return ParametricFit(**known, status=refusal[0], reason=refusal[1])
     problem = make_problem(form, method, data.inputs, data.losses, constraints)
-    solution = solve(problem)
-    known.update(solution.verdict)
-    if solution.status not in WITH_VALUES:
+    solution = solve_into(known, problem, derive)
+    if solution is None:
         return ParametricFit(**known)
-    known.update(
-        values={
-            name: float(value[0])
-            for name, value in natural_values(problem, solution.theta[None], derive).items()
-        },
-        objective=problem.objective(solution.value),
-        rmse=log_rmse(problem, solution.theta),
-        problem=problem,
-    )
+    known.update(rmse=log_rmse(problem, solution.theta), problem=problem)
     if resampling.n_boot:
         kind = kind_for_law(data.cells, resampling.kind)
         drawn = draw_losses(
@@ -233,6 +225,24 @@ def context_of(
         "budget_hi": max(budgets, default=None),
         "settings": settings,
     }
+
+
+def solve_into(
+    known: dict[str, Any],
+    problem: Problem,
+    derive: Callable[[Mapping[str, Floats]], dict[str, Floats]] | None = None,
+) -> Solution | None:
+    """Solve a problem and add the fields of a ParametricFit on it; return None without values."""
+    solution = solve(problem)
+    known.update(solution.verdict)
+    if solution.status not in WITH_VALUES:
+        return None
+    natural = natural_values(problem, solution.theta[None], derive)
+    known.update(
+        values={name: float(value[0]) for name, value in natural.items()},
+        objective=problem.objective(solution.value),
+    )
+    return solution
 
 
 def natural_values(

@@ -32,8 +32,9 @@ from isoflop.analysis.parametric.fitting import (
     context_of,
     fit_law,
     natural_values,
+    solve_into,
 )
-from isoflop.analysis.parametric.solve import WITH_VALUES, Status, log_rmse, refit_each, solve
+from isoflop.analysis.parametric.solve import Status, log_rmse, refit_each
 from isoflop.analysis.parametric.terms import (
     FREE,
     Constraints,
@@ -225,15 +226,9 @@ def fit_frontier(
         return ParametricFit(**known, status="too_few", reason=reason)
     budgets, losses = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
     problem = make_problem(FRONTIER, "vpnls", ((budgets,), ()), losses)
-    solution = solve(problem)
-    known.update(solution.verdict)
-    if solution.status not in WITH_VALUES:
+    solution = solve_into(known, problem)
+    if solution is None:
         return ParametricFit(**known)
-    natural = natural_values(problem, solution.theta[None])
-    known.update(
-        values={name: float(value[0]) for name, value in natural.items()},
-        objective=problem.objective(solution.value),
-    )
     if len(points) >= MIN_OPTIMA_FOR_INTERVAL:
         known.update(rmse=log_rmse(problem, solution.theta))
         known.update(_bootstrap(problem, solution.theta, arch, budgets, draws))
