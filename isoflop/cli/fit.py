@@ -28,7 +28,7 @@ from isoflop.cli.laws import (
 from isoflop.cli.optima import LOSS_INTERVAL, Row, law_row, optima_rows
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows
-from isoflop.cli.tables import console, fitted_table, new_table
+from isoflop.cli.tables import MISSING, between, console, fitted_table, new_table
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_count, format_flops, format_multiplier
 from isoflop.units import format_loss, loss_column, loss_name
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 # Left out of a terminal that is too narrow for all, the first ones first.
 _LEAST_WANTED = ("perplexity", LOSS_INTERVAL, "coefficient", "rmse")
 _TEXT = ("arch", "law", "status", "claimed", "parameter")
-_MISSING = "-"
 _C_OF_LAWS = {
     "nominal": "the nominal budget in FLOPs",
     "achieved": "the mean of the FLOPs that the runs achieved",
@@ -298,11 +297,11 @@ def multiplier_rows(fits: Fits) -> list[Row]:
         {
             "arch": row.arch,
             "budget": format_flops(row.budget_flops),
-            "multiplier": _MISSING
+            "multiplier": MISSING
             if row.multiplier is None
             else f"{signs.get(row.status, '')}{format_multiplier(row.multiplier)}",
-            "its interval": _between(row.ci_lo, row.ci_hi),
-            "for all": _between(row.ci_lo_simultaneous, row.ci_hi_simultaneous),
+            "its interval": between(row.ci_lo, row.ci_hi, format_multiplier),
+            "for all": between(row.ci_lo_simultaneous, row.ci_hi_simultaneous, format_multiplier),
             "claimed": _claim(row, row.budget_flops in beyond),
         }
         for row in fits.compare
@@ -408,14 +407,8 @@ def _laws(fits: Fits) -> list[PowerLaw]:
     return [law for law in fits.shown_laws if law.exponent is not None]
 
 
-def _between(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return _MISSING
-    return f"{format_multiplier(low)} to {format_multiplier(high)}"
-
-
 def _claim(row: Comparison, is_beyond: bool) -> str:
-    words = {"higher": "better", "lower": "worse", "none": _MISSING}[row.order_claimed]
+    words = {"higher": "better", "lower": "worse", "none": MISSING}[row.order_claimed]
     if row.status != "estimate":
         status = row.status.replace("_", " ")
         return status if row.order_claimed == "none" else f"{words} ({status})"

@@ -12,7 +12,7 @@ from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows
-from isoflop.cli.tables import console, counted, fitted_table, print_lines
+from isoflop.cli.tables import MISSING, console, counted, fitted_table, print_lines
 from isoflop.numbers import format_flops, format_multiplier
 from isoflop.units import format_loss, loss_column, loss_name
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from isoflop.analysis.result import Fits
     from isoflop.api.rows import Rows
 
-_MISSING = "-"
 _ANSWERS = ("pass", "fail", "undecided")
 _MOST_REASONS = 8
 # From here on a run is named as off the reference's best size: a factor.
@@ -193,9 +192,9 @@ def _names(rows: Sequence[GateRow]) -> list[str]:
 def _cells(name: str, row: GateRow, other: GateRow, unit: str) -> dict[str, str]:
     return {
         "run": name,
-        "arch": row.arch or _MISSING,
-        "FLOPs": _MISSING if row.flops is None else format_flops(row.flops, digits=3),
-        loss_column(unit): _MISSING if row.loss is None else format_loss(row.loss, unit),
+        "arch": row.arch or MISSING,
+        "FLOPs": MISSING if row.flops is None else format_flops(row.flops, digits=3),
+        loss_column(unit): MISSING if row.loss is None else format_loss(row.loss, unit),
         "multiplier": _factor(row),
         "interval": _between(row.ci_lo, row.ci_hi),
         "all at once": _between(row.ci_lo_simultaneous, row.ci_hi_simultaneous),
@@ -208,13 +207,13 @@ def _factor(row: GateRow) -> str:
     if row.multiplier is None:
         if row.claim_lo is not None:
             return f"> {_end(row.claim_lo)}"
-        return _MISSING if row.claim_hi is None else f"< {_end(row.claim_hi)}"
+        return MISSING if row.claim_hi is None else f"< {_end(row.claim_hi)}"
     return _end(row.multiplier) + (" (extrapolated)" if row.extrapolated else "")
 
 
 def _between(low: float | None, high: float | None) -> str:
     if low is None and high is None:
-        return _MISSING
+        return MISSING
     return f"{_end(low)} to {_end(high)}"
 
 

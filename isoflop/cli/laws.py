@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.cli.tables import console, new_table
+from isoflop.cli.tables import MISSING, between, console, new_table
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops, format_multiplier
 from isoflop.units import loss_name
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from isoflop.analysis.parametric import LawTest, ParametricFit
     from isoflop.analysis.result import Fits
 
-_MISSING = "-"
 _MOST_NAMED = 5
+_FOUR_DIGITS = "{:.4g}".format
 
 
 def clusters_table(fits: Fits) -> Table:
@@ -102,10 +102,8 @@ def _envelope_multiplier_rows(fits: Fits) -> list[dict[str, str]]:
         {
             "arch": row.arch,
             "FLOPs": format_flops(row.budget_flops),
-            "multiplier": _MISSING if row.multiplier is None else format_multiplier(row.multiplier),
-            "interval": _MISSING
-            if row.ci_lo is None or row.ci_hi is None
-            else f"{format_multiplier(row.ci_lo)} to {format_multiplier(row.ci_hi)}",
+            "multiplier": MISSING if row.multiplier is None else format_multiplier(row.multiplier),
+            "interval": between(row.ci_lo, row.ci_hi, format_multiplier),
             "status": "extrapolated" if row.extrapolated else row.status.replace("_", " "),
         }
         for row in fits.envelopes
@@ -140,12 +138,12 @@ def _envelopes(fits: Fits) -> list[ParametricFit]:
 
 
 def _value(law: ParametricFit, parameter: str) -> str:
-    return f"{law.values[parameter]:.4g}"
+    return _FOUR_DIGITS(law.values[parameter])
 
 
 def _ends(law: ParametricFit, parameter: str) -> str:
-    ends = law.interval(parameter)
-    return _MISSING if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
+    low, high = law.interval(parameter) or (None, None)
+    return between(low, high, _FOUR_DIGITS)
 
 
 def _surfaces(fits: Fits) -> list[ParametricFit]:
@@ -156,12 +154,10 @@ def _surface_row(row: LawRow) -> dict[str, str]:
     return {
         "arch": row.arch,
         "parameter": row.parameter,
-        "value": _MISSING if row.value is None else f"{row.value:.4g}",
-        "interval": _MISSING
-        if row.ci_lo is None or row.ci_hi is None
-        else f"{row.ci_lo:.4g} to {row.ci_hi:.4g}",
+        "value": MISSING if row.value is None else _FOUR_DIGITS(row.value),
+        "interval": between(row.ci_lo, row.ci_hi, _FOUR_DIGITS),
         "runs": str(row.n_points),
-        "rmse of ln L": _MISSING if row.rmse is None else f"{row.rmse:.2g}",
+        "rmse of ln L": MISSING if row.rmse is None else f"{row.rmse:.2g}",
     }
 
 
@@ -204,7 +200,7 @@ def fit_supplied(rows: list[dict[str, Any]], out_folder: Path | None) -> None:
         "The table holds optima, not runs: laws through them, and nothing that compares runs."
     )
     for row in laws:
-        value = _MISSING if row.value is None else f"{row.value:.5g}"
+        value = MISSING if row.value is None else f"{row.value:.5g}"
         ends = "" if row.ci_lo is None else f" ({row.ci_lo:.5g} to {row.ci_hi:.5g})"
         name = f"{row.arch} {row.form.replace('_', ' ')} {row.axis} {row.parameter}"
         out.print(f"{name}: {value}{ends}; {row.settings}; {row.status}", soft_wrap=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from isoflop.cli.tables import MISSING, between
 from isoflop.numbers import format_count, format_flops
 from isoflop.units import format_loss, has_perplexity, loss_column
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from isoflop.analysis.result import Fits
 
 LOSS_INTERVAL = "loss interval"
-_MISSING = "-"
 
 Row = dict[str, str]
 """Cells by the heading of their column."""
@@ -42,16 +43,15 @@ def law_row(law: PowerLaw) -> Row:
     """Return the row of a law that there is."""
     from isoflop.analysis.axes import axis_mark
 
+    low, high = law.exponent_ci or (None, None)
     return {
         "arch": law.arch,
         "law": axis_mark(law.axis),
         "exponent": f"{law.exponent:.4f}",
-        "interval": _MISSING
-        if law.exponent_ci is None
-        else "{:.4f} to {:.4f}".format(*law.exponent_ci),
-        "coefficient": _MISSING if law.coefficient is None else f"{law.coefficient:.4g}",
+        "interval": between(low, high, "{:.4f}".format),
+        "coefficient": MISSING if law.coefficient is None else f"{law.coefficient:.4g}",
         "budgets": str(law.n_points),
-        "rmse": _MISSING if law.rmse is None else f"{law.rmse:.2g}",
+        "rmse": MISSING if law.rmse is None else f"{law.rmse:.2g}",
     }
 
 
@@ -74,29 +74,29 @@ def _optimum_row(params: Optimum, further: Mapping[str, Optimum], unit: str) -> 
         "N* interval": _interval(params),
         "tokens D*": _bounded(tokens),
         **{axis_mark(n): _bounded(other) for n, other in further.items() if n != "tokens"},
-        loss_column(unit): _MISSING if loss is None else f"{at_most}{format_loss(loss, unit)}",
-        LOSS_INTERVAL: _MISSING
-        if params.loss_ci_lo is None or params.loss_ci_hi is None
-        else f"{format_loss(params.loss_ci_lo, unit)} to {format_loss(params.loss_ci_hi, unit)}",
+        loss_column(unit): MISSING if loss is None else f"{at_most}{format_loss(loss, unit)}",
+        LOSS_INTERVAL: between(
+            params.loss_ci_lo, params.loss_ci_hi, functools.partial(format_loss, unit=unit)
+        ),
         **({"perplexity": _perplexity(loss, at_most)} if has_perplexity(unit) else {}),
         "status": f"{params.status} ({', '.join(others)})" if others else params.status,
     }
 
 
 def _perplexity(loss: float | None, at_most: str) -> str:
-    return _MISSING if loss is None else f"{at_most}{math.exp(loss):.3f}"
+    return MISSING if loss is None else f"{at_most}{math.exp(loss):.3f}"
 
 
 def _bounded(optimum: Optimum) -> str:
     if optimum.x_opt is None:
-        return _MISSING
+        return MISSING
     sign = {"edge_low": "< ", "edge_high": "> "}.get(optimum.status, "")
     return sign + format_count(optimum.x_opt)
 
 
 def _interval(optimum: Optimum) -> str:
     if optimum.ci_lo is None or optimum.ci_hi is None:
-        return _MISSING
+        return MISSING
     low = "<" if optimum.ci_at_edge in ("low", "both") else ""
     high = ">" if optimum.ci_at_edge in ("high", "both") else ""
     return f"{low}{format_count(optimum.ci_lo)} to {high}{format_count(optimum.ci_hi)}"

@@ -16,7 +16,7 @@ from isoflop.cli.plan_tables import (
     rate_lines,
     total_lines,
 )
-from isoflop.cli.tables import console, new_table, print_lines
+from isoflop.cli.tables import MISSING, console, new_table, print_lines
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from isoflop.plan.estimate import PlanEstimate
     from isoflop.plan.planner import Plan
     from isoflop.study import Study
-
-_MISSING = "-"
 
 
 @click.command()
@@ -231,8 +229,8 @@ def power_lines(report: PowerReport) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.4f}"
+    return MISSING if value is None else f"{value:.4f}"
 
 
 def _factor(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.3f}" if value < 100 else "> 100"
+    return MISSING if value is None else f"{value:.3f}" if value < 100 else "> 100"

@@ -13,7 +13,7 @@ from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, REFERENCE, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows
-from isoflop.cli.tables import console, fitted_table, print_lines
+from isoflop.cli.tables import MISSING, between, console, fitted_table, print_lines
 from isoflop.errors import UserError, shown
 from isoflop.numbers import format_flops
 from isoflop.units import loss_name
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from isoflop.analysis.result import Fits
     from isoflop.plan.planner import Plan
 
-_MISSING = "-"
 _TEXT = ("arch", "of", "by")
 
 
@@ -203,17 +202,11 @@ def _missing_notes(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def _cells(row: Prediction) -> dict[str, str]:
-    def form(value: float | None) -> str:
-        return _MISSING if value is None else row.written(value)
-
-    interval = _MISSING
-    if row.pi_lo is not None and row.pi_hi is not None:
-        interval = f"{form(row.pi_lo)} to {form(row.pi_hi)}"
     return {
         "arch": row.arch,
         "of": row.name,
-        "predicted": form(row.value),
-        "interval": interval,
-        "beyond": _MISSING if row.ratio is None else f"{row.ratio:.3g} ×",
+        "predicted": MISSING if row.value is None else row.written(row.value),
+        "interval": between(row.pi_lo, row.pi_hi, row.written),
+        "beyond": MISSING if row.ratio is None else f"{row.ratio:.3g} ×",
         "by": row.law or row.status.replace("_", " "),
     }

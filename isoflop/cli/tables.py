@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+MISSING = "-"
+"""The cell of a value that does not exist."""
 
 # Where output goes to a file or pipe there is no width to obey; this holds the widest table.
 _PIPE_WIDTH = 140
@@ -93,6 +96,11 @@ def print_damaged(errors: Iterable[object]) -> bool:
 def counted(number: int, noun: str) -> str:
     """Return a number of things: `1 run`, `3 runs`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def between(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    """Return an interval as a cell; one without an end is missing."""
+    return MISSING if low is None or high is None else f"{form(low)} to {form(high)}"
 
 
 def new_table(*columns: tuple[str, str]) -> Table:
