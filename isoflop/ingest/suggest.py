@@ -101,6 +101,7 @@ class _Look:
         self.names = [str(name) for name in frame.columns]
         self._by_form: list[dict[str, list[str]]] = [{}, {}]
         self._numbers: dict[str, Floats] = {}
+        self._texts: dict[str, pd.Series] = {}
         for name in self.names:
             for level, form in enumerate(known.forms(name)):
                 self._by_form[min(level, 1)].setdefault(form, []).append(name)
@@ -118,6 +119,12 @@ class _Look:
         if column not in self._numbers:
             self._numbers[column] = read_numbers(self.frame[column]).values
         return self._numbers[column]
+
+    def texts(self, column: str) -> pd.Series:
+        """Return a column's cells as texts, None where there is none."""
+        if column not in self._texts:
+            self._texts[column] = texts_of(self.frame[column])
+        return self._texts[column]
 
     def sample(self, column: str) -> Floats:
         """Return numbers of a column by which to tell what it can be: all, or some of very many."""
@@ -226,7 +233,7 @@ class _Chosen:
         if self.asked.budget_from or "budget_flops" in {*self.columns, *self.given}:
             return
         for column in [c for tier in known.RUN_ID for c in self.look.columns(tier)]:
-            hint = hints.budget_hint(column, texts_of(self.look.frame[column]))
+            hint = hints.budget_hint(column, self.look.texts(column))
             if hint is not None:
                 self.notes.append(hint)
                 return
@@ -310,7 +317,7 @@ class _Chosen:
             return
         for tier in tiers:
             for column in self.look.columns(tier):
-                if fits(texts_of(self.look.frame[column])):
+                if fits(self.look.texts(column)):
                     self.columns[ours] = column
                     return
 
@@ -319,8 +326,8 @@ class _Chosen:
         if not texts.notna().all():
             return False
         if self.run is not None:
-            runs = self.look.frame[SOURCE_FILE if self.run == "file" else self.run]
-            return bool((texts.groupby(texts_of(runs).to_numpy()).nunique() == 1).all())
+            runs = self.look.texts(SOURCE_FILE if self.run == "file" else self.run)
+            return bool((texts.groupby(runs.to_numpy()).nunique() == 1).all())
         return bool(texts.is_unique)
 
     def arch(self, otherwise: str) -> None:
@@ -343,7 +350,7 @@ class _Chosen:
             if column not in used
             and self.look.frame[column].dtype.kind not in "iufcM"
             and texts_of(self.look.frame[column].iloc[:_MAX_SAMPLE]).nunique() <= _MOST_ARCHS
-            and self._are_archs(texts_of(self.look.frame[column]))
+            and self._are_archs(self.look.texts(column))
         ]
 
     def _are_archs(self, texts: pd.Series) -> bool:
@@ -374,7 +381,7 @@ class _Chosen:
         import pandas as pd
 
         frame = pd.DataFrame(
-            {"run": texts_of(self.look.frame[column]), "step": self.look.numbers(step)}
+            {"run": self.look.texts(column), "step": self.look.numbers(step)}
         ).dropna()
         sizes = self.columns.get("n_params")
         if sizes is not None:
