@@ -14,7 +14,7 @@ UNITS = (NATS, "bits_per_token", "bits_per_byte")
 _SHORT_NAMES = {"nats": NATS, "nat": NATS, "bpt": "bits_per_token", "bpb": "bits_per_byte"}
 # Words of an option alone: a study's trainer may have a metric of such a name.
 _SHORT_OPTIONS = {**_SHORT_NAMES, "bits": "bits_per_token", "bit": "bits_per_token"}
-_PERPLEXITIES = ("perplexity", "ppl")
+PERPLEXITIES = ("perplexity", "ppl")
 # One letter more, less or other; nats_per_byte and bits_per_character are other units.
 _LIKENESS = 0.92
 
@@ -44,7 +44,7 @@ def read_unit(word: str, option: str = "--loss-unit") -> str:
     allowed = f"{', '.join(UNITS)}, or the name of a metric of which less is better"
     if not name or not name.isprintable():
         raise UserError(option, word, allowed, "name one of them")
-    if name.lower() in _PERPLEXITIES:
+    if name.lower() in PERPLEXITIES:
         do = "write ln(perplexity) into the table, or `isoflop import --loss-unit perplexity`"
         raise UserError(option, word, allowed, do)
     if near := meant_unit(name):

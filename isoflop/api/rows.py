@@ -13,10 +13,9 @@ from isoflop.analysis.points import AXES, Axis
 from isoflop.errors import UserError
 from isoflop.files import write_bytes_atomic
 from isoflop.ingest.files import RawTable
-from isoflop.ingest.mapping import ColumnMap
+from isoflop.ingest.mapping import ColumnMap, read_loss_unit
 from isoflop.ingest.sources import split_kind
 from isoflop.tables import unit_of, write_runs
-from isoflop.units import meant_unit
 from isoflop.validate import validated
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ def mapping_of(
     named |= {} if arch is None else {"arch": arch}
     if budget_from not in (None, "flops", "auto", "none"):
         named["budget_flops"], budget_from = str(budget_from), None
-    unit = None if loss_unit is None else meant_unit(loss_unit) or loss_unit
+    unit = None if loss_unit is None else read_loss_unit(loss_unit, "loss_unit")
     values = {"columns": named, "budget_from": budget_from, "loss_unit": unit, **others}
     given = {name: value for name, value in values.items() if value is not None}
     if isinstance(given.get("where"), str):

@@ -147,7 +147,7 @@ def asked_mapping(chosen: Mapping[str, Any], stored: ImportRecord | None = None)
     Raises:
         UserError: they do not go together.
     """
-    from isoflop.ingest.mapping import ColumnMap
+    from isoflop.ingest.mapping import ColumnMap, read_loss_unit
 
     given = {name: value for name, value in chosen.items() if value}
     if stored is not None:
@@ -171,14 +171,8 @@ def asked_mapping(chosen: Mapping[str, Any], stored: ImportRecord | None = None)
         take=chosen["take"] or "last",
         budget_from=budgets,
         flops_unit=chosen["flops_unit"] and chosen["flops_unit"].lower(),
-        loss_unit=chosen["loss_unit"] and _unit(chosen["loss_unit"]),
+        loss_unit=chosen["loss_unit"] and read_loss_unit(chosen["loss_unit"]),
     )
-
-
-def _unit(word: str) -> str:
-    from isoflop.units import meant_unit
-
-    return meant_unit(word) or word
 
 
 def _pairs(

@@ -19,6 +19,7 @@ from isoflop.ingest.frames import NUMBERS, TEXTS, read_numbers
 from isoflop.ingest.names import pattern_of
 from isoflop.tables import METRIC
 from isoflop.texts import has_control
+from isoflop.units import PERPLEXITIES, read_unit
 from isoflop.validate import CLOSED
 
 if TYPE_CHECKING:
@@ -118,6 +119,19 @@ class ColumnMap:
         for column, pattern in self.parse.items():
             found |= dict.fromkeys(pattern_of(pattern, f"--parse {column}").named, column)
         return found
+
+
+def read_loss_unit(word: str, option: str = "--loss-unit") -> str:
+    """Return the unit of losses that an option of an import names, which may be perplexity.
+
+    Args:
+        word: as `isoflop.units.read_unit` takes it, or perplexity.
+        option: what a message calls it.
+
+    Raises:
+        UserError: as `isoflop.units.read_unit` of any other word.
+    """
+    return PERPLEXITY if word.strip().lower() in PERPLEXITIES else read_unit(word, option)
 
 
 def check_ours(name: str) -> None:

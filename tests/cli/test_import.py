@@ -96,6 +96,9 @@ def test_an_interrupted_import_is_ended_by_the_same_command(table: Path) -> None
 def test_what_others_made_is_not_replaced(table: Path) -> None:
     assert run(table, "--out", "one").exit_code == 0
     refused(run(table, "--loss-unit", "bpb", "--out", "one"), "not the same: mapping")
+    refused(run(table, "--loss-unit", "bits_per_bytes"), "say bits_per_byte if that is meant")
+    assert "bits per token" in run(table, "--loss-unit", "bits").output
+    assert "logarithm of perplexity" in run(table, "--loss-unit", "ppl").output
     before = Path("one/runs.parquet").read_bytes()
     table.write_text(table.read_text() + table.read_text().splitlines()[-1] + "\n")
     refused(run(table, "--out", "one"), "not the same: files")
