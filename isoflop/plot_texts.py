@@ -19,9 +19,14 @@ def literal(text: str) -> str:
     A character that no font of `font.family` has is shown as its number; an underscore at the
     start, which hides a label from legends, comes after a space without width.
     """
+    plain = _plain(text)
     # A single dollar starts no math.
-    escaped = text.replace("$", r"\$") if text.count("$") > 1 else text
-    return shown(f"\u200b{escaped}" if escaped.startswith("_") else escaped)
+    return plain.replace("$", r"\$") if plain.count("$") > 1 else plain
+
+
+def _plain(text: str) -> str:
+    """Return a text as matplotlib is to show it where no math is read."""
+    return shown(f"\u200b{text}" if text.startswith("_") else text)
 
 
 def shown(text: str) -> str:
@@ -71,8 +76,12 @@ def _character_width(path: str, character: str) -> float:
 
 
 def shortened(names: Sequence[str], width: float, size: float, *, bold: bool = False) -> list[str]:
-    """Return names that fit a width in inches: too long ones lose a part, and differ still."""
-    return texts.shortened(names, width, functools.partial(text_width, size=size, bold=bold))
+    """Return names that fit a width in inches: too long ones lose a part, and differ still.
+
+    They are to be shown where no math is read, or by `literal`.
+    """
+    measure = functools.partial(text_width, size=size, bold=bold)
+    return texts.shortened([_plain(name) for name in names], width, measure)
 
 
 def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:

@@ -240,10 +240,9 @@ def panel_names(archs: Sequence[str], canvas: Canvas) -> list[str]:
     width = _width(canvas.figure) / columns - 4 * plot_style.small_size() / 72
     if canvas.is_axes:
         width = _width(canvas.figure) * canvas.axes[0].get_position().width
-    known = [plot_texts.literal(arch).replace(r"\$", "$") for arch in archs]
     size = plot_style.points_of("axes.titlesize")
     is_bold = plot_style.is_bold("axes.titleweight")
-    return plot_texts.shortened(known, width, size, bold=is_bold)
+    return plot_texts.shortened(archs, width, size, bold=is_bold)
 
 
 def _width(figure: Figure | SubFigure) -> float:

@@ -77,8 +77,7 @@ def short_names(archs: Sequence[str]) -> dict[str, str]:
     """Return the names of families for legends: long ones lose a part, none is read as math."""
     size = plot_style.points_of("legend.fontsize")
     distinct = list(dict.fromkeys(archs))
-    known = [plot_texts.literal(arch).replace(r"\$", "$") for arch in distinct]
-    cut = plot_texts.shortened(known, _NAME_INCHES * plot_style.em(), size)
+    cut = plot_texts.shortened(distinct, _NAME_INCHES * plot_style.em(), size)
     return {arch: plot_texts.literal(name) for arch, name in zip(distinct, cut, strict=True)}
 
 
@@ -188,8 +187,7 @@ def _listed(axes: Axes, new: Sequence[Artist]) -> list[Artist]:
 
 def _shorten_labels(handles: Sequence[Artist], width: float, size: float) -> None:
     """Cut the names of families that are wide for an axes."""
-    full = {one: gid.removeprefix(_NAME) for one in handles if (gid := one.get_gid())}
-    names = {one: plot_texts.literal(name).replace(r"\$", "$") for one, name in full.items()}
+    names = {one: gid.removeprefix(_NAME) for one in handles if (gid := one.get_gid())}
     cut = plot_texts.shortened(list(names.values()), width, size)
     for handle, name in zip(names, cut, strict=True):
         handle.set_label(plot_texts.literal(name))
