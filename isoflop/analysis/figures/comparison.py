@@ -11,10 +11,11 @@ import numpy as np
 
 from isoflop import plot_style, plot_texts
 from isoflop.analysis.compare.multipliers import Comparison
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.figures.canvas import COMPUTE_LABEL, finish, open_canvas, panel_names, say
 from isoflop.analysis.figures.legends import handles_of
-from isoflop.analysis.figures.shown import Palette, Shown, show
+from isoflop.analysis.figures.notes import run_notes
+from isoflop.analysis.figures.shown import MOST_FAMILIES, Palette, Shown, show
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.result import Fits
 from isoflop.numbers import MAX_MULTIPLIER, format_multiplier
@@ -67,7 +68,7 @@ def multipliers(
             seen = show(fits, archs=seen.archs, budgets=budgets, hue=hue)
     num = len(drawn)
     if ax is not None or archs is None:
-        drawn = drawn[: 1 if ax is not None else frame.MOST_FAMILIES - 1]
+        drawn = drawn[: 1 if ax is not None else MOST_FAMILIES - 1]
     canvas = open_canvas(len(drawn), figure=figure, ax=ax, row_height=_ROW_HEIGHT)
     _scale(canvas.axes, fits, seen, [c for c in arrows if c.arch in drawn])
     lines = _notes(fits, reference)
@@ -90,7 +91,7 @@ def multipliers(
         title=_TITLE,
         label=loss_label(fits.unit),
         handles=handles_of(replace(seen, archs=(*drawn, reference))),
-        notes=[*lines, *frame.run_notes(fits)] if notes else (),
+        notes=[*lines, *run_notes(fits)] if notes else (),
         scale=seen.scale,
     )
 
@@ -190,11 +191,11 @@ def _draw_optima(axes: Axes, fits: Fits, seen: Shown, archs: Sequence[str]) -> N
             axes.vlines(
                 at, lows, highs, colors=[look.mark.colour], lw=0.8 * width, label="_nolegend_"
             )
-        frame.draw_marks(
+        marks.draw_marks(
             axes,
             [(o.budget_flops, o.loss_opt) for o in look.members],
             look.mark,
-            [frame.optimum_text(o, fits.unit) for o in look.members],
+            [marks.optimum_text(o, fits.unit) for o in look.members],
             label=look.label,
             scale=0.8,
             linestyle=look.mark.line,

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop import plot_style, plot_texts
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.figures.canvas import Canvas, finish, open_canvas, say
 from isoflop.analysis.figures.legends import handles_of
+from isoflop.analysis.figures.notes import run_notes
 from isoflop.analysis.figures.shown import Look, Palette, Shown, show
 from isoflop.analysis.laws import LawAxis, flops_of, law_source
 from isoflop.analysis.optima import Optimum
@@ -222,11 +223,11 @@ def _draw_optima(
         if not optima:
             continue
         places = [(_flops(fits, o), quantity.shown(quantity.value(o) or 0.0)) for o in optima]
-        frame.draw_marks(
+        marks.draw_marks(
             axes,
             places,
             look.mark,
-            [frame.optimum_text(optimum, fits.unit) for optimum in optima],
+            [marks.optimum_text(optimum, fits.unit) for optimum in optima],
             label=label,
             # A bound is see-through and on top, so that neither mark hides the other.
             markerfacecolor="none" if is_bound else look.mark.colour,
@@ -295,4 +296,4 @@ def _notes(fits: Fits, quantity: _Quantity, drawn: Mapping[str, Sequence[Optimum
     if absent:
         more = f" and {len(absent) - _MOST_ABSENT} more" if len(absent) > _MOST_ABSENT else ""
         lines.append(f"No minimum found: {', '.join(absent[:_MOST_ABSENT])}{more}.")
-    return [*lines, *frame.run_notes(fits)]
+    return [*lines, *run_notes(fits)]

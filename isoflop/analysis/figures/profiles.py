@@ -11,10 +11,12 @@ import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.axes import axis_label
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.figures.canvas import Canvas, finish, open_canvas, panel_names, say
 from isoflop.analysis.figures.legends import entry, handles_of
+from isoflop.analysis.figures.notes import families_note, run_notes
 from isoflop.analysis.figures.shown import (
+    MOST_FAMILIES,
     MOST_LISTED,
     Hue,
     Palette,
@@ -96,7 +98,7 @@ def profiles(
     """
     fits = fits if axis is None else fits.under(axis=axis)
     default: Hue = "arch" if hue == "arch" else "budget"
-    most = None if default == "arch" else frame.MOST_FAMILIES
+    most = None if default == "arch" else MOST_FAMILIES
     seen = show(
         fits,
         archs=archs,
@@ -183,7 +185,7 @@ def evenly(values: Sequence[T], most: int) -> list[T]:
 
 
 def _notes(fits: Fits, seen: Shown, panels: Sequence[_Panel]) -> list[str]:
-    lines = frame.run_notes(fits)
+    lines = run_notes(fits)
     if any(o.ci_lo is not None for panel in panels for o in panel.optima):
         share = f"{100 * fits.options.confidence:g} %"
         lines.insert(0, f"Shaded box: {share} interval of the minimum, in size and loss.")
@@ -197,9 +199,7 @@ def _notes(fits: Fits, seen: Shown, panels: Sequence[_Panel]) -> list[str]:
         )
     elif absent:
         lines.append(f"Drawn: {len(panels)} of {len(seen.budgets)} budgets, evenly chosen.")
-    if len(seen.archs) == frame.MOST_FAMILIES:
-        lines += frame.left_out_note(fits)
-    return lines
+    return [*lines, *families_note(fits, seen)]
 
 
 def _name_panels(canvas: Canvas, panels: Sequence[_Panel]) -> None:
@@ -259,9 +259,9 @@ def _draw_profile(
     if not placed:
         return
     sizes = [x for x, _ in placed]
-    tips = [frame.run_text(point, unit) for _, point in placed]
-    marks = [(x, point.loss) for x, point in placed]
-    frame.draw_marks(axes, marks, mark, tips, label=label, scale=0.8 * scale, zorder=4)
+    tips = [marks.run_text(point, unit) for _, point in placed]
+    places = [(x, point.loss) for x, point in placed]
+    marks.draw_marks(axes, places, mark, tips, label=label, scale=0.8 * scale, zorder=4)
     curve = fitted_curve(points, axis, fits.options.method)
     if curve is not None:
         across = np.geomspace(min(sizes), max(sizes), _CURVE_SAMPLES)
@@ -304,11 +304,11 @@ def _draw_optimum(axes: Axes, optimum: Optimum, scale: float, unit: str, is_name
     at = (optimum.x_opt, optimum.loss_opt)
     low = optimum.status == "edge_low"
     star, ink = optimum.is_point, rcParams["text.color"]
-    frame.draw_marks(
+    marks.draw_marks(
         axes,
         [at],
         Mark(colour=ink, marker="*" if star else "<" if low else ">", line="none"),
-        [frame.optimum_text(optimum, unit)],
+        [marks.optimum_text(optimum, unit)],
         scale=(2.1 if star else 1.65) * scale,
         markerfacecolor=rcParams["axes.facecolor"] if star else "none",
         markeredgewidth=0.8 if star else 1.1,

@@ -9,9 +9,10 @@ import numpy as np
 
 from isoflop import plot_style
 from isoflop.analysis.axes import axis_label
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.figures.canvas import COMPUTE_LABEL, finish, open_canvas, say
 from isoflop.analysis.figures.legends import handles_of
+from isoflop.analysis.figures.notes import run_notes
 from isoflop.analysis.figures.shown import Palette, Shown, show
 from isoflop.analysis.optima import fitted_curve
 from isoflop.analysis.optima_methods import METHODS
@@ -70,7 +71,7 @@ def residuals(
         title=_RESIDUALS_TITLE,
         label=f"Residual (% of the {loss_name(fits.unit)})",
         handles=handles_of(seen),
-        notes=[what, *frame.run_notes(fits)] if notes else (),
+        notes=[what, *run_notes(fits)] if notes else (),
         scale=seen.scale,
     )
 
@@ -116,6 +117,6 @@ def _draw_residuals(
     for group in seen.grouped(((p.arch, p.budget_flops), (x, p, r)) for x, p, r in found):
         points = [(x, 100 * r) for x, _, r in group.members]
         tips = [
-            f"{frame.run_text(p, unit)}\nresidual {100 * r:+.3f} %" for _, p, r in group.members
+            f"{marks.run_text(p, unit)}\nresidual {100 * r:+.3f} %" for _, p, r in group.members
         ]
-        frame.draw_marks(axes, points, group.mark, tips, label=group.label, scale=0.8)
+        marks.draw_marks(axes, points, group.mark, tips, label=group.label, scale=0.8)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop import plot_style
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.figures.canvas import finish, open_canvas, say
 from isoflop.analysis.figures.legends import handles_of
+from isoflop.analysis.figures.notes import run_notes
 from isoflop.analysis.figures.shown import LOOSE, Palette, Shown, budget_title, show
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.points import GroupKey, Point, profile_of
@@ -77,7 +78,7 @@ def resources(
         "Small: runs. Steps: runs that no run of the family beats in both loss and resource."
         + (" Large: optima of the isoFLOP curves." if optima else ""),
         *([f"Not in the table: {', '.join(absent)}."] if absent else []),
-        *frame.run_notes(fits),
+        *run_notes(fits),
     ]
     return finish(
         canvas,
@@ -127,10 +128,10 @@ def _draw_resource(
     for look in seen.grouped((key, (x, point)) for x, (key, point) in placed):
         points = [(x, point.loss) for x, point in look.members]
         tips = [
-            f"{frame.run_text(point, fits.unit)}\n{resource.axis_label}: {format_count(x)}"
+            f"{marks.run_text(point, fits.unit)}\n{resource.axis_label}: {format_count(x)}"
             for x, point in look.members
         ]
-        frame.draw_marks(axes, points, look.mark, tips, label=look.label, scale=0.5, alpha=0.45)
+        marks.draw_marks(axes, points, look.mark, tips, label=look.label, scale=0.5, alpha=0.45)
     _draw_optima(axes, fits, seen, resource)
 
 
@@ -162,12 +163,12 @@ def _draw_optima(axes: Axes, fits: Fits, seen: Shown, resource: Resource) -> Non
         if (value := _amount(fits, optimum, resource)) is not None
     ]
     for look in seen.grouped(placed):
-        frame.draw_marks(
+        marks.draw_marks(
             axes,
             [(value, optimum.loss_opt) for value, optimum in look.members],
             look.mark,
             [
-                f"{frame.optimum_text(optimum, fits.unit)}\n"
+                f"{marks.optimum_text(optimum, fits.unit)}\n"
                 f"{resource.axis_label}: {format_count(value)}"
                 for value, optimum in look.members
             ],
@@ -222,7 +223,7 @@ def sparsity(
     lines = [
         "Parameters over forward FLOPs per token, which are a third of the training FLOPs per "
         "token. Line: mean over the seeds of a size. Large: the family's best run.",
-        *frame.run_notes(fits),
+        *run_notes(fits),
     ]
     if len(panels) < num_budgets:
         lines.insert(1, f"Drawn: the largest {len(panels)} of {num_budgets} budgets.")
@@ -289,8 +290,8 @@ def _draw_family(
     )
     for group, scale, name in ((placed, 0.6, label), ([best], 1.2, None)):
         points = [(x, shown_loss(point.loss, unit)) for x, point in group]
-        tips = [f"{frame.run_text(p, unit)}\nparameters per FLOP {x:.4g}" for x, p in group]
-        frame.draw_marks(axes, points, mark, tips, label=name, scale=scale)
+        tips = [f"{marks.run_text(p, unit)}\nparameters per FLOP {x:.4g}" for x, p in group]
+        marks.draw_marks(axes, points, mark, tips, label=name, scale=scale)
 
 
 def _mean_by_size(placed: Sequence[tuple[float, Point]]) -> dict[float, float]:

@@ -11,9 +11,10 @@ import numpy as np
 from isoflop import plot_style
 from isoflop.analysis.compare import one_size
 from isoflop.analysis.compare.one_size import SeedMean
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.figures.canvas import Canvas, finish, open_canvas, say
 from isoflop.analysis.figures.legends import entry
+from isoflop.analysis.figures.notes import run_notes
 from isoflop.analysis.figures.rows import row_names, set_rows
 from isoflop.analysis.figures.shown import Palette, Shown, label_colours, show
 from isoflop.analysis.points import Point
@@ -133,11 +134,11 @@ def _draw_runs(
         if seen is not None:
             first = group[0][1]
             mark = replace(mark, colour=seen.mark(first.arch, first.budget_flops).colour)
-        frame.draw_marks(
+        marks.draw_marks(
             axes,
             [(point.loss, place) for place, point in group],
             mark,
-            [frame.run_text(point, fits.unit) for _, point in group],
+            [marks.run_text(point, fits.unit) for _, point in group],
             label=None if label in labels else label,
             scale=0.8,
         )
@@ -175,5 +176,5 @@ def _notes(fits: Fits, means: Sequence[SeedMean], num: int) -> list[str]:
     return [
         f"Bar: geometric mean over the seeds. {why}families are compared seed by seed.",
         *([f"Drawn: the first {len(means)} of {num} rows."] if len(means) < num else []),
-        *frame.run_notes(fits),
+        *run_notes(fits),
     ]

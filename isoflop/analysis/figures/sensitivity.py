@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop import plot_style, plot_texts
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.figures.canvas import finish, open_canvas, say
 from isoflop.analysis.figures.legends import handles_of
+from isoflop.analysis.figures.notes import families_note, run_notes
 from isoflop.analysis.figures.rows import set_rows
-from isoflop.analysis.figures.shown import Palette, Shown, show
+from isoflop.analysis.figures.shown import MOST_FAMILIES, Palette, Shown, show
 from isoflop.analysis.laws import LawAxis
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.result import Fits
@@ -62,7 +63,7 @@ def sensitivity(
     "n_tokens"; None: a panel each, or in an axes that is given those of N*. Arguments, results and
     errors are else those of `isoflop.analysis.figures.profiles.profiles`.
     """
-    seen = show(fits, archs=archs, palette=palette, most=frame.MOST_FAMILIES)
+    seen = show(fits, archs=archs, palette=palette, most=MOST_FAMILIES)
     asked = next(iter(_PANELS)) if axis is None and ax is not None else axis
     drawn = [one for one in _PANELS if asked in (None, one)]
     if not drawn:
@@ -79,8 +80,8 @@ def sensitivity(
     set_rows(canvas, names, _ROW_HEIGHT)
     lines = [
         f"Bar: {100 * fits.options.confidence:g} % interval. No mark: too few optima.",
-        *(frame.left_out_note(fits) if archs is None else []),
-        *frame.run_notes(fits),
+        *families_note(fits, seen),
+        *run_notes(fits),
     ]
     return finish(
         canvas,
@@ -143,7 +144,7 @@ def _draw_exponents(axes: Axes, estimates: Sequence[Estimate], seen: Shown) -> N
             at, lows, highs = zip(*bars, strict=True)
             width = rcParams["lines.linewidth"]
             axes.hlines(at, lows, highs, colors=[mark.colour], linewidth=width, label="_nolegend_")
-        frame.draw_marks(
+        marks.draw_marks(
             axes,
             [(value, place) for place, _, value in known],
             mark,

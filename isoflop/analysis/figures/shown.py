@@ -23,6 +23,8 @@ Hue = Literal["arch", "budget"]
 Palette = Mapping[Any, Any] | Sequence[Any] | str
 """Colours by label, a list of them, or a colormap: its name, or matplotlib's own object."""
 
+MOST_FAMILIES = 11
+"""Of one page."""
 MOST_LISTED = 6
 """Budgets that a legend lists; of more a colour bar tells."""
 # Budgets that a person types agree with the table's to so much.
@@ -57,6 +59,8 @@ class Shown:
     """Of a family or budget among those of the table: chooses its marker, in every figure."""
     scale: ScalarMappable | None
     """Of the colour bar; None where a legend lists the colours."""
+    is_cut: bool
+    """Whether families are left out that nobody asked to leave out, for there are too many."""
 
     def mark(self, arch: str, budget: float) -> Mark:
         """Return the look of a family's runs at a budget."""
@@ -148,7 +152,8 @@ def show(
         raise UserError("hue", hue, "arch or budget", "name what colours tell apart")
     loose = sorted({point.arch for point in fits.selection.loose} - set(fits.archs))
     known = [*fits.archs, *loose]
-    chosen = _archs(fits, known if with_loose else fits.archs, archs, most)
+    drawable = known if with_loose else fits.archs
+    chosen = _archs(fits, drawable, archs, most)
     at = _budgets(fits.budgets, budgets)
     kind: Hue = default if hue is None else "arch" if hue == "arch" else "budget"
     places: dict[str | float, int] = {arch: i for i, arch in enumerate(known)}
@@ -167,6 +172,7 @@ def show(
         colours=colours,
         places=places,
         scale=scale,
+        is_cut=archs is None and len(chosen) < len(drawable),
     )
 
 

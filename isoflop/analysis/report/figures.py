@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from isoflop import plot_style
-from isoflop.analysis.figures import draw_page, frame
+from isoflop.analysis.figures import draw_page, marks
 from isoflop.analysis.report.document import Document, Picture
 from isoflop.analysis.result import Fits
 from isoflop.files import make_own_folder
@@ -46,7 +46,7 @@ def write_figures(
     for stem in _stems(document):
         with plot_style.style():
             figure = draw_page(fits, stem)
-            tips = frame.collect_tips(figure)
+            tips = marks.collect_tips(figure)
             written = plot_style.save(figure, folder, stem, _FORMATS)
         paths.extend(written)
         svg = next(path for path in written if path.suffix == ".svg").read_bytes()

@@ -20,7 +20,7 @@ from analysis.made_report import full_table
 from analysis.made_runs import curve, parabola, row, spaced, study
 from isoflop.analysis.compare.multipliers import compare_archs
 from isoflop.analysis.figures import FIGURES
-from isoflop.analysis.figures.frame import collect_tips
+from isoflop.analysis.figures.marks import collect_tips
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import select_points

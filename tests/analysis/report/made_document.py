@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from isoflop import plot_style
-from isoflop.analysis.figures import frame
+from isoflop.analysis.figures import marks
 from isoflop.analysis.report.document import (
     Document,
     Items,
@@ -56,9 +56,9 @@ def made_svg() -> tuple[bytes, dict[str, list[str]]]:
         figure = plot_style.new_figure(3.5, 2.0)
         axes = figure.subplots()
         mark = plot_style.family_mark(0)
-        frame.draw_marks(axes, [(1, 3), (2, 4)], mark, ["first", "second <b>"], linestyle="-")
+        marks.draw_marks(axes, [(1, 3), (2, 4)], mark, ["first", "second <b>"], linestyle="-")
         axes.plot([1, 2], [4, 3], color="black")
-        tips = frame.collect_tips(figure)
+        tips = marks.collect_tips(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue(), tips

@@ -16,7 +16,7 @@ from analysis.made_runs import curve, parabola, row, spaced, study
 from analysis.report.made_document import made_svg
 from isoflop import plot_style
 from isoflop.analysis.compare.multipliers import compare_archs
-from isoflop.analysis.figures import FIGURES, draw_page, frame
+from isoflop.analysis.figures import FIGURES, draw_page, marks
 from isoflop.analysis.figures.resources import hull, params_per_flop
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima, fit_rows
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
@@ -106,7 +106,7 @@ def test_the_bytes_are_the_same_each_time(stem: str, fits: Fits, tmp_path: Path)
         with plot_style.style():
             folder = tmp_path / name
             figure = draw_page(fits, stem)
-            frame.collect_tips(figure)
+            marks.collect_tips(figure)
             paths = plot_style.save(figure, folder, stem, ("png", "svg", "pdf"))
         files.append([path.read_bytes() for path in paths])
     assert files[0] == files[1]
@@ -115,7 +115,7 @@ def test_the_bytes_are_the_same_each_time(stem: str, fits: Fits, tmp_path: Path)
 
 def test_every_run_and_optimum_tells_its_values(fits: Fits) -> None:
     with plot_style.style():
-        tips = frame.collect_tips(draw_page(fits, "isoflop_profiles"))
+        tips = marks.collect_tips(draw_page(fits, "isoflop_profiles"))
     texts = [text for group in tips.values() for text in group]
     points = [point for group in fits.groups.values() for point in group]
     drawn = [o for arch in fits.archs for o in fits.optima_of(arch) if o.x_opt is not None]

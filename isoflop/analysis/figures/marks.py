@@ -1,4 +1,4 @@
-"""Empty figures of the right size, and the hover texts of their markers in the HTML report.
+"""Markers with hover texts, which the HTML report shows.
 
 Markers carry their hover texts (isoflop.analysis.figures.artists), and in an SVG an id by which the
 texts are found again.
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.axes import axis_words
-from isoflop.analysis.result import Fits, declared_note, excluded_note
 from isoflop.numbers import format_count, format_flops
 from isoflop.plot_style import Mark
 from isoflop.units import format_loss, has_perplexity, loss_name
@@ -25,18 +24,7 @@ if TYPE_CHECKING:
     from isoflop.analysis.optima import Optimum
     from isoflop.analysis.points import Point
 
-
-# Panels on one page.
-MOST_FAMILIES = 11
 _TIP_PREFIX = "tip-"
-
-
-def left_out_note(fits: Fits) -> list[str]:
-    """Return a line on the families that are not drawn; none where all are."""
-    num = len(fits.archs)
-    if num <= MOST_FAMILIES:
-        return []
-    return [f"Drawn: {MOST_FAMILIES} of {num} families, the reference among them."]
 
 
 def draw_marks(
@@ -90,12 +78,6 @@ def collect_tips(figure: Figure) -> dict[str, list[str]]:
         marks.set_gid(gid)
         tips[gid] = list(marks.tips)
     return tips
-
-
-def run_notes(fits: Fits) -> list[str]:
-    """Return what any figure says of the runs: those excluded, declared FLOPs."""
-    declared = declared_note(fits)
-    return [excluded_note(fits), *([] if declared is None else [declared])]
 
 
 def run_text(point: Point, unit: str) -> str:
