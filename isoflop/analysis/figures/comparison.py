@@ -181,16 +181,8 @@ def _draw_optima(axes: Axes, fits: Fits, seen: Shown, archs: Sequence[str]) -> N
             )
     placed = [((o.arch, o.budget_flops), o) for optima in by_arch.values() for o in optima]
     for look in seen.grouped(placed):
-        bars = [
-            (o.budget_flops, o.loss_ci_lo, o.loss_ci_hi)
-            for o in look.members
-            if o.loss_ci_lo is not None and o.loss_ci_hi is not None
-        ]
-        if bars:
-            at, lows, highs = zip(*bars, strict=True)
-            axes.vlines(
-                at, lows, highs, colors=[look.mark.colour], lw=0.8 * width, label="_nolegend_"
-            )
+        bars = [(o.budget_flops, o.loss_ci_lo, o.loss_ci_hi) for o in look.members]
+        marks.draw_bars(axes, bars, look.mark.colour)
         marks.draw_marks(
             axes,
             [(o.budget_flops, o.loss_opt) for o in look.members],

@@ -241,18 +241,13 @@ def _draw_optima(
 
 def _draw_ends(axes: Axes, fits: Fits, quantity: _Quantity, look: Look) -> None:
     """Draw the intervals as thin bars."""
-    from matplotlib import rcParams
-
     bars = [
         (_flops(fits, optimum), quantity.shown(low), quantity.shown(high))
         for optimum in look.members
         for low, high in [quantity.ends(optimum)]
         if low is not None and high is not None
     ]
-    if bars:
-        at, lows, highs = zip(*bars, strict=True)
-        width = 0.8 * rcParams["lines.linewidth"]
-        axes.vlines(at, lows, highs, colors=[look.mark.colour], linewidth=width, label="_nolegend_")
+    marks.draw_bars(axes, bars, look.mark.colour)
 
 
 def _draw_arrow(axes: Axes, place: tuple[float, float], side: int, colour: Any) -> None:

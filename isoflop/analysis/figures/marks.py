@@ -1,4 +1,4 @@
-"""Markers with hover texts, which the HTML report shows.
+"""Markers with hover texts, which the HTML report shows, and the bars of their intervals.
 
 Markers carry their hover texts (isoflop.analysis.figures.artists), and in an SVG an id by which the
 texts are found again.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.analysis.axes import axis_words
@@ -65,6 +65,33 @@ def draw_marks(
     lazily: Any = None
     axes.autoscale(lazily)
     return marks
+
+
+def draw_bars(
+    axes: Axes,
+    bars: Iterable[tuple[float, float | None, float | None]],
+    colour: Any,
+    *,
+    width: float = 0.8,
+    is_across: bool = False,
+) -> None:
+    """Draw intervals as bars without a label; those that lack an end are left out.
+
+    Args:
+        axes: to draw in.
+        bars: (place, lower end, upper end) of each.
+        colour: of all.
+        width: of the lines, in units of `lines.linewidth`.
+        is_across: whether they lie along the x axis.
+    """
+    from matplotlib import rcParams
+
+    whole = [(at, low, high) for at, low, high in bars if low is not None and high is not None]
+    if whole:
+        places, lows, highs = zip(*whole, strict=True)
+        draw = axes.hlines if is_across else axes.vlines
+        thickness = width * rcParams["lines.linewidth"]
+        draw(places, lows, highs, colors=[colour], linewidth=thickness, label="_nolegend_")
 
 
 def collect_tips(figure: Figure) -> dict[str, list[str]]:

@@ -122,8 +122,6 @@ def exponents(fits: Fits, archs: Sequence[str], axis: LawAxis, parameter: str) -
 
 def _draw_exponents(axes: Axes, estimates: Sequence[Estimate], seen: Shown) -> None:
     """Draw a row per estimate; a family's are one artist, with the family's label."""
-    from matplotlib import rcParams
-
     groups = itertools.groupby(enumerate(estimates), key=lambda item: item[1].arch)
     for arch, group in groups:
         rows = list(group)
@@ -135,15 +133,8 @@ def _draw_exponents(axes: Axes, estimates: Sequence[Estimate], seen: Shown) -> N
         if not known:
             continue
         mark = seen.mark(arch, float("nan"))
-        bars = [
-            (place, one.ci_lo, one.ci_hi)
-            for place, one, _ in known
-            if one.ci_lo is not None and one.ci_hi is not None
-        ]
-        if bars:
-            at, lows, highs = zip(*bars, strict=True)
-            width = rcParams["lines.linewidth"]
-            axes.hlines(at, lows, highs, colors=[mark.colour], linewidth=width, label="_nolegend_")
+        bars = [(place, one.ci_lo, one.ci_hi) for place, one, _ in known]
+        marks.draw_bars(axes, bars, mark.colour, width=1.0, is_across=True)
         marks.draw_marks(
             axes,
             [(value, place) for place, _, value in known],
