@@ -17,11 +17,21 @@ from matplotlib.testing.compare import compare_images
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from isoflop import plot_style
+from isoflop.analysis.figures import draw_page
+from isoflop.analysis.result import Fits
+
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50
 # Root mean square over the pixels, of 255: a legend that moved by a line has more than twice this.
 TOLERANCE = 1.5
 MOST_BYTES = 30_000
+
+
+def page(fits: Fits, stem: str) -> Figure:
+    """Return a figure as the report draws it."""
+    with plot_style.style():
+        return draw_page(fits, stem)
 
 
 def difference(figure: Figure, name: str, folder: Path, dpi: int = DPI) -> str | None:

@@ -11,13 +11,11 @@ import matplotlib as mpl
 import matplotlib.style
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from analysis.figures.images import TOLERANCE, check, difference
+from analysis.figures.images import TOLERANCE, check, difference, page
 from analysis.made_report import full_table
 from analysis.made_runs import study
-from isoflop import plot_style
-from isoflop.analysis.figures import FIGURES, draw_page
+from isoflop.analysis.figures import FIGURES
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.points import select_points
 
@@ -40,12 +38,6 @@ def made(num_budgets: int, num_archs: int) -> Fits:
     budgets = np.geomspace(1e17, 1e21, num_budgets) if num_budgets > 1 else [1e17]
     archs = ["mlp"] if num_archs == 1 else LONG[-num_archs:]
     return fitted(study(archs, [float(budget) for budget in budgets]))
-
-
-def page(fits: Fits, stem: str) -> Figure:
-    """As in the report."""
-    with plot_style.style():
-        return draw_page(fits, stem)
 
 
 def test_a_page_looks_as_committed(tmp_path: Path) -> None:

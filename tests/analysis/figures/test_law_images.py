@@ -13,11 +13,10 @@ import matplotlib.style
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.figures.images import check
+from analysis.figures.images import check, page
 from analysis.made_runs import row, study
-from isoflop import plot_style
 from isoflop.analysis.compare.multipliers import compare_archs
-from isoflop.analysis.figures import FIGURES, draw_page
+from isoflop.analysis.figures import FIGURES
 from isoflop.analysis.fit import FitOptions, Fits, fit_optima
 from isoflop.analysis.optima_methods import DEFAULT_METHOD
 from isoflop.analysis.points import select_points
@@ -50,12 +49,6 @@ def sizes(archs: list[str]) -> Fits:
     ]
     options = FitOptions(n_boot=0)
     return fit_optima(select_points(rows), options, methods=[DEFAULT_METHOD], axes=["n_params"])
-
-
-def page(fits: Fits, stem: str) -> Figure:
-    """As in the report."""
-    with plot_style.style():
-        return draw_page(fits, stem)
 
 
 def test_pages_look_as_committed(tmp_path: Path) -> None:
