@@ -12,7 +12,7 @@ import pandas as pd
 from isoflop.analysis.points import AXES
 from isoflop.analysis.result import FitOptions
 from isoflop.api.results import Results
-from isoflop.api.rows import mapping_of, read_any, study_reference
+from isoflop.api.rows import mapping_of, read_any
 from isoflop.ingest.frames import as_frame
 from isoflop.ingest.mapping import PERPLEXITY
 
@@ -83,7 +83,7 @@ def load(
     asked = mapping_of(**options, loss_unit=loss_unit) if is_mapped else None
     read_at = functools.partial(read_any, _kept(source), asked, loss_unit)
     read = read_at(AXES[0])
-    return Results(read, FitOptions(reference=study_reference(read.plan, None)), read_at)
+    return Results(read, read.options(FitOptions()), read_at)
 
 
 def read_runs(source: Any, **options: Any) -> pd.DataFrame:

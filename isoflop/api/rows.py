@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from isoflop.validate import validated
 
 if TYPE_CHECKING:
     from isoflop.analysis.report import Report
-    from isoflop.analysis.result import Fits
+    from isoflop.analysis.result import FitOptions, Fits
     from isoflop.ingest.store import Imported
     from isoflop.plan.planner import Plan
 
@@ -46,6 +46,18 @@ class Rows:
     mapped: Mapped | None = None
     """How columns of others became those of the rows."""
 
+    def options(self, asked: FitOptions) -> FitOptions:
+        """Return options whose reference, where none is asked for, is the study's own.
+
+        That of a study with its own trainer is its first arch. Any study in which a built-in family
+        stands, and a table, leave it to `isoflop.analysis.result.default_reference`.
+        """
+        study = None if self.plan is None else self.plan.study
+        if asked.reference is not None or study is None:
+            return asked
+        is_own = all(map(study.has_trainer, study.archs))
+        return replace(asked, reference=study.archs[0]) if is_own else asked
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mapped:
@@ -65,17 +77,6 @@ class Mapped:
         pairs = [*mapping.columns.items(), *mapping.parsed.items(), *derived.items()]
         constant = [] if mapping.arch_name is None else [("arch", repr(mapping.arch_name))]
         return [f"{ours} = {theirs}" for ours, theirs in (*constant, *pairs)]
-
-
-def study_reference(plan: Plan | None, asked: str | None) -> str | None:
-    """Return the reference asked for; of a study with its own trainer, else its first arch.
-
-    None leaves it to `isoflop.analysis.result.default_reference`, as does any study in which a
-    built-in family stands.
-    """
-    if asked is not None or plan is None or not all(map(plan.study.has_trainer, plan.study.archs)):
-        return asked
-    return plan.study.archs[0]
 
 
 def read_rows(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
-from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, fit_options, given_parameters
 from isoflop.cli.laws import (
     against_lines,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from isoflop.analysis.laws import PowerLaw
     from isoflop.analysis.points import Axis, Excluded
     from isoflop.analysis.result import Fits
-    from isoflop.plan.planner import Plan
+    from isoflop.api.rows import Rows
 
 
 # Left out of a terminal that is too narrow for all, the first ones first.
@@ -110,8 +109,8 @@ def fit_folder(
     options = options or FitOptions()
     runs = runs_of(source, out_folder, loss_unit, options.axis)
     announce_fit(runs)
-    chosen = runs.options(options)
-    made = fit_table(runs.rows, runs.out_folder, chosen, unit=runs.unit)
+    read = runs.read
+    made = fit_table(read.rows, runs.out_folder, read.options(options), unit=read.unit)
     out = console()
     if made.fits.clusters:
         out.print(clusters_table(made.fits))
@@ -190,26 +189,21 @@ def _left_out_note(columns: Sequence[str]) -> list[str]:
 class Runs:
     """What `fit` and `report` read."""
 
+    read: Rows
     table: Path
     """The file of the rows."""
-    rows: list[dict[str, Any]]
     out_folder: Path
-    written: tuple[Path, ...]
-    """The table, where it was collected from a study's runs."""
-    unit: str
-    """Of the losses."""
-    plan: Plan | None
-    """Of a study's folder."""
 
-    def options(self, asked: FitOptions) -> FitOptions:
-        """Return options with the reference that is the study's where none is asked for."""
-        return replace(asked, reference=study_reference(self.plan, asked.reference))
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The table, where it was collected from a study's runs."""
+        return () if self.read.plan is None else (self.table,)
 
 
 def announce_fit(runs: Runs) -> None:
     """Print at a terminal what takes the time."""
     if sys.stderr.isatty():
-        click.echo(f"fitting {len(runs.rows)} rows; this takes up to a minute", err=True)
+        click.echo(f"fitting {len(runs.read.rows)} rows; this takes up to a minute", err=True)
 
 
 def runs_of(
@@ -237,14 +231,7 @@ def runs_of(
     read = read_rows(source, loss_unit=loss_unit, axis=axis)
     if is_study:
         write_runs(table, read.rows, read.unit)
-    return Runs(
-        table=table,
-        rows=read.rows,
-        out_folder=out or source,
-        written=(table,) if is_study else (),
-        unit=read.unit,
-        plan=read.plan,
-    )
+    return Runs(read=read, table=table, out_folder=out or source)
 
 
 def optima_table(fits: Fits, width: int) -> tuple[Table, tuple[str, ...]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows
@@ -91,7 +89,7 @@ def gate(
     read = read_rows(reference, loss_unit=loss_unit)
     judged = read_rows(runs, ("loss", "flops"), loss_unit=loss_unit)
     _check_same_losses(read, judged)
-    options = replace(options, reference=study_reference(read.plan, arch))
+    options = read.options(options)
     _, selection = select_runs(read.rows, options, unit=read.unit)
     pick_reference(selection.archs, options.reference)
     fits = fit_optima(selection, options, methods=(options.method,), axes=(options.axis,))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from isoflop.api.rows import study_reference
 from isoflop.cli.fit_options import LOSS_UNIT, REFERENCE, screening_options
 from isoflop.cli.options import FOLDER_OR_TABLE, OUT_FOLDER
 from isoflop.cli.rows import read_rows
@@ -94,7 +92,7 @@ def predict(
         from isoflop.analysis.registered import check_open
 
         check_open(source, budget_flops, rows)
-    options = replace(options, reference=study_reference(plan, options.reference))
+    options = read.options(options)
     _, selection = select_runs(rows, options, unit=read.unit)
     fits = fit_optima(selection, options, methods=(options.method,), axes=size_axes(options.axis))
     predictions = predicted(fits, budget_flops, archs)

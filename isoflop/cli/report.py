@@ -30,9 +30,9 @@ def report(source: Path, out: Path | None, loss_unit: str | None, **chosen: Any)
     asked = FitOptions(**chosen)
     runs = runs_of(source, out, loss_unit, asked.axis)
     announce_fit(runs)
-    options = runs.options(asked)
-    fits = fit_rows(runs.rows, options, unit=runs.unit)
-    about = source_of(runs.table, runs.rows, source if source.is_dir() else None)
+    read = runs.read
+    fits = fit_rows(read.rows, read.options(asked), unit=read.unit)
+    about = source_of(runs.table, read.rows, source if source.is_dir() else None)
     made = write_report(fits, about, runs.out_folder)
     tables = write_tables(fits, runs.out_folder)
     for path in (*made.text_paths, *runs.written, *tables, *made.table_paths):
