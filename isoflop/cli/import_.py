@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isoflop.cli.options import OUT_FOLDER
+from isoflop.cli.progress import Bar
 from isoflop.cli.prompts import confirm
 from isoflop.cli.tables import console, counted, new_table, print_lines
 from isoflop.errors import UserError, shown
@@ -83,14 +84,13 @@ def import_(
     wandb:ENTITY/PROJECT, wandb:FOLDER, tensorboard:DIR or hf:NAME. Which of its columns is which is
     suggested from their names, shown, and kept in import.json beside the runs.
     """
-    from isoflop.ingest.sources import read_source
     from isoflop.ingest.store import read_import, write_import
     from isoflop.ingest.suggest import suggest
     from isoflop.ingest.table import import_table
 
     stored = None if mapping is None else read_import(mapping)
     source = _source(sources, stored)
-    raw = read_source(source, refresh=refresh, note=_show_progress)
+    raw = _read(source, refresh=refresh)
     asked = asked_mapping(chosen, stored)
     notes: tuple[str, ...] = ()
     if stored is None:
@@ -110,12 +110,17 @@ def import_(
     click.echo(f"next: isoflop fit {shlex.quote(str(out))}")
 
 
-def _show_progress(num_read: int, num_runs: int) -> None:
-    """Show how far a tracker's runs are read, in a line of the terminal that goes away."""
-    if sys.stderr.isatty() and (num_read % _SHOWN_EVERY == 0 or num_read == num_runs):
-        is_last = num_read == num_runs
-        line = "" if is_last else f"{num_read:,} of {num_runs:,} runs read"
-        click.echo(f"\r{line:<40}\r", nl=False, err=True)
+def _read(source: str, *, refresh: bool) -> RawTable:
+    """Return the table of a source; show how far a tracker's runs are read."""
+    from isoflop.ingest.sources import read_source
+
+    with Bar(console(stderr=True)) as bar:
+
+        def show(num_read: int, num_runs: int) -> None:
+            if num_read % _SHOWN_EVERY == 0:
+                bar.show_amount("reading", num_read, num_runs, " runs")
+
+        return read_source(source, refresh=refresh, note=show)
 
 
 def _source(sources: tuple[str, ...], stored: ImportRecord | None) -> str:
