@@ -210,10 +210,7 @@ def _clusters(
     groups = near_budgets(num_runs, sizes)
     found = []
     for group, label in zip(groups, _labels(groups), strict=True):
-        by_arch: dict[str, set[float]] = {}
-        for value in group:
-            for arch, of_arch in sizes.get(value, {}).items():
-                by_arch.setdefault(arch, set()).update(of_arch)
+        by_arch = _by_arch(group, sizes)
         found.append(
             Cluster(
                 budget_flops=label,
@@ -309,11 +306,17 @@ def _num_sizes(part: tuple[int, int], values: Floats, sizes: Sizes) -> int:
 
 
 def _archs_with_curve(part: tuple[int, int], values: Floats, sizes: Sizes) -> frozenset[str]:
+    found = _by_arch(values[part[0] : part[1] + 1].tolist(), sizes)
+    return frozenset(arch for arch, of_arch in found.items() if len(of_arch) >= _LEAST_SIZES)
+
+
+def _by_arch(values: Iterable[float], sizes: Sizes) -> dict[str, set[float]]:
+    """Return the sizes of each arch at any of the budgets."""
     found: dict[str, set[float]] = {}
-    for value in values[part[0] : part[1] + 1].tolist():
+    for value in values:
         for arch, of_arch in sizes.get(value, {}).items():
             found.setdefault(arch, set()).update(of_arch)
-    return frozenset(arch for arch, of_arch in found.items() if len(of_arch) >= _LEAST_SIZES)
+    return found
 
 
 def _labels(groups: Sequence[Sequence[float]]) -> list[float]:

@@ -313,8 +313,7 @@ def _csv(path: Path, text: bytes) -> pa.Table:
             ),
         )
     except pa.ArrowInvalid as error:
-        if text.count(b'"') % 2:
-            _check_quotes(path, text, delimiter)
+        _check_quotes(path, text, delimiter)
         if wrong:
             raise UserError(
                 f"data row {wrong[0].number - 1} of {path}",
@@ -324,8 +323,7 @@ def _csv(path: Path, text: bytes) -> pa.Table:
             ) from None
         reason = str(error).splitlines()[0]
         raise UserError(_WHAT, str(path), f"{_ALLOWED} ({reason})", "convert it") from None
-    if text.count(b'"') % 2:
-        _check_quotes(path, text, delimiter)
+    _check_quotes(path, text, delimiter)
     return table.rename_columns(names)
 
 
@@ -350,6 +348,8 @@ def _first_row(text: str, delimiter: str) -> list[str]:
 
 def _check_quotes(path: Path, text: bytes, delimiter: str) -> None:
     """Refuse a quote that is never closed: it hides all rows after it."""
+    if text.count(b'"') % 2 == 0:
+        return
     lines = csv.reader(io.StringIO(text.decode(), newline=""), delimiter=delimiter, strict=True)
     try:
         for _ in lines:
