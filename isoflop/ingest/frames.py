@@ -20,6 +20,7 @@ import numpy as np
 from isoflop.arrays import Bools, Floats
 from isoflop.errors import UserError, shown
 from isoflop.ingest.files import SOURCE_FILE, frame_of_arrow
+from isoflop.ingest.known import plain as plain_name
 from isoflop.ingest.records import flat, frame_of_records
 from isoflop.numbers import read_number
 from isoflop.tables import METRIC, RUNS
@@ -328,19 +329,15 @@ def _check_columns(
 
 def _nearest_note(missing: Iterable[str], names: Sequence[str]) -> str:
     """Return which columns may be the ones missing, by their names; "" where none is near."""
-    plain = {_plain_name(name): name for name in names}
+    plain = {plain_name(name): name for name in names}
     found = []
     for name in missing:
-        wanted = _plain_name(name)
+        wanted = plain_name(name)
         near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.6)
         # As loss is in val/loss.
         near = near or [key for key in plain if len(wanted) > 3 and wanted in key][:1]
         found += [f"{printable(plain[key], '')} for {name}" for key in near]
     return f" (nearest: {', '.join(found)})" if found else ""
-
-
-def _plain_name(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _number_cells(column: pd.Series, *, is_whole: bool) -> tuple[list[Any], Bools]:

@@ -276,7 +276,8 @@ class _Work:
             if logged.isna().any():
                 filled = logged.iloc[order].groupby(codes[order]).ffill().sort_index()
                 if ours in self.texts:
-                    self.texts[ours] = filled.set_axis(self.frame.index)
+                    given = filled.where(filled.notna(), None)
+                    self.texts[ours] = given.set_axis(self.frame.index)
                 else:
                     self.numbers[ours] = filled.to_numpy()
 
@@ -376,18 +377,14 @@ class _Work:
         """Return the statuses of ours; without theirs, by whether there is a loss."""
         import numpy as np
 
-        given = self.texts.get("status")
-        if given is not None:
-            # Of a run without a status, its loss tells whether it is done.
-            words = ["" if word is None or word != word else str(word) for word in given]
-        else:
-            words = [""] * len(self.frame)
-        # What could not be read has its own reason.
+        given = self.texts.get("status", [None] * len(self.frame))
+        # Of a run without a status, its loss tells whether it is done; what could not be read has
+        # its own reason.
         has_loss = ~np.isnan(self.numbers["loss"]) | [text is not None for text in self.reasons]
         otherwise = ["done" if has else "missing" for has in has_loss]
         return [
             printable(read_status(word), "") if word else unknown
-            for word, unknown in zip(words, otherwise, strict=True)
+            for word, unknown in zip(given, otherwise, strict=True)
         ]
 
     def imported(self) -> Imported:
@@ -395,9 +392,7 @@ class _Work:
         import pandas as pd
 
         texts = {
-            ours: [
-                None if text is None or text != text else printable(str(text), "") for text in given
-            ]
+            ours: [None if text is None else printable(text, "") for text in given]
             for ours, given in self.texts.items()
         }
         if self.mapping.arch_name is not None:
