@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
 
 _TABLE = "runs.parquet"
+_IN_MEMORY = "a data frame"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +42,8 @@ class Rows:
     """Of the losses."""
     damaged: tuple[str, ...] = ()
     """What is wrong with each run whose records cannot be read."""
-    label: str = "a data frame"
-    """Where the rows are from, for people."""
+    label: str = _IN_MEMORY
+    """Where the rows are from, for people; of mapped columns, as it was typed."""
     mapped: Mapped | None = None
     """How columns of others became those of the rows."""
 
@@ -65,8 +66,6 @@ class Mapped:
 
     imported: Imported
     raw: RawTable
-    source: str
-    """As it was typed."""
     notes: tuple[str, ...]
     """What the names of its columns leave open, and what is odd about their values."""
 
@@ -154,14 +153,13 @@ def _read_mapped(source: Any, asked: ColumnMap) -> Rows:
     suggestion = suggest(raw, asked)
     imported = import_table(raw, suggestion.mapping)
     notes = (*suggestion.notes, *imported.notes)
-    label = str(source) if is_text else "a data frame"
     return Rows(
         plan=None,
         table=None,
-        rows=[{**row} for row in imported.rows],
+        rows=imported.rows,
         unit=imported.unit,
-        label=label,
-        mapped=Mapped(imported=imported, raw=raw, source=label, notes=notes),
+        label=str(source) if is_text else _IN_MEMORY,
+        mapped=Mapped(imported=imported, raw=raw, notes=notes),
     )
 
 
@@ -205,17 +203,17 @@ def write_report_of(read: Rows, fits: Fits, out: Path) -> Report:
     from isoflop.api.frames import parquet_of, runs_frame
     from isoflop.ingest.store import write_import
 
-    table, folder = read.table, None
-    if read.plan is not None and read.table is not None:
-        folder, table = read.table.parent, out / _TABLE
+    table, folder = out / _TABLE, None
+    if read.plan is not None:
+        assert read.table is not None
+        folder = read.table.parent
         write_runs(table, read.rows, read.unit)
-    if read.mapped is not None:
-        write_import(read.mapped.imported, read.mapped.raw, read.mapped.source, out)
-    if table is None:
-        table = out / _TABLE
-        if read.mapped is None:
-            out.mkdir(parents=True, exist_ok=True)
-            write_bytes_atomic(table, parquet_of(runs_frame(read.rows, read.unit)))
+    elif read.mapped is not None:
+        write_import(read.mapped.imported, read.mapped.raw, read.label, out)
+    elif read.table is not None:
+        table = read.table
+    else:
+        write_bytes_atomic(table, parquet_of(runs_frame(read.rows, read.unit)))
     report = write_report(fits, source_of(table, read.rows, folder), out)
     write_tables(fits, out)
     return report
