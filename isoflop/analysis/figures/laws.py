@@ -12,7 +12,7 @@ from isoflop.analysis.figures.canvas import Canvas, finish, open_canvas, say
 from isoflop.analysis.figures.legends import handles_of
 from isoflop.analysis.figures.notes import run_notes
 from isoflop.analysis.figures.shown import Look, Palette, Shown, show
-from isoflop.analysis.laws import LawAxis, flops_of, law_source
+from isoflop.analysis.laws import Budget, LawAxis, flops_of, law_source
 from isoflop.analysis.optima import Optimum
 from isoflop.analysis.result import Fits
 from isoflop.numbers import format_count
@@ -33,6 +33,8 @@ class _Quantity:
     """What is drawn of the optima, and how."""
 
     axis: LawAxis
+    budget: Budget
+    """What C is, found once for all optima."""
     title: str
     label: str
     value: Callable[[Optimum], float | None]
@@ -43,6 +45,10 @@ class _Quantity:
     form: Callable[[float], str]
     side: Callable[[Optimum], Literal[-1, 1]]
     """On which side of a bound the optimum lies: below or above."""
+
+    def flops(self, optimum: Optimum) -> float:
+        """Return the C at which an optimum is drawn."""
+        return flops_of(optimum, self.budget) or optimum.budget_flops
 
 
 def frontier(
@@ -64,6 +70,7 @@ def frontier(
     unit = fits.unit
     quantity = _Quantity(
         axis="loss",
+        budget=fits.law_budget,
         title=f"{measure_name(unit)} at each family's optimum",
         label="Perplexity, exp(nats per token)" if has_perplexity(unit) else loss_label(unit),
         value=lambda o: o.loss_opt,
@@ -92,7 +99,7 @@ def optimum_size(
     Arguments and errors are those of `isoflop.analysis.figures.profiles.profiles`.
     """
     seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
-    quantity = _size("n_params", "Compute-optimal parameters", "Optimal parameters N*")
+    quantity = _size(fits, "n_params", "Compute-optimal parameters", "Optimal parameters N*")
     return _against_compute(fits, quantity, seen, open_canvas(1, figure=figure, ax=ax), notes)
 
 
@@ -112,13 +119,14 @@ def optimum_tokens(
     Arguments and errors are those of `isoflop.analysis.figures.profiles.profiles`.
     """
     seen = show(fits, archs=archs, budgets=budgets, hue=hue, palette=palette)
-    quantity = _size("n_tokens", "Compute-optimal training tokens", "Optimal tokens D*")
+    quantity = _size(fits, "n_tokens", "Compute-optimal training tokens", "Optimal tokens D*")
     return _against_compute(fits, quantity, seen, open_canvas(1, figure=figure, ax=ax), notes)
 
 
-def _size(axis: LawAxis, title: str, label: str) -> _Quantity:
+def _size(fits: Fits, axis: LawAxis, title: str, label: str) -> _Quantity:
     return _Quantity(
         axis=axis,
+        budget=fits.law_budget,
         title=title,
         label=label,
         value=lambda o: o.x_opt,
@@ -144,7 +152,7 @@ def _against_compute(
     axes.set(xscale="log", yscale="log", xlabel=_BUDGET_LABEL)
     placed = [o for group in optima.values() for o in group]
     # Before anything is drawn: matplotlib cannot find limits where all have one value.
-    flops = [_flops(fits, optimum) for optimum in placed]
+    flops = [quantity.flops(optimum) for optimum in placed]
     values = [quantity.shown(quantity.value(optimum) or 0.0) for optimum in placed]
     axes.set_xlim(*plot_style.padded(min(flops), max(flops), 0.08))
     axes.set_ylim(*plot_style.padded(min(values), max(values), 0.12))
@@ -176,10 +184,6 @@ def _optima_of(fits: Fits, quantity: _Quantity, seen: Shown, arch: str) -> list[
     ]
 
 
-def _flops(fits: Fits, optimum: Optimum) -> float:
-    return flops_of(optimum, fits.law_budget) or optimum.budget_flops
-
-
 def _draw_law(
     axes: Axes, fits: Fits, quantity: _Quantity, seen: Shown, optima: Sequence[Optimum]
 ) -> bool:
@@ -192,10 +196,10 @@ def _draw_law(
     if not optima:
         return False
     arch = optima[0].arch
-    law = fits.law(arch, quantity.axis)
+    law = fits.law(arch, quantity.axis, budget=quantity.budget)
     if law.exponent is None or law.budget_lo is None or law.budget_hi is None:
         return False
-    flops = [_flops(fits, optimum) for optimum in optima]
+    flops = [quantity.flops(optimum) for optimum in optima]
     low, high = max(law.budget_lo, min(flops)), min(law.budget_hi, max(flops))
     if low >= high:
         return False
@@ -217,12 +221,12 @@ def _draw_optima(
     axes: Axes, fits: Fits, quantity: _Quantity, look: Look, label: str | None
 ) -> None:
     """Draw optima of one look with their intervals; bounds are hollow, with an arrow."""
-    _draw_ends(axes, fits, quantity, look)
+    _draw_ends(axes, quantity, look)
     for is_bound in (False, True):
         optima = [o for o in look.members if o.is_bound == is_bound]
         if not optima:
             continue
-        places = [(_flops(fits, o), quantity.shown(quantity.value(o) or 0.0)) for o in optima]
+        places = [(quantity.flops(o), quantity.shown(quantity.value(o) or 0.0)) for o in optima]
         marks.draw_marks(
             axes,
             places,
@@ -239,10 +243,10 @@ def _draw_optima(
                 _draw_arrow(axes, place, quantity.side(optimum), look.mark.colour)
 
 
-def _draw_ends(axes: Axes, fits: Fits, quantity: _Quantity, look: Look) -> None:
+def _draw_ends(axes: Axes, quantity: _Quantity, look: Look) -> None:
     """Draw the intervals as thin bars."""
     bars = [
-        (_flops(fits, optimum), quantity.shown(low), quantity.shown(high))
+        (quantity.flops(optimum), quantity.shown(low), quantity.shown(high))
         for optimum in look.members
         for low, high in [quantity.ends(optimum)]
         if low is not None and high is not None
@@ -278,7 +282,9 @@ def _notes(fits: Fits, quantity: _Quantity, drawn: Mapping[str, Sequence[Optimum
     lines = []
     if any(o.is_point for o in optima):
         lines.append("Filled: minimum of the isoFLOP curve.")
-    if any(fits.law(arch, quantity.axis).exponent is not None for arch in drawn):
+    if any(
+        fits.law(arch, quantity.axis, budget=quantity.budget).exponent is not None for arch in drawn
+    ):
         all_drawn = {o.budget_flops for o in optima} >= set(fits.budgets)
         of = "the filled marks" if all_drawn else "the minima of all budgets"
         lines.append(f"Line: power law through {of}.")
