@@ -33,18 +33,18 @@ def shown(text: str) -> str:
     """Return a text that no font lacks a character of; those show as their numbers."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if has_glyph(c) else f"U+{ord(c):04X}" for c in text)
+    fonts = _fonts()
+    return "".join(
+        c if any(_is_in_font(path, c) for path in fonts) else f"U+{ord(c):04X}" for c in text
+    )
 
 
-def has_glyph(character: str) -> bool:
-    """Return whether a font of `font.family` has a character."""
+def _fonts() -> list[str]:
+    """Return the files of the fonts of `font.family`."""
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties, findfont
 
-    return any(
-        _is_in_font(findfont(FontProperties(family=[family])), character)
-        for family in rcParams["font.family"]
-    )
+    return [findfont(FontProperties(family=[family])) for family in rcParams["font.family"]]
 
 
 @functools.cache
