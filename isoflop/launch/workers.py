@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -192,7 +192,9 @@ def _stop(workers: Sequence[_Worker], on_stop: Callable[[int], bool]) -> None:
     on_stop(_num_saving(workers))
     for worker in workers:
         if worker.job is None and worker.process.is_alive():
-            worker.pipe.send(None)
+            # It may have died since.
+            with suppress(BrokenPipeError):
+                worker.pipe.send(None)
         else:
             worker.process.terminate()
     deadline_s = time.monotonic() + STOP_GRACE_S
