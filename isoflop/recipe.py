@@ -57,6 +57,11 @@ class Prior:
     """What the number was read from."""
 
 
+def num_decay_steps(steps: int, decay_fraction: float) -> int:
+    """Return the steps of the decay phase, rounded down."""
+    return int(decay_fraction * steps)
+
+
 Configs = Mapping[str, Mapping[str, Any]]
 """Fields of the configuration of each family, by its name."""
 
@@ -157,6 +162,19 @@ class Recipe:
             return self.warmup_steps
         assert self.warmup_fraction is not None
         return int(Fraction(str(self.warmup_fraction)) * steps)
+
+    @property
+    def shares_trunks(self) -> bool:
+        """Whether runs that differ in length alone are one training until the shorter one decays.
+
+        A warm-up that is a share of the steps, and a cosine, differ from the first step on.
+        """
+        return self.warmup_steps is not None and self.schedule != "cosine"
+
+    def decay_start(self, steps: int) -> int:
+        """Return how many steps a run of ``steps`` completes before its learning rate falls."""
+        decays = self.schedule in ("sqrt", "linear")
+        return steps - num_decay_steps(steps, self.decay_fraction) if decays else steps
 
     def batch_and_seq_len(self, budget_flops: int) -> tuple[int, int]:
         """Return sequences per batch and tokens per sequence at a budget."""
@@ -316,6 +334,14 @@ MICRO_V2 = replace(
     most_heldout_tokens=2**19,
 )
 
+MICRO_V3 = replace(
+    MICRO_V2,
+    name="micro-v3",
+    source="micro-v2 with a fixed number of warm-up steps, as paper-v1 has it",
+    warmup_fraction=None,
+    warmup_steps=20,
+)
+
 TINYSTORIES_V1 = replace(
     PAPER_V1,
     name="tinystories-v1",
@@ -334,7 +360,9 @@ TINYSTORIES_V1 = replace(
     centre=None,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1, MICRO_V2, TINYSTORIES_V1)}
+RECIPES = {
+    recipe.name: recipe for recipe in (PAPER_V1, MICRO_V1, MICRO_V2, MICRO_V3, TINYSTORIES_V1)
+}
 
 
 def get_recipe(name: str) -> Recipe:

@@ -192,6 +192,8 @@ class RunRow(MeasuredRow):
     status: str
     status_reason: str | None
     excluded_reason: str | None
+    flops_spent: float | None = field(default=None, metadata=LATER_COLUMN)
+    wall_s_spent: float | None = field(default=None, metadata=LATER_COLUMN)
 
 
 PLAN = schema_of("plan", PlanRow)

@@ -124,7 +124,8 @@ class AttemptRecord:
         """
         if self.is_gone():
             return self.record_gone()
-        whole = {**values, "wall_s": wall_s + self._folder.previous_wall_s(self._attempt)}
+        own_s = wall_s + self._folder.previous_wall_s(self._attempt)
+        whole = {**values, "wall_s": own_s + values.get("trunk_wall_s", 0.0)}
         # Before the result, after which no attempt follows; what a kill leaves is written again.
         write_tables(self._folder.path)
         if not self._folder.write_result(self._attempt, whole):

@@ -18,6 +18,7 @@ from isoflop.launch.slurm.scheduler import JobState
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
+from isoflop.plan.trunks import flops_of_steps, trunks_of
 from isoflop.tables import MEASURED, METRIC, PLAN, RUNS, read_table
 
 STATES = (
@@ -166,8 +167,13 @@ def or_damaged(run: PlannedRun, state: Callable[[], RunState]) -> RunState:
         )
 
 
-def runs_row(state: RunState) -> dict[str, Any]:
-    """Return the row of runs.parquet; what is not measured is null. A run at work is `missing`."""
+def runs_row(state: RunState, *, with_spent: bool = False) -> dict[str, Any]:
+    """Return the row of runs.parquet; what is not measured is null. A run at work is `missing`.
+
+    Args:
+        state: where the run stands.
+        with_spent: whether the table has what was executed for each run alone.
+    """
     result = state.result
     reasons = {"running": "running", "damaged": f"{_DAMAGED}{state.reason}"}
     return {
@@ -178,6 +184,16 @@ def runs_row(state: RunState) -> dict[str, Any]:
         "status": "missing" if state.state in _UNFINISHED else state.state,
         "status_reason": reasons.get(state.state, state.reason),
         "excluded_reason": None,
+        **(_spent(state.run, result) if with_spent and result is not None else {}),
+    }
+
+
+def _spent(run: PlannedRun, result: RunResult) -> dict[str, float | None]:
+    """Return FLOPs and seconds of the steps that a run did not take over from a longer one."""
+    wall_s = result.wall_s
+    return {
+        "flops_spent": float(flops_of_steps(run, result.num_steps - result.trunk_steps)),
+        "wall_s_spent": None if wall_s is None else wall_s - result.trunk_wall_s,
     }
 
 
@@ -193,7 +209,11 @@ def collected_rows(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     states = study_states(folder, plan)
     stored = load_estimates(folder)
     estimates = {} if stored is None else stored.columns
-    rows = [{**runs_row(state), **estimates.get(state.run.run_id, {})} for state in states]
+    with_spent = bool(trunks_of(plan))
+    rows = [
+        {**runs_row(state, with_spent=with_spent), **estimates.get(state.run.run_id, {})}
+        for state in states
+    ]
     kept = results_without_folder(folder, states)
     return [row | kept.get(row["run_id"], {}) for row in rows]
 

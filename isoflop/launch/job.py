@@ -17,7 +17,7 @@ from isoflop.errors import UserError
 from isoflop.placement import Placement
 from isoflop.spec import AnySpec, RunSpec, run_id, shown_id
 from isoflop.study.trainer import ResultTable
-from isoflop.validate import Digest, Pattern, validated
+from isoflop.validate import Count, Digest, Pattern, validated
 
 if TYPE_CHECKING:
     from isoflop.launch.run_records import RunResult
@@ -52,6 +52,40 @@ class TrainerJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sibling:
+    """Another run of the same trunk."""
+
+    run_id: Digest
+    steps: Count
+    fork: Count
+    """Completed steps up to which every longer run is the same training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrunkJob:
+    """What a run has in common with others of its plan; see isoflop.plan.trunks."""
+
+    steps: Count
+    """Of the run."""
+    fork: Count
+    """Completed steps up to which every longer run is the same training."""
+    siblings: tuple[Sibling, ...]
+    """All others, the shortest first; none only where `keeps` is set."""
+    keeps: bool = False
+    """Whether its own fork stays, for runs that are planned later."""
+
+    @property
+    def longer(self) -> tuple[Sibling, ...]:
+        """The siblings that pass the run's fork, the longest first."""
+        return tuple(other for other in reversed(self.siblings) if other.steps > self.steps)
+
+    @property
+    def shorter(self) -> tuple[Sibling, ...]:
+        """The siblings whose forks the run passes, the shortest first."""
+        return tuple(other for other in self.siblings if other.steps < self.steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """Which run is to be trained, from which data, and how."""
 
@@ -69,6 +103,8 @@ class Job:
     """Of the source of a family from outside the package, as planned; None: a built-in one."""
     trainer: TrainerJob | None = None
     """Of a run by a command of the user's own; None: isoflop trains it."""
+    trunk: TrunkJob | None = None
+    """None: the run shares nothing."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

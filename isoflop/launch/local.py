@@ -24,6 +24,7 @@ from isoflop.launch.run_folder import RunFolder, Watch, watch_all
 from isoflop.launch.run_records import RunResult
 from isoflop.launch.sinks import check_names
 from isoflop.launch.trainer_code import ensure_snapshot, snapshot_folder
+from isoflop.launch.trunks import trunk_jobs
 from isoflop.launch.weights import prune_weights
 from isoflop.launch.workers import Event, num_cores, run_jobs
 from isoflop.placement import Placement, placement_from, with_layout
@@ -132,6 +133,7 @@ def open_session(
     watches = watch_all(folder, (p.run_id for p in unfinished)) if is_here else {}
     # The longest first, so that the last workers to finish do not wait for one long run.
     unfinished.sort(key=lambda planned: (planned.run_id in watches, -planned.flops))
+    trunks = trunk_jobs(plan)
     jobs = tuple(
         Job(
             study_folder=str(folder),
@@ -145,6 +147,7 @@ def open_session(
             if isinstance(planned.spec, RunSpec)
             else None,
             trainer=trainer_job(folder, plan, planned),
+            trunk=trunks.get(planned.run_id),
         )
         for planned in unfinished
     )

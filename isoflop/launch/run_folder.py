@@ -7,6 +7,7 @@
     error-0001.txt      the traceback of an attempt that failed
     trainer/            what a command of the user's own keeps, which may hold links
     reported/0001/      what one attempt of such a command printed and reported
+    forks/STEP/         the state at which shorter runs leave this one (isoflop.launch.trunks)
     ckpt/STEP/          checkpoints (isoflop.train.checkpoint), gone once there is a result; the
                         final weights stay where the study keeps them (isoflop.launch.weights)
     result.json         once; the first writer wins; never overwritten
@@ -64,7 +65,7 @@ _WATCH_POLL_S = 1.0
 RESULT_SCHEMA_VERSION = 1
 
 # Levels of the folders of a run that isoflop writes or removes something in.
-_OWN_FOLDERS = {"attempts": 1, "ckpt": 2, "interpret": 1, "reported": 1}
+_OWN_FOLDERS = {"attempts": 1, "ckpt": 2, "forks": 2, "interpret": 1, "reported": 1}
 _ATTEMPT_FILE = re.compile("[0-9]{4,}")
 
 
@@ -97,6 +98,7 @@ class RunFolder:
         self.run_id = full_run_id
         self.path = study_folder / "runs" / shown_id(full_run_id)
         self.checkpoints = self.path / "ckpt"
+        self.forks = self.path / "forks"
         self.trainer = self.path / "trainer"
 
     def reported(self, attempt: int) -> Path:

@@ -120,6 +120,10 @@ class RunResult:
     step_s_median: Seconds | None = None
     tokens_per_s: float | None = None
     peak_mem_bytes: Whole | None = None
+    trunk_steps: Whole = 0
+    """Of its steps, those that a longer run did before this one left it."""
+    trunk_wall_s: Seconds = 0.0
+    """Seconds of these steps, which are in wall_s."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers that a command of the user's own reported, by the study's names."""
 

@@ -52,9 +52,9 @@ PLAN_SCHEMA_VERSION = 2
 Estimates = Mapping[str, Mapping[str, float | None]]
 """The est_ columns of plan.parquet by run id."""
 
-# Entries of a study that say where its runs and the code of its families are found, not what runs:
-# planning again may change them.
-NOT_WHAT_RUNS = ("placement", "family_paths")
+# Entries of a study that say where its runs and the code of its families are found, or what is
+# trained once for several of them, not what runs: planning again may change them.
+NOT_WHAT_RUNS = ("placement", "family_paths", "share", "keep_trunks")
 # Entries of a study that have defaults but are in plans of all versions.
 _ALWAYS_WRITTEN = ("variants", "hypotheses", "placement")
 _DO = "do not edit a plan by hand: change the study and plan again"

@@ -20,7 +20,7 @@ from isoflop.errors import UserError, shown
 from isoflop.families import family_names, is_family, name_of_folder
 from isoflop.numbers import format_flops
 from isoflop.placement import PlacementTable, placement_from, with_layout
-from isoflop.recipe import RECIPES, name_at_rate
+from isoflop.recipe import RECIPES, get_recipe, name_at_rate
 from isoflop.study.trainer import ArchTable, Trainer, check_trainer
 from isoflop.texts import has_control
 from isoflop.units import NATS
@@ -29,6 +29,7 @@ from isoflop.validate import CLOSED, ReadBy
 PAPER_ARCHS = ("mlp", "swiglu", "moe", "peer", "sgatlin")
 MATCHES = ("ladder", "flops_per_token", "active_params")
 KEEP_WEIGHTS = ("none", "best", "all")
+SHARE = ("trunks", "none")
 SIZES_DEFAULT = "default"
 SIZES_AUTO = "auto"
 
@@ -40,6 +41,8 @@ LATER_ENTRIES = (
     "document_mask",
     "trainer",
     "trainer_archs",
+    "share",
+    "keep_trunks",
 )
 
 # A minimum needs a rung on either side.
@@ -164,6 +167,12 @@ class Study:
     """The command that trains the archs that are no built-in families."""
     trainer_archs: tuple[ArchTable, ...] = ()
     """What is different in single archs of the trainer."""
+    share: str | None = None
+    """Whether runs that differ in length alone train what they have in common once (`trunks`) or
+    each for itself (`none`); None: once, where the recipe allows it. Results are the same."""
+    keep_trunks: bool = False
+    """Whether the state before its decay stays of each longest run, for longer ones to be planned
+    later."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -175,6 +184,7 @@ class Study:
         _check_learning_rates(self)
         _check_word("match", self.match, MATCHES)
         _check_word("keep_weights", self.keep_weights, KEEP_WEIGHTS)
+        _check_share(self)
         _check_list("seeds", self.seeds, at_least=0)
         for name in ("seq_len", "batch_size"):
             value = getattr(self, name)
@@ -383,6 +393,18 @@ def _check_learning_rates(study: Study) -> None:
     for arch, rate in study.learning_rates.items():
         _check_word("learning_rates", arch, study.archs)
         _check_number(f"learning_rates.{arch}", rate, above=0, up_to=None)
+
+
+def _check_share(study: Study) -> None:
+    """Refuse a word that is none, and trunks of a recipe whose runs have none."""
+    if study.share is None:
+        return
+    _check_word("share", study.share, SHARE)
+    own = study.trainer is not None and study.trainer.shares_trunks
+    if study.share == "trunks" and not (own or get_recipe(study.recipe).shares_trunks):
+        sharing = ", ".join(name for name, recipe in RECIPES.items() if recipe.shares_trunks)
+        allowed = f"'none', or a recipe with a fixed number of warm-up steps ({sharing})"
+        raise UserError("share", study.share, allowed, "correct the study")
 
 
 def _check_sizes(study: Study) -> None:

@@ -223,6 +223,11 @@ class Trainer:
             _check_known("trainer.result", name, (*PLACED, *self._planned(), *self.ladder))
 
     @property
+    def shares_trunks(self) -> bool:
+        """Whether runs that differ in length alone may begin where they leave a longer one."""
+        return False
+
+    @property
     def num_rungs(self) -> int:
         """Rungs of the ladder."""
         return len(next(iter(self.ladder.values())))

@@ -80,3 +80,7 @@ class RunOutcome:
     CUDA; None where the system does not report it."""
     num_steps: int
     """Optimizer steps completed, those before a resumed checkpoint included."""
+    trunk_steps: int = 0
+    """Of these, the steps that a longer run did before this one left it."""
+    trunk_wall_s: float = 0.0
+    """Seconds of these steps, which are not in wall_s."""

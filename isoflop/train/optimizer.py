@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.errors import UserError
-from isoflop.recipe import Recipe
+from isoflop.recipe import Recipe, num_decay_steps
 
 # Leaf names with one of these words in them are not decayed, whatever their shape: a stack of
 # biases [E, F] is a bias.
@@ -86,11 +86,6 @@ def clip_gradients(gradients: list[Tensor], norm: float, max_norm: float | None)
     """
     if max_norm is not None and max_norm <= norm < float("inf"):
         torch._foreach_mul_(gradients, max_norm / norm)
-
-
-def num_decay_steps(steps: int, decay_fraction: float) -> int:
-    """Return the steps of the decay phase, rounded down."""
-    return int(decay_fraction * steps)
 
 
 def check_schedule(*, steps: int, warmup_steps: int, decay_fraction: float, kind: str) -> None:

@@ -103,6 +103,7 @@ def test_the_published_file_is_current() -> None:
         micro(match="active_params", archs=("mlp", "swiglu"), tolerance=0.1),
         paper_study((10**17, 123_456_789_012_345_678_901)),
         paper_study((3 * 10**15,)),
+        micro(recipe="micro-v3", share="trunks", keep_trunks=True),
     ],
 )
 def test_written_plans_follow_the_schema(study: Study) -> None:
@@ -114,8 +115,10 @@ LATER = {
     "Study": {
         "document_mask",
         "epochs",
+        "keep_trunks",
         "learning_rates",
         "more_seeds",
+        "share",
         "trainer",
         "trainer_archs",
     },

@@ -1,0 +1,110 @@
+"""Trunks: runs that are one training until the shorter one's learning rate falls.
+
+Under a warm-up of a fixed number of steps, a constant phase and a decay, runs of one model, seed,
+batch and data that differ in their steps alone have the same state until the shorter one begins to
+decay: each step's batch follows from its number, and so does its learning rate until then. The
+longest of them is trained from its first step to its last, and is their trunk; every other one
+begins where it leaves the trunk, at its fork. What a run is, and what comes of it, does not change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from isoflop.plan.planner import Plan
+from isoflop.plan.runs import PlannedRun
+from isoflop.recipe import get_recipe, num_decay_steps
+from isoflop.spec import AnySpec, RunSpec, TrainerSpec
+from isoflop.study import Study
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trunk:
+    """Two runs or more that differ in their steps alone, the shortest first."""
+
+    runs: tuple[PlannedRun, ...]
+    forks: tuple[int, ...]
+    """By run: the completed steps up to which every longer one is the same training."""
+
+    @property
+    def longest(self) -> PlannedRun:
+        """The run that is trained from its first step to its last."""
+        return self.runs[-1]
+
+    @property
+    def branches(self) -> tuple[tuple[PlannedRun, int], ...]:
+        """The other runs, each with the completed steps at which it leaves the longest."""
+        return tuple(zip(self.runs[:-1], self.forks[:-1], strict=True))
+
+    @property
+    def flops_saved(self) -> int:
+        """Training FLOPs that are not executed again."""
+        return sum(flops_of_steps(run, fork) for run, fork in self.branches)
+
+
+def flops_of_steps(run: PlannedRun, num_steps: int) -> int:
+    """Return the FLOPs of some steps of a run: all of its steps take the same."""
+    return run.flops // run.spec.steps * num_steps
+
+
+def trunks_of(plan: Plan) -> tuple[Trunk, ...]:
+    """Return the trunks of a plan, in the order of their first runs; none if they are not shared.
+
+    They follow from the runs' specs alone.
+    """
+    if plan.study.share == "none":
+        return ()
+    groups: dict[Hashable, list[PlannedRun]] = {}
+    for run in plan.unique_runs:
+        key = _trunk_key(run, plan.study)
+        if key is not None:
+            groups.setdefault(key, []).append(run)
+    return tuple(_trunk(runs, plan.study) for runs in groups.values() if len(runs) > 1)
+
+
+def branches_of(trunks: Iterable[Trunk]) -> Mapping[str, tuple[Trunk, int]]:
+    """Return the trunk and fork of each run that has a longer one, by run id."""
+    return {run.run_id: (trunk, fork) for trunk in trunks for run, fork in trunk.branches}
+
+
+def _trunk(runs: Iterable[PlannedRun], study: Study) -> Trunk:
+    ordered = tuple(sorted(runs, key=lambda run: run.spec.steps))
+    return Trunk(runs=ordered, forks=tuple(decay_start(run.spec, study) for run in ordered))
+
+
+def decay_start(spec: AnySpec, study: Study) -> int:
+    """Return how many steps a run that may share a trunk completes before its decay."""
+    if isinstance(spec, RunSpec):
+        return get_recipe(spec.recipe).decay_start(spec.steps)
+    assert study.trainer is not None
+    assert study.trainer.decay is not None
+    return spec.steps - num_decay_steps(spec.steps, study.trainer.decay)
+
+
+def _trunk_key(run: PlannedRun, study: Study) -> Hashable | None:
+    """Return what runs of one trunk have in common; None: the run shares none."""
+    spec = run.spec
+    if isinstance(spec, RunSpec):
+        if not get_recipe(spec.recipe).shares_trunks:
+            return None
+        return _frozen(dataclasses.replace(spec, steps=1))
+    return _own_key(run.arch, spec, study)
+
+
+def _own_key(arch: str, spec: TrainerSpec, study: Study) -> Hashable | None:
+    """Return the same of a run by the study's own command, which names its steps."""
+    trainer = study.trainer
+    assert trainer is not None
+    if not trainer.shares_trunks:
+        return None
+    table = study.trainer_arch(arch)
+    named = (trainer.command_of(table), tuple(trainer.env_of(table).items()))
+    same = dataclasses.replace(spec, command=(), env={}, steps=1)
+    return (named, _frozen(same))
+
+
+def _frozen(spec: AnySpec) -> Hashable:
+    fields = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
+    return tuple((n, tuple(v.items()) if isinstance(v, Mapping) else v) for n, v in fields)

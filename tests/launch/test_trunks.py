@@ -1,0 +1,128 @@
+"""Who begins where another run passed, by the files of a study alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isoflop.launch.job import TrunkJob
+from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.trunks import (
+    forks_in,
+    inherited,
+    is_needed,
+    remove_fork,
+    superfluous_forks,
+    trunk_jobs,
+    usable_forks,
+)
+from isoflop.plan.planner import make_plan
+from isoflop.plan.runs import PlannedRun
+from made_studies import micro
+
+
+class Made:
+    """A study of one trunk of three runs, in a folder."""
+
+    def __init__(self, folder: Path, **changes: object) -> None:
+        budgets = (10**10, 2 * 10**10, 4 * 10**10)
+        plan = make_plan(
+            micro(recipe="micro-v3", budgets=budgets, sizes=(2,), archs=("mlp",), **changes)
+        )
+        self.folder = folder
+        self.runs: tuple[PlannedRun, ...] = plan.runs
+        self.jobs: dict[str, TrunkJob] = trunk_jobs(plan)
+        for run in self.runs:
+            self.of(run).write_spec(run.spec)
+
+    def of(self, run: PlannedRun) -> RunFolder:
+        return RunFolder(self.folder, run.run_id)
+
+    def job(self, run: PlannedRun) -> TrunkJob:
+        return self.jobs[run.run_id]
+
+    def fork(self, run: PlannedRun, step: int) -> Path:
+        path = self.of(run).forks / str(step)
+        path.mkdir(parents=True)
+        return path
+
+    def finish(self, run: PlannedRun, status: str = "done", num_steps: int | None = None) -> None:
+        attempt = self.of(run).claim({})
+        assert attempt is not None
+        values = {
+            "status": status,
+            "status_reason": None,
+            "loss": 3.0 if status == "done" else None,
+            "num_steps": run.spec.steps if num_steps is None else num_steps,
+        }
+        assert self.of(run).write_result(attempt, values)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def test_each_run_knows_the_others_of_its_trunk(made: Made) -> None:
+    short, middle, long = made.runs
+    assert [other.run_id for other in made.job(middle).siblings] == [short.run_id, long.run_id]
+    assert [other.run_id for other in made.job(short).longer] == [long.run_id, middle.run_id]
+    assert [other.run_id for other in made.job(long).shorter] == [short.run_id, middle.run_id]
+    assert made.job(long).longer == made.job(short).shorter == ()
+
+
+def test_a_run_begins_at_the_latest_fork_that_is_not_past_its_own(made: Made) -> None:
+    short, middle, long = made.runs
+    early, late = made.job(short).fork, made.job(middle).fork
+    made.fork(long, early)
+    made.fork(long, late)
+    (made.of(long).forks / ".7.1-abc.tmp").mkdir()
+    assert [fork.step for fork in forks_in(made.of(long))] == [early, late]
+    assert [fork.step for fork in usable_forks(made.folder, made.job(middle))] == [late, early]
+    assert [fork.step for fork in usable_forks(made.folder, made.job(short))] == [early]
+    # What a shorter one kept serves a longer one.
+    kept = made.fork(short, early)
+    assert kept in [fork.path for fork in usable_forks(made.folder, made.job(long))]
+
+
+def test_a_fork_is_needed_while_the_run_that_begins_there_has_no_result(made: Made) -> None:
+    short, middle, long = made.runs
+    paths = {run.run_id: made.fork(long, made.job(run).fork) for run in (short, middle)}
+    assert list(superfluous_forks(made.folder, made.jobs)) == []
+    assert not is_needed(made.folder, made.job(long), made.job(short).fork + 1)
+    made.finish(short)
+    assert list(superfluous_forks(made.folder, made.jobs)) == [paths[short.run_id]]
+    # Whether the run that begins there is done cannot be said.
+    (made.of(middle).path / "result.json").write_text("{")
+    assert list(superfluous_forks(made.folder, made.jobs)) == [paths[short.run_id]]
+    remove_fork(paths[short.run_id])
+    remove_fork(paths[short.run_id])
+    assert [fork.step for fork in forks_in(made.of(long))] == [made.job(middle).fork]
+
+
+def test_the_last_fork_stays_where_the_study_keeps_trunks(tmp_path: Path) -> None:
+    made = Made(tmp_path, keep_trunks=True)
+    short, _, long = made.runs
+    made.fork(long, made.job(long).fork)
+    for run in made.runs:
+        made.finish(run)
+    assert list(superfluous_forks(made.folder, made.jobs)) == []
+    assert not is_needed(made.folder, made.job(short), made.job(short).fork)
+
+
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_divergence_is_inherited_where_it_lies_before_both_forks(made: Made, which: int) -> None:
+    other, middle = made.runs[which], made.runs[1]
+    in_common = min(made.job(other).fork, made.job(middle).fork)
+    made.finish(other, "diverged", in_common - 1)
+    found = inherited(made.folder, made.job(middle))
+    assert found is not None
+    assert found.run_id == other.run_id
+
+
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_divergence_after_a_fork_is_not(made: Made, which: int) -> None:
+    other, middle = made.runs[which], made.runs[1]
+    made.finish(other, "diverged", min(made.job(other).fork, made.job(middle).fork))
+    assert inherited(made.folder, made.job(middle)) is None
