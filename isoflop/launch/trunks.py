@@ -12,8 +12,9 @@ longer run and wherever: each run waits for longer ones only, so that none waits
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class Fork:
 def trunk_jobs(plan: Plan) -> dict[str, TrunkJob]:
     """Return what each run of a plan shares, by run id; nothing of runs that share nothing."""
     jobs = {}
-    for trunk in trunks_of(plan):
+    # What is kept of a run that has no other yet serves those that are planned later.
+    for trunk in trunks_of(plan, with_single=plan.study.keep_trunks):
         every = [
             Sibling(run_id=run.run_id, steps=run.spec.steps, fork=fork)
             for run, fork in zip(trunk.runs, trunk.forks, strict=True)
@@ -113,10 +115,148 @@ def superfluous_forks(study_folder: Path, jobs: Mapping[str, TrunkJob]) -> Itera
         for fork in forks_in(RunFolder(study_folder, run_id)):
             # Of damaged records nothing is known: the fork stays.
             with contextlib.suppress(UserError):
-                if not is_needed(study_folder, job, fork.step):
+                is_begun_at = is_needed(study_folder, job, fork.step)
+                if not (is_begun_at or _serves_longer(study_folder, job, fork.step)):
                     yield fork.path
+
+
+def _serves_longer(study_folder: Path, job: TrunkJob, step: int) -> bool:
+    """Return whether a run's last state before its decay was kept for a longer one, yet to end."""
+    return step == job.fork and any(
+        RunFolder(study_folder, other.run_id).result() is None for other in job.longer
+    )
 
 
 def remove_fork(path: Path) -> None:
     """Remove a fork; one that is gone already is none."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Where a run without a result is going to begin, as far as the files of its study tell."""
+
+    steps: int
+    """Of the run."""
+    step: int
+    """Completed steps when it begins; all of them where it inherits a divergence."""
+    sibling: str | None = None
+    """Run id of another run of the trunk, at whose state it begins; None: at its own, or none."""
+    is_there: bool = False
+    """Whether that sibling has passed it already; else it is yet to be trained so far."""
+
+    @property
+    def num_left(self) -> int:
+        """Steps that are yet to be executed."""
+        return self.steps - self.step
+
+
+def steps_to_train(
+    study_folder: Path, plan: Plan, trained: Collection[str] | None = None
+) -> dict[str, int]:
+    """Return the steps that are yet to be executed of each run without a result, by run id.
+
+    See :func:`starts` for the arguments.
+    """
+    return {run_id: start.num_left for run_id, start in starts(study_folder, plan, trained).items()}
+
+
+def starts(
+    study_folder: Path, plan: Plan, trained: Collection[str] | None = None
+) -> dict[str, Start]:
+    """Return where each run without a result is going to begin, by run id; nothing is verified.
+
+    A run whose records cannot be read is left out. One with a checkpoint of its own goes on there.
+    Checkpoints that a command of the user's own keeps are not known.
+
+    Args:
+        study_folder: the study's folder.
+        plan: its plan, or one that it may grow into.
+        trained: ids of the runs that are going to be trained; None: all without a result.
+    """
+    ends: dict[str, RunResult | None] = {}
+    steps = {run.run_id: run.spec.steps for run in plan.unique_runs}
+    for run_id in steps:
+        result, error = RunFolder(study_folder, run_id).checked()
+        if error is None:
+            ends[run_id] = result
+    found = {
+        run_id: Start(steps=steps[run_id], step=_own_step(study_folder, run_id))
+        for run_id, end in ends.items()
+        if end is None
+    }
+    for trunk in trunks_of(plan):
+        forks = {run.run_id: n for run, n in zip(trunk.runs, trunk.forks, strict=True)}
+        if any(run_id in found for run_id in forks):
+            _start_at_forks(study_folder, forks, ends, found, trained)
+    return found
+
+
+def _start_at_forks(
+    study_folder: Path,
+    forks: Mapping[str, int],
+    ends: Mapping[str, RunResult | None],
+    found: dict[str, Start],
+    trained: Collection[str] | None,
+) -> None:
+    """Set where the runs of a trunk begin that have not begun.
+
+    Args:
+        study_folder: the study's folder.
+        forks: by run id, the shortest first.
+        ends: results by run id, None where there is none; without runs that cannot be read.
+        found: where runs without a result begin without a trunk; it is changed.
+        trained: as of :func:`starts`.
+    """
+    diverged = {
+        run_id: end.num_steps
+        for run_id in forks
+        if (end := ends.get(run_id)) is not None and end.status == "diverged"
+    }
+    left = [fork for run_id in forks for fork in forks_in(RunFolder(study_folder, run_id))]
+    passing: list[str] = []
+    for run_id, own_fork in reversed(list(forks.items())):
+        start = found.get(run_id)
+        if start is None:
+            continue
+        inherits = [i for i, step in diverged.items() if step < min(own_fork, forks[i])]
+        if inherits:
+            begins = dataclasses.replace(
+                start, step=start.steps, sibling=inherits[0], is_there=True
+            )
+        elif start.step == 0:
+            coming = [other for other in passing if found[other].step <= own_fork]
+            begins = _best(start, own_fork, left, coming)
+        else:
+            begins = start
+        found[run_id] = begins
+        if not inherits and _is_coming(study_folder, run_id, trained):
+            passing.append(run_id)
+
+
+def _best(start: Start, own_fork: int, left: Sequence[Fork], coming: Sequence[str]) -> Start:
+    """Return where a run begins that has not begun: as late as it can."""
+    usable = [fork for fork in left if fork.step <= own_fork]
+    latest = max(usable, key=lambda fork: fork.step, default=None)
+    if latest is not None and (latest.step == own_fork or not coming):
+        return dataclasses.replace(start, step=latest.step, sibling=latest.run_id, is_there=True)
+    return dataclasses.replace(start, step=own_fork, sibling=coming[0]) if coming else start
+
+
+def _own_step(study_folder: Path, run_id: str) -> int:
+    """Return the completed steps of a run's newest checkpoint, which is not verified; else 0."""
+    folder = RunFolder(study_folder, run_id).checkpoints
+    if not folder.is_dir():
+        return 0
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
+
+
+def _is_coming(study_folder: Path, run_id: str, trained: Collection[str] | None) -> bool:
+    """Return whether a run without a result is trained or going to be, by one look."""
+    folder = RunFolder(study_folder, run_id)
+    attempts = folder.attempts()
+    newest = attempts[-1] if attempts else None
+    # No other one waits for a run that failed.
+    if newest is not None and newest.failed:
+        return False
+    return trained is None or run_id in trained or folder.is_held(newest)

@@ -22,9 +22,10 @@ from isoflop.study import Study
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trunk:
-    """Two runs or more that differ in their steps alone, the shortest first."""
+    """Runs that differ in their steps alone."""
 
     runs: tuple[PlannedRun, ...]
+    """The shortest first."""
     forks: tuple[int, ...]
     """By run: the completed steps up to which every longer one is the same training."""
 
@@ -49,10 +50,14 @@ def flops_of_steps(run: PlannedRun, num_steps: int) -> int:
     return run.flops // run.spec.steps * num_steps
 
 
-def trunks_of(plan: Plan) -> tuple[Trunk, ...]:
+def trunks_of(plan: Plan, *, with_single: bool = False) -> tuple[Trunk, ...]:
     """Return the trunks of a plan, in the order of their first runs; none if they are not shared.
 
     They follow from the runs' specs alone.
+
+    Args:
+        plan: the plan.
+        with_single: whether a run that has no other to share with is a trunk, too.
     """
     if plan.study.share == "none":
         return ()
@@ -61,7 +66,8 @@ def trunks_of(plan: Plan) -> tuple[Trunk, ...]:
         key = _trunk_key(run, plan.study)
         if key is not None:
             groups.setdefault(key, []).append(run)
-    return tuple(_trunk(runs, plan.study) for runs in groups.values() if len(runs) > 1)
+    least = 1 if with_single else 2
+    return tuple(_trunk(runs, plan.study) for runs in groups.values() if len(runs) >= least)
 
 
 def branches_of(trunks: Iterable[Trunk]) -> Mapping[str, tuple[Trunk, int]]:

@@ -13,6 +13,8 @@ from isoflop.launch.trunks import (
     inherited,
     is_needed,
     remove_fork,
+    starts,
+    steps_to_train,
     superfluous_forks,
     trunk_jobs,
     usable_forks,
@@ -31,6 +33,7 @@ class Made:
             micro(recipe="micro-v3", budgets=budgets, sizes=(2,), archs=("mlp",), **changes)
         )
         self.folder = folder
+        self.plan = plan
         self.runs: tuple[PlannedRun, ...] = plan.runs
         self.jobs: dict[str, TrunkJob] = trunk_jobs(plan)
         for run in self.runs:
@@ -126,3 +129,94 @@ def test_a_divergence_after_a_fork_is_not(made: Made, which: int) -> None:
     other, middle = made.runs[which], made.runs[1]
     made.finish(other, "diverged", min(made.job(other).fork, made.job(middle).fork))
     assert inherited(made.folder, made.job(middle)) is None
+
+
+def test_what_is_yet_to_be_executed_begins_where_a_longer_run_is_going_to_pass(made: Made) -> None:
+    short, middle, long = made.runs
+    after = {run.run_id: run.spec.steps - made.job(run).fork for run in (short, middle)}
+    assert steps_to_train(made.folder, made.plan) == {long.run_id: long.spec.steps, **after}
+    # It has passed the first fork and left nothing there; the middle one is yet to pass it.
+    ckpt = made.of(long).checkpoints
+    (ckpt / str(made.job(short).fork + 1)).mkdir(parents=True)
+    found = starts(made.folder, made.plan)
+    assert found[long.run_id].step == made.job(short).fork + 1
+    assert (found[middle.run_id].step, found[middle.run_id].is_there) == (
+        made.job(middle).fork,
+        False,
+    )
+    assert found[short.run_id].step == 0
+    # The middle one goes on from a checkpoint of its own: nobody is going to pass the short's.
+    (made.of(middle).checkpoints / "7").mkdir(parents=True)
+    (made.of(middle).checkpoints / ".9.1-ab.tmp").mkdir()
+    found = starts(made.folder, made.plan)
+    assert found[middle.run_id].num_left == middle.spec.steps - 7
+    assert found[short.run_id].sibling == middle.run_id
+
+
+def test_a_done_trunk_saves_what_it_has_left_and_nothing_else(made: Made) -> None:
+    short, middle, long = made.runs
+    made.finish(long)
+    # The middle one is trained whole, and the short one begins on its way.
+    left = {middle.run_id: middle.spec.steps, short.run_id: short.spec.steps - made.job(short).fork}
+    assert steps_to_train(made.folder, made.plan) == left
+    made.fork(long, made.job(short).fork)
+    found = starts(made.folder, made.plan)
+    assert found[middle.run_id].step == found[short.run_id].step == made.job(short).fork
+    assert found[middle.run_id].is_there
+    assert found[middle.run_id].sibling == long.run_id
+    made.finish(middle)
+    made.finish(short)
+    assert starts(made.folder, made.plan) == {}
+
+
+def test_nobody_counts_on_a_run_that_failed_diverged_or_is_not_trained(made: Made) -> None:
+    short, middle, long = made.runs
+    alone = starts(made.folder, made.plan, {short.run_id})
+    assert alone[short.run_id].step == 0
+    assert steps_to_train(made.folder, made.plan, {short.run_id, middle.run_id})[middle.run_id] == (
+        middle.spec.steps
+    )
+    # It is at work in this process, whoever else is trained.
+    attempt = made.of(long).claim({})
+    assert attempt is not None
+    assert starts(made.folder, made.plan, {short.run_id})[short.run_id].sibling == long.run_id
+    made.of(long).end_attempt(attempt, "failed: no memory")
+    assert starts(made.folder, made.plan)[middle.run_id].step == 0
+    assert starts(made.folder, made.plan)[short.run_id].sibling == middle.run_id
+    # Damaged, it is nobody's trunk, and is not trained itself.
+    (made.of(middle).path / "result.json").write_text("{")
+    found = starts(made.folder, made.plan)
+    assert middle.run_id not in found
+    assert found[short.run_id].step == 0
+
+
+def test_a_divergence_in_what_is_common_leaves_no_step(made: Made) -> None:
+    short, middle, long = made.runs
+    made.finish(long, "diverged", made.job(short).fork)
+    assert steps_to_train(made.folder, made.plan) == {
+        middle.run_id: 0,
+        short.run_id: short.spec.steps,
+    }
+
+
+def test_a_kept_state_stays_for_a_longer_run_that_is_planned_later(tmp_path: Path) -> None:
+    made = Made(tmp_path, keep_trunks=True)
+    short, middle, long = made.runs
+    # As if the study had been planned with two budgets, and then with the third.
+    kept = made.fork(middle, made.job(middle).fork)
+    for run in (short, middle):
+        made.finish(run)
+    assert starts(made.folder, made.plan)[long.run_id].step == made.job(middle).fork
+    assert list(superfluous_forks(made.folder, made.jobs)) == []
+    made.fork(long, made.job(long).fork)
+    made.finish(long)
+    assert list(superfluous_forks(made.folder, made.jobs)) == [kept]
+
+
+def test_a_run_without_another_keeps_its_state_where_trunks_are_kept(tmp_path: Path) -> None:
+    one = {"recipe": "micro-v3", "archs": ("mlp",), "sizes": (1,)}
+    (run,) = make_plan(micro(**one, keep_trunks=True)).runs
+    job = trunk_jobs(make_plan(micro(**one, keep_trunks=True)))[run.run_id]
+    assert job.siblings == ()
+    assert is_needed(tmp_path, job, job.fork)
+    assert trunk_jobs(make_plan(micro(**one))) == {}
