@@ -7,6 +7,9 @@ them, while their runs have no result. A shorter run begins at its fork as if it
 itself, or at an earlier one. It trains from its first step where no longer run is going to reach
 its fork, and has the same result. Whether it waits is decided by files alone, whoever trains the
 longer run and wherever: each run waits for longer ones only, so that none waits for itself.
+
+A damaged record of a sibling stops nobody: nothing is expected of that run, and what lies there
+for it stays.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,31 +61,34 @@ def trunk_jobs(plan: Plan) -> dict[str, TrunkJob]:
 
 def forks_in(folder: RunFolder) -> list[Fork]:
     """Return the forks that a run has left, ascending."""
-    if not folder.forks.is_dir():
+    return [
+        Fork(run_id=folder.run_id, step=step, path=folder.forks / str(step))
+        for step in _steps_in(folder.forks)
+    ]
+
+
+def _steps_in(folder: Path) -> list[int]:
+    """Return the steps of the states in a folder, ascending; temporary names are none."""
+    if not folder.is_dir():
         return []
-    steps = sorted(int(path.name) for path in folder.forks.iterdir() if path.name.isdecimal())
-    return [Fork(run_id=folder.run_id, step=step, path=folder.forks / str(step)) for step in steps]
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 def usable_forks(study_folder: Path, job: TrunkJob) -> list[Fork]:
     """Return the forks of siblings at which a run may begin, the latest first."""
-    found = [
-        fork
-        for other in job.siblings
-        for fork in forks_in(RunFolder(study_folder, other.run_id))
-        if fork.step <= job.fork
-    ]
+    found = [fork for fork in _forks_of_siblings(study_folder, job) if fork.step <= job.fork]
     return sorted(found, key=lambda fork: -fork.step)
 
 
-def inherited(study_folder: Path, job: TrunkJob) -> RunResult | None:
-    """Return the result of a sibling that diverged in what both have in common; else None.
+def _forks_of_siblings(study_folder: Path, job: TrunkJob) -> list[Fork]:
+    folders = (RunFolder(study_folder, other.run_id) for other in job.siblings)
+    return [fork for folder in folders for fork in forks_in(folder)]
 
-    Raises:
-        UserError: a damaged record of a sibling.
-    """
+
+def inherited(study_folder: Path, job: TrunkJob) -> RunResult | None:
+    """Return the result of a sibling that diverged in what both have in common; else None."""
     for other in job.siblings:
-        result = RunFolder(study_folder, other.run_id).result()
+        result = _result_of(study_folder, other.run_id)
         # It completed so many steps, and the gradients of the next were not finite.
         in_common = min(job.fork, other.fork)
         if result is not None and result.status == "diverged" and result.num_steps < in_common:
@@ -90,22 +96,96 @@ def inherited(study_folder: Path, job: TrunkJob) -> RunResult | None:
     return None
 
 
-def is_needed(study_folder: Path, job: TrunkJob, step: int) -> bool:
-    """Return whether a run is to leave a fork at ``step``: a run without a result begins there.
+def waits_for(
+    study_folder: Path,
+    run_id: str,
+    job: TrunkJob,
+    is_coming: Callable[[str], bool],
+    *,
+    retries: bool = False,
+) -> Sibling | None:
+    """Return the longer run that a run waits for, as the files are now; None: it may begin.
 
-    Raises:
-        UserError: a damaged record of a sibling.
+    It waits for the longest one that is going to pass its fork, until the fork is there. It waits
+    for nobody if it can go on from a state of its own, if a longer run left the fork already, or
+    if a divergence is inherited.
+
+    Args:
+        study_folder: the study's folder.
+        run_id: of the run.
+        job: what it shares.
+        is_coming: whether a longer run, by its id, is being trained or is going to be, as far as
+            whoever asks can see. It is asked only of runs that have no result and may yet pass the
+            fork.
+        retries: whether that holds for a run whose newest attempt failed, too: whoever asks is to
+            try it again. Otherwise nobody waits for a run that failed.
     """
+    own = RunFolder(study_folder, run_id)
+    if not job.longer or _has_begun(own) or inherited(study_folder, job) is not None:
+        return None
+    forks = [fork.step for fork in _forks_of_siblings(study_folder, job)]
+    if job.fork in forks:
+        return None
+    for other in job.longer:
+        begins_at = max((step for step in forks if step <= other.fork), default=0)
+        done = _completed(RunFolder(study_folder, other.run_id), begins_at, retries=retries)
+        if done is not None and done <= job.fork and is_coming(other.run_id):
+            return other
+    return None
+
+
+def _has_begun(folder: RunFolder) -> bool:
+    """Return whether a run left a state that its next attempt goes on from."""
+    if _steps_in(folder.checkpoints):
+        return True
+    return folder.trainer.is_dir() and any(folder.trainer.iterdir())
+
+
+def _completed(folder: RunFolder, begins_at: int, *, retries: bool) -> int | None:
+    """Return the steps that a run has completed, or goes on from; None: it does not go on.
+
+    Args:
+        folder: the run's.
+        begins_at: the latest fork at which it could begin.
+        retries: whether it goes on where its newest attempt failed.
+    """
+    try:
+        attempts = folder.attempts()
+        if folder.result() is not None or (attempts and attempts[-1].failed and not retries):
+            return None
+        done = max(_steps_in(folder.checkpoints), default=begins_at)
+        lease = folder.lease()
+        if attempts and lease is not None and lease.attempt == attempts[-1].number:
+            # At the first beat of an attempt the step is 0, wherever it goes on from.
+            return max(done, lease.step + 1) if folder.is_held(attempts[-1]) else done
+    except UserError:
+        return None
+    return done
+
+
+def is_needed(study_folder: Path, job: TrunkJob, step: int) -> bool:
+    """Return whether a run is to leave a fork at ``step``: a run without a result begins there."""
     if job.keeps and step == job.fork:
         return True
     return any(
-        other.fork == step and RunFolder(study_folder, other.run_id).result() is None
-        for other in job.shorter
+        other.fork == step and _is_unfinished(study_folder, other.run_id) for other in job.shorter
     )
 
 
+def _is_unfinished(study_folder: Path, run_id: str) -> bool:
+    """Return whether a run has no result, or one that cannot be read."""
+    return _result_of(study_folder, run_id) is None
+
+
+def _result_of(study_folder: Path, run_id: str) -> RunResult | None:
+    """Return a run's result; None: there is none, or it is damaged."""
+    with contextlib.suppress(UserError):
+        return RunFolder(study_folder, run_id).result()
+    return None
+
+
 def superfluous_forks(study_folder: Path, jobs: Mapping[str, TrunkJob]) -> Iterator[Path]:
-    """Yield the forks in a study's folder at which no run without a result begins.
+    """Yield what the runs of a study left for each other and no run without a result needs.
 
     Args:
         study_folder: the study's folder.
@@ -113,17 +193,19 @@ def superfluous_forks(study_folder: Path, jobs: Mapping[str, TrunkJob]) -> Itera
     """
     for run_id, job in jobs.items():
         for fork in forks_in(RunFolder(study_folder, run_id)):
-            # Of damaged records nothing is known: the fork stays.
-            with contextlib.suppress(UserError):
-                is_begun_at = is_needed(study_folder, job, fork.step)
-                if not (is_begun_at or _serves_longer(study_folder, job, fork.step)):
-                    yield fork.path
+            if not _is_used(study_folder, job, fork.step):
+                yield fork.path
 
 
-def _serves_longer(study_folder: Path, job: TrunkJob, step: int) -> bool:
-    """Return whether a run's last state before its decay was kept for a longer one, yet to end."""
+def _is_used(study_folder: Path, job: TrunkJob, step: int) -> bool:
+    """Return whether a fork that lies in a run's folder is needed.
+
+    The state at a run's own fork is what was kept for longer ones, which were planned since.
+    """
+    if is_needed(study_folder, job, step):
+        return True
     return step == job.fork and any(
-        RunFolder(study_folder, other.run_id).result() is None for other in job.longer
+        _is_unfinished(study_folder, other.run_id) for other in job.longer
     )
 
 
@@ -245,10 +327,7 @@ def _best(start: Start, own_fork: int, left: Sequence[Fork], coming: Sequence[st
 
 def _own_step(study_folder: Path, run_id: str) -> int:
     """Return the completed steps of a run's newest checkpoint, which is not verified; else 0."""
-    folder = RunFolder(study_folder, run_id).checkpoints
-    if not folder.is_dir():
-        return 0
-    return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
+    return max(_steps_in(RunFolder(study_folder, run_id).checkpoints), default=0)
 
 
 def _is_coming(study_folder: Path, run_id: str, trained: Collection[str] | None) -> bool:

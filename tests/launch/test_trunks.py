@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from isoflop.files import write_json_atomic
 from isoflop.launch.job import TrunkJob
 from isoflop.launch.run_folder import RunFolder
+from isoflop.launch.run_records import Attempt
 from isoflop.launch.trunks import (
     forks_in,
     inherited,
@@ -18,6 +21,7 @@ from isoflop.launch.trunks import (
     superfluous_forks,
     trunk_jobs,
     usable_forks,
+    waits_for,
 )
 from isoflop.plan.planner import make_plan
 from isoflop.plan.runs import PlannedRun
@@ -50,9 +54,20 @@ class Made:
         path.mkdir(parents=True)
         return path
 
-    def finish(self, run: PlannedRun, status: str = "done", num_steps: int | None = None) -> None:
+    def begin(self, run: PlannedRun) -> Attempt:
         attempt = self.of(run).claim({})
         assert attempt is not None
+        return attempt
+
+    def longer(self, run: PlannedRun, *coming: PlannedRun, retries: bool = False) -> str | None:
+        """The run that another one waits for."""
+        ids = {other.run_id for other in coming}
+        job = self.job(run)
+        found = waits_for(self.folder, run.run_id, job, ids.__contains__, retries=retries)
+        return None if found is None else found.run_id
+
+    def finish(self, run: PlannedRun, status: str = "done", num_steps: int | None = None) -> None:
+        attempt = self.begin(run)
         values = {
             "status": status,
             "status_reason": None,
@@ -220,3 +235,80 @@ def test_a_run_without_another_keeps_its_state_where_trunks_are_kept(tmp_path: P
     assert job.siblings == ()
     assert is_needed(tmp_path, job, job.fork)
     assert trunk_jobs(make_plan(micro(**one))) == {}
+
+
+def test_a_run_waits_for_the_longest_that_is_coming(made: Made) -> None:
+    short, middle, long = made.runs
+    assert made.longer(long, short, middle) is None
+    assert made.longer(short) is None
+    assert made.longer(short, middle) == middle.run_id
+    assert made.longer(short, middle, long) == long.run_id
+    # One that is done passes no more, nor does one that failed, unless it is tried again.
+    made.of(long).end_attempt(made.begin(long), "failed: out of memory")
+    assert made.longer(short, middle, long) == middle.run_id
+    assert made.longer(short, middle, long, retries=True) == long.run_id
+    made.finish(middle)
+    assert made.longer(short, middle, long) is None
+
+
+def test_it_waits_no_more_once_its_own_fork_is_there(made: Made) -> None:
+    short, middle, long = made.runs
+    fork = made.fork(long, made.job(short).fork)
+    assert made.longer(short, long) is None
+    assert made.longer(middle, long) == long.run_id
+    remove_fork(fork)
+    (made.of(long).forks / f".{made.job(short).fork}.7-abc.tmp").mkdir()
+    assert made.longer(short, long) == long.run_id
+    # An earlier one is not waited for either, if it can go on from a state of its own.
+    (made.of(short).checkpoints / "3").mkdir(parents=True)
+    assert made.longer(short, long) is None
+
+
+@pytest.mark.parametrize(("past", "waits"), [(0, True), (1, False)])
+@pytest.mark.parametrize("by", ["heartbeat", "checkpoint", "fork"])
+def test_whoever_is_past_the_fork_and_did_not_leave_it_is_not_waited_for(
+    made: Made, by: str, past: int, waits: bool
+) -> None:
+    short, _, long = made.runs
+    completed = made.job(short).fork + past
+    if by == "heartbeat":
+        # It tells the last step; its predecessor's says nothing.
+        first = made.begin(long)
+        made.of(long).beat(first, long.spec.steps - 1, long.spec.steps)
+        made.of(long).end_attempt(first, "interrupted: SIGTERM")
+        second = made.begin(long)
+        assert made.longer(short, long) == long.run_id
+        made.of(long).beat(second, completed - 1, long.spec.steps)
+    elif by == "checkpoint":
+        (made.of(long).checkpoints / str(completed)).mkdir(parents=True)
+    elif past:
+        made.fork(made.runs[1], completed)
+    assert (made.longer(short, long) == long.run_id) == waits
+
+
+def test_a_heartbeat_of_a_killed_process_says_nothing(made: Made) -> None:
+    short, _, long = made.runs
+    attempt = made.begin(long)
+    path = made.of(long).path / "attempts" / "0001.json"
+    record = json.loads(path.read_text())
+    write_json_atomic(path, record | {"holder": record["holder"] | {"start_ticks": 0}})
+    made.of(long).beat(attempt, long.spec.steps - 1, long.spec.steps)
+    # It goes on from its first step.
+    assert made.longer(short, long) == long.run_id
+
+
+def test_a_divergence_that_is_inherited_is_not_waited_for(made: Made) -> None:
+    short, middle, long = made.runs
+    made.finish(middle, "diverged", made.job(short).fork - 1)
+    assert made.longer(short, long) is None
+
+
+@pytest.mark.parametrize("file", ["result.json", "lease.json", "attempts/0001.json"])
+def test_of_a_damaged_run_nothing_is_expected(made: Made, file: str) -> None:
+    short, middle, long = made.runs
+    fork = made.fork(long, made.job(middle).fork)
+    made.begin(long)
+    (made.of(long).path / file).write_text("{")
+    assert made.longer(short, long, retries=True) is None
+    assert inherited(made.folder, made.job(short)) is None
+    assert fork not in superfluous_forks(made.folder, made.jobs)
