@@ -72,7 +72,8 @@ def spec() -> dict[str, Any]:
     """Return what this run is; an empty dictionary outside of isoflop.
 
     The entries are those of the run's spec.json, and: run_id, seed, steps (of the optimizer),
-    tokens (to train on), checkpoint_dir, result (the path of its file) and attempt (from 1).
+    tokens (to train on), checkpoint_dir, result (the path of its file) and attempt (from 1). Where
+    the study has `decay`, decay_start: the steps that are completed before the learning rate falls.
 
     Raises:
         OSError: the run's spec.json cannot be read.
@@ -85,7 +86,7 @@ def spec() -> dict[str, Any]:
     for key in ("run_id", "checkpoint_dir", "result"):
         if (text := os.environ.get("ISOFLOP_" + key.upper())) is not None:
             found[key] = text
-    for key in ("seed", "steps", "tokens", "attempt"):
+    for key in ("seed", "steps", "tokens", "attempt", "decay_start"):
         if (text := os.environ.get("ISOFLOP_" + key.upper())) is not None:
             found[key] = int(text)
     return found

@@ -91,3 +91,16 @@ def calibration(*commands: MeasuredCommand) -> Calibration:
         entries=(),
         commands=commands,
     )
+
+
+BRANCHING: dict[str, Any] = {
+    "command": [
+        *("{python}", "train.py", "{depth}", "{steps}", "{seed}", "{checkpoint_dir}"),
+        "{decay_start}",
+    ],
+    "resume": "native",
+    "warmup_steps": 4,
+    "decay": 0.2,
+    "branch": {"resume": "native"},
+}
+"""Entries of [trainer] with which runs of that study share trunks."""

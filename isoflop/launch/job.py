@@ -17,7 +17,7 @@ from isoflop.errors import UserError
 from isoflop.placement import Placement
 from isoflop.spec import AnySpec, RunSpec, run_id, shown_id
 from isoflop.study.trainer import ResultTable
-from isoflop.validate import Count, Digest, Pattern, validated
+from isoflop.validate import Count, Digest, Pattern, Whole, validated
 
 if TYPE_CHECKING:
     from isoflop.launch.run_records import RunResult
@@ -49,6 +49,8 @@ class TrainerJob:
     result: ResultTable
     n_params: int
     """As planned; compared where the result tells it."""
+    decay_start: Whole | None = None
+    """Completed steps before its learning rate falls; None: the study does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

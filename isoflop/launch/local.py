@@ -195,6 +195,7 @@ def trainer_job(folder: Path, plan: Plan, run: PlannedRun) -> TrainerJob | None:
         resume=trainer.resume,
         result=trainer.result.filled(values),
         n_params=run.n_params,
+        decay_start=trainer.decay_start(run.spec.steps),
     )
 
 

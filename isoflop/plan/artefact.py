@@ -165,7 +165,8 @@ def _what_runs(values: Any, *more: str) -> Any:
         return values
     study = {key: value for key, value in values["study"].items() if key not in NOT_WHAT_RUNS}
     if isinstance(study.get("trainer"), dict):
-        study["trainer"] = {k: v for k, v in study["trainer"].items() if k not in ("code", *more)}
+        not_what = ("code", "branch", *more)
+        study["trainer"] = {k: v for k, v in study["trainer"].items() if k not in not_what}
     return values | {"study": study}
 
 

@@ -16,7 +16,14 @@ from isoflop.plan.own import PlannedCount
 from isoflop.plan.runs import COUNTED, OTHER, PlannedRun
 from isoflop.spec import LATER_SPEC_FIELDS, RunSpec, TrainerSpec
 from isoflop.study import LATER_ENTRIES, Hypothesis, Study, Variant
-from isoflop.study.trainer import ArchTable, DeclaredCount, ResultTable, Trainer
+from isoflop.study.trainer import (
+    LATER_TRAINER_ENTRIES,
+    ArchTable,
+    BranchTable,
+    DeclaredCount,
+    ResultTable,
+    Trainer,
+)
 
 
 def plan_schema() -> dict[str, Any]:
@@ -37,6 +44,7 @@ def plan_schema() -> dict[str, Any]:
     optional = {
         "RunSpec": set(LATER_SPEC_FIELDS),
         "Study": set(LATER_ENTRIES),
+        "Trainer": set(LATER_TRAINER_ENTRIES),
         "PlannedRun": {"declared"},
         # Of what is declared, nothing is known by component.
         "flops_per_token": {*COUNTED, OTHER},
@@ -54,6 +62,7 @@ def plan_schema() -> dict[str, Any]:
         Hypothesis,
         TrainerSpec,
         Trainer,
+        BranchTable,
         ResultTable,
         DeclaredCount,
         ArchTable,

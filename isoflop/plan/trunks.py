@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
-from isoflop.recipe import get_recipe, num_decay_steps
+from isoflop.recipe import get_recipe
 from isoflop.spec import AnySpec, RunSpec, TrainerSpec
 from isoflop.study import Study
+from isoflop.study.trainer import OF_LENGTH, filled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +86,9 @@ def decay_start(spec: AnySpec, study: Study) -> int:
     if isinstance(spec, RunSpec):
         return get_recipe(spec.recipe).decay_start(spec.steps)
     assert study.trainer is not None
-    assert study.trainer.decay is not None
-    return spec.steps - num_decay_steps(spec.steps, study.trainer.decay)
+    start = study.trainer.decay_start(spec.steps)
+    assert start is not None
+    return start
 
 
 def _trunk_key(run: PlannedRun, study: Study) -> Hashable | None:
@@ -106,7 +108,13 @@ def _own_key(arch: str, spec: TrainerSpec, study: Study) -> Hashable | None:
     if not trainer.shares_trunks:
         return None
     table = study.trainer_arch(arch)
-    named = (trainer.command_of(table), tuple(trainer.env_of(table).items()))
+    values = trainer.values(arch, spec.rung, spec.steps, spec.seed)
+    # The arch's name, too, where the command names it: what is left follows from the steps.
+    fixed = {name: value for name, value in values.items() if name not in OF_LENGTH}
+    named = (
+        tuple(filled(text, fixed) for text in trainer.command_of(table)),
+        tuple((name, filled(text, fixed)) for name, text in trainer.env_of(table).items()),
+    )
     same = dataclasses.replace(spec, command=(), env={}, steps=1)
     return (named, _frozen(same))
 

@@ -21,7 +21,7 @@ from isoflop.families import family_names, is_family, name_of_folder
 from isoflop.numbers import format_flops
 from isoflop.placement import PlacementTable, placement_from, with_layout
 from isoflop.recipe import RECIPES, get_recipe, name_at_rate
-from isoflop.study.trainer import ArchTable, Trainer, check_trainer
+from isoflop.study.trainer import LATER_TRAINER_ENTRIES, ArchTable, Trainer, check_trainer
 from isoflop.texts import has_control
 from isoflop.units import NATS
 from isoflop.validate import CLOSED, ReadBy
@@ -291,6 +291,9 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         """Return the resolved study as it is frozen into plan.json; FLOPs as exact integers."""
         values = {f.name: _as_json(getattr(self, f.name)) for f in dataclasses.fields(Study)}
+        for name in LATER_TRAINER_ENTRIES:
+            if self.trainer is not None and not values["trainer"][name]:
+                del values["trainer"][name]
         return {name: value for name, value in values.items() if value or name not in LATER_ENTRIES}
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt
 
 from isoflop.errors import UserError, shown
+from isoflop.recipe import num_decay_steps
 from isoflop.texts import has_control
 from isoflop.units import NATS, UNITS, meant_unit
 from isoflop.validate import CLOSED, Count, ReadBy
@@ -36,10 +37,20 @@ def _as_whole(value: Any) -> Any:
 Large = Annotated[Count, ReadBy(function=_as_whole)]
 """A number of FLOPs, parameters or tokens, which people write as 6e8."""
 
-PLACED = ("python", "ranks", "run_id", "checkpoint_dir", "result", "log")
+PLACED = (
+    *("python", "ranks", "run_id", "checkpoint_dir", "result", "log"),
+    *("branch_steps", "branch_dir"),
+)
 """Placeholders of where a run is trained: never part of what it is."""
 PLANNED = ("steps", "tokens", "seed", "arch", "batch_tokens", "batch_size", "seq_len")
-"""Placeholders of what a run is, besides the rung's; `warmup_steps` where the study has it."""
+"""Placeholders of what a run is, besides the rung's and those of SCHEDULE."""
+SCHEDULE = ("warmup_steps", "decay_start")
+"""Placeholders of what a run is where the study has `warmup_steps`, and where it has `decay`."""
+OF_LENGTH = ("steps", "tokens", "decay_start")
+"""Placeholders of which runs that differ in their steps alone have other values."""
+
+LATER_TRAINER_ENTRIES = ("branch",)
+"""Entries that later versions added: plans that do without are written as they were before."""
 
 _LOSSES = ("loss", "curve")
 _KINDS = ("json", "csv", "jsonl", "log", "tensorboard", "wandb")
@@ -170,6 +181,17 @@ class ArchTable:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BranchTable:
+    """Runs of the command that differ in length alone are one training until the shorter decays."""
+
+    __pydantic_config__: ClassVar = CLOSED
+
+    resume: Literal["native"]
+    """A longer run leaves its state at `{branch_steps}` completed steps in `{branch_dir}`; a
+    shorter one finds it in `{checkpoint_dir}` and goes on from there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Trainer:
     """The command that trains a run, and what isoflop has to know of it."""
 
@@ -206,6 +228,8 @@ class Trainer:
     result: ResultTable
     ladder: Mapping[str, tuple[RungValue, ...]]
     """Values of each placeholder by rung, the smallest model first."""
+    branch: BranchTable | None = None
+    """None: each run is trained from its first step to its last."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens % self.seq_len:
@@ -215,17 +239,44 @@ class Trainer:
             raise UserError("trainer.data", self.data, "a label", "name the data")
         _check_ladder("trainer.ladder", self.ladder)
         for name in self.ladder:
-            if name in (*PLACED, *PLANNED, "warmup_steps") or not name.isidentifier():
+            if name in (*PLACED, *PLANNED, *SCHEDULE) or not name.isidentifier():
                 allowed = "a name of letters, digits and _ that isoflop does not use itself"
                 raise UserError("trainer.ladder", name, allowed, "rename it")
         _check_declared("trainer.count", self.count, self.num_rungs)
         for name in _placeholders("trainer.result", [self.result.path]):
             _check_known("trainer.result", name, (*PLACED, *self._planned(), *self.ladder))
+        if self.branch is not None:
+            self._check_branch()
+
+    def _check_branch(self) -> None:
+        """Refuse a [trainer.branch] where runs do not go on, or have no common part by the study.
+
+        Raises:
+            UserError: the first mistake.
+        """
+        beside = "where there is a [trainer.branch]"
+        if self.resume != "native":
+            do = "let the command go on from {checkpoint_dir}, or remove [trainer.branch]"
+            raise UserError("trainer.resume", self.resume, f"'native' {beside}", do)
+        for name in ("warmup_steps", "decay"):
+            if getattr(self, name) is None:
+                do = "say what the command's schedule is, or remove [trainer.branch]"
+                raise UserError(f"trainer.{name}", None, f"given {beside}", do)
+        assert self.decay is not None
+        if self.decay >= 1:
+            raise UserError("trainer.decay", self.decay, f"less than 1 {beside}", _DO)
 
     @property
     def shares_trunks(self) -> bool:
         """Whether runs that differ in length alone may begin where they leave a longer one."""
-        return False
+        return self.branch is not None
+
+    def decay_start(self, steps: int) -> int | None:
+        """Return how many steps a run completes before its decay; None: the study has no decay."""
+        if self.decay is None:
+            return None
+        # A decay of more than all steps lasts from the first one.
+        return max(0, steps - num_decay_steps(steps, self.decay))
 
     @property
     def num_rungs(self) -> int:
@@ -268,6 +319,7 @@ class Trainer:
         needed += [("seed",)] if num_seeds > 1 else []
         needed += [(name,) for name in self.ladder]
         needed += [("checkpoint_dir",)] if self.resume == "native" else []
+        needed += [("steps",), ("decay_start",)] if self.branch is not None else []
         for names in needed:
             if used.isdisjoint(names):
                 wanted = " or ".join(f"{{{name}}}" for name in names)
@@ -278,7 +330,9 @@ class Trainer:
                 raise UserError(field_name, shown(" ".join(command)), f"one with {wanted}", do)
 
     def _planned(self) -> tuple[str, ...]:
-        return PLANNED if self.warmup_steps is None else (*PLANNED, "warmup_steps")
+        given = (self.warmup_steps, self.decay)
+        there = (name for name, value in zip(SCHEDULE, given, strict=True) if value is not None)
+        return (*PLANNED, *there)
 
     def count_of(self, arch: ArchTable) -> str | DeclaredCount:
         """Return what builds the models of an arch, or their numbers."""
@@ -306,7 +360,8 @@ class Trainer:
             "batch_size": self.batch_tokens // self.seq_len,
             "seq_len": self.seq_len,
         }
-        return found if self.warmup_steps is None else found | {"warmup_steps": self.warmup_steps}
+        schedule = zip(SCHEDULE, (self.warmup_steps, self.decay_start(steps)), strict=True)
+        return found | {name: value for name, value in schedule if value is not None}
 
     def rung_of(self, arch: ArchTable, size: int) -> dict[str, RungValue]:
         """Return the values of the ladder at a rung, from 1."""

@@ -22,6 +22,9 @@ STOP_GRACE_S = 25.0
 # Which rank this process is, of others that the command has nothing to do with.
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
 
+# What isoflop tells only some commands.
+_OF_SOME = ("ISOFLOP_DECAY_START",)
+
 # torchrun passes these on to its ranks; USR2 would end it alone. It reads options from PET_*.
 _TORCHRUN_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 
@@ -58,7 +61,7 @@ def command_environment(
         run_folder: the run's folder.
     """
     assert job.trainer is not None
-    env = {k: v for k, v in surroundings.environ.items() if k not in _RANKS}
+    env = {k: v for k, v in surroundings.environ.items() if k not in (*_RANKS, *_OF_SOME)}
     env = _without_own_code(env)
     source, code = Path(job.trainer.source), Path(job.trainer.code_folder)
     if paths := python_path(env.get("PYTHONPATH", ""), source, code):
@@ -69,6 +72,8 @@ def command_environment(
     if surroundings.devices is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(surroundings.devices)
     env |= {name: placed(value, places.values) for name, value in spec.env.items()}
+    if job.trainer.decay_start is not None:
+        env["ISOFLOP_DECAY_START"] = str(job.trainer.decay_start)
     return env | {
         "ISOFLOP_SPEC": str(run_folder / "spec.json"),
         RUN_ID: job.run_id,

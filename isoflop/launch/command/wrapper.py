@@ -194,6 +194,8 @@ class CommandAttempt:
             "checkpoint_dir": str(self._folder.trainer),
             "result": str(self._folder.reported(number) / "result.json"),
             "log": str(self._folder.command_log(number)),
+            "branch_steps": "",
+            "branch_dir": str(self._folder.forks),
         }
         return Places(values=values, folder=Path(self._trainer.code_folder))
 
