@@ -16,6 +16,10 @@ class MadeHeldout:
         self.document_index = np.array(documents)
         self.num_bytes = num_bytes
 
+    def thinned(self, most_tokens: int) -> MadeHeldout:
+        """All of them: they are few."""
+        return self
+
 
 class MadeTraining:
     begin_id = 1

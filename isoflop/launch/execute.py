@@ -17,10 +17,11 @@ from isoflop.disk import reason_of
 from isoflop.errors import UserError
 from isoflop.families import check_digest, family_digest, is_built_in, is_family
 from isoflop.launch.attempt import AttemptRecord, Heartbeat, begin
+from isoflop.launch.forks import TrunkLog, inherited_by, trunk_of_follower
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.metrics import LINES_FILE, MetricsLog
 from isoflop.launch.run_folder import RunFolder, Watch
-from isoflop.launch.run_records import Attempt
+from isoflop.launch.run_records import Attempt, RunResult
 from isoflop.launch.sinks import About, open_sinks
 from isoflop.launch.weights import keep_final_weights, remove_checkpoints
 from isoflop.spec import RunSpec
@@ -54,7 +55,8 @@ def execute(
             this; the main rank claims, beats and writes, the others only train.
         watch: of the run's holder where that cannot be seen; see RunFolder.claim.
 
-    A diverged run gets a result (it would diverge again); a failed or interrupted one only its
+    A run whose trunk diverged in what both have in common diverged with it, and is not trained. A
+    diverged run gets a result (it would diverge again); a failed or interrupted one only its
     attempt's record, so that the next attempt goes on from the newest checkpoint.
     """
     if ranks is None:
@@ -64,14 +66,16 @@ def execute(
     folder = RunFolder(Path(job.study_folder), job.run_id)
     if not ranks.is_main:
         return _follow(job, data, folder, ranks, should_stop)
-    attempt = None
+    attempt = found = None
     try:
         result, attempt = begin(job, folder, _versions(), watch, should_stop)
+        found = None if attempt is None else inherited_by(job, folder)
     finally:
-        ranks.broadcast(float(attempt is not None))
+        ranks.broadcast(float(attempt is not None and found is None))
     if attempt is None:
         return result
-    return RunningAttempt(job, folder, attempt, on_step, should_stop).run(data, ranks)
+    running = RunningAttempt(job, folder, attempt, on_step, should_stop)
+    return running.run(data, ranks) if found is None else running.inherit(data, found)
 
 
 def _follow(
@@ -95,6 +99,7 @@ def _follow(
         checkpoints=CheckpointStore(folder.checkpoints, run_id=job.run_id),
         keep_weights=job.keep_weights != "none",
         should_stop=should_stop,
+        trunk=trunk_of_follower(job, folder),
     )
     return JobResult.of(outcome)
 
@@ -134,21 +139,53 @@ class RunningAttempt:
                 return self._record.record_gone()
             return self._record.fail(self._describe(error, ranks), traceback.format_exc())
 
+    def inherit(self, data: TokenData, found: RunResult) -> JobResult:
+        """Record the divergence of another run, in the steps that both have in common."""
+        try:
+            spec = checked_spec(self._folder, data, self._job)
+            with contextlib.closing(self._log(spec)) as log, self._trunk_log(log) as trunk:
+                assert trunk is not None
+                log.event("begun", {"step": found.num_steps, "run_id": found.run_id})
+                trunk.take_over(found.run_id, found.num_steps)
+            names = {field.name for field in dataclasses.fields(RunResult)}
+            own = ("schema_version", "run_id", "attempt", "wall_s", "metrics")
+            values = {name: getattr(found, name) for name in names.difference(own)}
+            values |= {"trunk_steps": found.num_steps, "trunk_wall_s": found.wall_s or 0.0}
+            return self._record.complete(values, 0.0, remove_checkpoints)
+        except Exception as error:
+            return self._record.fail(reason_of(error), traceback.format_exc())
+
     def _train(self, data: TokenData, ranks: Ranks) -> RunOutcome:
         self._spec = spec = checked_spec(self._folder, data, self._job)
-        log = MetricsLog(
+        log = self._log(spec, rate=_rate(self._job, spec, ranks))
+        beat = Heartbeat(self._folder, self._attempt, spec.steps, lambda: self._warnings(log))
+        with contextlib.closing(log), self._trunk_log(log) as trunk, beat:
+            return self._train_watched(spec, data, ranks, log, trunk, beat)
+
+    def _log(
+        self, spec: RunSpec, rate: Callable[[int, float], Achieved | None] | None = None
+    ) -> MetricsLog:
+        return MetricsLog(
             self._folder.path / LINES_FILE,
             self._attempt.number,
             spec.steps,
-            rate=_rate(self._job, spec, ranks),
+            rate=rate,
             sinks=open_sinks(self._job.sinks, self._about(spec)),
         )
-        beat = Heartbeat(self._folder, self._attempt, spec.steps, lambda: self._warnings(log))
-        with contextlib.closing(log), beat:
-            return self._train_watched(spec, data, ranks, log, beat)
+
+    def _trunk_log(self, log: MetricsLog) -> contextlib.AbstractContextManager[TrunkLog | None]:
+        if self._job.trunk is None:
+            return contextlib.nullcontext()
+        return contextlib.closing(TrunkLog(self._job.trunk, self._folder, self._attempt, log))
 
     def _train_watched(
-        self, spec: RunSpec, data: TokenData, ranks: Ranks, log: MetricsLog, beat: Heartbeat
+        self,
+        spec: RunSpec,
+        data: TokenData,
+        ranks: Ranks,
+        log: MetricsLog,
+        trunk: TrunkLog | None,
+        beat: Heartbeat,
     ) -> RunOutcome:
         from isoflop.train.checkpoint import CheckpointStore
         from isoflop.train.loop import Hooks, train_run
@@ -157,12 +194,16 @@ class RunningAttempt:
             self._record.step(metrics.step, metrics.wall_s)
             beat.step = metrics.step
             log.write(metrics)
+            if trunk is not None:
+                trunk.step(metrics)
             self._on_step(metrics, spec.steps)
 
         def on_event(kind: str, values: Mapping[str, Any]) -> None:
             if kind in ("checkpoint", "checkpoint_failed"):
                 self._checkpoint_trouble = values.get("reason")
             log.event(kind, values)
+            if trunk is not None:
+                trunk.event(kind, values)
 
         def on_damaged(step: int, reason: str) -> None:
             log.event("checkpoint_damaged", {"step": step, "reason": reason})
@@ -183,6 +224,7 @@ class RunningAttempt:
             checkpoints=store,
             keep_weights=self._job.keep_weights != "none",
             should_stop=lambda: beat.lost or self._should_stop(),
+            trunk=None if trunk is None else trunk.shared_trunk(),
         )
 
     def _warnings(self, log: MetricsLog) -> list[str]:

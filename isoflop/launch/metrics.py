@@ -5,10 +5,12 @@ A row of metrics.jsonl is a step's metrics, or an event: a row with the key `eve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,11 +69,63 @@ USAGE = Schema(
 )
 
 
-class MetricsLog:
-    """Appends rows to metrics.jsonl and hands them to the sinks.
+def is_row(step: int, steps: int) -> bool:
+    """Return whether a run of ``steps`` logs the metrics of a step (from 0).
+
+    About MAX_METRIC_ROWS are logged, the last one always.
+    """
+    return step % max(1, steps // MAX_METRIC_ROWS) == 0 or step == steps - 1
+
+
+class Lines:
+    """A file of JSON lines that is appended to.
 
     A line that a crash or a full disk cut off is closed before the next. What cannot be written is
     lost, with one warning; the run goes on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._cut_off = _is_cut_off(path)
+        self._warned = False
+        self.trouble: str | None = None
+        """Why the newest row could not be written; None: it was."""
+        # Unbuffered: what a full disk refused is not tried again, and a row is one write.
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append a row; a number that is not finite becomes null."""
+        line = json.dumps(_null_where_not_finite(row)).encode() + b"\n"
+        line = b"\n" + line if self._cut_off else line
+        try:
+            self._cut_off = self._file.write(line) < len(line)
+            self.trouble = "the file system took a part of a row" if self._cut_off else None
+        except OSError as error:
+            self._cut_off = True
+            self.trouble = str(error.strerror)
+            if not self._warned:
+                logger.warning("metrics are lost, training goes on: %s", error)
+            self._warned = True
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk, where that can be."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _is_cut_off(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() != b"\n"
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and hands them to the sinks.
 
     Args:
         path: metrics.jsonl of the run.
@@ -93,39 +147,42 @@ class MetricsLog:
     ) -> None:
         self._attempt = attempt
         self._steps = steps
-        self._every = max(1, steps // MAX_METRIC_ROWS)
         self._rate = rate
         self._sinks = sinks
         self._last: StepMetrics | None = None
-        self._cut_off = _is_cut_off(path)
-        self._warned = False
-        self.trouble: str | None = None
+        self._lines = Lines(path)
+
+    @property
+    def trouble(self) -> str | None:
         """Why the newest row could not be written; None: it was."""
-        # Unbuffered: what a full disk refused is not tried again, and a row is one write.
-        self._file = path.open("ab", buffering=0)
+        return self._lines.trouble
 
     def write(self, metrics: StepMetrics) -> None:
         """Append every n-th step and the last one."""
-        if metrics.step % self._every and metrics.step != self._steps - 1:
+        if not is_row(metrics.step, self._steps):
             return
         self.row({**dataclasses.asdict(metrics), **self._rates(metrics)})
         self._last = metrics
 
     def row(self, values: Mapping[str, Any]) -> None:
         """Append the metrics of a step, by the names of METRICS."""
-        self._append({"attempt": self._attempt, **values})
+        self._lines.append({"attempt": self._attempt, **values})
         for sink in self._sinks:
             sink.step(values["step"], values)
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append what happened, at whatever step."""
-        self._append({"attempt": self._attempt, "event": kind, **values})
+        self._lines.append({"attempt": self._attempt, "event": kind, **values})
         for sink in self._sinks:
             sink.event(kind, values)
 
+    def sync(self) -> None:
+        """Wait until all rows are on the disk."""
+        self._lines.sync()
+
     def close(self) -> None:
         """Close the file and the sinks, which may take a few seconds for what they still have."""
-        self._file.close()
+        self._lines.close()
         for sink in self._sinks:
             sink.close()
 
@@ -139,27 +196,6 @@ class MetricsLog:
             done = self._rate(tokens, metrics.wall_s - self._last.wall_s)
         names = ("tokens_per_s", "flops_per_s", "share_of_peak")
         return {name: None if done is None else getattr(done, name) for name in names}
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        line = json.dumps(_null_where_not_finite(row)).encode() + b"\n"
-        line = b"\n" + line if self._cut_off else line
-        try:
-            self._cut_off = self._file.write(line) < len(line)
-            self.trouble = "the file system took a part of a row" if self._cut_off else None
-        except OSError as error:
-            self._cut_off = True
-            self.trouble = str(error.strerror)
-            if not self._warned:
-                logger.warning("metrics are lost, training goes on: %s", error)
-            self._warned = True
-
-
-def _is_cut_off(path: Path) -> bool:
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read() != b"\n"
 
 
 def _null_where_not_finite(value: Any) -> Any:

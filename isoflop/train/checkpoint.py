@@ -69,6 +69,7 @@ class CheckpointStore:
         may_write: asked before a checkpoint is written and right before it gets its name; False
             for a process that another one has succeeded, or whose folder was moved.
         on_damaged: called with each checkpoint that is passed over, and the reason.
+        num_kept: the last ones stay when another is saved; None: all of them.
     """
 
     def __init__(
@@ -78,11 +79,13 @@ class CheckpointStore:
         run_id: str,
         may_write: Callable[[], bool] = lambda: True,
         on_damaged: Callable[[int, str], None] = lambda step, reason: None,
+        num_kept: int | None = NUM_KEPT,
     ) -> None:
         self.folder = folder
-        self._run_id = run_id
+        self.run_id = run_id
         self._may_write = may_write
         self._on_damaged = on_damaged
+        self._num_kept = num_kept
 
     def steps(self) -> list[int]:
         """Return the completed steps of all checkpoints, ascending; damaged ones included."""
@@ -98,7 +101,7 @@ class CheckpointStore:
         extra_tensors: Mapping[str, Tensor],
         meta: Mapping[str, Any],
     ) -> bool:
-        """Write the checkpoint of ``step`` completed steps and remove all but the last two.
+        """Write the checkpoint of ``step`` completed steps; remove all but the last ones.
 
         A complete checkpoint of the same step stays as it is.
 
@@ -139,12 +142,24 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is complete and this run's; None if there is none."""
-        for step in reversed(self.steps()):
-            try:
-                return self._read(step)
-            except (_Damaged, OSError, SafetensorError) as error:
-                self._on_damaged(step, _one_line(error))
-        return None
+        found = (self.read_whole(step) for step in reversed(self.steps()))
+        return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+
+    def read_whole(self, step: int) -> Checkpoint | None:
+        """Return the checkpoint of ``step`` completed steps; None if it is not complete."""
+        try:
+            return self._read(step)
+        except (_Damaged, OSError, SafetensorError) as error:
+            self._on_damaged(step, _one_line(error))
+            return None
+
+    def is_whole(self, step: int) -> bool:
+        """Return whether there is a complete checkpoint of ``step`` completed steps."""
+        try:
+            self._verify(step)
+        except (_Damaged, OSError):
+            return False
+        return True
 
     def clean_up(self) -> None:
         """Remove what killed writers left; for the run's holder only."""
@@ -155,7 +170,7 @@ class CheckpointStore:
     def _write_state(self, folder: Path, step: int, meta: Mapping[str, Any]) -> None:
         state = {
             "schema": SCHEMA,
-            "run_id": self._run_id,
+            "run_id": self.run_id,
             "step": step,
             "meta": dict(meta),
             "files": {
@@ -172,18 +187,17 @@ class CheckpointStore:
         """Give a written folder its name; only a damaged one that has the name makes way."""
         path = self.folder / str(step)
         if path.exists():
-            try:
-                self._verify(step)
-            except (_Damaged, OSError):
-                path.rename(path.with_name(f"{temporary.name}.old.tmp"))
-            else:
+            if self.is_whole(step):
                 return
+            path.rename(path.with_name(f"{temporary.name}.old.tmp"))
         # Onto a checkpoint that another process has put there by now, this fails.
         temporary.rename(path)
         fsync_path(self.folder)
 
     def _last(self, step: int) -> set[int]:
-        return set([there for there in self.steps() if there <= step][-NUM_KEPT:])
+        if self._num_kept is None:
+            return set(self.steps())
+        return set([there for there in self.steps() if there <= step][-self._num_kept :])
 
     def _remove_all_but(self, kept: set[int]) -> None:
         for step in set(self.steps()) - kept:
@@ -200,7 +214,7 @@ class CheckpointStore:
             raise _Damaged(f"{STATE_FILE}: {type(error).__name__}") from None
         if seal != _seal(state):
             raise _Damaged(f"{STATE_FILE}: its seal does not fit")
-        for name, value in (("schema", SCHEMA), ("run_id", self._run_id), ("step", step)):
+        for name, value in (("schema", SCHEMA), ("run_id", self.run_id), ("step", step)):
             if state.get(name) != value:
                 raise _Damaged(f"{STATE_FILE}: {name} is {state.get(name)!r}")
         if not _is_typed(state):

@@ -7,8 +7,11 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoflop.data.tokenizers import PAD_ID
@@ -105,6 +108,17 @@ class Monitor:
     Events, on the main rank: `spike` (step, loss, median, limit) and `usage` (step, split, rows;
     see isoflop.train.routing). All ranks call all methods. Steps whose usage is not logged run as
     without a monitor.
+
+    Which steps are logged depends on a run's number of steps. What others will have logged of the
+    steps that they have in common with this run is gathered, too, for each of them by itself.
+
+    Args:
+        model: asked for its choices of experts.
+        spec: the run.
+        on_event: called with a kind and its values.
+        ranks: the processes that share the run.
+        others: by the steps of another run: how many of its first steps are this run's, too.
+        on_usage_of: called with the steps of another run and the values of its event `usage`.
     """
 
     def __init__(
@@ -114,30 +128,46 @@ class Monitor:
         *,
         on_event: Callable[[str, dict[str, Any]], None],
         ranks: Ranks = SINGLE,
+        others: Mapping[int, int] = MappingProxyType({}),
+        on_usage_of: Callable[[int, dict[str, Any]], None] = lambda steps, values: None,
     ) -> None:
         self._steps = spec.steps
         self._on_event = on_event
+        self._on_usage_of = on_usage_of
         self._ranks = ranks
         self._spikes = SpikeDetector()
         self._recorder = usage_recorder(model, spec)
-        self._ever_used = EverUsed()
+        self._in_common = {**others, spec.steps: spec.steps}
+        self._ever_used = {steps: EverUsed() for steps in self._in_common}
 
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
         """Watch the forward and backward passes of a step."""
-        if self._recorder is None or not is_logged(step, self._steps):
+        if self._recorder is None or not self._logged_by(step):
             yield
             return
         with self._recorder.recording():
             yield
+
+    def _logged_by(self, step: int) -> list[int]:
+        """Return the steps of the runs that log the usage of a step."""
+        in_common = self._in_common.items()
+        return [steps for steps, end in in_common if step < end and is_logged(step, steps)]
 
     def step_done(self, step: int, loss: float) -> None:
         """Report on a step whose loss and gradients are finite."""
         spike = self._spikes.see(loss)
         if spike is not None:
             self._report("spike", {"step": step, **spike})
-        if self._recorder is not None and is_logged(step, self._steps):
-            self._report_usage(step, "train")
+        logged_by = self._logged_by(step)
+        if self._recorder is not None and logged_by:
+            counts_LCE = self._recorder.take(self._ranks)
+            for steps in logged_by:
+                self._ever_used[steps].add(counts_LCE)
+                self._report_usage(counts_LCE, step, "train", steps)
+        # A run that leaves after this step still finds what was gathered for it.
+        for steps in [steps for steps, end in self._in_common.items() if end <= step]:
+            del self._in_common[steps], self._ever_used[steps]
 
     @contextmanager
     def heldout(self, step: int) -> Iterator[Callable[[Tensor], None] | None]:
@@ -148,15 +178,20 @@ class Monitor:
         recorder = self._recorder
         with recorder.recording():
             yield lambda targets_BT: recorder.count_only(targets_BT != PAD_ID)
-        self._report_usage(step, "heldout")
+        self._report_usage(recorder.take(self._ranks), step, "heldout", self._steps)
 
-    def _report_usage(self, step: int, split: str) -> None:
+    def _report_usage(
+        self, counts_LCE: NDArray[np.int64], step: int, split: str, steps: int
+    ) -> None:
         assert self._recorder is not None
-        counts_LCE = self._recorder.take(self._ranks)
-        if split == "train":
-            self._ever_used.add(counts_LCE)
-        rows = usage_rows(counts_LCE, self._ever_used, shared=self._recorder.shared)
-        self._report("usage", {"step": step, "split": split, "rows": rows})
+        if not self._ranks.is_main:
+            return
+        rows = usage_rows(counts_LCE, self._ever_used[steps], shared=self._recorder.shared)
+        values = {"step": step, "split": split, "rows": rows}
+        if steps == self._steps:
+            self._report("usage", values)
+        else:
+            self._on_usage_of(steps, values)
 
     def _report(self, kind: str, values: dict[str, Any]) -> None:
         if self._ranks.is_main:
@@ -164,9 +199,24 @@ class Monitor:
 
     def state(self) -> dict[str, Any]:
         """Return what later events depend on, as JSON values."""
-        return {"spikes": self._spikes.state(), "ever_used": self._ever_used.state()}
+        gathered = {str(steps): used.state() for steps, used in self._ever_used.items()}
+        own = gathered.pop(str(self._steps))
+        return {
+            "spikes": self._spikes.state(),
+            "steps": self._steps,
+            "ever_used": own,
+            "ever_used_of": gathered,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned, of this run or of one that it leaves.
+
+        A run of which the other did not know takes what the other gathered for itself.
+        """
         self._spikes.load(state["spikes"])
-        self._ever_used.load(state["ever_used"])
+        # Version 0.1.0 gathered for the run itself alone.
+        gathered = state.get("ever_used_of", {})
+        whose = state.get("steps", self._steps)
+        for steps, used in self._ever_used.items():
+            known = {} if steps == whose else gathered
+            used.load(known.get(str(steps), state["ever_used"]))

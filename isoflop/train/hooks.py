@@ -47,9 +47,9 @@ class Hooks:
     on_step: Callable[[StepMetrics], None] = _nothing
     """After each completed step."""
     on_event: Callable[[str, dict[str, Any]], None] = _nothing
-    """A kind and its values: `resumed` (step), `checkpoint` (step, seconds), `checkpoint_failed`
-    (step, reason), `evaluation` (step, loss, loss_se), `spike` and `usage`
-    (isoflop.train.health.Monitor)."""
+    """A kind and its values: `resumed` (step), `begun` (step, run_id: whose fork it is),
+    `checkpoint` and `fork` (step, seconds), `checkpoint_failed` and `fork_failed` (step, reason),
+    `evaluation` (step, loss, loss_se), `spike` and `usage` (isoflop.train.health.Monitor)."""
     on_final_weights: Callable[[dict[str, Tensor]], None] | None = None
     """The weights after the last step, evaluated and found finite."""
 

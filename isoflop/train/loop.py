@@ -30,6 +30,7 @@ from isoflop.train.optimizer import learning_rate, recipe_adamw, set_learning_ra
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.state import TrainingState, seed_all
 from isoflop.train.step import StepGradients, compile_model, gradients_of_batch
+from isoflop.train.trunk import SharedTrunk
 
 if TYPE_CHECKING:
     from isoflop.data.windows import HeldoutWindows, TokenData
@@ -49,14 +50,15 @@ def train_run(
     checkpoints: CheckpointStore | None = None,
     keep_weights: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
+    trunk: SharedTrunk | None = None,
 ) -> RunOutcome:
     """Train ``spec`` to its last step and evaluate it on the held-out set.
 
-    With ``checkpoints`` it begins at the newest complete one. On the CPU in float32, losses and
-    weights are bit-identical for the same spec, data and placement, however often and wherever the
-    run was stopped or killed. A loss or gradient norm that is not finite ends the run at the step
-    where it occurs, before that step's update. Number of threads and the way the C library handles
-    freed memory are set for the whole process.
+    With ``checkpoints`` it begins at the newest complete one, else with a ``trunk`` at a fork. On
+    the CPU in float32, losses and weights are bit-identical for the same spec, data and placement,
+    wherever the run began and however often it was stopped or killed. A loss or gradient norm that
+    is not finite ends the run at the step where it occurs, before that step's update. Number of
+    threads and the way the C library handles freed memory are set for the whole process.
 
     A checkpoint that cannot be written is reported as an event, and training goes on.
 
@@ -70,6 +72,7 @@ def train_run(
         keep_weights: write a checkpoint of the last step in any case.
         should_stop: asked between steps; a reason ends the run there, after a checkpoint. The
             request of one rank stops all of them at the same step.
+        trunk: where it may begin, and the forks that it leaves for others; None: it shares nothing.
 
     Raises:
         UserError: the recipe, family or schedule does not allow this spec.
@@ -78,7 +81,7 @@ def train_run(
     torch.set_num_threads(placement.num_threads)
     keep_freed_memory()
     reset_peak(torch.device(placement.device))
-    run = _Run(spec, data, placement, ranks, hooks or Hooks(), checkpoints)
+    run = _Run(spec, data, placement, ranks, hooks or Hooks(), checkpoints, trunk)
     run.resume()
     ended = run.train(should_stop)
     if ended is not None:
@@ -102,6 +105,7 @@ class _Run:
         ranks: Ranks,
         hooks: Hooks,
         checkpoints: CheckpointStore | None,
+        trunk: SharedTrunk | None,
     ) -> None:
         self._spec = spec
         self._data = data
@@ -109,6 +113,7 @@ class _Run:
         self._ranks = ranks
         self._hooks = hooks if ranks.is_main else Hooks()
         self._checkpoints = checkpoints
+        self._trunk = trunk
         self._recipe = get_recipe(spec.recipe)
         self._clock = Clock()
         self._may_save = checkpoints is not None
@@ -131,7 +136,7 @@ class _Run:
         self._module: nn.Module = self._ranks.wrap(model)
         # After wrapping, which may replace parameters by this rank's part of them.
         optimizer = recipe_adamw(model, self._recipe)
-        self._monitor = Monitor(model, spec, on_event=self._hooks.on_event, ranks=self._ranks)
+        self._monitor = self._monitor_of(model)
         return TrainingState(
             model=model,
             optimizer=optimizer,
@@ -139,14 +144,31 @@ class _Run:
             accumulators={"health": self._monitor},
         )
 
+    def _monitor_of(self, model: nn.Module) -> Monitor:
+        on_event, trunk = self._hooks.on_event, self._trunk
+        if trunk is None:
+            return Monitor(model, self._spec, on_event=on_event, ranks=self._ranks)
+        return Monitor(
+            model,
+            self._spec,
+            on_event=on_event,
+            ranks=self._ranks,
+            others=trunk.others,
+            on_usage_of=trunk.on_usage_of,
+        )
+
     def resume(self) -> None:
-        """Take over where an earlier attempt was saved."""
-        if self._checkpoints is None:
-            return
-        self._state.restore(self._checkpoints, self._ranks)
+        """Take over where an earlier attempt was saved, or else where another run left a fork."""
+        if self._checkpoints is not None:
+            self._state.restore(self._checkpoints, self._ranks)
         self._saved_step = self._state.step
         if self._state.step:
             self._hooks.on_event("resumed", {"step": self._state.step})
+        elif self._trunk is not None:
+            store = self._trunk.begin(self._state, self._ranks)
+            if store is not None:
+                values = {"step": self._state.step, "run_id": store.run_id}
+                self._hooks.on_event("begun", values)
 
     def train(
         self, should_stop: Callable[[], str | None]
@@ -157,13 +179,27 @@ class _Run:
         with Prefetch(self._batch_maker(), steps, self._state.device) as batches:
             ready = iter(batches)
             self._clock.go_on()
-            while (stop := self._agree_to_stop(should_stop(), cadence)) is None:
+            while True:
+                # Before anything else, so that no checkpoint of a step says that its fork is there.
+                self._leave_fork()
+                stop = self._agree_to_stop(should_stop(), cadence)
+                if stop is not None:
+                    return "stopped", stop
                 if self._state.step == self._spec.steps:
                     return None
                 reason = self._one_step(next(ready)[1])
                 if reason is not None:
                     return "diverged", reason
-            return "stopped", stop
+
+    def _leave_fork(self) -> None:
+        """Write the state for shorter runs that leave this one here."""
+        if self._trunk is not None and self._trunk.leave(
+            self._state,
+            self._ranks,
+            batch_size=self._spec.batch_size,
+            on_event=self._hooks.on_event,
+        ):
+            self._clock.go_on()
 
     def _batch_maker(self) -> Callable[[int], Batch]:
         """Return the batch of a step, from its number alone: the data position is an integer."""
@@ -330,6 +366,8 @@ class _Run:
             tokens_per_s=tokens / sum(step_s) if step_s else None,
             peak_mem_bytes=self._state.peak(),
             num_steps=self._state.step,
+            trunk_steps=self._state.trunk_steps,
+            trunk_wall_s=self._state.trunk_wall_s,
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from isoflop.model import Transformer
-from isoflop.train.checkpoint import CheckpointStore
+from isoflop.train.checkpoint import Checkpoint, CheckpointStore
 from isoflop.train.hooks import Accumulator
 from isoflop.train.memory import peak_bytes
 from isoflop.train.ranks import Ranks
@@ -40,6 +40,10 @@ class TrainingState:
     """Seconds of each completed step, whichever attempt did it."""
     peak_mem_bytes: int | None = None
     """Peak of the attempts before this one."""
+    trunk_steps: int = 0
+    """Of the completed steps, those that another run did before this one left it."""
+    trunk_wall_s: float = 0.0
+    """Seconds of these steps."""
 
     def peak(self) -> int | None:
         """Return the peak memory of all attempts so far whose checkpoints led here, bytes."""
@@ -65,6 +69,8 @@ class TrainingState:
         meta = {
             "data_position": self.step * batch_size,
             "peak_mem_bytes": self.peak(),
+            "trunk_steps": self.trunk_steps,
+            "trunk_wall_s": self.trunk_wall_s,
             "random": values,
             "accumulators": {name: a.state() for name, a in self.accumulators.items()},
         }
@@ -76,15 +82,22 @@ class TrainingState:
         step = int(ranks.broadcast(-1.0 if found is None else float(found.step)))
         if step < 0:
             return
-        checkpoint = store.read(step) if found is None else found
+        self.take(store.read(step) if found is None else found, ranks)
+
+    def take(self, checkpoint: Checkpoint, ranks: Ranks) -> None:
+        """Go on from a checkpoint, which all ranks were given."""
+        meta = checkpoint.meta
         ranks.load(self.model, self.optimizer, checkpoint.weights, checkpoint.optimizer)
         self.step = checkpoint.step
         self.step_s = checkpoint.extra[_STEP_S].tolist()
-        self.peak_mem_bytes = checkpoint.meta["peak_mem_bytes"]
+        self.peak_mem_bytes = meta["peak_mem_bytes"]
+        # Checkpoints of version 0.1.0 lack them: no run began where another had been.
+        self.trunk_steps = meta.get("trunk_steps", 0)
+        self.trunk_wall_s = meta.get("trunk_wall_s", 0.0)
         for name, accumulator in self.accumulators.items():
-            if name in checkpoint.meta["accumulators"]:
-                accumulator.load(checkpoint.meta["accumulators"][name])
-        set_random_state(self.device, checkpoint.extra, checkpoint.meta["random"])
+            if name in meta["accumulators"]:
+                accumulator.load(meta["accumulators"][name])
+        set_random_state(self.device, checkpoint.extra, meta["random"])
 
 
 def seed_all(seed: int) -> None:

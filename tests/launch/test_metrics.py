@@ -132,7 +132,7 @@ def test_a_full_disk_costs_rows_and_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = log_in(tmp_path)
-    log._file = FullDisk(log._file, [-1, 9, None, None, -1, -1])  # type: ignore[assignment]
+    log._lines._file = FullDisk(log._lines._file, [-1, 9, None, None, -1, -1])  # type: ignore[assignment]
     troubles = []
     for step in range(6):
         log.write(at(step))
