@@ -134,13 +134,21 @@ def hours_section(plan: Plan, estimates: Mapping[str, PlanEstimate], price: floa
             "## GPU-hours and cost",
             f"Training steps of all {len(plan.unique_runs)} runs, as `isoflop plan "
             f"experiments/paper.toml --hardware NAME --price {price:g}` sums them: no start-up, "
-            f"loading or evaluation. The price is {price:g} an hour for every device, a round "
-            "number and no quote; cost is proportional to it.",
+            f"loading or evaluation. What runs of different length share is executed once, by the "
+            f"longest of them, and counts there: {_saved(usual)} are saved. The price is "
+            f"{price:g} an hour for every device, a round number and no quote; cost is "
+            "proportional to it.",
             markdown_table(["device", *archs, "GPU-hours", f"cost at {price:g} an hour"], rows),
             f"By budget on the {USUAL}:",
             markdown_table(["budget", *archs, "GPU-hours"], by_budget),
         ]
     )
+
+
+def _saved(estimate: PlanEstimate) -> str:
+    saved = estimate.gpu_hours_saved
+    share = saved / (estimate.gpu_hours + saved)
+    return f"{saved:,.0f} hours ({share:.1%}) on the {estimate.hardware}"
 
 
 def _hours(plan: Plan, estimate: PlanEstimate, arch: str, budget: int | None = None) -> str:
@@ -149,7 +157,7 @@ def _hours(plan: Plan, estimate: PlanEstimate, arch: str, budget: int | None = N
         for run in plan.runs
         if run.arch == arch and (budget is None or run.budget_flops == budget)
     }
-    return f"{sum(estimate.runs[run_id].gpu_hours or 0.0 for run_id in sorted(chosen)):,.1f}"
+    return f"{sum(estimate.runs[run_id].gpu_hours_spent for run_id in sorted(chosen)):,.1f}"
 
 
 def precision_section(report: PowerReport, budgets: Sequence[int], source: str) -> str:

@@ -15,6 +15,7 @@ from isoflop.cli.plan_tables import (
     plan_table,
     rate_lines,
     total_lines,
+    trunk_lines,
 )
 from isoflop.cli.tables import MISSING, console, new_table, print_lines
 from isoflop.errors import UserError
@@ -137,7 +138,8 @@ def show_plan(planned: Plan, estimate: PlanEstimate, folder: Path, *, whole: boo
         table = plan_overview(planned, estimate)
         lines = [f"every run: isoflop show {folder}"]
     out.print(table)
-    lines += plan_summary(planned) + rate_lines(planned) + total_lines(estimate)
+    lines += plan_summary(planned) + trunk_lines(planned) + rate_lines(planned)
+    lines += total_lines(estimate)
     lines += _unread_rules(planned) + _unused_variants(planned)
     print_lines(out, lines)
 

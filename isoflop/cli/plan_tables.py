@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from isoflop.cli.tables import fitted_table, new_table
+from isoflop.cli.tables import counted, fitted_table, new_table
 from isoflop.numbers import format_count, format_flops, format_seconds
+from isoflop.plan.trunks import flops_executed, trunks_of, without_sharing_named
 from isoflop.recipe import get_recipe
 from isoflop.spec import shown_id
 
@@ -75,17 +76,22 @@ def _run_cells(run: PlannedRun, estimate: PlanEstimate | None) -> dict[str, str]
     return cells
 
 
-def _hours(estimates: Iterable[RunEstimate]) -> str:
-    hours = [estimate.gpu_hours for estimate in estimates]
-    known = [number for number in hours if number is not None]
-    if len(known) < len(hours):
+def _hours(
+    estimates: Iterable[RunEstimate],
+    spent: Callable[[RunEstimate], float] = lambda run: run.gpu_hours or 0.0,
+) -> str:
+    found = list(estimates)
+    if not all(estimate.fits for estimate in found):
         return "no fit"
-    total = sum(known)
+    total = sum(spent(estimate) for estimate in found)
     return f"{total:.3g}" if total == 0 or total >= _LEAST_HOURS else f"<{_LEAST_HOURS:g}"
 
 
 def plan_overview(plan: Plan, estimate: PlanEstimate) -> Table:
-    """Return a row for each budget and arch, with the ranges of its runs, in 80 columns."""
+    """Return a row for each budget and arch, with the ranges of its runs, in 80 columns.
+
+    Hours are as they are executed, trunks under the budgets of their longest runs.
+    """
     table = new_table(
         ("budget", ">"),
         ("arch", "<"),
@@ -113,7 +119,7 @@ def plan_overview(plan: Plan, estimate: PlanEstimate) -> Table:
             _range([run.n_params for run in runs]),
             _range([run.n_tokens for run in runs]),
             f"≤ {max(epochs):.2f}" if epochs else "-",
-            _hours(estimate.runs[run.run_id] for run in runs),
+            _hours((estimate.runs[run.run_id] for run in runs), lambda run: run.gpu_hours_spent),
         )
     return table
 
@@ -198,7 +204,8 @@ def total_lines(estimate: PlanEstimate) -> list[str]:
     # Fractions of an hour are hard to picture.
     is_short = _LEAST_HOURS <= estimate.gpu_hours < 1
     short = f" ({format_seconds(3600 * estimate.gpu_hours)})" if is_short else ""
-    total = f"{hours_text(estimate.gpu_hours)} {estimate.unit}{short}{cost}"
+    saved = saved_text(estimate.gpu_hours_saved, estimate.gpu_hours)
+    total = f"{hours_text(estimate.gpu_hours)} {estimate.unit}{short}{saved}{cost}"
     if not any(run.fits for run in estimate.runs.values()):
         total = f"no run fits, so that there are no {estimate.unit} to tell"
     return [
@@ -218,3 +225,40 @@ def _how_known(estimate: PlanEstimate) -> str:
     if num_between:
         parts.append(f"of {num_between} between rungs that were")
     return ", ".join(parts) or "nothing measured"
+
+
+def trunk_lines(plan: Plan) -> list[str]:
+    """Return a line on what is saved where runs share trunks, or could; else none."""
+    alone = sum(run.flops for run in plan.unique_runs)
+    trunks = trunks_of(plan)
+    if trunks:
+        executed = flops_executed(plan)
+        num_branches = sum(len(trunk.branches) for trunk in trunks)
+        return [
+            f"trunks: {num_branches} of {counted(len(plan.unique_runs), 'run')} begin where a "
+            f"longer one passes; {flops_text(executed)} of {flops_text(alone)} FLOPs are executed, "
+            f"{percent_text(alone - executed, alone)} saved (isoflop show --trunks)"
+        ]
+    shared = without_sharing_named(plan) if plan.study.share == "none" else plan
+    saved = alone - flops_executed(shared)
+    if not saved:
+        return []
+    return [
+        "trunks: not shared (share = none in the study); shared, "
+        f"{percent_text(saved, alone)} of the FLOPs would be saved, with the same results"
+    ]
+
+
+def saved_text(saved: float, rest: float) -> str:
+    """Return in brackets what trunks save of hours, beside what is spent; empty: nothing."""
+    return f" ({percent_text(saved, saved + rest)} saved by trunks)" if saved else ""
+
+
+def flops_text(flops: int) -> str:
+    """Return FLOPs with three digits."""
+    return format_flops(flops, digits=3)
+
+
+def percent_text(part: float, whole: float) -> str:
+    """Return a share in per cent, with two digits."""
+    return f"{100 * part / whole:.2g} %"

@@ -5,13 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
 from isoflop.cli.options import FOLDER, WITH_CODE, numbers_of_flops, whole_numbers, words
-from isoflop.cli.plan_tables import left_out_lines, plan_summary, plan_table, total_lines
+from isoflop.cli.plan_tables import (
+    left_out_lines,
+    plan_summary,
+    plan_table,
+    total_lines,
+    trunk_lines,
+)
 from isoflop.cli.tables import console, print_lines
+from isoflop.cli.trunk_tables import no_trunks_line, run_trunk_lines, trunk_table
 from isoflop.errors import UserError
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--sort", metavar="COLUMN", help="Sort by a column of plan.parquet.")
 @click.option("--descending", is_flag=True, help="Largest first.")
 @click.option("--hardware", metavar="NAME", help="Estimate for it.  [default: as planned]")
+@click.option("--trunks", is_flag=True, help="Show what runs of different length share instead.")
 @click.option("--explain", is_flag=True, help="Say what each estimate assumes.")
 @WITH_CODE
 def show(
@@ -42,6 +50,7 @@ def show(
     sort: str | None,
     descending: bool,
     hardware: str | None,
+    trunks: bool,
     explain: bool,
     with_code: bool,
 ) -> None:
@@ -59,14 +68,24 @@ def show(
     if run is not None:
         from isoflop.plan.edit import find_run
 
-        if arch or budget or size or sort:
+        if arch or budget or size or sort or trunks:
             raise UserError("run", run, "given without filters", "leave out one of them")
         entries = find_run(plan, run)
-        lines = run_lines(entries)
+        lines = run_lines(entries) + run_trunk_lines(plan, entries[0])
         if estimate is not None:
             lines += ["", *estimate_lines(estimate.runs[entries[0].run_id])]
     else:
-        lines = _show_table(plan, folder, estimate, arch, budget, size, sort, descending)
+        filters = _Filters(
+            archs=words(arch),
+            budgets=numbers_of_flops("--budget", budget),
+            sizes=whole_numbers("--size", size),
+        )
+        if trunks:
+            if sort is not None or descending:
+                raise UserError("--trunks", True, "given without --sort", "leave out one of them")
+            lines = _show_trunks(plan, folder, filters)
+        else:
+            lines = _show_table(plan, folder, estimate, filters, sort, descending)
         if estimate is not None:
             lines += total_lines(estimate)
     if plan.stated_families and (hardware or (folder / "estimates.json").exists()):
@@ -89,13 +108,30 @@ def _estimate(plan: Plan, folder: Path, hardware: str | None) -> PlanEstimate | 
     return estimate_for(plan, folder, hardware if stored is None else stored.hardware)
 
 
+class _Filters(TypedDict):
+    archs: list[str]
+    budgets: list[int]
+    sizes: list[int]
+
+
+def _show_trunks(plan: Plan, folder: Path, filters: _Filters) -> list[str]:
+    """Print the table of trunks; return the lines that go below it."""
+    from isoflop.plan.edit import filter_runs
+
+    run_ids = {run.run_id for run in filter_runs(plan, **filters)}
+    out = console()
+    table, left_out = trunk_table(plan, out.width, run_ids)
+    if table.row_count == 0:
+        return [no_trunks_line(plan)]
+    out.print(table)
+    return left_out_lines(left_out, f"{folder} --trunks") + trunk_lines(plan)
+
+
 def _show_table(
     plan: Plan,
     folder: Path,
     estimate: PlanEstimate | None,
-    arch: str | None,
-    budget: str | None,
-    size: str | None,
+    filters: _Filters,
     sort: str | None,
     descending: bool,
 ) -> list[str]:
@@ -104,12 +140,7 @@ def _show_table(
 
     from isoflop.plan.edit import filter_runs, sort_runs
 
-    runs = filter_runs(
-        plan,
-        archs=words(arch),
-        budgets=numbers_of_flops("--budget", budget),
-        sizes=whole_numbers("--size", size),
-    )
+    runs = filter_runs(plan, **filters)
     if sort is not None:
         runs = sort_runs(runs, sort, descending=descending)
     elif descending:
@@ -124,7 +155,8 @@ def _show_table(
         # The lines on whole grids would be wrong of parts of them.
         part = dataclasses.replace(part, left_out=(), expected=())
         lines.append(f"{len(runs)} of {len(plan.runs)} rows")
-    return lines + plan_summary(part)
+    shared = trunk_lines(plan) if len(runs) == len(plan.runs) else []
+    return lines + plan_summary(part) + shared
 
 
 def run_lines(entries: Sequence[PlannedRun]) -> list[str]:
@@ -207,6 +239,8 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
             known["start-up"] = f"{estimate.start_s:.3g} s, with what else a run does once"
         whole = "all steps" if estimate.start_s is None else "all of it"
         known[whole] = f"{estimate.gpu_hours:,.3g} device-hours"
+        if estimate.trunk_gpu_hours:
+            known[whole] += f", {estimate.gpu_hours_spent:,.3g} of them for this run alone"
     parts = {name: f"{1000 * seconds:,.3g} ms" for name, seconds in estimate.parts.items()}
     if placement is None or estimate.memory is None or estimate.memory_other is None:
         return ["estimates", *_aligned(known)]

@@ -41,6 +41,11 @@ class Trunk:
         return tuple(zip(self.runs[:-1], self.forks[:-1], strict=True))
 
     @property
+    def flops(self) -> int:
+        """Training FLOPs of all runs, as if each were trained alone."""
+        return sum(run.flops for run in self.runs)
+
+    @property
     def flops_saved(self) -> int:
         """Training FLOPs that are not executed again."""
         return sum(flops_of_steps(run, fork) for run, fork in self.branches)
@@ -69,6 +74,17 @@ def trunks_of(plan: Plan, *, with_single: bool = False) -> tuple[Trunk, ...]:
             groups.setdefault(key, []).append(run)
     least = 1 if with_single else 2
     return tuple(_trunk(runs, plan.study) for runs in groups.values() if len(runs) >= least)
+
+
+def without_sharing_named(plan: Plan) -> Plan:
+    """Return a plan as if its study said nothing of sharing: its runs share what they can."""
+    return dataclasses.replace(plan, study=dataclasses.replace(plan.study, share=None))
+
+
+def flops_executed(plan: Plan) -> int:
+    """Return the training FLOPs of a plan's runs, of what they share once."""
+    alone = sum(run.flops for run in plan.unique_runs)
+    return alone - sum(trunk.flops_saved for trunk in trunks_of(plan))
 
 
 def branches_of(trunks: Iterable[Trunk]) -> Mapping[str, tuple[Trunk, int]]:

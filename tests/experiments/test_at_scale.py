@@ -58,9 +58,11 @@ def test_the_page_is_made_without_torch() -> None:
 def test_device_seconds_are_the_hours_of_the_estimate(plan: Plan, h100: PlanEstimate) -> None:
     seconds = clock_parts.device_seconds(plan, h100, load_hardware("h100"))
     assert len(seconds) == 92
-    assert sum(seconds.values()) / 3600 == pytest.approx(h100.gpu_hours, rel=1e-12)
+    alone = h100.gpu_hours + h100.gpu_hours_saved
+    assert sum(seconds.values()) / 3600 == pytest.approx(alone, rel=1e-12)
     text = at_scale.hours_section(plan, {"h100": h100}, 3.0)
     assert f"| {h100.gpu_hours:,.0f} | {3 * h100.gpu_hours:,.0f} |" in text
+    assert f"{h100.gpu_hours_saved:,.0f} hours" in text
 
 
 def test_a_pace_is_that_of_the_middle_sizes_and_knows_its_grid(

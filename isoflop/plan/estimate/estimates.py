@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +35,7 @@ from isoflop.plan.estimate.memory import (
 from isoflop.plan.estimate.own import CommandEstimator
 from isoflop.plan.estimate.time import estimate_step
 from isoflop.plan.planner import Plan
+from isoflop.plan.trunks import Trunk, branches_of, trunks_of
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 
@@ -72,6 +73,13 @@ class RunEstimate:
     """Seconds of the run but for its steps, which are in gpu_hours; None: not known."""
     num_ranks: int = 1
     """Of a trainer of one's own: devices that share a run."""
+    trunk_gpu_hours: float = 0.0
+    """Of gpu_hours, those of steps that a longer run of the plan does for this one, too."""
+
+    @property
+    def gpu_hours_spent(self) -> float:
+        """Device-hours that are spent for this run alone; 0 where it does not fit."""
+        return (self.gpu_hours or 0.0) - self.trunk_gpu_hours
 
     @property
     def num_devices(self) -> int:
@@ -95,9 +103,9 @@ class PlanEstimate:
     runs: Mapping[str, RunEstimate]
     """By run id."""
     gpu_hours: float
-    """Of all runs that fit."""
+    """Of all runs that fit, as they are executed: what runs of a trunk share counts once."""
     gpu_hours_by_budget: Mapping[int, float]
-    """A run that two budgets share counts under the first."""
+    """A run that two budgets share counts under the first, a trunk under that of its longest."""
     cost: float | None
     """gpu_hours times the price, in the price's currency; None without a price."""
     not_fitting: tuple[str, ...]
@@ -105,6 +113,11 @@ class PlanEstimate:
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     """What a reader has to know beside the numbers: a line each."""
+
+    @property
+    def gpu_hours_saved(self) -> float:
+        """What the runs would take more if each were trained alone."""
+        return sum(run.trunk_gpu_hours for run in self.runs.values())
 
     @property
     def num_calibrated(self) -> int:
@@ -136,6 +149,8 @@ def estimate_plan(
 ) -> PlanEstimate:
     """Return time, memory and cost of all runs of a plan.
 
+    A run's own figures are as if it were trained alone; totals count once what runs share.
+
     Args:
         plan: the plan.
         hardware: the device that every run is estimated for.
@@ -158,10 +173,12 @@ def estimate_plan(
         else _of_command(run, own)
         for run in plan.unique_runs
     }
+    trunks = trunks_of(plan)
+    runs |= _with_trunks(trunks, runs)
     by_budget = _hours_by_budget(plan, runs)
     total = sum(by_budget.values())
     if max_gpu_hours is not None and total > max_gpu_hours:
-        raise _over_the_cap(by_budget, total, max_gpu_hours)
+        raise _over_the_cap(plan, runs, total, max_gpu_hours)
     rate = hardware.price_per_hour if price is None else price
     return PlanEstimate(
         hardware=hardware.name,
@@ -174,9 +191,30 @@ def estimate_plan(
         assumptions=(
             *(built_in.assumptions if own is None or built_in.num_shapes else ()),
             *(own.assumptions if own is not None else ()),
+            *((_TRUNKS_ASSUMED,) if trunks else ()),
         ),
         warnings=() if own is None else own.warnings,
     )
+
+
+_TRUNKS_ASSUMED = (
+    "trunks: hours and cost of a plan, and hours by budget, are what is executed when all of its "
+    "runs are trained; those of a run are as if it were trained alone; the steps that runs share "
+    "are taken off the shorter ones, start-up is not; to save and read a state takes no time"
+)
+
+
+def _with_trunks(
+    trunks: Iterable[Trunk], runs: Mapping[str, RunEstimate]
+) -> dict[str, RunEstimate]:
+    """Return the estimates of the runs that begin where a longer one passes, by run id."""
+    found = {}
+    for run_id, (_, fork) in branches_of(trunks).items():
+        alone = runs[run_id]
+        if alone.step_s is not None:
+            hours = alone.step_s * fork * alone.num_devices / 3600
+            found[run_id] = dataclasses.replace(alone, trunk_gpu_hours=hours)
+    return found
 
 
 def _of_command(run: PlannedRun, own: CommandEstimator | None) -> RunEstimate:
@@ -272,25 +310,41 @@ def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, f
     for run in plan.runs:
         if run.run_id not in counted:
             counted.add(run.run_id)
-            hours[run.budget_flops] += runs[run.run_id].gpu_hours or 0.0
+            hours[run.budget_flops] += runs[run.run_id].gpu_hours_spent
     return hours
 
 
-def _over_the_cap(by_budget: Mapping[int, float], total: float, cap: float) -> UserError:
+def _over_the_cap(
+    plan: Plan, runs: Mapping[str, RunEstimate], total: float, cap: float
+) -> UserError:
     """Return the error that names the fewest largest budgets to drop for the cap."""
     dropped: list[int] = []
     left = total
-    for budget in sorted(by_budget, reverse=True):
+    budgets = {run.budget_flops for run in plan.runs}
+    for budget in sorted(budgets, reverse=True):
         if left <= cap:
             break
         dropped.append(budget)
-        left -= by_budget[budget]
+        left = _hours_without(plan, runs, dropped)
     allowed = f"at least the {total:,.4g} GPU-hours this plan is estimated to take"
-    if len(dropped) == len(by_budget):
+    if len(dropped) == len(budgets):
         return UserError("--max-gpu-hours", cap, allowed, "raise it: no budget alone fits it")
     names = ", ".join(map(format_flops, sorted(dropped)))
     do = f"drop budget{'s' if len(dropped) > 1 else ''} {names} (leaves {left:,.4g}) or raise it"
     return UserError("--max-gpu-hours", shown(f"{cap:g}"), allowed, do)
+
+
+def _hours_without(plan: Plan, runs: Mapping[str, RunEstimate], dropped: Collection[int]) -> float:
+    """Return the device-hours of a plan without some budgets, whose trunks then are shorter."""
+    rest = dataclasses.replace(
+        plan, runs=tuple(run for run in plan.runs if run.budget_flops not in dropped)
+    )
+    alone = {
+        run.run_id: dataclasses.replace(runs[run.run_id], trunk_gpu_hours=0.0)
+        for run in rest.unique_runs
+    }
+    alone |= _with_trunks(trunks_of(rest), alone)
+    return sum(run.gpu_hours_spent for run in alone.values())
 
 
 def _not_fitting(

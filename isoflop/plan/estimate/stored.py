@@ -30,7 +30,7 @@ class StoredEstimates:
     hardware: str
     """Name of the hardware profile."""
     gpu_hours: float
-    """Device-hours of all runs that fit, each counted once."""
+    """Device-hours of all runs that fit, as they are executed."""
     columns: Mapping[str, Columns]
     """The est_ columns of plan.parquet by run id."""
     placements: Mapping[str, PlacementEstimate]
@@ -136,11 +136,14 @@ _COLUMNS = ("est_step_s", "est_gpu_hours", "est_peak_mem_bytes")
 
 
 def _to_json(estimate: PlanEstimate) -> dict[str, Any]:
+    saved = estimate.gpu_hours_saved
     return {
         "schema_version": ESTIMATES_SCHEMA_VERSION,
         "hardware": estimate.hardware,
         "unit": estimate.unit,
         "gpu_hours": estimate.gpu_hours,
+        # Where nothing is shared, nothing is said of it.
+        **({"gpu_hours_saved": saved} if saved else {}),
         "cost": estimate.cost,
         "num_calibrated": estimate.num_calibrated,
         "not_fitting": list(estimate.not_fitting),

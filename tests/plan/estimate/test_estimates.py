@@ -75,7 +75,7 @@ def test_a_plan_adds_up(paper_plan: Plan) -> None:
     estimate = estimate_plan(paper_plan, H100, price=2.5)
     assert set(estimate.runs) == {run.run_id for run in paper_plan.runs}
     hours = [run.gpu_hours for run in estimate.runs.values()]
-    assert estimate.gpu_hours == pytest.approx(sum(hours))
+    assert estimate.gpu_hours + estimate.gpu_hours_saved == pytest.approx(sum(hours))
     assert estimate.gpu_hours == pytest.approx(sum(estimate.gpu_hours_by_budget.values()))
     assert estimate.cost == pytest.approx(2.5 * estimate.gpu_hours)
     assert estimate.num_calibrated == 0
@@ -94,7 +94,8 @@ def test_runs_that_do_not_fit_are_named_once_and_count_nothing(paper_plan: Plan)
     estimate = estimate_plan(paper_plan, CPU)
     assert len(estimate.not_fitting) == len(set(estimate.not_fitting))
     assert any(line.startswith("mlp size 6: does not fit") for line in estimate.not_fitting)
-    assert estimate.gpu_hours == sum(r.gpu_hours or 0 for r in estimate.runs.values())
+    assert estimate.gpu_hours == sum(r.gpu_hours_spent for r in estimate.runs.values())
+    assert all(r.gpu_hours_spent == 0.0 for r in estimate.runs.values() if not r.fits)
 
 
 def test_the_cap_names_the_total_and_the_budgets_to_drop(paper_plan: Plan) -> None:
@@ -181,3 +182,53 @@ def test_estimating_imports_nothing_heavy() -> None:
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+DOUBLING = (10**10, 2 * 10**10, 4 * 10**10)
+
+
+def shared(**changes: object) -> Plan:
+    return make_plan(micro(**{"recipe": "micro-v3", "budgets": DOUBLING, "sizes": (2,), **changes}))
+
+
+def test_totals_are_what_is_executed_and_a_run_s_own_hours_are_not() -> None:
+    plan, alone = shared(seeds=(0, 1)), shared(seeds=(0, 1), share="none")
+    estimate, each = (estimate_plan(p, CPU, price=3.0) for p in (plan, alone))
+    assert each.gpu_hours_saved == 0.0
+    for run in plan.unique_runs:
+        mine = estimate.runs[run.run_id]
+        assert mine.gpu_hours == each.runs[run.run_id].gpu_hours
+        fork = run.spec.steps - int(0.2 * run.spec.steps)
+        is_branch = run.budget_flops < DOUBLING[-1]
+        trained = run.spec.steps - fork if is_branch else run.spec.steps
+        assert mine.gpu_hours_spent == pytest.approx(mine.step_s * trained / 3600)
+    assert estimate.gpu_hours == pytest.approx(sum(estimate.gpu_hours_by_budget.values()))
+    assert estimate.gpu_hours + estimate.gpu_hours_saved == pytest.approx(each.gpu_hours)
+    assert estimate.cost == pytest.approx(3.0 * estimate.gpu_hours)
+    assert estimate.gpu_hours_by_budget[DOUBLING[-1]] == each.gpu_hours_by_budget[DOUBLING[-1]]
+    assert sum(line.startswith("trunks: ") for line in estimate.assumptions) == 1
+    assert not any(line.startswith("trunks: ") for line in each.assumptions)
+
+
+def test_without_its_largest_budget_a_trunk_ends_at_the_next_and_the_cap_counts_so() -> None:
+    plan = shared()
+    estimate = estimate_plan(plan, CPU)
+    rest = estimate_plan(shared(budgets=DOUBLING[:2]), CPU).gpu_hours
+    # Less than that is left of the whole by taking off the hours of the largest budget.
+    assert estimate.gpu_hours - estimate.gpu_hours_by_budget[DOUBLING[-1]] < 0.5 * rest
+    with pytest.raises(UserError, match=r"drop budget 4e10 \(leaves") as caught:
+        estimate_plan(plan, CPU, max_gpu_hours=1.01 * rest)
+    assert f"leaves {rest:,.4g}" in str(caught.value)
+    with pytest.raises(UserError, match="drop budgets 2e10, 4e10"):
+        estimate_plan(plan, CPU, max_gpu_hours=0.99 * rest)
+    # What would take too long alone is no more than is allowed.
+    assert estimate_plan(plan, CPU, max_gpu_hours=estimate.gpu_hours) == estimate
+
+
+def test_what_does_not_fit_saves_nothing() -> None:
+    plan = make_plan(paper_study((10**18, 2 * 10**18)))
+    estimate = estimate_plan(plan, CPU)
+    unfit = [run for run in estimate.runs.values() if not run.fits]
+    assert unfit
+    assert {run.trunk_gpu_hours for run in unfit} == {0.0}
+    assert estimate.gpu_hours == sum(run.gpu_hours_spent for run in estimate.runs.values())
