@@ -18,13 +18,17 @@ intervals have Student's tails.
 Draw i of one family belongs with draw i of every other. Noise is independent between families,
 since equal seeds need not mean equal noise; with ``case`` two families of one design draw the same
 cells.
+
+Runs of one trunk have noise in common (isoflop.analysis.shared_noise), at all of its budgets in
+one draw; ``case`` draws trunks whole.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -48,11 +52,21 @@ from isoflop.analysis.optima_methods import (
 from isoflop.analysis.points import (
     Axis,
     GroupKey,
+    Point,
     Profile,
     Selection,
     profile_of,
 )
 from isoflop.analysis.resources import RESOURCES, resource_at
+from isoflop.analysis.shared_noise import (
+    NOTHING_SHARED,
+    SharedDraws,
+    SharedNoise,
+    TrunkKey,
+    drawn_counts,
+    shared_noise,
+    trunk_weights,
+)
 from isoflop.arrays import Bools, Floats
 
 Kind = Literal["residual", "parametric", "case"]
@@ -76,6 +90,8 @@ class Resampling:
     seed: int = 0
     kind: Requested = "auto"
     confidence: float = 0.95
+    shared: SharedNoise = NOTHING_SHARED
+    """What runs of one trunk have in common."""
 
 
 DEFAULT_RESAMPLING = Resampling()
@@ -91,6 +107,8 @@ class SeedNoise:
     """Repeats beyond the first, summed over the cells."""
     n_cells: int
     """Cells with repeats."""
+    effective_dof: float = 0.0
+    """Degrees of freedom that the variance has: fewer than ``dof`` where trunks are shared."""
 
 
 def kind_for_optima(requested: Requested = "auto") -> Kind:
@@ -98,13 +116,20 @@ def kind_for_optima(requested: Requested = "auto") -> Kind:
     return "parametric" if requested == "auto" else requested
 
 
-def kind_for_law(cells: Sequence[object], requested: Requested = "auto") -> Kind:
+def kind_for_law(
+    cells: Sequence[object],
+    requested: Requested = "auto",
+    trunks: Sequence[TrunkKey | None] = (),
+) -> Kind:
     """Return the kind of bootstrap that points support for a law through all of them.
 
-    ``cells`` names the cell of each point, alike for repeats. A request for ``parametric`` with
-    too few repeats falls back to ``residual``.
+    ``cells`` names the cell of each point, alike for repeats; ``trunks`` its trunk: cases are
+    trunks, and of no trunk points. A request for ``parametric`` with too few repeats falls back to
+    ``residual``.
     """
-    automatic: Kind = "case" if len(cells) >= MIN_POINTS_FOR_CASES else "residual"
+    of_trunks = [key for key in trunks if key is not None]
+    num_cases = len(cells) - len(of_trunks) + len(set(of_trunks))
+    automatic: Kind = "case" if num_cases >= MIN_POINTS_FOR_CASES else "residual"
     kind = automatic if requested == "auto" else requested
     dof = len(cells) - len(set(cells))
     return "residual" if kind == "parametric" and dof < MIN_SEED_DOF_OF_LAW else kind
@@ -116,12 +141,17 @@ def seed_noise(selection: Selection, arch: str | None = None) -> SeedNoise:
     A cell is one arch, budget, number of parameters and number of tokens.
     """
     runs = [
-        ((*key, *point.size_key), float(np.log(point.loss)))
+        ((*key, *point.size_key), point)
         for key, points in selection.groups.items()
         if arch in (None, key[0])
         for point in points
     ]
-    return noise_of_repeats([value for _, value in runs], [cell for cell, _ in runs])
+    cells = [cell for cell, _ in runs]
+    noise = noise_of_repeats([float(np.log(point.loss)) for _, point in runs], cells)
+    num_of = Counter(cells)
+    shared = shared_noise(selection)
+    keys = shared.keys(point for cell, point in runs if num_of[cell] > 1)
+    return replace(noise, effective_dof=noise.dof * shared.worth(keys))
 
 
 def noise_of_repeats(values: Iterable[float], cells: Iterable[object]) -> SeedNoise:
@@ -145,7 +175,7 @@ def widened(residuals: Floats, num_coefficients: int) -> Floats:
     return (residuals - residuals.mean()) * np.sqrt(num / (num - num_coefficients))
 
 
-def student_factor(chi_squared: Floats, dof: int) -> Floats:
+def student_factor(chi_squared: Floats, dof: float) -> Floats:
     """Return √(dof / χ²_dof), which gives Gaussian noise Student's tails."""
     return np.asarray(np.sqrt(dof / chi_squared))
 
@@ -159,6 +189,7 @@ def draw_losses(
     *,
     num_coefficients: int,
     arch: str,
+    trunks: Sequence[TrunkKey | None] = (),
 ) -> tuple[Floats, Floats]:
     """Draw the losses that a law is fitted to again.
 
@@ -170,27 +201,44 @@ def draw_losses(
         resampling: number of draws and seed.
         num_coefficients: parameters of the law.
         arch: name of the family, for noise of its own.
+        trunks: the trunk of each point; empty: none shares any.
 
     Returns:
         Targets [B, n] and weights [B, n]; either may have a single row for all draws.
     """
     num, n_boot = len(target), resampling.n_boot
+    trunks = trunks or (None,) * num
+    shared = resampling.shared.draws(n_boot, resampling.seed)
     # Seeds of two archs are no pairs: their Gaussian noise must not be the same numbers.
     own = (zlib.crc32(arch.encode()),) if kind == "parametric" else ()
     rng = np.random.default_rng((_STREAM_OF_LAWS, resampling.seed, *own))
     if kind == "case":
-        drawn = rng.integers(0, num, (n_boot, num))
-        weights = np.stack([np.bincount(draw, minlength=num) for draw in drawn])
-        return target[None], weights.astype(np.float64)
+        return target[None], _drawn_units(trunks, n_boot, rng)
     if kind == "residual":
-        dof = num - num_coefficients
-        noise = widened(target - fitted, num_coefficients)[rng.integers(0, num, (n_boot, num))]
+        dof: float = num - num_coefficients
+        picked = shared.picks(rng.integers(0, num, (n_boot, num)), trunks, num, rng)
+        noise = widened(target - fitted, num_coefficients)[picked]
     else:
         repeats = noise_of_repeats(target.tolist(), cells)
         dof = repeats.dof
-        noise = rng.normal(0.0, repeats.relative_sd, (n_boot, num))
+        normals = rng.standard_normal((n_boot, num)).T
+        noise = (repeats.relative_sd * shared.normals(normals, trunks)).T
+    dof *= resampling.shared.worth(trunks)
     noise = noise * student_factor(rng.chisquare(dof, (n_boot, 1)), dof)
     return fitted + noise, np.ones((1, num))
+
+
+def _drawn_units(
+    trunks: Sequence[TrunkKey | None], n_boot: int, rng: np.random.Generator
+) -> Floats:
+    """Return how often each point is drawn [B, n]: trunks whole, points of none by themselves."""
+    units: dict[object, int] = {}
+    unit_of = [
+        units.setdefault((i,) if key is None else key, len(units)) for i, key in enumerate(trunks)
+    ]
+    drawn = rng.integers(0, len(units), (n_boot, len(units)))
+    counts = np.stack([np.bincount(draw, minlength=len(units)) for draw in drawn])
+    return counts[:, unit_of].astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -239,17 +287,24 @@ def draw_optima(
     profiles = {k: p for k, p in profiles.items() if p.num_sizes >= used.min_sizes}
     fitted = {key: used.smooth(p.log_x, p.loss) for key, p in profiles.items()}
     scatter = {key: scatter_of(profiles[key], used) for key in profiles}
-    noise = draw_noise(scatter, n_boot, seed)
+    shared = shared_noise(selection).draws(n_boot, seed)
+    noise = draw_noise(scatter, n_boot, seed, shared.shared.alike(selection.groups))
     shapes = _standard_residuals(profiles, fitted, scatter)
+    weights = _trunk_weights(selection, shared, n_boot) if kind == "case" else {}
     x_opt, loss_opt, edge, curvature = {}, {}, {}, {}
     for key, drawn in noise.items():
         rng = _budget_rng(seed, key[1], key[0])
-        if kind == "case":
+        runs = profiles[key].points
+        weight = None
+        if kind == "case" and key[0] in weights:
+            loss = np.broadcast_to(profiles[key].loss, (n_boot, len(runs)))
+            weight = np.stack([weights[key[0]][point] for point in runs], axis=1)
+        elif kind == "case":
             loss, weight = _draw_cases(profiles[key].loss, n_boot, _budget_rng(seed, key[1]))
         elif kind == "residual":
-            loss, weight = _draw_shapes(fitted[key][0], shapes[key[0]], drawn, rng), None
+            loss = _draw_shapes(profiles[key], fitted[key][0], shapes[key[0]], drawn, rng, shared)
         else:
-            loss, weight = _draw_gaussian(profiles[key], fitted[key][0], drawn, rng), None
+            loss = _draw_gaussian(profiles[key], fitted[key][0], drawn, rng, shared)
         minima = used.find(profiles[key].log_x, loss, weight)
         if used.is_low and weight is None:
             minima = _about_estimate(minima, profiles[key], used)
@@ -315,33 +370,59 @@ def _estimate(profile: Profile, method: FitMethod) -> Minima:
     return method.find(profile.log_x, profile.loss[None], None)
 
 
+def _trunk_weights(
+    selection: Selection, shared: SharedDraws, n_boot: int
+) -> dict[str, dict[Point, Floats]]:
+    """Return how often each run is drawn [B], of the archs with trunks, which are drawn whole."""
+    archs = {point.arch for point in shared.shared.trunk_of}
+    return {
+        arch: trunk_weights(
+            [p for key, points in selection.groups.items() if key[0] == arch for p in points],
+            shared.shared,
+            n_boot,
+            shared.seed,
+        )
+        for arch in sorted(archs)
+    }
+
+
 def _draw_cases(loss: Floats, n_boot: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Return the losses [B, n], alike in all draws, and how often each point was drawn."""
     num = len(loss)
     # Drawn point by point, so that two families share the draws of the points both have.
     # The first row of numbers is left out: the draws stay those of earlier versions.
-    picked = (rng.random((num + 1, n_boot))[1:].T * num).astype(np.int64)
-    weight = np.stack([(picked == i).sum(axis=1) for i in range(num)], axis=1)
-    return np.broadcast_to(loss, (n_boot, num)), weight.astype(np.float64)
+    rng.random(n_boot)
+    return np.broadcast_to(loss, (n_boot, num)), drawn_counts(num, n_boot, rng)
 
 
 def _draw_shapes(
-    curve: Floats, shapes: Floats, noise: NoiseDraws, rng: np.random.Generator
+    profile: Profile,
+    curve: Floats,
+    shapes: Floats,
+    noise: NoiseDraws,
+    rng: np.random.Generator,
+    shared: SharedDraws,
 ) -> Floats:
     """Return losses [B, n] about a curve, with residuals of the family and drawn sizes of them."""
     sd = np.sqrt(noise.between_sizes**2 + noise.between_runs**2)
-    drawn = shapes[rng.integers(0, len(shapes), (len(sd), len(curve)))]
-    return np.asarray(curve * (1 + sd[:, None] * drawn))
+    picked = rng.integers(0, len(shapes), (len(sd), len(curve)))
+    picked = shared.picks(picked, shared.shared.keys(profile.points), len(shapes), rng)
+    return np.asarray(curve * (1 + sd[:, None] * shapes[picked]))
 
 
 def _draw_gaussian(
-    profile: Profile, curve: Floats, noise: NoiseDraws, rng: np.random.Generator
+    profile: Profile,
+    curve: Floats,
+    noise: NoiseDraws,
+    rng: np.random.Generator,
+    shared: SharedDraws,
 ) -> Floats:
     """Return losses [B, n] about a curve, with noise of sizes and of runs."""
     sizes, size_of = np.unique(profile.log_x, return_inverse=True)
     n_boot = len(noise.between_runs)
     of_sizes = rng.standard_normal((len(sizes), n_boot))[size_of]
     of_runs = rng.standard_normal((len(curve), n_boot))
+    of_runs = shared.normals(of_runs, shared.shared.keys(profile.points))
     return np.asarray(
         curve * (1 + (noise.between_sizes * of_sizes + noise.between_runs * of_runs).T)
     )

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REQUIRED = ("arch", "budget_flops", "n_params", "n_tokens", "flops", "loss")
-# Of a point: what a table needs, and what only isoflop's own tables have.
-_NOT_NAMED = ("run_id", *REQUIRED, "declared", "metrics", "sizes")
+_OF_TRUNKS = ("batch_size", "seq_len")
+# Of a point: what a table needs, what only isoflop's own tables have, and what tells trunks apart.
+_NOT_NAMED = ("run_id", *REQUIRED, "declared", "metrics", "sizes", *_OF_TRUNKS)
 OPTIONAL = (
     *(field.name for field in fields(Point) if field.name not in _NOT_NAMED),
     "status",

@@ -18,11 +18,17 @@ of seven sizes have four degrees of freedom. So all are read together, in two st
 Draws of κ and σ² carry what is not known of them into every interval, as Student's t does for one
 group.
 
+Budgets of a family that share trunks have mean squares that are alike by some r, the square of the
+correlation of their runs: K of them tell as much as K / (1 + (K − 1) r). A group keeps its own
+degrees of freedom; the others of such a family lend it the share (1 − r) / (1 + (K − 1) r) of
+theirs, so that all together are worth that.
+
 Letters: G groups, B draws, Q grid points.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +56,9 @@ _LEAST_SD = 1e-7
 # Variance of ln σ² of a group without a mean square of its own: nothing is known.
 _UNKNOWN = 1e6
 _MOST_GROUPS = 150
+# Trigamma of less is as good as nothing known.
+_LEAST_LENT = 1e-3
+NO_TRUNKS: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,11 +105,20 @@ class GroupNoise:
 
 
 def draw_noise(
-    scatter: Mapping[GroupKey, Scatter], n_boot: int, seed: int
+    scatter: Mapping[GroupKey, Scatter],
+    n_boot: int,
+    seed: int,
+    alike: Mapping[str, float] = NO_TRUNKS,
 ) -> dict[GroupKey, NoiseDraws]:
     """Draw the noise of every group; none where no group has a degree of freedom.
 
     A group without any (three sizes, say) takes what the others tell of it.
+
+    Args:
+        scatter: what each group tells.
+        n_boot: draws.
+        seed: of the draws.
+        alike: correlation of the mean squares of two budgets, of the archs that share trunks.
     """
     keys = sorted(scatter)
     rng = np.random.default_rng((seed, len(keys)))
@@ -111,7 +129,7 @@ def draw_noise(
         archs = dict.fromkeys(arch for arch, _ in keys)
         parts = [[key for key in keys if key[0] == arch] for arch in archs]
     for part in parts:
-        noise |= _draw_together(part, scatter, n_boot, rng)
+        noise |= _draw_together(part, scatter, n_boot, rng, alike)
     return noise
 
 
@@ -120,12 +138,16 @@ def _draw_together(
     scatter: Mapping[GroupKey, Scatter],
     n_boot: int,
     rng: np.random.Generator,
+    alike: Mapping[str, float],
 ) -> dict[GroupKey, NoiseDraws]:
     groups = [scatter[key] for key in keys]
+    num = Counter(arch for arch, _ in keys)
+    r = np.array([alike.get(arch, 0.0) for arch, _ in keys])
+    worth = 1 / (1 + (np.array([num[arch] for arch, _ in keys]) - 1) * r)
     dof = np.array([g.lack_of_fit.dof + g.pure_error.dof for g in groups], dtype=np.float64)
     if not dof.any():
         return {}
-    kappa_BG = _draw_kappa(keys, groups, n_boot, rng)
+    kappa_BG = _draw_kappa(keys, groups, n_boot, rng, worth)
     sums_BG = np.stack(
         [
             g.lack_of_fit.dof * g.lack_of_fit.value / (1 + g.repeats * kappa)
@@ -137,7 +159,7 @@ def _draw_together(
     least = _LEAST_SD**2
     middle = np.exp(np.log(np.maximum(sums_BG, least)).mean(axis=0))
     value = np.maximum(middle / np.where(dof > 0, dof, 1.0), least)
-    prior_dof, prior_sum = _priors(keys, value, dof, n_boot, rng)
+    prior_dof, prior_sum = _priors(keys, value, dof, n_boot, rng, (1 - r) * worth)
     total = prior_dof + dof
     variance = np.maximum(prior_sum + sums_BG, least) / rng.chisquare(np.maximum(total, 1e-3))
     return {
@@ -152,13 +174,20 @@ def _draw_together(
 
 
 def _draw_kappa(
-    keys: Sequence[GroupKey], groups: Sequence[Scatter], n_boot: int, rng: np.random.Generator
+    keys: Sequence[GroupKey],
+    groups: Sequence[Scatter],
+    n_boot: int,
+    rng: np.random.Generator,
+    worth: Floats,
 ) -> Floats:
-    """Return draws [B, G] of the variance between sizes over that between runs."""
+    """Return draws [B, G] of the variance between sizes over that between runs.
+
+    ``worth`` [G] is how many independent groups each counts for.
+    """
     drawn: dict[str, Floats] = {}
     for arch in dict.fromkeys(arch for arch, _ in keys):
         log_weight, has_repeats = np.log(_PRIOR_KAPPA), False
-        for key, group in zip(keys, groups, strict=True):
+        for key, group, share in zip(keys, groups, worth, strict=True):
             lack, pure = group.lack_of_fit, group.pure_error
             if key[0] == arch and lack.dof and pure.dof:
                 ratio = max(lack.value, _LEAST_SD**2) / max(pure.value, _LEAST_SD**2)
@@ -166,7 +195,7 @@ def _draw_kappa(
                 # The density of F but for a constant; scipy.stats takes a second to import.
                 log_f = (lack.dof / 2 - 1) * np.log(ratio / scale)
                 log_f -= (lack.dof + pure.dof) / 2 * np.log(lack.dof * ratio / scale + pure.dof)
-                log_weight = log_weight + log_f - np.log(scale)
+                log_weight = log_weight + share * (log_f - np.log(scale))
                 has_repeats = True
         weight = np.exp(log_weight - log_weight.max())
         drawn[arch] = (
@@ -228,16 +257,24 @@ def lack_of_fit_p(scatter: Scatter) -> float | None:
 
 
 def _priors(
-    keys: Sequence[GroupKey], values: Floats, dof: Floats, n_boot: int, rng: np.random.Generator
+    keys: Sequence[GroupKey],
+    values: Floats,
+    dof: Floats,
+    n_boot: int,
+    rng: np.random.Generator,
+    lent: Floats,
 ) -> tuple[Floats, Floats]:
-    """Return the degrees of freedom and sum of squares [B, G] that the other groups amount to."""
+    """Return the degrees of freedom and sum of squares [B, G] that the other groups amount to.
+
+    ``lent`` [G] is the share of its degrees of freedom by which a group tells of the others.
+    """
     from scipy.special import digamma, polygamma
 
     if len(keys) == 1:
         return np.zeros((n_boot, 1)), np.zeros((n_boot, 1))
     half = np.where(dof > 0, dof, 1.0) / 2
     log_values = np.log(values) - digamma(half) + np.log(half)
-    error = np.where(dof > 0, polygamma(1, half), _UNKNOWN)
+    error = np.where(dof > 0, polygamma(1, half * np.maximum(lent, _LEAST_LENT)), _UNKNOWN)
     log_values[dof == 0] = log_values[dof > 0].mean()
     mean_QG, variance_QG, weight_Q = _others(keys, log_values, error)
     picked = rng.choice(len(weight_Q), size=n_boot, p=weight_Q)

@@ -65,6 +65,11 @@ class Point:
     declared: bool | None = None
     """Whether FLOPs and parameters are the user's own numbers, not counted; None unless a trainer
     of the user's own made the run."""
+    flops_spent: float | None = None
+    """FLOPs of the steps that were executed for this run alone; None where no trunks are shared."""
+    batch_size: float | None = None
+    """Sequences; read where trunks are shared."""
+    seq_len: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Further numbers that the run reported, by name."""
     sizes: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -366,6 +371,9 @@ def _point(row: Mapping[str, Any], axis: Axis) -> Point:
         peak_mem_bytes=positive(row.get("peak_mem_bytes")),
         loss_se=positive(row.get("loss_se")),
         declared=row.get("declared"),
+        flops_spent=positive(row.get("flops_spent")),
+        batch_size=positive(row.get("batch_size")),
+        seq_len=positive(row.get("seq_len")),
         metrics={
             name.removeprefix(METRIC): value
             for name, value in row.items()

@@ -93,6 +93,20 @@ def test_a_group_without_a_residual_takes_the_noise_of_the_others() -> None:
     assert draw_noise({("a", 1e19): scatter(None)}, 10, 0) == {}
 
 
+def test_budgets_that_share_trunks_are_worth_fewer() -> None:
+    groups = family("a", scatter(0.005)) | {
+        ("b", b): s for (_, b), s in family("a", scatter(0.005)).items()
+    }
+    alone = draw_noise(groups, 4000, 0)["a", 1e18]
+    drawn = {r: draw_noise(groups, 4000, 0, {"a": r}) for r in (0.25, 0.8)}
+    dofs = [group_noise(draws).dof for draws in (alone, drawn[0.25]["a", 1e18])]
+    dofs.append(group_noise(drawn[0.8]["a", 1e18]).dof)
+    assert dofs[0] > 1.15 * dofs[1] > 1.15 * dofs[2] > 4
+    # What is known of the level is not another.
+    for draws in drawn.values():
+        assert group_noise(draws["a", 1e18]).sd == pytest.approx(0.005, rel=0.12)
+
+
 def test_losses_without_noise_have_none() -> None:
     for draws in draw_noise(family("a", scatter(0.0)), 100, 0).values():
         assert sd(draws).max() < 1e-5

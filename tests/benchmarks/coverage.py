@@ -216,6 +216,8 @@ class Settings:
     n_boot: int = 1000
     method: str | None = None
     """None: the package's default."""
+    independent: bool = False
+    """Whether runs of one trunk are taken as independent."""
     tokens: bool = True
     """Whether D* is measured where m is 1: its profile is that of N* mirrored."""
 
@@ -225,6 +227,8 @@ def fitted(rows: list[dict[str, Any]], case: Case, settings: Settings) -> Fits:
     options = FitOptions(n_boot=settings.n_boot, reference=REFERENCE)
     if settings.method is not None:
         options = replace(options, method=settings.method)
+    if settings.independent:
+        rows = [row | {"flops_spent": None} for row in rows]
     selection = select_points(rows)
     if case.repeats is not None:
         options = replace(options, repeats=case.repeats)
@@ -445,12 +449,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cases", nargs="*", default=(), help="kinds, names or parts of names")
     parser.add_argument("--method", help="of optima; the package's default without it")
+    parser.add_argument(
+        "--independent", action="store_true", help="take runs of one trunk as independent"
+    )
     parser.add_argument("--markdown", type=Path, help="write the tables to this file too")
     parser.add_argument("--before", type=Path, help="numbers of --out, whose widths are compared")
     parser.add_argument("--out", type=Path, help="write all numbers to this file, as json")
     args = parser.parse_args()
     start = time.perf_counter()
-    settings = Settings(n_boot=args.n_boot, method=args.method)
+    settings = Settings(n_boot=args.n_boot, method=args.method, independent=args.independent)
     tallies = measure(chosen(args.cases), args.studies, settings, args.jobs)
     hostile = hostile_verdicts() if not args.cases or "hostile" in args.cases else []
     text = markdown(tallies, hostile)

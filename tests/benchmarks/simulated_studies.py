@@ -22,6 +22,9 @@ BUDGETS = (1e17, 3e17, 1e18, 3e18)
 """Training FLOPs."""
 FALLING_NOISE = dict(zip(BUDGETS, (0.0188, 0.0081, 0.0047, 0.0061), strict=True))
 """Standard deviations of ln(loss) between seeds, as results/cpu_reference measured them."""
+DOUBLING = (1e17, 2e17, 4e17, 8e17)
+DECAY = 0.2
+"""Share of a branch's steps that are its own."""
 REFERENCE, NEW = "ref", "new"
 
 Row = dict[str, Any]
@@ -68,6 +71,13 @@ class Family:
     """The same sizes at every budget."""
     is_flat: bool = False
     """Whether every size of a budget has the same true loss."""
+    rung: float = 0.0
+    """Sizes are the ``num_sizes`` nearest to N* of a ladder of this ratio, so that budgets share
+    them and their runs are of one trunk; 0: each budget has its own."""
+    rho: float = 0.0
+    """Correlation of the noise of two runs of one trunk."""
+    rho_falls: bool = False
+    """Whether it is that of budgets a factor of 2 apart, its square of a factor of 4, and so on."""
 
 
 _QUARTILES = 0.6745 / 0.8165
@@ -77,6 +87,7 @@ _QUARTILES = 0.6745 / 0.8165
 def rows_of(arch: str, family: Family, rng: np.random.Generator) -> list[Row]:
     """The runs of one family."""
     rows = []
+    trunks = _TrunkNoise(family, rng)
     for budget in family.budgets:
         sd = family.noise[budget] if isinstance(family.noise, dict) else family.noise
         for i, size in enumerate(_sizes(family, budget)):
@@ -86,7 +97,7 @@ def rows_of(arch: str, family: Family, rng: np.random.Generator) -> list[Row]:
                 noise = sd * (
                     rng.standard_t(2) * _QUARTILES
                     if family.tails == "student"
-                    else rng.standard_normal()
+                    else trunks.draw(budget, size, seed)
                 )
                 row: Row = {
                     "arch": arch,
@@ -97,14 +108,44 @@ def rows_of(arch: str, family: Family, rng: np.random.Generator) -> list[Row]:
                     "loss": loss_at(budget, at, family.m) * math.exp(shared + noise),
                     "seed": seed,
                 }
+                if family.rung:
+                    longest = max(b for b in family.budgets if size in _sizes(family, b))
+                    row |= {"flops_spent": budget * (1.0 if budget == longest else DECAY)}
                 if rng.random() >= family.missing:
                     rows.append(row)
     return rows
 
 
+class _TrunkNoise:
+    """Standard normal noise of runs, correlated along their trunks."""
+
+    def __init__(self, family: Family, rng: np.random.Generator) -> None:
+        self._family = family
+        self._rng = rng
+        self._last: dict[tuple[float, int], tuple[float, float]] = {}
+
+    def draw(self, budget: float, size: float, seed: int) -> float:
+        """The noise of a run; budgets come in ascending order."""
+        family, fresh = self._family, float(self._rng.standard_normal())
+        if not family.rho:
+            return fresh
+        if family.rho_falls:
+            before, last = self._last.get((size, seed), (budget, 0.0))
+            kept = family.rho ** math.log2(budget / before) if budget > before else 0.0
+            value = kept * last + math.sqrt(1 - kept**2) * fresh
+            self._last[size, seed] = (budget, value)
+            return value
+        _, shared = self._last.setdefault((size, seed), (budget, self._rng.standard_normal()))
+        return math.sqrt(family.rho) * shared + math.sqrt(1 - family.rho) * fresh
+
+
 def _sizes(family: Family, budget: float) -> tuple[float, ...]:
     if family.ladder:
         return family.ladder
+    if family.rung:
+        lowest = round(math.log(optimum(budget, family.m)) / math.log(family.rung))
+        lowest -= family.num_sizes // 2
+        return tuple(family.rung ** (lowest + i) for i in range(family.num_sizes))
     middle, last = optimum(budget, family.m), family.num_sizes - 1
     return tuple(
         middle * family.width ** (2 * i / last - 1) if last else middle
@@ -271,6 +312,14 @@ def _coverage_cases() -> list[Case]:
     ]
     for case in others:
         cases += _with_m(case, TWO_M)
+    for rho, falls in ((0.0, False), (0.5, False), (0.9, False), (0.7, True)):
+        for seeds in (1, 2):
+            family = Family(
+                budgets=DOUBLING, rung=1.5, rho=rho, rho_falls=falls, noise=0.005, seeds=seeds
+            )
+            apart = " a factor of 2 apart" if falls else ""
+            name = f"trunks alike by {rho:g}{apart}, {seeds} seed{'s' * (seeds > 1)}"
+            cases += _with_m(_pair(name, family), TWO_M)
     ladder = tuple(np.geomspace(optimum(BUDGETS[0]) / 1.3, optimum(BUDGETS[-1]) * 1.3, 7))
     cases.append(_pair("one ladder, noise .01", Family(noise=0.01, ladder=ladder)))
     return cases

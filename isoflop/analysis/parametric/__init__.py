@@ -34,6 +34,7 @@ from isoflop.analysis.parametric.routed import (
 )
 from isoflop.analysis.parametric.terms import FREE, Constraints, Criterion
 from isoflop.analysis.points import Selection
+from isoflop.analysis.shared_noise import shared_noise
 
 __all__ = [
     "CHINCHILLA",
@@ -81,7 +82,13 @@ def fit_parametric(
     that of routed experts where the table says how many. The laws through points take those without
     a budget, too, and all but the last ``constraints``. ``n_boot`` of 0 gives no intervals.
     """
-    resampling = Resampling(n_boot=n_boot, seed=seed, kind=bootstrap, confidence=confidence)
+    resampling = Resampling(
+        n_boot=n_boot,
+        seed=seed,
+        kind=bootstrap,
+        confidence=confidence,
+        shared=shared_noise(selection),
+    )
     known_optima = tuple(optima)
     fits: list[ParametricFit] = []
     for arch, points in selection.by_arch().items():

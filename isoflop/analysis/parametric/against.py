@@ -79,7 +79,7 @@ def law_test(
     other = problem.standardised(given)
     best, at_given = _value(problem, theta), _value(problem, other)
     ratio = _ratio(np.array([at_given]), np.array([best]))[0]
-    drawn = _ratios_of_truth(problem, theta, n_draws, seed)
+    drawn = _ratios_of_truth(fit, problem, theta, n_draws, seed)
     # A refit that failed counts as one that was as large.
     as_large = int(np.count_nonzero(~(drawn < ratio)))
     dof = len(theta) - problem.constraints.num
@@ -135,7 +135,9 @@ def _ratio(at_given: Floats, best: Floats) -> Floats:
         return np.where(fall > 0, fall / best, 0.0)
 
 
-def _ratios_of_truth(problem: Problem, theta_P: Floats, n_draws: int, seed: int) -> Floats:
+def _ratios_of_truth(
+    fit: ParametricFit, problem: Problem, theta_P: Floats, n_draws: int, seed: int
+) -> Floats:
     """Return the ratios of points of a law held against that law; NaN where a fit failed.
 
     Its size does not matter to the ratio, so the residuals need no Student factor.
@@ -144,7 +146,9 @@ def _ratios_of_truth(problem: Problem, theta_P: Floats, n_draws: int, seed: int)
     expected = predict(problem, theta_P[None])[0][0]
     noise = widened(problem.target - expected, len(theta_P) - problem.constraints.num)
     rng = np.random.default_rng((_STREAM, seed))
-    targets = expected + noise[rng.integers(0, num, (n_draws, num))]
+    picked = rng.integers(0, num, (n_draws, num))
+    picked = fit.shared.draws(n_draws, seed).picks(picked, fit.trunks, num, rng)
+    targets = expected + noise[picked]
     ones = np.ones((1, num))
     found = refit_all(problem, theta_P, targets, ones)
     start, weight = np.tile(theta_P, (n_draws, 1)), np.tile(ones, (n_draws, 1))

@@ -29,6 +29,7 @@ from isoflop.analysis.parametric.terms import (
     make_problem,
     predict,
 )
+from isoflop.analysis.shared_noise import NOTHING_SHARED, SharedNoise, TrunkKey
 from isoflop.arrays import Floats, percentiles
 
 _C_OF_LAWS: Mapping[str, Budget] = {"frontier": "nominal", "envelope": "achieved"}
@@ -57,6 +58,8 @@ class Data:
     budgets: tuple[float, ...]
     cells: tuple[object, ...]
     """The cell of each point; repeats of a cell share it."""
+    trunks: tuple[TrunkKey | None, ...] = ()
+    """The trunk of each point; empty where none shares any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,9 @@ class ParametricFit:
     """Parameters that were given or follow from what was, and so have no interval."""
     problem: Problem | None = field(default=None, compare=False, repr=False)
     """The points as they were fitted; None where there is no fit, and of frontier and routed."""
+    trunks: tuple[TrunkKey | None, ...] = field(default=(), compare=False, repr=False)
+    """The trunk of each of these points."""
+    shared: SharedNoise = field(default=NOTHING_SHARED, compare=False, repr=False)
 
     @property
     def has_values(self) -> bool:
@@ -183,8 +189,9 @@ def fit_law(
     if solution is None:
         return ParametricFit(**known)
     known.update(rmse=log_rmse(problem, solution.theta), problem=problem)
+    known.update(trunks=data.trunks, shared=resampling.shared)
     if resampling.n_boot:
-        kind = kind_for_law(data.cells, resampling.kind)
+        kind = kind_for_law(data.cells, resampling.kind, data.trunks)
         drawn = draw_losses(
             problem.target,
             predict(problem, solution.theta[None])[0][0],
@@ -193,6 +200,7 @@ def fit_law(
             resampling,
             num_coefficients=len(solution.theta) - constraints.num,
             arch=data.arch,
+            trunks=data.trunks,
         )
         theta = refit_each(problem, solution.theta, *drawn)
         known.update(

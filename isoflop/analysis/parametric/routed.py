@@ -132,7 +132,8 @@ def fit_routed(
         rmse=float(np.sqrt(mean_square)),
     )
     if resampling.n_boot:
-        kind = kind_for_law(cells, resampling.kind)
+        trunks = resampling.shared.keys(ordered)
+        kind = kind_for_law(cells, resampling.kind, trunks)
         targets, weights = draw_losses(
             data.target,
             found.fitted[0],
@@ -141,6 +142,7 @@ def fit_routed(
             resampling,
             num_coefficients=len(PARAMETERS),
             arch=arch,
+            trunks=trunks,
         )
         known.update(
             draws=_refit(data, found.shape[0], targets, weights, resampling.n_boot),

@@ -21,6 +21,7 @@ from isoflop.analysis.load import digest_of
 from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
+from isoflop.analysis.shared_noise import shared_noise
 from isoflop.code_files import commit_of
 from isoflop.code_folder import read_code
 from isoflop.errors import UserError
@@ -357,7 +358,18 @@ def _collection(fits: Fits, source: Source) -> list[Entry]:
             "loss_se of each run" if "loss_se" in source.columns else UNKNOWN,
         ),
         ("Repeated cells (same size and budget)", _repeats(fits)),
+        *_shared_entries(fits),
     ]
+
+
+def _shared_entries(fits: Fits) -> list[Entry]:
+    """Return which runs are not independent of each other; nothing where no trunks are shared."""
+    shared = shared_noise(fits.selection)
+    if not shared.trunk_of:
+        return []
+    num = len(set(shared.trunk_of.values()))
+    rho = f"noise alike by {shared.correlation.value:.2f} ({shared.words})"
+    return [("Runs of one trunk", f"{len(shared.trunk_of)} in {num} trunks; {rho}")]
 
 
 def _import_entries(imported: ImportRecord | None) -> list[Entry]:

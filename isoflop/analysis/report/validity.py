@@ -26,6 +26,7 @@ _TITLES = {
     "method": "Sensitivity to the method of finding optima",
     "convention": "Sensitivity to the FLOP convention",
     "seed_noise": "Seed noise, from repeated cells",
+    "shared_noise": "Noise that runs of one trunk share at all of its budgets",
     "lack_of_fit": "Scatter of sizes about the curve against that of repeats (F test)",
     "unequal_noise": "Whether all budgets scatter alike (Bartlett's test)",
     "achieved_budget": "Budgets as achieved instead of nominal",

@@ -18,6 +18,7 @@ from isoflop.analysis.optima import Optimum
 from isoflop.analysis.optima_methods import METHODS
 from isoflop.analysis.points import Point, profile_of
 from isoflop.analysis.result import Fits
+from isoflop.analysis.shared_noise import SharedNoise, shared_noise
 from isoflop.analysis.validity.finding import Check, Finding, FindingStatus
 from isoflop.ingest.budgets import near_budgets
 from isoflop.numbers import format_flops
@@ -35,15 +36,33 @@ _MOST_LISTED = 4
 def noise_findings(fits: Fits) -> list[Finding]:
     """Return the pooled standard deviation of ln loss between seeds, over all and by arch.
 
-    With its χ² interval, and the degrees of freedom as ``n_points``.
+    With its χ² interval, and the degrees of freedom as ``n_points``. Then, of a table with trunks,
+    the correlation that the draws give to runs of one trunk.
     """
-    return [_noise(fits, arch) for arch in (None, *fits.archs)]
+    shared = shared_noise(fits.selection)
+    found = [_noise(fits, arch) for arch in (None, *fits.archs)]
+    return [*found, _shared(shared, fits.options.confidence)] if shared.trunk_of else found
+
+
+def _shared(shared: SharedNoise, confidence: float) -> Finding:
+    low, high = shared.correlation.interval(confidence)
+    num = len(set(shared.trunk_of.values()))
+    return Finding(
+        check="shared_noise",
+        quantity="correlation",
+        status="info",
+        value=shared.correlation.value,
+        ci_lo=low,
+        ci_hi=high,
+        n_points=shared.num_pairs,
+        detail=f"{len(shared.trunk_of)} runs in {num} trunks; {shared.words}",
+    )
 
 
 def _noise(fits: Fits, arch: str | None) -> Finding:
     noise = seed_noise(fits.selection, arch)
     is_measured = noise.dof > 0
-    low, high = _sd_interval(noise.relative_sd, noise.dof, fits.options.confidence)
+    low, high = _sd_interval(noise.relative_sd, noise.effective_dof, fits.options.confidence)
     return Finding(
         check="seed_noise",
         quantity="log_loss_sd",
@@ -79,7 +98,8 @@ def scatter_findings(fits: Fits) -> list[Finding]:
         )
         if p is not None
     ]
-    # Families without repeats are in the second alone.
+    # Families without repeats are in the second alone. Budgets that share trunks scatter more alike
+    # than by chance, so that of them the test finds less.
     squares = {
         "between runs": [one.pure_error for one in scatter.values()],
         "between sizes": [one.lack_of_fit for one in scatter.values()],
@@ -100,7 +120,7 @@ def _p_value(check: Check, p: float, is_rejected: bool, **where: Any) -> Finding
     return Finding(check=check, quantity="p_value", status=status, value=p, **where)
 
 
-def _sd_interval(sd: float, dof: int, confidence: float) -> tuple[float | None, float | None]:
+def _sd_interval(sd: float, dof: float, confidence: float) -> tuple[float | None, float | None]:
     if dof == 0:
         return None, None
     from scipy.special import gammaincinv

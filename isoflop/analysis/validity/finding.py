@@ -13,6 +13,7 @@ Check = Literal[
     "method",
     "convention",
     "seed_noise",
+    "shared_noise",
     "lack_of_fit",
     "unequal_noise",
     "achieved_budget",
