@@ -19,8 +19,16 @@ language does the same without it.
 Started by hand, outside of isoflop, the same script still runs: :func:`spec` is empty,
 :func:`should_stop` never true, and :func:`report` and :func:`finish` write nothing.
 
-In a program of several ranks all of them may call everything: :func:`report` and :func:`finish`
-write from rank 0. Ranks may see a signal at different steps; let one of them decide and broadcast.
+In a program of several ranks all of them may call everything: :func:`report`, :func:`finish` and
+:func:`branch` write from rank 0. Ranks may see a signal at different steps; let one of them decide
+and broadcast.
+
+Where a study has `[trainer.branch]`, a run leaves its state for shorter ones, before its steps:
+
+    for step in range(first_step, run["steps"]):
+        with trainer.branch(step) as folder:
+            if folder:
+                save(model, folder)
 """
 
 from __future__ import annotations
@@ -30,10 +38,12 @@ import json
 import math
 import operator
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -174,6 +184,56 @@ def stop(reason: str = "asked to stop") -> NoReturn:
     _end("stopped", reason, CONTINUE)
 
 
+@contextlib.contextmanager
+def branch(step: int, all_ranks: bool = False) -> Iterator[Path | None]:
+    """Give a folder to save the state in where shorter runs go on from this one; else None.
+
+    Enter it before each step, with what a checkpoint has: a shorter run finds the folder's content
+    in its `checkpoint_dir`. The folder comes to its place when the block ends, and is removed where
+    the block raises. One that cannot be written (OSError) costs a warning, never the run.
+
+    Args:
+        step: of the optimizer, as many as are *completed*: 0 before the first. A loop that counts
+            from 1, or enters this after its step, has to add or take away one.
+        all_ranks: give the folder to every rank, each of which saves a part; they have to wait for
+            one another at the end of the block. By default rank 0 gets it and all others None.
+
+    Raises:
+        TypeError: not a whole number.
+    """
+    step = _whole("step", step)
+    top, steps = os.environ.get("ISOFLOP_BRANCH_DIR"), os.environ.get("ISOFLOP_BRANCH_STEPS", "")
+    if not top or str(step) not in steps.split(",") or not (all_ranks or _rank() == 0):
+        yield None
+        return
+    place = Path(top) / str(step)
+    if place.is_dir():
+        # Left by the attempt before.
+        yield None
+        return
+    # Of one name for all ranks; isoflop removes what a kill leaves when it starts the command.
+    attempt = os.environ.get("ISOFLOP_ATTEMPT", "1")
+    folder = place.with_name(f".{step}.{attempt}-00000000.tmp")
+    try:
+        # Not the folders above: where they are gone the run was moved away.
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        _warn(f"no state is left at step {step}, training goes on: {error}")
+        yield None
+        return
+    try:
+        yield folder
+        if _rank() == 0:
+            _flush(folder)
+            folder.rename(place)
+    except OSError as error:
+        _warn(f"no state is left at step {step}, training goes on: {error}")
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def should_stop() -> bool:
     """Return whether the run was told to stop: save a checkpoint, then call :func:`stop`.
 
@@ -287,6 +347,17 @@ def _write(path: Path, values: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _flush(folder: Path) -> None:
+    """Wait until a folder and all in it are on the disk; links are not followed."""
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _warn(text: str) -> None:

@@ -104,3 +104,39 @@ BRANCHING: dict[str, Any] = {
     "branch": {"resume": "native"},
 }
 """Entries of [trainer] with which runs of that study share trunks."""
+
+BRANCHING_SCRIPT = """\
+import json, math, os, sys
+from isoflop import trainer
+
+depth, steps, seed, out, decay_start = sys.argv[1:6]
+depth, steps, seed, decay_start = int(depth), int(steps), int(seed), int(decay_start)
+state = {"step": 0, "x": 3.0}
+if os.path.exists(os.path.join(out, "state.json")):
+    with open(os.path.join(out, "state.json")) as file:
+        state = json.load(file)
+
+def save(folder):
+    with open(os.path.join(folder, "new.json"), "w") as file:
+        json.dump(state, file)
+    os.replace(os.path.join(folder, "new.json"), os.path.join(folder, "state.json"))
+
+def leave(step):
+    with trainer.branch(step) as folder:
+        if folder:
+            save(folder)
+
+executed = open(os.path.join(os.path.dirname(os.environ["ISOFLOP_RESULT"]), "executed"), "a")
+while state["step"] < steps:
+    step = state["step"]
+    leave(step)
+    rate = 0.1 * min(1, (step + 1) / 4, (steps - step) / max(1, steps - decay_start))
+    slope = state["x"] - 1 / depth + math.sin(12.9898 * step + seed + ("--gated" in sys.argv))
+    state = {"step": step + 1, "x": state["x"] - rate * slope}
+    trainer.report(step=step + 1, loss=state["x"], lr=rate)
+    print(step, file=executed, flush=True)
+    if step % 10 == 9:
+        save(out)
+trainer.finish(loss=state["x"], tokens=64 * steps)
+"""
+"""Deterministic, with a warm-up of 4 steps and a decay from `decay_start` on."""

@@ -241,6 +241,86 @@ def test_a_thread_and_a_rank_without_signals_see_the_stop_file(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.fixture
+def branches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this process is to leave its state after 3 and after 12 steps."""
+    folder = tmp_path / "forks"
+    folder.mkdir()
+    monkeypatch.setenv("ISOFLOP_BRANCH_DIR", str(folder))
+    monkeypatch.setenv("ISOFLOP_BRANCH_STEPS", "3,12")
+    return folder
+
+
+def test_a_state_is_left_at_the_steps_that_are_asked_for(branches: Path) -> None:
+    left = []
+    for step in range(20):
+        with trainer.branch(step) as folder:
+            if folder:
+                assert not (branches / str(step)).exists()
+                (folder / "deep").mkdir()
+                (folder / "deep" / "state").write_text(str(step))
+                left.append(step)
+    assert left == [3, 12]
+    assert sorted(path.name for path in branches.iterdir()) == ["12", "3"]
+    assert (branches / "12" / "deep" / "state").read_text() == "12"
+    # Passed again after a stop, it is there.
+    with trainer.branch(3) as folder:
+        assert folder is None
+
+
+def test_outside_of_isoflop_no_state_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with trainer.branch(3) as folder:
+        assert folder is None
+    monkeypatch.setenv("ISOFLOP_BRANCH_DIR", "/nowhere")
+    monkeypatch.setenv("ISOFLOP_BRANCH_STEPS", "")
+    for step in (0, 3):
+        with trainer.branch(step) as folder:
+            assert folder is None
+    with pytest.raises(TypeError, match="step must be a whole number"), trainer.branch(-1):
+        pass
+
+
+def _fail_after_half() -> None:
+    with trainer.branch(3) as folder:
+        assert folder is not None
+        (folder / "half").touch()
+        print(1 // 0)
+
+
+def test_what_fails_while_a_state_is_saved_leaves_none(
+    branches: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        _fail_after_half()
+    assert list(branches.iterdir()) == []
+    # A full disk costs the state alone.
+    with trainer.branch(3) as folder:
+        assert folder is not None
+        raise OSError(28, "No space left on device")
+    assert list(branches.iterdir()) == []
+    assert "no state is left at step 3, training goes on: [Errno 28]" in capsys.readouterr().err
+    # The run's folder was moved away, and is not made again.
+    branches.rmdir()
+    with trainer.branch(3) as folder:
+        assert folder is None
+    assert not branches.exists()
+    assert "no state is left at step 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_rank_0_leaves_the_state_and_the_others_parts_if_they_ask(
+    rank: str, branches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with trainer.branch(3) as folder:
+        assert (folder is None) == (rank == "1")
+    with trainer.branch(12, all_ranks=True) as folder:
+        assert folder is not None
+        (folder / rank).touch()
+    names = {"0": ["12", "3"], "1": [".12.1-00000000.tmp"]}
+    assert sorted(path.name for path in branches.iterdir()) == names[rank]
+
+
 UNDER_TORCHRUN = """
 import os, sys, time
 sys.path.insert(0, os.getcwd())

@@ -23,7 +23,7 @@ STOP_GRACE_S = 25.0
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
 
 # What isoflop tells only some commands.
-_OF_SOME = ("ISOFLOP_DECAY_START",)
+_OF_SOME = ("ISOFLOP_DECAY_START", "ISOFLOP_BRANCH_STEPS", "ISOFLOP_BRANCH_DIR")
 
 # torchrun passes these on to its ranks; USR2 would end it alone. It reads options from PET_*.
 _TORCHRUN_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
@@ -74,6 +74,9 @@ def command_environment(
     env |= {name: placed(value, places.values) for name, value in spec.env.items()}
     if job.trainer.decay_start is not None:
         env["ISOFLOP_DECAY_START"] = str(job.trainer.decay_start)
+    if job.trunk is not None:
+        for name in ("branch_steps", "branch_dir"):
+            env[f"ISOFLOP_{name.upper()}"] = places.values[name]
     return env | {
         "ISOFLOP_SPEC": str(run_folder / "spec.json"),
         RUN_ID: job.run_id,

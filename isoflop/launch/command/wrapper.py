@@ -2,6 +2,7 @@
 
     runs/ID/trainer/             {checkpoint_dir}: the command's own
     runs/ID/reported/0001/       per attempt: log.txt (what it prints), result.json, curve.jsonl
+    runs/ID/forks/, began.json   of trunks, see isoflop.launch.command.branch
 
 A command ends with 0 and a result, with 75 (CONTINUE) to be started again, or with 77 (DIVERGED).
 Whatever else it ends with is a failure, unless it was told to stop.
@@ -26,6 +27,7 @@ from isoflop.errors import UserError
 from isoflop.files import refuse_links
 from isoflop.launch import attempt as attempts
 from isoflop.launch.attempt import AttemptRecord, Heartbeat
+from isoflop.launch.command.branch import CommandTrunk
 from isoflop.launch.command.curve import CurvePoint, CurveReader
 from isoflop.launch.command.environment import Surroundings, command_environment
 from isoflop.launch.command.process import Command, CommandEnd, kill_left_behind
@@ -39,7 +41,7 @@ from isoflop.launch.command.results import (
 from isoflop.launch.job import ASKS_FOR_MORE, Job, JobResult, TrainerJob
 from isoflop.launch.metrics import LINES_FILE, MetricsLog
 from isoflop.launch.run_folder import RunFolder, Watch
-from isoflop.launch.run_records import Attempt
+from isoflop.launch.run_records import Attempt, RunResult
 from isoflop.launch.sinks import About, open_sinks
 from isoflop.launch.slurm.logs import tail
 from isoflop.launch.weights import remove_trainer_folder
@@ -113,6 +115,7 @@ class CommandAttempt:
         self._should_stop = should_stop
         self._surroundings = surroundings
         self._record = AttemptRecord(folder, attempt)
+        self._trunk = CommandTrunk(folder.path.parents[1], job.trunk, folder, attempt)
         self._reported = folder.reported(attempt.number)
         self._begin_s = time.monotonic()
         self._begin_time_s = time.time()
@@ -126,7 +129,11 @@ class CommandAttempt:
                 return self._done(spec, found)
             if (reason := self._should_stop()) is not None:
                 return self._record.interrupt(reason, 0.0)
-            places = self._prepare()
+            if (ended := self._trunk.inherited()) is not None:
+                return self._inherit(spec, ended)
+            places = self._prepare(spec)
+            if (reason := self._stopped_by or self._should_stop()) is not None:
+                return self._record.interrupt(reason, 0.0)
             reader = CurveReader(self._trainer.result, places, steps=spec.steps)
             before = _signature(self._folder.trainer)
             end = self._run(spec, places, reader)
@@ -169,7 +176,7 @@ class CommandAttempt:
             return None
         return found if found.ending is None else None
 
-    def _prepare(self) -> Places:
+    def _prepare(self, spec: TrainerSpec) -> Places:
         """Make the attempt's folders; end what earlier attempts left; return where things are."""
         code = Path(self._trainer.code_folder)
         if not code.is_dir():
@@ -180,6 +187,11 @@ class CommandAttempt:
         kill_left_behind(self._job.run_id, self._reported.parent, self._attempt.number)
         if self._trainer.resume == "restart":
             remove_trainer_folder(self._folder)
+        if self._job.trunk is not None:
+            # A large state takes longer to copy than a holder may be silent.
+            with Heartbeat(self._folder, self._attempt, spec.steps) as beat:
+                self._trunk.begin(lambda: beat.lost is None and self._should_stop() is None)
+                self._stopped_by = beat.lost
         self._folder.trainer.mkdir(exist_ok=True)
         self._reported.mkdir(exist_ok=True)
         refuse_links(self._reported, 1)
@@ -194,7 +206,7 @@ class CommandAttempt:
             "checkpoint_dir": str(self._folder.trainer),
             "result": str(self._folder.reported(number) / "result.json"),
             "log": str(self._folder.command_log(number)),
-            "branch_steps": "",
+            "branch_steps": ",".join(map(str, self._trunk.asked)),
             "branch_dir": str(self._folder.forks),
         }
         return Places(values=values, folder=Path(self._trainer.code_folder))
@@ -218,19 +230,27 @@ class CommandAttempt:
             sinks=open_sinks(self._job.sinks, about),
         )
         beat = Heartbeat(
-            self._folder, self._attempt, spec.steps, lambda: _warnings(log.trouble, reader.trouble)
+            self._folder,
+            self._attempt,
+            spec.steps,
+            lambda: [*_warnings(log.trouble, reader.trouble), *self._trunk.warnings()],
         )
+        if self._trunk.began is not None:
+            beat.step = self._trunk.began.step - 1
         command = [placed(text, places.values) for text in spec.command]
         env = command_environment(
             self._surroundings, self._job, spec, places, self._attempt.number, self._folder.path
         )
         self._begin_s, self._begin_time_s = time.monotonic(), time.time()
         with contextlib.closing(log), beat:
+            self._trunk.tell_of_beginning(log)
             with Command(command, env=env, cwd=places.folder, log=self._log) as process:
                 end = self._follow(process, beat, lambda: self._tell(reader, log, beat, spec))
             if end.code is None:
                 kill_left_behind(self._job.run_id, self._reported.parent, self._attempt.number)
             self._tell(reader, log, beat, spec, is_over=True)
+            is_done = end.code == 0 and self._stopped_by is None
+            self._trunk.tell_of_end(log, reader.newest, is_done=is_done)
         return end
 
     def _follow(self, process: Command, beat: Heartbeat, tell: Callable[[], None]) -> CommandEnd:
@@ -278,8 +298,9 @@ class CommandAttempt:
             log.row(self._row(point))
         newest = reader.newest
         if newest is not None:
+            self._trunk.look(newest.step)
             # Some count from 1.
-            beat.step = min(newest.step, spec.steps - 1)
+            beat.step = self._trunk.completed(min(newest.step, spec.steps - 1))
             self._on_step(beat.step + 1, spec.steps, newest.loss)
 
     def _row(self, point: CurvePoint) -> dict[str, Any]:
@@ -339,12 +360,32 @@ class CommandAttempt:
             return self._fail(f"{asks} and came no step further; {end_of_log(self._log)}")
         return self._fail(f"{_ended(end)}; {end_of_log(self._log)}")
 
+    def _inherit(self, spec: TrainerSpec, ended: RunResult) -> JobResult:
+        """Record that the run diverged where another one did that was the same training."""
+        self._folder.refuse_links()
+        step = ended.num_steps
+        lines = self._folder.path / LINES_FILE
+        with contextlib.closing(MetricsLog(lines, self._attempt.number, spec.steps)) as log:
+            log.event("begun", {"step": step, "run_id": ended.run_id})
+            self._trunk.take_over_curve(log, ended.run_id, step)
+        values = {
+            "status": "diverged",
+            "status_reason": ended.status_reason,
+            "loss": None,
+            "num_steps": step,
+            "trunk_steps": step,
+            "trunk_wall_s": self._trunk.seconds_until(ended.run_id, step),
+        }
+        return self._record.complete(values, 0.0, self._tidy)
+
     def _fail(self, reason: str) -> JobResult:
         return self._record.fail(reason, wall_s=self._wall_s)
 
     def _done(self, spec: TrainerSpec, found: TrainerResult) -> JobResult:
         unit = self._trainer.result.unit
-        whole_s = self._wall_s + self._folder.previous_wall_s(self._attempt)
+        own_s = self._wall_s + self._folder.previous_wall_s(self._attempt)
+        trunk = self._trunk.trunk_values()
+        own_tokens = spec.n_tokens - trunk.get("trunk_steps", 0) * spec.batch_tokens
         in_bits = unit == "bits_per_byte"
         values = {
             "status": "done",
@@ -355,18 +396,22 @@ class CommandAttempt:
             "perplexity": _perplexity(found.loss) if unit == NATS else None,
             "bits_per_byte": found.loss if in_bits else None,
             "bits_per_byte_se": found.loss_se if in_bits else None,
-            "tokens_per_s": spec.n_tokens / whole_s,
+            "tokens_per_s": own_tokens / own_s,
             "peak_mem_bytes": found.peak_mem_bytes,
             "metrics": {k: v for k, v in found.metrics.items() if v is not None},
+            **trunk,
         }
         return self._record.complete(values, self._wall_s, self._tidy)
 
     def _diverged(self, spec: TrainerSpec, reason: str, newest: CurvePoint | None) -> JobResult:
+        trunk = self._trunk.trunk_values()
+        reached = trunk.get("trunk_steps", 0) if newest is None else min(newest.step, spec.steps)
         values = {
             "status": "diverged",
             "status_reason": printable(reason, ""),
             "loss": None,
-            "num_steps": 0 if newest is None else min(newest.step, spec.steps),
+            "num_steps": reached,
+            **trunk,
         }
         return self._record.complete(values, self._wall_s, self._tidy)
 
