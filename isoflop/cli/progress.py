@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isoflop.cli.tables import counted
+from isoflop.launch.trunks import waits_text
 from isoflop.numbers import format_count, format_flops, format_seconds
 from isoflop.spec import shown_id
 from isoflop.units import format_loss, loss_name
@@ -31,6 +32,8 @@ _QUIET_S = 2.0
 class _AtWork:
     run: PlannedRun
     start_s: float
+    begins_at: int
+    """Steps that it is expected to take over from a checkpoint or a longer run."""
     step: int = 0
     """Steps done, those of earlier attempts included."""
     loss: float | None = None
@@ -47,13 +50,18 @@ class _AtWork:
 
     @property
     def flops_before(self) -> float:
-        """What earlier attempts had done, where this one began at their checkpoint."""
-        return 0.0 if self.first_step is None else self._flops(self.first_step - 1)
+        """What earlier attempts or a longer run had done, where this one began there."""
+        return self._flops(self.begins_at if self.first_step is None else self.first_step - 1)
+
+    @property
+    def flops_unexpected(self) -> float:
+        """What is to be done beyond what was expected; less than 0: it began later."""
+        return self._flops(self.begins_at) - self.flops_before
 
     @property
     def flops_done(self) -> float:
         """What this attempt has done."""
-        return self._flops(self.step) - self.flops_before
+        return 0.0 if self.first_step is None else self._flops(self.step) - self.flops_before
 
     def _flops(self, step: int) -> float:
         return self.run.flops * step / self.run.spec.steps
@@ -126,13 +134,18 @@ class Watcher:
         self._num_jobs = len(session.jobs)
         self._num_ended = 0
         self._at_work: dict[str, _AtWork] = {}
+        self._behind: dict[str, tuple[str, int]] = {}
+        """Of runs that are to begin where a longer one passes: its id, and the step."""
         self._elsewhere: set[str] = set()
         """Runs that another process has, by the last that was heard of them."""
         self._has_said_waits = False
         self._estimator = Estimator(num_workers=session.num_workers)
+        self._begins_at: dict[str, int] = {}
         for job in session.jobs:
             run = self._runs[job.run_id]
-            self._estimator.plan(run.arch, float(run.flops))
+            left = session.steps_left.get(run.run_id, run.spec.steps)
+            self._begins_at[run.run_id] = run.spec.steps - left
+            self._estimator.plan(run.arch, run.flops * left / run.spec.steps)
         self._live = Live(
             get_renderable=self._table, console=console, refresh_per_second=2, transient=True
         )
@@ -156,7 +169,14 @@ class Watcher:
         """Record an event; print a line for each run that ended."""
         run = self._runs[event.job.run_id]
         if event.kind == "start":
-            self._at_work[run.run_id] = _AtWork(run=run, start_s=time.monotonic())
+            self._behind.pop(run.run_id, None)
+            self._at_work[run.run_id] = _AtWork(
+                run=run, start_s=time.monotonic(), begins_at=self._begins_at[run.run_id]
+            )
+        elif event.kind == "behind":
+            assert event.longer is not None
+            assert event.job.trunk is not None
+            self._behind[run.run_id] = (event.longer.run_id, event.job.trunk.fork)
         elif event.kind == "step":
             if run.run_id in self._elsewhere:
                 self._elsewhere.remove(run.run_id)
@@ -164,7 +184,7 @@ class Watcher:
             self._step(self._at_work[run.run_id], event)
         elif event.kind == "wait":
             work = self._at_work.pop(run.run_id)
-            self._estimator.plan(run.arch, work.flops_before)
+            self._estimator.plan(run.arch, -work.flops_unexpected)
             self._elsewhere.add(run.run_id)
             self._say_waits()
         elif event.kind == "end":
@@ -187,8 +207,7 @@ class Watcher:
         is_first = work.first_step is None
         work.see(event.step, event.loss, time.monotonic())
         if is_first:
-            # What the checkpoint holds need not be done again.
-            self._estimator.plan(work.run.arch, -work.flops_before)
+            self._estimator.plan(work.run.arch, work.flops_unexpected)
 
     def _end(self, run: PlannedRun, event: Event) -> None:
         assert event.result is not None
@@ -244,6 +263,14 @@ class Watcher:
                 "-" if work.loss is None else f"{work.loss:.3f}",
                 _tokens_per_s(work),
             )
+        for run_id, (longer, fork) in self._behind.items():
+            # Nobody has to know of those whose longer run has not begun.
+            if longer in self._at_work or longer in self._elsewhere:
+                run = self._runs[run_id]
+                table.add_row(
+                    *(shown_id(run_id), format_flops(run.budget_flops), run.arch, str(run.size)),
+                    Text(waits_text(longer, fork), style="dim"),
+                )
         head = Text(f"{self._num_ended} of {self._num_jobs} runs{self._eta_text()}", style="bold")
         return Group(head, table)
 

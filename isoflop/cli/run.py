@@ -39,6 +39,7 @@ def run(
 
     RUNS are run ids or their first digits.
 
+    Where runs share trunks, the longest of each comes first, and the others begin where it passes.
     Interrupted or killed, the same command goes on from the newest checkpoints, to the same
     numbers; a finished run is never trained twice. Exit code 1 when some runs failed or diverged, 3
     when the file system is full, read-only or does not answer.
@@ -72,7 +73,7 @@ def run_folder(
         options: further entries of a [placement] table.
     """
     from isoflop.disk import UNWRITABLE, line_of_reason
-    from isoflop.launch.local import open_session, run_session
+    from isoflop.launch.local import open_session, run_session, shared_by
     from isoflop.launch.run_folder import LEASE_TIMEOUT_S
     from isoflop.spec import shown_id
 
@@ -117,6 +118,8 @@ def run_folder(
         return UNWRITABLE
     for run_id, result in summary.failed.items():
         out.print(f"{result.status}: {shown_id(run_id)}: {result.reason}", soft_wrap=True)
+    if (told := shared_by(session, summary)) is not None:
+        out.print(str(told), soft_wrap=True)
     if not summary.failed:
         return SOME_RUNS_FAILED if session.damaged else 0
     again = f"`isoflop logs {folder} RUN` shows more; the same command tries failed runs again"

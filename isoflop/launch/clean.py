@@ -31,6 +31,7 @@ from isoflop.launch.slurm.records import (
 from isoflop.launch.slurm.scheduler import SchedulerError
 from isoflop.launch.slurm.snapshot import is_partial
 from isoflop.launch.trainer_code import is_of_trainer
+from isoflop.launch.trunks import superfluous_forks, trunk_jobs
 from isoflop.launch.weights import superfluous_weights
 from isoflop.plan.planner import Plan
 
@@ -70,6 +71,9 @@ def leftovers(folder: Path, plan: Plan) -> list[Leftover]:
     found = {
         **dict.fromkeys(_stale_files(root), "a temporary file whose writer is gone"),
         **dict.fromkeys(superfluous_weights(root, plan), "of a run that has its result"),
+        **dict.fromkeys(
+            superfluous_forks(root, trunk_jobs(plan)), "no run begins there that has no result"
+        ),
         **dict.fromkeys(_pickles(root, submissions, live), "of jobs that are over"),
         **_unused_code(root, submissions, live),
         **_unused_trainers(root, is_needed=bool(live or at_work) or _is_trainer_needed(root, plan)),

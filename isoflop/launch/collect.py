@@ -15,6 +15,8 @@ from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import Attempt, RunResult
 from isoflop.launch.slurm.logs import tail
 from isoflop.launch.slurm.scheduler import JobState
+from isoflop.launch.trunks import trunk_jobs, waits_for, waits_text
+from isoflop.numbers import format_flops
 from isoflop.plan.estimate import load_estimates
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
@@ -34,7 +36,8 @@ STATES = (
     "damaged",
 )
 """The files suffice for done, running, diverged, failed, missing and damaged (a record of the run
-cannot be read, and its reason says which); the others need a scheduler.
+cannot be read, and its reason says which), and for waiting where a run is to begin at the fork of a
+longer one at work; the others need a scheduler.
 unknown: sent to a scheduler that does not answer now, or cannot show the job from here."""
 
 LIVE = ("running", "requeued", "waiting", "unknown")
@@ -154,7 +157,23 @@ def study_states(
         return or_damaged(run, lambda: run_state(folder, run, known.get(run.run_id)))
 
     by_id = {run.run_id: state(run) for run in plan.unique_runs}
+    by_id |= _waiting(folder, plan, by_id)
     return [dataclasses.replace(by_id[run.run_id], run=run) for run in plan.runs]
+
+
+def _waiting(folder: Path, plan: Plan, states: Mapping[str, RunState]) -> dict[str, RunState]:
+    """Return the runs that are to begin where one at work passes, by run id."""
+    at_work = {run_id for run_id, state in states.items() if state.state == "running"}
+    found = {}
+    for run_id, job in trunk_jobs(plan).items() if at_work else ():
+        state = states[run_id]
+        if state.state != "missing" or at_work.isdisjoint(other.run_id for other in job.longer):
+            continue
+        longer = waits_for(folder, run_id, job, at_work.__contains__)
+        if longer is not None:
+            reason = waits_text(longer.run_id, job.fork)
+            found[run_id] = dataclasses.replace(state, state="waiting", reason=reason)
+    return found
 
 
 def or_damaged(run: PlannedRun, state: Callable[[], RunState]) -> RunState:
@@ -195,6 +214,47 @@ def _spent(run: PlannedRun, result: RunResult) -> dict[str, float | None]:
         "flops_spent": float(flops_of_steps(run, result.num_steps - result.trunk_steps)),
         "wall_s_spent": None if wall_s is None else wall_s - result.trunk_wall_s,
     }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shared:
+    """What the finished runs of a study shared."""
+
+    num_runs: int
+    num_begun_at_forks: int
+    """Those that began where a longer one passed."""
+    flops: float
+    """Of all steps of the runs."""
+    flops_spent: float
+    """Of the steps that were executed for them."""
+
+    def __str__(self) -> str:
+        """Return it in a line."""
+        return (
+            f"{self.num_begun_at_forks} of {self.num_runs} runs began where a longer one passed: "
+            f"{format_flops(self.flops_spent, 3)} of {format_flops(self.flops, 3)} FLOPs executed"
+        )
+
+
+def shared(plan: Plan, results: Mapping[str, RunResult]) -> Shared | None:
+    """Return what runs took over from longer ones; None: nothing.
+
+    Args:
+        plan: of the study.
+        results: of the runs that are finished, by run id.
+    """
+    ended = [(run, results[run.run_id]) for run in plan.unique_runs if run.run_id in results]
+    num_begun = sum(result.trunk_steps > 0 for _, result in ended)
+    if num_begun == 0:
+        return None
+    return Shared(
+        num_runs=len(ended),
+        num_begun_at_forks=num_begun,
+        flops=float(sum(flops_of_steps(run, result.num_steps) for run, result in ended)),
+        flops_spent=float(
+            sum(flops_of_steps(run, result.num_steps - result.trunk_steps) for run, result in ended)
+        ),
+    )
 
 
 def collected_rows(folder: Path, plan: Plan) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 from isoflop.data.prepare import prepared_for_plan
 from isoflop.errors import UserError
 from isoflop.files import write_many
+from isoflop.launch.collect import Shared, shared
 from isoflop.launch.job import (
     Job,
     JobResult,
@@ -24,7 +25,7 @@ from isoflop.launch.run_folder import RunFolder, Watch, watch_all
 from isoflop.launch.run_records import RunResult
 from isoflop.launch.sinks import check_names
 from isoflop.launch.trainer_code import ensure_snapshot, snapshot_folder
-from isoflop.launch.trunks import trunk_jobs
+from isoflop.launch.trunks import remove_fork, steps_to_train, superfluous_forks, trunk_jobs
 from isoflop.launch.weights import prune_weights
 from isoflop.launch.workers import Event, num_cores, run_jobs
 from isoflop.placement import Placement, placement_from, with_layout
@@ -33,6 +34,7 @@ from isoflop.plan.estimate import load_estimates
 from isoflop.plan.own import check_unchanged
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
+from isoflop.plan.trunks import flops_of_steps
 from isoflop.spec import RunSpec, TrainerSpec
 from isoflop.study import Study
 
@@ -78,6 +80,8 @@ class Session:
 
     watches: Mapping[str, Watch] = field(default_factory=dict)
     """Of runs that may be at work where it cannot be seen; their jobs come last."""
+    steps_left: Mapping[str, int] = field(default_factory=dict)
+    """By run id, steps that are to be executed: not those of a checkpoint or a longer run."""
 
     @property
     def num_done_before(self) -> int:
@@ -132,7 +136,8 @@ def open_session(
         check_code(folder, plan)
     watches = watch_all(folder, (p.run_id for p in unfinished)) if is_here else {}
     # The longest first, so that the last workers to finish do not wait for one long run.
-    unfinished.sort(key=lambda planned: (planned.run_id in watches, -planned.flops))
+    left = steps_to_train(folder, plan, {p.run_id for p in unfinished})
+    unfinished.sort(key=lambda run: (run.run_id in watches, -flops_of_steps(run, left[run.run_id])))
     trunks = trunk_jobs(plan)
     jobs = tuple(
         Job(
@@ -163,6 +168,7 @@ def open_session(
         results=results,
         damaged=damaged,
         watches=watches,
+        steps_left=left,
     )
 
 
@@ -212,7 +218,7 @@ def check_code(folder: Path, plan: Plan) -> None:
 
 
 def begin(folder: Path, plan: Plan, run_ids: Iterable[str]) -> None:
-    """Write what runs need that are going to be trained; remove weights that do not stay.
+    """Write what runs need that are going to be trained; remove weights and forks not to stay.
 
     That is a copy of the code of the study's own trainer, where one trains them, and their specs.
 
@@ -228,6 +234,8 @@ def begin(folder: Path, plan: Plan, run_ids: Iterable[str]) -> None:
         ensure_snapshot(plan.code, Path(trainer.code).absolute(), folder, trainer.code_files)
     write_many(lambda run_id: RunFolder(folder, run_id).write_spec(wanted[run_id]), wanted)
     prune_weights(folder, plan)
+    for path in list(superfluous_forks(folder, trunk_jobs(plan))):
+        remove_fork(path)
 
 
 def _num_workers(given: int | None, placement: Placement) -> int:
@@ -266,6 +274,18 @@ def run_session(
             if summary.disk_reason is not None:
                 break
     return summary
+
+
+def shared_by(session: Session, summary: RunSummary) -> Shared | None:
+    """Return what the study's finished runs took over from longer ones; None: nothing."""
+    results = dict(session.results)
+    for run_id, end in summary.results.items():
+        # Damaged since, it tells nothing.
+        with suppress(UserError):
+            result = RunFolder(session.folder, run_id).result()
+            if end.status in ("done", "diverged") and result is not None:
+                results[run_id] = result
+    return shared(session.plan, results)
 
 
 def _record_death(job: Job, result: JobResult) -> None:

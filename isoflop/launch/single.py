@@ -1,5 +1,8 @@
 """One run of a plan in this very process, as a cluster's job starts it.
 
+It waits for no other: it goes on from its own checkpoint, or else begins at the latest state that a
+longer run of its trunk left, or at its first step.
+
     python -m isoflop.launch.single STUDY_FOLDER RUN [--checkpoint-every 60] ...
 
 RUN is a run id or an unambiguous beginning of one. USR2, TERM and INT stop it at the next step
@@ -56,7 +59,7 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
         UserError: no such run, a damaged plan or data set, an option's value that is not allowed.
     """
     from isoflop.launch.local import begin, open_session
-    from isoflop.launch.train_job import open_data_of, train_job
+    from isoflop.launch.train_job import open_data_of, prune_forks_after, train_job
     from isoflop.launch.weights import prune_weights
     from isoflop.plan.artefact import read_plan
 
@@ -71,6 +74,7 @@ def train_one(folder: Path, run: str, options: dict[str, Any], should_stop: Stop
         if job.trainer is None:
             # In this process alone, whatever layout others would take.
             result = execute(job, open_data_of(job), should_stop=should_stop, watch=watch)
+            prune_forks_after(job, result)
         else:
             result = train_job(job, should_stop=should_stop, watch=watch, goes_on=False)
     prune_weights(folder, session.plan)

@@ -27,6 +27,7 @@ from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import RunResult
 from isoflop.plan.planner import Plan
 from isoflop.plan.trunks import trunks_of
+from isoflop.spec import shown_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +108,8 @@ def waits_for(
     """Return the longer run that a run waits for, as the files are now; None: it may begin.
 
     It waits for the longest one that is going to pass its fork, until the fork is there. It waits
-    for nobody if it can go on from a state of its own, if a longer run left the fork already, or
-    if a divergence is inherited.
+    for nobody if it has its result, if it can go on from a state of its own, if a longer run left
+    the fork already, or if a divergence is inherited.
 
     Args:
         study_folder: the study's folder.
@@ -123,6 +124,8 @@ def waits_for(
     own = RunFolder(study_folder, run_id)
     if not job.longer or _has_begun(own) or inherited(study_folder, job) is not None:
         return None
+    if not _is_unfinished(study_folder, run_id):
+        return None
     forks = [fork.step for fork in _forks_of_siblings(study_folder, job)]
     if job.fork in forks:
         return None
@@ -132,6 +135,11 @@ def waits_for(
         if done is not None and done <= job.fork and is_coming(other.run_id):
             return other
     return None
+
+
+def waits_text(longer: str, fork: int) -> str:
+    """Return in words that a run waits for a longer one, by its id, to complete some steps."""
+    return f"waits for {shown_id(longer)} at step {fork:,}"
 
 
 def _has_begun(folder: RunFolder) -> bool:
@@ -187,14 +195,28 @@ def _result_of(study_folder: Path, run_id: str) -> RunResult | None:
 def superfluous_forks(study_folder: Path, jobs: Mapping[str, TrunkJob]) -> Iterator[Path]:
     """Yield what the runs of a study left for each other and no run without a result needs.
 
+    Of a run that has its result that is all but forks which are needed: its whole folder of them,
+    if none is.
+
     Args:
         study_folder: the study's folder.
         jobs: as :func:`trunk_jobs` returns them.
     """
     for run_id, job in jobs.items():
-        for fork in forks_in(RunFolder(study_folder, run_id)):
-            if not _is_used(study_folder, job, fork.step):
-                yield fork.path
+        folder = RunFolder(study_folder, run_id)
+        if not folder.forks.is_dir():
+            continue
+        # Nothing is removed through a link.
+        with contextlib.suppress(UserError):
+            is_over = folder.result() is not None
+            unused = [f for f in forks_in(folder) if not _is_used(study_folder, job, f.step)]
+            if is_over and len(unused) == len(forks_in(folder)):
+                yield folder.forks
+                continue
+            yield from (fork.path for fork in unused)
+            if is_over:
+                # Of writers that were killed.
+                yield from sorted(folder.forks.glob(".*.tmp"))
 
 
 def _is_used(study_folder: Path, job: TrunkJob, step: int) -> bool:
@@ -207,6 +229,33 @@ def _is_used(study_folder: Path, job: TrunkJob, step: int) -> bool:
     return step == job.fork and any(
         _is_unfinished(study_folder, other.run_id) for other in job.longer
     )
+
+
+def prune_forks(study_folder: Path, run_id: str, job: TrunkJob) -> None:
+    """Remove what a run and its siblings left for each other and none of them needs any more.
+
+    To be called when a run has its result; it may be cut off, repeated, and done by several
+    processes at once.
+
+    Args:
+        study_folder: the study's folder.
+        run_id: of the run.
+        job: what it shares.
+    """
+    own = Sibling(run_id=run_id, steps=job.steps, fork=job.fork)
+    every = sorted((own, *job.siblings), key=lambda sibling: sibling.steps)
+    jobs = {
+        sibling.run_id: TrunkJob(
+            steps=sibling.steps,
+            fork=sibling.fork,
+            siblings=tuple(other for other in every if other is not sibling),
+            # Whether the longest keeps its own is told to no other.
+            keeps=job.keeps if sibling is own else sibling is every[-1],
+        )
+        for sibling in every
+    }
+    for path in list(superfluous_forks(study_folder, jobs)):
+        remove_fork(path)
 
 
 def remove_fork(path: Path) -> None:

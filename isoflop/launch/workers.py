@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from isoflop.disk import reason_of
 from isoflop.environ import environment_with
 from isoflop.launch.callbacks import StopFlag
 from isoflop.launch.command.environment import Surroundings
-from isoflop.launch.job import Job, JobResult, assign_device, num_gpus, visible_devices
+from isoflop.launch.job import Job, JobResult, Sibling, assign_device, num_gpus, visible_devices
+from isoflop.launch.pending import Pending
 from isoflop.launch.run_folder import Watch, watch_all
 from isoflop.launch.train_job import open_data_of, train_job
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
 
 
-# A run held by another process is tried again this often.
+# A run held by another process is tried again this often, and one that waits for a longer run.
 HELD_POLL_S = 1.0
 # Time for workers to reach the next step boundary and to save when interrupted, before they are
 # killed. That loses no more than the work since the last checkpoint.
@@ -46,7 +46,11 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something happened to a job: `start`, `step`, `end` or `wait` (held elsewhere)."""
+    """Something happened to a job: `start`, `step`, `end`, `wait` or `behind`.
+
+    At `wait`, another process has its run; at `behind`, it is to begin where a longer run passes,
+    and waits for that.
+    """
 
     kind: str
     job: Job
@@ -54,6 +58,8 @@ class Event:
     steps: int = 0
     loss: float | None = None
     result: JobResult | None = None
+    longer: Sibling | None = None
+    """Whom it waits for."""
 
 
 @dataclass(slots=True)
@@ -96,9 +102,10 @@ def run_jobs(
 ) -> Generator[Event]:
     """Run every job once, in order, and yield what happens.
 
-    A job whose run another live process holds is tried again until that process has finished or
-    died. Closing the iterator (or an exception in the consumer) stops the workers: runs save at
-    their next step.
+    A job that is to begin where a longer run passes waits for that, and others go before it. One
+    whose run another live process holds is tried again until that process has finished or died.
+    Closing the iterator (or an exception in the consumer) stops the workers: runs save at their
+    next step.
 
     Args:
         jobs: what to run.
@@ -108,31 +115,48 @@ def run_jobs(
         watches: of holders that cannot be seen, by run id.
     """
     watched = dict(watches)
-    waiting = deque(jobs)
-    held: deque[Job] = deque()
+    pending = Pending(jobs)
     next_poll_s = 0.0
     inherited = _Inherited(environ=dict(os.environ), devices=_devices(jobs))
     with _workers(min(num_workers, max(1, len(jobs))), inherited, on_stop) as workers:
-        while waiting or held or any(w.job for w in workers):
-            if held and not waiting and time.monotonic() >= next_poll_s:
-                waiting, held = held, deque()
-                next_poll_s = time.monotonic() + HELD_POLL_S
+        while pending or any(w.job for w in workers):
             for worker in workers:
-                if worker.job is None and waiting:
-                    worker.job = waiting.popleft()
-                    worker.pipe.send((worker.job, watched.get(worker.job.run_id)))
-                    yield Event(kind="start", job=worker.job)
+                if worker.job is not None:
+                    continue
+                job = pending.next()
+                if job is None and time.monotonic() >= next_poll_s:
+                    pending.look_again()
+                    next_poll_s = time.monotonic() + HELD_POLL_S
+                    job = pending.next()
+                if job is None:
+                    break
+                worker.job = job
+                worker.pipe.send((job, watched.get(job.run_id)))
+                yield Event(kind="start", job=job)
+            for waiting, longer in pending.news():
+                yield Event(kind="behind", job=waiting, longer=longer)
             for index, event in _receive(workers):
-                if event.result is not None and event.result.status == "held":
-                    held.append(event.job)
-                    watched |= watch_all(Path(event.job.study_folder), [event.job.run_id])
-                    event = Event(kind="wait", job=event.job)
+                event = _noted(event, pending, watched)
                 yield event
                 if event.result is not None and event.result.status == "interrupted":
                     # It was asked to stop and takes no other job, but may not be gone yet.
                     workers[index].process.join()
                 if not workers[index].process.is_alive():
                     workers[index] = _start_worker(index, inherited)
+
+
+def _noted(event: Event, pending: Pending, watched: dict[str, Watch]) -> Event:
+    """Take note of what a worker reported; return what to tell of it."""
+    run_id = event.job.run_id
+    if event.result is None:
+        pending.see_step(run_id, event.step)
+    elif event.result.status == "held":
+        pending.hold(event.job)
+        watched |= watch_all(Path(event.job.study_folder), [run_id])
+        return Event(kind="wait", job=event.job)
+    else:
+        pending.end(run_id)
+    return event
 
 
 def _devices(jobs: Sequence[Job]) -> tuple[str, ...]:
