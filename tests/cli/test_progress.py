@@ -9,8 +9,12 @@ from rich.console import Console
 from isoflop.cli.progress import Estimator, Watcher
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.local import Session
+from isoflop.launch.trunks import steps_to_train
 from isoflop.launch.workers import Event
 from isoflop.plan.planner import make_plan
+from isoflop.plan.trunks import flops_of_steps
+from isoflop.spec import shown_id
+from made_siblings import Made
 from made_studies import micro
 
 
@@ -164,3 +168,50 @@ def test_every_ending_is_a_line_with_its_reason(terminal: bool) -> None:
     assert text.count("waiting for 1 run at work elsewhere") == 1
     assert "done  loss 2.5000" in text
     assert "diverged  ([non-finite] loss)" in text
+
+
+def test_whoever_waits_for_a_run_at_work_says_so_and_begins_at_its_fork(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock(monkeypatch)
+    made = Made(tmp_path)
+    short, middle, long = made.runs
+    jobs = {run.run_id: made.whole_job(run) for run in made.runs}
+    left = steps_to_train(tmp_path, made.plan)
+    session = Session(
+        folder=tmp_path,
+        plan=made.plan,
+        jobs=tuple(jobs.values()),
+        num_workers=2,
+        results={},
+        steps_left=left,
+    )
+    with Watcher(session, Console(file=io.StringIO())) as watcher:
+        todo = watcher._estimator.todo_flops
+        assert todo["mlp"] == pytest.approx(
+            sum(flops_of_steps(run, left[run.run_id]) for run in made.runs)
+        )
+        for run in (short, middle):
+            watcher.on_event(
+                Event(kind="behind", job=jobs[run.run_id], longer=made.job(run).longer[0])
+            )
+        assert "waits" not in shown(watcher)
+        watcher.on_event(Event(kind="start", job=jobs[long.run_id]))
+        lines = [line for line in shown(watcher).splitlines() if "waits for" in line]
+        forks = [
+            f"waits for {shown_id(long.run_id)} at step {made.job(r).fork:,}"
+            for r in (short, middle)
+        ]
+        assert all(fork in line for fork, line in zip(forks, lines, strict=True))
+        watcher.on_event(Event(kind="start", job=jobs[short.run_id]))
+        # It began at its first step after all, and is done whole.
+        watcher.on_event(Event(kind="step", job=jobs[short.run_id], step=1, steps=9))
+        assert shown(watcher).count("waits for") == 1
+        clock.now_s += 9.0
+        ended = JobResult(status="done", loss=2.0)
+        watcher.on_event(Event(kind="end", job=jobs[short.run_id], result=ended))
+        assert watcher._estimator.spent_flops["mlp"] == pytest.approx(short.flops)
+        others = (middle, long)
+        assert todo["mlp"] == pytest.approx(
+            sum(flops_of_steps(run, left[run.run_id]) for run in others)
+        )

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from isoflop.launch.job import Job
+from isoflop.launch.job import Job, Sibling, TrunkJob
 from isoflop.launch.pending import Pending
 from isoflop.launch.run_folder import RunFolder
-from made_trunks import Made
-
-
-def job_of(made: Made, index: int) -> Job:
-    run = made.runs[index]
-    return Job(
-        study_folder=str(made.folder), run_id=run.run_id, data_folder="d", trunk=made.job(run)
-    )
+from made_siblings import Made
 
 
 def taken(pending: Pending) -> list[str]:
@@ -36,7 +28,7 @@ def made(tmp_path: Path) -> Made:
 @pytest.fixture
 def jobs(made: Made) -> list[Job]:
     """Of a short, a middle and a long run."""
-    return [job_of(made, index) for index in range(3)]
+    return [made.whole_job(run) for run in made.runs]
 
 
 def ids(*jobs: Job) -> list[str]:
@@ -136,30 +128,46 @@ def test_a_held_job_comes_after_those_that_are_ready(made: Made, jobs: list[Job]
     assert pending
 
 
-def test_of_thousands_that_wait_only_those_of_runs_at_work_are_looked_at(
-    made: Made, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+def test_of_those_that_wait_only_those_of_runs_at_work_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short, middle, long = jobs
+    def pair(number: int) -> tuple[Job, Job]:
+        short, long = (
+            Sibling(run_id=f"{2 * number + i:064x}", steps=100 + 100 * i, fork=80 + 80 * i)
+            for i in (0, 1)
+        )
+        first, second = (
+            Job(
+                study_folder=str(tmp_path),
+                run_id=own.run_id,
+                data_folder="d",
+                trunk=TrunkJob(steps=own.steps, fork=own.fork, siblings=(other,)),
+            )
+            for own, other in ((short, long), (long, short))
+        )
+        return first, second
 
-    def others(number: int) -> Sequence[Job]:
-        # Of trunks that have not begun.
-        return [Job(study_folder=str(made.folder), run_id=f"{number:064d}", data_folder="d")]
-
-    pending = Pending([long, *others(1), *(short for _ in range(1000))])
-    assert taken(pending)[:2] == [long.run_id, "1".zfill(64)]
-    pending = Pending([middle, *(short for _ in range(1000)), long])
-    # The long one is at the end of all, and none of the others has begun.
     looks: list[str] = []
-    result = RunFolder.result
+    attempts = RunFolder.attempts
 
     def counted(folder: RunFolder) -> object:
         looks.append(folder.run_id)
-        return result(folder)
+        return attempts(folder)
 
-    assert pending.next() is not None
-    monkeypatch.setattr(RunFolder, "result", counted)
-    pending._begun.clear()
-    for _ in range(10):
+    monkeypatch.setattr(RunFolder, "attempts", counted)
+    pairs = [pair(number) for number in range(100)]
+    pending = Pending([job for which in (0, 1) for job in (p[which] for p in pairs)])
+    for number in (0, 1):
+        job = pending.next()
+        assert job is not None
+        assert job.run_id == pairs[number][1].run_id
+    # One look at the longer run of each.
+    assert len(looks) == 100
+    looks.clear()
+    for _ in range(5):
         pending.look_again()
-        assert pending.next() is None
-    assert looks == []
+        pending.see_step(pairs[0][1].run_id, 50)
+        job = pending.next()
+        assert job is not None
+        pending.end(job.run_id)
+    assert len(looks) <= 5 * (2 + 1)

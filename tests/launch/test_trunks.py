@@ -2,79 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from isoflop.files import write_json_atomic
-from isoflop.launch.job import TrunkJob
-from isoflop.launch.run_folder import RunFolder
-from isoflop.launch.run_records import Attempt
+from isoflop.launch.clean import leftovers, remove
+from isoflop.launch.collect import runs_row, shared, study_states
 from isoflop.launch.trunks import (
     forks_in,
     inherited,
     is_needed,
+    prune_forks,
     remove_fork,
     starts,
     steps_to_train,
     superfluous_forks,
     trunk_jobs,
     usable_forks,
-    waits_for,
 )
+from isoflop.numbers import format_flops
+from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import make_plan
-from isoflop.plan.runs import PlannedRun
+from isoflop.plan.trunks import flops_of_steps
+from isoflop.spec import shown_id
+from made_siblings import Made
 from made_studies import micro
-
-
-class Made:
-    """A study of one trunk of three runs, in a folder."""
-
-    def __init__(self, folder: Path, **changes: object) -> None:
-        budgets = (10**10, 2 * 10**10, 4 * 10**10)
-        plan = make_plan(
-            micro(recipe="micro-v3", budgets=budgets, sizes=(2,), archs=("mlp",), **changes)
-        )
-        self.folder = folder
-        self.plan = plan
-        self.runs: tuple[PlannedRun, ...] = plan.runs
-        self.jobs: dict[str, TrunkJob] = trunk_jobs(plan)
-        for run in self.runs:
-            self.of(run).write_spec(run.spec)
-
-    def of(self, run: PlannedRun) -> RunFolder:
-        return RunFolder(self.folder, run.run_id)
-
-    def job(self, run: PlannedRun) -> TrunkJob:
-        return self.jobs[run.run_id]
-
-    def fork(self, run: PlannedRun, step: int) -> Path:
-        path = self.of(run).forks / str(step)
-        path.mkdir(parents=True)
-        return path
-
-    def begin(self, run: PlannedRun) -> Attempt:
-        attempt = self.of(run).claim({})
-        assert attempt is not None
-        return attempt
-
-    def longer(self, run: PlannedRun, *coming: PlannedRun, retries: bool = False) -> str | None:
-        """The run that another one waits for."""
-        ids = {other.run_id for other in coming}
-        job = self.job(run)
-        found = waits_for(self.folder, run.run_id, job, ids.__contains__, retries=retries)
-        return None if found is None else found.run_id
-
-    def finish(self, run: PlannedRun, status: str = "done", num_steps: int | None = None) -> None:
-        attempt = self.begin(run)
-        values = {
-            "status": status,
-            "status_reason": None,
-            "loss": 3.0 if status == "done" else None,
-            "num_steps": run.spec.steps if num_steps is None else num_steps,
-        }
-        assert self.of(run).write_result(attempt, values)
 
 
 @pytest.fixture
@@ -312,3 +267,105 @@ def test_of_a_damaged_run_nothing_is_expected(made: Made, file: str) -> None:
     assert made.longer(short, long, retries=True) is None
     assert inherited(made.folder, made.job(short)) is None
     assert fork not in superfluous_forks(made.folder, made.jobs)
+
+
+def test_what_the_last_run_leaves_behind_is_no_state(made: Made) -> None:
+    short, middle, long = made.runs
+    forks = {run.run_id: made.fork(long, made.job(run).fork) for run in (short, middle)}
+    made.fork(middle, made.job(short).fork)
+    # Of a writer that was killed, and what goes with the forks.
+    half = made.of(long).forks / f".{made.job(short).fork}.7-abc.tmp"
+    half.mkdir()
+    (made.of(long).forks / "shared.jsonl").touch()
+    made.finish(short)
+    prune_forks(made.folder, short.run_id, made.job(short))
+    assert not forks[short.run_id].exists()
+    assert forks[middle.run_id].exists()
+    assert not forks_in(made.of(middle))
+    # While the long one may be at work, its half is not another's to remove.
+    assert half.exists()
+    made.finish(long)
+    prune_forks(made.folder, long.run_id, made.job(long))
+    assert not half.exists()
+    assert forks[middle.run_id].exists()
+    made.finish(middle, "diverged", made.job(middle).fork)
+    prune_forks(made.folder, middle.run_id, made.job(middle))
+    assert not made.of(long).forks.exists()
+    assert not made.of(middle).forks.exists()
+    assert made.of(long).result() is not None
+
+
+def test_whoever_ends_last_leaves_what_the_longest_keeps(tmp_path: Path) -> None:
+    made = Made(tmp_path, keep_trunks=True)
+    short, _, long = made.runs
+    kept = made.fork(long, made.job(long).fork)
+    for run in reversed(made.runs):
+        made.finish(run)
+    prune_forks(made.folder, short.run_id, made.job(short))
+    assert kept.exists()
+    prune_forks(made.folder, long.run_id, made.job(long))
+    assert kept.exists()
+
+
+def test_nothing_is_removed_through_a_link(made: Made, tmp_path: Path) -> None:
+    short, _, long = made.runs
+    outside = tmp_path / "outside"
+    (outside / str(made.job(short).fork)).mkdir(parents=True)
+    made.of(long).forks.symlink_to(outside)
+    made.finish(short)
+    prune_forks(made.folder, short.run_id, made.job(short))
+    assert (outside / str(made.job(short).fork)).exists()
+
+
+def test_clean_shows_forks_that_nobody_needs(made: Made) -> None:
+    write_plan(made.plan, made.folder)
+    short, middle, long = made.runs
+    fork = made.fork(long, made.job(short).fork)
+    (fork / "weights.safetensors").write_bytes(b"12345")
+    made.fork(long, made.job(middle).fork)
+    assert leftovers(made.folder, made.plan) == []
+    made.finish(short)
+    (found,) = leftovers(made.folder, made.plan)
+    assert (found.path, found.size_bytes) == (fork, 5)
+    assert remove(made.folder, made.plan, [found]) == [found]
+    assert [fork.step for fork in forks_in(made.of(long))] == [made.job(middle).fork]
+
+
+def test_who_waits_and_for_whom_follows_from_the_files(made: Made) -> None:
+    short, middle, long = made.runs
+
+    def told() -> list[tuple[str, str | None]]:
+        return [(s.state, s.reason) for s in study_states(made.folder, made.plan)]
+
+    assert told() == [("missing", None)] * 3
+    made.begin(long)
+    waits = [
+        f"waits for {shown_id(long.run_id)} at step {made.job(run).fork:,}"
+        for run in (short, middle)
+    ]
+    assert told() == [("waiting", waits[0]), ("waiting", waits[1]), ("running", None)]
+    made.fork(long, made.job(short).fork)
+    assert told()[0] == ("missing", None)
+    # A row of runs.parquet says missing, as long as there is no result.
+    assert [runs_row(s)["status"] for s in study_states(made.folder, made.plan)] == ["missing"] * 3
+    made.of(long).end_attempt(made.of(long).attempts()[0], "failed: no memory")
+    assert told()[1] == ("missing", None)
+
+
+def test_what_was_shared_is_told_of_finished_runs(made: Made) -> None:
+    short, _, _ = made.runs
+    for run in made.runs:
+        made.finish(run)
+    results = {run.run_id: made.of(run).result() for run in made.runs}
+    assert shared(made.plan, results) is None
+    fork = made.job(short).fork
+    results[short.run_id] = dataclasses.replace(results[short.run_id], trunk_steps=fork)
+    found = shared(made.plan, results)
+    assert found is not None
+    every = sum(run.flops for run in made.runs)
+    assert (found.num_runs, found.num_begun_at_forks) == (3, 1)
+    assert (found.flops, found.flops_spent) == (every, every - flops_of_steps(short, fork))
+    assert str(found) == (
+        f"1 of 3 runs began where a longer one passed: {format_flops(found.flops_spent, 3)} of "
+        f"{format_flops(found.flops, 3)} FLOPs executed"
+    )

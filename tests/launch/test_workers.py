@@ -16,6 +16,7 @@ from isoflop.files import write_json_atomic
 from isoflop.launch import workers as module
 from isoflop.launch.job import Job, JobResult
 from isoflop.launch.run_folder import RunFolder, Watch, watch_all
+from made_siblings import Made
 
 JOB = Job(study_folder="s", run_id="r", data_folder="d")
 
@@ -117,3 +118,50 @@ def test_whoever_showed_a_sign_of_life_is_watched_anew(
     assert second is not None
     assert second.signs != watches[unseen.run_id].signs
     assert second.since_s > watches[unseen.run_id].since_s
+
+
+class Trainer(Thread):
+    """A worker whose long run leaves a fork on its way, and ends when the short one has ended."""
+
+    made: Made
+    alone: bool
+    ended = threading.Event()
+
+    def train(self, job: Job) -> None:
+        short, _, long = self.made.runs
+        if job.run_id == long.run_id:
+            self.made.fork(long, self.made.job(short).fork)
+            self._theirs.send(("step", self.made.job(short).fork + 1, long.spec.steps, 3.0))
+            assert self.alone or self.ended.wait(60)
+        else:
+            self.ended.set()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_branch_is_trained_beside_its_trunk_or_after_it(
+    num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path)
+    short, _, long = made.runs
+    answers = {run.run_id: ["done"] for run in made.runs}
+    seen: list[tuple[str, Watch | None]] = []
+    monkeypatch.setattr(Trainer, "made", made, raising=False)
+    monkeypatch.setattr(Trainer, "alone", num_workers == 1, raising=False)
+    monkeypatch.setattr(Trainer, "ended", threading.Event())
+
+    def start(index: int, inherited: object) -> module._Worker:
+        thread = Trainer(answers, seen)
+        return module._Worker(process=thread, pipe=thread.ours)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_start_worker", start)
+    jobs = [made.whole_job(run) for run in (short, long)]
+    events = list(module.run_jobs(jobs, num_workers))
+    assert [run_id for run_id, _ in seen] == [long.run_id, short.run_id]
+    ends = [event.job.run_id for event in events if event.kind == "end"]
+    behind = [event for event in events if event.kind == "behind"]
+    assert ends == (
+        [long.run_id, short.run_id] if num_workers == 1 else [short.run_id, long.run_id]
+    )
+    assert [(e.job.run_id, e.longer and e.longer.run_id) for e in behind] == [
+        (short.run_id, long.run_id)
+    ]
