@@ -195,8 +195,8 @@ def _result_of(study_folder: Path, run_id: str) -> RunResult | None:
 def superfluous_forks(study_folder: Path, jobs: Mapping[str, TrunkJob]) -> Iterator[Path]:
     """Yield what the runs of a study left for each other and no run without a result needs.
 
-    Of a run that has its result that is all but forks which are needed: its whole folder of them,
-    if none is.
+    A run that has its result keeps its folder of forks while one of them is needed, or its records
+    of the common part may be.
 
     Args:
         study_folder: the study's folder.
@@ -206,15 +206,18 @@ def superfluous_forks(study_folder: Path, jobs: Mapping[str, TrunkJob]) -> Itera
         folder = RunFolder(study_folder, run_id)
         if not folder.forks.is_dir():
             continue
-        # Nothing is removed through a link.
+        # Nothing is removed through a link, or of a run whose records are damaged.
         with contextlib.suppress(UserError):
-            is_over = folder.result() is not None
-            unused = [f for f in forks_in(folder) if not _is_used(study_folder, job, f.step)]
-            if is_over and len(unused) == len(forks_in(folder)):
-                yield folder.forks
-                continue
+            result, forks = folder.result(), forks_in(folder)
+            unused = [fork for fork in forks if not _is_used(study_folder, job, fork.step)]
+            if result is not None and len(unused) == len(forks):
+                # A divergence is inherited with the records of what led to it.
+                readers = job.siblings if result.status == "diverged" else job.shorter
+                if not any(_is_unfinished(study_folder, other.run_id) for other in readers):
+                    yield folder.forks
+                    continue
             yield from (fork.path for fork in unused)
-            if is_over:
+            if result is not None:
                 # Of writers that were killed.
                 yield from sorted(folder.forks.glob(".*.tmp"))
 

@@ -295,6 +295,20 @@ def test_what_the_last_run_leaves_behind_is_no_state(made: Made) -> None:
     assert made.of(long).result() is not None
 
 
+def test_records_of_a_divergence_stay_until_it_is_inherited(made: Made) -> None:
+    short, middle, long = made.runs
+    for run in (middle, long):
+        made.of(run).forks.mkdir(parents=True)
+        (made.of(run).forks / "shared.jsonl").touch()
+        made.finish(run, "diverged", 3)
+        prune_forks(made.folder, run.run_id, made.job(run))
+    assert (made.of(middle).forks / "shared.jsonl").exists()
+    assert (made.of(long).forks / "shared.jsonl").exists()
+    made.finish(short, "diverged", 3)
+    prune_forks(made.folder, short.run_id, made.job(short))
+    assert not any(made.of(run).forks.exists() for run in made.runs)
+
+
 def test_whoever_ends_last_leaves_what_the_longest_keeps(tmp_path: Path) -> None:
     made = Made(tmp_path, keep_trunks=True)
     short, _, long = made.runs
