@@ -135,9 +135,8 @@ def open_session(
     if any(isinstance(run.spec, TrainerSpec) for run in unfinished):
         check_code(folder, plan)
     watches = watch_all(folder, (p.run_id for p in unfinished)) if is_here else {}
-    # The longest first, so that the last workers to finish do not wait for one long run.
     left = steps_to_train(folder, plan, {p.run_id for p in unfinished})
-    unfinished.sort(key=lambda run: (run.run_id in watches, -flops_of_steps(run, left[run.run_id])))
+    _put_in_order(unfinished, left, watches)
     trunks = trunk_jobs(plan)
     jobs = tuple(
         Job(
@@ -157,9 +156,7 @@ def open_session(
         for planned in unfinished
     )
     if is_here:
-        for planned, job in zip(unfinished, jobs, strict=True):
-            check_layout(planned.spec, job.placement)
-            check_gpus(job.placement)
+        _check_layouts(unfinished, jobs)
     return Session(
         folder=folder,
         plan=plan,
@@ -170,6 +167,22 @@ def open_session(
         watches=watches,
         steps_left=left,
     )
+
+
+def _put_in_order(
+    runs: list[PlannedRun], steps_left: Mapping[str, int], last: Collection[str]
+) -> None:
+    """Sort runs, so that the last workers to finish do not wait for one long run.
+
+    A run that begins where a longer one passes counts what is left from there.
+    """
+    runs.sort(key=lambda run: (run.run_id in last, -flops_of_steps(run, steps_left[run.run_id])))
+
+
+def _check_layouts(runs: Iterable[PlannedRun], jobs: Iterable[Job]) -> None:
+    for run, job in zip(runs, jobs, strict=True):
+        check_layout(run.spec, job.placement)
+        check_gpus(job.placement)
 
 
 def given_placement(study: Study, *tables: Mapping[str, Any]) -> dict[str, Any]:
