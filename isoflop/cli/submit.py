@@ -281,6 +281,7 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
         f"{prepared.num_done} complete already{live}; estimate on {prepared.estimate.hardware}: "
         f"{hours_text(prepared.gpu_hours)} {prepared.estimate.unit}{cost}"
     )
+    yield from _saved_lines(prepared)
     yield from _unmeasured_lines(prepared)
     yield from prepared.shell_lines
     num_left = num_left_of(prepared)
@@ -291,6 +292,15 @@ def total_lines(prepared: Prepared) -> Iterator[str]:
     yield from (f"does not fit: {line}" for line in prepared.estimate.not_fitting)
     yield from _hidden_lines(prepared.hidden)
     yield from _parked_lines(prepared.parked, prepared.folder)
+
+
+def _saved_lines(prepared: Prepared) -> Iterator[str]:
+    """Yield what runs begin after, because they did it before or a longer run does it."""
+    starts = [prepared.starts[run_id] for run_id in prepared.runs]
+    num_runs = sum(start.sibling is not None for start in starts)
+    if num_runs:
+        hours = f"{hours_text(prepared.gpu_hours_saved)} {prepared.estimate.unit}"
+        yield f"{counted(num_runs, 'run')} of them begin where a longer one passes: {hours} less"
 
 
 def _unmeasured_lines(prepared: Prepared) -> Iterator[str]:

@@ -127,8 +127,8 @@ class JobResult:
     """How a job ended."""
 
     status: str
-    """done, diverged, failed, held (another process has the run), interrupted, or gone (the run's
-    folder was moved or removed)."""
+    """done, diverged, failed, held (another process has the run), waits (for a longer run of its
+    trunk), interrupted, or gone (the run's folder was moved or removed)."""
     reason: str | None = None
     loss: float | None = None
     wall_s: float | None = None

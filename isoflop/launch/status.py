@@ -32,6 +32,7 @@ from isoflop.launch.slurm.queue import (
 from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.launch.slurm.then_fit import FitState, fit_state
+from isoflop.plan.artefact import read_plan
 from isoflop.plan.planner import Plan
 
 # A job that left the queue may still write: a shared file system shows files late, a lost node's
@@ -130,6 +131,15 @@ def live_work(
 def live_runs(study_folder: Path, plan: Plan) -> frozenset[str]:
     """Return the runs of :func:`live_work`; raises as it does."""
     return live_work(study_folder, plan).run_ids
+
+
+def is_any_live(study_folder: Path) -> bool:
+    """Return whether a run of a study is at work or in the queue, as far as that can be known."""
+    try:
+        return bool(live_runs(study_folder, read_plan(study_folder)))
+    except SchedulerError:
+        # Of jobs that were sent to a cluster, too.
+        return True
 
 
 def _finished(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from typing import Any
 
@@ -37,6 +38,7 @@ RUNS = st.builds(
     num_ranks=st.sampled_from([1, 2, 4, 8]),
     peak_mem_bytes=st.integers(0, 10**11),
     exclude_nodes=st.sampled_from([(), ("n1",), ("n1", "n2")]),
+    fork_s=st.none() | st.sampled_from([0.0, 5.0, math.inf]),
 )
 
 
@@ -56,8 +58,12 @@ def test_each_run_is_in_one_task_that_has_what_it_needs(
     sent = Counter(run_id for array in arrays for task in array.tasks for run_id in task)
     assert sent == Counter(run.run_id for run in runs)
     by_id = {run.run_id: run for run in runs}
+    # Those that begin at once come first: none waits behind one that waits for it.
+    waits = [not by_id[i].begins_at_once for array in arrays for task in array.tasks for i in task]
+    assert waits == sorted(waits)
     for array in arrays:
         needs = array.resources
+        assert len({by_id[i].begins_at_once for task in array.tasks for i in task}) == 1
         assert 1 <= len(array.tasks) <= max(1, max_array_size)
         assert profile.time_floor_min <= needs.time_min <= profile.time_limit_min
         assert not gpus_per_node or needs.ranks_per_node <= gpus_per_node
@@ -77,6 +83,17 @@ def test_runs_of_alike_needs_share_an_array_cut_at_the_largest_index() -> None:
     arrays = plan_arrays([run(i) for i in range(25)], CPU, 11)
     assert [len(array.tasks) for array in arrays] == [11, 11, 3]
     assert len({array.resources for array in arrays}) == 1
+
+
+def test_runs_that_wait_come_behind_all_others_those_that_can_begin_first_first() -> None:
+    profile = dataclasses.replace(CPU, runs_per_task=2)
+    branches = [run(i, seconds=9e3, fork_s=f) for i, f in enumerate([math.inf, 50.0, 10.0, 0.0])]
+    arrays = plan_arrays([*branches, run(8, seconds=1.0), run(9)], profile, 11)
+    tasks = [[int(i, 16) for i in task] for array in arrays for task in array.tasks]
+    assert tasks == [[9, 8], [3, 2], [1, 0]]
+    # On this machine, too: each process ends with them.
+    shares = share_evenly([*branches, run(8, seconds=1.0), run(9)], 2)
+    assert [[int(i, 16) for i in share] for share in shares] == [[9, 2, 0], [8, 3, 1]]
 
 
 @pytest.mark.parametrize(

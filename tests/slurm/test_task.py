@@ -178,7 +178,9 @@ def test_runs_whose_holders_cannot_be_seen_are_watched_from_the_beginning_and_co
         jobs = read_json(jobs_file(tmp_path, "s"), "jobs")
         jobs[second]["placement"] |= {"num_ranks": 2, "parallel": "ddp"}
         write_json_atomic(jobs_file(tmp_path, "s"), jobs)
-        made = task.ArrayTask(tmp_path, "s", StopFlag(()), max_failures=3, signal_s=SIGNAL_S)
+        made = task.ArrayTask(
+            tmp_path, ("s", 0), RUNS, StopFlag(()), max_failures=3, signal_s=SIGNAL_S
+        )
         assert made._in_order(RUNS) == [first, second]
         return
     assert run(tmp_path) == "complete"

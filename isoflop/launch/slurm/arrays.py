@@ -4,6 +4,9 @@ The time asked for is the estimate of a task's runs times the profile's margin p
 up to the floor times a power of two and cut at the profile's limit: few classes, so few arrays, and
 a run that takes longer than its limit saves, requeues itself and goes on. Memory, where the profile
 does not name it, is the estimated peak times MEMORY_MARGIN, rounded up to a power of two.
+
+Runs that begin where a longer one of the same submission passes come after all that begin at once:
+in arrays of their own behind the others, so that they take no room from those that they wait for.
 """
 
 from __future__ import annotations
@@ -39,6 +42,14 @@ class RunToSend:
     exclude_nodes: tuple[str, ...] = ()
     starts_ranks: bool = False
     """Whether a command of the user's own trains it, which starts its ranks itself."""
+    fork_s: float | None = None
+    """Estimated seconds of training until a longer run has passed where this one begins; infinity:
+    not known; None: it begins at once."""
+
+    @property
+    def begins_at_once(self) -> bool:
+        """Whether it waits for no longer run."""
+        return self.fork_s is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +101,7 @@ class ArrayPlan:
 def plan_arrays(
     runs: Iterable[RunToSend], profile: ClusterProfile, max_array_size: int
 ) -> list[ArrayPlan]:
-    """Group runs into arrays, the longest tasks first.
+    """Group runs into arrays: the longest tasks first, behind them those that wait for longer runs.
 
     Args:
         runs: what is to be sent.
@@ -101,28 +112,36 @@ def plan_arrays(
         UserError: a run's ranks do not split evenly over nodes, or a command of the user's own is
             to have more than a node has.
     """
-    by_resources: dict[Resources, list[tuple[str, ...]]] = {}
+    grouped: dict[tuple[bool, Resources], list[tuple[str, ...]]] = {}
     for task in _tasks(runs, profile):
         names = tuple(run.run_id for run in task)
-        by_resources.setdefault(_resources(task, profile), []).append(names)
-    longest_first = sorted(by_resources.items(), key=lambda item: -item[0].time_min)
+        # All of a task begin at once, or none.
+        key = (not task[0].begins_at_once, _resources(task, profile))
+        grouped.setdefault(key, []).append(names)
+    ordered = sorted(grouped.items(), key=lambda item: (item[0][0], -item[0][1].time_min))
     return [
         ArrayPlan(resources=resources, tasks=tuple(chunk))
-        for resources, tasks in longest_first
+        for (_, resources), tasks in ordered
         for chunk in _chunks(tasks, max(1, max_array_size))
     ]
 
 
 def _tasks(runs: Iterable[RunToSend], profile: ClusterProfile) -> Iterator[list[RunToSend]]:
-    """Group runs that need the same and take about as long into tasks."""
-    ordered = sorted(runs, key=lambda run: (_needs(run, profile), -(run.seconds or math.inf)))
-    for (num_ranks, *_), group in itertools.groupby(ordered, lambda run: _needs(run, profile)):
+    """Group runs that need the same, begin together and take about as long into tasks."""
+
+    def kind(run: RunToSend) -> tuple[int, int, tuple[str, ...], bool, bool]:
+        memory = memory_mb(run, profile) or 0
+        return (run.num_ranks, memory, run.exclude_nodes, run.starts_ranks, not run.begins_at_once)
+
+    ordered = sorted(runs, key=lambda run: (kind(run), _turn(run)))
+    for (num_ranks, *_), group in itertools.groupby(ordered, kind):
         # Several ranks meet once, for one run.
         yield from _chunks(list(group), profile.runs_per_task if num_ranks == 1 else 1)
 
 
-def _needs(run: RunToSend, profile: ClusterProfile) -> tuple[int, int, tuple[str, ...], bool]:
-    return run.num_ranks, memory_mb(run, profile) or 0, run.exclude_nodes, run.starts_ranks
+def _turn(run: RunToSend) -> tuple[float, float]:
+    """Return what sorts runs: the first that can begin, of these the longest."""
+    return (run.fork_s or 0.0, -(run.seconds or math.inf))
 
 
 def _resources(task: Sequence[RunToSend], profile: ClusterProfile) -> Resources:
@@ -183,10 +202,13 @@ def memory_mb(run: RunToSend, profile: ClusterProfile) -> int | None:
 
 
 def share_evenly(runs: Iterable[RunToSend], num_tasks: int) -> list[tuple[str, ...]]:
-    """Return tasks that end at about the same time: the longest run first, to the least loaded."""
+    """Return tasks that end at about the same time: the longest run first, to the least loaded.
+
+    Runs that wait for longer ones come last in each.
+    """
     shares: list[list[str]] = [[] for _ in range(num_tasks)]
     loads = [0.0] * num_tasks
-    for run in sorted(runs, key=lambda run: -(run.seconds or math.inf)):
+    for run in sorted(runs, key=lambda run: (not run.begins_at_once, *_turn(run))):
         # Where nothing is known of their times, as many to each.
         least = min(range(num_tasks), key=lambda n: (loads[n], len(shares[n])))
         shares[least].append(run.run_id)

@@ -29,6 +29,16 @@ _WAITS_FOR_ANOTHER = "Dependency"
 _NEEDS_A_PERSON = re.compile("JobHeld|BadConstraints|PartitionConfig|InvalidAccount|InvalidQOS")
 
 
+def waits_for_another(job: JobState) -> bool:
+    """Return whether a job in the queue begins when other jobs have ended."""
+    return job.reason == _WAITS_FOR_ANOTHER
+
+
+def needs_a_person(job: JobState) -> bool:
+    """Return whether a job in the queue waits until a person changes something."""
+    return _NEEDS_A_PERSON.match(job.reason or "") is not None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveArray:
     """An array or job of the study that is in the queue."""
@@ -68,8 +78,8 @@ def live_arrays(queue: Queue) -> list[LiveArray]:
             job_id=job_id,
             num_tasks=len(jobs),
             at_a_time=min(len(jobs), at_a_time[job_id]),
-            waits=any(job.reason == _WAITS_FOR_ANOTHER for job in jobs),
-            is_stuck=all(_NEEDS_A_PERSON.match(job.reason or "") for job in jobs),
+            waits=any(map(waits_for_another, jobs)),
+            is_stuck=all(map(needs_a_person, jobs)),
         )
         for job_id, jobs in live.items()
     ]

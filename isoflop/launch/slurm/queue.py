@@ -173,16 +173,21 @@ class Queue:
         return None
 
 
-def query_queue(study_folder: Path, finished: Iterable[str] = ()) -> Queue:
+def query_queue(
+    study_folder: Path, finished: Iterable[str] = (), *, only: Collection[str] | None = None
+) -> Queue:
     """Read the records of all submissions; query squeue once, if a job may be of interest.
 
     Args:
         study_folder: the study's folder.
         finished: run ids whose jobs do not matter any more; tasks of no others are left out.
+        only: run ids; tasks that have none of them are left out. None: all matter.
     """
     done = set(finished)
     submissions, damaged = readable_submissions(study_folder)
     sent = sent_tasks(submissions)
+    if only is not None:
+        sent = [task for task in sent if not set(only).isdisjoint(task.run_ids)]
     fits_made = [task for task in sent if task.is_fit and _is_over(study_folder, task)]
     tasks = [
         task

@@ -5,6 +5,7 @@
     .launch/SUBMISSION_ID/jobs.json        how each of its runs is to be executed
     .launch/SUBMISSION_ID/array-000/       scripts and logs of one array
     .launch/SUBMISSION_ID/not-requeued-JOB.json  that a task could not requeue itself
+    .launch/SUBMISSION_ID/waited-JOB.json  how far longer runs were that a task's runs wait for
     .launch/code/DIGEST/                   the code that its tasks run
     .launch/options.json                   what `isoflop retry` decided, by run id
     .launch/cancelled.json                 what `isoflop cancel` ended: ids of jobs, and the names
@@ -161,6 +162,18 @@ class NotRequeued:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Waited:
+    """How a task has waited for longer runs so far; see isoflop.launch.slurm.waiting."""
+
+    since_s: UnixTime
+    """Unix time at which one of them was last seen to have got on."""
+    steps: Mapping[Digest, Whole] = field(default_factory=dict)
+    """The most that each was seen to have completed, by run id."""
+    num_times: Whole = 0
+    """How often the task gave its node back since then."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FitOutcome:
     """What the job that fits when all is over did."""
 
@@ -214,6 +227,20 @@ def read_not_requeued(path: Path) -> NotRequeued | None:
         UserError: the record is damaged.
     """
     return read_record(NotRequeued, path, "requeue", "remove the file") if path.exists() else None
+
+
+def waited_file(study_folder: Path, submission_id: str, job_id: str) -> Path:
+    """Return where the task of a job leaves a :class:`Waited`."""
+    return submission_folder(study_folder, submission_id) / f"waited-{job_id}.json"
+
+
+def read_waited(path: Path) -> Waited | None:
+    """Return what a task left there; None: nothing.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    return read_record(Waited, path, "wait", "remove the file") if path.exists() else None
 
 
 def read_fit(study_folder: Path, submission_id: str) -> FitOutcome | None:

@@ -9,6 +9,7 @@ Nothing waits for a job.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import secrets
 import time
@@ -35,10 +36,11 @@ from isoflop.launch.slurm.records import SentArray, Submission, submit_lock
 from isoflop.launch.slurm.snapshot import Snapshot, snapshot_of
 from isoflop.launch.slurm.then_fit import fit_array, is_due
 from isoflop.launch.status import live_work
+from isoflop.launch.trunks import Start, starts
 from isoflop.launch.workers import num_cores
 from isoflop.placement import placement_from
 from isoflop.plan.artefact import read_plan
-from isoflop.plan.estimate import PlanEstimate, estimate_for
+from isoflop.plan.estimate import PlanEstimate, RunEstimate, estimate_for
 from isoflop.plan.planner import Plan
 from isoflop.spec import RunSpec
 
@@ -61,6 +63,8 @@ class Prepared:
     """How the runs that are to be sent are executed, by run id."""
     runs: Mapping[str, RunToSend]
     """The same, for grouping."""
+    starts: Mapping[str, Start]
+    """Where each of them is going to begin, by run id."""
     parked: tuple[str, ...]
     """Runs that failed too often; they are not sent."""
     num_done: int
@@ -88,9 +92,15 @@ class Prepared:
 
     @property
     def gpu_hours(self) -> float:
-        """Estimated device-hours of what is to be sent."""
-        hours = (self.estimate.runs[run_id].gpu_hours for run_id in self.runs)
-        return sum(h for h in hours if h is not None)
+        """Estimated device-hours of the steps that are to be executed."""
+        return sum(_hours(self.estimate.runs[i], self.starts[i]) or 0.0 for i in self.runs)
+
+    @property
+    def gpu_hours_saved(self) -> float:
+        """Estimated device-hours of the steps that longer runs do for these."""
+        found = ((self.estimate.runs[i], self.starts[i]) for i in self.runs)
+        hours = ((run.gpu_hours, _hours(run, start)) for run, start in found if start.sibling)
+        return sum(whole - left for whole, left in hours if whole is not None and left is not None)
 
     @property
     def cost(self) -> float | None:
@@ -157,8 +167,9 @@ def prepare(
     free = [job for job in session.jobs if job.run_id not in live.run_ids]
     parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
     jobs, runs = {}, {}
-    left_out = set(parked)
-    for job in (job for job in free if job.run_id not in left_out):
+    to_send = [job for job in free if job.run_id not in parked]
+    begins = starts(folder, session.plan, {*live.run_ids, *(job.run_id for job in to_send)})
+    for job in to_send:
         run_id = job.run_id
         own = recorded.get(run_id, {})
         tables = [given, own.get("placement", {})]
@@ -166,7 +177,8 @@ def prepare(
         check_layout(specs[run_id], jobs[run_id].placement)
         if profile.is_local:
             check_gpus(jobs[run_id].placement)
-        runs[run_id] = _run_to_send(jobs[run_id], estimate, own.get("exclude_nodes", ()))
+        excluded = own.get("exclude_nodes", ())
+        runs[run_id] = _run_to_send(jobs[run_id], estimate.runs[run_id], begins[run_id], excluded)
     return Prepared(
         folder=folder,
         plan=session.plan,
@@ -174,6 +186,7 @@ def prepare(
         estimate=estimate,
         jobs=jobs,
         runs=runs,
+        starts=begins,
         parked=tuple(parked),
         num_done=session.num_done_before,
         num_live=len(session.jobs) - len(free) - len(hidden),
@@ -451,10 +464,13 @@ def _placed(job: Job, given: Mapping[str, Any], estimate: PlanEstimate) -> Job:
     )
 
 
-def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) -> RunToSend:
-    run = estimate.runs[job.run_id]
+def _run_to_send(job: Job, run: RunEstimate, start: Start, excluded: Collection[str]) -> RunToSend:
     # FLOPs alone say too little of how long a command takes to limit it by them.
-    hours = None if run.source == "flops" else run.gpu_hours
+    hours = None if run.source == "flops" else _hours(run, start)
+    fork_s = None
+    if start.sibling is not None and not start.is_there:
+        # A step of the longer one takes as long.
+        fork_s = math.inf if run.step_s is None else start.step * run.step_s
     return RunToSend(
         run_id=job.run_id,
         seconds=None if hours is None else 3600 * hours / run.num_devices,
@@ -462,7 +478,17 @@ def _run_to_send(job: Job, estimate: PlanEstimate, excluded: Collection[str]) ->
         peak_mem_bytes=run.peak_mem_bytes,
         exclude_nodes=tuple(sorted(excluded)),
         starts_ranks=job.trainer is not None,
+        fork_s=fork_s,
     )
+
+
+def _hours(run: RunEstimate, start: Start) -> float | None:
+    """Return the device-hours of the steps that a run is yet to execute; None: not known."""
+    if run.gpu_hours is None:
+        return None
+    # What it takes to start it is in them.
+    start_hours = (run.start_s or 0.0) * run.num_devices / 3600
+    return start_hours + (run.gpu_hours - start_hours) * start.num_left / start.steps
 
 
 def _num_local_tasks(runs: Sequence[RunToSend], prepared: Prepared) -> int:

@@ -16,6 +16,8 @@ checkpoints, the result once. This module adds what a scheduler needs:
 * A run that another process holds, such as an orphan on a node that SLURM has lost: the task waits
   for its result, or for its heartbeat to stop. If neither comes, it gives its node back: it goes on
   with its other runs and then requeues itself, to begin later.
+* A run that begins where a longer one passes, which is not there yet: likewise, once the task's
+  other runs are over (isoflop.launch.slurm.waiting).
 * A folder that was moved away: the task ends with one line, and writes nothing more. It is not
   requeued, since nothing of it would be found.
 * A failure: the task requeues itself until the run has failed max_failures times; then the run is
@@ -52,14 +54,15 @@ from isoflop.launch.run_folder import LEASE_TIMEOUT_S, Watch, watch_all
 from isoflop.launch.slurm.profile import profile_from_mapping
 from isoflop.launch.slurm.records import (
     NotRequeued,
-    Submission,
     jobs_file,
     not_requeued_file,
     read_jobs,
     read_options,
     read_submission,
     submission_file,
+    waited_file,
 )
+from isoflop.launch.trunks import prune_forks
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
@@ -109,47 +112,30 @@ def run_task(study_folder: str, submission_id: str, array: str) -> str:
         submission = read_submission(folder, submission_id)
         sent = submission.arrays[int(array)]
         if sent.is_fit:
-            return _fit(folder, submission, should_stop)
+            from isoflop.launch.slurm.then_fit import fit_when_done
+            from isoflop.launch.status import is_any_live
+
+            # A cluster starts it when all others are over.
+            live = functools.partial(is_any_live, folder) if submission.cluster == "local" else None
+            code = fit_when_done(folder, submission_id, should_stop, is_any_live=live)
+            return sys.exit(code) if code != DONE else "complete"
         profile = profile_from_mapping(submission.profile)
+        index = int(os.environ["SLURM_ARRAY_TASK_ID"]) if sent.is_array else 0
         task = ArrayTask(
             folder,
-            submission_id,
+            (submission_id, int(array)),
+            sent.tasks[index],
             should_stop,
             max_failures=profile.max_failures,
             signal_s=profile.signal_s,
         )
-        index = int(os.environ["SLURM_ARRAY_TASK_ID"]) if sent.is_array else 0
-        return task.run(sent.tasks[index])
+        return task.run()
     except Exception as error:
         fault = fault_of(error)
         if fault is None:
             raise
         _say(fault.line)
         sys.exit(DISK_FAILED)
-
-
-def _fit(study_folder: Path, submission: Submission, should_stop: Callable[[], str | None]) -> str:
-    """Fit if all runs are over; return a word for the log."""
-    from isoflop.launch.slurm.then_fit import fit_when_done
-
-    is_local = submission.cluster == "local"
-    live = functools.partial(_is_any_live, study_folder) if is_local else None
-    code = fit_when_done(study_folder, submission.submission_id, should_stop, is_any_live=live)
-    if code != DONE:
-        sys.exit(code)
-    return "complete"
-
-
-def _is_any_live(study_folder: Path) -> bool:
-    from isoflop.launch.slurm.scheduler import SchedulerError
-    from isoflop.launch.status import live_runs
-    from isoflop.plan.artefact import read_plan
-
-    try:
-        return bool(live_runs(study_folder, read_plan(study_folder)))
-    except SchedulerError:
-        # Of jobs that were sent to a cluster, too.
-        return True
 
 
 def _is_seen(path: Path, should_stop: Callable[[], str | None]) -> bool:
@@ -211,20 +197,27 @@ def master_address(environ: Mapping[str, str], hosts: Sequence[str]) -> str:
 
 
 class ArrayTask:
-    """One task of a submission: trains its runs, and requeues itself where that is due."""
+    """One task of a submission: trains its runs, and requeues itself where that is due.
+
+    ``place`` is its submission, and its array there.
+    """
 
     def __init__(
         self,
         study_folder: Path,
-        submission_id: str,
+        place: tuple[str, int],
+        run_ids: Sequence[str],
         should_stop: StopFlag,
         *,
         max_failures: int,
         signal_s: float,
     ) -> None:
+        from isoflop.launch.slurm.waiting import Waiting
+
         self._folder = study_folder
-        self._submission_id = submission_id
-        self._jobs = read_jobs(study_folder, submission_id)
+        self._submission_id = place[0]
+        self._run_ids = run_ids
+        self._jobs = read_jobs(study_folder, self._submission_id)
         self._max_failures = max_failures
         self._signal_s = signal_s
         self._should_stop = should_stop
@@ -232,18 +225,33 @@ class ArrayTask:
         if self._slurm_id is not None and self._slurm_id.is_main:
             # It was requeued after all, by hand or by a try whose answer was lost.
             self._not_requeued(self._slurm_id).unlink(missing_ok=True)
+        own_id = None if self._slurm_id is None else self._slurm_id.job_id
+        self._waiting = Waiting(
+            {run_id: self._jobs[run_id] for run_id in run_ids},
+            study_folder,
+            place,
+            None if own_id is None else waited_file(study_folder, self._submission_id, own_id),
+            should_stop,
+        )
         self._watches: dict[str, Watch] = {}
         self._unfinished = False
         self._failed = False
         self._try_again = False
         self._held = False
+        self._waits = False
         self._prune = False
         self._disk_reason: str | None = None
 
-    def run(self, run_ids: Sequence[str]) -> str:
+    def run(self) -> str:
         """Train the runs one after the other; return :meth:`end`."""
         try:
-            for run_id in self._in_order(run_ids):
+            left = self._in_order(self._run_ids)
+            while left:
+                run_id = self._next(left)
+                if run_id is None:
+                    self._put_off()
+                    break
+                left.remove(run_id)
                 self.train(run_id)
             return self.end()
         except Exception:
@@ -256,9 +264,27 @@ class ArrayTask:
         """Begin to watch holders that cannot be seen; return the runs, those of these last."""
         self._watches = watch_all(self._folder, run_ids)
         # Each rank looks for itself, and all have to begin the same run.
-        if any(self._jobs[run_id].placement.num_ranks > 1 for run_id in run_ids):
+        if any(self._is_of_ranks(run_id) for run_id in run_ids):
             return list(run_ids)
         return sorted(run_ids, key=lambda run_id: run_id in self._watches)
+
+    def _is_of_ranks(self, run_id: str) -> bool:
+        job = self._jobs[run_id]
+        return job.trainer is None and job.placement.num_ranks > 1
+
+    def _next(self, left: Sequence[str]) -> str | None:
+        """Return the run to begin now; None: all that are left wait for longer ones."""
+        if self._disk_reason is not None or self.is_gone:
+            return left[0]
+        # Ranks agree on it once they have met, and a task has one run of several ranks.
+        return left[0] if self._is_of_ranks(left[0]) else self._waiting.first(left)
+
+    def _put_off(self) -> None:
+        """Note that runs wait for longer ones, or were not begun when the task was to stop."""
+        self._unfinished = True
+        self._waits = True
+        for wait in self._waiting.waits:
+            _say(f"run {wait.run_id} {wait.text}", sys.stdout)
 
     @property
     def is_gone(self) -> bool:
@@ -286,7 +312,12 @@ class ArrayTask:
             _say(f"run {run_id} failed: {error}", sys.stdout)
             self._failed = True
             return
+        if result.status == "waits":
+            self._put_off()
+            return
         self._prune |= job.keep_weights == "best" and result.status == "done"
+        if result.status in ("done", "diverged") and job.trunk is not None:
+            prune_forks(self._folder, run_id, job.trunk)
         reason = "" if result.reason is None else f": {result.reason}"
         _say(f"run {run_id} {result.status}{reason}", sys.stdout)
         if result.status in ("interrupted", "held"):
@@ -318,6 +349,9 @@ class ArrayTask:
         if self._slurm_id is not None and goes_on:
             self._requeue(self._slurm_id)
             return "to be continued"
+        if self._slurm_id is not None and self._waits and stop is None:
+            self._requeue(self._slurm_id, delay_s=self._waiting.give_back())
+            return "waits for longer runs, to be continued"
         if self._slurm_id is not None and self._held and stop is None:
             self._requeue(self._slurm_id, delay_s=HELD_DELAY_S)
             return "held elsewhere, to be continued"
@@ -394,6 +428,8 @@ class ArrayTask:
         hosts = JobEnvironment().hostnames
         os.environ.setdefault("MASTER_ADDR", master_address(os.environ, hosts))
         with ranks_from_environment(job.placement) as ranks:
+            if self._waiting.first([job.run_id], ranks) is None:
+                return JobResult(status="waits")
             return self._until_decided(job, ranks)
 
     def _until_decided(self, job: Job, ranks: Ranks | None) -> JobResult:
