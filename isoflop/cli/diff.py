@@ -96,11 +96,24 @@ def _study_value(name: str, value: Any) -> str:
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} {entry}" for key, entry in value.items())
+    if name == "share" and value is None:
+        return "as the recipe allows"
     return "none" if value in (None, []) else str(value)
 
 
 def _flops(flops: int) -> str:
     return format_flops(flops, digits=4) if flops else "0"
+
+
+def _executed_lines(difference: PlanDiff, *, is_comparable: bool) -> list[str]:
+    """Return what is executed of the FLOPs of both plans, where trunks are shared in one."""
+    if difference.flops_executed == difference.flops:
+        return []
+    before, after = difference.flops_executed
+    change = after - before
+    sign = "+" if change >= 0 else "-"
+    by = f" ({sign}{_flops(abs(change))})" if is_comparable else ""
+    return [f"executed, trunks once: {_flops(before)} -> {_flops(after)}{by}"]
 
 
 def _cost_lines(difference: PlanDiff, conventions: tuple[str, str]) -> list[str]:
@@ -114,6 +127,7 @@ def _cost_lines(difference: PlanDiff, conventions: tuple[str, str]) -> list[str]
     else:
         sign = "+" if after >= before else "-"
         lines = [f"training FLOPs: {shown[0]} -> {shown[1]} ({sign}{_flops(abs(after - before))})"]
+    lines += _executed_lines(difference, is_comparable=conventions[0] == conventions[1])
     lines.append(f"to train that the first plan does not have: {_flops(difference.new_flops)}")
     if difference.gpu_hours is not None:
         old, new = difference.gpu_hours

@@ -8,6 +8,7 @@ import click
 
 from isoflop.cli.diff import diff_lines
 from isoflop.cli.options import FOLDER, numbers_of_flops, whole_numbers
+from isoflop.cli.plan_tables import new_run_lines
 from isoflop.cli.tables import console, print_lines
 
 
@@ -25,8 +26,9 @@ def extend(
     Runs that are planned keep their ids, and their results stay; nothing is ever removed or
     changed. A new budget takes the sizes that the study names for all budgets, or the recipe's.
     """
-    from isoflop.plan.estimate import refresh_estimates
+    from isoflop.plan.estimate import estimate_for, load_estimates, refresh_estimates
     from isoflop.plan.grow import extend_folder
+    from isoflop.plan.trunks import trunks_of
 
     plan, difference = extend_folder(
         folder,
@@ -40,4 +42,13 @@ def extend(
         click.echo(f"unchanged: {folder}/plan.json")
         return
     refresh_estimates(plan, folder)
+    if trunks_of(plan):
+        # What trains runs knows what lies in their folders.
+        from isoflop.launch.prices import price_new_runs
+
+        stored = load_estimates(folder)
+        estimate = None if stored is None else estimate_for(plan, folder, stored.hardware)
+        price = price_new_runs(folder, plan, difference.new_ids, estimate)
+        assert price is not None
+        print_lines(console(), new_run_lines(price, None if estimate is None else estimate.named))
     click.echo(f"written to {folder}/plan.json and plan.parquet; change the study file likewise")

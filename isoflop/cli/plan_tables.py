@@ -14,6 +14,7 @@ from isoflop.spec import shown_id
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from isoflop.launch.prices import NewRuns
     from isoflop.plan.estimate import PlanEstimate, RunEstimate
     from isoflop.plan.planner import Plan
     from isoflop.plan.runs import PlannedRun
@@ -247,6 +248,32 @@ def trunk_lines(plan: Plan) -> list[str]:
         "trunks: not shared (share = none in the study); shared, "
         f"{percent_text(saved, alone)} of the FLOPs would be saved, with the same results"
     ]
+
+
+def new_run_lines(price: NewRuns, unit: str | None) -> list[str]:
+    """Return what new runs of a plan with trunks cost, and where they begin.
+
+    Args:
+        price: as :func:`isoflop.launch.prices.price_new_runs` returns it.
+        unit: of its hours, with the hardware; None: there are no estimates.
+    """
+    hours = ""
+    if price.gpu_hours is not None and unit is not None:
+        hours = f", about {hours_text(price.gpu_hours, digits=3)} {unit}"
+    begun = [f"{price.num_there} at a state that is there"] if price.num_there else []
+    begun += [f"{price.num_coming} where a longer run is yet to pass"] if price.num_coming else []
+    where = f"; {' and '.join(begun)} begin of {counted(price.num_runs, 'new run')}"
+    lines = [
+        f"trunks: {flops_text(price.flops_to_execute)} FLOPs more to execute, of "
+        f"{flops_text(price.flops)} if each were trained alone{hours}{where if begun else ''}"
+    ]
+    if price.num_left_nothing:
+        lines.append(
+            f"trunks: {counted(price.num_left_nothing, 'new run')} could begin where a run that is "
+            "done began to decay, but that state was not kept; `keep_trunks = true` in the study "
+            "keeps it from now on"
+        )
+    return lines
 
 
 def saved_text(saved: float, rest: float) -> str:

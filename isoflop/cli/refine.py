@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isoflop.cli.options import FOLDER, WITH_CODE
-from isoflop.cli.plan_tables import hours_text
+from isoflop.cli.plan_tables import hours_text, new_run_lines
 from isoflop.cli.tables import counted, print_damaged
 
 if TYPE_CHECKING:
@@ -71,11 +71,13 @@ def _show(proposal: Refinement, folder: Path) -> None:
             "nothing to add" if proposal.dead_ends else "no further run of this study would help"
         )
         return
-    click.echo(_cost(proposal, folder))
+    for line in _cost_lines(proposal, folder):
+        click.echo(line)
 
 
-def _cost(proposal: Refinement, folder: Path) -> str:
+def _cost_lines(proposal: Refinement, folder: Path) -> list[str]:
     """Return the runs, FLOPs and device-hours that the proposal adds."""
+    from isoflop.launch.prices import price_new_runs
     from isoflop.numbers import format_flops
     from isoflop.plan.estimate import estimate_for, load_estimates
 
@@ -90,8 +92,10 @@ def _cost(proposal: Refinement, folder: Path) -> str:
     num_unknown = sum(value is None for value in hours)
     total = sum(value for value in hours if value is not None)
     unfit = f"; {num_unknown} of them do not fit it" if num_unknown else ""
-    return (
+    alone = (
         f"{counted(len(added), 'run')}, "
         f"{format_flops(proposal.difference.new_flops, digits=3)} FLOPs, about "
         f"{hours_text(total, digits=3)} {estimate.unit} (estimate, {estimate.hardware}{unfit})"
     )
+    price = price_new_runs(folder, proposal.plan, added.keys(), estimate)
+    return [alone] if price is None else [alone, *new_run_lines(price, estimate.named)]

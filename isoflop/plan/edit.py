@@ -14,6 +14,7 @@ from isoflop.numbers import format_flops
 from isoflop.plan.artefact import read_plan, read_plan_file
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
+from isoflop.plan.trunks import flops_executed
 from isoflop.spec import shown_id
 from isoflop.tables import PLAN
 
@@ -184,8 +185,16 @@ class PlanDiff:
     """Training FLOPs of all runs, each counted once, each plan under its own convention."""
     new_flops: int
     """Training FLOPs of the later plan's runs that the earlier plan does not have."""
+    flops_executed: tuple[int, int]
+    """Of these, what is executed: what runs of a trunk share counts once."""
     gpu_hours: tuple[float, float] | None
     """Estimated device-hours; None unless both plans have them for the same hardware."""
+
+    @property
+    def new_ids(self) -> frozenset[str]:
+        """Ids of runs that the later plan alone has."""
+        ids = {run.run_id for run in self.added} | {change.after.run_id for change in self.changed}
+        return frozenset(ids - self.common_ids)
 
     @property
     def is_empty(self) -> bool:
@@ -222,6 +231,7 @@ def diff_plans(before: Plan, after: Plan, gpu_hours: tuple[float, float] | None 
         study=_study_changes(before, after),
         flops=(_flops(before.unique_runs), _flops(after.unique_runs)),
         new_flops=_flops(run for run in after.unique_runs if run.run_id not in old_ids),
+        flops_executed=(flops_executed(before), flops_executed(after)),
         gpu_hours=gpu_hours,
     )
 

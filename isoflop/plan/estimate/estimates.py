@@ -115,6 +115,11 @@ class PlanEstimate:
     """What a reader has to know beside the numbers: a line each."""
 
     @property
+    def named(self) -> str:
+        """The unit of hours, and what they are: `GPU-hours (estimate, h100)`."""
+        return f"{self.unit} (estimate, {self.hardware})"
+
+    @property
     def gpu_hours_saved(self) -> float:
         """What the runs would take more if each were trained alone."""
         return sum(run.trunk_gpu_hours for run in self.runs.values())
