@@ -44,6 +44,15 @@ def test_dtypes_of_runs() -> None:
     assert frame.attrs == {"loss_unit": "val_bpb"}
 
 
+def test_what_was_spent_is_a_number_and_only_where_trunks_are_shared() -> None:
+    rows = [{"arch": "a", "flops_spent": None, "wall_s_spent": None}, {"arch": "b"}]
+    assert list(runs_frame(rows, "nats").columns) == ["arch"]
+    rows[1] |= {"flops_spent": 2e10, "wall_s_spent": 3.5}
+    frame = runs_frame(rows, "nats")
+    assert {str(frame[name].dtype) for name in ("flops_spent", "wall_s_spent")} == {"float64"}
+    assert frame.flops_spent.isna().tolist() == [True, False]
+
+
 def test_compare_gives_plain_frames() -> None:
     compare = isoflop.load(QUICK).compare
     made = {

@@ -22,13 +22,14 @@ import zlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from isoflop.analysis.points import GroupKey, Point, Selection
 from isoflop.arrays import Floats
+from isoflop.numbers import format_flops
 
 Integers = npt.NDArray[np.int64]
 
@@ -339,3 +340,25 @@ def drawn_counts(num: int, n_boot: int, rng: np.random.Generator) -> Floats:
     """Return how often each of ``num`` is drawn in as many draws with replacement [B, num]."""
     picked = (rng.random((num, n_boot)).T * num).astype(np.int64)
     return np.stack([(picked == i).sum(axis=1) for i in range(num)], axis=1).astype(np.float64)
+
+
+def executed_text(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return FLOPs and hours of all runs and those executed; None: no runs share a trunk."""
+    # A run that two budgets share is a row of each; tables of others may have any names and values.
+    ended = {row["run_id"]: row for row in rows if _has(row, "flops_spent", "flops")}.values()
+    if not ended:
+        return None
+    timed = [row for row in ended if _has(row, "wall_s_spent", "wall_s")]
+    flops, hours = (
+        [format_flops(sum(row[name] for row in ended)) for name in ("flops_spent", "flops")],
+        [f"{sum(row[name] for row in timed) / 3600:,.3g}" for name in ("wall_s_spent", "wall_s")],
+    )
+    took = f", {hours[0]} of {hours[1]} hours" if timed else ""
+    return (
+        f"{flops[0]} of {flops[1]} FLOPs{took}: what runs of a trunk share was executed once; "
+        "figures of a run are as if it were trained alone"
+    )
+
+
+def _has(row: Mapping[str, Any], *names: str) -> bool:
+    return bool(row.get("run_id")) and all(isinstance(row.get(n), float) for n in names)

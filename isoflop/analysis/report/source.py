@@ -21,7 +21,7 @@ from isoflop.analysis.load import digest_of
 from isoflop.analysis.registered import Registered, read_registered
 from isoflop.analysis.report.document import Section, label_column, table
 from isoflop.analysis.result import Fits, excluded_note
-from isoflop.analysis.shared_noise import shared_noise
+from isoflop.analysis.shared_noise import executed_text, shared_noise
 from isoflop.code_files import commit_of
 from isoflop.code_folder import read_code
 from isoflop.errors import UserError
@@ -68,6 +68,8 @@ class Source:
     """Predictions of the study that were registered before their budgets' runs."""
     imported: ImportRecord | None = None
     """How the table came from one of others; None: it did not."""
+    executed: str | None = None
+    """FLOPs and hours of all runs, and those that were executed; None: no runs share a trunk."""
 
     @property
     def name(self) -> str:
@@ -110,6 +112,7 @@ def source_of(table: Path, rows: list[dict[str, Any]], study_folder: Path | None
         code=_code(folder, planned),
         registered=read_registered(folder) if study is not None else (),
         imported=_imported(table) if study is None else None,
+        executed=executed_text(rows),
     )
 
 
@@ -197,6 +200,7 @@ def _training(fits: Fits, study: Mapping[str, Any], source: Source) -> list[Entr
         *(_recipe(study, source) if source.has_others else _OWN_RECIPE),
         ("Seeds", ", ".join(map(str, seeds)) or UNKNOWN),
         ("Training time", "wall_s of each run" if "wall_s" in source.columns else UNKNOWN),
+        *([] if source.executed is None else [("Executed", source.executed)]),
     ]
 
 

@@ -108,3 +108,26 @@ def test_a_second_size_brings_the_optima_back() -> None:
     path = Path(__file__)
     document = make_document(fits, source_of(path, table))
     assert "optima" in [section.key for section in document.sections]
+
+
+def test_what_was_executed_of_shared_trunks_is_told_once_for_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "runs.parquet"
+    path.write_bytes(b"anything")
+    rows = runs()
+    assert source_of(path, rows).executed is None
+    for index, one in enumerate(rows):
+        one.update(flops=4e11, flops_spent=1e11, wall_s=7200.0, wall_s_spent=1800.0)
+        one["run_id"] = f"{index:064x}"
+    # One was not timed, one has no result, one stands under two budgets; of others may be anything.
+    rows[0]["wall_s_spent"] = None
+    rows[1].update(flops_spent=None, wall_s_spent=None)
+    told = [*rows, dict(rows[2]), {"flops_spent": 1.0, "flops": 1.0}, {"flops_spent": "many"}]
+    assert len(rows) == 9
+    source = source_of(path, told)
+    assert source.executed is not None
+    assert source.executed.startswith("8e11 of 3.2e12 FLOPs, 3.5 of 14 hours: ")
+    document = make_document(fit_rows(rows, FitOptions(n_boot=20)), source)
+    (checklist,) = [section for section in document.sections if section.key == "checklist"]
+    assert source.executed in repr(checklist)
+    rows[0].update(wall_s=None)
+    assert ", " not in (source_of(path, rows[:1]).executed or "").split(":")[0]
