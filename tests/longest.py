@@ -37,6 +37,7 @@ SECONDS = {
     "slurm/test_followed.py::test_a_run_is_followed": 45,
     "analysis/report/test_report.py::test_the_files_are_whole": 43,
     "launch/test_full_disk.py": 43,
+    "launch/test_forks.py": 25,
     "docs/test_commands.py": 40,
     "launch/test_single.py": 40,
     "experiments/test_own_code.py": 40,

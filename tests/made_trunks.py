@@ -9,25 +9,51 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from isoflop.data.windows import TrainWindows
 from isoflop.launch.execute import execute
 from isoflop.launch.job import Job, JobResult, Sibling, TrunkJob
 from isoflop.launch.metrics import METRICS_FILE, USAGE_FILE
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.weights import final_weights
 from isoflop.placement import Placement
-from isoflop.recipe import get_recipe
-from isoflop.spec import RunSpec, run_id
+from isoflop.recipe import MICRO_V3, RECIPES, get_recipe
+from isoflop.spec import run_id
 from made_data import MadeData
 from made_training import made_spec
 
-# They decay from 21, 27 and 48 completed steps on.
-STEPS = (26, 33, 60)
+# Two steps of warm-up, and a decay from 8, 11 and 16 completed steps on.
+RECIPE = dataclasses.replace(MICRO_V3, name="short", warmup_steps=2)
+STEPS = (10, 13, 20)
+
+
+class _Stream:
+    """Tokens that lie in memory."""
+
+    dtype = np.dtype(np.uint16)
+
+    def __init__(self, tokens: NDArray[np.uint16]) -> None:
+        self._tokens = tokens
+        self.num_tokens = len(tokens)
+
+    def read_into(self, first: int, out: NDArray[np.uint16]) -> None:
+        out[:] = self._tokens[first : first + len(out)]
 
 
 class Data(MadeData):
+    """A corpus of 21 windows of 16 tokens, some of which end a document: an epoch ends in the
+    middle of a batch of 4, and the runs here take several."""
+
     identity = SimpleNamespace(data_id="made")
+
+    def train_windows(self, seq_len: int) -> Any:
+        rng = np.random.default_rng(3)
+        tokens = rng.integers(97, 105, 21 * 16).astype(np.uint16)
+        tokens[rng.integers(0, len(tokens), 30)] = self.end_of_text_id
+        return TrainWindows(_Stream(tokens), seq_len, begin_id=1)  # type: ignore[arg-type]
 
 
 class Killed(BaseException):
@@ -52,7 +78,8 @@ class MadeTrunk:
         self.data = data or Data()
         self._placement = placement or Placement()
         self._keeps = keeps
-        changes = {"recipe": "micro-v3", **changes}
+        RECIPES[RECIPE.name] = RECIPE
+        changes = {"recipe": RECIPE.name, "n_layers": 1, **changes}
         self.specs = [made_spec(family, steps=each, **changes) for each in steps]
         for spec in self.specs:
             RunFolder(folder, run_id(spec)).write_spec(spec)
@@ -122,6 +149,12 @@ class MadeTrunk:
         else:
             raise AssertionError("it ended before it was killed")
 
+    def whole(self, *numbers: int) -> None:
+        """Executes runs, one after the other, to their ends."""
+        for number in numbers:
+            ending = self.go(number)
+            assert ending.status == "done", ending.reason
+
     def bury(self, number: int) -> None:
         """Makes the newest attempt that of a process that is gone."""
         path = sorted((self.of(number).path / "attempts").iterdir())[-1]
@@ -179,6 +212,3 @@ def alone(folder: Path, number: int, family: str = "mlp", **others: Any) -> Endi
     made = MadeTrunk(folder, family, **others)
     assert made.go(number, shares=False).status in ("done", "diverged")
     return made.ending(number)
-
-
-__all__ = ["Data", "Ending", "Killed", "MadeTrunk", "RunSpec", "alone"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,9 +255,14 @@ class _Curve:
         self._shared = [row for row in shared if row.get("event") == "usage"]
 
     def usage_of(self, steps: int) -> Iterable[dict[str, Any]]:
-        """Return the usage of experts as a run of ``steps`` logs it."""
+        """Return the usage of experts as a run of ``steps`` logs it.
+
+        Before this run knew of that one, it gathered for itself alone.
+        """
         found = [row for row in self._shared if row.get("steps") == steps]
-        return _newest(found or [row for row in self._own if row["event"] == "usage"])
+        first = min((row["step"] for row in found), default=math.inf)
+        own = (row for row in self._own if row["event"] == "usage" and row["step"] < first)
+        return _newest([*own, *found])
 
     def others(self, steps: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the other events that belong to the curve of a run of ``steps``."""

@@ -78,7 +78,7 @@ class SharedTrunk:
         batch_size: int,
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> bool:
-        """Write the fork of the completed steps, if one is to be there; return whether it tried.
+        """Write the fork of the completed steps, if one is to be there; return whether it looked.
 
         All ranks call this. One that cannot be written is an event, and training goes on.
         """
@@ -90,7 +90,7 @@ class SharedTrunk:
         is_there = state.trunk_steps == step
         wanted = ranks.is_main and self.is_needed(step) and not (is_there or own.is_whole(step))
         if not ranks.broadcast(float(wanted)):
-            return False
+            return True
         begin_s = time.perf_counter()
         try:
             if state.save(own, ranks, batch_size=batch_size):
