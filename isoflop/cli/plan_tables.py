@@ -233,7 +233,7 @@ def trunk_lines(plan: Plan) -> list[str]:
     alone = sum(run.flops for run in plan.unique_runs)
     trunks = trunks_of(plan)
     if trunks:
-        executed = flops_executed(plan)
+        executed = alone - sum(trunk.flops_saved for trunk in trunks)
         num_branches = sum(len(trunk.branches) for trunk in trunks)
         return [
             f"trunks: {num_branches} of {counted(len(plan.unique_runs), 'run')} begin where a "

@@ -10,8 +10,10 @@ begins where it leaves the trunk, at its fork. What a run is, and what comes of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 from isoflop.plan.planner import Plan
 from isoflop.plan.runs import PlannedRun
@@ -107,13 +109,23 @@ def decay_start(spec: AnySpec, study: Study) -> int:
     return start
 
 
+_STEPLESS = attrgetter(
+    *(f.name for f in dataclasses.fields(RunSpec) if f.name not in ("steps", "config"))
+)
+
+
+@functools.cache
+def _recipe_shares(name: str) -> bool:
+    return get_recipe(name).shares_trunks
+
+
 def _trunk_key(run: PlannedRun, study: Study) -> Hashable | None:
     """Return what runs of one trunk have in common; None: the run shares none."""
     spec = run.spec
     if isinstance(spec, RunSpec):
-        if not get_recipe(spec.recipe).shares_trunks:
+        if not _recipe_shares(spec.recipe):
             return None
-        return _frozen(dataclasses.replace(spec, steps=1))
+        return _STEPLESS(spec), tuple(spec.config.items())
     return _own_key(run.arch, spec, study)
 
 

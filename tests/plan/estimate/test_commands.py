@@ -26,7 +26,7 @@ from isoflop.plan.estimate.measured import TimedRun, command_key
 from isoflop.plan.estimate.own import on_line
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.study import Study
-from made_trainer import calibration, measured, own_study
+from made_trainer import BRANCHING, calibration, measured, own_study
 
 
 @pytest.fixture
@@ -196,3 +196,21 @@ def test_plan_and_show_say_what_times_rest_on(plan: Plan, tmp_path: Path) -> Non
     assert "step 0.1 s (calibrated)" in one
     assert "start-up 5 s" in one
     assert "a machine (cpu), 2026-01-02, each alone" in shown("--explain")
+
+
+def test_a_command_that_branches_saves_steps_and_no_start_up(tmp_path: Path) -> None:
+    plan = make_plan(placed(own_study(tmp_path / "code", **BRANCHING), ranks=2))
+    known = calibration(measured(plan, "plain", 2, num_ranks=2))
+    estimate = estimate_plan(plan, load_hardware("cpu2"), calibration=known)
+    largest = max(run.budget_flops for run in plan.runs)
+    saved = 0.0
+    for run in plan.runs:
+        mine = estimate.runs[run.run_id]
+        start_s = mine.start_s or 0.0
+        fork = run.spec.steps - int(0.2 * run.spec.steps) if run.budget_flops < largest else 0
+        assert mine.gpu_hours == pytest.approx(2 * (start_s + mine.step_s * run.spec.steps) / 3600)
+        assert mine.trunk_gpu_hours == pytest.approx(2 * mine.step_s * fork / 3600)
+        saved += mine.trunk_gpu_hours
+    assert estimate.gpu_hours_saved == pytest.approx(saved)
+    assert saved > 0
+    assert "start-up is not" in estimate.assumptions[-1]
