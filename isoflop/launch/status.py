@@ -17,6 +17,7 @@ from pathlib import Path
 
 from isoflop.errors import UserError
 from isoflop.launch.collect import RunState, or_damaged, study_states
+from isoflop.launch.job import TrunkJob
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import Attempt, RunResult
 from isoflop.launch.slurm import failures
@@ -32,6 +33,8 @@ from isoflop.launch.slurm.queue import (
 from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.launch.slurm.then_fit import FitState, fit_state
+from isoflop.launch.slurm.waiting import find_wait, is_queued, is_trained
+from isoflop.launch.trunks import trunk_jobs
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.planner import Plan
 
@@ -77,7 +80,7 @@ def study_status(study_folder: Path, plan: Plan) -> StudyStatus:
     # After the queue: a run that ends between the two would seem to be lost.
     by_files = study_states(study_folder, plan, finished)
     queue = add_accounting(queue, _forgotten(by_files, queue))
-    merge = _Merge(study_folder, queue)
+    merge = _Merge(study_folder, queue, trunk_jobs(plan))
     merged = {state.run.run_id: state for state in map(merge.state, by_files)}
     states = (dataclasses.replace(merged[s.run.run_id], run=s.run) for s in by_files)
     damaged = (*map(str, queue.damaged), *merge.damaged)
@@ -176,9 +179,10 @@ def _with_kind(study_folder: Path, state: RunState, outputs: Sequence[Path] = ()
 class _Merge:
     """Joins what the files have of a run with what the scheduler has of its jobs."""
 
-    def __init__(self, study_folder: Path, queue: Queue) -> None:
+    def __init__(self, study_folder: Path, queue: Queue, trunks: Mapping[str, TrunkJob]) -> None:
         self._folder = study_folder
         self._queue = queue
+        self._trunks = trunks
         self._options: Mapping[str, RunOptions] = {}
         self._cancelled: set[str] = set()
         self._now_s = time.time()
@@ -205,12 +209,31 @@ class _Merge:
             return _with_kind(self._folder, state)
         live = self._queue.live(state.run.run_id)
         if live is not None:
-            return self._live(state, *live)
+            return self._with_wait(self._live(state, *live), live[0])
         if state.state == "running":
             return dataclasses.replace(state, job=self._queue.job(tasks[-1]))
         if state.state == "failed" and _attempt_of(state, tasks[-1]) is not None:
             return self._failed(state, tasks[-1])
         return self._not_live(state, tasks[-1])
+
+    def _with_wait(self, state: RunState, task: SentTask) -> RunState:
+        """Return the state with the longer run that a run in the queue waits for."""
+        trunk = self._trunks.get(state.run.run_id)
+        if trunk is None or state.state not in ("waiting", "requeued"):
+            return state
+        place = (task.submission.submission_id, task.array)
+        wait = find_wait(
+            self._folder,
+            state.run.run_id,
+            trunk,
+            lambda longer: (
+                is_trained(self._folder, longer)
+                or is_queued(self._queue, longer, self._cancelled, place)
+            ),
+        )
+        return (
+            state if wait is None else _become(state, state.state, f"{state.reason}, {wait.text}")
+        )
 
     def _live(self, state: RunState, task: SentTask, job: JobState) -> RunState:
         """Return the state of a run whose job waits or runs."""

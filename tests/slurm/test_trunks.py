@@ -18,6 +18,7 @@ from isoflop.launch.trunks import trunk_jobs
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.plan.trunks import trunks_of
+from isoflop.spec import shown_id
 from made_studies import micro
 from slurm.made_sbatch import CPU, Pretended
 from slurm.made_scheduler import DOWN, Scheduler, Sent
@@ -302,3 +303,21 @@ def test_on_this_machine_a_task_stays_until_it_may_begin(
     assert branch.sent.run(LONG).claim({}) is not None
     assert branch.first(requeues=False) == SHORT
     assert branch.now_s - 1e9 == pytest.approx(300, abs=5)
+
+
+def test_status_says_whom_a_run_waits_for_and_up_to_which_step(
+    branch: Branch, told: Scheduler
+) -> None:
+    sent = branch.sent
+    sent.submission("12", tasks=[[LONG], [SHORT]])
+    told.queue(
+        sent.line("12_0", "PENDING", reason="BeginTime"),
+        sent.line("12_1", "PENDING", reason="BeginTime", restarts=1),
+    )
+    fork = branch.trunks[sent.ids[SHORT]].fork
+    found = sent.state(SHORT)
+    words = f"waits for run {shown_id(sent.ids[LONG])} to pass step {fork} (now 0)"
+    assert (found.state, str(found.reason).endswith(words)) == ("requeued", True)
+    assert "waits for run" not in str(sent.state(LONG).reason)
+    told.queue(sent.line("12_1", "PENDING", reason="BeginTime", restarts=1))
+    assert "waits for run" not in str(sent.state(SHORT).reason)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from isoflop.errors import UserError
 from isoflop.files import write_json_atomic
 from isoflop.launch.collect import steps_per_s
-from isoflop.launch.job import Job
+from isoflop.launch.job import Job, TrunkJob
 from isoflop.launch.metrics import LINES_FILE
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.limits import needs_a_person, waits_for_another
@@ -75,20 +75,17 @@ class Wait:
         return f"waits for run {shown_id(self.longer)} to pass step {self.fork} (now {self.step})"
 
 
-def find_wait(job: Job, is_coming: Callable[[str], bool]) -> Wait | None:
+def find_wait(
+    study_folder: Path, run_id: str, job: TrunkJob, is_coming: Callable[[str], bool]
+) -> Wait | None:
     """Return whom a run waits for; None: it may begin.
 
-    Args:
-        job: the run's.
-        is_coming: as isoflop.launch.trunks.waits_for asks it.
+    The arguments are those of :func:`isoflop.launch.trunks.waits_for`.
     """
-    folder = Path(job.study_folder)
-    if job.trunk is None:
-        return None
-    longer = waits_for(folder, job.run_id, job.trunk, is_coming)
+    longer = waits_for(study_folder, run_id, job, is_coming)
     if longer is None:
         return None
-    other, fork = RunFolder(folder, longer.run_id), job.trunk.fork
+    other, fork = RunFolder(study_folder, longer.run_id), job.fork
     step, is_live, expected_s = 0, False, None
     # It may end, or begin anew, between two looks.
     with contextlib.suppress(UserError, OSError):
@@ -98,7 +95,7 @@ def find_wait(job: Job, is_coming: Callable[[str], bool]) -> Wait | None:
         if attempt is not None and (rate := steps_per_s(other.path / LINES_FILE, attempt.number)):
             expected_s = max(0.0, (fork - step) / rate)
     return Wait(
-        run_id=job.run_id,
+        run_id=run_id,
         longer=longer.run_id,
         fork=fork,
         step=step,
@@ -197,7 +194,7 @@ class Waiting:
         """Return the place of a run that may begin; _POLLS: look again; _WAITS: give up."""
         waits = []
         for number, run_id in enumerate(left):
-            wait = find_wait(self._jobs[run_id], lambda other: self._is_coming(other, left))
+            wait = self._wait_of(run_id, left)
             if wait is None or not self._gets_on(wait):
                 return number
             waits.append(wait)
@@ -206,6 +203,12 @@ class Waiting:
             return _WAITS
         is_near = any(wait.is_near for wait in waits) and time.monotonic() < end_s
         return _POLLS if is_near or self._notes is None else _WAITS
+
+    def _wait_of(self, run_id: str, left: Collection[str]) -> Wait | None:
+        trunk = self._jobs[run_id].trunk
+        if trunk is None:
+            return None
+        return find_wait(self._folder, run_id, trunk, lambda other: self._is_coming(other, left))
 
     def _gets_on(self, wait: Wait) -> bool:
         """Return whether the longer runs got on, or did in the last MAX_STILL_S."""
