@@ -7,17 +7,31 @@ spread over the draws is reported. It is an estimate: PowerReport.assumptions sa
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from isoflop.analysis.designs import (
+    Cell,
+    Design,
+    design_of,
+    executed_flops,
+    independent,
+    num_runs,
+    total_flops,
+    with_budget,
+    with_seed,
+    with_seeds_near,
+    with_size,
+)
 from isoflop.analysis.laws import fit_known_lines
 from isoflop.analysis.optima_methods import DEFAULT_METHOD, METHODS
 from isoflop.analysis.parametric import ChinchillaLaw
+from isoflop.analysis.shared_noise import DEFAULT, DEFAULT_SOURCE
 from isoflop.arrays import Floats, percentiles
 from isoflop.errors import UserError
 from isoflop.numbers import format_flops
@@ -29,6 +43,7 @@ DEFAULT_NOISE = 0.005
 # The half-width of a 95 % interval from 2,000 draws is itself uncertain by about 3 %.
 NUM_DRAWS = 2000
 SEED = 0
+_STREAM_OF_TRUNKS = 22_083
 CONFIDENCE = 0.95
 
 
@@ -47,107 +62,6 @@ CHINCHILLA = Surface(
     source="Besiroglu et al. 2024, arXiv 2404.10102 (refit of Hoffmann et al. 2022)",
     lowest_flops=1e17,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """The runs of one arch at one budget, an entry each."""
-
-    budget_flops: float
-    log_x: tuple[float, ...]
-    """ln of the parameters: the axis that optima are found on."""
-    log_tokens: tuple[float, ...]
-    flops: tuple[float, ...]
-
-    @property
-    def num_sizes(self) -> int:
-        """Distinct sizes."""
-        return len(set(self.log_x))
-
-
-Design = Mapping[str, tuple[Cell, ...]]
-"""By arch: one cell a budget, ascending."""
-
-
-def design_of(plan: Plan) -> dict[str, tuple[Cell, ...]]:
-    """Return the design of a plan: what a simulation needs of its runs."""
-    design: dict[str, list[Cell]] = {arch: [] for arch in plan.study.archs}
-    runs: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
-    for run in plan.runs:
-        entry = (math.log(run.n_params), math.log(run.n_tokens), float(run.flops))
-        runs.setdefault((run.arch, run.budget_flops), []).append(entry)
-    for (arch, budget), entries in runs.items():
-        log_x, log_tokens, flops = zip(*entries, strict=True)
-        design[arch].append(
-            Cell(budget_flops=float(budget), log_x=log_x, log_tokens=log_tokens, flops=flops)
-        )
-    return {arch: tuple(cells) for arch, cells in design.items()}
-
-
-def with_seed(design: Design) -> Design:
-    """Return the design with one run more of each size."""
-    return {
-        arch: tuple(_extended(c, *_one_each(c)) for c in cells) for arch, cells in design.items()
-    }
-
-
-def with_size(design: Design) -> Design:
-    """Return the design with one size more above each grid: its mean spacing, its seeds."""
-    return {arch: tuple(_one_size_more(c) for c in cells) for arch, cells in design.items()}
-
-
-def with_budget(design: Design) -> Design:
-    """Return the design with one budget more, at the mean spacing, on the highest one's grid."""
-    budgets = sorted({cell.budget_flops for cells in design.values() for cell in cells})
-    # A single budget has no spacing; half a decade is a common one.
-    spacing = (budgets[-1] / budgets[0]) ** (1 / max(1, len(budgets) - 1))
-    factor = spacing if len(budgets) > 1 else math.sqrt(10)
-    return {
-        arch: (
-            *cells,
-            dataclasses.replace(
-                cells[-1],
-                budget_flops=cells[-1].budget_flops * factor,
-                flops=tuple(flops * factor for flops in cells[-1].flops),
-            ),
-        )
-        for arch, cells in design.items()
-    }
-
-
-_Entry = tuple[float, float, float]
-
-
-def _entries(cell: Cell) -> list[_Entry]:
-    return list(zip(cell.log_x, cell.log_tokens, cell.flops, strict=True))
-
-
-def _one_each(cell: Cell) -> list[_Entry]:
-    return list({entry[0]: entry for entry in _entries(cell)}.values())
-
-
-def _extended(cell: Cell, *entries: _Entry) -> Cell:
-    log_x, log_tokens, flops = zip(*_entries(cell), *entries, strict=True)
-    return dataclasses.replace(cell, log_x=log_x, log_tokens=log_tokens, flops=flops)
-
-
-def _one_size_more(cell: Cell) -> Cell:
-    if cell.num_sizes < 2:
-        return cell
-    ordered = sorted(_one_each(cell))
-    (low_x, low_tokens, _), (high_x, high_tokens, high_flops) = ordered[0], ordered[-1]
-    steps = cell.num_sizes - 1
-    new = (
-        high_x + (high_x - low_x) / steps,
-        high_tokens + (high_tokens - low_tokens) / steps,
-        high_flops,
-    )
-    return _extended(cell, *[new] * round(len(cell.log_x) / cell.num_sizes))
-
-
-def total_flops(design: Design) -> float:
-    """Return training FLOPs of all runs."""
-    return math.fsum(flops for cells in design.values() for cell in cells for flops in cell.flops)
 
 
 def true_losses(cell: Cell, flops: float, surface: Surface) -> Floats:
@@ -207,7 +121,7 @@ def simulate(
     optima = []
     for index, cell in enumerate(cells):
         rng = np.random.default_rng((SEED, stream, index))
-        errors = rng.standard_normal((num_draws, len(cell.log_x)))
+        errors = _with_trunks(rng.standard_normal((num_draws, len(cell.log_x))), cell, stream)
         truth = true_losses(cell, cell.budget_flops * scale, surface)
         log_x, log_loss = fit_optima(cell, truth * np.exp(noise * errors))
         # Relative to the fit without noise: grids need not be centred on one power law, and which
@@ -219,6 +133,17 @@ def simulate(
         log_x=np.stack([log_x for log_x, _ in optima], axis=1),
         log_loss=np.stack([log_loss for _, log_loss in optima], axis=1),
     )
+
+
+def _with_trunks(errors: Floats, cell: Cell, stream: int) -> Floats:
+    """Return noise [draws, runs] of which runs of one trunk have a part in common."""
+    rho = DEFAULT.value
+    for place, trunk in enumerate(cell.trunks):
+        if trunk is not None:
+            entropy = (SEED, _STREAM_OF_TRUNKS, stream, zlib.crc32(repr(trunk).encode()))
+            common = np.random.default_rng(entropy).standard_normal(len(errors))
+            errors[:, place] = np.sqrt(rho) * common + np.sqrt(1 - rho) * errors[:, place]
+    return errors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,7 +170,7 @@ class DesignPower:
     label: str
     num_runs: int
     cost: float
-    """Training FLOPs, as a multiple of the plan's."""
+    """Training FLOPs executed, as a multiple of the plan's."""
     exponent_halfwidth: float | None
     multiplier: float | None
     """At the lowest or highest budget of the plan, whichever is wider."""
@@ -263,7 +188,8 @@ class PowerReport:
     """The arch that multipliers refer to."""
     archs: tuple[ArchPower, ...]
     designs: tuple[DesignPower, ...]
-    """The plan as it is, then one seed, one size and one budget more."""
+    """The plan as it is, then one seed, one size and one budget more. Of a plan that shares trunks
+    also: the same runs trained alone, runs that share no noise, and what sharing saves in seeds."""
     assumptions: tuple[str, ...]
 
 
@@ -303,12 +229,18 @@ def estimate_power(
         "one seed more": with_seed(design),
         "one size more": with_size(design),
         "one budget more": with_budget(design),
+        **_without_trunks(design),
     }
-    cost = total_flops(design)
+    costs = {label: executed_flops(variant) for label, variant in variants.items()}
+    if ALONE in variants:
+        costs[ALONE] = total_flops(design)
     powers = {
         label: _arch_powers(variant, reference, noise, num_draws, surface)
         for label, variant in variants.items()
+        if label != ALONE
     }
+    # Results are the same to the last bit, and so is what they tell.
+    powers[ALONE] = powers["as planned"]
     return PowerReport(
         noise=noise,
         num_draws=num_draws,
@@ -316,11 +248,30 @@ def estimate_power(
         reference=reference,
         archs=powers["as planned"],
         designs=tuple(
-            _summary(label, powers[label], total_flops(variant) / cost, plan.study.budgets)
-            for label, variant in variants.items()
+            _summary(label, powers[label], costs[label] / costs["as planned"], plan.study.budgets)
+            for label in variants
         ),
         assumptions=_assumptions(design, noise, num_draws, surface),
     )
+
+
+ALONE = "as planned, each run trained alone"
+INDEPENDENT = "other seeds at each budget, nothing shared"
+
+
+def _without_trunks(design: Design) -> dict[str, Design]:
+    """Return the designs that say what sharing costs and saves; none of a plan that shares none."""
+    alone, most = total_flops(design), with_seed(design)
+    if executed_flops(design) == alone:
+        return {}
+    found = {ALONE: design, INDEPENDENT: independent(design)}
+    num = max(c.num_sizes for cells in design.values() for c in cells)
+    paid = [n for n in range(1, num + 1) if executed_flops(with_seeds_near(design, n)) <= alone]
+    if paid:
+        bought = most if paid[-1] == num else with_seeds_near(design, paid[-1])
+        more = num_runs(bought) - num_runs(design)
+        found[f"what sharing saves, in seeds: {more:,} runs more"] = bought
+    return found
 
 
 def _arch_powers(
@@ -395,13 +346,23 @@ def _widest(values: Sequence[float | None]) -> float | None:
     return max(known) if known and len(known) == len(values) else None
 
 
+def _dependence(design: Design) -> str:
+    """Return which runs have noise in common."""
+    if not any(cell.trunks for cells in design.values() for cell in cells):
+        return "independent between runs"
+    return (
+        f"alike by {DEFAULT.value:.2g} between runs of one trunk ({DEFAULT_SOURCE}), also if each "
+        "is trained alone, since results are the same; else independent between runs"
+    )
+
+
 def _assumptions(design: Design, noise: float, num_draws: int, surface: Surface) -> tuple[str, ...]:
     law = surface.law
     lines = [
         f"estimate by simulation: {num_draws} seeded draws of every loss, fitted like results "
         f"(optima over ln parameters by {DEFAULT_METHOD}, power laws through the interior ones)",
         f"loss noise between seeds: {noise:g} of the loss (standard deviation of ln loss), the "
-        "same everywhere, independent between runs; measure it with repeated seeds",
+        f"same everywhere, {_dependence(design)}; measure it with repeated seeds",
         f"loss surface: {law.E} + {law.A}/N^{law.alpha} + "
         f"{law.B}/D^{law.beta} ({surface.source}), the same for every arch: the true "
         "multiplier is 1",

@@ -69,6 +69,7 @@ class Correlation:
 
 
 DEFAULT = Correlation(z=math.atanh(0.5), weight=8.0)
+DEFAULT_SOURCE = "halfway between nothing and all, until a study has measured it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,19 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.analysis import power
+from isoflop.analysis.designs import Cell, design_of, executed_flops, total_flops, with_size
 from isoflop.analysis.laws import fit_laws
 from isoflop.analysis.optima import find_optimum
 from isoflop.analysis.points import Point
 from isoflop.analysis.power import (
+    ALONE,
     CHINCHILLA,
-    Cell,
+    INDEPENDENT,
     estimate_power,
     fit_known_lines,
     fit_optima,
     true_losses,
 )
+from isoflop.analysis.shared_noise import DEFAULT
 from isoflop.errors import UserError
 from isoflop.plan.planner import Plan, make_plan
+from isoflop.plan.trunks import trunks_of
 from isoflop.study import paper_study
 from made_studies import micro
 
@@ -166,7 +171,7 @@ def test_a_report_is_deterministic_and_says_what_it_assumes() -> None:
 
 
 def test_more_runs_give_narrower_intervals_at_their_price() -> None:
-    planned, seed, size, budget = estimate_power(PAPER).designs
+    planned, seed, size, budget = estimate_power(PAPER).designs[:4]
     assert planned.cost == 1
     assert (seed.num_runs, seed.cost) == (94, pytest.approx(2))
     assert size.num_runs == 47 + 5 * 2
@@ -238,3 +243,74 @@ def test_nonsense_noise_is_refused(noise: float) -> None:
 def test_an_unknown_reference_is_refused() -> None:
     with pytest.raises(UserError, match="reference = 'rnn'"):
         estimate_power(PAPER, reference="rnn")
+
+
+def sharing(**options: Any) -> Plan:
+    """Three budgets a factor of 2 apart, of which the smaller ones begin on the largest's way."""
+    keys: dict[str, Any] = {"budgets": (2 * 10**10, 4 * 10**10, 8 * 10**10), "sizes": (4, 6, 8)}
+    keys |= {"archs": ("swiglu", "sgatlin"), "max_epochs": 8.0}
+    return make_plan(micro(recipe="micro-v3", **(keys | options)))
+
+
+def test_flops_are_those_executed_and_what_is_saved_buys_seeds() -> None:
+    plan = sharing()
+    saved = sum(trunk.flops_saved for trunk in trunks_of(plan))
+    total = sum(run.flops for run in plan.unique_runs)
+    assert 0.2 * total < saved < 0.4 * total
+    design = design_of(plan)
+    assert total_flops(design) == pytest.approx(total, rel=1e-12)
+    assert executed_flops(design) == pytest.approx(total - saved, rel=1e-12)
+    by_label = {one.label: one for one in estimate_power(plan, num_draws=400).designs}
+    planned, alone, other = (by_label[name] for name in ("as planned", ALONE, INDEPENDENT))
+    assert planned.cost == 1
+    assert alone.cost == other.cost == pytest.approx(total / (total - saved), rel=1e-12)
+    # The same results tell the same, whoever trained their common part.
+    assert (alone.exponent_halfwidth, alone.multiplier) == (
+        planned.exponent_halfwidth,
+        planned.multiplier,
+    )
+    assert other.num_runs == alone.num_runs == planned.num_runs
+    assert other.exponent_halfwidth != planned.exponent_halfwidth
+    # A second seed is shared like the first.
+    assert by_label["one seed more"].cost == pytest.approx(2, rel=1e-12)
+    (bought,) = (one for label, one in by_label.items() if "what sharing saves" in label)
+    assert planned.num_runs < bought.num_runs < 2 * planned.num_runs
+    assert 1 < bought.cost <= alone.cost
+    assert bought.multiplier < planned.multiplier
+    # The budgets of before begin on the new one's way.
+    assert by_label["one budget more"].cost < 1 + 8 * 2
+
+
+def test_a_plan_that_shares_nothing_is_as_it_was() -> None:
+    report = estimate_power(sharing(share="none"), num_draws=200)
+    assert [one.label for one in report.designs] == [
+        "as planned",
+        "one seed more",
+        "one size more",
+        "one budget more",
+    ]
+    assert "independent between runs" in report.assumptions[1]
+    assert "trunk" not in "".join(report.assumptions)
+    told = estimate_power(sharing(), num_draws=200).assumptions[1]
+    assert f"alike by {DEFAULT.value:.2g} between runs of one trunk" in told
+
+
+def test_runs_of_one_trunk_have_noise_in_common_and_others_none() -> None:
+    cell = dataclasses.replace(centred_cell(1e17, 3), trunks=("a", "b", None), in_common=(0.0,) * 3)
+    rng = np.random.default_rng(0)
+    drawn = [power._with_trunks(rng.standard_normal((20_000, 3)), cell, 0) for _ in range(2)]
+    alike = np.corrcoef(np.hstack(drawn).T)
+    expected = np.eye(6)
+    expected[0, 3] = expected[3, 0] = expected[1, 4] = expected[4, 1] = DEFAULT.value
+    np.testing.assert_allclose(alike, expected, atol=0.04)
+    (other,) = [power._with_trunks(rng.standard_normal((20_000, 3)), cell, 1)]
+    assert abs(np.corrcoef(other[:, 0], drawn[0][:, 0])[0, 1]) < 0.04
+
+
+def test_a_size_more_is_one_training_where_budgets_have_it() -> None:
+    design = design_of(sharing(seeds=(0, 1)))
+    more = with_size(design)
+    labels = [cell.trunks[-2:] for cells in more.values() for cell in cells]
+    assert len({label for pair in labels for label in pair}) == 2 * len(design)
+    total, before = total_flops(more) - total_flops(design), executed_flops(design)
+    assert executed_flops(more) - before < 0.8 * total
