@@ -39,6 +39,8 @@ Source = Literal["default", "repeats and default"]
 _STREAM_OF_RHO, _STREAM_OF_TRUNKS = 22_081, 22_082
 # A correlation of 1 has no z.
 _MOST = 0.995
+# Fisher's z of so many pairs has no variance yet.
+_NUM_UNTOLD = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +90,7 @@ class SharedNoise:
         """Where the correlation is from."""
         default = f"the default {DEFAULT.value:.2g}"
         if self.source == "default":
-            return f"{default}, since no size has two seeds at two budgets"
+            return f"{default}, since too few sizes have two seeds at two budgets"
         return f"{self.num_pairs} pairs of budgets of repeated sizes, drawn towards {default}"
 
     def keys(self, points: Iterable[Point]) -> tuple[TrunkKey | None, ...]:
@@ -137,14 +139,14 @@ def shared_noise(selection: Selection) -> SharedNoise:
     if not trunk_of:
         return NOTHING_SHARED
     repeats = repeats_of(trunk_of)
-    if not repeats.num_pairs:
+    if repeats.num_pairs <= _NUM_UNTOLD:
         return SharedNoise(trunk_of=trunk_of)
     rho = min(max(repeats.rho, -_MOST), _MOST)
     # Of K budgets alike by ρ the K (K − 1) / 2 pairs are worth fewer independent ones: so many
     # that the variance is that of the maximum likelihood estimate.
     alike = max(rho, 0.0)
     worth = ((1 + alike) / (1 + (repeats.num_budgets - 1) * alike)) ** 2
-    weight = repeats.num_pairs * worth
+    weight = (repeats.num_pairs - _NUM_UNTOLD) * worth
     total = DEFAULT.weight + weight
     z = (DEFAULT.weight * DEFAULT.z + weight * math.atanh(rho)) / total
     return SharedNoise(
@@ -200,14 +202,10 @@ class Repeats:
     """Of a trunk, in the mean over the pairs."""
 
 
-def repeats_of(trunk_of: Mapping[Point, TrunkKey], max_factor: float = math.inf) -> Repeats:
+def repeats_of(trunk_of: Mapping[Point, TrunkKey]) -> Repeats:
     """Return ρ by repeats: the correlation of seeds' deviations from their mean at two budgets.
 
     Each deviation counts in standard deviations of its arch and budget.
-
-    Args:
-        trunk_of: the trunks of the points, by :func:`trunks_of_points`.
-        max_factor: pairs of budgets farther apart than this are left out.
     """
     cells = _cells(trunk_of)
     sds = _pooled_sds(cells)
@@ -216,7 +214,7 @@ def repeats_of(trunk_of: Mapping[Point, TrunkKey], max_factor: float = math.inf)
         for low, high in itertools.combinations(sorted(by_budget), 2):
             seeds = sorted(by_budget[low].keys() & by_budget[high].keys(), key=repr)
             scale = sds.get((arch, low), 0.0), sds.get((arch, high), 0.0)
-            if len(seeds) < 2 or not all(scale) or high > max_factor * low:
+            if len(seeds) < 2 or not all(scale):
                 continue
             one, other = (
                 _deviations([by_budget[budget][seed] for seed in seeds]) / sd

@@ -186,6 +186,9 @@ def test_one_seed_leaves_the_default_and_many_move_it() -> None:
     assert (one.correlation, one.source, one.num_pairs) == (DEFAULT, "default", 0)
     assert many.source == "repeats and default"
     assert many.correlation.value == pytest.approx(0.95, abs=0.04)
+    # Three pairs are alike by chance.
+    few = [r for r in table(1.0, seeds=2, budgets=BUDGETS[:2]) if r["n_params"] < 1.01 * SIZES[2]]
+    assert shared_noise(select_points(few, screened=False)).correlation == DEFAULT
     # Exact copies have no noise, and tell of none.
     exact = shared_noise(select_points(table(seeds=3, noise=0.0)))
     assert exact.correlation == DEFAULT
@@ -208,7 +211,7 @@ def test_the_checks_say_what_is_shared_and_how_it_is_known() -> None:
     assert (one.n_points, one.status) == (0, "info")
     assert one.value == pytest.approx(0.5)
     assert one.detail.startswith(
-        "28 runs in 7 trunks; the default 0.5, since no size has two seeds"
+        "28 runs in 7 trunks; the default 0.5, since too few sizes have two seeds"
     )
     told = "42 pairs of budgets of repeated sizes, drawn towards the default 0.5"
     assert two.detail == f"56 runs in 14 trunks; {told}"
