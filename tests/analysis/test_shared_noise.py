@@ -210,12 +210,10 @@ def test_the_checks_say_what_is_shared_and_how_it_is_known() -> None:
     (one,), (two,) = found.values()
     assert (one.n_points, one.status) == (0, "info")
     assert one.value == pytest.approx(0.9)
-    assert one.detail.startswith(
-        "28 runs in 7 trunks; the default 0.9 (measured in results/trunks), since too few sizes have two seeds"
-    )
-    told = "42 pairs of budgets of repeated sizes, drawn towards the default 0.9 "
-        "(measured in results/trunks)"
-    assert two.detail == f"56 runs in 14 trunks; {told}"
+    default = "the default 0.9 (measured in results/trunks)"
+    assert one.detail.startswith(f"28 runs in 7 trunks; {default}, since too few sizes")
+    pairs = "42 pairs of budgets of repeated sizes"
+    assert two.detail == f"56 runs in 14 trunks; {pairs}, drawn towards {default}"
     assert 0 <= two.ci_lo < two.value < two.ci_hi < 1
     plain = select_points(without(table(), "flops_spent"))
     fits = fit_optima(plain, FitOptions(n_boot=0), methods=["parabola"])
