@@ -70,6 +70,7 @@ is on top and may import everything."""
 
 EXCEPTIONS = {
     ("isoflop.families.*.module", "model"): "layers are drawn by the model's initialisers",
+    ("isoflop.analysis.designs", "plan"): "the runs of a plan, and which of them share trunks",
     ("isoflop.analysis.refine*", "plan"): "proposes runs, which are plans",
 }
 
