@@ -125,9 +125,9 @@ def test_a_pytorch_script_goes_on_to_the_same_loss(
     spec.loader.exec_module(train)
     steps = iter([*[False] * 15, True])
 
-    def run(out: str, stops: Iterator[bool]) -> str:
-        options = ("--width=8", "--depth=1", "--steps=30", f"--out={tmp_path / out}")
-        monkeypatch.setattr("sys.argv", ["train.py", *options])
+    def run(out: str, stops: Iterator[bool], *more: str) -> str:
+        options = ("--width=8", "--depth=1", "--steps=30", "--decay-start=24")
+        monkeypatch.setattr("sys.argv", ["train.py", *options, f"--out={tmp_path / out}", *more])
         monkeypatch.setattr(trainer, "should_stop", lambda: next(stops))
         train.main()
         return capsys.readouterr().out
@@ -136,7 +136,16 @@ def test_a_pytorch_script_goes_on_to_the_same_loss(
         run("stopped", steps)
     assert ended.value.code == trainer.CONTINUE
     never = itertools.repeat(False)
-    assert run("stopped", itertools.islice(never, 15)) == run("undisturbed", never) != ""
+    whole = run("undisturbed", never)
+    assert run("stopped", itertools.islice(never, 15)) == whole != ""
+    # A longer run leaves its state for it.
+    monkeypatch.setenv("ISOFLOP_BRANCH_DIR", str(tmp_path))
+    monkeypatch.setenv("ISOFLOP_BRANCH_STEPS", "24")
+    assert run("longer", never, "--steps=40", "--decay-start=32") != whole
+    assert run("24", itertools.islice(never, 6)) == whole
+    weights = [train.torch.load(tmp_path / out / "checkpoint.pt") for out in ("24", "undisturbed")]
+    first, second = (dict(each["model"]) for each in weights)
+    assert all(train.torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow

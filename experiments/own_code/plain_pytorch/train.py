@@ -1,12 +1,11 @@
 """Train a small byte language model, with or without gates on the outputs of attention.
 
-    python train.py --width=32 --depth=2 --steps=100 --seed=0 --out=/tmp/out
+    python train.py --width=32 --depth=2 --steps=100 --decay-start=80 --out=/tmp/out
 
 The text is made up: sentences in which a name comes back, so that attention has something to find.
 """
 
 import argparse
-import math
 import os
 import random
 from pathlib import Path
@@ -113,10 +112,10 @@ def save(path, model, optimizer, step):
     os.replace(f"{path}.new", path)
 
 
-def rate_at(step, steps):
-    """Return the learning rate: linear warm-up, then a cosine to a tenth."""
-    done = step / steps
-    return PEAK_RATE * min((step + 1) / WARMUP_STEPS, 0.55 + 0.45 * math.cos(math.pi * done))
+def rate_at(step, steps, decay_start):
+    """Return the learning rate: linear warm-up, constant, linear to a tenth from decay_start on."""
+    decayed = max(0, step - decay_start) / max(1, steps - decay_start)
+    return PEAK_RATE * min((step + 1) / WARMUP_STEPS, 1 - 0.9 * decayed)
 
 
 def main():
@@ -124,6 +123,7 @@ def main():
     parser.add_argument("--width", type=int, required=True)
     parser.add_argument("--depth", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--decay-start", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gated", action="store_true")
@@ -143,8 +143,11 @@ def main():
         if trainer.should_stop():
             save(checkpoint, model, optimizer, step)
             trainer.stop()
+        with trainer.branch(step) as folder:
+            if folder:
+                save(folder / checkpoint.name, model, optimizer, step)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, args.steps)
+            group["lr"] = rate_at(step, args.steps, args.decay_start)
         loss = loss_of(model, *batch_of(text, step, args.seed))
         optimizer.zero_grad()
         loss.backward()

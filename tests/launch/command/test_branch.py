@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from isoflop.launch.command import branch as branching
 from isoflop.launch.command.branch import BEGAN_FILE
-from isoflop.launch.job import Job, JobResult
+from isoflop.launch.job import DONE, TO_BE_CONTINUED, Job, JobResult
 from isoflop.launch.local import begin, open_session
 from isoflop.launch.metrics import METRICS, newest_by_step
 from isoflop.launch.run_folder import RunFolder
@@ -25,6 +26,7 @@ from isoflop.plan.planner import make_plan
 from isoflop.plan.trunks import trunks_of
 from isoflop.study.file import study_from_toml
 from isoflop.tables import read_table
+from made_kills import disturb_command, train
 from made_trainer import BRANCHING, BRANCHING_SCRIPT, own_study, own_values
 
 
@@ -35,6 +37,7 @@ class Made:
         code = folder / "code"
         own_study(code, script=script)
         values = own_values(code, **BRANCHING)
+        values["trainer"]["decay"] = study.pop("decay", 0.2)
         values["study"] |= {"archs": ["plain"], "sizes": [3], "budgets": [2e7, 4e7, 8e7], **study}
         values["arch"] = []
         self.plan = make_plan(study_from_toml(values))
@@ -449,3 +452,28 @@ def test_what_the_command_is_told_of_branches(tmp_path: Path) -> None:
     for job, steps in ((made.long, ",".join(map(str, forks))), (made.short, "")):
         told = json.loads((made.of(job).trainer / "told").read_text())
         assert told == [[], fork_of(job), steps, str(made.of(job).forks)]
+
+
+@pytest.mark.slow
+def test_kills_at_random_change_nothing(tmp_path: Path) -> None:
+    """Of the wrapper, its guard and the command; at the end two wrappers want the same run."""
+    script = BRANCHING_SCRIPT.replace("    leave(step)\n", "    leave(step); time.sleep(0.02)\n")
+    script = script.replace("import json", "import time, json")
+    budgets = [4e7, 8e7, 16e7]
+    alone = Made(tmp_path / "alone", share="none", budgets=budgets, decay=0.5)
+    made = Made(tmp_path / "shared", script, budgets=budgets, decay=0.5)
+    alone.train(alone.short, alone.middle, alone.long)
+    disturb_command(made.long, 6, seed=3)
+    disturb_command(made.middle, 3, seed=4)
+    assert [len(made.of(job).attempts()) for job in (made.long, made.middle)] == [7, 4]
+    context = multiprocessing.get_context("forkserver")
+    both = [context.Process(target=train, args=(made.short.to_json(),)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert {process.exitcode for process in both} <= {DONE, TO_BE_CONTINUED}
+    assert same_losses(made, alone)
+    assert made.executed(made.short) == list(range(fork_of(made.short), steps_of(made.short)))
+    assert made.result(made.middle).trunk_steps == fork_of(made.middle)
+    assert min(made.executed(made.middle)) == fork_of(made.middle)
