@@ -49,6 +49,7 @@ SECONDS = {
     "slurm/test_matrix.py": 30,
     "launch/test_run.py": 27,
     "train/parallel/test_torchrun.py": 25,
+    "train/parallel/test_trunk.py": 15,
     "analysis/parametric/test_bootstrap.py": 24,
     "plan/test_planner.py": 23,
     "model/test_count_llama.py::test_configurations": 22,
