@@ -260,9 +260,10 @@ def new_run_lines(price: NewRuns, unit: str | None) -> list[str]:
     hours = ""
     if price.gpu_hours is not None and unit is not None:
         hours = f", about {hours_text(price.gpu_hours, digits=3)} {unit}"
-    begun = [f"{price.num_there} at a state that is there"] if price.num_there else []
-    begun += [f"{price.num_coming} where a longer run is yet to pass"] if price.num_coming else []
-    where = f"; {' and '.join(begun)} begin of {counted(price.num_runs, 'new run')}"
+    begun = [f"{price.num_there} begin at a state that is there"] if price.num_there else []
+    if price.num_coming:
+        begun.append(f"{price.num_coming} begin where a longer run is yet to pass")
+    where = f"; of {counted(price.num_runs, 'new run')} {' and '.join(begun)}"
     lines = [
         f"trunks: {flops_text(price.flops_to_execute)} FLOPs more to execute, of "
         f"{flops_text(price.flops)} if each were trained alone{hours}{where if begun else ''}"
