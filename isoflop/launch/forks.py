@@ -160,7 +160,8 @@ class TrunkLog:
     def _usable(self) -> list[Fork]:
         from isoflop.train.trunk import Fork
 
-        own, others = forks_in(self._folder), usable_forks(self._study, self._trunk)
+        own = [fork for fork in forks_in(self._folder) if fork.step <= self._trunk.fork]
+        others = usable_forks(self._study, self._trunk)
         ids = [self._folder.run_id, *(other.run_id for other in self._trunk.siblings)]
         found = sorted([*own, *others], key=lambda fork: -fork.step)
         return [Fork(ids.index(fork.run_id), fork.step) for fork in found]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -85,6 +86,9 @@ class Lines:
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():
+            # The opening of a pipe would wait for its reader.
+            raise PermissionError(errno.EPERM, "Not a regular file", str(path))
         self._cut_off = _is_cut_off(path)
         self._warned = False
         self.trouble: str | None = None

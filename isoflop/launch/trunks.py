@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,15 +70,35 @@ def forks_in(folder: RunFolder) -> list[Fork]:
 
 
 def _steps_in(folder: Path) -> list[int]:
-    """Return the steps of the states in a folder, ascending; temporary names are none."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    """Return the steps of the states in a folder, ascending; temporary names and links are none."""
+    found: list[int] = []
+    # Another process may remove the folder between any two looks; what cannot be read is no state.
+    with contextlib.suppress(OSError):
+        if not folder.is_symlink():
+            with os.scandir(folder) as entries:
+                found = [int(e.name) for e in entries if _is_step(e.name) and _is_folder(e)]
+    return sorted(found)
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and (name == "0" or name[0] != "0")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
 
 
 def usable_forks(study_folder: Path, job: TrunkJob) -> list[Fork]:
-    """Return the forks of siblings at which a run may begin, the latest first."""
-    found = [fork for fork in _forks_of_siblings(study_folder, job) if fork.step <= job.fork]
+    """Return the forks of siblings at which a run may begin, the latest first.
+
+    No link in a sibling's folder is followed.
+    """
+    found: list[Fork] = []
+    for other in job.siblings:
+        folder = RunFolder(study_folder, other.run_id)
+        with contextlib.suppress(UserError, OSError):
+            folder.refuse_links()
+            found += [fork for fork in forks_in(folder) if fork.step <= job.fork]
     return sorted(found, key=lambda fork: -fork.step)
 
 
@@ -146,7 +167,9 @@ def _has_begun(folder: RunFolder) -> bool:
     """Return whether a run left a state that its next attempt goes on from."""
     if _steps_in(folder.checkpoints):
         return True
-    return folder.trainer.is_dir() and any(folder.trainer.iterdir())
+    with contextlib.suppress(OSError):
+        return any(folder.trainer.iterdir())
+    return False
 
 
 def _completed(folder: RunFolder, begins_at: int, *, retries: bool) -> int | None:
@@ -166,7 +189,7 @@ def _completed(folder: RunFolder, begins_at: int, *, retries: bool) -> int | Non
         if attempts and lease is not None and lease.attempt == attempts[-1].number:
             # At the first beat of an attempt the step is 0, wherever it goes on from.
             return max(done, lease.step + 1) if folder.is_held(attempts[-1]) else done
-    except UserError:
+    except (UserError, OSError):
         return None
     return done
 
@@ -186,8 +209,8 @@ def _is_unfinished(study_folder: Path, run_id: str) -> bool:
 
 
 def _result_of(study_folder: Path, run_id: str) -> RunResult | None:
-    """Return a run's result; None: there is none, or it is damaged."""
-    with contextlib.suppress(UserError):
+    """Return a run's result; None: there is none, or it cannot be read."""
+    with contextlib.suppress(UserError, OSError):
         return RunFolder(study_folder, run_id).result()
     return None
 
@@ -206,8 +229,9 @@ def superfluous_forks(study_folder: Path, jobs: Mapping[str, TrunkJob]) -> Itera
         folder = RunFolder(study_folder, run_id)
         if not folder.forks.is_dir():
             continue
-        # Nothing is removed through a link, or of a run whose records are damaged.
-        with contextlib.suppress(UserError):
+        # Nothing is removed through a link, or of a run whose records are damaged. Another process
+        # may remove the same.
+        with contextlib.suppress(UserError, OSError):
             result, forks = folder.result(), forks_in(folder)
             unused = [fork for fork in forks if not _is_used(study_folder, job, fork.step)]
             if result is not None and len(unused) == len(forks):

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isoflop.files import dump_json, fsync_path, sha256_file
+from isoflop.files import dump_json, fsync_path, read_regular, sha256_file
 
 SCHEMA = "isoflop-checkpoint/1"
 NUM_KEPT = 2
@@ -208,7 +208,7 @@ class CheckpointStore:
         """Return state.json of a checkpoint, after checking it and the files it names."""
         folder = self.folder / str(step)
         try:
-            state = json.loads((folder / STATE_FILE).read_bytes())
+            state = json.loads(read_regular(folder / STATE_FILE))
             seal = state.pop("seal")
         except (FileNotFoundError, ValueError, KeyError, *_OTHER_JSON) as error:
             raise _Damaged(f"{STATE_FILE}: {type(error).__name__}") from None
