@@ -236,13 +236,15 @@ def trunk_lines(plan: Plan) -> list[str]:
         executed = alone - sum(trunk.flops_saved for trunk in trunks)
         num_branches = sum(len(trunk.branches) for trunk in trunks)
         return [
-            f"trunks: {num_branches} of {counted(len(plan.unique_runs), 'run')} begin where a "
-            f"longer one passes; {flops_text(executed)} of {flops_text(alone)} FLOPs are executed, "
+            f"trunks: {num_branches} of {counted(len(plan.unique_runs), 'run')} begin from a state "
+            f"of a longer one; {flops_text(executed)} of {flops_text(alone)} FLOPs are executed, "
             f"{percent_text(alone - executed, alone)} saved (isoflop show --trunks)"
         ]
     shared = without_sharing_named(plan) if plan.study.share == "none" else plan
     saved = alone - flops_executed(shared)
     if not saved:
+        if plan.study.keep_trunks and not trunks_of(plan, with_single=True):
+            return ["trunks: keep_trunks = true keeps nothing, since these runs share none"]
         return []
     return [
         "trunks: not shared (share = none in the study); shared, "
@@ -262,7 +264,7 @@ def new_run_lines(price: NewRuns, unit: str | None) -> list[str]:
         hours = f", about {hours_text(price.gpu_hours, digits=3)} {unit}"
     begun = [f"{price.num_there} begin at a state that is there"] if price.num_there else []
     if price.num_coming:
-        begun.append(f"{price.num_coming} begin where a longer run is yet to pass")
+        begun.append(f"{price.num_coming} begin from a state that a longer run is yet to reach")
     where = f"; of {counted(price.num_runs, 'new run')} {' and '.join(begun)}"
     lines = [
         f"trunks: {flops_text(price.flops_to_execute)} FLOPs more to execute, of "

@@ -18,7 +18,12 @@ from isoflop.cli.plan_tables import (
     trunk_lines,
 )
 from isoflop.cli.tables import console, print_lines
-from isoflop.cli.trunk_tables import no_trunks_line, run_trunk_lines, trunk_table
+from isoflop.cli.trunk_tables import (
+    HOW_TO_SWITCH_OFF,
+    no_trunks_line,
+    run_trunk_lines,
+    trunk_table,
+)
 from isoflop.errors import UserError
 from isoflop.numbers import format_count, format_flops
 from isoflop.recipe import get_recipe
@@ -124,7 +129,8 @@ def _show_trunks(plan: Plan, folder: Path, filters: _Filters) -> list[str]:
     if table.row_count == 0:
         return [no_trunks_line(plan)]
     out.print(table)
-    return left_out_lines(left_out, f"{folder} --trunks") + trunk_lines(plan)
+    left_out_ones = left_out_lines(left_out, f"{folder} --trunks")
+    return [*left_out_ones, *trunk_lines(plan), HOW_TO_SWITCH_OFF]
 
 
 def _show_table(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from isoflop.plan.planner import Plan
     from isoflop.plan.runs import PlannedRun
 
+HOW_TO_SWITCH_OFF = '`share = "none"` in the study trains each run alone, with the same results'
+
 # More of them are shown as the first and the last, and how many there are.
 _LISTED = 3
 _TEXT = ("arch",)
@@ -114,12 +116,12 @@ def run_trunk_lines(plan: Plan, run: PlannedRun) -> list[str]:
         fork = branch[1]
         shared = flops_of_steps(run, fork)
         lines += [
-            f"  begins at step {fork:,} of {run.spec.steps:,}, its fork, where longer runs pass "
-            f"(the longest: {_named(trunk.longest)})",
+            f"  begins at step {fork:,} of {run.spec.steps:,}, its fork, from the state of a "
+            f"longer run (the longest: {_named(trunk.longest)})",
             f"  {flops_text(run.flops - shared)} of {flops_text(run.flops)} FLOPs are executed for "
             "it alone; its result, its FLOPs and its hours are those of a run trained alone",
         ]
-    lines += [f"  at step {fork:,} {_named(left)} leaves it" for left, fork in shorter]
+    lines += [f"  {_named(left)} begins from its state at step {fork:,}" for left, fork in shorter]
     return lines
 
 

@@ -222,7 +222,7 @@ class Shared:
 
     num_runs: int
     num_begun_at_forks: int
-    """Those that began where a longer one passed."""
+    """Those that began from a state of a longer one."""
     flops: float
     """Of all steps of the runs."""
     flops_spent: float
@@ -231,8 +231,9 @@ class Shared:
     def __str__(self) -> str:
         """Return it in a line."""
         return (
-            f"{self.num_begun_at_forks} of {self.num_runs} runs began where a longer one passed: "
-            f"{format_flops(self.flops_spent, 3)} of {format_flops(self.flops, 3)} FLOPs executed"
+            f"{self.num_begun_at_forks} of {self.num_runs} runs began from a state of a longer "
+            f"one: {format_flops(self.flops_spent, 3)} of {format_flops(self.flops, 3)} FLOPs "
+            "executed"
         )
 
 

@@ -160,7 +160,7 @@ def waits_for(
 
 def waits_text(longer: str, fork: int) -> str:
     """Return in words that a run waits for a longer one, by its id, to complete some steps."""
-    return f"waits for {shown_id(longer)} at step {fork:,}"
+    return f"waits for {shown_id(longer)} to pass step {fork:,}"
 
 
 def _has_begun(folder: RunFolder) -> bool:

@@ -2,9 +2,10 @@
 
 Under a warm-up of a fixed number of steps, a constant phase and a decay, runs of one model, seed,
 batch and data that differ in their steps alone have the same state until the shorter one begins to
-decay: each step's batch follows from its number, and so does its learning rate until then. The
-longest of them is trained from its first step to its last, and is their trunk; every other one
-begins where it leaves the trunk, at its fork. What a run is, and what comes of it, does not change.
+decay: each step's batch follows from its number, and so does its learning rate until then. What
+they have in common is their trunk. The longest of them is trained from its first step to its last;
+every other one, a branch, begins at its fork, the last state before its decay. What a run is, and
+what comes of it, does not change.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from isoflop.study.trainer import OF_LENGTH, filled
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trunk:
-    """Runs that differ in their steps alone."""
+    """Runs that differ in their steps alone, and how far their training is the same."""
 
     runs: tuple[PlannedRun, ...]
     """The shortest first."""

@@ -199,7 +199,7 @@ def test_whoever_waits_for_a_run_at_work_says_so_and_begins_at_its_fork(
         watcher.on_event(Event(kind="start", job=jobs[long.run_id]))
         lines = [line for line in shown(watcher).splitlines() if "waits for" in line]
         forks = [
-            f"waits for {shown_id(long.run_id)} at step {made.job(r).fork:,}"
+            f"waits for {shown_id(long.run_id)} to pass step {made.job(r).fork:,}"
             for r in (short, middle)
         ]
         assert all(fork in line for fork, line in zip(forks, lines, strict=True))

@@ -42,7 +42,7 @@ def rows(text: str) -> list[str]:
 
 def test_a_plan_says_what_is_executed_and_what_is_saved() -> None:
     (line,) = trunk_lines(shared())
-    assert line.startswith("trunks: 4 of 6 runs begin where a longer one passes; ")
+    assert line.startswith("trunks: 4 of 6 runs begin from a state of a longer one; ")
     assert line.endswith("9.2e10 of 1.4e11 FLOPs are executed, 34 % saved (isoflop show --trunks)")
 
 
@@ -53,6 +53,13 @@ def test_a_plan_that_could_share_and_does_not_says_so_and_one_that_cannot_does_n
     for plan in (make_plan(micro()), shared(budgets=DOUBLING[:1], share="none")):
         assert trunk_lines(plan) == []
         assert "fixed number of warm-up steps" in no_trunks_line(plan)
+
+
+def test_trunks_kept_of_runs_that_share_none_are_said_to_be_none() -> None:
+    (line,) = trunk_lines(make_plan(micro(keep_trunks=True)))
+    assert "keep_trunks = true keeps nothing" in line
+    # Of one budget there is nothing to share yet, and what is kept serves a later one.
+    assert trunk_lines(shared(budgets=DOUBLING[:1], keep_trunks=True)) == []
 
 
 def test_forty_budgets_many_seeds_and_long_names_are_a_row_each_in_80_columns() -> None:
@@ -113,11 +120,11 @@ def test_one_run_is_shown_with_its_fork_and_with_who_leaves_it() -> None:
     text = "\n".join(run_trunk_lines(plan, middle))
     assert f"begins at step {forks[1]:,} of {middle.spec.steps:,}" in text
     assert f"the longest: {long.run_id[:12]} at 4e10" in text
-    assert f"at step {forks[0]:,} {short.run_id[:12]} at 1e10 leaves it" in text
+    assert f"{short.run_id[:12]} at 1e10 begins from its state at step {forks[0]:,}" in text
     longest = "\n".join(run_trunk_lines(plan, long))
     assert "the longest of 3 runs" in longest
-    assert longest.count("leaves it") == 2
-    assert "leaves it" not in "\n".join(run_trunk_lines(plan, short))
+    assert longest.count("begins from its state") == 2
+    assert "its state at" not in "\n".join(run_trunk_lines(plan, short))
     assert run_trunk_lines(make_plan(micro()), make_plan(micro()).runs[0]) == []
 
 
@@ -133,6 +140,7 @@ def test_show_has_the_table_of_trunks_and_filters_it(tmp_path: Path) -> None:
     assert "forks at step" in text
     assert "sgatlin" not in text
     assert "4 of 6 runs begin" in text
+    assert '`share = "none"` in the study' in text
     assert command("show", tmp_path, "--trunks", "--sort", "steps")[0] == 2
     short = read_plan(tmp_path).runs[0]
     code, text = command("show", tmp_path, short.run_id[:12])

@@ -144,6 +144,6 @@ def test_extend_says_what_it_costs_three_times_over(tmp_path: Path) -> None:
     text = extend("--budgets", "4e10")
     assert "1 new run could begin where a run that is done began to decay" in text
     text = extend("--seeds", "1")
-    assert "of 3 new runs 2 begin where a longer run is yet to pass" in text
+    assert "of 3 new runs 2 begin from a state that a longer run is yet to reach" in text
     assert flops_executed(read_plan(tmp_path)) > first
     assert "trunks" not in extend("--seeds", "1")
