@@ -270,7 +270,7 @@ def _without_trunks(design: Design) -> dict[str, Design]:
     if paid:
         bought = most if paid[-1] == num else with_seeds_near(design, paid[-1])
         more = num_runs(bought) - num_runs(design)
-        found[f"what sharing saves, in seeds: {more:,} runs more"] = bought
+        found[f"what sharing saves, spent on seeds: {more:,} runs more"] = bought
     return found
 
 

@@ -113,7 +113,7 @@ def _executed_lines(difference: PlanDiff, *, is_comparable: bool) -> list[str]:
     change = after - before
     sign = "+" if change >= 0 else "-"
     by = f" ({sign}{_flops(abs(change))})" if is_comparable else ""
-    return [f"executed, trunks once: {_flops(before)} -> {_flops(after)}{by}"]
+    return [f"executed, if trained from nothing: {_flops(before)} -> {_flops(after)}{by}"]
 
 
 def _cost_lines(difference: PlanDiff, conventions: tuple[str, str]) -> list[str]:

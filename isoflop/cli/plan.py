@@ -226,6 +226,7 @@ def power_lines(report: PowerReport) -> list[str]:
     return [
         "95 % intervals to expect (estimates): the exponent a of N* ∝ C^a is its value ±, the "
         f"compute multiplier against {report.reference} its value × or ÷",
+        "FLOPs: those executed, as a multiple of the plan's",
         *(f"assumes: {text}" for text in report.assumptions),
     ]
 

@@ -261,7 +261,7 @@ def new_run_lines(price: NewRuns, unit: str | None) -> list[str]:
     """
     hours = ""
     if price.gpu_hours is not None and unit is not None:
-        hours = f", about {hours_text(price.gpu_hours, digits=3)} {unit}"
+        hours = f", {hours_text(price.gpu_hours, digits=3)} {unit}"
     begun = [f"{price.num_there} begin at a state that is there"] if price.num_there else []
     if price.num_coming:
         begun.append(f"{price.num_coming} begin from a state that a longer run is yet to reach")

@@ -300,7 +300,7 @@ def _saved_lines(prepared: Prepared) -> Iterator[str]:
     num_runs = sum(start.sibling is not None for start in starts)
     if num_runs:
         hours = f"{hours_text(prepared.gpu_hours_saved)} {prepared.estimate.unit}"
-        yield f"{counted(num_runs, 'run')} of them begin from a state of a longer one: {hours} less"
+        yield f"{num_runs} of them begin from a state of another run: {hours} less"
 
 
 def _unmeasured_lines(prepared: Prepared) -> Iterator[str]:

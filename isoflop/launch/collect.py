@@ -222,7 +222,7 @@ class Shared:
 
     num_runs: int
     num_begun_at_forks: int
-    """Those that began from a state of a longer one."""
+    """Those that began from a state of another one."""
     flops: float
     """Of all steps of the runs."""
     flops_spent: float
@@ -231,7 +231,7 @@ class Shared:
     def __str__(self) -> str:
         """Return it in a line."""
         return (
-            f"{self.num_begun_at_forks} of {self.num_runs} runs began from a state of a longer "
+            f"{self.num_begun_at_forks} of {self.num_runs} runs began from a state of another "
             f"one: {format_flops(self.flops_spent, 3)} of {format_flops(self.flops, 3)} FLOPs "
             "executed"
         )

@@ -137,7 +137,7 @@ def test_extend_says_what_it_costs_three_times_over(tmp_path: Path) -> None:
 
     text = extend("--budgets", "2e10")
     first = flops_executed(make_plan(made.grown(DOUBLING[1]).study))
-    assert "executed, trunks once: " in text
+    assert "executed, if trained from nothing: " in text
     assert "FLOPs more to execute, of 2e10 if each were trained alone" in text
     assert "core-hours (estimate, cpu2)" in text
     made.finish(*DOUBLING[:2])

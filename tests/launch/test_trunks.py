@@ -380,6 +380,6 @@ def test_what_was_shared_is_told_of_finished_runs(made: Made) -> None:
     assert (found.num_runs, found.num_begun_at_forks) == (3, 1)
     assert (found.flops, found.flops_spent) == (every, every - flops_of_steps(short, fork))
     assert str(found) == (
-        f"1 of 3 runs began from a state of a longer one: {format_flops(found.flops_spent, 3)} of "
+        f"1 of 3 runs began from a state of another one: {format_flops(found.flops_spent, 3)} of "
         f"{format_flops(found.flops, 3)} FLOPs executed"
     )

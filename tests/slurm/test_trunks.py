@@ -64,7 +64,7 @@ def test_branches_come_last_and_cost_what_they_execute(
     assert prepared.gpu_hours == pytest.approx(wanted)
     whole = hours(prepared, shares=dict.fromkeys(prepared.runs, 1.0))
     assert prepared.gpu_hours_saved == pytest.approx(whole - wanted)
-    assert "2 runs of them begin from a state of a longer one" in "\n".join(total_lines(prepared))
+    assert "2 of them begin from a state of another run" in "\n".join(total_lines(prepared))
 
 
 def test_a_branch_whose_trunk_is_not_sent_is_a_run_as_any_other(
