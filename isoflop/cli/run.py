@@ -39,7 +39,7 @@ def run(
 
     RUNS are run ids or their first digits.
 
-    Where runs share trunks, the longest of each comes first, and the others begin where it passes.
+    Of runs that share a trunk the longest is trained first; others begin from states that it saves.
     Interrupted or killed, the same command goes on from the newest checkpoints, to the same
     numbers; a finished run is never trained twice. Exit code 1 when some runs failed or diverged, 3
     when the file system is full, read-only or does not answer.
