@@ -136,6 +136,15 @@ def test_a_refusal_is_told_in_the_scheduler_s_words(told: Scheduler) -> None:
     assert told.calls == ["scontrol requeue 12_3"]
 
 
+def test_a_job_requeues_itself_although_that_ends_its_processes(told: Scheduler) -> None:
+    told.says("scontrol")
+    script = Path(told.folder / "scontrol")
+    first, rest = script.read_text().split("\n", 1)
+    script.write_text(f"{first}\nkill -TERM $$\n{rest}")
+    scheduler.requeue("12_3", delay_s=60)
+    assert told.calls == ["scontrol requeue 12_3", "scontrol update JobId=12_3 StartTime=now+60"]
+
+
 def test_settings_of_the_shell_do_not_change_what_is_read(
     told: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

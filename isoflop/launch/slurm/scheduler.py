@@ -11,6 +11,7 @@ import functools
 import os
 import pwd
 import re
+import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ ENDING_ALREADY = "Job/step already completing or completed"
 """What scancel says of a job that needs no cancelling."""
 
 _ASK_SINFO = "try again once `sinfo` answers"
+# A requeue sends TERM to all processes of the job: to scontrol, too, where the job itself asks.
+_WITHOUT_TERM = ("/bin/sh", "-c", 'trap "" TERM; exec "$0" "$@"')
 _NO_SLURM = "go where SLURM's commands are, or load their module; `--cluster local` needs none"
 
 
@@ -287,11 +290,11 @@ def requeue(slurm_task_id: str, *, delay_s: int = 0) -> None:
     Raises:
         SchedulerError: the scheduler refused.
     """
-    call(["scontrol", "requeue", slurm_task_id])
+    call(["scontrol", "requeue", slurm_task_id], by=_WITHOUT_TERM)
     if delay_s:
         # A running job's cannot be changed; from here on it counts as pending.
         start = f"StartTime=now+{delay_s}"
-        call(["scontrol", "update", f"JobId={slurm_task_id}", start])
+        call(["scontrol", "update", f"JobId={slurm_task_id}", start], by=_WITHOUT_TERM)
 
 
 def cancel(ids: Iterable[str]) -> dict[str, str]:
@@ -314,13 +317,19 @@ def cancel(ids: Iterable[str]) -> dict[str, str]:
     return refused
 
 
-def call(arguments: Sequence[str]) -> str:
+def call(arguments: Sequence[str], *, by: Sequence[str] = ()) -> str:
     """Run one of SLURM's commands and return what it printed.
+
+    Args:
+        arguments: the command.
+        by: a command that executes another, which follows it.
 
     Raises:
         SchedulerError: it is not there, failed, or gave no answer in TIMEOUT_S.
     """
-    done = _run(arguments)
+    if by and shutil.which(arguments[0], path=_environment().get("PATH")) is None:
+        raise _not_there(arguments)
+    done = _run(arguments, by)
     if done.returncode != 0:
         raise _failed(_shown(arguments), done)
     return done.stdout
@@ -335,7 +344,12 @@ def _failed(command: str, done: subprocess.CompletedProcess[str]) -> SchedulerEr
     return SchedulerError(command, words or f"exit code {done.returncode}")
 
 
-def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _not_there(arguments: Sequence[str]) -> SchedulerError:
+    words = f"{arguments[0]} is not on the PATH"
+    return SchedulerError(_shown(arguments), words, _NO_SLURM)
+
+
+def _run(arguments: Sequence[str], by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run one of SLURM's commands, however it ends.
 
     Raises:
@@ -344,7 +358,7 @@ def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     command = _shown(arguments)
     try:
         return subprocess.run(
-            arguments,
+            [*by, *arguments],
             capture_output=True,
             text=True,
             errors="replace",
@@ -353,7 +367,7 @@ def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
             stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError:
-        raise SchedulerError(command, f"{arguments[0]} is not on the PATH", _NO_SLURM) from None
+        raise _not_there(arguments) from None
     except PermissionError as error:
         raise SchedulerError(command, str(error)) from None
     except subprocess.TimeoutExpired as error:
