@@ -54,6 +54,7 @@ SECONDS = {
     "plan/test_planner.py": 23,
     "model/test_count_llama.py::test_configurations": 22,
     "plan/test_count.py": 20,
+    "launch/test_shared_trunks.py": 18,
     "launch/test_chaos.py::test_a_command_killed": 14,
     "slurm": 18,
 }

@@ -80,7 +80,7 @@ def disturb(job: Job, num_kills: int, seed: int) -> Figures:
     figures = Figures()
     begin_s = time.monotonic()
     while figures.num_kills < num_kills:
-        process = _start(job)
+        process = start(job)
         _wait_for_its_first_beat(folder, process, figures.num_kills + 1)
         if figures.num_kills % 2:
             _wait_for_a_write(folder, process)
@@ -93,7 +93,7 @@ def disturb(job: Job, num_kills: int, seed: int) -> Figures:
         figures.num_in_a_write += any(folder.checkpoints.glob(".*.tmp"))
         steps = [int(path.name) for path in folder.checkpoints.glob("[0-9]*")]
         figures.steps_at_kills.append(max(steps, default=0))
-    process = _start(job)
+    process = start(job)
     process.join(END_S)
     assert process.exitcode == 0
     figures.seconds = time.monotonic() - begin_s
@@ -109,7 +109,7 @@ def disturb_command(job: Job, num_kills: int, seed: int) -> list[tuple[str, ...]
     dice = random.Random(seed)
     killed = []
     for number in range(1, num_kills + 1):
-        process = _start(job)
+        process = start(job)
         _wait_for_its_first_beat(folder, process, number)
         time.sleep(dice.uniform(0, MAX_LIFE_S))
         assert process.pid is not None
@@ -125,7 +125,7 @@ def disturb_command(job: Job, num_kills: int, seed: int) -> list[tuple[str, ...]
         process.join(END_S)
         assert process.exitcode != 0, "it ended before it was killed"
         killed.append(names)
-    process = _start(job)
+    process = start(job)
     process.join(END_S)
     assert process.exitcode == 0
     return killed
@@ -138,7 +138,7 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _start(job: Job) -> BaseProcess:
+def start(job: Job) -> BaseProcess:
     # Forked from a server that has imported everything: no 3 seconds of imports for each kill.
     context = multiprocessing.get_context("forkserver")
     needed = ["isoflop.train.loop", "isoflop.train.memory", "isoflop.launch.command.wrapper"]

@@ -1,9 +1,11 @@
 """Kills a real run 100 times at random instants, and prints what came of it.
 
     python tests/benchmarks/chaos.py [KILLS] [FAMILY]
+    python tests/benchmarks/chaos.py [KILLS] trunks
 
 With a checkpoint after each step, so that many kills strike while one is written. Also what
-checkpoints cost: the same run undisturbed, without any and with one after each step.
+checkpoints cost: the same run undisturbed, without any and with one after each step. With `trunks`
+it is a study of two trunks of three runs, two at a time; many kills strike at their forks.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from isoflop.placement import Placement
+from isoflop.plan.planner import make_plan
+from made_chaos import AIMS, disturb_study
 from made_kills import Figures, disturb, job_in
+from made_studies import micro
 
 EVERY_STEP = Placement(checkpoint_every_s=0.0)
 
@@ -43,9 +48,39 @@ def main(num_kills: int, family: str) -> int:
     return 0 if same else 1
 
 
+def study(num_kills: int) -> int:
+    """Kill both processes of a study's sessions; print what came of it."""
+    plans = {
+        share: make_plan(
+            micro(
+                **{"recipe": "micro-v3", "budgets": (4 * 10**8, 8 * 10**8, 16 * 10**8)},
+                **{"archs": ("mlp", "sgatlin"), "sizes": (1,)},
+                **{"share": share, "keep_weights": "all"},
+            )
+        )
+        for share in ("none", "trunks")
+    }
+    with tempfile.TemporaryDirectory() as name:
+        alone = disturb_study(Path(name) / "alone", plans["none"], 0, seed=0)
+        killed = disturb_study(Path(name) / "killed", plans["trunks"], num_kills, seed=1)
+    same = killed.ends == alone.ends and not killed.left_over
+    print(f"{len(alone.ends)} runs of two trunks, a checkpoint after each step")
+    print(f"sessions killed                  {killed.kills.total()}")
+    for aim in AIMS:
+        print(f"  at {aim:<29} {killed.kills[aim]}")
+    print(f"processes killed                 {killed.num_processes}")
+    print(f"half-written forks left          {killed.num_halves}")
+    print(f"runs that began at forks         {killed.num_begun_at_forks} of 4")
+    print(f"left in folders of forks         {len(killed.left_over)}")
+    print(f"bit-identical (loss and weights) {same}")
+    print(f"seconds alone, killed            {alone.seconds:.1f}, {killed.seconds:.1f}")
+    return 0 if same else 1
+
+
 def _is_same(found: Figures, wanted: Figures) -> bool:
     return found.result["loss"] == wanted.result["loss"] and found.weights == wanted.weights
 
 
 if __name__ == "__main__":
-    sys.exit(main(int((sys.argv[1:] or ["100"])[0]), (sys.argv[2:] or ["sgatlin"])[0]))
+    wanted, what = int((sys.argv[1:] or ["100"])[0]), (sys.argv[2:] or ["sgatlin"])[0]
+    sys.exit(study(wanted) if what == "trunks" else main(wanted, what))
