@@ -172,7 +172,7 @@ def test_a_stranger_installs_the_wheel_and_ends_the_quick_start(stranger: Strang
 
     folder = stranger.home / "results" / "quickstart"
     begin_quick_start(folder)
-    assert "5 runs to train, 55 complete already" in stranger.run("isoflop", "quickstart")
+    assert "5 runs to train, 70 complete already" in stranger.run("isoflop", "quickstart")
     assert (folder / "plots" / "isoflop_profiles.png").is_file()
     stranger.run("isoflop", "report", "results/quickstart")
     assert (folder / "report.html").is_file()

@@ -207,10 +207,13 @@ def test_a_later_field_at_its_default_is_no_part_of_a_run(family: str) -> None:
     assert run_id(dataclasses.replace(other, config=whole)) != run_id(other)
 
 
-def test_the_ids_of_committed_runs_stay() -> None:
-    committed = Path(__file__).parents[1] / "results" / "quickstart" / "plan.json"
+@pytest.mark.parametrize(
+    ("study", "num_runs"), [("facts_tiny", 15), ("cpu_reference", 180), ("quickstart", 75)]
+)
+def test_the_ids_of_committed_runs_stay(study: str, num_runs: int) -> None:
+    committed = Path(__file__).parents[1] / "results" / study / "plan.json"
     runs = json.loads(committed.read_text())["runs"]
-    assert len(runs) == 60
+    assert len(runs) == num_runs
     for run in runs:
         spec = RunSpec.from_json(run["spec"])
         assert run_id(spec) == run["run_id"]

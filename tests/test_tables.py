@@ -53,7 +53,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
     ("schema", "study"),
     [
         (PLAN, "quickstart"),
-        (RUNS, "quickstart"),
+        (RUNS, "cpu_reference"),
         (OPTIMA, "quickstart"),
         (FITS, "quickstart"),
         (COMPARE, "quickstart"),
