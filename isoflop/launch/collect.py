@@ -270,7 +270,9 @@ def collected_rows(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     states = study_states(folder, plan)
     stored = load_estimates(folder)
     estimates = {} if stored is None else stored.columns
-    with_spent = bool(trunks_of(plan))
+    # Planned again without trunks, what was executed stays what it was.
+    began = any(state.result is not None and state.result.trunk_steps for state in states)
+    with_spent = began or bool(trunks_of(plan))
     rows = [
         {**runs_row(state, with_spent=with_spent), **estimates.get(state.run.run_id, {})}
         for state in states
