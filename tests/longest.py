@@ -46,6 +46,7 @@ SECONDS = {
     "test_results.py": 38,
     "slurm/test_submit_real.py::test_a_run_that_fails": 34,
     "notebooks/test_notebooks.py": 33,
+    "slurm/test_matrix.py::test_a_branch": 40,
     "slurm/test_matrix.py": 30,
     "launch/test_run.py": 27,
     "train/parallel/test_torchrun.py": 25,

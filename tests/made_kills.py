@@ -180,13 +180,24 @@ def _with_what_is_there(figures: Figures, folder: RunFolder) -> Figures:
 
 def shorten_leases(site: Path, monkeypatch: pytest.MonkeyPatch, *, timeout_s: float) -> None:
     """Makes heartbeats quick, and leases short, in every process that is started from here on."""
-    # Python runs sitecustomize in every process, workers and jobs included.
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
+    customize(
+        site,
+        monkeypatch,
         "from isoflop.launch import attempt, run_folder\n"
         "attempt.HEARTBEAT_S = 0.3\n"
         f"run_folder.LEASE_TIMEOUT_S = {timeout_s}\n"
-        "run_folder._WATCH_POLL_S = 0.2\n"
+        "run_folder._WATCH_POLL_S = 0.2\n",
     )
+
+
+def customize(site: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Has every process that is started from here on run some code first, workers and jobs too.
+
+    Code that was given before for the same folder is kept.
+    """
+    # Python runs sitecustomize in every process, but only the first that it finds.
+    site.mkdir(exist_ok=True)
+    with (site / "sitecustomize.py").open("a") as file:
+        file.write(code)
     paths = [str(site), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))

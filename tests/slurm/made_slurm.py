@@ -20,6 +20,7 @@ from isoflop.launch.status import study_status
 from isoflop.plan.artefact import write_plan
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.plan.runs import PlannedRun
+from isoflop.plan.trunks import trunks_of
 from isoflop.study import Study
 from isoflop.train.loop import Placement, RunOutcome, train_run
 from made_studies import micro
@@ -54,7 +55,10 @@ class ClusterStudy:
 
     @property
     def runs(self) -> Sequence[PlannedRun]:
-        return self.plan.unique_runs
+        """In the plan's order; where some share a trunk, the longest first."""
+        if not trunks_of(self.plan):
+            return self.plan.unique_runs
+        return sorted(self.plan.unique_runs, key=lambda run: -run.spec.steps)
 
     def run_folder(self, index: int = 0) -> RunFolder:
         return RunFolder(self.folder, self.runs[index].run_id)
@@ -90,7 +94,8 @@ class ClusterStudy:
 
     def state(self, index: int = 0) -> RunState:
         """Where a run stands, as `isoflop status` has it."""
-        return study_status(self.folder, self.plan).states[index]
+        states = study_status(self.folder, self.plan).states
+        return next(s for s in states if s.run.run_id == self.runs[index].run_id)
 
     def wait_for_state(self, *states: str, seconds: float = 60.0) -> RunState:
         return wait_until(
@@ -129,6 +134,16 @@ class ClusterStudy:
     def wait_for_empty_queue(self) -> None:
         # A job that ended while the controller was down tells it so minutes later.
         wait_until(lambda: not self.cluster.run("squeue", "-h"), "no job in the queue", seconds=240)
+
+    def assert_branches_began_at_their_forks(self) -> None:
+        """What the longest run of the trunk did was not done again."""
+        (trunk,) = trunks_of(self.plan)
+        for run, fork in trunk.branches:
+            result = RunFolder(self.folder, run.run_id).result()
+            assert result is not None
+            assert result.trunk_steps == fork
+        # What nothing needs any more is gone.
+        assert not list(self.folder.glob("runs/*/forks/[0-9]*"))
 
     def assert_each_ended_once_as_undisturbed(self) -> None:
         """Bit for bit, whatever came between."""

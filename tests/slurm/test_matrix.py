@@ -14,8 +14,9 @@ from isoflop.files import read_json, write_json_atomic
 from isoflop.launch.slurm.records import not_requeued_file
 from isoflop.launch.slurm.retry import plan_retry
 from isoflop.launch.status import study_status
+from isoflop.spec import shown_id
 from made_disk import mounted
-from made_kills import shorten_leases
+from made_kills import customize, shorten_leases
 from slurm.made_cluster import Cluster, is_alive, wait_until
 from slurm.made_slurm import LONG, LONGER, SHORT, VERY_LONG, ClusterStudy, cluster_study
 
@@ -23,15 +24,38 @@ pytestmark = pytest.mark.slow
 NewCluster = Callable[..., Cluster]
 
 
+@pytest.fixture(autouse=True)
+def _soon_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that gave their nodes back begin again as soon as a requeued job may."""
+    code = "from isoflop.launch.slurm import waiting\nwaiting.FIRST_DELAY_S = 5\n"
+    customize(tmp_path / "site", monkeypatch, code)
+
+
 def long_run(cluster: Cluster, tmp_path: Path, *, budget_flops: int = LONG) -> ClusterStudy:
     return cluster_study(cluster, tmp_path / "study", budgets=(budget_flops,))
 
 
-def finish(study: ClusterStudy, *, num_attempts: int, seconds: float = 120.0) -> None:
-    """The run ends as if nothing had been, having gone on where it was."""
+def long_trunk(cluster: Cluster, tmp_path: Path) -> ClusterStudy:
+    """A long run, which is disturbed, and one of half its length that begins at its fork."""
+    # The recipe's batches are smaller: about as many steps as those of a long run.
+    budget_flops = LONG * 7 // 10
+    budgets = (budget_flops // 2, budget_flops)
+    return cluster_study(cluster, tmp_path / "study", budgets=budgets, recipe="micro-v3")
+
+
+def finish(
+    study: ClusterStudy, *, num_attempts: int, seconds: float = 120.0, is_shared: bool = False
+) -> None:
+    """All ends as if nothing had been, the long run having gone on where it was.
+
+    Args:
+        is_shared: its shorter sibling did not train alone.
+    """
     study.wait_for_results(seconds=seconds)
     study.wait_for_empty_queue()
     study.assert_each_ended_once_as_undisturbed()
+    if is_shared:
+        study.assert_branches_began_at_their_forks()
     folder = study.run_folder()
     assert len(folder.attempts()) >= num_attempts
     resumed = [row for row in folder.metrics() if row.get("event") == "resumed"]
@@ -54,26 +78,28 @@ def test_two_submits_at_the_same_time_send_each_run_once(
 
 
 def test_cancelled_and_submitted_again(new_cluster: NewCluster, tmp_path: Path) -> None:
-    study = long_run(new_cluster(), tmp_path)
+    study = long_trunk(new_cluster(), tmp_path)
     study.submit()
     study.wait_for_step()
     study.cluster.run("scancel", study.job())
     study.wait_for_empty_queue()
     (attempt,) = study.run_folder().attempts()
     assert attempt.exit_reason == "interrupted: SIGTERM"
+    # The other one went on alone.
+    assert study.run_folder(1).result() is not None
     study.submit()
     finish(study, num_attempts=2)
 
 
 def test_requeued_from_outside(new_cluster: NewCluster, tmp_path: Path) -> None:
-    study = long_run(new_cluster(), tmp_path)
+    study = long_trunk(new_cluster(), tmp_path)
     study.submit()
     study.wait_for_step()
     study.cluster.run("scontrol", "requeue", study.job())
     # Typed while it waits to start again: it is on its way, so nothing is sent.
     study.submit()
-    assert len(study.arrays()) == 1
-    finish(study, num_attempts=2)
+    assert len(study.arrays()) == 2
+    finish(study, num_attempts=2, is_shared=True)
 
 
 @pytest.mark.parametrize("grace_s", [0, 20])
@@ -82,19 +108,20 @@ def test_preempted_by_a_higher_partition(
 ) -> None:
     # With a grace time the cluster sends the job's own signal first.
     cluster = new_cluster(NODES=1, GRACE=grace_s, PREEMPT_SIGNAL=int(grace_s > 0), KILLWAIT=2)
-    study = long_run(cluster, tmp_path)
+    study = long_trunk(cluster, tmp_path)
     study.submit()
     study.wait_for_step()
     high = cluster.sbatch("sleep 2", "--exclusive", "--partition=high")
     cluster.wait_for(high, "RUNNING", "COMPLETED")
-    finish(study, num_attempts=2)
+    finish(study, num_attempts=2, is_shared=True)
     reason = study.run_folder().attempts()[0].exit_reason
     assert reason == ("interrupted: SIGUSR2" if grace_s else "interrupted: SIGTERM")
 
 
 def test_a_time_limit_shorter_than_the_run(new_cluster: NewCluster, tmp_path: Path) -> None:
+    # SLURM looks every 30 s, and then signals whoever has less than 90 s left: all. A branch that
+    # waits begins so often that it would be signalled before Python handles signals.
     study = long_run(new_cluster(), tmp_path, budget_flops=VERY_LONG)
-    # SLURM looks every 30 s, and then signals whoever has less than 90 s left: all.
     study.submit(time_limit_min=1, time_floor_min=1)
     finish(study, num_attempts=2, seconds=300)
     reasons = {a.exit_reason for a in study.run_folder().attempts()}
@@ -121,7 +148,7 @@ def test_a_node_dies_and_its_process_lives_on(new_cluster: NewCluster, tmp_path:
 @pytest.mark.parametrize("forgotten", [False, True])
 def test_killed_without_a_word(forgotten: bool, new_cluster: NewCluster, tmp_path: Path) -> None:
     cluster = new_cluster(MINJOBAGE=2 if forgotten else 300)
-    study = long_run(cluster, tmp_path)
+    study = long_trunk(cluster, tmp_path)
     study.submit()
     os.kill(study.wait_for_step(), signal.SIGKILL)
     job = study.job()
@@ -188,7 +215,7 @@ def test_the_controller_is_away_when_time_is_up(
     comes_back: bool, new_cluster: NewCluster, tmp_path: Path
 ) -> None:
     cluster = new_cluster()
-    study = long_run(cluster, tmp_path)
+    study = long_trunk(cluster, tmp_path)
     study.submit(signal_s=300 if comes_back else 15)
     process, job = study.wait_for_step(), study.job()
     cluster.kill_controller()
@@ -205,14 +232,14 @@ def test_the_controller_is_away_when_time_is_up(
         assert found.reason is not None
         assert f"job {job} asked " in found.reason
         study.submit()
-    finish(study, num_attempts=2)
-    assert len(study.arrays()) == (1 if comes_back else 2)
+    finish(study, num_attempts=2, is_shared=comes_back)
+    assert (len(study.arrays()) > 2) is not comes_back
     assert left.exists() is not comes_back
     assert study.run_folder().attempts()[0].exit_reason == "interrupted: SIGUSR2"
 
 
 def test_the_study_s_folder_is_moved(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    study = long_run(slurm_cluster, tmp_path)
+    study = long_trunk(slurm_cluster, tmp_path)
     study.submit()
     study.wait_for_step()
     job, old, study.folder = study.job(), study.folder, tmp_path / "elsewhere"
@@ -237,7 +264,7 @@ def test_a_holder_of_another_boot_is_watched(
     slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten_leases(tmp_path / "site", monkeypatch, timeout_s=3.0)
-    study = long_run(slurm_cluster, tmp_path)
+    study = long_trunk(slurm_cluster, tmp_path)
     study.submit()
     first = study.wait_for_step()
     # As an orphan on a lost node: another machine's, of which this one sees no process.
@@ -276,6 +303,46 @@ def test_a_run_held_elsewhere_gives_its_node_back(
     study.wait_for_results()
     study.assert_each_ended_once_as_undisturbed()
     assert len(study.run_folder().attempts()) == 2
+
+
+def held_back(cluster: Cluster, tmp_path: Path) -> ClusterStudy:
+    """A study whose shorter run gets a node while its trunk has none, and has given it back."""
+    study = long_trunk(cluster, tmp_path)
+    cluster.run("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
+    study.submit()
+    cluster.run("scontrol", "update", f"JobId={study.job()}", "StartTime=now+3600")
+    cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+    wait_until(lambda: int(cluster.field(study.job(1), "Restarts")) >= 1, "given back")
+    assert study.run_folder(1).attempts() == []
+    waits = study.state(1)
+    assert waits.state == "requeued"
+    assert f"waits for run {shown_id(study.runs[0].run_id)} to pass" in str(waits.reason)
+    return study
+
+
+def test_a_branch_that_comes_too_early_gives_its_node_back_and_begins_at_its_fork(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    cluster = new_cluster(NODES=1)
+    study = held_back(cluster, tmp_path)
+    cluster.run("scontrol", "update", f"JobId={study.job()}", "StartTime=now+1")
+    finish(study, num_attempts=1, is_shared=True)
+
+
+def test_a_branch_goes_on_alone_when_its_trunk_is_cancelled(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    cluster = new_cluster(NODES=1)
+    study = held_back(cluster, tmp_path)
+    ended = isoflop("cancel", study.folder, study.runs[0].run_id, "--yes")
+    assert ended.returncode == 0, ended.stderr
+    wait_until(lambda: study.run_folder(1).result() is not None, "the branch alone")
+    study.wait_for_empty_queue()
+    result = study.run_folder(1).result()
+    assert result is not None
+    assert (result.trunk_steps, study.run_folder().attempts()) == (0, [])
+    study.submit()
+    finish(study, num_attempts=1)
 
 
 def test_two_nodes_train_one_run(new_cluster: NewCluster, tmp_path: Path) -> None:
