@@ -135,7 +135,7 @@ def open_session(
     if any(isinstance(run.spec, TrainerSpec) for run in unfinished):
         check_code(folder, plan)
     watches = watch_all(folder, (p.run_id for p in unfinished)) if is_here else {}
-    left = steps_to_train(folder, plan, {p.run_id for p in unfinished})
+    left = steps_to_train(folder, plan, {p.run_id for p in unfinished}, results)
     _put_in_order(unfinished, left, watches)
     trunks = trunk_jobs(plan)
     jobs = tuple(

@@ -310,17 +310,24 @@ class Start:
 
 
 def steps_to_train(
-    study_folder: Path, plan: Plan, trained: Collection[str] | None = None
+    study_folder: Path,
+    plan: Plan,
+    trained: Collection[str] | None = None,
+    results: Mapping[str, RunResult] | None = None,
 ) -> dict[str, int]:
     """Return the steps that are yet to be executed of each run without a result, by run id.
 
     See :func:`starts` for the arguments.
     """
-    return {run_id: start.num_left for run_id, start in starts(study_folder, plan, trained).items()}
+    found = starts(study_folder, plan, trained, results)
+    return {run_id: start.num_left for run_id, start in found.items()}
 
 
 def starts(
-    study_folder: Path, plan: Plan, trained: Collection[str] | None = None
+    study_folder: Path,
+    plan: Plan,
+    trained: Collection[str] | None = None,
+    results: Mapping[str, RunResult] | None = None,
 ) -> dict[str, Start]:
     """Return where each run without a result is going to begin, by run id; nothing is verified.
 
@@ -331,17 +338,18 @@ def starts(
         study_folder: the study's folder.
         plan: its plan, or one that it may grow into.
         trained: ids of the runs that are going to be trained; None: all without a result.
+        results: those that were read already, by run id; the others are read.
     """
-    ends: dict[str, RunResult | None] = {}
+    ends: dict[str, RunResult | None] = dict(results or {})
     steps = {run.run_id: run.spec.steps for run in plan.unique_runs}
-    for run_id in steps:
+    for run_id in steps.keys() - ends.keys():
         result, error = RunFolder(study_folder, run_id).checked()
         if error is None:
             ends[run_id] = result
     found = {
         run_id: Start(steps=steps[run_id], step=_own_step(study_folder, run_id))
-        for run_id, end in ends.items()
-        if end is None
+        for run_id in steps
+        if run_id in ends and ends[run_id] is None
     }
     for trunk in trunks_of(plan):
         forks = {run.run_id: n for run, n in zip(trunk.runs, trunk.forks, strict=True)}

@@ -168,7 +168,7 @@ def prepare(
     parked = [job.run_id for job in free if _is_parked(folder, job.run_id, profile, recorded)]
     jobs, runs = {}, {}
     to_send = [job for job in free if job.run_id not in parked]
-    begins = starts(folder, session.plan, {*live.run_ids, *(job.run_id for job in to_send)})
+    begins = starts(folder, session.plan, live.run_ids | wanted - {*parked}, session.results)
     for job in to_send:
         run_id = job.run_id
         own = recorded.get(run_id, {})
