@@ -318,26 +318,35 @@ def test_a_damaged_state_is_the_commands_own_and_fails_it(
     assert same_losses(made, alone, "short")
 
 
-@pytest.mark.parametrize("kind", ["link", "link to a folder"])
-def test_a_fork_that_is_not_files_alone_is_passed_over(
-    kind: str, tmp_path: Path, trunk: Made, alone: Made
-) -> None:
-    made = trunk.copy(tmp_path)
-    secret = tmp_path / "secret"
+def secret_beside(folder: Path) -> Path:
+    secret = folder / "secret"
     secret.mkdir()
     (secret / "state.json").write_text('{"step": 0, "x": 1.0}')
+    return secret
+
+
+def test_a_fork_with_a_link_in_it_is_passed_over(tmp_path: Path, trunk: Made, alone: Made) -> None:
+    made = trunk.copy(tmp_path)
     fork = made.of(made.long).forks / str(fork_of(made.middle))
-    if kind == "link":
-        (fork / "deep").mkdir()
-        (fork / "deep" / "x").symlink_to(secret / "state.json")
-    else:
-        branching.remove_fork(fork)
-        fork.symlink_to(secret)
+    (fork / "deep").mkdir()
+    (fork / "deep" / "x").symlink_to(secret_beside(tmp_path) / "state.json")
     made.train(made.middle)
     # The one before serves as well.
     assert made.result(made.middle).trunk_steps == fork_of(made.short)
     (told,) = made.events(made.middle, "fork_damaged")
     assert (told["step"], told["run_id"]) == (fork_of(made.middle), made.long.run_id)
+    assert same_losses(made, alone, "middle")
+
+
+def test_a_run_among_whose_forks_is_a_link_is_passed_over(
+    tmp_path: Path, trunk: Made, alone: Made
+) -> None:
+    made = trunk.copy(tmp_path)
+    fork = made.of(made.long).forks / str(fork_of(made.middle))
+    branching.remove_fork(fork)
+    fork.symlink_to(secret_beside(tmp_path))
+    made.train(made.middle)
+    assert made.result(made.middle).trunk_steps == 0
     assert same_losses(made, alone, "middle")
 
 
