@@ -63,7 +63,7 @@ def test_a_study_with_trunks_has_the_results_of_one_without(tmp_path: Path) -> N
     saved = sum(trunk.flops_saved for trunk in trunks_of(plan))
     assert executed == sum(run.flops for run in plan.unique_runs) - saved
     assert executed == sum(row["flops_spent"] for row in rows["trunks"])
-    assert "4 of 6 runs began where a longer one passed" in process.stdout
+    assert "4 of 6 runs began from a state of another" in process.stdout
 
 
 @pytest.mark.slow
