@@ -211,7 +211,7 @@ def _spent(run: PlannedRun, result: RunResult) -> dict[str, float | None]:
     """Return FLOPs and seconds of the steps that a run did not take over from a longer one."""
     wall_s = result.wall_s
     return {
-        "flops_spent": float(flops_of_steps(run, result.num_steps - result.trunk_steps)),
+        "flops_spent": float(flops_of_steps(run, result.num_own_steps)),
         "wall_s_spent": None if wall_s is None else wall_s - result.trunk_wall_s,
     }
 
@@ -252,9 +252,7 @@ def shared(plan: Plan, results: Mapping[str, RunResult]) -> Shared | None:
         num_runs=len(ended),
         num_begun_at_forks=num_begun,
         flops=float(sum(flops_of_steps(run, result.num_steps) for run, result in ended)),
-        flops_spent=float(
-            sum(flops_of_steps(run, result.num_steps - result.trunk_steps) for run, result in ended)
-        ),
+        flops_spent=float(sum(flops_of_steps(run, result.num_own_steps) for run, result in ended)),
     )
 
 

@@ -24,7 +24,7 @@ from isoflop.launch.job import Job, TrunkJob
 from isoflop.launch.metrics import Lines, MetricsLog, is_row, newest_by_step, read_rows
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import Attempt, RunResult
-from isoflop.launch.trunks import forks_in, inherited, is_needed, usable_forks
+from isoflop.launch.trunks import forks_in, inherited, is_needed, newest_step, usable_forks
 
 if TYPE_CHECKING:
     from isoflop.train.checkpoint import CheckpointStore
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("isoflop")
 
 SHARED_FILE = "shared.jsonl"
-_FIGURES = ("step", "loss", "grad_norm", "lr", "tokens")
+FIGURES = ("step", "loss", "grad_norm", "lr", "tokens")
+"""Of a row of metrics, what a run alone would have had, too."""
 # In the order in which a step tells them; None is its metrics.
 _ORDER = ("spike", "usage", None, "evaluation")
 
@@ -63,14 +64,9 @@ def inherited_by(job: Job, folder: RunFolder) -> RunResult | None:
     with contextlib.suppress(OSError):
         found = inherited(Path(job.study_folder), job.trunk)
         # Where sums have no fixed order it may have come further than the other.
-        if found is not None and not _has_passed(folder, found.num_steps):
+        if found is not None and newest_step(folder) <= found.num_steps:
             return found
     return None
-
-
-def _has_passed(folder: RunFolder, step: int) -> bool:
-    names = (path.name for path in folder.checkpoints.glob("*"))
-    return any(int(name) > step for name in names if name.isdecimal())
 
 
 def trunk_of_follower(job: Job, folder: RunFolder) -> SharedTrunk | None:
@@ -178,7 +174,7 @@ class TrunkLog:
 
     def step(self, metrics: StepMetrics) -> None:
         """Keep the metrics of a step that another run logs."""
-        self._row({name: getattr(metrics, name) for name in _FIGURES})
+        self._row({name: getattr(metrics, name) for name in FIGURES})
 
     def _row(self, values: Mapping[str, Any]) -> None:
         step = values["step"]
@@ -249,7 +245,7 @@ class _Curve:
         own = _before(folder.metrics(), num_steps)
         shared = _before(read_rows(folder.forks / SHARED_FILE), num_steps)
         self.steps = {
-            step: {name: row.get(name) for name in _FIGURES}
+            step: {name: row.get(name) for name in FIGURES}
             for step, row in newest_by_step([*own, *shared]).items()
         }
         self._own = [row for row in own if "event" in row]

@@ -14,10 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from isoflop.errors import UserError
 from isoflop.launch.job import Job, Sibling
-from isoflop.launch.run_folder import RunFolder
-from isoflop.launch.trunks import waits_for
+from isoflop.launch.trunks import is_trained, waits_for
 
 
 class Pending:
@@ -106,12 +104,7 @@ class Pending:
         folder = Path(job.study_folder)
 
         def is_coming(run_id: str) -> bool:
-            if run_id in self._to_end:
-                return True
-            try:
-                return RunFolder(folder, run_id).attempt_at_work() is not None
-            except UserError:
-                return False
+            return run_id in self._to_end or is_trained(folder, run_id)
 
         # One of this session that failed before is tried again.
         return waits_for(folder, job.run_id, job.trunk, is_coming, retries=True)

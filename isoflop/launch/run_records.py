@@ -127,6 +127,11 @@ class RunResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers that a command of the user's own reported, by the study's names."""
 
+    @property
+    def num_own_steps(self) -> int:
+        """Steps that were executed for this run alone."""
+        return self.num_steps - self.trunk_steps
+
     def __post_init__(self) -> None:
         if self.status == "done" and self.loss is None:
             raise UserError("loss", None, "a number where the run is done", TRAIN_AGAIN)

@@ -33,8 +33,8 @@ from isoflop.launch.slurm.queue import (
 from isoflop.launch.slurm.records import NotRequeued, RunOptions, cancelled_jobs, read_options
 from isoflop.launch.slurm.scheduler import JobState, SchedulerError
 from isoflop.launch.slurm.then_fit import FitState, fit_state
-from isoflop.launch.slurm.waiting import find_wait, is_queued, is_trained
-from isoflop.launch.trunks import trunk_jobs
+from isoflop.launch.slurm.waiting import find_wait, is_queued
+from isoflop.launch.trunks import is_trained, trunk_jobs
 from isoflop.plan.artefact import read_plan
 from isoflop.plan.planner import Plan
 

@@ -44,21 +44,33 @@ class Fork:
 
 def trunk_jobs(plan: Plan) -> dict[str, TrunkJob]:
     """Return what each run of a plan shares, by run id; nothing of runs that share nothing."""
-    jobs = {}
+    jobs: dict[str, TrunkJob] = {}
     # What is kept of a run that has no other yet serves those that are planned later.
     for trunk in trunks_of(plan, with_single=plan.study.keep_trunks):
         every = [
             Sibling(run_id=run.run_id, steps=run.spec.steps, fork=fork)
             for run, fork in zip(trunk.runs, trunk.forks, strict=True)
         ]
-        for own in every:
-            jobs[own.run_id] = TrunkJob(
-                steps=own.steps,
-                fork=own.fork,
-                siblings=tuple(other for other in every if other is not own),
-                keeps=plan.study.keep_trunks and own is every[-1],
-            )
+        jobs |= _jobs_of(every, keeps=plan.study.keep_trunks)
     return jobs
+
+
+def _jobs_of(every: Sequence[Sibling], *, keeps: bool) -> dict[str, TrunkJob]:
+    """Return what each run of a trunk shares, by run id.
+
+    Args:
+        every: its runs, the shortest first.
+        keeps: whether the last one keeps the state at its own fork.
+    """
+    return {
+        own.run_id: TrunkJob(
+            steps=own.steps,
+            fork=own.fork,
+            siblings=tuple(other for other in every if other is not own),
+            keeps=keeps and own is every[-1],
+        )
+        for own in every
+    }
 
 
 def forks_in(folder: RunFolder) -> list[Fork]:
@@ -143,7 +155,7 @@ def waits_for(
             try it again. Otherwise nobody waits for a run that failed.
     """
     own = RunFolder(study_folder, run_id)
-    if not job.longer or _has_begun(own) or inherited(study_folder, job) is not None:
+    if not job.longer or has_begun(own) or inherited(study_folder, job) is not None:
         return None
     if not _is_unfinished(study_folder, run_id):
         return None
@@ -163,9 +175,16 @@ def waits_text(longer: str, fork: int) -> str:
     return f"waits for {shown_id(longer)} to pass step {fork:,}"
 
 
-def _has_begun(folder: RunFolder) -> bool:
+def is_trained(study_folder: Path, run_id: str) -> bool:
+    """Return whether a live process seems to be at a run; of damaged records nothing is known."""
+    with contextlib.suppress(UserError):
+        return RunFolder(study_folder, run_id).attempt_at_work() is not None
+    return False
+
+
+def has_begun(folder: RunFolder) -> bool:
     """Return whether a run left a state that its next attempt goes on from."""
-    if _steps_in(folder.checkpoints):
+    if newest_step(folder):
         return True
     with contextlib.suppress(OSError):
         return any(folder.trainer.iterdir())
@@ -271,16 +290,8 @@ def prune_forks(study_folder: Path, run_id: str, job: TrunkJob) -> None:
     """
     own = Sibling(run_id=run_id, steps=job.steps, fork=job.fork)
     every = sorted((own, *job.siblings), key=lambda sibling: sibling.steps)
-    jobs = {
-        sibling.run_id: TrunkJob(
-            steps=sibling.steps,
-            fork=sibling.fork,
-            siblings=tuple(other for other in every if other is not sibling),
-            # Whether the longest keeps its own is told to no other.
-            keeps=job.keeps if sibling is own else sibling is every[-1],
-        )
-        for sibling in every
-    }
+    # Whether the longest keeps its own is told to no other.
+    jobs = _jobs_of(every, keeps=job.keeps or own is not every[-1])
     for path in list(superfluous_forks(study_folder, jobs)):
         remove_fork(path)
 
@@ -347,7 +358,7 @@ def starts(
         if error is None:
             ends[run_id] = result
     found = {
-        run_id: Start(steps=steps[run_id], step=_own_step(study_folder, run_id))
+        run_id: Start(steps=steps[run_id], step=newest_step(RunFolder(study_folder, run_id)))
         for run_id in steps
         if run_id in ends and ends[run_id] is None
     }
@@ -409,9 +420,9 @@ def _best(start: Start, own_fork: int, left: Sequence[Fork], coming: Sequence[st
     return dataclasses.replace(start, step=own_fork, sibling=coming[0]) if coming else start
 
 
-def _own_step(study_folder: Path, run_id: str) -> int:
+def newest_step(folder: RunFolder) -> int:
     """Return the completed steps of a run's newest checkpoint, which is not verified; else 0."""
-    return max(_steps_in(RunFolder(study_folder, run_id).checkpoints), default=0)
+    return max(_steps_in(folder.checkpoints), default=0)
 
 
 def _is_coming(study_folder: Path, run_id: str, trained: Collection[str] | None) -> bool:

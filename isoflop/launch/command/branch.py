@@ -26,18 +26,24 @@ from typing import Any
 from isoflop.errors import UserError
 from isoflop.files import fsync_path, refuse_links, write_json_atomic
 from isoflop.launch.command.curve import CurvePoint
-from isoflop.launch.forks import leaves
+from isoflop.launch.forks import FIGURES, leaves
 from isoflop.launch.job import TrunkJob
 from isoflop.launch.metrics import MetricsLog, newest_by_step
 from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.run_records import Attempt, RunResult
-from isoflop.launch.trunks import Fork, forks_in, inherited, is_needed, remove_fork, usable_forks
+from isoflop.launch.trunks import (
+    Fork,
+    forks_in,
+    has_begun,
+    inherited,
+    is_needed,
+    remove_fork,
+    usable_forks,
+)
 from isoflop.validate import Count, Digest, Seconds, Whole, read_record
 
 BEGAN_FILE = "began.json"
 
-# Of a row of metrics, what a run alone would have had, too.
-_FIGURES = ("step", "loss", "grad_norm", "lr", "tokens")
 _COPIED_BYTES = 2**20
 _MISSING = "the command went on without leaving its state (isoflop.trainer.branch)"
 
@@ -94,7 +100,7 @@ class CommandTrunk:
         Only one that came into the curve as a loss that is no number: of any other it is not known
         whether it lies in what both runs have in common. A run that has begun finds out itself.
         """
-        if self._trunk is None or self._has_begun():
+        if self._trunk is None or has_begun(self._folder):
             return None
         for other in self._trunk.siblings:
             found = inherited(
@@ -108,9 +114,6 @@ class CommandTrunk:
                 if rows and rows[max(rows)].get("loss") is None and max(rows) <= found.num_steps:
                     return found
         return None
-
-    def _has_begun(self) -> bool:
-        return self._folder.trainer.is_dir() and any(self._folder.trainer.iterdir())
 
     def begin(self, may_go_on: Callable[[], bool]) -> None:
         """Take over the latest fork there is, unless the run has begun; find out what to leave.
@@ -129,7 +132,7 @@ class CommandTrunk:
         ):
             shutil.rmtree(left, ignore_errors=True)
         record = self._folder.path / BEGAN_FILE
-        if self._has_begun():
+        if has_begun(self._folder):
             self.began = _read_began(self._folder)
         else:
             # Of a copy that did not come into its place.
@@ -213,7 +216,7 @@ class CommandTrunk:
             for row in newest_by_step(self._longer(run_id).metrics()).values():
                 if row["step"] > step or row["step"] in own:
                     continue
-                found = {name: row[name] for name in _FIGURES if name in row}
+                found = {name: row[name] for name in FIGURES if name in row}
                 loss = row.get("loss")
                 log.row({**found, "loss": math.nan if loss is None else loss})
 

@@ -31,7 +31,7 @@ from isoflop.launch.run_folder import RunFolder
 from isoflop.launch.slurm.limits import needs_a_person, waits_for_another
 from isoflop.launch.slurm.queue import Queue, query_queue
 from isoflop.launch.slurm.records import Waited, cancelled_jobs, read_waited
-from isoflop.launch.trunks import waits_for
+from isoflop.launch.trunks import is_trained, waits_for
 from isoflop.spec import shown_id
 
 if TYPE_CHECKING:
@@ -102,13 +102,6 @@ def find_wait(
         is_live=is_live,
         expected_s=expected_s,
     )
-
-
-def is_trained(study_folder: Path, run_id: str) -> bool:
-    """Return whether a live process seems to be at a run; of damaged records nothing is known."""
-    with contextlib.suppress(UserError):
-        return RunFolder(study_folder, run_id).attempt_at_work() is not None
-    return False
 
 
 def is_queued(
