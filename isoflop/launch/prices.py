@@ -71,13 +71,8 @@ def price_new_runs(
 
 def _hours(estimate: PlanEstimate, left: Mapping[str, Start]) -> float:
     """Return the device-hours of the steps that are left, with the start-up of their runs."""
-    total = 0.0
-    for run_id, start in left.items():
-        run = estimate.runs[run_id]
-        if run.step_s is not None and start.num_left:
-            run_s = run.step_s * start.num_left + (run.start_s or 0.0)
-            total += run_s * run.num_devices / 3600
-    return total
+    begun = ((estimate.runs[run_id], start.num_left) for run_id, start in left.items())
+    return sum(run.hours_of(num_left) or 0.0 for run, num_left in begun if num_left)
 
 
 def _left_nothing(folder: Path, plan: Plan, new: Collection[str], left: Mapping[str, Start]) -> int:

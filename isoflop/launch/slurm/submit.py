@@ -93,13 +93,16 @@ class Prepared:
     @property
     def gpu_hours(self) -> float:
         """Estimated device-hours of the steps that are to be executed."""
-        return sum(_hours(self.estimate.runs[i], self.starts[i]) or 0.0 for i in self.runs)
+        found = ((self.estimate.runs[i], self.starts[i]) for i in self.runs)
+        return sum(run.hours_of(start.num_left) or 0.0 for run, start in found)
 
     @property
     def gpu_hours_saved(self) -> float:
         """Estimated device-hours of the steps that longer runs do for these."""
         found = ((self.estimate.runs[i], self.starts[i]) for i in self.runs)
-        hours = ((run.gpu_hours, _hours(run, start)) for run, start in found if start.sibling)
+        hours = (
+            (run.gpu_hours, run.hours_of(start.num_left)) for run, start in found if start.sibling
+        )
         return sum(whole - left for whole, left in hours if whole is not None and left is not None)
 
     @property
@@ -466,7 +469,7 @@ def _placed(job: Job, given: Mapping[str, Any], estimate: PlanEstimate) -> Job:
 
 def _run_to_send(job: Job, run: RunEstimate, start: Start, excluded: Collection[str]) -> RunToSend:
     # FLOPs alone say too little of how long a command takes to limit it by them.
-    hours = None if run.source == "flops" else _hours(run, start)
+    hours = None if run.source == "flops" else run.hours_of(start.num_left)
     fork_s = None
     if start.sibling is not None and not start.is_there:
         # A step of the longer one takes as long.
@@ -480,15 +483,6 @@ def _run_to_send(job: Job, run: RunEstimate, start: Start, excluded: Collection[
         starts_ranks=job.trainer is not None,
         fork_s=fork_s,
     )
-
-
-def _hours(run: RunEstimate, start: Start) -> float | None:
-    """Return the device-hours of the steps that a run is yet to execute; None: not known."""
-    if run.gpu_hours is None:
-        return None
-    # What it takes to start it is in them.
-    start_hours = (run.start_s or 0.0) * run.num_devices / 3600
-    return start_hours + (run.gpu_hours - start_hours) * start.num_left / start.steps
 
 
 def _num_local_tasks(runs: Sequence[RunToSend], prepared: Prepared) -> int:

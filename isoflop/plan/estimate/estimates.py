@@ -76,6 +76,12 @@ class RunEstimate:
     trunk_gpu_hours: float = 0.0
     """Of gpu_hours, those of steps that a longer run of the plan does for this one, too."""
 
+    def hours_of(self, num_steps: int) -> float | None:
+        """Return the device-hours of some steps, and of the start; None: it does not fit."""
+        if self.step_s is None:
+            return None
+        return (self.step_s * num_steps + (self.start_s or 0.0)) * self.num_devices / 3600
+
     @property
     def gpu_hours_spent(self) -> float:
         """Device-hours that are spent for this run alone; 0 where it does not fit."""
