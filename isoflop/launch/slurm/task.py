@@ -62,7 +62,6 @@ from isoflop.launch.slurm.records import (
     submission_file,
     waited_file,
 )
-from isoflop.launch.trunks import prune_forks
 
 if TYPE_CHECKING:
     from isoflop.data.windows import TokenData
@@ -316,8 +315,6 @@ class ArrayTask:
             self._put_off()
             return
         self._prune |= job.keep_weights == "best" and result.status == "done"
-        if result.status in ("done", "diverged") and job.trunk is not None:
-            prune_forks(self._folder, run_id, job.trunk)
         reason = "" if result.reason is None else f": {result.reason}"
         _say(f"run {run_id} {result.status}{reason}", sys.stdout)
         if result.status in ("interrupted", "held"):
@@ -450,12 +447,14 @@ class ArrayTask:
 
     def _once(self, job: Job, data: TokenData | None, ranks: Ranks | None) -> JobResult:
         stop, watch = self._should_stop, self._watches.get(job.run_id)
+        from isoflop.launch.train_job import prune_forks_after, train_job
+
         if data is not None:
             from isoflop.launch.execute import execute
 
-            return execute(job, data, should_stop=stop, ranks=ranks, watch=watch)
-        from isoflop.launch.train_job import train_job
-
+            result = execute(job, data, should_stop=stop, ranks=ranks, watch=watch)
+            prune_forks_after(job, result)
+            return result
         # A job that is to go on gives its node back first: its time is nearly up, perhaps.
         again = self._slurm_id is None
         own = self._surroundings()
