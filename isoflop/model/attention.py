@@ -147,7 +147,9 @@ class _NormaliseAndRotate(torch.autograd.Function):
         scaled_BTW = normed_h.view_as(x_BTW) * scale_W
         ctx.save_for_backward(normed_h, inverse, scale_W, cos_TW, sin_TW)
         ctx.group_shape = (num_groups, heads_per_group, head_width)
-        return (scaled_BTW * cos_TW).addcmul_(swap_halves(scaled_BTW, head_width), sin_TW)
+        # Never in place: torch.compile of torch 2.11 gives a result that was written in place the
+        # gradient zero (tests/model/test_autograd_functions.py).
+        return torch.addcmul(scaled_BTW * cos_TW, swap_halves(scaled_BTW, head_width), sin_TW)
 
     @staticmethod
     def backward(ctx: Any, grad_BTW: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,7 @@ class _ChunkedSum(torch.autograd.Function):
         loss = x_TD.new_zeros(())
         if not with_gradients:
             for rows in _chunks(len(x_TD), embedding_VD):
-                loss += _cross_entropy(x_TD[rows] @ embedding_VD.T, target_T[rows], "sum")
+                loss = loss + _cross_entropy(x_TD[rows] @ embedding_VD.T, target_T[rows], "sum")
             return loss
         grad_x_TD = torch.empty_like(x_TD)
         grad_embedding_VD = torch.zeros_like(embedding_VD)
@@ -113,7 +113,7 @@ class _ChunkedSum(torch.autograd.Function):
             logit_RV = chunk_RV[: rows.stop - rows.start]
             torch.mm(x_TD[rows], embedding_VD.T, out=logit_RV)
             loss_R, grad_RV = _losses_and_gradient(logit_RV, target_T[rows])
-            loss += loss_R.sum()
+            loss = loss + loss_R.sum()
             torch.mm(grad_RV, embedding_VD, out=grad_x_TD[rows])
             torch.addmm(grad_embedding_VD, grad_RV.T, x_TD[rows], out=grad_embedding_VD)
         ctx.save_for_backward(grad_x_TD, grad_embedding_VD)

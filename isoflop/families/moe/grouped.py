@@ -57,7 +57,7 @@ class _OneProduct(torch.autograd.Function):
         numbers = torch.arange(len(weight), dtype=group.dtype, device=group.device)
         ends = torch.searchsorted(group, numbers, right=True, out_int32=True)
         ctx.save_for_backward(x, weight, group, ends)
-        return F.grouped_mm(x, weight, offs=ends).add_(bias.index_select(0, group))
+        return F.grouped_mm(x, weight, offs=ends) + bias.index_select(0, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
