@@ -58,6 +58,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "isoflop report results/bilinear": _OWN_FAMILY,
     },
     "results/README.md": {"isoflop report results/cpu_reference": _RESULTS},
+    "results/trunks/README.md": {"isoflop report results/trunks": _RESULTS},
     "CONTRIBUTING.md": {"make test": "runs these tests"},
     "results/cpu_reference/README.md": {
         "isoflop fit results/cpu_reference && isoflop report results/cpu_reference": _RESULTS,
