@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge
-
 from isoflop.files import sha256_json
-from isoflop.validate import CLOSED, Count, Digest, validated
+from isoflop.validate import CLOSED, Count, Digest, Ge, validated
 
 SHOWN_DIGITS = 12
 

@@ -15,8 +15,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
-from annotated_types import Ge, Le
-
 from isoflop.errors import UserError, shown
 from isoflop.files import read_json
 
@@ -65,18 +63,50 @@ class ReadBy:
         return core_schema.no_info_before_validator_function(self.function, handler(source))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pattern:
-    """Annotates a text that a regular expression has to match.
+@dataclass(frozen=True, slots=True)
+class _Constraint:
+    """Annotates a field by a constraint, in the words of pydantic's schemas.
 
-    As the `pattern` of `pydantic.Field`, which is slow to import.
+    As `pydantic.Field`, which is slow to import, and without a package: a specification is made,
+    and a step estimated, where pydantic is not installed (isoflop.gpu_report).
     """
 
-    regex: str
+    keyword: str
+    value: float | str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Return pydantic's schema of the text, with the pattern."""
-        return handler(source) | {"pattern": self.regex}
+        """Return pydantic's schema of the field, with the constraint."""
+        return handler(source) | {self.keyword: self.value}
+
+
+def Ge(least: float) -> _Constraint:
+    """Return the constraint that a number is at least ``least``."""
+    return _Constraint("ge", least)
+
+
+def Gt(bound: float) -> _Constraint:
+    """Return the constraint that a number is more than ``bound``."""
+    return _Constraint("gt", bound)
+
+
+def Le(most: float) -> _Constraint:
+    """Return the constraint that a number is at most ``most``."""
+    return _Constraint("le", most)
+
+
+def Lt(bound: float) -> _Constraint:
+    """Return the constraint that a number is less than ``bound``."""
+    return _Constraint("lt", bound)
+
+
+def MinLen(length: int) -> _Constraint:
+    """Return the constraint that a text has at least so many characters."""
+    return _Constraint("min_length", length)
+
+
+def Pattern(*, regex: str) -> _Constraint:
+    """Return the constraint that a text matches a regular expression."""
+    return _Constraint("pattern", regex)
 
 
 # The largest number of a table's column.

@@ -6,10 +6,9 @@ from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from annotated_types import Ge
 
 from isoflop.errors import UserError
-from isoflop.validate import CLOSED, ReadBy, validated
+from isoflop.validate import CLOSED, Ge, ReadBy, validated
 
 
 def _doubled(value: object) -> object:

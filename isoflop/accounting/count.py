@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from annotated_types import Ge
-
 from isoflop.accounting.conventions import get_convention, not_known
 from isoflop.accounting.ledger import TRAINING_PASSES, Component, Ledger, add_up
 from isoflop.errors import UserError
-from isoflop.validate import CLOSED, validated
+from isoflop.validate import CLOSED, Ge, validated
 
 _Whole = Annotated[int, Ge(0)]
 _Some = Annotated[int, Ge(1)]

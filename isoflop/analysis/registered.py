@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le
-
 from isoflop import __version__
 from isoflop.analysis.points import Selection
 from isoflop.analysis.predict import REGISTERED, Prediction
@@ -22,7 +20,7 @@ from isoflop.analysis.result import Fits
 from isoflop.errors import UserError, shown
 from isoflop.files import read_json, refuse_links, sha256_json, write_json_atomic
 from isoflop.numbers import format_flops
-from isoflop.validate import CLOSED, Count, Digest, UnixTime, in_file, validated
+from isoflop.validate import CLOSED, Count, Digest, Ge, Le, UnixTime, in_file, validated
 
 FILE = "predictions.json"
 

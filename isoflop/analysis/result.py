@@ -8,8 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from isoflop.analysis.axes import check_axis
 from isoflop.analysis.bootstrap import Draws, Requested, scatter_of
 from isoflop.analysis.laws import Budget, LawAxis, PowerLaw, default_budget
@@ -23,7 +21,7 @@ from isoflop.errors import UserError
 from isoflop.ingest.budgets import Budgets, Cluster
 from isoflop.tables import Schema, write_table
 from isoflop.units import unit_note
-from isoflop.validate import CLOSED
+from isoflop.validate import CLOSED, Ge, Gt, Le, Lt
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

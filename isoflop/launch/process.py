@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Le
-
-from isoflop.validate import Count, Whole, validated
+from isoflop.validate import Count, Le, Whole, validated
 
 # Field 22 of /proc/PID/stat, counted from the state letter that follows the command's name.
 _START_TIME_AFTER_NAME = 19

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Lt
-
 from isoflop.accounting import Ledger, get_convention, model_ledger, stored_ledger
 from isoflop.errors import UserError, shown
 from isoflop.families import COMPONENTS, config_from_mapping, get_spec
 from isoflop.recipe import Shape
 from isoflop.spec import RunSpec, TrainerSpec, run_id, shown_id
 from isoflop.tables import OWN_TRAINER
-from isoflop.validate import CLOSED, Count, Digest, validated
+from isoflop.validate import CLOSED, Count, Digest, Ge, Lt, validated
 
 COUNTED = ("attn_proj", "attn_scores", "experts", "router", "head")
 # What a module of the user's own computes beside these.

@@ -13,8 +13,6 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge
-
 from isoflop.accounting import get_convention
 from isoflop.errors import UserError, shown
 from isoflop.families import family_names, is_family, name_of_folder
@@ -24,7 +22,7 @@ from isoflop.recipe import RECIPES, get_recipe, name_at_rate
 from isoflop.study.trainer import LATER_TRAINER_ENTRIES, ArchTable, Trainer, check_trainer
 from isoflop.texts import has_control
 from isoflop.units import NATS
-from isoflop.validate import CLOSED, ReadBy
+from isoflop.validate import CLOSED, Ge, ReadBy
 
 PAPER_ARCHS = ("mlp", "swiglu", "moe", "peer", "sgatlin")
 MATCHES = ("ladder", "flops_per_token", "active_params")

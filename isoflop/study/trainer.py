@@ -15,13 +15,11 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt
-
 from isoflop.errors import UserError, shown
 from isoflop.recipe import num_decay_steps
 from isoflop.texts import has_control
 from isoflop.units import NATS, UNITS, meant_unit
-from isoflop.validate import CLOSED, Count, ReadBy
+from isoflop.validate import CLOSED, Count, Ge, Gt, ReadBy
 
 if TYPE_CHECKING:
     from isoflop.study import Study

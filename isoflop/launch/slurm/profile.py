@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, MinLen
-
 from isoflop.errors import UserError
 from isoflop.plan.estimate import Hardware, load_hardware
 from isoflop.resources import builtin_names, read_profile
-from isoflop.validate import CLOSED, validated
+from isoflop.validate import CLOSED, Ge, Gt, MinLen, validated
 
 LOCAL = "local"
 _HARDWARE_PREFIX = "hardware_"

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from isoflop.errors import UserError
 from isoflop.files import read_json, write_json_atomic
 from isoflop.plan.estimate.measured import MeasuredCommand
 from isoflop.resources import builtin_names, read_profile
 from isoflop.spec import RunSpec
-from isoflop.validate import CLOSED, Count, in_file, validated
+from isoflop.validate import CLOSED, Count, Ge, Gt, Le, Lt, in_file, validated
 
 PRECISIONS = ("bf16", "fp32")
 

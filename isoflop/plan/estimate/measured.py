@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Lt
-
 from isoflop.files import sha256_json
 from isoflop.study.trainer import ArchTable, Trainer, filled
-from isoflop.validate import CLOSED, Count, Digest, Whole
+from isoflop.validate import CLOSED, Count, Digest, Ge, Lt, Whole
 
 _FiniteSeconds = Annotated[float, Ge(0), Lt(math.inf)]
 
