@@ -95,10 +95,38 @@ def differentiate(
     return {"y": y.detach()} | {name: leaves[name].grad for name in GRADIENTS}
 
 
-def run(activation: str = "identity", gate_order: str = "gate_then_act"):
+def run(activation: str = "identity", gate_order: str = "gate_then_act", rows=None):
     return lambda leaves: isoflop_kernels.gathered_linear(
-        *leaves.values(), activation=activation, gate_order=gate_order
+        *leaves.values(), activation=activation, gate_order=gate_order, rows=rows
     )
+
+
+def rows_of(inputs: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return inputs["w_in"].detach().to(dtype), inputs["w_out"].detach().to(dtype)
+
+
+def check_rows(case: Case, tolerance: float, dtype: torch.dtype = torch.bfloat16) -> None:
+    """What is read are the rows: all results are theirs, and no gradient is rounded to their type.
+
+    x and the score are numbers of the rows' type too, as in training in bfloat16, so that nothing
+    but the output and their own gradients has a reason to be rounded.
+    """
+    inputs = case.inputs()
+    for name in ("x", "score"):
+        inputs[name] = inputs[name].to(dtype)
+    rows = rows_of(inputs, dtype)
+    dy = output_gradient(inputs).to(dtype)
+    read = inputs | {"w_in": rows[0].double(), "w_out": rows[1].double()}
+    expected = expected_of(read, dy, "silu", "gate_then_act")
+    # Not the tables at all: NaN of them would be seen.
+    poisoned = {n: t * torch.nan if n in ("w_in", "w_out") else t for n, t in inputs.items()}
+    actual = differentiate(run("silu", rows=rows), poisoned, dy)
+    for name in ("w_in", "w_out"):
+        assert actual[name].dtype == torch.float32, name
+        assert_close(actual, {name: expected[name]}, tolerance)
+    for name in ("y", "x", "score"):
+        assert actual[name].dtype == dtype, name
+        assert_close(actual, {name: expected[name]}, max(tolerance, torch.finfo(dtype).eps))
 
 
 def output_gradient(inputs: dict[str, Tensor]) -> Tensor:
@@ -127,6 +155,8 @@ def opcheck(
     inputs: dict[str, Tensor],
     activation: str = "silu",
     gate_order: str = "gate_then_act",
+    *,
+    with_rows: bool = False,
 ) -> None:
     """torch's own checks of a registered operation and of its backward operation."""
     leaves = {n: t.requires_grad_(n in GRADIENTS) for n, t in inputs.items()}
@@ -134,7 +164,12 @@ def opcheck(
     h = torch.zeros(inputs["idx"].shape)
     backward = (plain[0], *plain, h, "silu", "gate_then_act", [True, False, True, True])
     ops = torch.ops.isoflop_kernels
-    torch.library.opcheck(getattr(ops, name).default, (*leaves.values(), activation, gate_order))
+    forward = (*leaves.values(), activation, gate_order)
+    if with_rows:
+        rows = rows_of(inputs, torch.bfloat16)
+        forward = (*forward, *rows)
+        backward = (*backward[:4], *rows, *backward[6:], torch.float32, torch.float64)
+    torch.library.opcheck(getattr(ops, name).default, forward)
     torch.library.opcheck(getattr(ops, f"{name}_backward").default, backward)
 
 

@@ -17,10 +17,12 @@ from kernels.gathered_cases import (
     Case,
     assert_close,
     check_int64_and_strided,
+    check_rows,
     differentiate,
     expected_of,
     opcheck,
     output_gradient,
+    rows_of,
     run,
 )
 
@@ -95,7 +97,8 @@ def test_reference_passes_gradcheck(activation, gate_order):
 def test_registered_operation_passes_opcheck(autocast, dtype):
     inputs = Case(T=4, C=2).inputs(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        opcheck("gathered_linear", inputs, "gelu_tanh", "act_then_gate")
+        # As in training: rows in bfloat16 go with autocast.
+        opcheck("gathered_linear", inputs, "gelu_tanh", "act_then_gate", with_rows=autocast)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -129,6 +132,61 @@ def test_half_precision_inputs_are_computed_in_float32():
     actual = differentiate(run(), inputs, dy)
     for name, value in expected.items():
         assert torch.equal(actual[name], value.bfloat16()), name
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_are_read_and_gradients_of_the_tables_keep_their_own_type(
+    shared, dtype, implementation
+):
+    with isoflop_kernels.use_implementation(implementation):
+        check_rows(Case(T=60, D=33, shared=shared, choice="duplicates"), TOLERANCE, dtype)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rows_equal_to_the_tables_change_no_bit(implementation):
+    inputs = Case(T=40, D=24).inputs()
+    dy = output_gradient(inputs)
+    rows = inputs["w_in"].clone(), inputs["w_out"].clone()
+    with isoflop_kernels.use_implementation(implementation):
+        plain = differentiate(run("silu"), inputs, dy)
+        read = differentiate(run("silu", rows=rows), inputs, dy)
+    assert all(torch.equal(plain[name], read[name]) for name in plain)
+
+
+@pytest.mark.parametrize("implementation", ["bag", "cpp"])
+def test_the_backward_pass_keeps_the_rows_and_not_the_tables(implementation):
+    inputs = {n: t.requires_grad_(n in GRADIENTS) for n, t in Case().inputs().items()}
+    rows = rows_of(inputs, torch.bfloat16)
+    saved = []
+    with (
+        isoflop_kernels.use_implementation(implementation),
+        torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor),
+    ):
+        run(rows=rows)(inputs)
+    kept = {tensor.data_ptr() for tensor in saved}
+    assert {row.data_ptr() for row in rows} <= kept
+    assert not kept & {inputs["w_in"].data_ptr(), inputs["w_out"].data_ptr()}
+
+
+@pytest.mark.parametrize("implementation", ["bag", "cpp"])
+def test_rows_compile_without_a_break_and_count_the_same_flops(implementation):
+    case = Case(T=20, D=16)
+    inputs = {n: t.requires_grad_(n in GRADIENTS) for n, t in case.inputs().items()}
+    rows = rows_of(inputs, torch.bfloat16)
+    with (
+        isoflop_kernels.use_implementation(implementation),
+        FlopCounterMode(display=False) as counter,
+    ):
+        run("silu", rows=rows)(inputs).sum().backward()
+        expected = inputs["w_in"].grad
+        inputs["w_in"].grad = None
+    assert counter.get_total_flops() == 12 * case.T * case.C * case.K * case.D
+    with isoflop_kernels.use_implementation(implementation):
+        compiled = torch.compile(run("silu", rows=rows), fullgraph=True, backend="aot_eager")
+        compiled(inputs).sum().backward()
+    assert torch.equal(inputs["w_in"].grad, expected)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +326,20 @@ def test_arguments_that_do_not_fit_are_refused(name, change, message):
     # Before an implementation is chosen.
     with pytest.raises(ValueError, match=message):
         run()(inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:, 1:], r"rows\[1\] has shape \[3, 8, 12\]: must be \[3, 9, 12\]"),
+        (lambda t: t.int(), r"rows\[1\] is torch.int32"),
+        (lambda t: t.to("meta"), r"rows\[1\] is on meta"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(change, message):
+    inputs = Case().inputs()
+    with pytest.raises(ValueError, match=message):
+        run(rows=(inputs["w_in"], change(inputs["w_out"])))(inputs)
 
 
 def test_unknown_names_are_refused():

@@ -96,6 +96,7 @@ class ChannelRanks(DataParallelRanks):
         w_out: Tensor,
         activation: str,
         gate_order: str,
+        rows: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         y_TD = gathered_linear(
             gather_tokens(x_TD, self._group),
@@ -105,6 +106,7 @@ class ChannelRanks(DataParallelRanks):
             w_out,
             activation,
             gate_order,
+            rows,
         )
         return sum_own_tokens(y_TD, self._group)
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isoflop_kernels.gathered_linear.gates import check_range, flat_rows, gate, gate_backward
-from isoflop_kernels.gathered_linear.registered import register
+from isoflop_kernels.gathered_linear.registered import Dtypes, register
 from isoflop_kernels.precision import autocast_disabled, compute_dtype
 
 # Largest number of table rows whose numbers fit int16, which sorts 1.5 times faster than int32.
@@ -72,8 +72,12 @@ def _backward(
     activation: str,
     gate_order: str,
     need: Sequence[bool],
+    dtypes: Dtypes,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Call 3 to 6: gradients of x, score, w_in and w_out; empty where `need` is false."""
+    """Call 3 to 6: gradients of x, score, w_in and w_out; empty where `need` is false.
+
+    `dtypes` are those of the gradients of w_in and w_out.
+    """
     need_x, need_score, need_in, need_out = need
     dtype = h_TCK.dtype
     x_TD_, dy_TD_ = _dense(x_TD, dtype), _dense(dy_TD, dtype)
@@ -92,11 +96,11 @@ def _backward(
             order_N, token_N, offset_R = _by_expert(row_N, idx_TCK, w_in)
         if need_in:
             dw = _bag(x_TD_, token_N, offset_R, dh_N.index_select(0, order_N))
-            dw_in = dw.view(w_in.shape).to(w_in.dtype)
+            dw_in = dw.view(w_in.shape).to(dtypes[0])
         if need_out:
             z_N = gate(h_N, score_N, activation, gate_order)
             dw = _bag(dy_TD_, token_N, offset_R, z_N.index_select(0, order_N))
-            dw_out = dw.view(w_out.shape).to(w_out.dtype)
+            dw_out = dw.view(w_out.shape).to(dtypes[1])
     return dx, dscore, dw_in, dw_out
 
 

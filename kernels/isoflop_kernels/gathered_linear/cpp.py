@@ -21,7 +21,7 @@ from torch import Tensor
 from isoflop_kernels.cpp import build
 from isoflop_kernels.gathered_linear import bag
 from isoflop_kernels.gathered_linear.gates import check_range, flat_rows, gate, gate_backward
-from isoflop_kernels.gathered_linear.registered import register
+from isoflop_kernels.gathered_linear.registered import Dtypes, register
 from isoflop_kernels.precision import autocast_disabled, compute_dtype
 
 
@@ -57,11 +57,11 @@ def _backward(
     activation: str,
     gate_order: str,
     need: Sequence[bool],
+    dtypes: Dtypes,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if h_TCK.dtype == torch.float64 or not build.usable(x_TD):
-        return bag._backward(
-            dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK, activation, gate_order, need
-        )
+        tensors = (dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK)
+        return bag._backward(*tensors, activation, gate_order, need, dtypes)
     need_x, need_score, need_in, need_out = need
     dx, dscore, dw_in, dw_out = (t.new_empty(0) for t in (x_TD, score_TCK, w_in, w_out))
     dy, h, score = _dense(dy_TD), _dense(h_TCK), _dense(score_TCK)
@@ -77,9 +77,10 @@ def _backward(
         if need_in or need_out:
             places = _by_expert(row_TCK, w_in)
         if need_in:
-            dw_in = _sum_by_expert(_dense(x_TD), dh_TCK, places, w_in)
+            dw_in = _sum_by_expert(_dense(x_TD), dh_TCK, places, w_in).to(dtypes[0])
         if need_out:
-            dw_out = _sum_by_expert(dy, gate(h, score, activation, gate_order), places, w_out)
+            z_TCK = gate(h, score, activation, gate_order)
+            dw_out = _sum_by_expert(dy, z_TCK, places, w_out).to(dtypes[1])
     return dx, dscore, dw_in, dw_out
 
 
@@ -129,10 +130,10 @@ def _by_expert(row_TCK: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _sum_by_expert(
     rows_TD: Tensor, weight_TCK: Tensor, places: tuple[Tensor, Tensor, Tensor], w: Tensor
 ) -> Tensor:
-    """Return a table's gradient: for each expert, the weighted sum of its tokens' rows."""
+    """Return a table's gradient, float32: each expert's weighted sum of its tokens' rows."""
     choice_N, token_N, start_R = places
     weight_N = weight_TCK.reshape(-1).index_select(0, choice_N)
     sum_RD = torch.empty(w.shape, dtype=torch.float32)
     num_rows = w.shape[0] * w.shape[1]
     build.call("segment_sum", rows_TD, token_N, start_R, weight_N, sum_RD, w.shape[2], num_rows)
-    return sum_RD.to(w.dtype)
+    return sum_RD

@@ -31,6 +31,7 @@ def backward_flops(
     activation: str,
     gate_order: str,
     need: Sequence[bool],
+    *dtypes: object,
     **kwargs: object,
 ) -> int:
     """Return 8 T C K D for all four gradients, 2 T C K D less for each product not needed."""

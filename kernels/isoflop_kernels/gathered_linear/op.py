@@ -38,6 +38,7 @@ def gathered_linear(
     w_out: Tensor,
     activation: str = "identity",
     gate_order: str = "gate_then_act",
+    rows: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Run each token through the linear experts that were chosen for it.
 
@@ -45,7 +46,7 @@ def gathered_linear(
 
         h = <x, w_in[c, e]>      z = act(h * score) or act(h) * score      y += z * w_out[c, e]
 
-    Arithmetic is float32, or float64 if any argument is float64; autocast changes nothing inside.
+    Arithmetic is float32, or float64 if anything read is float64; autocast changes nothing inside.
     A softmax over the scores is the caller's. Not differentiable twice.
     Source: section "Sparsely gated linear" of arXiv 2606.07414; PEER (arXiv 2407.04153) is
     `w_in`, `w_out` of one shared table, `gelu_tanh` and `act_then_gate`.
@@ -58,6 +59,9 @@ def gathered_linear(
         w_out: output rows, the same shape as `w_in`.
         activation: identity, relu, gelu_tanh or silu.
         gate_order: gate_then_act for act(h * score), act_then_gate for act(h) * score.
+        rows: `w_in` and `w_out` as they are read, forward and backward, for example rounded to
+            bfloat16, which halves what a pass gathers. They have no gradients: those of the
+            tables go to `w_in` and `w_out`, in their dtypes and not rounded to that of the rows.
 
     Returns:
         y_TD in the dtype of `x_TD`; gradients come in the dtype of their argument.
@@ -69,10 +73,12 @@ def gathered_linear(
     _check_names(activation, gate_order)
     _check_shapes(x_TD, idx_TCK, score_TCK, w_in, w_out)
     _check_dtypes(idx_TCK, x_TD=x_TD, score_TCK=score_TCK, w_in=w_in, w_out=w_out)
+    if rows is not None:
+        rows = _checked_rows(idx_TCK, w_in, *rows)
     if dispatch.debug():
         check_range(idx_TCK, w_in.shape[1])
     run = _IMPLEMENTATIONS[dispatch.implementation(x_TD.device.type)]
-    return run(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order)
+    return run(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order, rows)
 
 
 def _check_names(activation: str, gate_order: str) -> None:
@@ -107,6 +113,18 @@ def _check_shapes(
         raise ValueError(
             "idx_TCK and the table rows must each number less than 2**31: split tokens"
         )
+
+
+def _checked_rows(
+    idx_TCK: Tensor, w_in: Tensor, rows_in: Tensor, rows_out: Tensor
+) -> tuple[Tensor, Tensor]:
+    for name, tensor in (("rows[0]", rows_in), ("rows[1]", rows_out)):
+        if tensor.shape != w_in.shape:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}: must be {list(w_in.shape)} as w_in is"
+            )
+    _check_dtypes(idx_TCK, **{"rows[0]": rows_in, "rows[1]": rows_out})
+    return rows_in.detach(), rows_out.detach()
 
 
 def _check_dtypes(idx_TCK: Tensor, **floats: Tensor) -> None:

@@ -20,14 +20,17 @@ from isoflop_kernels.precision import compute_dtype
 
 FORWARD_SCHEMA = (
     "(Tensor x, Tensor idx, Tensor score, Tensor w_in, Tensor w_out, str activation, "
-    "str gate_order) -> (Tensor y, Tensor h)"
+    "str gate_order, Tensor? rows_in=None, Tensor? rows_out=None) -> (Tensor y, Tensor h)"
 )
 BACKWARD_SCHEMA = (
-    "(Tensor dy, Tensor x, Tensor idx, Tensor score, Tensor w_in, Tensor w_out, Tensor h, "
-    "str activation, str gate_order, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor dy, Tensor x, Tensor idx, Tensor score, Tensor rows_in, Tensor rows_out, Tensor h, "
+    "str activation, str gate_order, bool[] need, ScalarType? in_dtype=None, "
+    "ScalarType? out_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
-Operator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str, str], Tensor]
+Rows = tuple[Tensor, Tensor]
+Dtypes = tuple[torch.dtype, torch.dtype]
+Operator = Callable[..., Tensor]
 
 
 def register(
@@ -37,21 +40,28 @@ def register(
 ) -> Operator:
     """Register `isoflop_kernels::NAME` and `isoflop_kernels::NAME_backward`.
 
+    The tables that an implementation gets are those it reads: `rows` where they are given. These
+    are what the backward pass keeps, and the gradients of w_in and w_out have their own dtypes.
+
     Args:
         name: of the forward operation.
         forward: the tensors, activation and gate order to y [T, D] in the dtype of x, and
             h [T, C, K] in the dtype of the arithmetic, which is kept for the backward pass.
-        backward: dy, the same tensors, h, activation, gate order and which of the gradients of x,
-            score, w_in and w_out are needed, to those gradients; empty where not needed.
+        backward: dy, the same tensors, h, activation, gate order, which of the gradients of x,
+            score, w_in and w_out are needed, and the dtypes of the last two, to those gradients;
+            empty where not needed.
 
     Returns:
         The operation without its second output; arguments are those of the public operator.
     """
     forward_op = torch.library.custom_op(
-        f"isoflop_kernels::{name}", forward, mutates_args=(), schema=FORWARD_SCHEMA
+        f"isoflop_kernels::{name}", _forward_of(forward), mutates_args=(), schema=FORWARD_SCHEMA
     )
     backward_op = torch.library.custom_op(
-        f"isoflop_kernels::{name}_backward", backward, mutates_args=(), schema=BACKWARD_SCHEMA
+        f"isoflop_kernels::{name}_backward",
+        _backward_of(backward),
+        mutates_args=(),
+        schema=BACKWARD_SCHEMA,
     )
     forward_op.register_fake(_forward_fake)
     backward_op.register_fake(_backward_fake)
@@ -63,12 +73,12 @@ def register(
         needs = ctx.needs_input_grad
         need = [needs[0], *needs[2:5]]
         if dy_TD is None or not any(need):
-            return (None,) * 7
-        grads = backward_op(dy_TD, *ctx.saved_tensors, *ctx.gate, need)
+            return (None,) * 9
+        grads = backward_op(dy_TD, *ctx.saved_tensors, *ctx.gate, need, *ctx.dtypes)
         dx, dscore, dw_in, dw_out = (
             grad if needed else None for grad, needed in zip(grads, need, strict=True)
         )
-        return dx, None, dscore, dw_in, dw_out, None, None
+        return dx, None, dscore, dw_in, dw_out, None, None, None, None
 
     forward_op.register_autograd(differentiate, setup_context=_setup_context)
 
@@ -80,11 +90,65 @@ def register(
         w_out: Tensor,
         activation: str,
         gate_order: str,
+        rows: Rows | None = None,
     ) -> Tensor:
-        y_TD, _ = forward_op(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order)
+        tensors = (x_TD, idx_TCK, score_TCK, w_in, w_out)
+        y_TD, _ = forward_op(*tensors, activation, gate_order, *(rows or (None, None)))
         return y_TD
 
     return gathered_linear
+
+
+def _forward_of(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """Return the forward operation of an implementation: it is given the tables that are read."""
+
+    def forward_of_rows(
+        x_TD: Tensor,
+        idx_TCK: Tensor,
+        score_TCK: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        activation: str,
+        gate_order: str,
+        rows_in: Tensor | None = None,
+        rows_out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        read_in, read_out = _tables_read(w_in, w_out, rows_in, rows_out)
+        return forward(x_TD, idx_TCK, score_TCK, read_in, read_out, activation, gate_order)
+
+    return forward_of_rows
+
+
+def _backward_of(
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]],
+) -> Callable[..., Any]:
+    """Return the backward operation of an implementation, whose gradients' types are settled."""
+
+    def backward_of_rows(
+        dy_TD: Tensor,
+        x_TD: Tensor,
+        idx_TCK: Tensor,
+        score_TCK: Tensor,
+        rows_in: Tensor,
+        rows_out: Tensor,
+        h_TCK: Tensor,
+        activation: str,
+        gate_order: str,
+        need: Sequence[bool],
+        in_dtype: torch.dtype | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        tensors = (dy_TD, x_TD, idx_TCK, score_TCK, rows_in, rows_out, h_TCK)
+        dtypes = (in_dtype or rows_in.dtype, out_dtype or rows_out.dtype)
+        return backward(*tensors, activation, gate_order, need, dtypes)
+
+    return backward_of_rows
+
+
+def _tables_read(
+    w_in: Tensor, w_out: Tensor, rows_in: Tensor | None, rows_out: Tensor | None
+) -> Rows:
+    return (w_in if rows_in is None else rows_in, w_out if rows_out is None else rows_out)
 
 
 def _forward_fake(
@@ -95,8 +159,10 @@ def _forward_fake(
     w_out: Tensor,
     activation: str,
     gate_order: str,
+    rows_in: Tensor | None = None,
+    rows_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(x_TD, score_TCK, w_in, w_out)
+    dtype = compute_dtype(x_TD, score_TCK, *_tables_read(w_in, w_out, rows_in, rows_out))
     return x_TD.new_empty(x_TD.shape), x_TD.new_empty(idx_TCK.shape, dtype=dtype)
 
 
@@ -105,24 +171,30 @@ def _backward_fake(
     x_TD: Tensor,
     idx_TCK: Tensor,
     score_TCK: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
+    rows_in: Tensor,
+    rows_out: Tensor,
     h_TCK: Tensor,
     activation: str,
     gate_order: str,
     need: Sequence[bool],
+    in_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = (x_TD, score_TCK, w_in, w_out)
+    inputs = (x_TD, score_TCK, rows_in, rows_out)
+    dtypes = (None, None, in_dtype, out_dtype)
     dx, dscore, dw_in, dw_out = (
-        t.new_empty(t.shape if needed else 0) for t, needed in zip(inputs, need, strict=True)
+        t.new_empty(t.shape if needed else 0, dtype=dtype or t.dtype)
+        for t, needed, dtype in zip(inputs, need, dtypes, strict=True)
     )
     return dx, dscore, dw_in, dw_out
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, activation, gate_order = inputs
+    x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order, rows_in, rows_out = inputs
     _, h_TCK = output
     ctx.mark_non_differentiable(h_TCK)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, h_TCK)
+    tables = _tables_read(w_in, w_out, rows_in, rows_out)
+    ctx.save_for_backward(x_TD, idx_TCK, score_TCK, *tables, h_TCK)
     ctx.gate = (activation, gate_order)
+    ctx.dtypes = (w_in.dtype, w_out.dtype)

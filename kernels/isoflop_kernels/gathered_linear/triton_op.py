@@ -26,7 +26,7 @@ from isoflop_kernels.gathered_linear import bag, triton_v2
 from isoflop_kernels.gathered_linear.choice import version
 from isoflop_kernels.gathered_linear.gates import check_range, gate_backward
 from isoflop_kernels.gathered_linear.groups import cut, sort_by_row
-from isoflop_kernels.gathered_linear.registered import register
+from isoflop_kernels.gathered_linear.registered import Dtypes, register
 from isoflop_kernels.gathered_linear.triton_kernels import (
     INTERPRETED,
     combine_kernel,
@@ -75,11 +75,13 @@ def _backward(
     activation: str,
     gate_order: str,
     need: Sequence[bool],
+    dtypes: Dtypes,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return gradients of x, score, w_in and w_out; empty where `need` is false."""
     names = (activation, gate_order)
     if h_TCK.dtype == torch.float64:
-        return bag._backward(dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK, *names, need)
+        tensors = (dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK)
+        return bag._backward(*tensors, *names, need, dtypes)
     if x_TD.device.type == "cpu" and not INTERPRETED:
         triton_config.refuse_cpu()
     dy_TD, x_TD, idx_TCK = dy_TD.contiguous(), x_TD.contiguous(), idx_TCK.contiguous()
@@ -87,11 +89,14 @@ def _backward(
     w_out = w_out.contiguous()
     two = version(x_TD, idx_TCK, w_in, w_out) == "v2"
     choices = triton_v2.backward if two else _choices_backward
+    need_x, need_score, need_in, need_out = need
+    # Sums are float32 in the kernels; the store rounds them to these types and no other.
+    dw_in = w_in.new_empty(w_in.shape if need_in else 0, dtype=dtypes[0])
+    dw_out = w_out.new_empty(w_out.shape if need_out else 0, dtype=dtypes[1])
     with triton_config.launching(x_TD.device):
-        dh_TCK, dscore, dw_in, dw_out = choices(
-            dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK, names, need
+        dh_TCK, dscore = choices(
+            dy_TD, x_TD, idx_TCK, score_TCK, w_out, h_TCK, (dw_in, dw_out), names, need
         )
-        need_x, need_score, _, _ = need
         dx = _combine(w_in.contiguous(), idx_TCK, dh_TCK, x_TD) if need_x else x_TD.new_empty(0)
     dscore = dscore.to(score_TCK.dtype) if need_score else score_TCK.new_empty(0)
     return dx, dscore, dw_in, dw_out
@@ -105,13 +110,13 @@ def _choices_backward(
     x_TD: Tensor,
     idx_TCK: Tensor,
     score_TCK: Tensor,
-    w_in: Tensor,
     w_out: Tensor,
     h_TCK: Tensor,
+    into: tuple[Tensor, Tensor],
     names: tuple[str, str],
     need: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients of h, score, w_in and w_out; undefined or empty where `need` is false."""
+) -> tuple[Tensor, Tensor]:
+    """Return gradients of h and score, undefined where `need` is false; fill those of tables."""
     need_x, need_score, need_in, need_out = need
     need_dz = need_x or need_score or need_in
     need_tables = need_in or need_out
@@ -121,17 +126,17 @@ def _choices_backward(
         dz_TCK, _ = _dot(dy_TD, w_out, idx_TCK)
     if not need_tables:
         dh_TCK, dscore = gate_backward(dz_TCK, h_TCK, score_TCK.float(), *names)
-        return dh_TCK, dscore, w_in.new_empty(0), w_out.new_empty(0)
+        return dh_TCK, dscore
     mode = ("gather" if fused else "load") if need_dz else "none"
     return _experts(
         dy_TD,
         x_TD,
         idx_TCK,
         score_TCK,
-        w_in,
         w_out,
         h_TCK,
         dz_TCK,
+        into,
         names,
         (mode, need_in, need_out),
     )
@@ -199,14 +204,14 @@ def _experts(
     x_TD: Tensor,
     idx_TCK: Tensor,
     score_TCK: Tensor,
-    w_in: Tensor,
     w_out: Tensor,
     h_TCK: Tensor,
     dz_TCK: Tensor,
+    into: tuple[Tensor, Tensor],
     names: tuple[str, str],
     wanted: tuple[str, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients of h, the score, w_in and w_out, the last two empty where not wanted."""
+) -> tuple[Tensor, Tensor]:
+    """Return gradients of h and the score; fill those of w_in and w_out that are wanted."""
     mode, with_in, with_out = wanted
     width, num_rows = x_TD.shape[1], w_out.shape[0] * w_out.shape[1]
     arch = _arch(x_TD)
@@ -214,8 +219,7 @@ def _experts(
     size = triton_config.chunk_size(idx_TCK.numel(), num_rows)
     chunks = cut(start_R1, size, idx_TCK.numel())
     dh_TCK, dscore_TCK = torch.empty_like(h_TCK), torch.empty_like(score_TCK)
-    dw_in = w_in.new_empty(w_in.shape if with_in else 0)
-    dw_out = w_out.new_empty(w_out.shape if with_out else 0)
+    dw_in, dw_out = into
     split = idx_TCK.numel() > chunks.size
     partial = h_TCK.new_empty(chunks.num_slots if split else 0, 2, width)
     launch = triton_config.expert(arch, width, gather=mode == "gather")
@@ -263,7 +267,7 @@ def _experts(
             WITH_OUT=with_out,
             num_warps=launch.num_warps,
         )
-    return dh_TCK, dscore_TCK, dw_in, dw_out
+    return dh_TCK, dscore_TCK
 
 
 def _arch(tensor: Tensor) -> str:

@@ -43,13 +43,13 @@ def backward(
     x_TD: Tensor,
     idx_TCK: Tensor,
     score_TCK: Tensor,
-    w_in: Tensor,
     w_out: Tensor,
     h_TCK: Tensor,
+    into: tuple[Tensor, Tensor],
     names: tuple[str, str],
     need: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients of h, score, w_in and w_out; undefined or empty where `need` is false."""
+) -> tuple[Tensor, Tensor]:
+    """Return gradients of h and score, undefined where `need` is false; fill those of tables."""
     need_x, need_score, need_in, need_out = need
     groups = by_group(idx_TCK, w_out.shape[0], w_out.shape[1])
     dh_TCK, dscore_TCK = torch.empty_like(h_TCK), torch.empty_like(score_TCK)
@@ -58,11 +58,10 @@ def backward(
         _dot(groups, dy_TD, w_out, score_TCK, h_TCK, z_TCK, names, gradients=(dh_TCK, dscore_TCK))
     else:
         z_TCK = gate(h_TCK, score_TCK.float(), *names)
-    dw_in = w_in.new_empty(w_in.shape if need_in else 0)
-    dw_out = w_out.new_empty(w_out.shape if need_out else 0)
+    dw_in, dw_out = into
     if need_in or need_out:
         _tables(groups, (x_TD, dh_TCK, dw_in), (dy_TD, z_TCK, dw_out), need[2:])
-    return dh_TCK, dscore_TCK, dw_in, dw_out
+    return dh_TCK, dscore_TCK
 
 
 def _dot(

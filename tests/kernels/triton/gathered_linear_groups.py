@@ -20,6 +20,7 @@ from kernels.gathered_cases import (
     Case,
     assert_close,
     check_int64_and_strided,
+    check_rows,
     differentiate,
     expected_of,
     output_gradient,
@@ -80,6 +81,14 @@ def narrow(monkeypatch):
     chip = dataclasses.replace(triton_config.TABLE["sm_90"], group_dot_pairs=16, **small)
     monkeypatch.setitem(triton_config.TABLE, "sm_90", chip)
     monkeypatch.setattr(triton_config, "group_chunk_size", lambda num_choices, num_groups: 16)
+
+
+def test_rows_are_read_and_gradients_of_the_tables_keep_their_own_type(calls):
+    # The weights of tokens' rows are rounded to the rows' type, as half of the limit of a gradient
+    # in it allows; a gradient rounded to that type besides would not be float32's own numbers.
+    case = Case(T=6, C=2, D=24, choice="duplicates")
+    check_rows(case, 1e-3, torch.float16)
+    assert calls == ["forward", "backward"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

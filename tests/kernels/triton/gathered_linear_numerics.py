@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from isoflop_kernels import triton_config, use_implementation
 from kernels.gathered_cases import (
     GATES,
+    TOLERANCE,
     Case,
     check_int64_and_strided,
+    check_rows,
     differentiate,
     output_gradient,
     run,
@@ -98,6 +100,12 @@ def test_tokens_and_tables_of_different_dtypes(dtypes):
     for name, value in expected.items():
         assert actual[name].dtype == value.dtype
         torch.testing.assert_close(actual[name], value, rtol=1e-2, atol=1e-2)
+
+
+def test_rows_are_read_and_gradients_of_the_tables_keep_their_own_type(monkeypatch):
+    check_rows(Case(T=6, C=2, D=24, choice="duplicates"), TOLERANCE, torch.float16)
+    monkeypatch.setattr(triton_config, "chunk_size", lambda num_choices, num_rows: 4)
+    check_rows(Case(T=8, C=2, D=24, choice="popular", shared=True), TOLERANCE, torch.float16)
 
 
 @pytest.mark.parametrize("choice", ["random", "popular", "unused"])
