@@ -23,7 +23,7 @@ from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import shift_right
 from isoflop.recipe import get_recipe
 from isoflop.train.ranks import SINGLE, Ranks
-from isoflop.train.step import compute_type
+from isoflop.train.step import compute_type, tables_cast
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,15 +117,16 @@ def _window_losses(
     """Return the summed negative log-likelihood of each window, nats; the same on every rank."""
     tokens_WT = heldout.tokens
     loss_W = np.zeros(len(tokens_WT))
-    for start in range(0, len(tokens_WT), batch_size):
-        window_BT = _padded(tokens_WT[start : start + batch_size], ranks.size)
-        own = ranks.rows(len(window_BT))
-        loss_R = _losses(
-            model, window_BT[own], heldout.begin_id, precision, micro_batch, on_forward
-        )
-        # Without the padding at the end.
-        real = loss_W[start : start + batch_size][own]
-        real[:] = loss_R[: len(real)]
+    with tables_cast(model, precision):
+        for start in range(0, len(tokens_WT), batch_size):
+            window_BT = _padded(tokens_WT[start : start + batch_size], ranks.size)
+            own = ranks.rows(len(window_BT))
+            loss_R = _losses(
+                model, window_BT[own], heldout.begin_id, precision, micro_batch, on_forward
+            )
+            # Without the padding at the end.
+            real = loss_W[start : start + batch_size][own]
+            real[:] = loss_R[: len(real)]
     # Each window has one rank's number and zeros from the others, so no order of sums matters.
     return np.array(ranks.sum(loss_W.tolist()))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import Tokens
+from isoflop.families._shared.module import cast_once
 from isoflop.train.batch import Batch, rank_batch
 from isoflop.train.optimizer import clip_gradients
 from isoflop.train.ranks import SINGLE, Ranks
@@ -72,12 +73,13 @@ def gradients_of_batch(
     divisor = batch.num_targets / ranks.loss_scale()
     losses = []
     parts = list(batch.split(micro_batch))
-    for number, (inputs_RT, targets_RT) in enumerate(parts, start=1):
-        with nothing_shared(model) if number < len(parts) else contextlib.nullcontext():
-            with compute_type(precision, device):
-                loss = model(inputs_RT, targets_RT) / divisor
-            loss.backward()
-        losses.append(loss.detach())
+    with tables_cast(model, precision):
+        for number, (inputs_RT, targets_RT) in enumerate(parts, start=1):
+            with nothing_shared(model) if number < len(parts) else contextlib.nullcontext():
+                with compute_type(precision, device):
+                    loss = model(inputs_RT, targets_RT) / divisor
+                loss.backward()
+            losses.append(loss.detach())
     total = _mean_loss(losses, batch, ranks)
     parameters = list(model.parameters())
     norm = float(ranks.grad_norm(parameters))
@@ -109,6 +111,11 @@ def _mean_loss(losses: list[Tensor], batch: Batch, ranks: Ranks) -> float:
 def compute_type(precision: str, device: torch.device) -> torch.autocast:
     """Return a context in which the model computes in `fp32`, or in `bf16` by autocast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def tables_cast(model: nn.Module, precision: str) -> AbstractContextManager[None]:
+    """Return a context with the experts' tables as `precision` reads them, cast once."""
+    return cast_once(model, torch.bfloat16 if precision == "bf16" else None)
 
 
 class Compiled(NamedTuple):
@@ -173,7 +180,7 @@ def compile_model(model: nn.Module, inputs_BT: Tensor, *, precision: str) -> Com
     try:
         # torch's own notices on what it traces through.
         with warnings.catch_warnings(action="ignore"):
-            with compute_type(precision, inputs_BT.device):
+            with tables_cast(model, precision), compute_type(precision, inputs_BT.device):
                 # Not the same tensor twice: the steps' inputs and targets are two.
                 loss = model(inputs_BT, inputs_BT.clone())
             loss.backward()

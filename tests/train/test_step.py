@@ -7,16 +7,19 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoflop.accounting.ledger import COMPONENT_NAMES
 from isoflop.errors import UserError
 from isoflop.families import family_names
+from isoflop.families._shared.module import ExpertTables
 from isoflop.model import build_model, loss
 from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
@@ -26,7 +29,13 @@ from isoflop.train import step as train_step
 from isoflop.train.batch import made_batch, rank_batch
 from isoflop.train.calibrate import measure_step_flops
 from isoflop.train.ranks import SingleRank
-from isoflop.train.step import Compiled, compile_model, gradients_of_batch
+from isoflop.train.step import (
+    Compiled,
+    compile_model,
+    compute_type,
+    gradients_of_batch,
+    tables_cast,
+)
 from made_shapes import rung_spec
 
 FAMILIES = family_names()
@@ -195,6 +204,74 @@ def test_gradients_and_weights_are_float32_in_bf16() -> None:
         assert half[0] == pytest.approx(exact[0], abs=0.05)
 
 
+class ReadsOfTables(TorchDispatchMode):
+    """Notes what the layers' operator reads as tables, and what is cast to bf16 of their shape."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        layers = [m for m in model.modules() if isinstance(m, ExpertTables)]
+        self.tables = {t.data_ptr(): 0 for m in layers for t in (m.w_in, m.w_out)}
+        self.calls: list[tuple[str, int, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name.startswith("gathered_linear"):
+            forward = not name.endswith("_backward")
+            read = args[7:9] if forward else args[4:6]
+            self.calls += [(name, row.element_size(), args[0].dtype) for row in read]
+        elif isinstance(result, Tensor) and result.dtype == torch.bfloat16 and args:
+            source = args[0].data_ptr() if isinstance(args[0], Tensor) else 0
+            if source in self.tables and func is torch.ops.aten._to_copy.default:
+                self.tables[source] += 1
+        return result
+
+
+@pytest.mark.parametrize("family", ["sgatlin", "peer"])
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_bf16_gathers_two_byte_rows_of_tables_cast_once_a_step(
+    family: str, recomputed: bool, micro_batch: int | None
+) -> None:
+    spec = made(family, batch_size=4)
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    model.checkpoint_activations = recomputed
+    with ReadsOfTables(model) as reads:
+        gradients = step(model, targets_BT, precision="bf16", micro_batch=micro_batch)[2]
+    num_parts = 1 if micro_batch is None else 4
+    passes = num_parts * spec.n_layers * (3 if recomputed else 2)
+    assert len(reads.calls) == 2 * passes
+    assert {size for _, size, _ in reads.calls} == {2}
+    # The tokens too, as v2 of the Triton kernels needs them.
+    assert {dtype for _, _, dtype in reads.calls} == {torch.bfloat16}
+    assert len(reads.tables) == 2 * spec.n_layers
+    assert set(reads.tables.values()) == {1}
+    layers = [m for m in model.modules() if isinstance(m, ExpertTables)]
+    assert all(layer._rows is None for layer in layers)
+    # Not rounded through bf16: numbers of it have 16 zero bits at their end.
+    table = gradients[[*dict(model.named_parameters())].index("blocks.0.feedforward.w_out")]
+    assert (table.view(torch.int32) & 0xFFFF).any()
+
+
+def test_tables_that_change_are_cast_anew() -> None:
+    spec = made("sgatlin", batch_size=2)
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    inputs_BT = torch.from_numpy(targets_BT.astype(np.int64))
+    layer = model.blocks[0].feedforward
+    names = {*model.state_dict()}
+    losses = []
+    for held in (True, False):
+        with tables_cast(model, "bf16" if held else "fp32"), torch.no_grad():
+            assert {*model.state_dict()} == names
+            with compute_type("bf16", torch.device("cpu")):
+                before = float(model(inputs_BT, inputs_BT))
+                layer.w_out.mul_(2.0)
+                losses.append(float(model(inputs_BT, inputs_BT)))
+            assert losses[-1] != before
+            layer.w_out.mul_(0.5)
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_a_real_step_executes_the_plans_flops(family: str, micro_batch: int | None) -> None:
@@ -298,6 +375,39 @@ def test_moe_is_one_graph_around_its_products_for_any_sizes_of_groups(
         assert found[:2] == expected[:2]
         assert_close(found[2], expected[2])
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.slow
+def test_tables_in_bf16_are_cast_outside_of_the_compiled_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train_step, "BACKEND", "eager")
+    torch._dynamo.reset()
+    casts: list[bool] = []
+    cast = ExpertTables._cast
+
+    def noted(layer: ExpertTables, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        casts.append(torch.compiler.is_compiling())
+        return cast(layer, dtype)
+
+    monkeypatch.setattr(ExpertTables, "_cast", noted)
+    spec = dataclasses.replace(made("sgatlin", batch_size=4), n_layers=1)
+    model, eager, batch = build_model(spec), build_model(spec), padded_batch(spec)
+    compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="bf16")
+    assert compiled is not None
+    assert compiled._replace(operators=()) == Compiled(1.0, 1, 0, (), ())
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found, expected = ([], [])
+        for _ in range(2):
+            # Tables of other values each time, in other memory.
+            for each, results in ((model, found), (eager, expected)):
+                results.append(step(each, batch, precision="bf16", micro_batch=2))
+                with torch.no_grad():
+                    each.blocks[0].feedforward.w_out.mul_(2.0)
+    assert casts == [False] * 5
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[:2] == theirs[:2]
+    assert found[0][0] != found[1][0]
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The four routers of the paper: tokens to the chosen experts of each channel and their scores.
+"""What families of tiny experts share: their tables, and the four routers of the paper.
+
+A router takes tokens to the chosen experts of each channel and their scores.
 
 Letters: T tokens, D width, C channels, K experts chosen per channel, E experts per table,
 N = sqrt(E) sub-keys per half, Q router width.
@@ -11,7 +13,8 @@ ones, idx int32 within the channel's table. Gradients flow through the chosen sc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,82 @@ from torch import Tensor, nn
 from isoflop.families._shared.spec import RoutedConfig, is_product
 from isoflop.model.init import Initialiser, trunc_normal, trunc_normal_uncorrected
 from isoflop_kernels import product_key_topk, stable_topk
+from isoflop_kernels.precision import autocast_dtype
+
+Rows = tuple[Tensor, Tensor]
+
+
+class ExpertTables(nn.Module):
+    """The tables of a layer's experts, an input and an output row each, and how they are read.
+
+    Under autocast tables are read in its type, as the official code does with the rows that it
+    gathers, and so are the tokens: half the bytes of every gather. Their gradients stay float32.
+    """
+
+    def __init__(self, num_tables: int, num_experts: int, d_model: int) -> None:
+        super().__init__()
+        self.w_in = nn.Parameter(torch.empty(num_tables, num_experts, d_model))
+        self.w_out = nn.Parameter(torch.empty(num_tables, num_experts, d_model))
+        # The tables in another type and their versions, while `cast_once` is open. No buffers: they
+        # are in no state, and what is not compiled makes them.
+        self._rows: Rows | None = None
+        self._versions: tuple[int, int] | None = None
+
+    def initialisers(self) -> Mapping[str, Initialiser]:
+        """Return both tables: std 1/sqrt(experts per table), whatever the width."""
+        table = trunc_normal(self.w_in.shape[1] ** -0.5)
+        return {"w_in": table, "w_out": table}
+
+    def tokens_read(self, x_TD: Tensor) -> Tensor:
+        """Return the tokens in the type that is computed in."""
+        dtype = autocast_dtype(x_TD.device)
+        return x_TD if dtype is None else x_TD.to(dtype)
+
+    def rows_read(self) -> Rows | None:
+        """Return the tables in the type that is computed in; None: they are in it.
+
+        They are those of :func:`cast_once` while it is open and the tables are what they were.
+        """
+        dtype = autocast_dtype(self.w_in.device)
+        if dtype is None or dtype == self.w_in.dtype:
+            return None
+        held = self._rows
+        if held is None or held[0].dtype != dtype:
+            return self._cast(dtype)
+        # A compiler knows no versions; nobody changes tables within a compiled call.
+        unchanged = torch.compiler.is_compiling() or self._versions == self._versions_now()
+        return held if unchanged else self._cast(dtype)
+
+    def hold_rows(self, dtype: torch.dtype | None) -> None:
+        """Cast the tables now, for every pass from here on; None: let go of what was cast.
+
+        Sharded tables are cast in each pass, when they are whole.
+        """
+        self._rows = None
+        if dtype is not None and type(self.w_in) is nn.Parameter:
+            self._rows, self._versions = self._cast(dtype), self._versions_now()
+
+    def _cast(self, dtype: torch.dtype) -> Rows:
+        return self.w_in.detach().to(dtype), self.w_out.detach().to(dtype)
+
+    def _versions_now(self) -> tuple[int, int]:
+        return self.w_in._version, self.w_out._version
+
+
+@contextmanager
+def cast_once(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Cast the tables of all experts once for what runs inside, all micro-batches of a step.
+
+    None: nothing is cast.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, ExpertTables)]
+    try:
+        for layer in layers:
+            layer.hold_rows(dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer.hold_rows(None)
 
 
 class DenseRouter(nn.Module):

@@ -5,18 +5,16 @@ Letters: T tokens, D width, C channels, K experts chosen per channel, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isoflop.families._shared.module import build_router, softmax_of_sorted
+from isoflop.families._shared.module import ExpertTables, build_router, softmax_of_sorted
 from isoflop.families.peer.spec import ROUTER, Config
-from isoflop.model.init import Initialiser, trunc_normal
 from isoflop_kernels import gathered_linear
 
 
-class PEER(nn.Module):
+class PEER(ExpertTables):
     """Sum over channels and neighbours of gelu(<x, w_in>) * softmax_K(score) * w_out.
 
     Reference implementation, `peer`: the softmax runs over the K experts of a channel, gelu is
@@ -28,25 +26,26 @@ class PEER(nn.Module):
     """
 
     def __init__(self, config: Config, d_model: int) -> None:
-        super().__init__()
+        super().__init__(1, config.num_experts, d_model)
         self.gates: Callable[[Tensor, Tensor], None] | None = None
         self.router = build_router(config, ROUTER, d_model)
-        self.w_in = nn.Parameter(torch.empty(1, config.num_experts, d_model))
-        self.w_out = nn.Parameter(torch.empty(1, config.num_experts, d_model))
-
-    def initialisers(self) -> Mapping[str, Initialiser]:
-        """Return both tables: std 1/sqrt(number of experts), whatever the width."""
-        table = trunc_normal(self.w_in.shape[1] ** -0.5)
-        return {"w_in": table, "w_out": table}
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Return [T, D] -> [T, D]."""
+        x_TD = self.tokens_read(x_TD)
         score_TCK, idx_TCK = self.router(x_TD)
         if self.gates is not None:
             self.gates(idx_TCK, score_TCK.detach())
         weight_TCK = softmax_of_sorted(score_TCK)
         return gathered_linear(
-            x_TD, idx_TCK, weight_TCK, self.w_in, self.w_out, "gelu_tanh", "act_then_gate"
+            x_TD,
+            idx_TCK,
+            weight_TCK,
+            self.w_in,
+            self.w_out,
+            "gelu_tanh",
+            "act_then_gate",
+            self.rows_read(),
         )
 
 

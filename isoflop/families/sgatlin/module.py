@@ -5,18 +5,16 @@ Letters: T tokens, D width, C channels, K experts chosen per channel, E experts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isoflop.families._shared.module import build_router, softmax_of_sorted
+from isoflop.families._shared.module import ExpertTables, build_router, softmax_of_sorted
 from isoflop.families.sgatlin.spec import Config
-from isoflop.model.init import Initialiser, trunc_normal
 from isoflop_kernels import gathered_linear
 
 
-class SparselyGatedLinear(nn.Module):
+class SparselyGatedLinear(ExpertTables):
     """Sum over channels and neighbours of act(<x, w_in> * score) * w_out (arXiv 2606.07414).
 
     The activation is the identity in the paper; ``gate_order`` says whether it follows the gate.
@@ -29,7 +27,7 @@ class SparselyGatedLinear(nn.Module):
     """
 
     def __init__(self, config: Config, d_model: int) -> None:
-        super().__init__()
+        super().__init__(config.num_tables, config.num_experts, d_model)
         self.gates: Callable[[Tensor, Tensor], None] | None = None
         # Replaced where several devices share the tables: isoflop.train.parallel.channel.
         self.run_experts: Callable[..., Tensor] = gathered_linear
@@ -37,23 +35,23 @@ class SparselyGatedLinear(nn.Module):
         self.gate_order = config.gate_order
         self.gate = config.gate
         self.router = build_router(config, config.router, d_model)
-        table = (config.num_tables, config.num_experts, d_model)
-        self.w_in = nn.Parameter(torch.empty(table))
-        self.w_out = nn.Parameter(torch.empty(table))
-
-    def initialisers(self) -> Mapping[str, Initialiser]:
-        """Return both tables: std 1/sqrt(experts per table), whatever the width."""
-        table = trunc_normal(self.w_in.shape[1] ** -0.5)
-        return {"w_in": table, "w_out": table}
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Return [T, D] -> [T, D]."""
+        x_TD = self.tokens_read(x_TD)
         score_TCK, idx_TCK = self.router(x_TD)
         if self.gates is not None:
             self.gates(idx_TCK, score_TCK.detach())
         weight_TCK = softmax_of_sorted(score_TCK) if self.gate == "softmax" else score_TCK
         return self.run_experts(
-            x_TD, idx_TCK, weight_TCK, self.w_in, self.w_out, self.activation, self.gate_order
+            x_TD,
+            idx_TCK,
+            weight_TCK,
+            self.w_in,
+            self.w_out,
+            self.activation,
+            self.gate_order,
+            self.rows_read(),
         )
 
 
