@@ -137,7 +137,7 @@ def test_compiled_code_is_checked_without_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(check.subprocess, "run", run)
     monkeypatch.setattr(command, "has_triton", lambda: True)
-    assert check._outcome(check._compiled("sm_80", quick=False)) == (
+    assert check.outcome_of(check._compiled("sm_80", quick=False)) == (
         "FAIL",
         "spills or atomics, see python -m isoflop_kernels.aot sm_80",
     )
@@ -150,7 +150,7 @@ def test_clean_code_passes_with_its_number_of_kernels(monkeypatch):
     result = subprocess.CompletedProcess([], 0, "target kernel\nsm_80 dot 1\nsm_80 sum 2\n", "")
     monkeypatch.setattr(check.subprocess, "run", lambda *args, **kwargs: result)
     monkeypatch.setattr(command, "has_triton", lambda: True)
-    outcome = check._outcome(check._compiled("sm_80", quick=False))
+    outcome = check.outcome_of(check._compiled("sm_80", quick=False))
     assert outcome == ("PASS", "2 kernels without spills or atomics")
 
 
@@ -162,7 +162,7 @@ def test_what_the_machine_lacks_is_skipped_with_the_reason(without, reason, monk
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(command, "has_triton", lambda: without != "triton")
     run = check._numbers("triton-v1", numerics.QUICK, torch.float32, CPU)
-    assert check._outcome(run) == ("SKIP", reason)
+    assert check.outcome_of(run) == ("SKIP", reason)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ class Setting:
     repeats: int
     with_memory: bool
     machine: Machine
+    rehearsal: bool = False
+    """Whether Triton's kernels are timed in the interpreter, whose times mean nothing."""
 
 
 def measure_shape(operator: str, shape: Shape, setting: Setting) -> list[Row]:
@@ -36,9 +38,14 @@ def measure_shape(operator: str, shape: Shape, setting: Setting) -> list[Row]:
         return []
     names = command.contenders(operator)
     wanted = [name for name in names if command.wanted(name, setting.implementations)]
-    reasons = {
-        name: reason_to_skip(operator, shape, name, setting) for name in [RIVALS[operator], *wanted]
-    }
+    return measure_contenders(operator, shape, [RIVALS[operator], *wanted], setting)
+
+
+def measure_contenders(
+    operator: str, shape: Shape, contenders: Sequence[str], setting: Setting
+) -> list[Row]:
+    """Return rows of some contenders, which take turns, and all modes."""
+    reasons = {name: reason_to_skip(operator, shape, name, setting) for name in contenders}
     running = [name for name, reason in reasons.items() if reason is None]
     peaks: dict[str, int | None] = {}
     if setting.with_memory and operator == "gathered_linear" and "both" in setting.modes:
@@ -65,7 +72,8 @@ def reason_to_skip(operator: str, shape: Shape, contender: str, setting: Setting
         reason = command.unavailable(contender, setting.device)
         if reason is not None:
             return reason
-        if contender.startswith("triton") and setting.device.type == "cpu":
+        interpreted = contender.startswith("triton") and setting.device.type == "cpu"
+        if interpreted and not setting.rehearsal:
             return "the interpreter's times mean nothing"
     sums = shape.T * shape.C * shape.E
     sorts = (operator, contender) == ("product_key_topk", "reference")

@@ -198,7 +198,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _outcome(run: Callable[[], str]) -> tuple[str, str]:
+def outcome_of(run: Callable[[], str]) -> tuple[str, str]:
+    """Return PASS, FAIL or SKIP, and what was found."""
     try:
         return "PASS", run()
     except Skip as reason:
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(command.environment_line(options.device))
     failed = 0
     for title, run in checks(options):
-        outcome, found = _outcome(run)
+        outcome, found = outcome_of(run)
         failed += outcome == "FAIL"
         print(f"{outcome}  {title:43}{found}", flush=True)
     print(f"{failed} checks failed" if failed else "nothing failed")

@@ -1,0 +1,107 @@
+"""A short training by Triton's kernels against the same by plain torch: do the losses agree?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from isoflop.gpu_report.records import Job, Row
+from isoflop.gpu_report.steps import step_spec
+from isoflop.model.transformer import build_model
+from isoflop.recipe import get_recipe
+from isoflop.resources import builtin, builtin_names
+from isoflop.train.batch import rank_batch
+from isoflop.train.optimizer import recipe_adamw, set_learning_rate
+from isoflop.train.step import gradients_of_batch
+from isoflop_kernels import use_implementation
+
+LIMIT = {"fp32": 1e-3, "bf16": 2e-2}
+"""Largest relative difference of two losses that pass for equal, anywhere in the training."""
+_SHOWN_STEPS = (1, 10, 30, 100)
+
+
+def compare_losses(job: Job, device: torch.device) -> Iterator[Row]:
+    """Yield losses of one training by `bag` (as predicted) and by `triton` (as measured).
+
+    How far `reference`, plain torch as well, leads away from `bag` is a measure of what sums in
+    another order do by themselves.
+    """
+    spec, num_steps = step_spec(job.values), job.values["num_steps"]
+    text = _text()
+    expected = _losses(job.values, "bag", device, text)
+    actual = _losses(job.values, "triton", device, text)
+    for step in (number for number in _SHOWN_STEPS if number <= num_steps):
+        yield Row(
+            stage=job.stage,
+            case=job.case,
+            what=f"loss of step {step}",
+            unit="nats",
+            predicted=expected[step - 1],
+            measured=actual[step - 1],
+        )
+    plain = _losses(job.values, "reference", device, text)
+    yield Row(
+        stage=job.stage,
+        case=job.case,
+        what="reference against bag",
+        measured=largest_difference(plain, expected),
+        note="largest relative difference of two paths of plain torch",
+        details={"reference": plain},
+    )
+    worst, limit = largest_difference(actual, expected), LIMIT[spec.precision]
+    yield Row(
+        stage=job.stage,
+        case=job.case,
+        what="triton against bag",
+        measured=worst,
+        outcome="passed" if worst <= limit else "failed",
+        note=f"largest relative difference over {num_steps} steps, limit {limit:g}",
+        details={"bag": expected, "triton": actual},
+    )
+
+
+def largest_difference(actual: Sequence[float], expected: Sequence[float]) -> float:
+    """Return the largest relative difference; infinite where a loss is not finite."""
+    differences = [abs(a - b) / abs(b) for a, b in zip(actual, expected, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
+
+
+def _losses(
+    values: Mapping[str, Any], implementation: str, device: torch.device, text: bytes
+) -> list[float]:
+    """Return the loss of every step: the same model, batches and rates for any implementation."""
+    spec = step_spec(values)
+    recipe = get_recipe(spec.recipe)
+    model = build_model(spec).to(device)
+    optimizer = recipe_adamw(model, recipe)
+    found = []
+    with use_implementation(implementation):
+        for step in range(values["num_steps"]):
+            # A linear warm-up, without which one step may undo the model.
+            set_learning_rate(optimizer, recipe.peak_lr * min(1.0, (step + 1) / 10))
+            batch = rank_batch(_batch(text, step, (spec.batch_size, spec.seq_len)))
+            gradients = gradients_of_batch(
+                model, batch, clip_norm=recipe.clip_norm, precision=spec.precision
+            )
+            optimizer.step()
+            found.append(gradients.loss)
+    return found
+
+
+def _text() -> bytes:
+    """Return some text of the embedded corpus."""
+    folder = builtin("corpora", builtin_names("corpora")[0])
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("*.txt"))[:4])
+
+
+def _batch(text: bytes, step: int, shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Return windows of the text that a seed and the step's number choose, as bytes and 4."""
+    num_sequences, length = shape
+    starts = np.random.default_rng([0, step]).integers(0, len(text) - length, num_sequences)
+    values = np.frombuffer(text, np.uint8).astype(np.uint32)
+    # The first numbers are those of padding and of begin and end of a text.
+    return np.stack([values[start : start + length] for start in starts]) + 4
