@@ -14,6 +14,9 @@ from isoflop.validate import CLOSED, ReadBy
 Parallel = Literal["single", "ddp", "fsdp", "channel"]
 PARALLEL: tuple[str, ...] = get_args(Parallel)
 
+COMPILED_DEVICES = ("cuda",)
+"""Where a model goes through torch.compile unless told otherwise; on the CPU it hardly helps."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
@@ -35,8 +38,8 @@ class Placement:
     """Sequences that a rank takes through the model at a time; None: its share of the batch."""
     checkpoint_activations: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
-    compile: bool = False
-    """Whether the model goes through torch.compile."""
+    compile: bool | None = None
+    """Whether the model goes through torch.compile; None: on GPUs. See ``compiles``."""
     checkpoint_every_s: float | None = 300.0
     """Seconds of training between checkpoints; None: not by time."""
     checkpoint_every_steps: int | None = None
@@ -67,6 +70,13 @@ class Placement:
             raise UserError(
                 "ranks", self.num_ranks, "1 without a layout for several", "name one by `parallel`"
             )
+
+    @property
+    def compiles(self) -> bool:
+        """Return whether the model is to go through torch.compile, as given or by its device."""
+        if self.compile is None:
+            return self.device.partition(":")[0] in COMPILED_DEVICES
+        return self.compile
 
 
 def _check_is_local(cluster: Any) -> Any:

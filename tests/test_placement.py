@@ -29,13 +29,27 @@ TABLE = {
 
 def test_the_table_says_where_and_the_command_line_has_the_last_word() -> None:
     assert placement_from(TABLE) == Placement(
-        micro_batch=2, checkpoint_activations=True, checkpoint_every_s=60, evaluate_every_steps=10
+        micro_batch=2,
+        checkpoint_activations=True,
+        compile=False,
+        checkpoint_every_s=60,
+        evaluate_every_steps=10,
     )
     over = {"micro_batch": None, "checkpoint_every": 0.0, "checkpoint_activations": False}
     found = placement_from(TABLE, over)
     assert (found.micro_batch, found.checkpoint_every_s) == (2, 0.0)
     assert not found.checkpoint_activations
     assert placement_from({"cluster": "local"}, {}) == Placement()
+
+
+def test_a_model_is_compiled_on_gpus_unless_somebody_said_otherwise() -> None:
+    for device, expected in (("cpu", False), ("cuda", True), ("cuda:1", True)):
+        assert placement_from({"device": device}, {"compile": None}).compiles is expected
+        for given in (True, False):
+            assert placement_from({"device": device, "compile": given}).compiles is given
+    # Jobs that were sent before there was a default say which.
+    assert not validated(Placement, {"device": "cuda", "compile": False}).compiles
+    assert validated(Placement, {"device": "cuda", "compile": None}).compiles
 
 
 @pytest.mark.parametrize(

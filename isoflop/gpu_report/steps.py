@@ -28,9 +28,10 @@ from isoflop.plan.estimate.time import estimate_step
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 from isoflop.train.batch import made_batch, rank_batch
+from isoflop.train.compiled import NotCompiled, compile_model
 from isoflop.train.memory import is_out_of_memory
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.step import compile_model, gradients_of_batch
+from isoflop.train.step import gradients_of_batch
 from isoflop.train.throughput import wait_for
 from isoflop_kernels import use_implementation
 
@@ -210,11 +211,11 @@ class _Trainer:
         """Compile the model.
 
         Raises:
-            RuntimeError: it does not work here, for the reason that is in the log.
+            RuntimeError: it does not work here, or computes something else.
         """
-        compiled = compile_model(self.model, self._batch.inputs_RT, precision=self._spec.precision)
-        if compiled is None:
-            raise RuntimeError("torch.compile does not work here, see the log")
+        found = compile_model(self.model, self._batch, precision=self._spec.precision)
+        if isinstance(found, NotCompiled):
+            raise RuntimeError(found.reason)
 
     def step(self) -> float:
         """Make a step and return its seconds."""

@@ -37,7 +37,11 @@ _PLACEMENT_OPTIONS = (
         default=None,
         help="Recompute activations in the backward pass, to save memory.",
     ),
-    click.option("--compile/--no-compile", default=None, help="Use torch.compile."),
+    click.option(
+        "--compile/--no-compile",
+        default=None,
+        help="Use torch.compile where it computes the same.  [default: on GPUs only]",
+    ),
     click.option(
         "--checkpoint-every",
         type=float,

@@ -20,8 +20,9 @@ from isoflop.model import build_model
 from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
-from isoflop.train.batch import Batch, Prefetch, rank_batch
+from isoflop.train.batch import Batch, Prefetch, made_batch, rank_batch
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
+from isoflop.train.compiled import Compiled, compile_model
 from isoflop.train.evaluate import Evaluation, evaluate, evaluation_windows
 from isoflop.train.health import Monitor, check
 from isoflop.train.hooks import Accumulator, Hooks, RunOutcome, StepMetrics
@@ -29,7 +30,7 @@ from isoflop.train.memory import keep_freed_memory, reset_peak
 from isoflop.train.optimizer import learning_rate, recipe_adamw, set_learning_rate
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.state import TrainingState, seed_all
-from isoflop.train.step import StepGradients, compile_model, gradients_of_batch
+from isoflop.train.step import StepGradients, gradients_of_batch
 from isoflop.train.trunk import SharedTrunk
 
 if TYPE_CHECKING:
@@ -127,12 +128,8 @@ class _Run:
         model = _as_planned(build_model(spec), spec).to(device)
         model.checkpoint_activations = placement.checkpoint_activations
         model.document_end = self._data.end_of_text_id if spec.document_mask else None
-        if placement.compile:
-            rows = placement.micro_batch or spec.batch_size // self._ranks.size
-            inputs_BT = torch.ones(rows, spec.seq_len, dtype=torch.int64, device=device)
-            compiled = compile_model(model, inputs_BT, precision=spec.precision)
-            if compiled is not None:
-                self._hooks.on_event("compiled", compiled._asdict())
+        if placement.compiles:
+            self._compile(model)
         self._module: nn.Module = self._ranks.wrap(model)
         # After wrapping, which may replace parameters by this rank's part of them.
         optimizer = recipe_adamw(model, self._recipe)
@@ -143,6 +140,14 @@ class _Run:
             device=device,
             accumulators={"health": self._monitor},
         )
+
+    def _compile(self, model: nn.Module) -> None:
+        """Compile the model if that changes nothing but rounding; report which of the two."""
+        spec = self._spec
+        rows = self._placement.micro_batch or spec.batch_size // self._ranks.size
+        found = compile_model(model, rank_batch(made_batch(spec)[:rows]), precision=spec.precision)
+        kind = "compiled" if isinstance(found, Compiled) else "not_compiled"
+        self._hooks.on_event(kind, found._asdict())
 
     def _monitor_of(self, model: nn.Module) -> Monitor:
         on_event, trunk = self._hooks.on_event, self._trunk

@@ -1,4 +1,4 @@
-"""The gradients of one batch, whole or in micro-batches, on one rank or several; torch.compile.
+"""The gradients of one batch, whole or in micro-batches, on one rank or several.
 
 Letters: B sequences of the global batch, R of this rank's share, T tokens.
 """
@@ -6,12 +6,8 @@ Letters: B sequences of the global batch, R of this rank's share, T tokens.
 from __future__ import annotations
 
 import contextlib
-import logging
-import sys
-import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +18,6 @@ from isoflop.families._shared.module import cast_once
 from isoflop.train.batch import Batch, rank_batch
 from isoflop.train.optimizer import clip_gradients
 from isoflop.train.ranks import SINGLE, Ranks
-
-logger = logging.getLogger("isoflop")
-
-BACKEND = "inductor"
-"""Of torch.compile."""
 
 
 class StepGradients(NamedTuple):
@@ -116,116 +107,3 @@ def compute_type(precision: str, device: torch.device) -> torch.autocast:
 def tables_cast(model: nn.Module, precision: str) -> AbstractContextManager[None]:
     """Return a context with the experts' tables as `precision` reads them, cast once."""
     return cast_once(model, torch.bfloat16 if precision == "bf16" else None)
-
-
-class Compiled(NamedTuple):
-    """What torch.compile took of a model."""
-
-    share: float
-    """Of the parameters, those that its graphs compute with."""
-    num_graphs: int
-    num_breaks: int
-    outside: tuple[str, ...]
-    """Modules that hold parameters which no graph computes with."""
-    operators: tuple[str, ...]
-    """Operators of the project in the graphs: they are called, and not compiled."""
-
-
-class _Backend:
-    """The compiler behind torch.compile; it notes the graphs that it is given."""
-
-    def __init__(self) -> None:
-        self.num_graphs = 0
-        self.parameters: set[int] = set()
-        self.operators: set[str] = set()
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        self.num_graphs += 1
-        self.parameters |= {id(each) for each in inputs if isinstance(each, nn.Parameter)}
-        # What is checkpointed, or has a gradient of its own, is a graph in the graph.
-        for part in graph.modules():
-            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
-                name = getattr(node.target, "name", str)()
-                if name.startswith("isoflop"):
-                    self.operators.add(name)
-        from torch._dynamo import lookup_backend  # whoever calls this has imported it
-
-        compiled: Callable[..., Any] = lookup_backend(BACKEND)(graph, inputs)
-        return compiled
-
-
-def compile_model(model: nn.Module, inputs_BT: Tensor, *, precision: str) -> Compiled | None:
-    """Compile ``model`` in place, its names and parameters unchanged, and try it out.
-
-    A forward and a backward pass over ``inputs_BT`` compile for its shape here, not in the first
-    step. Whatever goes wrong in them (no compiler, an operator that the compiler does not know),
-    the model is left as it was.
-
-    Fused operators round differently, so losses differ from the uncompiled model's in their last
-    digits. On the CPU it hardly helps: see tests/benchmarks/README.md.
-
-    Args:
-        model: a Transformer on its device, before it is wrapped for several ranks.
-        inputs_BT: int64 token ids of the shape that the steps will have, on the device.
-        precision: ``fp32`` or ``bf16``.
-
-    Returns:
-        What is compiled now, with a warning where it is not the whole model; None: nothing is.
-    """
-    backend = _Backend()
-    breaks_before = _num_breaks()
-    # An attribute of the instance, found before the class's method.
-    compiled = torch.compile(model.forward, dynamic=False, backend=backend)
-    setattr(model, "forward", compiled)  # noqa: B010
-    try:
-        # torch's own notices on what it traces through.
-        with warnings.catch_warnings(action="ignore"):
-            with tables_cast(model, precision), compute_type(precision, inputs_BT.device):
-                # Not the same tensor twice: the steps' inputs and targets are two.
-                loss = model(inputs_BT, inputs_BT.clone())
-            loss.backward()
-    except Exception as error:
-        del model.forward
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        lines = str(error).strip().splitlines()
-        message = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        logger.warning("torch.compile does not work here, going on without it: %s", message)
-        return None
-    finally:
-        model.zero_grad(set_to_none=True)
-    return _what_was_compiled(model, backend, _num_breaks() - breaks_before)
-
-
-def _num_breaks() -> int:
-    """Return in how many places the compiler has broken a graph, in this process."""
-    # Slow to import; torch.compile does where it is used.
-    utils = sys.modules.get("torch._dynamo.utils")
-    return 0 if utils is None else utils.counters["graph_break"].total()
-
-
-def _what_was_compiled(model: nn.Module, backend: _Backend, num_breaks: int) -> Compiled:
-    held = {id(p): p.numel() for p in model.parameters()}
-    outside = tuple(
-        name or "the model itself"
-        for name, module in model.named_modules()
-        if any(id(p) not in backend.parameters for p in module.parameters(recurse=False))
-    )
-    taken = sum(number for key, number in held.items() if key in backend.parameters)
-    compiled = Compiled(
-        share=taken / sum(held.values()),
-        num_graphs=backend.num_graphs,
-        num_breaks=num_breaks,
-        outside=outside,
-        operators=tuple(sorted(backend.operators)),
-    )
-    if outside or num_breaks:
-        logger.warning(
-            "torch.compile took %.0f %% of the model's parameters, in %d graphs with %d breaks; "
-            "outside: %s",
-            100 * compiled.share,
-            compiled.num_graphs,
-            num_breaks,
-            ", ".join(outside) or "no module",
-        )
-    return compiled

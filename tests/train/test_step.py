@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,17 +23,10 @@ from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
 from isoflop.spec import RunSpec
 from isoflop.study import PAPER_ARCHS
-from isoflop.train import step as train_step
 from isoflop.train.batch import made_batch, rank_batch
 from isoflop.train.calibrate import measure_step_flops
 from isoflop.train.ranks import SingleRank
-from isoflop.train.step import (
-    Compiled,
-    compile_model,
-    compute_type,
-    gradients_of_batch,
-    tables_cast,
-)
+from isoflop.train.step import compute_type, gradients_of_batch, tables_cast
 from made_shapes import rung_spec
 
 FAMILIES = family_names()
@@ -308,122 +299,3 @@ def test_what_checkpointing_recomputes_is_told_apart(family: str) -> None:
     }[family]()
     last = 2 * tokens * spec.n_layers * spec.d_model * int(width)
     assert flops.recomputed == layers - last
-
-
-def test_a_compiler_that_fails_is_given_up_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(forward: object, **options: object) -> object:
-        def run(*args: object) -> None:
-            raise RuntimeError("no compiler\nand a long trace")
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", broken)
-    spec = made("mlp", batch_size=2)
-    model, targets_BT = build_model(spec), padded_batch(spec)
-    before = step(model, targets_BT)
-    with caplog.at_level(logging.WARNING, "isoflop"):
-        assert not compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
-    assert [record.getMessage() for record in caplog.records] == [
-        "torch.compile does not work here, going on without it: RuntimeError: no compiler"
-    ]
-    assert all(p.grad is None for p in model.parameters())
-    after = step(model, targets_BT)
-    assert after[:2] == before[:2]
-
-
-@pytest.mark.slow
-def test_a_compiled_model_keeps_its_names_and_nearly_its_floats(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Without generating code, which takes a minute; what is traced is the same.
-    monkeypatch.setattr(train_step, "BACKEND", "aot_eager")
-    torch._dynamo.reset()
-    spec = made("mlp", batch_size=2)
-    model, targets_BT = build_model(spec), padded_batch(spec)
-    names = list(model.state_dict())
-    before = step(model, targets_BT)
-    compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
-    assert compiled == Compiled(1.0, num_graphs=1, num_breaks=0, outside=(), operators=())
-    assert list(model.state_dict()) == names
-    assert "forward" in vars(model)
-    after = step(model, targets_BT)
-    assert after[0] == pytest.approx(before[0], rel=1e-6)
-    assert_close(after[2], before[2])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_moe_is_one_graph_around_its_products_for_any_sizes_of_groups(
-    checkpointing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(train_step, "BACKEND", "eager")
-    torch._dynamo.reset()
-    spec = dataclasses.replace(made("moe", batch_size=2), n_layers=1)
-    model = build_model(spec)
-    model.checkpoint_activations = checkpointing
-    batches = [made_batch(spec), made_batch(spec)[::-1, ::-1].copy() // 2 + 2]
-    before = [step(model, batch) for batch in batches]
-    compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
-    assert compiled is not None
-    assert compiled._replace(operators=()) == Compiled(1.0, 1, 0, (), ())
-    assert "isoflop::product_loop" in compiled.operators
-    with torch.compiler.set_stance("fail_on_recompile"):
-        after = [step(model, batch) for batch in batches]
-    for found, expected in zip(after, before, strict=True):
-        assert found[:2] == expected[:2]
-        assert_close(found[2], expected[2])
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-@pytest.mark.slow
-def test_tables_in_bf16_are_cast_outside_of_the_compiled_graph(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(train_step, "BACKEND", "eager")
-    torch._dynamo.reset()
-    casts: list[bool] = []
-    cast = ExpertTables._cast
-
-    def noted(layer: ExpertTables, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        casts.append(torch.compiler.is_compiling())
-        return cast(layer, dtype)
-
-    monkeypatch.setattr(ExpertTables, "_cast", noted)
-    spec = dataclasses.replace(made("sgatlin", batch_size=4), n_layers=1)
-    model, eager, batch = build_model(spec), build_model(spec), padded_batch(spec)
-    compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="bf16")
-    assert compiled is not None
-    assert compiled._replace(operators=()) == Compiled(1.0, 1, 0, (), ())
-    with torch.compiler.set_stance("fail_on_recompile"):
-        found, expected = ([], [])
-        for _ in range(2):
-            # Tables of other values each time, in other memory.
-            for each, results in ((model, found), (eager, expected)):
-                results.append(step(each, batch, precision="bf16", micro_batch=2))
-                with torch.no_grad():
-                    each.blocks[0].feedforward.w_out.mul_(2.0)
-    assert casts == [False] * 5
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours[:2] == theirs[:2]
-    assert found[0][0] != found[1][0]
-
-
-@pytest.mark.slow
-def test_what_is_not_compiled_is_named(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(train_step, "BACKEND", "eager")
-    torch._dynamo.reset()
-    model = build_model(dataclasses.replace(made("mlp", batch_size=2), n_layers=1))
-    layer = model.blocks[0].feedforward
-    layer.forward = torch.compiler.disable(layer.forward)
-    with caplog.at_level(logging.WARNING, "isoflop"):
-        compiled = compile_model(model, torch.ones(2, 16, dtype=torch.int64), precision="fp32")
-    assert compiled is not None
-    held = sum(p.numel() for p in model.parameters())
-    assert compiled.share == 1 - sum(p.numel() for p in layer.parameters()) / held
-    assert compiled.outside == ("blocks.0.feedforward",)
-    (record,) = caplog.records
-    assert record.getMessage().endswith("breaks; outside: blocks.0.feedforward")
