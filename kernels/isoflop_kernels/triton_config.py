@@ -45,7 +45,8 @@ class Architecture:
     combine_width: int
     combine_tile: int
     expert_tile: int
-    # Fewer than `per_warp`: a program holds a tile of x beside one of dy.
+    # Fewer than `per_warp`: a program holds a tile of x, one of dy, and two of sums. Four warps, so
+    # that few wait for one another at a dot product, and more programs run beside each other.
     expert_per_warp: int
     # Wider rows are cut into slices of this width, and their dot product has a kernel of its own.
     expert_width: int
@@ -68,7 +69,7 @@ _NVIDIA = Architecture(
     dot_tile=8192,
     combine_width=64,
     combine_tile=512,
-    expert_tile=2048,
+    expert_tile=1024,
     expert_per_warp=256,
     expert_width=1024,
     expert_slice=256,
@@ -85,8 +86,8 @@ _NVIDIA = Architecture(
 # A wave of AMD has 64 lanes, twice those of a warp.
 _AMD = dataclasses.replace(
     _NVIDIA,
-    expert_tile=4096,
-    expert_per_warp=1024,
+    expert_tile=2048,
+    expert_per_warp=512,
     group_dot_pairs=64,
     product_per_warp=2048,
     per_warp=2048,
@@ -102,11 +103,29 @@ TABLE = {
 }
 
 
-@functools.cache
+# Names of the open `assuming` blocks.
+_assumed = [DEFAULT]
+
+
 def architecture_of(device: torch.device) -> str:
     """Name in TABLE of a device's architecture; the CPU, under the interpreter, has DEFAULT's."""
-    if device.type != "cuda":
-        return DEFAULT
+    if device.type == "meta":
+        return _assumed[-1]
+    return _architecture_of_gpu(device) if device.type == "cuda" else DEFAULT
+
+
+@contextlib.contextmanager
+def assuming(arch: str) -> Iterator[None]:
+    """Have tensors without a device, on meta, launch what they would on an architecture."""
+    _assumed.append(arch)
+    try:
+        yield
+    finally:
+        _assumed.pop()
+
+
+@functools.cache
+def _architecture_of_gpu(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         name = properties.gcnArchName.split(":")[0]

@@ -93,13 +93,19 @@ def combine_kernel(
     m_D = o_D < D
     m_KD = m_K[:, None] & m_D[None, :]
     b_sum = tl.zeros((BK, BD), tl.float32)
+    o_choice = i_T * C * K + o_K
+    b_row = tl.load(p_idx + o_choice, mask=m_K, other=0).to(tl.int64)
+    b_z = tl.load(p_z + o_choice, mask=m_K, other=0.0)
     for i_C in range(C):
-        o_choice = (i_T * C + i_C) * K + o_K
-        b_row = tl.load(p_idx + o_choice, mask=m_K, other=0).to(tl.int64)
-        b_z = tl.load(p_z + o_choice, mask=m_K, other=0.0)
         o_row = (b_row + i_C * TABLE_ROWS) * D
         b_w = tl.load(p_w + o_row[:, None] + o_D[None, :], mask=m_KD, other=0.0).to(tl.float32)
+        # Those of the next channel are on their way while this one's rows arrive.
+        o_choice += K
+        m_next = m_K & (i_C + 1 < C)
+        b_row = tl.load(p_idx + o_choice, mask=m_next, other=0).to(tl.int64)
+        b_next = tl.load(p_z + o_choice, mask=m_next, other=0.0)
         b_sum += b_z[:, None] * b_w
+        b_z = b_next
     b_y = tl.sum(b_sum, 0).to(p_y.dtype.element_ty)
     tl.store(p_y + i_T.to(tl.int64) * D + o_D, b_y, mask=m_D)
 
@@ -153,22 +159,31 @@ def expert_kernel(
         o_end = tl.minimum(o_begin + CHUNK, tl.load(p_start + i_R + 1))
         o_D = i_slice * BD + tl.arange(0, BD)
         m_D = o_D < D
-        b_in = tl.zeros((BD,), tl.float32)
-        b_out = tl.zeros((BD,), tl.float32)
+        # One sum for each choice of a block, and over the choices once at the end: a sum over
+        # choices crosses warps, and so waits for all of them.
+        b_in = tl.zeros((BJ, BD), tl.float32)
+        b_out = tl.zeros((BJ, BD), tl.float32)
         if DZ == "gather":
             b_w = tl.load(p_w_out + i_R * D + o_D, mask=m_D, other=0.0).to(tl.float32)
-        for o_block in range(o_begin, o_end, BJ):
-            o_J = o_block + tl.arange(0, BJ)
+        o_J = o_begin + tl.arange(0, BJ)
+        b_next = tl.load(p_order + o_J, mask=o_J < o_end, other=0)
+        for _ in range(o_begin, o_end, BJ):
             m_J = o_J < o_end
             # Fewer than 2**31 choices; dividing 64-bit numbers takes a subroutine.
-            o_choice = tl.load(p_order + o_J, mask=m_J, other=0).to(tl.int32)
+            o_choice = b_next.to(tl.int32)
             o_token = (o_choice // CK).to(tl.int64) * D
+            # Those of the next block are on their way while this one's tokens arrive.
+            o_J += BJ
+            b_next = tl.load(p_order + o_J, mask=o_J < o_end, other=0)
             m_JD = m_J[:, None] & m_D[None, :]
             o_JD = o_token[:, None] + o_D[None, :]
             b_h = tl.load(p_h + o_choice, mask=m_J, other=0.0)
             b_score = tl.load(p_score + o_choice, mask=m_J, other=0.0).to(tl.float32)
             if WITH_OUT or DZ == "gather":
                 b_dy = tl.load(p_dy + o_JD, mask=m_JD, other=0.0).to(tl.float32)
+            # Here, so that it is on its way while the warps meet for the dot product.
+            if WITH_IN:
+                b_x = tl.load(p_x + o_JD, mask=m_JD, other=0.0).to(tl.float32)
             if DZ != "none":
                 if DZ == "gather":
                     b_dz = tl.sum(b_dy * b_w[None, :], 1)
@@ -179,11 +194,11 @@ def expert_kernel(
                     tl.store(p_dh + o_choice, b_dh, mask=m_J)
                     tl.store(p_dscore + o_choice, b_dscore.to(p_dscore.dtype.element_ty), mask=m_J)
             if WITH_IN:
-                b_x = tl.load(p_x + o_JD, mask=m_JD, other=0.0).to(tl.float32)
-                b_in += tl.sum(tl.where(m_J, b_dh, 0.0)[:, None] * b_x, 0)
+                b_in += tl.where(m_J, b_dh, 0.0)[:, None] * b_x
             if WITH_OUT:
                 b_z = tl.where(m_J, gate(b_h, b_score, ACTIVATION, GATE_ORDER), 0.0)
-                b_out += tl.sum(b_z[:, None] * b_dy, 0)
+                b_out += b_z[:, None] * b_dy
+        b_in, b_out = tl.sum(b_in, 0), tl.sum(b_out, 0)
         if num_chunks == 1:
             if WITH_IN:
                 tl.store(p_dw_in + i_R * D + o_D, b_in.to(p_dw_in.dtype.element_ty), mask=m_D)

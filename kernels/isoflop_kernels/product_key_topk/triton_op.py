@@ -24,6 +24,16 @@ MAX_CHOSEN = 16
 )
 def product_key_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
     """Return the sub-keys that `reference.product_key_pairs` does, int64 [T, 2, C, K]."""
+    return select_pairs(sim_T2CN, k)
+
+
+@product_key_pairs.register_fake
+def _(sim_T2CN: Tensor, k: int) -> Tensor:
+    return sim_T2CN.new_empty((*sim_T2CN.shape[:3], k), dtype=torch.int64)
+
+
+def select_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
+    """Launch the kernel, or take the packed path where it would not fit."""
     num_tokens, _, num_channels, num_keys = sim_T2CN.shape
     if sim_T2CN.dtype == torch.float64 or num_keys > MAX_SUB_KEYS or k > MAX_CHOSEN:
         return packed.product_key_pairs(sim_T2CN, k)
@@ -45,11 +55,6 @@ def product_key_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
             num_warps=launch.num_warps,
         )
     return pair_T2CK
-
-
-@product_key_pairs.register_fake
-def _(sim_T2CN: Tensor, k: int) -> Tensor:
-    return sim_T2CN.new_empty((*sim_T2CN.shape[:3], k), dtype=torch.int64)
 
 
 @register_flop_formula(torch.ops.isoflop_kernels.product_key_pairs_triton)
