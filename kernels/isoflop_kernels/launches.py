@@ -28,15 +28,6 @@ from isoflop_kernels import triton_config
 from isoflop_kernels.gathered_linear import choice, triton_op
 from isoflop_kernels.product_key_topk import triton_op as selection
 
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int16: "*i16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
@@ -61,17 +52,13 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """A kernel as the compiler sees it: types of arguments, those that are constants, its warps.
-
-    `divisible` are arguments of which the compiler knows that 16 divides them.
-    """
+    """A kernel's arguments, of tensors the element type, its constants and its warps."""
 
     name: str
     module: str
     function: str
-    signature: dict[str, str]
+    arguments: dict[str, torch.dtype | int]
     constants: dict[str, Any]
-    divisible: tuple[str, ...]
     num_warps: int
 
     @property
@@ -84,11 +71,13 @@ def launches(arch: str, call: Call) -> list[Launch]:
     """Return each different launch of a forward and backward pass on an architecture, once."""
     asked = {} if call.version is None else {choice.VARIABLE: call.version}
     with _recording() as found, triton_config.assuming(arch), mock.patch.dict(os.environ, asked):
-        _run(call)
+        run(call)
     return found
 
 
-def _run(call: Call) -> None:
+def run(call: Call) -> None:
+    """Call the operators, forward and backward, on meta tensors: launches must be recorded."""
+
     def made(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -113,35 +102,24 @@ def _recording() -> Iterator[list[Launch]]:
     """Write launches down instead of making them."""
     found: list[Launch] = []
 
-    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, num_warps: int, **named: Any) -> None:
-        launch = _launch(kernel, args, named, num_warps)
+    def record(kernel: Any, *args: Any, num_warps: int, **named: Any) -> None:
+        constants = {name: value for name, value in named.items() if name in kernel.arg_names}
+        launch = _launch(kernel, args, constants, num_warps)
         if launch not in found:
             found.append(launch)
 
-    with mock.patch.object(JITFunction, "run", run):
+    with mock.patch.object(JITFunction, "run", record):
         yield found
 
 
-def _launch(kernel: Any, args: tuple[Any, ...], named: dict[str, Any], num_warps: int) -> Launch:
-    """Return what the JIT would make of the arguments: a number that is 1 is a constant, too."""
-    signature, constants, divisible = {}, {}, []
-    arguments = dict(zip(kernel.arg_names, args, strict=False)) | named
-    for parameter in kernel.params:
-        name, value = parameter.name, arguments[parameter.name]
-        is_tensor, specialized = isinstance(value, Tensor), not parameter.do_not_specialize
-        if parameter.is_constexpr or (specialized and not is_tensor and value == 1):
-            signature[name], constants[name] = "constexpr", value
-            continue
-        signature[name] = POINTERS[value.dtype] if is_tensor else "i32"
-        if is_tensor or (specialized and value % 16 == 0):
-            divisible.append(name)
+def _launch(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any], warps: int) -> Launch:
+    values = [arg.dtype if isinstance(arg, Tensor) else arg for arg in args]
     name = kernel.__name__.removesuffix("_kernel")
     return Launch(
         name=f"{name}_grad" if constants.get("BACKWARD") else name,
         module=kernel.__module__,
         function=kernel.__name__,
-        signature=signature,
+        arguments=dict(zip(kernel.arg_names, values, strict=False)),
         constants=constants,
-        divisible=tuple(divisible),
-        num_warps=num_warps,
+        num_warps=warps,
     )

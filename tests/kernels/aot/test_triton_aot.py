@@ -169,21 +169,52 @@ def add(p_x, p_sum, BN: tl.constexpr):
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-import counted
+import counted, torch
 from isoflop_kernels import aot
 launch = aot.Launch(
     name="add",
     module="counted",
     function="add",
-    signature={{"p_x": "*i32", "p_sum": "*i32", "BN": "constexpr"}},
+    arguments={{"p_x": torch.int32, "p_sum": torch.int32}},
     constants={{"BN": 128}},
-    divisible=(),
     num_warps=1,
 )
 report = aot.compile_report(launch, "sm_90")
 assert report.code.atomics == 1, report
 """
     compiled(tmp_path, code)
+
+
+@pytest.mark.slow
+def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
+    """The JIT itself, told of a GPU that is not there, adds nothing to the cache but one kernel.
+
+    Of all launches the first is left out, so that the test sees what is missing.
+    """
+    code = """
+import dataclasses, os
+from unittest import mock
+from torch import Tensor
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction, MockTensor
+from isoflop_kernels import aot, launches
+
+jit, launched = JITFunction.run, []
+def run(kernel, *args, grid, warmup, **named):
+    launched.append(kernel)
+    args = [MockTensor(arg.dtype) if isinstance(arg, Tensor) else arg for arg in args]
+    return jit(kernel, *args, grid=grid, warmup=True, **named)
+
+entries = lambda: len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
+call = dataclasses.replace(aot.SHIPPED["small"], num_channels=1)
+aot.compile_all("sm_90", aot.launches("sm_90", call)[1:], num_processes=2)
+before = entries()
+driver.set_active(aot.absent_gpu("sm_90"))
+with mock.patch.object(JITFunction, "run", run):
+    launches.run(call)
+print(len(set(launched)), entries() - before)
+"""
+    assert compiled(tmp_path, code) == "5 1\n"
 
 
 @pytest.mark.slow
