@@ -37,7 +37,7 @@ from isoflop_kernels.machine_code import MachineCode
 # What `main` and the tests compile: by name, types and sizes that training comes with, small and
 # large ones, and rows too wide for one block.
 _GELU: dict[str, Any] = {"activation": "gelu_tanh", "gate_order": "act_then_gate"}
-_SINGLE: dict[str, Any] = dict.fromkeys(("tokens", "scores", "tables"), torch.float32)
+_SINGLE: dict[str, Any] = dict.fromkeys(("tokens", "scores", "rows"), torch.float32)
 _SMALL = Call(width=128, num_chosen=8, num_keys=28, version="v1", **_GELU)
 _SCALE_6 = Call(width=768, num_chosen=8, num_keys=88, version="v1")
 SHIPPED = {

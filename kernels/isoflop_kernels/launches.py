@@ -33,7 +33,8 @@ from isoflop_kernels.product_key_topk import triton_op as selection
 class Call:
     """One layer's call of the operators: its sizes, and the types that its tensors come in.
 
-    `version` is one of Triton's two; None where sizes and types decide.
+    `rows` are the tables as they are read, `tables` those whose gradients are wanted. `version` is
+    one of Triton's two; None where sizes and types decide.
     """
 
     num_tokens: int = 2**17
@@ -44,7 +45,8 @@ class Call:
     shared: bool = False
     tokens: torch.dtype = torch.bfloat16
     scores: torch.dtype = torch.bfloat16
-    tables: torch.dtype = torch.bfloat16
+    rows: torch.dtype = torch.bfloat16
+    tables: torch.dtype = torch.float32
     activation: str = "identity"
     gate_order: str = "gate_then_act"
     version: str | None = None
@@ -87,14 +89,16 @@ def run(call: Call) -> None:
     sim = made(call.scores, call.num_tokens, 2, call.num_channels, call.num_keys)
     selection.select_pairs(sim, call.num_chosen)
     x, idx = made(call.tokens, call.num_tokens, call.width), made(torch.int32, *chosen)
-    score, w_in, w_out = (
+    score, rows_in, rows_out = (
         made(call.scores, *chosen),
-        made(call.tables, *table),
-        made(call.tables, *table),
+        made(call.rows, *table),
+        made(call.rows, *table),
     )
-    names = (call.activation, call.gate_order)
-    y, h = triton_op._forward(x, idx, score, w_in, w_out, *names)
-    triton_op._backward(y, x, idx, score, w_in, w_out, h, *names, [True] * 4)
+    tensors = (x, idx, score, rows_in, rows_out)
+    gate = {"activation": call.activation, "gate_order": call.gate_order}
+    y, h = triton_op._forward(*tensors, **gate)
+    dtypes = (call.tables, call.tables)
+    triton_op._backward(y, *tensors, h, **gate, need=[True] * 4, dtypes=dtypes)
 
 
 @contextlib.contextmanager
