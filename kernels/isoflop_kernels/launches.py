@@ -89,16 +89,12 @@ def run(call: Call) -> None:
     sim = made(call.scores, call.num_tokens, 2, call.num_channels, call.num_keys)
     selection.select_pairs(sim, call.num_chosen)
     x, idx = made(call.tokens, call.num_tokens, call.width), made(torch.int32, *chosen)
-    score, rows_in, rows_out = (
-        made(call.scores, *chosen),
-        made(call.rows, *table),
-        made(call.rows, *table),
-    )
-    tensors = (x, idx, score, rows_in, rows_out)
-    gate = {"activation": call.activation, "gate_order": call.gate_order}
-    y, h = triton_op._forward(*tensors, **gate)
-    dtypes = (call.tables, call.tables)
-    triton_op._backward(y, *tensors, h, **gate, need=[True] * 4, dtypes=dtypes)
+    score = made(call.scores, *chosen)
+    rows_in, rows_out = made(call.rows, *table), made(call.rows, *table)
+    act, order, dtypes = call.activation, call.gate_order, (call.tables, call.tables)
+    y, h = triton_op._forward(x, idx, score, rows_in, rows_out, act, order)
+    tensors = (y, x, idx, score, rows_in, rows_out, h)
+    triton_op._backward(*tensors, act, order, [True] * 4, dtypes)
 
 
 @contextlib.contextmanager
