@@ -86,6 +86,28 @@ def test_each_name_reaches_its_own_code(monkeypatch):
     assert "isoflop_kernels" not in seen["reference"]
 
 
+# What torch imports for it uses what torch advises against.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["bag", "cpp", "triton"])
+@pytest.mark.parametrize("argument", [0, 2, 3, 4])
+def test_forward_mode_is_refused_where_there_is_none(name, argument):
+    """And not taken for zero, as torch does with what an operator does not say."""
+    inputs = [torch.randn(5, 4), torch.zeros(5, 2, 3, dtype=torch.int32), torch.randn(5, 2, 3)]
+    inputs += [torch.randn(2, 6, 4), torch.randn(2, 6, 4)]
+
+    def run(value):
+        changed = [value if number == argument else each for number, each in enumerate(inputs)]
+        return isoflop_kernels.gathered_linear(*changed)
+
+    one = inputs[argument]
+    with use_implementation("reference"):
+        y, tangent = torch.func.jvp(run, (one,), (one,))
+    # It is linear in each of them.
+    torch.testing.assert_close(tangent, y)
+    with use_implementation(name), pytest.raises(NotImplementedError, match="no forward-mode"):
+        torch.func.jvp(run, (one,), (one,))
+
+
 @pytest.mark.slow
 def test_works_where_triton_and_isoflop_cannot_be_imported_and_warns_about_nothing():
     code = """

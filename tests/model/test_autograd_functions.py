@@ -41,6 +41,7 @@ INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "_Permute": lambda: (rows(3, 2), torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0])),
     "_ProductLoop": lambda: (rows(3, 4), rows(2, 4, 5), rows(2, 5), [(0, slice(0, 3))]),
     "_RMSNorm": lambda: (rows(3, 4), rows(4)),
+    "_ReadAs": lambda: (rows(2, 3), torch.zeros(2, 3)),
     "_SigmoidForm": lambda: (rows(3, 4),),
     "_SortByExpert": lambda: (rows(2, 3), torch.tensor([3, 0, 2, 1]), torch.arange(4), 2),
 }
@@ -116,3 +117,16 @@ def test_a_result_written_in_place_is_noticed(last: str) -> None:
             raise NotImplementedError
 
     assert returns_what_it_wrote(Scaled, (rows(2, 3),))
+
+
+# What torch imports for it uses what torch advises against.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", sorted(INPUTS))
+def test_forward_mode_is_refused_and_not_taken_for_zero(name: str) -> None:
+    first, *others = INPUTS[name]()
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(
+            lambda value: own_functions()[name].apply(value, *others),
+            (first.detach(),),
+            (torch.ones_like(first),),
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from isoflop_kernels import dispatch
 from isoflop_kernels.gathered_linear import bag, cpp, reference
@@ -69,6 +70,8 @@ def gathered_linear(
     Raises:
         ValueError: a shape, dtype, device or name does not fit; an expert number is out of range
             (always checked by "bag" and "cpp" on CPU, everywhere when ISOFLOP_KERNELS_DEBUG=1).
+        NotImplementedError: forward-mode differentiation of another implementation than
+            "reference".
     """
     _check_names(activation, gate_order)
     _check_shapes(x_TD, idx_TCK, score_TCK, w_in, w_out)
@@ -77,8 +80,22 @@ def gathered_linear(
         rows = _checked_rows(idx_TCK, w_in, *rows)
     if dispatch.debug():
         check_range(idx_TCK, w_in.shape[1])
-    run = _IMPLEMENTATIONS[dispatch.implementation(x_TD.device.type)]
+    name = dispatch.implementation(x_TD.device.type)
+    if name != "reference":
+        _refuse_forward_mode(name, x_TD, score_TCK, w_in, w_out)
+    run = _IMPLEMENTATIONS[name]
     return run(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order, rows)
+
+
+def _refuse_forward_mode(name: str, *tensors: Tensor) -> None:
+    """Raise if a tensor has a tangent: torch would take that of a registered operator for zero."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            f"gathered_linear by {name!r} has no forward-mode derivative (torch.func.jvp): "
+            "use_implementation('reference') has one"
+        )
 
 
 def _check_names(activation: str, gate_order: str) -> None:
