@@ -1,10 +1,11 @@
-"""Several processes (ranks) that train one run: how they are started, and what each of them does.
+r"""Several processes (ranks) that train one run: how they are started, and what each of them does.
 
 :func:`run_ranks` starts them on this machine by torchrun. Each is this module as a program:
 
     torchrun --standalone --nproc-per-node 2 -m isoflop.launch.ranks JOB.json
 
-    srun --ntasks 8 --ntasks-per-node 4 python -m isoflop.launch.ranks JOB.json
+    srun --ntasks 8 --ntasks-per-node 4 --kill-on-bad-exit=1 \
+        python -m isoflop.launch.ranks JOB.json
 
 JOB.json holds the fields of isoflop.launch.job.Job; its placement names the layout. USR2, TERM
 and INT, to any rank, stop the run at its next step boundary. torchrun passes on TERM and INT; USR2
@@ -244,6 +245,8 @@ def _run(path: Path, watch: Watch | None, should_stop: Callable[[], str | None])
             _tell(rank=ranks.rank, result=dataclasses.asdict(failed))
             raise
         _tell(rank=ranks.rank, result=dataclasses.asdict(result))
+        if result.status == "failed":
+            ranks.abandon()
     return result
 
 

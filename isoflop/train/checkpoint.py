@@ -8,27 +8,44 @@
 STEP is the number of completed optimizer steps. A folder is written under a temporary name, its
 files are flushed, and it is renamed: after any crash it is there whole or not at all. Nothing is
 unpickled.
+
+Of a model that is split over ranks, each writes files of its own (isoflop.train.shards) into the
+same folder, and the main rank seals and renames it once all have: `weights-00001-of-00008` and
+`optimizer-00001-of-00008` instead. The weights of a run's last step are in one file always.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isoflop.files import dump_json, fsync_path, read_regular, sha256_file
+from isoflop.train.shards import (
+    KINDS,
+    Names,
+    Rows,
+    Shard,
+    StoredTensors,
+    described,
+    shard_names,
+    write_together,
+)
+
+if TYPE_CHECKING:
+    from isoflop.train.ranks import Ranks
 
 SCHEMA = "isoflop-checkpoint/1"
+SHARDS_SCHEMA = "isoflop-checkpoint/2"
 NUM_KEPT = 2
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -41,12 +58,12 @@ _OTHER_JSON = (AttributeError, TypeError, RecursionError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint, read into memory."""
+    """A verified checkpoint. Of one in shards, a tensor is read when it is asked for."""
 
     step: int
     """Completed optimizer steps."""
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
     extra: dict[str, Tensor]
     meta: dict[str, Any]
 
@@ -111,7 +128,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written (disk full, read-only folder).
         """
-        temporary = self.folder / f".{step}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        temporary = self._temporary(step, secrets.randbits(48))
         tensors = dict(optimizer_state) | {EXTRA + k: v for k, v in extra_tensors.items()}
         try:
             if not self._may_write():
@@ -120,17 +137,80 @@ class CheckpointStore:
             temporary.mkdir()
             save_file(dict(weights), temporary / WEIGHTS_FILE)
             save_file(tensors, temporary / OPTIMIZER_FILE)
-            self._write_state(temporary, step, meta)
-            _flush(temporary)
-            if not self._may_write():
-                return False
-            self._put(temporary, step)
+            files = {name: described(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE)}
+            return self._seal(temporary, step, meta, files)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"cannot write the checkpoint of step {step}: {_one_line(error)}"
-            ) from error
+            raise _not_written(step, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def save_shard(
+        self,
+        step: int,
+        shard: Shard,
+        extra_tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        ranks: Ranks,
+    ) -> bool:
+        """Write one rank's part of a checkpoint; all ranks call this together.
+
+        Args:
+            step: completed optimizer steps.
+            shard: the rank's own part.
+            extra_tensors: as in :meth:`save`; only the main rank's are written.
+            meta: likewise.
+            ranks: the processes that share the run.
+
+        Returns:
+            False if the main rank may not write any more; nothing changed.
+
+        Raises:
+            CheckpointError: a rank could not write its part (on all of them), or the main rank
+                could not begin or seal it (there).
+        """
+        temporary = self._agreed(step, ranks)
+        if temporary is None:
+            return False
+        extra = {EXTRA + name: Rows(0, value) for name, value in extra_tensors.items()}
+        parts = (shard.weights, {**shard.optimizer, **(extra if ranks.is_main else {})})
+        names = _names_by_rank(ranks.size, whole_weights=shard.has_whole_weights)
+        try:
+            files = write_together(temporary, names, parts, ranks)
+            return not ranks.is_main or self._seal(temporary, step, meta, files)
+        except (OSError, SafetensorError) as error:
+            raise _not_written(step, error) from error
+        finally:
+            if ranks.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _agreed(self, step: int, ranks: Ranks) -> Path | None:
+        """Return the folder that all ranks write to; None: the main rank may not write."""
+        number, trouble = 0, None
+        if ranks.is_main:
+            try:
+                if self._may_write():
+                    number = 1 + secrets.randbits(48)
+                    self.folder.mkdir(exist_ok=True)
+                    self._temporary(step, number).mkdir()
+            except OSError as error:
+                number, trouble = 0, error
+        number = int(ranks.broadcast(float(number)))
+        if trouble is not None:
+            raise _not_written(step, trouble) from trouble
+        return self._temporary(step, number) if number else None
+
+    def _temporary(self, step: int, number: int) -> Path:
+        return self.folder / f".{step}.{number:x}.tmp"
+
+    def _seal(
+        self, temporary: Path, step: int, meta: Mapping[str, Any], files: Mapping[str, Any]
+    ) -> bool:
+        """Write the state of a checkpoint whose files are there, and give its folder the name."""
+        self._write_state(temporary, step, meta, files)
+        _flush(temporary)
+        if not self._may_write():
+            return False
+        self._put(temporary, step)
         # A process that was succeeded meanwhile must not take its successor's away.
         if self._may_write():
             self._remove_all_but(self._last(step))
@@ -167,19 +247,15 @@ class CheckpointStore:
             for path in self.folder.glob(".*.tmp"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _write_state(self, folder: Path, step: int, meta: Mapping[str, Any]) -> None:
+    def _write_state(
+        self, folder: Path, step: int, meta: Mapping[str, Any], files: Mapping[str, Any]
+    ) -> None:
         state = {
-            "schema": SCHEMA,
+            "schema": SCHEMA if OPTIMIZER_FILE in files else SHARDS_SCHEMA,
             "run_id": self.run_id,
             "step": step,
             "meta": dict(meta),
-            "files": {
-                name: {
-                    "num_bytes": (folder / name).stat().st_size,
-                    "sha256": sha256_file(folder / name),
-                }
-                for name in (WEIGHTS_FILE, OPTIMIZER_FILE)
-            },
+            "files": dict(files),
         }
         (folder / STATE_FILE).write_text(dump_json(state | {"seal": _seal(state)}))
 
@@ -214,8 +290,9 @@ class CheckpointStore:
             raise _Damaged(f"{STATE_FILE}: {type(error).__name__}") from None
         if seal != _seal(state):
             raise _Damaged(f"{STATE_FILE}: its seal does not fit")
-        for name, value in (("schema", SCHEMA), ("run_id", self.run_id), ("step", step)):
-            if state.get(name) != value:
+        schemas = (SCHEMA, SHARDS_SCHEMA)
+        for name, values in (("schema", schemas), ("run_id", (self.run_id,)), ("step", (step,))):
+            if state.get(name) not in values:
                 raise _Damaged(f"{STATE_FILE}: {name} is {state.get(name)!r}")
         if not _is_typed(state):
             raise _Damaged(f"{STATE_FILE}: meta or files is not as it is written")
@@ -229,25 +306,61 @@ class CheckpointStore:
 
     def _read(self, step: int) -> Checkpoint:
         state = self._verify(step)
-        tensors = load_file(self.folder / str(step) / OPTIMIZER_FILE)
-        return Checkpoint(
-            step=step,
-            weights=load_file(self.folder / str(step) / WEIGHTS_FILE),
-            optimizer={k: v for k, v in tensors.items() if not k.startswith(EXTRA)},
-            extra={k.removeprefix(EXTRA): v for k, v in tensors.items() if k.startswith(EXTRA)},
-            meta=state["meta"],
+        folder = self.folder / str(step)
+        if state["schema"] == SCHEMA:
+            tensors = load_file(folder / OPTIMIZER_FILE)
+            extra = {k: tensors.pop(k) for k in list(tensors) if k.startswith(EXTRA)}
+            return _checkpoint(state, load_file(folder / WEIGHTS_FILE), tensors, extra)
+        weights, optimizer = (
+            StoredTensors([folder / name for name in state["files"] if name.startswith(kind)])
+            for kind in KINDS
         )
+        return _checkpoint(state, weights, optimizer, optimizer.take(EXTRA))
+
+
+def _checkpoint(
+    state: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    extra: Mapping[str, Tensor],
+) -> Checkpoint:
+    return Checkpoint(
+        step=state["step"],
+        weights=weights,
+        optimizer=optimizer,
+        extra={name.removeprefix(EXTRA): value for name, value in extra.items()},
+        meta=state["meta"],
+    )
+
+
+def _names_by_rank(num_ranks: int, *, whole_weights: bool) -> list[Names]:
+    """Return the files of weights and of optimizer state that each rank writes."""
+    weights: list[str | None] = list(shard_names(KINDS[0], num_ranks))
+    if whole_weights:
+        weights = [WEIGHTS_FILE, *([None] * (num_ranks - 1))]
+    return list(zip(weights, shard_names(KINDS[1], num_ranks), strict=True))
 
 
 def _is_typed(state: Mapping[str, Any]) -> bool:
-    """Return whether a state names the two files, and no others, with their sizes and digests."""
+    """Return whether a state names a checkpoint's files, and no others, with sizes and digests."""
     files = state.get("files")
     return (
         isinstance(state.get("meta"), dict)
         and isinstance(files, dict)
-        and files.keys() == {WEIGHTS_FILE, OPTIMIZER_FILE}
+        and files.keys() in _file_sets(state["schema"], len(files))
         and all(isinstance(f, dict) and {"num_bytes", "sha256"} <= f.keys() for f in files.values())
     )
+
+
+def _file_sets(schema: str, num_files: int) -> list[set[str]]:
+    """Return which files a checkpoint of so many may have."""
+    if schema == SCHEMA:
+        return [{WEIGHTS_FILE, OPTIMIZER_FILE}]
+    by_rank = [
+        _names_by_rank(num_files - 1, whole_weights=True),
+        _names_by_rank(num_files // 2, whole_weights=False),
+    ]
+    return [{name for names in ranks for name in names if name is not None} for ranks in by_rank]
 
 
 def _seal(state: Mapping[str, Any]) -> str:
@@ -261,6 +374,10 @@ def _flush(folder: Path) -> None:
     for path in folder.iterdir():
         fsync_path(path)
     fsync_path(folder)
+
+
+def _not_written(step: int, error: Exception) -> CheckpointError:
+    return CheckpointError(f"cannot write the checkpoint of step {step}: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

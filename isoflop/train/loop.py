@@ -291,7 +291,12 @@ class _Run:
         # Whether it succeeds or not: all ranks must agree on whether to gather.
         self._saved_step = step
         begin_s = time.perf_counter()
-        if self._state.save(self._checkpoints, self._ranks, batch_size=self._spec.batch_size):
+        if self._state.save(
+            self._checkpoints,
+            self._ranks,
+            batch_size=self._spec.batch_size,
+            is_last=step == self._spec.steps,
+        ):
             # The next one that fails is reported, too.
             self._may_save = True
             seconds = time.perf_counter() - begin_s
@@ -344,7 +349,7 @@ class _Run:
         # Only the main rank knows; all must take part in gathering.
         if not self._ranks.broadcast(float(hook is not None)):
             return
-        weights = self._ranks.gather(self._state.model, self._state.optimizer)[0]
+        weights = self._ranks.gather(self._state.model, None)[0]
         if hook is not None:
             hook(weights)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.model.weights import load_weights, stored_weights
+from isoflop.train.shards import Shard
 
 
 class Ranks(Protocol):
@@ -50,13 +51,19 @@ class Ranks(Protocol):
         """Return the global L2 norm of the gradients, a float32 scalar."""
 
     def gather(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return whole weights by name, and optimizer state as `NAME/exp_avg` etc., on the CPU.
 
-        A parameter with several names has the first of them (isoflop.model.weights). Empty on
-        ranks that are not main. The tensors may share memory with the model's: they are to be used
-        before the next step.
+        Without an optimizer, weights alone. A parameter with several names has the first of them
+        (isoflop.model.weights). Empty on ranks that are not main. The tensors may share memory with
+        the model's: they are to be used before the next step.
+        """
+
+    def shard(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Shard | None:
+        """Return what this rank writes of a checkpoint; None: all of it is the main rank's.
+
+        As with :meth:`gather`, the tensors are to be used before the next step.
         """
 
     def load(
@@ -66,7 +73,7 @@ class Ranks(Protocol):
         weights: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> None:
-        """Load what :meth:`gather` returned to any number of ranks; each rank reads all."""
+        """Load what :meth:`gather` returned, or a checkpoint of any number of ranks."""
 
 
 class SingleRank:
@@ -101,16 +108,22 @@ class SingleRank:
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def gather(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return weights and optimizer state by name; on the CPU they are the model's memory."""
         weights = {name: value.detach().cpu() for name, value in stored_weights(model).items()}
+        if optimizer is None:
+            return weights, {}
         state = {
             f"{name}/{key}": value.detach().cpu()
             for name, parameter in model.named_parameters()
             for key, value in optimizer.state[parameter].items()
         }
         return weights, state
+
+    def shard(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Shard | None:
+        """Return None."""
+        return None
 
     def load(
         self,

@@ -52,8 +52,16 @@ class TrainingState:
         ]
         return max(known, default=None)
 
-    def save(self, store: CheckpointStore, ranks: Ranks, *, batch_size: int) -> bool:
-        """Write a checkpoint (the main rank does; all must call).
+    def save(
+        self, store: CheckpointStore, ranks: Ranks, *, batch_size: int, is_last: bool = False
+    ) -> bool:
+        """Write a checkpoint; all ranks must call. Of what is split each writes its own part.
+
+        Args:
+            store: where to.
+            ranks: the processes that share the run.
+            batch_size: sequences of an optimizer step.
+            is_last: of the last step: its weights may be kept, and are in one file.
 
         Returns:
             False if this process may not write any more.
@@ -61,9 +69,18 @@ class TrainingState:
         Raises:
             CheckpointError: it could not be written.
         """
+        tensors, meta = self._beside_the_model(batch_size)
+        shard = ranks.shard(self.model, self.optimizer)
+        if shard is not None:
+            if is_last:
+                weights = ranks.gather(self.model, None)[0]
+                shard = shard.with_whole_weights(weights)
+            return store.save_shard(self.step, shard, tensors, meta, ranks)
         weights, optimizer = ranks.gather(self.model, self.optimizer)
-        if not ranks.is_main:
-            return True
+        return not ranks.is_main or store.save(self.step, weights, optimizer, tensors, meta)
+
+    def _beside_the_model(self, batch_size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and the JSON values that a checkpoint has besides."""
         tensors, values = random_state(self.device)
         tensors[_STEP_S] = torch.tensor(self.step_s, dtype=torch.float64)
         meta = {
@@ -74,7 +91,7 @@ class TrainingState:
             "random": values,
             "accumulators": {name: a.state() for name, a in self.accumulators.items()},
         }
-        return store.save(self.step, weights, optimizer, tensors, meta)
+        return tensors, meta
 
     def restore(self, store: CheckpointStore, ranks: Ranks) -> None:
         """Take the newest complete checkpoint; without one, all stays as it is."""

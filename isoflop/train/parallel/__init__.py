@@ -91,7 +91,8 @@ def ranks_from_environment(placement: Placement, timeout_s: float = TIMEOUT_S) -
     context manager, so that the group is left in the end.
 
     Raises:
-        UserError: ``placement`` names no layout for several ranks, or the environment no ranks.
+        UserError: ``placement`` names no layout for several ranks, the environment no ranks, or
+            this machine has fewer GPUs than ranks.
     """
     if placement.parallel not in _LAYOUTS:
         raise UserError(
@@ -100,17 +101,39 @@ def ranks_from_environment(placement: Placement, timeout_s: float = TIMEOUT_S) -
     place = place_from_environment(os.environ)
     device = torch.device(placement.device)
     if device.type == "cuda":
-        device = torch.device("cuda", place.local_rank)
+        device = torch.device("cuda", _gpu_of(place.local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)
+        # Of two communicators at work at once, as channel has them, every rank then begins the same
+        # one first: otherwise each may wait for the other's (NCCL 2.26 and later).
+        os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
+    timeout = datetime.timedelta(seconds=timeout_s)
     os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         rank=place.rank,
         world_size=place.size,
-        timeout=datetime.timedelta(seconds=timeout_s),
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
-    return _LAYOUTS[placement.parallel](device)
+    return _LAYOUTS[placement.parallel](device, timeout)
+
+
+def _gpu_of(local_rank: int, num_visible: int) -> int:
+    """Return the number of a rank's GPU among the visible ones; SLURM may show each rank its own.
+
+    Raises:
+        UserError: there are fewer than ranks.
+    """
+    if num_visible == 1:
+        return 0
+    if local_rank >= num_visible:
+        raise UserError(
+            "ranks of this machine",
+            f"{local_rank + 1} or more",
+            f"at most {num_visible}, the GPUs they see",
+            "start fewer, or show each rank one GPU of its own",
+        )
+    return local_rank
 
 
 def _first_host(nodelist: str) -> str:

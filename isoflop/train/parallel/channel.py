@@ -22,6 +22,7 @@ ranks, c = C / R channels of one, K experts per channel.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,10 +42,11 @@ TABLES = ("w_in", "w_out")
 class ChannelRanks(DataParallelRanks):
     """`channel`: rank r has the r-th share of each layer's channels; tokens are data parallel."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        # Apart from the gradients' buckets, which are under way in the same backward pass.
-        self._group = dist.new_group()
+    def __init__(self, device: torch.device, timeout: datetime.timedelta) -> None:
+        super().__init__(device, timeout)
+        # Apart from the gradients' buckets, which are under way in the same backward pass. A new
+        # group would have the backend's timeout, half an hour for gloo.
+        self._group = dist.new_group(timeout=timeout)
         self._tables: set[nn.Parameter] = set()
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -126,10 +128,12 @@ class ChannelRanks(DataParallelRanks):
         dist.gather(value.contiguous(), parts)
         return value if parts is None else torch.cat(parts)
 
-    def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """Return the own channels of a table; a copy."""
-        own = self._own(whole) if parameter in self._tables else whole
-        return super().part(own, parameter)
+    def own_rows(self, parameter: nn.Parameter) -> range | None:
+        """Return the own channels of a table; None for the rest."""
+        if parameter not in self._tables:
+            return None
+        num_own = parameter.shape[0]
+        return range(self.rank * num_own, (self.rank + 1) * num_own)
 
 
 Exchange = Callable[[Tensor, dist.ProcessGroup], Tensor]

@@ -8,6 +8,7 @@ Letters: B global batch.
 
 from __future__ import annotations
 
+import datetime
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,21 +19,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from isoflop.errors import UserError
 from isoflop.model.weights import stored_buffers
+from isoflop.train.shards import Rows, Shard, stored_rows
 
 
 class SeveralRanks(ABC):
     """One of several processes of the default process group; see isoflop.train.ranks.Ranks.
 
-    As a context manager it leaves the group in the end, without waiting for the others: after an
-    error they fail in their next exchange instead of waiting for this rank.
+    As a context manager it leaves the group in the end; after an error, or :meth:`abandon`, without
+    waiting for what is under way between the ranks.
+
+    Args:
+        device: of this rank.
+        timeout: of an exchange; of the default group already.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timeout: datetime.timedelta) -> None:
         self.device = device
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
@@ -40,8 +46,25 @@ class SeveralRanks(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        dist.destroy_process_group()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self.abandon()
+        elif dist.is_initialized():
+            dist.destroy_process_group()
+
+    def abandon(self) -> None:
+        """Leave the group at once, since this rank cannot go on; the others fail or time out.
+
+        gloo closes its connections, so that the others fail in their next exchange. Destroying
+        nccl's group would first end what was begun, which waits for ranks that may wait for this
+        one: it is aborted.
+        """
+        if not dist.is_initialized():
+            return
+        if dist.get_backend() == "nccl":
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:
@@ -57,12 +80,16 @@ class SeveralRanks(ABC):
         """
 
     @abstractmethod
+    def own_rows(self, parameter: nn.Parameter) -> range | None:
+        """Return the rows of the whole that this rank alone has; None: every rank has the whole."""
+
+    @abstractmethod
     def whole(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
         """Return ``parameter``, or optimizer state like it, whole, on the main rank."""
 
     @abstractmethod
-    def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """Return this rank's part of ``whole``, which every rank has, on the parameter's device."""
+    def placed(self, own: Tensor, parameter: nn.Parameter) -> Tensor:
+        """Return the own rows as this layout has them, on the parameter's device; a copy."""
 
     def rows(self, batch_size: int) -> slice:
         """Return this rank's sequences of a global batch: rank r has the r-th share, in order.
@@ -101,7 +128,7 @@ class SeveralRanks(ABC):
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def gather(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return whole weights and optimizer state on the main rank's CPU, perhaps not copied.
 
@@ -112,15 +139,37 @@ class SeveralRanks(ABC):
         state: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
             values = {name: (weights, parameter.detach())}
-            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+            for key, value in _state_of(parameter, optimizer):
                 values[f"{name}/{key}"] = (state, value)
             for full_name, (kept, value) in values.items():
-                whole = value if value.ndim == 0 < parameter.ndim else self.whole(value, parameter)
+                whole = value if _is_shared(value, parameter) else self.whole(value, parameter)
                 if self.is_main:
                     kept[full_name] = whole.cpu()
         if self.is_main:
             weights |= {name: buffer.cpu() for name, buffer in stored_buffers(model).items()}
         return weights, state
+
+    def shard(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Shard | None:
+        """Return this rank's part of a checkpoint, without an exchange; None: nothing is split."""
+        if all(self.own_rows(parameter) is None for parameter in model.parameters()):
+            return None
+        weights: dict[str, Rows] = {}
+        state: dict[str, Rows] = {}
+        for name, parameter in model.named_parameters():
+            own = self.own_rows(parameter)
+            if own is not None:
+                weights[name] = Rows(own.start, _local(parameter.detach()))
+            elif self.is_main:
+                weights[name] = Rows(0, parameter.detach().cpu())
+            for key, value in _state_of(parameter, optimizer):
+                if own is not None and not _is_shared(value, parameter):
+                    state[f"{name}/{key}"] = Rows(own.start, _local(value))
+                elif self.is_main:
+                    state[f"{name}/{key}"] = Rows(0, value.cpu())
+        if self.is_main:
+            buffers = stored_buffers(model).items()
+            weights |= {name: Rows(0, buffer.cpu()) for name, buffer in buffers}
+        return Shard(weights=weights, optimizer=state)
 
     @torch.no_grad()
     def load(
@@ -130,20 +179,39 @@ class SeveralRanks(ABC):
         weights: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> None:
-        """Load what :meth:`gather` returned; every rank is given the whole."""
-        entries: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-        for full_name, value in state.items():
+        """Load what :meth:`gather` returned, or a checkpoint; a rank reads only its own rows."""
+        keys: defaultdict[str, list[str]] = defaultdict(list)
+        for full_name in state:
             name, _, key = full_name.rpartition("/")
-            entries[name][key] = value
+            keys[name].append(key)
         for name, parameter in model.named_parameters():
-            parameter.copy_(self.part(weights[name], parameter))
-            for key, value in entries[name].items():
-                scalar = value.ndim == 0 < parameter.ndim
+            own = self.own_rows(parameter)
+            parameter.copy_(self.placed(stored_rows(weights, name, own), parameter))
+            for key in keys[name]:
+                value = stored_rows(state, f"{name}/{key}", own)
                 optimizer.state[parameter][key] = (
-                    value.to(self.device, copy=True) if scalar else self.part(value, parameter)
+                    value.to(self.device, copy=True)
+                    if _is_shared(value, parameter)
+                    else self.placed(value, parameter)
                 )
         for name, buffer in stored_buffers(model).items():
             buffer.copy_(weights[name])
+
+
+def _state_of(
+    parameter: nn.Parameter, optimizer: torch.optim.Optimizer | None
+) -> list[tuple[str, Tensor]]:
+    return [] if optimizer is None else sorted(optimizer.state.get(parameter, {}).items())
+
+
+def _is_shared(value: Tensor, parameter: nn.Parameter) -> bool:
+    """Return whether optimizer state is one number for a whole parameter, as its steps are."""
+    return value.ndim == 0 < parameter.ndim
+
+
+def _local(value: Tensor) -> Tensor:
+    """Return this rank's rows on the CPU."""
+    return (value.to_local() if isinstance(value, DTensor) else value).cpu()
 
 
 class DataParallelRanks(SeveralRanks):
@@ -158,9 +226,13 @@ class DataParallelRanks(SeveralRanks):
         """Return the value: all ranks have the same."""
         return value
 
-    def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """Return a copy of the whole."""
-        return whole.to(parameter.device, copy=True)
+    def own_rows(self, parameter: nn.Parameter) -> range | None:
+        """Return None: every rank has the whole."""
+        return None
+
+    def placed(self, own: Tensor, parameter: nn.Parameter) -> Tensor:
+        """Return a copy."""
+        return own.to(parameter.device, copy=True)
 
 
 class ShardedRanks(SeveralRanks):
@@ -203,12 +275,24 @@ class ShardedRanks(SeveralRanks):
         assert isinstance(value, DTensor)
         return value.full_tensor()
 
-    def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """Return this rank's part, as a DTensor; nothing is sent."""
+    def own_rows(self, parameter: nn.Parameter) -> range | None:
+        """Return the rank's share of the rows: as torch splits, the last ranks may have fewer."""
         assert isinstance(parameter, DTensor)
-        return distribute_tensor(
-            whole.to(self.device, copy=True),
+        num_rows = parameter.shape[0]
+        share = -(-num_rows // self.size)
+        first = min(self.rank * share, num_rows)
+        own = range(first, min(first + share, num_rows))
+        assert len(own) == parameter.to_local().shape[0]
+        return own
+
+    def placed(self, own: Tensor, parameter: nn.Parameter) -> Tensor:
+        """Return the rows as a DTensor; nothing is sent."""
+        assert isinstance(parameter, DTensor)
+        return DTensor.from_local(
+            own.to(self.device, copy=True),
             parameter.device_mesh,
             parameter.placements,
-            src_data_rank=None,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
         )

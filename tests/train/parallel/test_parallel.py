@@ -130,9 +130,6 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
         order("part-2", "sgatlin", "single", resume="part-1", first=8, last=15),
         order("part-3", "sgatlin", "channel", resume="part-2", first=15, last=23),
         order("part-4", "sgatlin", "fsdp", resume="part-3", first=23),
-        # The same layout before and after.
-        order("again-1", "sgatlin", "channel", last=7),
-        order("again-2", "sgatlin", "channel", resume="again-1", first=7),
         order("whole-ddp", "mlp", "ddp", last=10),
         order("micro-ddp", "mlp", "ddp", micro_batch=1, last=10),
         order("micro-fsdp", "mlp", "fsdp", micro_batch=1, last=10),
@@ -144,9 +141,11 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
         order("uneven", "mlp", "ddp", changes={"batch_size": 7}),
         order("channel-mlp", "mlp", "channel"),
         order("channel-odd", "sgatlin", "channel", changes=odd),
+        *saving_orders(),
     ]
     give(orders, tmp_path)
-    made = {path.name: load_file(path) for path in tmp_path.iterdir() if not path.suffix}
+    files = [path for path in tmp_path.iterdir() if path.is_file() and not path.suffix]
+    made = {path.name: load_file(path) for path in files}
     mlp, sgatlin = alone("mlp", tmp_path), alone("sgatlin", tmp_path)
     check_that_the_bound_is_one(mlp)
 
@@ -154,7 +153,6 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
     assert_close(made["mlp-fsdp"], mlp)
     assert_close(made["sgatlin-channel"], sgatlin)
     check_that_checkpoints_go_on_in_any_layout(made, sgatlin)
-    check_that_a_layout_goes_on_bit_for_bit(made["again-2"], made["sgatlin-channel"])
     assert_close(made["micro-ddp"], made["whole-ddp"])
     assert_close(made["micro-fsdp"], made["whole-ddp"])
     check_that_tied_parameters_go_on_as_one(made)
@@ -162,6 +160,59 @@ def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
     check_that_all_refuse("batch_size = 7: must be a multiple of the 2 ranks", tmp_path / "uneven")
     check_that_all_refuse("must be used with family sgatlin", tmp_path / "channel-mlp")
     check_that_all_refuse("tables of a layer = 3: must be a multiple", tmp_path / "channel-odd")
+    check_that_shards_are_gone_on_from_bit_for_bit(tmp_path)
+    check_that_shards_are_gone_on_from_in_another_layout(tmp_path)
+
+
+def saving_orders() -> list[dict[str, Any]]:
+    """Runs of six steps that are stopped after three, in shards, and gone on with."""
+    orders = []
+    for layout in ("fsdp", "channel"):
+        orders += [
+            saving(f"{layout}-undisturbed", layout),
+            saving(f"{layout}-stopped", layout, stop_at=3),
+            saving(f"{layout}-ended", layout, resume=f"{layout}-stopped"),
+        ]
+    return [
+        *orders,
+        # The same values as a single process writes them.
+        saving("fsdp-whole", "single", resume="fsdp-stopped", only_copy=True),
+        saving("fsdp-ended-whole", "fsdp", resume="fsdp-whole"),
+        saving("fsdp-alone", "single", resume="fsdp-stopped"),
+        saving("channel-to-fsdp", "fsdp", resume="channel-stopped"),
+    ]
+
+
+def saving(name: str, parallel: str, *, resume: str | None = None, **saves: Any) -> dict[str, Any]:
+    # A width of which the last rank has fewer rows, and vectors of one row.
+    changes = {"vocab_size": 113, "steps": 6, "batch_size": 4}
+    return {**order(name, "sgatlin", parallel, resume=resume, changes=changes), "saves": saves}
+
+
+def final_weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "ckpt" / "6" / "weights.safetensors")
+
+
+def check_that_shards_are_gone_on_from_bit_for_bit(folder: Path) -> None:
+    assert (folder / "fsdp-whole/ckpt/3/weights.safetensors").exists()
+    for layout, names in (("fsdp", ["ended", "ended-whole"]), ("channel", ["ended"])):
+        files = {path.name for path in (folder / f"{layout}-stopped/ckpt/3").iterdir()}
+        assert "weights-00002-of-00002.safetensors" in files
+        expected = final_weights(folder / f"{layout}-undisturbed")
+        for name in names:
+            assert_equal(final_weights(folder / f"{layout}-{name}"), expected)
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def check_that_shards_are_gone_on_from_in_another_layout(folder: Path) -> None:
+    for name, layout in (("fsdp-alone", "fsdp"), ("channel-to-fsdp", "channel")):
+        expected = final_weights(folder / f"{layout}-undisturbed")
+        assert_close(final_weights(folder / name), expected)
 
 
 def check_that_the_bound_is_one(alone: dict[str, Tensor]) -> None:
@@ -177,14 +228,6 @@ def check_that_checkpoints_go_on_in_any_layout(
     steps = [len(made[f"part-{number}"]["losses"]) for number in (1, 2, 3, 4)]
     assert steps == [8, 7, 8, 7]
     assert_close(made["part-4"], end_of(alone, 7))
-
-
-def check_that_a_layout_goes_on_bit_for_bit(
-    again: dict[str, Tensor], undisturbed: dict[str, Tensor]
-) -> None:
-    assert len(again["losses"]) == 23
-    for name, value in end_of(undisturbed, 23).items():
-        assert torch.equal(again[name], value), name
 
 
 def check_that_tied_parameters_go_on_as_one(made: dict[str, dict[str, Tensor]]) -> None:
@@ -214,6 +257,36 @@ def test_all_families_in_all_layouts(tmp_path: Path) -> None:
         expected = alone(family, tmp_path)
         for parallel in layouts[family]:
             assert_close(load_file(tmp_path / f"{family}-{parallel}"), expected)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    kills = [
+        {"rank": 1, "at": "writes"},
+        {"rank": 1, "at": "writes", "call": 2},
+        {"rank": 1, "at": "has written"},
+        {"rank": 0, "at": "has written"},
+        {"rank": 0, "at": "seals"},
+        {"rank": 0, "at": "has sealed"},
+    ]
+    orders = [saving("undisturbed", "fsdp"), saving("before", "fsdp", stop_at=3)]
+    for number, killed in enumerate(kills):
+        name = f"killed-{number}"
+        orders.append(saving(name, "fsdp", resume="before", stop_at=5, killed=killed))
+        orders.append(saving(f"{name}-ended", "fsdp", resume=name))
+    last = f"killed-{len(kills) - 1}"
+    give([*orders, saving("alone", "single", resume=last)], tmp_path)
+    expected = final_weights(tmp_path / "undisturbed")
+    for number, killed in enumerate(kills):
+        name = f"killed-{number}"
+        assert (tmp_path / f"{name}.{killed['rank']}").read_text() == "-9", killed
+        left = {path.name for path in (tmp_path / name / "ckpt").iterdir()}
+        # A main rank that lives tidies up; else there is a name that no reader looks at.
+        assert "3" in left
+        assert "5" not in left
+        assert len(left) == (2 if killed["rank"] == 0 else 1)
+        assert_equal(final_weights(tmp_path / f"{name}-ended"), expected)
+    assert_close(final_weights(tmp_path / "alone"), expected)
 
 
 @pytest.mark.slow

@@ -7,9 +7,13 @@ The orders are carried out one after the other in one process, since torch takes
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,20 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isoflop.errors import UserError
-from isoflop.model import Transformer, build_model
-from isoflop.placement import Placement
-from isoflop.spec import RunSpec
-from isoflop.train.optimizer import build_adamw, set_learning_rate
-from isoflop.train.parallel import ranks_from_environment
-from isoflop.train.ranks import SINGLE, Ranks
-from isoflop.train.step import gradients_of_batch
+TESTS = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(TESTS))
+
+from isoflop.errors import UserError  # noqa: E402  # after the path of the tests
+from isoflop.model import Transformer, build_model  # noqa: E402
+from isoflop.placement import Placement  # noqa: E402
+from isoflop.spec import RunSpec  # noqa: E402
+from isoflop.train import shards  # noqa: E402
+from isoflop.train.checkpoint import CheckpointStore  # noqa: E402
+from isoflop.train.optimizer import build_adamw, set_learning_rate  # noqa: E402
+from isoflop.train.parallel import ranks_from_environment  # noqa: E402
+from isoflop.train.ranks import SINGLE, Ranks  # noqa: E402
+from isoflop.train.step import gradients_of_batch  # noqa: E402
+from made_training import Recorded  # noqa: E402
 
 CLIP_NORM = 0.5
 PEAK_LR = 1e-3
@@ -113,11 +123,17 @@ def obey(order: dict[str, Any], folder: Path) -> None:
     """Carries out one order; `single` ones on rank 0 alone, while the others wait in the next."""
     if order["parallel"] == "single":
         if os.environ["RANK"] == "0":
-            save(folder / order["name"], *ordered(order, folder, SINGLE))
+            if "saves" in order:
+                train_and_save(order, folder, SINGLE)
+            else:
+                save(folder / order["name"], *ordered(order, folder, SINGLE))
         return
     os.environ["MASTER_PORT"] = str(order["port"])
     placement = Placement(parallel=order["parallel"])
     with ranks_from_environment(placement, timeout_s=60) as ranks:
+        if "saves" in order:
+            train_and_save(order, folder, ranks)
+            return
         try:
             result = ordered(order, folder, ranks)
         except UserError as error:
@@ -139,11 +155,99 @@ def ordered(
     return train(RunSpec.from_json(order["spec"]), ranks, **options)
 
 
+def train_and_save(order: dict[str, Any], folder: Path, ranks: Ranks) -> None:
+    """A whole run with checkpoints of its own, which may begin with those of another order."""
+    own, saves = folder / order["name"], order["saves"]
+    if ranks.is_main:
+        own.mkdir()
+        if order["resume"] is not None:
+            shutil.copytree(folder / order["resume"] / "ckpt", own / "ckpt")
+    ranks.broadcast(0.0)
+    store = CheckpointStore(own / "ckpt", run_id="run", num_kept=None)
+    if saves.get("only_copy"):
+        write_whole(store)
+        return
+    placement = Placement(parallel=order["parallel"], checkpoint_every_s=None)
+    found = Recorded()
+    kill(order, ranks)
+    found.attempt(
+        RunSpec.from_json(order["spec"]),
+        store=store,
+        stop_at=saves.get("stop_at"),
+        placement=placement,
+        ranks=ranks,
+        keep_weights=True,
+    )
+
+
+def write_whole(store: CheckpointStore) -> None:
+    """Replaces the newest checkpoint by what a single process writes of the same."""
+    found = store.newest()
+    assert found is not None
+    weights, optimizer = dict(found.weights), dict(found.optimizer)
+    shutil.rmtree(store.folder)
+    store.save(found.step, weights, optimizer, found.extra, found.meta)
+
+
+KILLS: dict[str, tuple[Any, str]] = {
+    "writes": (shards, "_write"),
+    "has written": (shards, "_exchanged"),
+    "seals": (CheckpointStore, "_seal"),
+    "has sealed": (CheckpointStore, "_put"),
+}
+
+
+def kill(order: dict[str, Any], ranks: Ranks) -> None:
+    """Have a rank killed where it ``at`` the ``call``-th time."""
+    killed = order["saves"].get("killed")
+    if killed is None or killed["rank"] != ranks.rank:
+        return
+    owner, name = KILLS[killed["at"]]
+    real: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == killed.get("call", 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+
+    setattr(owner, name, call)
+
+
+def obey_in_a_child(order: dict[str, Any], folder: Path) -> None:
+    """Carries out an order in a copy of this process, which has no threads and no groups."""
+    is_killed = "killed" in order.get("saves", {})
+    pid = os.fork()
+    if pid == 0:
+        if is_killed:
+            # What the rank that is left says of the other is not of interest.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        code = 1
+        try:
+            obey(order, folder)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if is_killed:
+        (folder / f"{order['name']}.{os.environ['RANK']}").write_text(str(code))
+    elif code:
+        sys.exit(code)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     path = Path(sys.argv[1])
-    for order in json.loads(path.read_text()):
-        obey(order, path.parent)
+    orders = json.loads(path.read_text())
+    kills = any("killed" in order.get("saves", {}) for order in orders)
+    if kills:
+        # What FSDP imports, once instead of in each child.
+        importlib.import_module("torch._dynamo")
+    for order in orders:
+        (obey_in_a_child if kills else obey)(order, path.parent)
 
 
 if __name__ == "__main__":
