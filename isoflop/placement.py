@@ -13,6 +13,8 @@ from isoflop.validate import CLOSED, ReadBy
 
 Parallel = Literal["single", "ddp", "fsdp", "channel"]
 PARALLEL: tuple[str, ...] = get_args(Parallel)
+Head = Literal["fp32", "tf32", "bf16"]
+HEADS: tuple[str, ...] = get_args(Head)
 
 COMPILED_DEVICES = ("cuda",)
 """Where a model goes through torch.compile unless told otherwise; on the CPU it hardly helps."""
@@ -40,6 +42,10 @@ class Placement:
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool | None = None
     """Whether the model goes through torch.compile; None: on GPUs. See ``compiles``."""
+    head: Head | None = None
+    """How operands of float32 products are rounded; sums are float32. fp32: not at all; tf32: to 10
+    bits on CUDA, also those of a run in fp32; bf16: as tf32, and those of the head's to bfloat16.
+    None: tf32 on CUDA, as the official code has it on Ampere and later, fp32 on the CPU."""
     checkpoint_every_s: float | None = 300.0
     """Seconds of training between checkpoints; None: not by time."""
     checkpoint_every_steps: int | None = None
@@ -52,6 +58,8 @@ class Placement:
             raise UserError(
                 "parallel", self.parallel, f"one of {', '.join(PARALLEL)}", "correct it"
             )
+        if self.head is not None and self.head not in HEADS:
+            raise UserError("head", self.head, f"one of {', '.join(HEADS)}", "correct it")
         for name in (
             "num_threads",
             "num_ranks",
@@ -78,6 +86,13 @@ class Placement:
             return self.device.partition(":")[0] in COMPILED_DEVICES
         return self.compile
 
+    @property
+    def head_used(self) -> Head:
+        """Return how the head's products are rounded: as given, or what the device has."""
+        if self.head is not None:
+            return self.head
+        return "tf32" if self.device.partition(":")[0] == "cuda" else "fp32"
+
 
 def _check_is_local(cluster: Any) -> Any:
     if cluster != "local":
@@ -99,6 +114,7 @@ class PlacementTable(TypedDict, total=False):
     micro_batch: int
     checkpoint_activations: bool
     compile: bool
+    head: Head
     checkpoint_every: int | float
     evaluate_every: int
     sinks: list[Literal["tensorboard", "wandb"]]
@@ -119,6 +135,7 @@ _FIELDS = {
     "micro_batch": "micro_batch",
     "checkpoint_activations": "checkpoint_activations",
     "compile": "compile",
+    "head": "head",
     "checkpoint_every": "checkpoint_every_s",
     "evaluate_every": "evaluate_every_steps",
 }

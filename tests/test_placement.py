@@ -52,6 +52,15 @@ def test_a_model_is_compiled_on_gpus_unless_somebody_said_otherwise() -> None:
     assert validated(Placement, {"device": "cuda", "compile": None}).compiles
 
 
+def test_the_head_is_what_is_asked_for_or_what_the_device_has() -> None:
+    assert Placement().head_used == "fp32"
+    assert Placement(device="cuda:1").head_used == "tf32"
+    assert placement_from({"head": "bf16"}, {"head": None}).head_used == "bf16"
+    assert placement_from({"device": "cuda", "head": "bf16"}, {"head": "fp32"}).head_used == "fp32"
+    with pytest.raises(UserError, match="head = 'fp16': must be one of fp32, tf32, bf16"):
+        Placement(head="fp16")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -63,6 +72,7 @@ def test_a_model_is_compiled_on_gpus_unless_somebody_said_otherwise() -> None:
         ("ranks", 2),
         ("device", "tpu"),
         ("compile", 1),
+        ("head", "fp16"),
         ("sinks", ["paper"]),
         ("speed", "high"),
     ],

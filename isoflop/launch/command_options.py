@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from isoflop.launch.sinks import NAMES
-from isoflop.placement import PARALLEL
+from isoflop.placement import HEADS, PARALLEL
 
 _PLACEMENT_OPTIONS = (
     click.option(
@@ -41,6 +41,11 @@ _PLACEMENT_OPTIONS = (
         "--compile/--no-compile",
         default=None,
         help="Use torch.compile where it computes the same.  [default: on GPUs only]",
+    ),
+    click.option(
+        "--head",
+        type=click.Choice(HEADS),
+        help="Rounding of float32 products, the head's above all.  [default: tf32 on CUDA]",
     ),
     click.option(
         "--checkpoint-every",

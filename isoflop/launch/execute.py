@@ -286,7 +286,9 @@ def _rate(job: Job, spec: RunSpec, ranks: Ranks) -> Callable[[int, float], Achie
 def _peak(placement: Placement, precision: str) -> float:
     import torch
 
+    from isoflop.train.step import set_float32_products
     from isoflop.train.throughput import measured_peak
 
     torch.set_num_threads(placement.num_threads)
+    set_float32_products(placement)
     return measured_peak(torch.device(placement.device), precision)

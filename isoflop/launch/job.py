@@ -199,8 +199,11 @@ def check_layout(spec: AnySpec, placement: Placement) -> None:
     A command of the user's own has a layout of its own.
 
     Raises:
-        UserError: the batch or the tables of experts do not split evenly over the ranks.
+        UserError: the batch or the tables of experts do not split evenly over the ranks; the CPU
+            has no TF32.
     """
+    if placement.head == "tf32" and not placement.device.startswith("cuda"):
+        raise UserError("head", "tf32", "fp32 or bf16 on the CPU", "leave it out")
     ranks, batch = placement.num_ranks, spec.batch_size
     if ranks == 1 or not isinstance(spec, RunSpec):
         return

@@ -41,7 +41,7 @@ from isoflop.study import Study
 # Entries of a placement that are for what isoflop itself trains.
 _OF_BUILT_IN = frozenset(
     (
-        *("parallel", "micro_batch", "checkpoint_activations", "compile"),
+        *("parallel", "micro_batch", "checkpoint_activations", "compile", "head"),
         *("checkpoint_every", "evaluate_every"),
     )
 )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from isoflop.errors import UserError
 from isoflop.launch.process import ProcessIdentity
-from isoflop.placement import Placement
+from isoflop.placement import Head, Placement
 from isoflop.validate import Count, Digest, Pattern, Seconds, UnixTime, Whole
 
 TRAIN_AGAIN = "remove the file to train the run again"
@@ -120,6 +120,8 @@ class RunResult:
     step_s_median: Seconds | None = None
     tokens_per_s: float | None = None
     peak_mem_bytes: Whole | None = None
+    head: Head | None = None
+    """How the head's products were rounded; None: not recorded, or a trainer of one's own."""
     trunk_steps: Whole = 0
     """Of its steps, those that a longer run did before this one left it."""
     trunk_wall_s: Seconds = 0.0

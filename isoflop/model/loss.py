@@ -1,5 +1,10 @@
 """Loss of next-token prediction.
 
+Logits and losses are float32. With ``bf16``, the operands of the head's products, forward and
+backward, are rounded to bfloat16 and their sums are float32; the embedding's gradient is float32
+and is rounded nowhere. On CUDA that is tensor cores' own arithmetic, without float32 copies; on the
+CPU, whose products in bfloat16 round their results, rounded operands are widened again.
+
 Letters: B batch, T tokens, D width, V vocabulary; R tokens of a chunk. Flat tensors have all tokens
 of the batch in T.
 """
@@ -34,36 +39,51 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return _cross_entropy(logits_BTV, targets_BT, "none").view_as(targets_BT)
 
 
-def unembed(x_BTD: Tensor, embedding_VD: Tensor) -> Tensor:
+def unembed(x_BTD: Tensor, embedding_VD: Tensor, *, bf16: bool = False) -> Tensor:
     """Return the logits of the tied embedding, [..., V]."""
+    x_BTD = x_BTD.float()
+    if bf16:
+        x_BTD, embedding_VD = x_BTD.bfloat16().float(), embedding_VD.bfloat16().float()
     # The copy makes the embedding's gradient a product of the fast kind: at width 8 on the CPU, an
     # eighth of the time of the one that follows from a transposed view.
     return x_BTD @ embedding_VD.T.contiguous()
 
 
-def unembedded_loss(x_BTD: Tensor, embedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
+def unembedded_loss(
+    x_BTD: Tensor, embedding_VD: Tensor, targets_BT: Tensor, *, bf16: bool = False
+) -> Tensor:
     """Return the summed cross-entropy in nats over targets that are not padding (scalar, float32).
 
     Logits that would exceed MAX_LOGIT_BYTES never exist whole: chunk by chunk of tokens, their
     gradients are formed in the forward pass, so that nothing is computed twice.
     """
-    if not _in_chunks(targets_BT, embedding_VD):
+    if not bf16 and not _in_chunks(targets_BT, embedding_VD):
         return _cross_entropy(unembed(x_BTD, embedding_VD), targets_BT, "sum")
-    # A compiler would unroll the chunks, and there is nothing to fuse in their products.
+    # A compiler would unroll the chunks: they are outside of its graph, which ends before them.
     chunked_sum = torch.compiler.disable(_chunked_sum)
-    loss: Tensor = chunked_sum(x_BTD.flatten(0, 1), embedding_VD, targets_BT.flatten())
+    loss: Tensor = chunked_sum(x_BTD.flatten(0, 1), embedding_VD, targets_BT.flatten(), bf16)
     return loss
 
 
-def unembedded_token_losses(x_BTD: Tensor, embedding_VD: Tensor, targets_BT: Tensor) -> Tensor:
+def unembedded_token_losses(
+    x_BTD: Tensor, embedding_VD: Tensor, targets_BT: Tensor, *, bf16: bool = False
+) -> Tensor:
     """Return :func:`token_losses` of the logits; in chunks, which save memory without gradients."""
     if not _in_chunks(targets_BT, embedding_VD):
-        return token_losses(unembed(x_BTD, embedding_VD), targets_BT)
+        return token_losses(unembed(x_BTD, embedding_VD, bf16=bf16), targets_BT)
     x_TD, target_T = x_BTD.flatten(0, 1), targets_BT.flatten()
-    losses = [
-        token_losses(x_TD[rows] @ embedding_VD.T, target_T[rows])
-        for rows in _chunks(len(target_T), embedding_VD)
-    ]
+    losses = []
+    if bf16:
+        embedding_VD = embedding_VD.bfloat16()
+    for rows in _chunks(len(target_T), embedding_VD):
+        if bf16 and not torch.is_grad_enabled():
+            logit_RV = x_TD.new_empty(
+                rows.stop - rows.start, len(embedding_VD), dtype=torch.float32
+            )
+            _product(x_TD[rows].bfloat16(), embedding_VD.T, logit_RV)
+        else:
+            logit_RV = unembed(x_TD[rows], embedding_VD, bf16=bf16)
+        losses.append(token_losses(logit_RV, target_T[rows]))
     return torch.cat(losses).view_as(targets_BT)
 
 
@@ -78,7 +98,7 @@ def _in_chunks(targets_BT: Tensor, embedding_VD: Tensor) -> bool:
 
 def _logit_bytes(embedding_VD: Tensor) -> int:
     """Return the bytes of one token's logits."""
-    return embedding_VD.shape[0] * embedding_VD.element_size()
+    return embedding_VD.shape[0] * torch.float32.itemsize
 
 
 def _chunks(num_tokens: int, embedding_VD: Tensor) -> Iterator[slice]:
@@ -87,9 +107,9 @@ def _chunks(num_tokens: int, embedding_VD: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + size, num_tokens))
 
 
-def _chunked_sum(x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor) -> Tensor:
+def _chunked_sum(x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool) -> Tensor:
     with_gradients = torch.is_grad_enabled() and (x_TD.requires_grad or embedding_VD.requires_grad)
-    loss: Tensor = _ChunkedSum.apply(x_TD, embedding_VD, target_T, with_gradients)
+    loss: Tensor = _ChunkedSum.apply(x_TD, embedding_VD, target_T, with_gradients, bf16)
     return loss
 
 
@@ -98,32 +118,63 @@ class _ChunkedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, with_gradients: bool
+        ctx: Any,
+        x_TD: Tensor,
+        embedding_VD: Tensor,
+        target_T: Tensor,
+        with_gradients: bool,
+        bf16: bool,
     ) -> Tensor:
-        loss = x_TD.new_zeros(())
-        if not with_gradients:
-            for rows in _chunks(len(x_TD), embedding_VD):
-                loss = loss + _cross_entropy(x_TD[rows] @ embedding_VD.T, target_T[rows], "sum")
-            return loss
-        grad_x_TD = torch.empty_like(x_TD)
-        grad_embedding_VD = torch.zeros_like(embedding_VD)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        read_TD, read_VD = x_TD.to(dtype), embedding_VD.to(dtype)
+        loss = x_TD.new_zeros((), dtype=torch.float32)
         slices = list(_chunks(len(x_TD), embedding_VD))
-        chunk_RV = x_TD.new_empty(slices[0].stop, len(embedding_VD))
+        chunk_RV = loss.new_empty(slices[0].stop, len(embedding_VD))
+        if with_gradients:
+            grad_x_TD = loss.new_empty(x_TD.shape)
+            grad_embedding_VD = loss.new_zeros(embedding_VD.shape)
         for rows in slices:
             logit_RV = chunk_RV[: rows.stop - rows.start]
-            torch.mm(x_TD[rows], embedding_VD.T, out=logit_RV)
+            _product(read_TD[rows], read_VD.T, logit_RV)
+            if not with_gradients:
+                loss = loss + _cross_entropy(logit_RV, target_T[rows], "sum")
+                continue
             loss_R, grad_RV = _losses_and_gradient(logit_RV, target_T[rows])
             loss = loss + loss_R.sum()
-            torch.mm(grad_RV, embedding_VD, out=grad_x_TD[rows])
-            torch.addmm(grad_embedding_VD, grad_RV.T, x_TD[rows], out=grad_embedding_VD)
-        ctx.save_for_backward(grad_x_TD, grad_embedding_VD)
+            grad_RV = grad_RV.to(dtype)
+            _product(grad_RV, read_VD, grad_x_TD[rows])
+            _add_product(grad_RV.T, read_TD[rows], grad_embedding_VD)
+        if with_gradients:
+            ctx.save_for_backward(grad_x_TD, grad_embedding_VD)
+            ctx.dtype = x_TD.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x_TD, grad_embedding_VD = ctx.saved_tensors
-        return grad_x_TD * grad, grad_embedding_VD * grad, None, None
+        return (grad_x_TD * grad).to(ctx.dtype), grad_embedding_VD * grad, None, None, None
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Put the product of two matrices into `out`, which is float32 as its sums are."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif a.device.type != "cpu":
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(a.float(), b.float(), out=out)
+
+
+def _add_product(a: Tensor, b: Tensor, total: Tensor) -> None:
+    """Add the product of two matrices to `total`, which is float32 as its sums are."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, out=total)
+        return
+    # Versions of torch differ in whether a sum of another type may be added to.
+    product = torch.empty_like(total)
+    _product(a, b, product)
+    total += product
 
 
 def _losses_and_gradient(logit_RV: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,8 @@ class Transformer(nn.Module):
     ``checkpoint_activations``, when set, keeps only the input of each block for the backward pass
     and recomputes the rest there, with the same result bit for bit on the CPU; a layer's ``gates``
     are then called twice per step. ``document_end``, when set to the id of the end-of-text, keeps
-    attention within documents (:func:`isoflop.model.attention.same_document`).
+    attention within documents (:func:`isoflop.model.attention.same_document`). ``head_in_bf16``,
+    when set, rounds the operands of the head's products to bfloat16 (isoflop.model.loss).
 
     Args:
         family: a family's name.
@@ -78,6 +79,7 @@ class Transformer(nn.Module):
         )
         self.output_norm = RMSNorm(d_model)
         self.checkpoint_activations = False
+        self.head_in_bf16 = False
         self.document_end: int | None = None
 
     def initialisers(self) -> Mapping[str, Initialiser]:
@@ -110,9 +112,9 @@ class Transformer(nn.Module):
         x_BTD = self.output_norm(x_BTD)
         with autocast_disabled(x_BTD.device):
             if targets_BT is None:
-                return unembed(x_BTD.float(), self.embedding)
+                return unembed(x_BTD, self.embedding, bf16=self.head_in_bf16)
             loss = unembedded_token_losses if per_token else unembedded_loss
-            return loss(x_BTD.float(), self.embedding, targets_BT)
+            return loss(x_BTD, self.embedding, targets_BT, bf16=self.head_in_bf16)
 
     def token_losses(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return cross-entropy in nats of each target, float32 [B, T]; 0 at padding."""

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from isoflop.placement import Head
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMetrics:
@@ -80,6 +82,8 @@ class RunOutcome:
     CUDA; None where the system does not report it."""
     num_steps: int
     """Optimizer steps completed, those before a resumed checkpoint included."""
+    head: Head | None = None
+    """How the head's products were rounded; see isoflop.placement."""
     trunk_steps: int = 0
     """Of these, the steps that a longer run did before this one left it."""
     trunk_wall_s: float = 0.0

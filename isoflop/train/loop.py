@@ -30,7 +30,7 @@ from isoflop.train.memory import keep_freed_memory, reset_peak
 from isoflop.train.optimizer import learning_rate, recipe_adamw, set_learning_rate
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.state import TrainingState, seed_all
-from isoflop.train.step import StepGradients, gradients_of_batch
+from isoflop.train.step import StepGradients, gradients_of_batch, set_float32_products
 from isoflop.train.trunk import SharedTrunk
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def train_run(
         CheckpointError: ``keep_weights``, and the checkpoint of the last step cannot be written.
     """
     torch.set_num_threads(placement.num_threads)
+    set_float32_products(placement)
     keep_freed_memory()
     reset_peak(torch.device(placement.device))
     run = _Run(spec, data, placement, ranks, hooks or Hooks(), checkpoints, trunk)
@@ -127,6 +128,7 @@ class _Run:
         seed_all(spec.seed)
         model = _as_planned(build_model(spec), spec).to(device)
         model.checkpoint_activations = placement.checkpoint_activations
+        model.head_in_bf16 = placement.head_used == "bf16"
         model.document_end = self._data.end_of_text_id if spec.document_mask else None
         if placement.compiles:
             self._compile(model)
@@ -376,6 +378,7 @@ class _Run:
             tokens_per_s=tokens / sum(step_s) if step_s else None,
             peak_mem_bytes=self._state.peak(),
             num_steps=self._state.step,
+            head=self._placement.head_used,
             trunk_steps=self._state.trunk_steps,
             trunk_wall_s=self._state.trunk_wall_s,
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import Tokens
 from isoflop.families._shared.module import cast_once
+from isoflop.placement import Placement
 from isoflop.train.batch import Batch, rank_batch
 from isoflop.train.optimizer import clip_gradients
 from isoflop.train.ranks import SINGLE, Ranks
@@ -102,6 +103,17 @@ def _mean_loss(losses: list[Tensor], batch: Batch, ranks: Ranks) -> float:
 def compute_type(precision: str, device: torch.device) -> torch.autocast:
     """Return a context in which the model computes in `fp32`, or in `bf16` by autocast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def set_float32_products(placement: Placement) -> None:
+    """Set for the whole process how CUDA multiplies float32, as the placement says.
+
+    Nothing is touched for a run on the CPU.
+    """
+    if placement.device.startswith("cuda"):
+        # The one switch that both of torch's interfaces, and its compiler, read without complaint.
+        exact = placement.head_used == "fp32"
+        torch.set_float32_matmul_precision("highest" if exact else "high")
 
 
 def tables_cast(model: nn.Module, precision: str) -> AbstractContextManager[None]:

@@ -120,6 +120,8 @@ CHANNELS = {"parallel": "channel", "num_ranks": 4}
         ("sgatlin", 8, CHANNELS | {"num_ranks": 1}, None),
         ("sgatlin", 8, CHANNELS | {"num_ranks": 2}, None),
         ("sgatlin", 9, CHANNELS | {"num_ranks": 3}, "tables of a layer"),
+        ("mlp", 8, {"head": "tf32"}, "fp32 or bf16 on the CPU"),
+        ("mlp", 8, {"head": "tf32", "device": "cuda"}, None),
     ],
 )
 def test_layouts_in_which_a_run_cannot_be_trained(

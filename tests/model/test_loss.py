@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoflop.families import family_names
 from isoflop.model import Transformer, build_model, loss, next_token_loss
@@ -144,6 +146,91 @@ def test_the_head_computes_in_float32_under_autocast(chunked: None) -> None:
     assert summed.dtype == logits.dtype == torch.float32
     mean = next_token_loss(logits, tokens)
     assert summed.item() / tokens.numel() == pytest.approx(mean.item(), rel=1e-6)
+
+
+def rounded(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().bfloat16().double() for tensor in tensors]
+
+
+def test_the_head_in_bf16_rounds_operands_and_nothing_else(chunked: None) -> None:
+    x, embedding, targets = made()
+    embedding = (embedding.detach() / 20).requires_grad_()
+    found = loss.unembedded_loss(x, embedding, targets, bf16=True)
+    found_x, found_embedding = gradients(found, x, embedding)
+    read_x, read_embedding = (t.requires_grad_() for t in rounded(x, embedding))
+    expected = by_definition(read_x, read_embedding, targets)
+    assert found.dtype == found_embedding.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    logits = (read_x @ read_embedding.T).detach().requires_grad_()
+    whole = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=0, reduction="sum"
+    )
+    (grad,) = gradients(whole, logits)
+    (grad_read,) = rounded(grad.float())
+    for ours, exact in (
+        (found_x, grad_read @ read_embedding),
+        (found_embedding, grad_read.flatten(0, 1).T @ read_x.flatten(0, 1)),
+    ):
+        # A number of a logit's gradient between two of bfloat16 may be rounded to either.
+        assert (ours - exact).abs().max() < 1e-4 * exact.abs().max()
+        assert (ours.view(torch.int32) & 0xFFFF).any()
+    losses = loss.unembedded_token_losses(x, embedding, targets, bf16=True)
+    with torch.no_grad():
+        same = loss.unembedded_token_losses(x, embedding, targets, bf16=True)
+    assert torch.allclose(same, losses, rtol=1e-5, atol=1e-5)
+    assert losses.sum().item() == pytest.approx(expected.item(), rel=1e-6)
+    logits = loss.unembed(x, embedding, bf16=True).double()
+    assert torch.allclose(logits, read_x @ read_embedding.T, rtol=1e-5, atol=1e-5)
+
+
+class Made(TorchDispatchMode):
+    """Types of what operators make, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.casts: set[tuple[torch.Size, torch.dtype]] = set()
+        self.products: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.casts.add((result.shape, result.dtype))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.products.append(str(func))
+            assert [a.dtype for a in args[:2]] == [torch.bfloat16] * 2
+        return result
+
+
+def test_the_head_in_bf16_makes_no_float32_copy_of_its_operands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Off the CPU, where products add up bfloat16 in float32; meta stands for a GPU.
+    monkeypatch.setattr(loss, "MAX_LOGIT_BYTES", 0)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", {"meta": CHUNK * VOCABULARY * 4})
+    x, embedding, targets = (tensor.detach().to("meta") for tensor in made())
+    x, embedding = x.bfloat16().requires_grad_(), embedding.requires_grad_()
+    with Made() as seen:
+        loss.unembedded_loss(x, embedding, targets, bf16=True).backward()
+        with torch.no_grad():
+            loss.unembedded_token_losses(x, embedding, targets, bf16=True)
+    assert len(seen.products) == 4 * 3 + 4
+    assert {name.split(".")[2] for name in seen.products} == {"dtype_out"}
+    wide = {shape for shape, dtype in seen.casts if dtype == torch.float32}
+    assert not wide & {x.shape, x.flatten(0, 1).shape, embedding.shape}
+    assert (embedding.shape, torch.bfloat16) in seen.casts
+
+
+def test_a_models_head_rounds_where_it_is_told_to() -> None:
+    model = build_model(rung_spec("mlp", 1, "micro-v1"))
+    tokens = torch.randint(1, 256, (2, 9), generator=torch.Generator().manual_seed(0))
+    exact = [model(tokens), model(tokens, tokens), model.token_losses(tokens, tokens)]
+    model.head_in_bf16 = True
+    half = [model(tokens), model(tokens, tokens), model.token_losses(tokens, tokens)]
+    for a, b in zip(exact, half, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert not torch.equal(a, b)
+        assert torch.allclose(a, b, rtol=0.02, atol=0.02)
+    assert half[2].sum().item() == pytest.approx(half[1].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("family", family_names())

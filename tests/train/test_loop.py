@@ -58,6 +58,7 @@ def test_seeds_differ_in_weights_and_in_batches() -> None:
 def test_what_a_run_reports() -> None:
     outcome, metrics, weights = run(made_spec(steps=60))
     assert outcome.status == "done"
+    assert outcome.head == "fp32"
     assert outcome.status_reason is None
     assert outcome.num_steps == 60
     assert [m.step for m in metrics] == list(range(60))

@@ -26,7 +26,12 @@ from isoflop.study import PAPER_ARCHS
 from isoflop.train.batch import made_batch, rank_batch
 from isoflop.train.calibrate import measure_step_flops
 from isoflop.train.ranks import SingleRank
-from isoflop.train.step import compute_type, gradients_of_batch, tables_cast
+from isoflop.train.step import (
+    compute_type,
+    gradients_of_batch,
+    set_float32_products,
+    tables_cast,
+)
 from made_shapes import rung_spec
 
 FAMILIES = family_names()
@@ -97,7 +102,7 @@ def test_micro_batches_hold_less_logits_at_a_time(monkeypatch: pytest.MonkeyPatc
     real = loss.unembedded_loss
     monkeypatch.setattr(
         "isoflop.model.transformer.unembedded_loss",
-        lambda x, e, t: (seen.append(t.shape[0]), real(x, e, t))[1],
+        lambda x, e, t, **head: (seen.append(t.shape[0]), real(x, e, t, **head))[1],
     )
     spec = made("mlp")
     step(build_model(spec), padded_batch(spec), micro_batch=3)
@@ -242,6 +247,32 @@ def test_bf16_gathers_two_byte_rows_of_tables_cast_once_a_step(
     # Not rounded through bf16: numbers of it have 16 zero bits at their end.
     table = gradients[[*dict(model.named_parameters())].index("blocks.0.feedforward.w_out")]
     assert (table.view(torch.int32) & 0xFFFF).any()
+
+
+@pytest.fixture
+def products() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("placement", "precision", "tf32"),
+    [
+        (Placement(), "highest", False),
+        (Placement(device="cuda"), "high", True),
+        (Placement(device="cuda:1", head="bf16"), "high", True),
+        (Placement(device="cuda", head="fp32"), "highest", False),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else None,
+)
+def test_float32_products_of_a_gpu_are_as_the_placement_says(
+    placement: Placement, precision: str, tf32: bool, products: None
+) -> None:
+    set_float32_products(placement)
+    assert torch.get_float32_matmul_precision() == precision
+    # Read by torch's compiler; it fails where torch's two interfaces were mixed.
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
 
 
 def test_tables_that_change_are_cast_anew() -> None:
