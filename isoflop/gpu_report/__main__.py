@@ -78,6 +78,9 @@ class _Report:
         stopped = ""
         try:
             self._run(first_stage())
+            stopped = self._why_no_machine()
+            if stopped:
+                return self._write(stopped)
             for stage in stages(self._options.device, self._facts()):
                 if stage.name in self._shares:
                     self._run(stage)
@@ -89,6 +92,13 @@ class _Report:
             for worker in self._workers:
                 worker.close()
         return self._write(stopped)
+
+    def _why_no_machine(self) -> str:
+        """Return why nothing can be measured here; empty if it can."""
+        rows = self._results.rows
+        if any(FACT in row.details for row in rows):
+            return ""
+        return f"no {self._options.device} to measure on: {'; '.join(row.note for row in rows)}"
 
     def _run(self, stage: Stage) -> None:
         print(f"{self._budget.elapsed_s:5.0f} s  {stage.name}", flush=True)

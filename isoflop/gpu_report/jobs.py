@@ -9,15 +9,16 @@ from isoflop.gpu_report.records import Job
 from isoflop.gpu_report.schedule import Stage
 
 SHARES = {
-    "machine": 30.0,
+    # Until torch is imported from a cold disk; what is left of it is everyone's.
+    "machine": 60.0,
     "compile": 100.0,
-    "numerics": 60.0,
+    "numerics": 50.0,
     "kernels": 120.0,
     "steps": 150.0,
     "losses": 60.0,
 }
-"""Seconds of a budget of DEFAULT_BUDGET_S; the rest is for starting processes and the page."""
-DEFAULT_BUDGET_S = 540.0
+"""Seconds of a budget of DEFAULT_BUDGET_S."""
+DEFAULT_BUDGET_S = sum(SHARES.values())
 
 SCALES = (6, 2, 8)
 """Of the paper: the one that plans are made for first."""
@@ -89,7 +90,7 @@ class _Jobs:
 
     def numerics(self, stage: str) -> Iterator[Job]:
         """Yield the checks: quick ones in float32, then some shapes in half precision."""
-        for titles in _CHECKED[:1] if self._rehearsal else _CHECKED:
+        for titles in ("gathered_linear bag",) if self._rehearsal else _CHECKED:
             yield self._job(stage, f"{titles} float32", "check", 40, {"titles": titles})
         for dtype in ("bfloat16", "float16")[: 1 if self._rehearsal else None]:
             for version in VERSIONS["bfloat16"]:

@@ -23,10 +23,11 @@ _SIDE = {"cpu": 256, "cuda": 8192}
 
 def measure_machine(job: Job, device: torch.device) -> Iterator[Row]:
     """Yield what the machine is, then its rates against those of its profile."""
+    name = device_name(device)
+    yield Row(stage=job.stage, case=job.case, what="name", note=name, details={FACT: name})
     for what, value in _words(device).items():
         yield Row(stage=job.stage, case=job.case, what=what, note=value)
-    sizes = _sizes(device)
-    for what, size in sizes.items():
+    for what, size in _sizes(device).items():
         yield Row(
             stage=job.stage,
             case=job.case,
@@ -35,8 +36,6 @@ def measure_machine(job: Job, device: torch.device) -> Iterator[Row]:
             measured=size / 1e9,
             details={FACT: size},
         )
-    name = device_name(device)
-    yield Row(stage=job.stage, case=job.case, what="name", note=name, details={FACT: name})
     profile = built_in_profile(name)
     yield Row(
         stage=job.stage,
