@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -38,6 +40,8 @@ from isoflop_kernels import use_implementation
 NUM_STEPS = 3
 NUM_WARM_UP = 2
 _LEARNING_RATE = 1e-4
+# Of the free memory, what one of several processes may take.
+_SHARED = 0.5
 
 
 def step_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -90,6 +94,23 @@ def warm(job: Job, device: torch.device) -> Iterator[Row]:
     yield Row(stage=job.stage, case=job.case, outcome="passed")
 
 
+def warm_compiled(job: Job, device: torch.device) -> Iterator[Row]:
+    """Compile a whole model, at its size and batch, into the compiler's cache.
+
+    Other processes do the like at the same time, so that it is left out where memory is short.
+    """
+    spec = step_spec(job.values)
+    placed = _placed(spec, hardware_of(job.values["facts"]))
+    free_bytes = torch.cuda.mem_get_info(device)[0]
+    if placed is None or placed.peak_mem_bytes > _SHARED * free_bytes:
+        note = "left to the steps: too little memory to do it beside others"
+        yield Row(stage=job.stage, case=job.case, outcome="skipped", note=note)
+        return
+    with _settings(job.values["mode"], device):
+        _Trainer(spec, device).compile()
+    yield Row(stage=job.stage, case=job.case, outcome="passed")
+
+
 def measure_step(job: Job, device: torch.device) -> Iterator[Row]:
     """Yield milliseconds of a step and its parts, and its memory, against the estimate.
 
@@ -107,8 +128,7 @@ def measure_step(job: Job, device: torch.device) -> Iterator[Row]:
                 raise
             note = f"out of memory with {micro_batch} sequences at a time, halved"
         yield Row(stage=job.stage, case=job.case, outcome="skipped", note=note)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(device)
         micro_batch //= 2
     yield Row(
         stage=job.stage,
@@ -157,13 +177,14 @@ def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device)
 
     mode = job.values["mode"]
     with _settings(mode, device):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         trainer = _Trainer(spec, device)
         if mode.get("compile"):
             begin = time.perf_counter()
             trainer.compile()
             yield row("compiling", 1e3 * (time.perf_counter() - begin), None)
+        if device.type == "cuda":
+            # Comparing the compiled model takes more than training it.
+            torch.cuda.reset_peak_memory_stats(device)
         taken = [trainer.step() for _ in range(NUM_WARM_UP + NUM_STEPS)]
         step_s = statistics.median(taken[NUM_WARM_UP:])
         yield row("step", 1e3 * step_s, 1e3 * predicted.total_s)
@@ -182,10 +203,19 @@ def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device)
         yield row(part, 1e3 * found.get(part, 0.0), 1e3 * by_part[part])
 
 
+def free_memory(device: torch.device) -> None:
+    """Give memory back to the device: what is compiled holds on to its model until then."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 @contextlib.contextmanager
 def _settings(mode: Mapping[str, Any], device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(multiplying_in_tf32(bool(mode.get("tf32"))))
+        stack.enter_context(multiplying_in_tf32(mode["head"] != "fp32"))
         stack.enter_context(_kernels(device))
         yield
 

@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[Job, torch.device], Iterator[Row]]] = {
     "numbers": kernels.check_numbers,
     "kernel": kernels.measure_kernel,
     "warm_step": steps.warm,
+    "warm_compiled": steps.warm_compiled,
     "step": steps.measure_step,
     "losses": losses.compare_losses,
 }
@@ -68,9 +69,8 @@ def _guarded(job: Job, device: torch.device) -> Iterator[Row]:
         lines = str(error).strip().splitlines() or [""]
         note = f"{type(error).__name__}: {lines[0][:_SHOWN]}"
         yield Row(stage=job.stage, case=job.case, outcome="failed", note=note)
-    if device.type == "cuda":
-        with contextlib.suppress(RuntimeError):
-            torch.cuda.empty_cache()
+    with contextlib.suppress(RuntimeError):
+        steps.free_memory(device)
 
 
 def is_usable(device: torch.device) -> bool:

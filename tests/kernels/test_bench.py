@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -256,6 +257,31 @@ def test_a_run_prints_a_table_and_writes_every_column(small_machine, tmp_path, c
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_lines_are_in_the_file_before_the_next_shape_is_measured(
+    small_machine, tmp_path, capsys, monkeypatch
+):
+    path, seen = tmp_path / "out.jsonl", []
+    path.write_text("of another run\n")
+
+    def measure_and_look(operator, shape, setting):
+        seen.append(len(path.read_text().splitlines()))
+        if len(seen) == 3:
+            raise RuntimeError("the third kills it")
+        return suite.measure_shape(operator, shape, setting)
+
+    monkeypatch.setattr(bench, "measure_shape", measure_and_look)
+    monkeypatch.setitem(cases.SMALL, "again", dataclasses.replace(TINY, name="again"))
+    options = ["--device", "cpu", "--shapes", "tiny,again", "--scales", "none", "--repeats", "1"]
+    with pytest.raises(RuntimeError, match="the third"):
+        bench.main([*options, "--modes", "forward", "--no-memory", "--out", str(path)])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert seen[0] == 0 < seen[1] < seen[2] == len(rows)
+    assert {row["shape"] for row in rows} == {"tiny", "again"}
+    assert all(row["environment"]["torch"] == torch.__version__ for row in rows)
+    names = {field.name for field in dataclasses.fields(Row)}
+    assert all(set(row) == names | {"environment"} for row in rows)
+
+
 def test_asked_for_implementations_run_alone(small_machine, capsys):
     options = ["--shapes", "tiny", "--scales", "none", "--operators", "gathered_linear"]
     options += ["--modes", "forward", "--repeats", "1", "--no-memory", "--device", "cpu"]
@@ -282,6 +308,7 @@ BAD_OPTIONS = {
     "tokens": (["--tokens", "0"], "must be at least 1"),
     "device": (["--device", "tpu"], "must be cpu, cuda or cuda:N"),
     "dtype": (["--dtype", "int8"], "invalid choice"),
+    "format": (["--out", "/tmp/rows.csv"], "must end in .parquet or .jsonl"),
     "folder": (["--out", "/nowhere/at/all.parquet"], "no folder that can be written to"),
     "unknown": (["--speed"], "unrecognized arguments"),
 }

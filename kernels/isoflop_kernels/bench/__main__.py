@@ -1,6 +1,6 @@
 """Time every implementation, measure its memory, and hold both against the machine's limits.
 
-    python -m isoflop_kernels.bench [--scales 2,4,6] [--tokens N] [--out FILE.parquet]
+    python -m isoflop_kernels.bench [--scales 2,4,6] [--tokens N] [--out FILE.parquet|FILE.jsonl]
 
 `gathered_linear` is compared with the eager gather (`reference`) and a dense layer of equal counted
 FLOPs, `product_key_topk` with two `torch.topk`, `stable_topk` with one. On CPU everything runs in
@@ -20,10 +20,10 @@ import torch
 
 from isoflop_kernels import command
 from isoflop_kernels.bench import table
-from isoflop_kernels.bench.cases import MODES, RIVALS, SCALES, SMALL, Shape, scale
+from isoflop_kernels.bench.cases import MODES, RIVALS, SCALES, SMALL, scale
 from isoflop_kernels.bench.measure import measure_machine
 from isoflop_kernels.bench.suite import Setting, measure_shape
-from isoflop_kernels.bench.table import Row, write_parquet
+from isoflop_kernels.bench.table import Row, append_jsonl, write_parquet
 
 # Tokens of one step at the paper's scales, and what a CPU does in seconds.
 TOKENS = {"cpu": 2048, "cuda": 131072}
@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=9, help="%(default)s; fewer, at least 3, of slow calls")
     add("--no-memory", action="store_true", help="do not measure peak memory")
     add("--bytes", action="store_true", help="only print the bytes of every kernel by the model")
-    add("--out", type=Path, metavar="FILE.parquet")
+    add("--out", type=Path, metavar="FILE", help=".parquet at the end, or .jsonl as rows are found")
     options = parser.parse_args(arguments)
     kind = options.device.type
     options.dtype = command.DTYPES[options.dtype or DTYPES[kind]]
@@ -84,8 +84,12 @@ def _check_output(parser: command.Parser, path: Path | None) -> None:
     """Refuse a file that cannot be written before minutes are spent."""
     if path is None:
         return
-    if importlib.util.find_spec("pyarrow") is None:
-        parser.error("--out: needs the package pyarrow, which is not installed")
+    if path.suffix not in (".parquet", ".jsonl"):
+        parser.error(f"--out {path}: must end in .parquet or .jsonl")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        parser.error(
+            "--out: .parquet needs the package pyarrow, which is not installed; not .jsonl"
+        )
     if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         parser.error(f"--out {path}: no folder that can be written to")
 
@@ -114,23 +118,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machine=machine,
     )
     rows: list[Row] = []
+    environment = command.environment(options.device)
+    lines = options.out is not None and options.out.suffix == ".jsonl"
+    if lines:
+        options.out.write_bytes(b"")
     for operator in options.operators:
-        rows += _measure_operator(operator, options.shapes, setting)
+        print(f"\n{operator}\n{table.legend(operator, setting.device.type)}")
+        for shape in options.shapes:
+            found = measure_shape(operator, shape, setting)
+            if found:
+                print(f"\n{shape}\n{table.block(operator, found)}", flush=True)
+            if lines:
+                append_jsonl(options.out, found, environment)
+            rows += found
     if options.out is not None:
-        write_parquet(options.out, rows, command.environment(options.device))
+        if not lines:
+            write_parquet(options.out, rows, environment)
         print(f"\nwrote {len(rows)} rows to {options.out}")
     return 0
-
-
-def _measure_operator(operator: str, shapes: Sequence[Shape], setting: Setting) -> list[Row]:
-    print(f"\n{operator}\n{table.legend(operator, setting.device.type)}")
-    rows: list[Row] = []
-    for shape in shapes:
-        found = measure_shape(operator, shape, setting)
-        if found:
-            print(f"\n{shape}\n{table.block(operator, found)}", flush=True)
-        rows += found
-    return rows
 
 
 def _print_bytes(options: argparse.Namespace) -> None:

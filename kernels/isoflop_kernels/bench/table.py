@@ -1,8 +1,10 @@
-"""Results, one per operator, shape, contender and mode: as a parquet file and as text."""
+"""Results, one per operator, shape, contender and mode: as a file and as text."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,21 @@ def write_parquet(path: Path, rows: list[Row], environment: dict[str, str]) -> N
     part = path.with_name(f".{path.name}.part")
     pq.write_table(table, part)
     part.replace(path)
+
+
+def append_jsonl(path: Path, rows: Sequence[Row], environment: dict[str, str]) -> None:
+    """Append a line of JSON per row, with the environment; on the disk when this returns.
+
+    A run that is cut keeps what it had measured; neither pyarrow nor another package is needed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(dataclasses.asdict(row) | {"environment": environment}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 NAME = 10
