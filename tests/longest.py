@@ -39,7 +39,7 @@ SECONDS = {
     "launch/test_full_disk.py": 43,
     "launch/test_forks.py": 25,
     "docs/test_commands.py": 40,
-    "gpu_report/test_bare.py": 35,
+    "gpu_report/test_bare.py": 30,
     "launch/test_single.py": 40,
     "experiments/test_own_code.py": 40,
     "slurm/test_then_fit.py": 40,

@@ -134,7 +134,7 @@ class _Jobs:
         values: dict[str, Any] = {"family": "sgatlin", "recipe": "micro-v2", "rung": 12}
         values |= {"seq_len": 128, "micro_batch": 8, "vocab_size": 260, "num_steps": 100}
         if self._rehearsal:
-            values |= {"num_steps": 3} | _tiny("sgatlin")
+            values |= _tiny("sgatlin") | {"num_steps": 3}
         for precision in ("fp32", "bf16")[: 1 if self._rehearsal else None]:
             case = f"sgatlin, {values['num_steps']} steps, {precision}"
             yield self._job("losses", case, "losses", 60, values | {"precision": precision})
@@ -163,6 +163,8 @@ class _Jobs:
             "seq_len": 2048,
             "micro_batch": 16,
             "vocab_size": _VOCABULARY,
+            "num_warm_up": 2,
+            "num_steps": 3,
         }
         if self._rehearsal:
             values |= {"precision": "fp32", "vocab_size": 32} | _tiny(family)
@@ -172,7 +174,7 @@ class _Jobs:
 def _tiny(family: str) -> dict[str, Any]:
     """Return a model that the interpreter trains in a second."""
     values: dict[str, Any] = {"recipe": "micro-v2", "rung": 1, "n_layers": 1}
-    values |= {"seq_len": 4, "micro_batch": 2}
+    values |= {"seq_len": 4, "micro_batch": 2, "num_warm_up": 0, "num_steps": 1}
     if family == "sgatlin":
         values["config"] = {
             "num_channels": 1,

@@ -37,8 +37,6 @@ from isoflop.train.step import gradients_of_batch
 from isoflop.train.throughput import wait_for
 from isoflop_kernels import use_implementation
 
-NUM_STEPS = 3
-NUM_WARM_UP = 2
 _LEARNING_RATE = 1e-4
 # Of the free memory, what one of several processes may take.
 _SHARED = 0.5
@@ -185,8 +183,9 @@ def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device)
         if device.type == "cuda":
             # Comparing the compiled model takes more than training it.
             torch.cuda.reset_peak_memory_stats(device)
-        taken = [trainer.step() for _ in range(NUM_WARM_UP + NUM_STEPS)]
-        step_s = statistics.median(taken[NUM_WARM_UP:])
+        for _ in range(job.values["num_warm_up"]):
+            trainer.step()
+        step_s = statistics.median(trainer.step() for _ in range(job.values["num_steps"]))
         yield row("step", 1e3 * step_s, 1e3 * predicted.total_s)
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)

@@ -88,7 +88,7 @@ def _check_output(parser: command.Parser, path: Path | None) -> None:
         parser.error(f"--out {path}: must end in .parquet or .jsonl")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         parser.error(
-            "--out: .parquet needs the package pyarrow, which is not installed; not .jsonl"
+            "--out: .parquet needs the package pyarrow, which is not installed; .jsonl does not"
         )
     if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         parser.error(f"--out {path}: no folder that can be written to")
