@@ -59,10 +59,7 @@ def unembedded_loss(
     """
     if not bf16 and not _in_chunks(targets_BT, embedding_VD):
         return _cross_entropy(unembed(x_BTD, embedding_VD), targets_BT, "sum")
-    # A compiler would unroll the chunks: they are outside of its graph, which ends before them.
-    chunked_sum = torch.compiler.disable(_chunked_sum)
-    loss: Tensor = chunked_sum(x_BTD.flatten(0, 1), embedding_VD, targets_BT.flatten(), bf16)
-    return loss
+    return _chunked_sum(x_BTD.flatten(0, 1), embedding_VD, targets_BT.flatten(), bf16)
 
 
 def unembedded_token_losses(
@@ -109,6 +106,9 @@ def _chunks(num_tokens: int, embedding_VD: Tensor) -> Iterator[slice]:
 
 def _chunked_sum(x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool) -> Tensor:
     with_gradients = torch.is_grad_enabled() and (x_TD.requires_grad or embedding_VD.requires_grad)
+    if with_gradients and torch.compiler.is_compiling():
+        summed: Tensor = _uncompiled(x_TD, embedding_VD, target_T, bf16)[0]
+        return summed
     loss: Tensor = _ChunkedSum.apply(x_TD, embedding_VD, target_T, with_gradients, bf16)
     return loss
 
@@ -125,35 +125,98 @@ class _ChunkedSum(torch.autograd.Function):
         with_gradients: bool,
         bf16: bool,
     ) -> Tensor:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        read_TD, read_VD = x_TD.to(dtype), embedding_VD.to(dtype)
-        loss = x_TD.new_zeros((), dtype=torch.float32)
-        slices = list(_chunks(len(x_TD), embedding_VD))
-        chunk_RV = loss.new_empty(slices[0].stop, len(embedding_VD))
-        if with_gradients:
-            grad_x_TD = loss.new_empty(x_TD.shape)
-            grad_embedding_VD = loss.new_zeros(embedding_VD.shape)
-        for rows in slices:
-            logit_RV = chunk_RV[: rows.stop - rows.start]
-            _product(read_TD[rows], read_VD.T, logit_RV)
-            if not with_gradients:
-                loss = loss + _cross_entropy(logit_RV, target_T[rows], "sum")
-                continue
-            loss_R, grad_RV = _losses_and_gradient(logit_RV, target_T[rows])
-            loss = loss + loss_R.sum()
-            grad_RV = grad_RV.to(dtype)
-            _product(grad_RV, read_VD, grad_x_TD[rows])
-            _add_product(grad_RV.T, read_TD[rows], grad_embedding_VD)
-        if with_gradients:
-            ctx.save_for_backward(grad_x_TD, grad_embedding_VD)
-            ctx.dtype = x_TD.dtype
+        if not with_gradients:
+            return _sum_alone(x_TD, embedding_VD, target_T, bf16)
+        loss, *gradients = _sum_and_gradients(x_TD, embedding_VD, target_T, bf16)
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = x_TD.dtype
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_x_TD, grad_embedding_VD = ctx.saved_tensors
-        return (grad_x_TD * grad).to(ctx.dtype), grad_embedding_VD * grad, None, None, None
+        return (*_scaled_gradients(ctx, grad), None, None, None)
+
+
+# The same as an operator that torch.compile does not look into: it would unroll the chunks.
+@torch.library.custom_op(
+    "isoflop::chunked_sum",
+    mutates_args=(),
+    schema="(Tensor x, Tensor embedding, Tensor target, bool bf16) -> (Tensor, Tensor, Tensor)",
+)
+def _uncompiled(
+    x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _sum_and_gradients(x_TD, embedding_VD, target_T, bf16)
+
+
+@_uncompiled.register_fake
+def _(
+    x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = x_TD.new_empty((), dtype=torch.float32)
+    return loss, loss.new_empty(x_TD.shape), loss.new_empty(embedding_VD.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, *gradients = output
+    ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*gradients)
+    ctx.dtype = inputs[0].dtype
+
+
+def _differentiate(ctx: Any, grad: Tensor, *others: None) -> tuple[Tensor, Tensor, None, None]:
+    return (*_scaled_gradients(ctx, grad), None, None)
+
+
+_uncompiled.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _scaled_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x_TD, grad_embedding_VD = ctx.saved_tensors
+    return (grad_x_TD * grad).to(ctx.dtype), grad_embedding_VD * grad
+
+
+def _sum_alone(x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool) -> Tensor:
+    loss, read_TD, read_VD = _read(x_TD, embedding_VD, bf16)
+    for rows, logit_RV in _logits(read_TD, read_VD):
+        loss = loss + _cross_entropy(logit_RV, target_T[rows], "sum")
+    return loss
+
+
+def _sum_and_gradients(
+    x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed loss and its gradients by the tokens and by the embedding, in float32."""
+    loss, read_TD, read_VD = _read(x_TD, embedding_VD, bf16)
+    grad_x_TD = loss.new_empty(x_TD.shape)
+    grad_embedding_VD = loss.new_zeros(embedding_VD.shape)
+    for rows, logit_RV in _logits(read_TD, read_VD):
+        loss_R, grad_RV = _losses_and_gradient(logit_RV, target_T[rows])
+        loss = loss + loss_R.sum()
+        grad_RV = grad_RV.to(read_TD.dtype)
+        _product(grad_RV, read_VD, grad_x_TD[rows])
+        _add_product(grad_RV.T, read_TD[rows], grad_embedding_VD)
+    return loss, grad_x_TD, grad_embedding_VD
+
+
+def _read(x_TD: Tensor, embedding_VD: Tensor, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a zero to add losses to, and both factors in the type that they are multiplied in."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    loss = x_TD.new_zeros((), dtype=torch.float32)
+    return loss, x_TD.to(dtype), embedding_VD.to(dtype)
+
+
+def _logits(read_TD: Tensor, read_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the logits of chunk after chunk, float32, in the same memory."""
+    chunk_RV = None
+    for rows in _chunks(len(read_TD), read_VD):
+        if chunk_RV is None:
+            chunk_RV = read_TD.new_empty(rows.stop, len(read_VD), dtype=torch.float32)
+        logit_RV = chunk_RV[: rows.stop - rows.start]
+        _product(read_TD[rows], read_VD.T, logit_RV)
+        yield rows, logit_RV
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:

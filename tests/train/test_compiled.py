@@ -17,6 +17,7 @@ from isoflop import placement
 from isoflop.families import family_names
 from isoflop.families._shared.module import ExpertTables
 from isoflop.model import build_model
+from isoflop.model import loss as model_loss
 from isoflop.spec import RunSpec
 from isoflop.train import compiled as train_compiled
 from isoflop.train import loop
@@ -288,6 +289,29 @@ def test_all_families_compile_whole_with_the_gradients_of_the_uncompiled(
     tolerance = 1e-6 if precision == "fp32" else 2**-6
     for ours, expected in zip(after[1], before[1], strict=True):
         assert float((ours - expected).norm()) <= tolerance * float(expected.norm())
+    assert warnings_of() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [False, True])
+def test_chunks_of_logits_are_one_operator_of_the_graph(
+    bf16: bool, monkeypatch: pytest.MonkeyPatch, warnings_of: Callable[[], list[str]]
+) -> None:
+    # As at the paper's vocabulary; a break would be a warning in each of its runs.
+    monkeypatch.setattr(model_loss, "MAX_LOGIT_BYTES", 0)
+    monkeypatch.setattr(model_loss, "CHUNK_BYTES", {"cpu": 5 * 256 * 4})
+    monkeypatch.setattr(train_compiled, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    model, batch = made_pair()
+    model.head_in_bf16 = bf16
+    before = step(model, batch)
+    assert compile_model(model, batch, precision="fp32") == Compiled(
+        1.0, 1, 0, (), ("isoflop::chunked_sum",)
+    )
+    after = step(model, batch)
+    assert after[0] == before[0]
+    for ours, expected in zip(after[1], before[1], strict=True):
+        assert float((ours - expected).norm()) <= 1e-6 * float(expected.norm())
     assert warnings_of() == []
 
 
