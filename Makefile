@@ -12,7 +12,7 @@ VENV_WITH_PIP := $(PYTHON) -m venv $(VENV) && $(PIP) --upgrade pip
 # What one process compiles, the others read.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test test-fast test-slow lint bench clean system notebooks
+.PHONY: study test test-fast test-slow test-older-torch lint bench clean system notebooks
 
 study: $(VENV)/.installed
 	$(BIN)/isoflop quickstart
@@ -27,6 +27,22 @@ test-fast: $(VENV)/.installed-dev
 # A worker more than cores: a third of the time, tests wait for clusters, signals and leases.
 test-slow: $(VENV)/.installed-slow system
 	$(BIN)/pytest -q -n $$(($$(nproc) + 1)) -m slow
+
+# What touches torch, with the torch, triton and NumPy of many GPU images. No part of CI: this torch
+# is built for GPUs and takes 5 GB (CONTRIBUTING.md).
+OLDER := .venv-older-torch
+test-older-torch: $(OLDER)/.installed
+	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 $(OLDER)/bin/python -m pytest -q -n auto --dist worksteal \
+		tests/model tests/families tests/kernels tests/train
+
+$(OLDER)/.installed: constraints.txt
+	$(PYTHON) -m venv $(OLDER)
+	grep -vE '^(torch|triton|numpy|setuptools)==' constraints.txt > $(OLDER)/constraints.txt
+	$(OLDER)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+		--constraint $(OLDER)/constraints.txt torch==2.11.0 triton==3.6.0 'numpy<2.4' \
+		annotated-types click filelock hypothesis jinja2 matplotlib pandas pyarrow pydantic pytest \
+		pytest-timeout pytest-xdist rich safetensors scipy submitit typing-extensions
+	touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
