@@ -86,7 +86,8 @@ def _head(devices: Sequence[str]) -> str:
             "",
             "**Nothing on this page was measured on a GPU.** Times come from a roofline over data "
             f"sheets ({', '.join(devices)}; slurm/hardware_*.toml) with efficiencies that are "
-            "assumed, for kernels that in part do not exist yet; how far off they are, nobody has "
+            "assumed, for kernels and a compiler that ran on no GPU yet; bytes and FLOPs are those "
+            "counted in executed steps on the CPU. How far off the times are, nobody has "
             "checked. Ratios between families are better than absolute times, and no better than "
             "the assumptions at the end. No run of this plan was trained.",
             "",

@@ -91,9 +91,10 @@ def device_seconds(
             continue
         parts = dict(of_run.parts)
         if change != "as estimated":
-            parts["head"] *= hardware.matmul_rate("fp32") / hardware.matmul_rate("bf16")
+            made = hardware.matmul_rate(hardware.head_precision)
+            parts["head"] *= made / hardware.matmul_rate("bf16")
         if change == "head in bf16, gathers free" and model_shape(run.spec).gathered_values:
-            parts["experts"] = 0.0
+            parts["experts"] = parts["sort"] = 0.0
         found[run.run_id] = sum(parts.values()) * run.spec.steps * of_run.placement.num_devices
     return found
 
@@ -152,7 +153,8 @@ def parts_section(plan: Plan, estimate: PlanEstimate) -> str:
             f"On the {estimate.hardware} at {format_flops(budget)} FLOPs: seconds per FLOP of each "
             f"part, in percent of all of {REFERENCE}'s, as the mean of the middle two sizes. The "
             f"head is not counted in FLOPs (convention {plan.study.convention}), yet multiplies "
-            "50,257 logits in float32: whoever reads more tokens for a FLOP pays more for it.",
+            "50,257 logits in TF32 (float32 on the mi300x): whoever reads more tokens "
+            "for a FLOP pays more for it.",
             markdown_table(["part", *archs], [*rows, ["**all**", *total]]),
         ]
     )
@@ -191,7 +193,8 @@ def answer_section(of: DeviceSeconds, measured: Measured, budget: int) -> str:
             "CPU at its largest budget, orders of magnitude below: that it carries over is an "
             "assumption too. *Faster* and *slower* are said where its whole interval lies on "
             "that side. Head in bf16: its matrix products at the rate of the others. Gathers free: "
-            "also the expert layers of peer and sgatlin take no time, a bound on any kernel.",
+            "also the expert layers of peer and sgatlin take no time, nor does the sort of their "
+            "choices, a bound on any kernel.",
             markdown_table(head, rows),
         ]
     )

@@ -47,7 +47,12 @@ _NOTHING_MOVED = frozenset(f"aten::{name}" for name in _FREE.split())
 _OVERWRITES = frozenset(("aten::copy", "aten::fill", "aten::zero", "aten::normal"))
 # As many entries of the first operand are read as the result has; the rest are indices.
 _LOOKUPS = frozenset(
-    f"aten::{name}" for name in ("embedding", "gather", "index", "index_select", "take_along_dim")
+    f"aten::{name}" for name in ("embedding", "gather", "index", "index_select", "nll_loss_forward")
+)
+# Operands that give nothing but their shape.
+_NOT_READ = frozenset(
+    f"aten::{name}"
+    for name in ("new_full", "new_ones", "new_zeros", "full_like", "ones_like", "zeros_like")
 )
 # Entries of the first operand are read and written where the last operand goes.
 _SCATTERS = frozenset(f"aten::{name}" for name in ("index_add", "index_put", "scatter_add"))
@@ -57,12 +62,12 @@ _ATTENTION = "aten::_scaled_dot_product"
 _CLIPPING = frozenset(("aten::linalg_vector_norm", "aten::mul", "aten::norm"))
 _SELECTION = frozenset(("aten::sort", "aten::topk"))
 _SELECTION_OPERATORS = ("isoflop_kernels::product_key_pairs", "isoflop_kernels::topk_indices")
-# Of a choice of the fused operator, rows that are read forward and backward; on the CPU (bag, cpp)
-# and with Triton's first version.
+# Of a choice of the fused operator, rows of tables and rows of tokens that the backward pass reads,
+# on the CPU (bag, cpp) and with Triton's first version; the forward pass reads two of tables.
 _GATHERED_ROWS = {
-    "gathered_linear": (2, 4),
-    "gathered_linear_cpp": (2, 4),
-    "gathered_linear_triton": (2, 3),
+    "gathered_linear": (2, 2),
+    "gathered_linear_cpp": (2, 2),
+    "gathered_linear_triton": (1, 2),
 }
 # AdamW reads parameter, gradient and both moments, and writes all but the gradient.
 _ADAMW_PASSES = 7
@@ -192,6 +197,8 @@ class TrafficCounter(TorchDispatchMode):
                 self._by_node.setdefault(last, {}).setdefault(is_product, part)
             return part
         if not in_backward:
+            if self._is_cast_of_parameter(name, args):
+                return "casts"
             return "clipping" if name in _CLIPPING else "other"
         node = torch._C._current_autograd_node()
         if node is not None and node.name().endswith("AccumulateGrad"):
@@ -213,15 +220,21 @@ class TrafficCounter(TorchDispatchMode):
             return "attn_scores"
         if is_product:
             return _product_part(func, name, module, path)
-        if name.startswith(_SELECTION_OPERATORS) or name in _SELECTION or ".router" in path:
+        is_cast = name in _CASTS and all(t.is_floating_point() for t in _tensors((args, out)))
+        is_chosen = name.startswith(_SELECTION_OPERATORS) or name in _SELECTION
+        if is_chosen or (".router" in path and not is_cast):
             return "selection"
         given = list(_tensors(args))
-        if name in _CASTS and any(t.untyped_storage()._cdata in self._parameters for t in given):
+        if self._is_cast_of_parameter(name, args):
             return "casts"
         if (weight := self._weight_part(out)) is not None:
             return weight
         at_head = path == "" and any(t.shape[-1:] == (self._vocab_size,) for t in given)
         return "loss" if at_head or name.startswith("aten::nll_loss") else "elementwise"
+
+    def _is_cast_of_parameter(self, name: str, args: Any) -> bool:
+        held = {t.untyped_storage()._cdata for t in _tensors(args)}
+        return name in _CASTS and not held.isdisjoint(self._parameters)
 
     def _weight_part(self, out: Any) -> str | None:
         """Return the part of the weight that has the shape of the result."""
@@ -350,7 +363,10 @@ def _moved(
     if namespace == "isoflop_kernels" and operator.removesuffix("_backward") in _GATHERED_ROWS:
         return _gathered(operator, args, out)
     written = [t for each in _mutated(func, args, kwargs) for t in _tensors(each)]
-    given = list(_tensors((args, [v for k, v in kwargs.items() if k != "out"])))
+    # The same operand twice is read once.
+    given = list(
+        {id(t): t for t in _tensors((args, [v for k, v in kwargs.items() if k != "out"]))}.values()
+    )
     if name == "aten::_fused_adamw":
         parameters = list(_tensors(args[0]))
         # Passes over the parameter stand for all four.
@@ -367,6 +383,11 @@ def _moved(
         table, *rest = given
         touched = rest[-1].numel() * table.element_size()
         return [(table, touched), *((t, _size(t)) for t in rest)], [(table, touched)]
+    if name in _NOT_READ:
+        return [], writes
+    if name == "aten::nll_loss_backward":
+        # Of the log-probabilities the shape alone is used.
+        given = [t for t in given if t.shape != out.shape]
     if name in _OVERWRITES:
         given = [t for t in given if not any(_same(t, w) for w in written)]
     return [(t, _size(t)) for t in given], writes
@@ -375,19 +396,25 @@ def _moved(
 def _gathered(operator: str, args: Any, out: Any) -> tuple[_Sizes, _Sizes]:
     """Return reads and writes of the layer of chosen rows: each row once for each product.
 
-    The tables as they are read follow their gradients' argument where the operator takes both.
+    The tables as they are read come last, behind those that are differentiated.
     """
-    forward_rows, backward_rows = _GATHERED_ROWS[operator.removesuffix("_backward")]
     is_backward = operator.endswith("_backward")
     given = list(_tensors(args))
+    x_TD = given[0]
     index = next(t for t in given if not t.is_floating_point() and t.dim() == 3)
-    width = given[0].shape[1]
-    tables = [t for t in given if t.dim() == 3 and t.shape[-1] == width and t.shape != index.shape]
+    tables = [
+        t for t in given if t.dim() == 3 and t.shape[2] == x_TD.shape[1] and t.shape != index.shape
+    ]
     rest = [t for t in given if not any(t is table for table in tables)]
-    rows = index.numel() * width * tables[-1].element_size()
-    rows *= backward_rows if is_backward else forward_rows
-    reads = [(tables[-1], rows), *((t, _size(t)) for t in rest)]
-    return reads, [(t, _size(t)) for t in _tensors(out)]
+    of_tables, of_tokens = _GATHERED_ROWS[operator.removesuffix("_backward")]
+    if not is_backward:
+        of_tables, of_tokens = 2, 0
+    values = index.numel() * x_TD.shape[1]
+    reads = [
+        (tables[-1], values * of_tables * tables[-1].element_size()),
+        (x_TD, values * of_tokens * x_TD.element_size()),
+    ]
+    return reads + [(t, _size(t)) for t in rest], [(t, _size(t)) for t in _tensors(out)]
 
 
 def _mutated(func: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:

@@ -40,7 +40,7 @@ class Hardware:
     """One device and its links. Rates are per second, sizes in bytes.
 
     Raises:
-        UserError: an empty text, or not exactly the precisions there are.
+        UserError: an empty text, or not the precisions there are.
     """
 
     __pydantic_config__: ClassVar = CLOSED
@@ -51,7 +51,8 @@ class Hardware:
     source: str
     """Where each number is from, and which are assumed."""
     matmul_flops_per_s: Mapping[str, Positive]
-    """Peak of dense matrix products by precision: bf16, fp32."""
+    """Peak of dense matrix products by precision: bf16, fp32, and tf32 where there is such a
+    mode; without it float32 is multiplied as fp32."""
     matmul_efficiency: Share
     """Share of the peak that training reaches."""
     memory_bytes: Count
@@ -79,17 +80,27 @@ class Hardware:
                 raise UserError(
                     f"hardware.{name}", getattr(self, name), "a text", "correct the profile"
                 )
-        if sorted(self.matmul_flops_per_s) != sorted(PRECISIONS):
+        if set(self.matmul_flops_per_s) - {"tf32"} != set(PRECISIONS):
             raise UserError(
                 "hardware.matmul_flops_per_s",
                 dict(self.matmul_flops_per_s),
-                f"a table with exactly {' and '.join(PRECISIONS)}",
+                f"a table with {' and '.join(PRECISIONS)}, and tf32 or not",
                 "correct the profile",
             )
 
     def matmul_rate(self, precision: str) -> float:
         """Return FLOP/s that matrix products of a precision are assumed to reach."""
         return self.matmul_flops_per_s[precision] * self.matmul_efficiency
+
+    @property
+    def head_precision(self) -> str:
+        """How the head multiplies float32 where nothing else is asked for."""
+        return "tf32" if "tf32" in self.matmul_flops_per_s else "fp32"
+
+    @property
+    def operation_rate(self) -> float:
+        """Operations per second on the vector units, which count a multiply-add as two FLOPs."""
+        return self.matmul_rate("fp32") / 2
 
     @property
     def stream_bytes_per_s(self) -> float:

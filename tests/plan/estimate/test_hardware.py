@@ -44,6 +44,14 @@ def test_a_profile_of_ones_own_is_named_by_its_path(tmp_path: Path) -> None:
     assert load_hardware(path) == dataclasses.replace(load_hardware("h100"), price_per_hour=2.5)
 
 
+def test_a_profile_without_tf32_is_as_good_as_before() -> None:
+    values = h100()
+    del values["matmul_flops_per_s"]["tf32"]
+    assert hardware_from_mapping(values).head_precision == "fp32"
+    assert load_hardware("h100").head_precision == "tf32"
+    assert load_hardware("mi300x").head_precision == load_hardware("cpu2").head_precision == "fp32"
+
+
 def test_a_missing_key_is_named() -> None:
     values = h100()
     del values["interconnect_bytes_per_s"]
@@ -66,6 +74,8 @@ def test_a_missing_key_is_named() -> None:
         ({"price_per_hour": 0}, "hardware.price_per_hour"),
         ({"matmul_flops_per_s": {"bf16": 1e12}}, "hardware.matmul_flops_per_s"),
         ({"matmul_flops_per_s": {"bf16": 1e12, "fp32": 0}}, "hardware.matmul_flops_per_s.fp32"),
+        ({"matmul_flops_per_s": {"bf16": 1, "fp32": 1, "tf32": 0}}, "matmul_flops_per_s.tf32"),
+        ({"matmul_flops_per_s": {"bf16": 1, "fp32": 1, "fp8": 1}}, "matmul_flops_per_s"),
     ],
 )
 def test_an_impossible_value_is_named(change: dict[str, Any], named: str) -> None:

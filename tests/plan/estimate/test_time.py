@@ -10,15 +10,13 @@ from hypothesis import strategies as st
 from isoflop.plan.estimate.hardware import Hardware, load_hardware
 from isoflop.plan.estimate.memory import PlacementEstimate, choose_placement, model_shape
 from isoflop.plan.estimate.time import (
-    ADAMW_BYTES_PER_PARAM,
-    BAG_GATHER,
-    FUSED_GATHER,
     assumptions,
     estimate_step,
     gather_bytes_per_s,
     gathered_bytes,
     roofline_s,
 )
+from isoflop.plan.estimate.traffic import ADAMW_BYTES_PER_PARAM, BAG_GATHER, FUSED_GATHER
 from made_shapes import FAMILIES, rung_spec
 
 H100 = load_hardware("h100")
@@ -116,18 +114,47 @@ def test_tables_that_fit_the_cache_are_gathered_from_it() -> None:
     assert gather_bytes_per_s(large, H100) == H100.stream_bytes_per_s
 
 
-def test_the_head_multiplies_in_float32() -> None:
-    slower = dataclasses.replace(
-        H100, matmul_flops_per_s={"bf16": 989e12, "fp32": H100.matmul_flops_per_s["fp32"] / 2}
-    )
+def test_the_head_multiplies_in_tf32_where_the_device_can() -> None:
+    peaks = dict(H100.matmul_flops_per_s)
+    slower = dataclasses.replace(H100, matmul_flops_per_s=peaks | {"tf32": peaks["tf32"] / 2})
     assert parts("mlp", 6, slower)["head"] == pytest.approx(2 * parts("mlp", 6)["head"])
     assert parts("mlp", 6, slower)["experts"] == parts("mlp", 6)["experts"]
+    del peaks["tf32"]
+    without = dataclasses.replace(H100, matmul_flops_per_s=peaks)
+    ratio = parts("mlp", 6, without)["head"] / parts("mlp", 6)["head"]
+    assert ratio == pytest.approx(494.5 / 67)
+    assert "multiplies in TF32" in "\n".join(assumptions(H100))
+    assert "multiplies in float32" in "\n".join(assumptions(without))
+
+
+def test_selection_and_sorting_take_milliseconds_a_layer() -> None:
+    spec = rung_spec("sgatlin", 6)
+    # Of half the batch: 131,072 tokens.
+    half = parts("sgatlin", 6, micro_batch=64)
+    assert half["selection"] / spec.n_layers == pytest.approx(1.6e-3, rel=0.05)
+    assert half["sort"] / spec.n_layers == pytest.approx(0.53e-3, rel=0.05)
+    assert parts("sgatlin", 6)["selection"] == pytest.approx(2 * half["selection"])
+    assert (parts("mlp", 6)["selection"], parts("moe", 6)["sort"]) == (0, 0)
+
+
+def test_micro_batches_add_up_the_gradients_of_all_experts() -> None:
+    # 64 micro-batches of the paper's largest model on an H200: more than a second a step.
+    shape = model_shape(rung_spec("sgatlin", 8))
+    placement = placed(micro_batch=2, grad_accum=64)
+    h200 = load_hardware("h200")
+    assert estimate_step(shape, h200, placement).parts["accumulation"] == pytest.approx(1.17, 0.01)
+    whole = estimate_step(shape, h200, placed()).parts
+    assert whole["accumulation"] < 0.001
+    assert whole["casts"] < estimate_step(shape, h200, placement).parts["casts"]
 
 
 def test_checkpointing_runs_layers_twice_forward_and_the_head_once() -> None:
     plain, again = parts("mlp", 6), parts("mlp", 6, checkpointing=True)
-    for name in ("attn_proj", "attn_scores", "experts", "elementwise"):
+    for name in ("attn_proj", "attn_scores"):
         assert again[name] == pytest.approx(plain[name] * 4 / 3)
+    assert again["experts"] == pytest.approx(plain["experts"] * 3.6 / 3)
+    # The norm before the head is no part of a layer.
+    assert again["elementwise"] == pytest.approx(plain["elementwise"] * 4 / 3, rel=0.01)
     assert again["head"] == plain["head"]
     gather = parts("sgatlin", 6, checkpointing=True)["experts"] / parts("sgatlin", 6)["experts"]
     # Two rows more on five, the gradient's write aside.
@@ -160,11 +187,16 @@ def test_on_a_gpu_launching_hides_behind_work_and_on_a_cpu_it_adds_up() -> None:
     assert step.total_s - step.parts["overhead"] == pytest.approx(without.total_s, rel=1e-6)
 
 
-def test_assumptions_name_the_kernel_that_does_not_exist_yet() -> None:
+def test_assumptions_name_what_was_not_measured() -> None:
     text = "\n".join(assumptions(H100))
     assert "2 forward and 3 backward" in text
-    assert "still to come" in text
-    assert "2 forward and 4 backward" in "\n".join(assumptions(load_hardware("cpu2")))
+    assert "nothing of them was measured" in text
+    assert "30.5% of the traffic" in text
+    assert "choices are sorted by expert in 4 passes of 24 bytes" in text
+    on_cpu = "\n".join(assumptions(load_hardware("cpu2")))
+    assert "2 forward and 4 backward" in on_cpu
+    assert "one by one" in on_cpu
+    assert "sorting choices by expert is left out" in on_cpu
 
 
 @given(
