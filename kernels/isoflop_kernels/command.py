@@ -92,7 +92,15 @@ def unavailable(contender: str, device: torch.device) -> str | None:
             return "triton is not installed"
         if device.type == "cpu" and not interpreting():
             return "needs GPU or TRITON_INTERPRET=1"
+        if interpreting() and _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
+            return "the interpreter of triton below 3.7 fails with numpy 2.4: needs an older numpy"
     return None
+
+
+def _version(package: str) -> tuple[int, int]:
+    """Return the first two numbers of an installed package's version."""
+    major, minor = importlib.metadata.version(package).split(".")[:2]
+    return int(major), int(minor)
 
 
 def wanted(contender: str, names: Collection[str]) -> bool:

@@ -166,6 +166,19 @@ def test_what_the_machine_lacks_is_skipped_with_the_reason(without, reason, monk
 
 
 @pytest.mark.parametrize(
+    ("triton", "numpy", "fails"),
+    [("3.6.0", "2.4.0", True), ("3.6.0", "2.3.5", False), ("3.7.1", "2.4.6", False)],
+)
+def test_an_interpreter_that_cannot_work_says_so(triton, numpy, fails, monkeypatch):
+    versions = {"triton": triton, "numpy": numpy}
+    monkeypatch.setattr(command, "has_triton", lambda: True)
+    monkeypatch.setattr(command.importlib.metadata, "version", versions.get)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    reason = command.unavailable("triton-v1", CPU)
+    assert (reason is not None and "numpy 2.4: needs an older numpy" in reason) == fails
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--targets", "sm_70"], "--targets sm_70: must be all or of sm_80"),

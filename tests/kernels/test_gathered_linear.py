@@ -290,20 +290,41 @@ def test_debug_refuses_experts_out_of_range(bad, implementation, monkeypatch):
         run()(inputs)
 
 
-def test_bag_never_reads_out_of_range_on_cpu(monkeypatch):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("bad", [9, -1, 2**32])
+def test_nothing_out_of_range_is_read_on_cpu(bad, implementation, monkeypatch):
+    """9 would be the first row of the next channel's table."""
     monkeypatch.delenv("ISOFLOP_KERNELS_DEBUG", raising=False)
     inputs = Case().inputs()
     inputs["idx"] = inputs["idx"].long()
-    inputs["idx"][0, 0, 0] = 2**32
-    with pytest.raises(ValueError, match="must be within 0 to 8"):
+    inputs["idx"][0, 0, 0] = bad
+    with (
+        isoflop_kernels.use_implementation(implementation),
+        pytest.raises(ValueError, match="must be within 0 to 8"),
+    ):
         run()(inputs)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_no_tokens_give_nothing_and_gradients_of_zeros(shared, implementation):
+    inputs = Case(shared=shared).inputs()
+    inputs |= {name: inputs[name][:0] for name in ("x", "idx", "score")}
+    with isoflop_kernels.use_implementation(implementation):
+        found = differentiate(run("silu"), inputs, inputs["x"])
+    assert found["y"].shape == (0, 12)
+    for name in GRADIENTS:
+        assert found[name].shape == inputs[name].shape
+        assert not found[name].any()
 
 
 BAD_ARGUMENTS = {
     "x_axes": ("x", lambda t: t[0], "x_TD has shape"),
     "x_width": ("x", lambda t: t[:, 1:], "w_in has shape"),
     "x_tokens": ("x", lambda t: t[1:], "idx_TCK has shape"),
-    "no_tokens": ("x", lambda t: t[:0], "none of size 0"),
+    "no_tokens_of_some": ("x", lambda t: t[:0], "idx_TCK has shape"),
+    "no_width": ("x", lambda t: t[:, :0], "none of size 0"),
+    "no_experts": ("w_in", lambda t: t[:, :0], "none of size 0"),
     "x_dtype": ("x", lambda t: t.int(), "x_TD is torch.int32"),
     "x_device": ("x", lambda t: t.to("meta"), "x_TD is on meta"),
     "idx_axes": ("idx", lambda t: t[:, 0], "idx_TCK has shape"),

@@ -64,6 +64,37 @@ NOT_FINITE = st.sampled_from(
 ROUNDING = st.sampled_from([2.0**24, 2.0**24 + 2, 1.0, 0.5, 0.0, -0.0, 1e-30, -1.0, -(2.0**24)])
 
 
+# Sums in float32 lose some of these halves; others tie exactly.
+LOST = st.sampled_from([1.0, 2.0, -1.0, 2.0**-13, 2.0**-23, 2.0**-24, -(2.0**-24)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(similarities(LOST))
+def test_exact_in_half_precision_when_sums_lose_a_half(dtype, sim_and_k):
+    sim, k = sim_and_k
+    assert_brute_force(sim.to(dtype), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_that_a_sum_loses_is_told_by_the_ranks_kept(dtype):
+    """Both sums with the first of the second half are 1024: by ranks alone sub-key 1 is chosen."""
+    sim = torch.tensor([[2.0**-15, 2.0**-14], [1024.0, 1.0]], dtype=dtype).view(1, 2, 1, 2)
+    assert_brute_force(sim, 1)
+    assert_brute_force(sim.flip(1), 1)
+
+
+def test_half_precision_that_ties_exactly_does_not_go_through_all_pairs(monkeypatch):
+    rows, redo = [], packed._redo
+    monkeypatch.setattr(packed, "_redo", lambda *args: rows.append(args[2].numel()) or redo(*args))
+    sim = torch.randn(512, 2, 4, 88, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pairs = packed.product_key_pairs(sim, 8)
+    assert sum(rows) == 0
+    monkeypatch.setattr(packed, "LOST", {})
+    assert torch.equal(packed.product_key_pairs(sim, 8), pairs)
+    assert sum(rows) > 10
+
+
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(similarities(st.integers(-2, 2).map(float)))
 def test_exact_with_many_ties(sim_and_k):
@@ -227,6 +258,16 @@ def test_stable_topk_is_a_stable_sort(values):
     assert torch.equal(chosen, values.gather(-1, idx))
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_no_tokens_choose_nothing(implementation):
+    sim = torch.zeros(0, 2, 3, 4, requires_grad=True)
+    with isoflop_kernels.use_implementation(implementation):
+        score, idx = isoflop_kernels.product_key_topk(sim, 2)
+    assert score.shape == idx.shape == (0, 3, 2)
+    score.sum().backward()
+    assert sim.grad.shape == sim.shape
+
+
 def test_stable_topk_is_differentiable():
     values = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: isoflop_kernels.stable_topk(v, 2)[0], values)
@@ -237,7 +278,7 @@ def test_stable_topk_is_differentiable():
     [
         (torch.zeros(3, 2, 4), 1, r"must be \[T, 2, C, N\]"),
         (torch.zeros(3, 3, 1, 4), 1, r"must be \[T, 2, C, N\]"),
-        (torch.zeros(0, 2, 1, 4), 1, "no axis of size 0"),
+        (torch.zeros(3, 2, 0, 4), 1, "no axis of size 0"),
         (torch.zeros(3, 2, 1, 4), 0, "k = 0: must be within 1 to 4"),
         (torch.zeros(3, 2, 1, 4), 5, "k = 5: must be within 1 to 4"),
         (torch.zeros(3, 2, 1, 4).int(), 1, r"sim_T2CN is torch.int32"),

@@ -53,7 +53,7 @@ def gathered_linear(
     `w_in`, `w_out` of one shared table, `gelu_tanh` and `act_then_gate`.
 
     Args:
-        x_TD: tokens, [T, D].
+        x_TD: tokens, [T, D]; T may be 0, which gives gradients of zeros.
         idx_TCK: expert numbers within their table, [T, C, K], int32 or int64; repeats add up.
         score_TCK: gate of each choice, [T, C, K].
         w_in: input rows, [C, E, D], or [1, E, D] when all channels share one table.
@@ -69,7 +69,7 @@ def gathered_linear(
 
     Raises:
         ValueError: a shape, dtype, device or name does not fit; an expert number is out of range
-            (always checked by "bag" and "cpp" on CPU, everywhere when ISOFLOP_KERNELS_DEBUG=1).
+            (always checked on CPU in eager code, everywhere when ISOFLOP_KERNELS_DEBUG=1).
         NotImplementedError: forward-mode differentiation of another implementation than
             "reference".
     """
@@ -80,7 +80,9 @@ def gathered_linear(
         rows = _checked_rows(idx_TCK, w_in, *rows)
     if dispatch.debug():
         check_range(idx_TCK, w_in.shape[1])
-    name = dispatch.implementation(x_TD.device.type)
+    # Without tokens there is nothing to launch, and plain torch knows what the gradients are.
+    nothing = x_TD.shape[0] == 0
+    name = "reference" if nothing else dispatch.implementation(x_TD.device.type)
     if name != "reference":
         _refuse_forward_mode(name, x_TD, score_TCK, w_in, w_out)
     run = _IMPLEMENTATIONS[name]
@@ -110,7 +112,9 @@ def _check_shapes(
 ) -> None:
     shapes = {"x_TD": x_TD, "idx_TCK": idx_TCK, "w_in": w_in}
     for (name, tensor), num_dims in zip(shapes.items(), (2, 3, 3), strict=True):
-        if tensor.dim() != num_dims or tensor.numel() == 0:
+        # There may be no tokens.
+        sizes = tensor.shape if name == "w_in" else tensor.shape[1:]
+        if tensor.dim() != num_dims or 0 in sizes:
             raise ValueError(
                 f"{name} has shape {list(tensor.shape)}: must have {num_dims} axes, none of size 0"
             )

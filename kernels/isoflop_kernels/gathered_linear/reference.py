@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop_kernels.gathered_linear.gates import flat_rows, gate
+from isoflop_kernels.gathered_linear.gates import check_range, flat_rows, gate
 from isoflop_kernels.precision import autocast_disabled, compute_dtype
 
 
@@ -28,6 +28,10 @@ def gathered_linear(
     Materialises 2 * T * C * K * D numbers, so it suits small shapes. Its matrix products are what
     the FLOP formula counts: 4 T C K D forward, 8 T C K D more backward.
     """
+    # In a trace and in fake tensors there are no values to look at.
+    has_values = type(idx_TCK) is Tensor and not torch.compiler.is_compiling()
+    if idx_TCK.device.type == "cpu" and has_values:
+        check_range(idx_TCK, w_in.shape[1])
     rows_in, rows_out = rows or (None, None)
     dtype = compute_dtype(x_TD, score_TCK, *(rows or (w_in, w_out)))
     num_tokens, width = x_TD.shape

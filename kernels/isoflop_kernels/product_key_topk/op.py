@@ -54,7 +54,7 @@ def product_key_topk(sim_T2CN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Source: product keys (arXiv 1907.05242), as routed in PEER and arXiv 2606.07414.
 
     Args:
-        sim_T2CN: similarities of both halves, [T, 2, C, N], any float dtype.
+        sim_T2CN: similarities of both halves, [T, 2, C, N], any float dtype; T may be 0.
         k: how many experts to choose per token and channel, 1 <= k <= N.
 
     Returns:
@@ -63,7 +63,8 @@ def product_key_topk(sim_T2CN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the shape, the dtype or k does not fit.
     """
-    if sim_T2CN.dim() != 4 or sim_T2CN.shape[1] != 2 or sim_T2CN.numel() == 0:
+    # There may be no tokens.
+    if sim_T2CN.dim() != 4 or sim_T2CN.shape[1] != 2 or 0 in sim_T2CN.shape[2:]:
         raise ValueError(
             f"sim_T2CN has shape {list(sim_T2CN.shape)}: must be [T, 2, C, N], no axis of size 0"
         )
@@ -74,7 +75,9 @@ def product_key_topk(sim_T2CN: Tensor, k: int) -> tuple[Tensor, Tensor]:
         )
     _check("sim_T2CN", sim_T2CN, k)
     with torch.no_grad():
-        pair_T2CK = _PAIRS[dispatch.implementation(sim_T2CN.device.type, DEFAULT)](sim_T2CN, k)
+        nothing = sim_T2CN.shape[0] == 0
+        name = "reference" if nothing else dispatch.implementation(sim_T2CN.device.type, DEFAULT)
+        pair_T2CK = _PAIRS[name](sim_T2CN, k)
         idx_TCK = (pair_T2CK[:, 0] * num_keys + pair_T2CK[:, 1]).to(torch.int32)
     return sim_T2CN.gather(3, pair_T2CK).sum(1), idx_TCK
 

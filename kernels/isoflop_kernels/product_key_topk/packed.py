@@ -8,7 +8,12 @@ Of the N * N pair sums only those of pairs (a, b) with (a + 1)(b + 1) <= k, coun
 each half, are formed: any other pair has k pairs above it whose ranks are both as good or better.
 Float addition is monotone, so their sums are as large or larger. They also come first on ties, as
 equal halves are ranked by position, except when rounding makes sums equal whose halves are not.
-Every row in which the best pair left out reaches the k-th sum is therefore redone over all pairs.
+Every row in which the best pair left out reaches the k-th sum is therefore redone over all pairs,
+if rounding can have made it so. Half precision ties often, but different numbers of p bits are at
+least 2**-p of the larger one apart, and rounding a sum to float32's 24 bits bridges 2**-23 of the
+sum at most. So a pair that rounding made equal to a better one has a half below 2**(p - 23) of the
+k-th sum, and one of the two is among the ranks kept, since all from there to rank k reach that sum:
+the smallest number of these ranks is compared, with a bit to spare.
 
 NaN, of either sign, comes before all numbers, so that it reaches the scores and ends the run. A sum
 of opposite infinities is NaN as well, against all monotony: rows that chose from +inf are redone.
@@ -32,6 +37,8 @@ MAX_POSITION = 2**POSITION_BITS - 1
 # Keys worked on at a time: on CPU they stay in a core's cache, elsewhere they bound the memory.
 CHUNK_KEYS_CPU = 2**18
 CHUNK_KEYS = 2**26
+# By type, 2**(p - 22): numbers below this part of a sum may be lost in it.
+LOST = {torch.bfloat16: 2.0**-14, torch.float16: 2.0**-11}
 _TAKEN = torch.iinfo(torch.int64).min
 _INFINITE = 0x7F800000
 
@@ -83,7 +90,8 @@ def _best_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
     half_2TCN = _float32(sim_T2CN.transpose(0, 1))
     key_M2R = _best_keys(half_2TCN.view(-1, num_keys), num_ranks).view(num_ranks, 2, num_rows)
     infinite_R = ((key_M2R >> 32) == _INFINITE).flatten(0, 1).any(0)
-    sum_PR = _ordered_bits(_pair_sums(_value(key_M2R), inside + edge))
+    value_M2R = _value(key_M2R)
+    sum_PR = _ordered_bits(_pair_sums(value_M2R, inside + edge))
     first_PR, second_PR = _of_pairs(key_M2R.bitwise_and_(MAX_POSITION), inside)
     place_PR = first_PR.bitwise_left_shift_(POSITION_BITS).bitwise_or_(second_PR)
     best = _largest(place_PR.bitwise_or_(sum_PR[: len(inside)]), k)
@@ -92,6 +100,11 @@ def _best_pairs(sim_T2CN: Tensor, k: int) -> Tensor:
     pair_T2CK.bitwise_and_(MAX_POSITION).neg_().add_(MAX_POSITION)
     if edge:
         reached_R = (sum_PR[len(inside) :].amax(0) >> 32) >= (best[-1] >> 32)
+        if sim_T2CN.dtype in LOST:
+            least_R = _value(best[-1]).abs_().mul_(LOST[sim_T2CN.dtype])
+            # Not "less than", so that NaN is redone.
+            safe_R = value_M2R.abs_().flatten(0, 1).amin(0) >= least_R
+            reached_R.logical_and_(safe_R.logical_not_())
         reached_TC = reached_R.logical_or_(infinite_R).view(num_tokens, num_channels)
         _redo(pair_T2CK, sim_T2CN, *reached_TC.nonzero(as_tuple=True))
     return pair_T2CK

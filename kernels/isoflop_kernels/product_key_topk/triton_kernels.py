@@ -3,8 +3,8 @@
 A float32 and a position fit one int64 whose order is "larger value first, then lower position", as
 in `packed.py`; keys all differ, so every maximum is unique. The argument there holds here too: of
 the pairs of ranks only those with (a + 1)(b + 1) <= K can be chosen, unless rounding makes the best
-pair left out reach the K-th sum, or +inf meets -inf. A program that finds this goes through all
-N * N pairs itself.
+pair left out reach the K-th sum, which in half precision it can rarely do, or +inf meets -inf. A
+program that finds this goes through all N * N pairs itself.
 """
 
 # T tokens, C channels, N sub-keys per half, K chosen, M ranks kept per half;
@@ -103,7 +103,14 @@ def pairs_kernel(
     b_last = tl.min(tl.where(o_M < K, b_best, 0x7FFFFFFFFFFFFFFF), 0)
 
     m_infinite = is_infinite(b_first) | is_infinite(b_other)
-    if ((tl.max(b_outside, 0) >> 32) >= (b_last >> 32)) | (tl.max(m_infinite.to(tl.int32), 0) > 0):
+    reached = (tl.max(b_outside, 0) >> 32) >= (b_last >> 32)
+    if p_sim.dtype.element_ty == tl.bfloat16 or p_sim.dtype.element_ty == tl.float16:
+        # LOST of `packed.py`; of NaN, too, it cannot be said that it is safe.
+        lost = 0.00006103515625 if p_sim.dtype.element_ty == tl.bfloat16 else 0.00048828125
+        least = tl.abs(value_of(b_last)) * lost
+        m_safe = (tl.abs(value_of(b_first)) >= least) & (tl.abs(value_of(b_other)) >= least)
+        reached &= tl.max((m_M & (m_safe == 0)).to(tl.int32), 0) > 0
+    if reached | (tl.max(m_infinite.to(tl.int32), 0) > 0):
         b_previous = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
         for i_K in range(K):
             b_max = tl.full((BN,), LOWEST, tl.int64)

@@ -31,6 +31,19 @@ def test_exact_when_rounding_makes_ties(sim_and_k):
     shared.assert_brute_force(*sim_and_k)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(shared.similarities(shared.LOST))
+def test_exact_in_half_precision_when_sums_lose_a_half(dtype, sim_and_k):
+    sim, k = sim_and_k
+    shared.assert_brute_force(sim.to(dtype), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_that_a_sum_loses_is_told_by_the_ranks_kept(dtype):
+    shared.test_half_precision_that_a_sum_loses_is_told_by_the_ranks_kept(dtype)
+
+
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(shared.similarities(shared.FINITE))
 def test_exact_for_any_finite_numbers(sim_and_k):
