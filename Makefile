@@ -72,6 +72,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/memory_cpu.py
 	$(BIN)/python tests/benchmarks/tokens_per_s.py
 	$(BIN)/python tests/benchmarks/head_memory.py
+	$(BIN)/python tests/benchmarks/precision_modes.py
 	$(BIN)/python tests/benchmarks/chaos.py
 	$(BIN)/python tests/benchmarks/data_throughput.py
 	$(BIN)/python tests/benchmarks/recording.py
