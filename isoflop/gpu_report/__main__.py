@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from isoflop.files import write_text_atomic
 from isoflop.gpu_report.jobs import DEFAULT_BUDGET_S, SHARES, first_stage, shares, stages
 from isoflop.gpu_report.page import Head, is_good, page
-from isoflop.gpu_report.records import FACT, ResultsFile, Row
+from isoflop.gpu_report.records import COMPUTE_MODE, FACT, ResultsFile, Row
 from isoflop.gpu_report.schedule import Budget, Stage, run_stage
 from isoflop.gpu_report.workers import Worker, worker_command, worker_environment
 
@@ -102,7 +102,9 @@ class _Report:
 
     def _run(self, stage: Stage) -> None:
         print(f"{self._budget.elapsed_s:5.0f} s  {stage.name}", flush=True)
-        workers = self._workers if stage.name == "compile" else self._workers[:1]
+        alone = "Exclusive" in self._facts().get(COMPUTE_MODE, "")
+        together = stage.name == "compile" and not alone
+        workers = self._workers if together else self._workers[:1]
         run_stage(stage, self._budget, workers, self._found)
         # What was compiled is in the cache; a GPU's memory is for one process.
         for worker in workers[1:]:

@@ -32,6 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "uncompiled": {"head": "tf32"},
     "compiled": {"head": "tf32", "compile": True},
     "fp32 head": {"head": "fp32"},
+    "bf16 head": {"head": "bf16"},
 }
 """As `isoflop run` trains on a GPU it is compiled; what differs is named."""
 _CHECKED = (
@@ -121,8 +122,8 @@ class _Jobs:
         """Yield every model as it is, then every model in the next mode."""
         for mode, settings in MODES.items():
             for family, rung in self._models():
-                # The compiler takes longer than all the rest of a rehearsal.
-                if self._rehearsal and settings.get("compile"):
+                # The compiler takes longer than all the rest of a rehearsal, and a CPU has no TF32.
+                if self._rehearsal and (settings.get("compile") or mode == "fp32 head"):
                     continue
                 values = self._model(family, rung)
                 values |= {"mode": settings, "facts": self._facts}

@@ -19,49 +19,48 @@ from isoflop.train.optimizer import recipe_adamw, set_learning_rate
 from isoflop.train.step import gradients_of_batch
 from isoflop_kernels import use_implementation
 
-LIMIT = {"fp32": 1e-3, "bf16": 2e-2}
-"""Largest relative difference of two losses that pass for equal, anywhere in the training."""
-_SHOWN_STEPS = (1, 10, 30, 100)
+MULTIPLE = 3.0
+"""Of the difference between two paths of plain torch, what a third path may differ by."""
+FLOOR = {"fp32": 1e-6, "bf16": 2e-3}
+"""Relative; added to it: what one step's loss differs by where sums have another order."""
+_SHOWN_STEPS = (1, 3, 10, 30, 100)
 
 
 def compare_losses(job: Job, device: torch.device) -> Iterator[Row]:
     """Yield losses of one training by `bag` (as predicted) and by `triton` (as measured).
 
-    How far `reference`, plain torch as well, leads away from `bag` is a measure of what sums in
-    another order do by themselves.
+    Sums in another order change which experts are chosen, and a hundred steps lead away from each
+    other by nearly a percent on the CPU, whichever paths are compared. So `reference`, plain torch
+    as well, is held against `bag`, too: Triton may differ by MULTIPLE of that, at every length.
     """
-    spec, num_steps = step_spec(job.values), job.values["num_steps"]
+    precision, num_steps = job.values["precision"], job.values["num_steps"]
     text = _text()
-    expected = _losses(job.values, "bag", device, text)
-    actual = _losses(job.values, "triton", device, text)
-    for step in (number for number in _SHOWN_STEPS if number <= num_steps):
+    found = {
+        name: _losses(job.values, name, device, text) for name in ("bag", "triton", "reference")
+    }
+    shown = [number for number in _SHOWN_STEPS if number <= num_steps]
+    for number in shown:
         yield Row(
             stage=job.stage,
             case=job.case,
-            what=f"loss of step {step}",
+            what=f"loss of step {number}",
             unit="nats",
-            predicted=expected[step - 1],
-            measured=actual[step - 1],
+            predicted=found["bag"][number - 1],
+            measured=found["triton"][number - 1],
         )
-    plain = _losses(job.values, "reference", device, text)
-    yield Row(
-        stage=job.stage,
-        case=job.case,
-        what="reference against bag",
-        measured=largest_difference(plain, expected),
-        note="largest relative difference of two paths of plain torch",
-        details={"reference": plain},
-    )
-    worst, limit = largest_difference(actual, expected), LIMIT[spec.precision]
-    yield Row(
-        stage=job.stage,
-        case=job.case,
-        what="triton against bag",
-        measured=worst,
-        outcome="passed" if worst <= limit else "failed",
-        note=f"largest relative difference over {num_steps} steps, limit {limit:g}",
-        details={"bag": expected, "triton": actual},
-    )
+    for number in shown:
+        bag, triton, reference = (found[name][:number] for name in ("bag", "triton", "reference"))
+        usual, actual = largest_difference(reference, bag), largest_difference(triton, bag)
+        limit = MULTIPLE * usual + FLOOR[precision]
+        yield Row(
+            stage=job.stage,
+            case=job.case,
+            what=f"largest relative difference, {number} steps",
+            measured=actual,
+            outcome="passed" if actual <= limit < math.inf else "failed",
+            note=f"limit {limit:.2g}; two paths of plain torch differ by {usual:.2g}",
+            details=found if number == num_steps else {},
+        )
 
 
 def largest_difference(actual: Sequence[float], expected: Sequence[float]) -> float:

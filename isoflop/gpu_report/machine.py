@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from isoflop.gpu_report.profiles import built_in_profile
-from isoflop.gpu_report.records import FACT, Job, Row
+from isoflop.gpu_report.records import COMPUTE_MODE, FACT, Job, Row
 from isoflop.plan.estimate.hardware import Hardware
 from isoflop_kernels.bench.measure import time_calls
 
@@ -26,7 +29,7 @@ def measure_machine(job: Job, device: torch.device) -> Iterator[Row]:
     name = device_name(device)
     yield Row(stage=job.stage, case=job.case, what="name", note=name, details={FACT: name})
     for what, value in _words(device).items():
-        yield Row(stage=job.stage, case=job.case, what=what, note=value)
+        yield Row(stage=job.stage, case=job.case, what=what, note=value, details={FACT: value})
     for what, size in _sizes(device).items():
         yield Row(
             stage=job.stage,
@@ -97,6 +100,8 @@ def _words(device: torch.device) -> dict[str, str]:
         "triton": _version("triton"),
         "numpy": np.__version__,
         "cores": str(os.cpu_count()),
+        # Triton compiles what launches its kernels by it.
+        "C compiler": _c_compiler(),
     }
     if device.type != "cuda":
         return versions
@@ -106,7 +111,8 @@ def _words(device: torch.device) -> dict[str, str]:
         "multiprocessors": str(properties.multi_processor_count),
         "GPUs": f"{torch.cuda.device_count()}, of which the first is used",
         "cuda": str(torch.version.cuda or torch.version.hip),
-        "driver": _driver(),
+        "driver": _asked_of_the_driver("driver_version"),
+        COMPUTE_MODE: _asked_of_the_driver("compute_mode"),
     } | versions
 
 
@@ -116,8 +122,14 @@ def _version(package: str) -> str:
     return str(getattr(importlib.import_module(package), "__version__", "?"))
 
 
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _c_compiler() -> str:
+    found = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang"))), None)
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    return f"{found or 'none'}{'' if headers else ', without the headers of Python'}"
+
+
+def _asked_of_the_driver(field: str) -> str:
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -28,7 +28,8 @@ _EXPLAINED = {
     "layer of as many FLOPs.",
     "steps": "Predicted: `isoflop.plan.estimate` for the profile. Parts are of one profiled step; "
     "overhead is the time in which no kernel ran.",
-    "losses": "Predicted: the losses by plain torch (`bag`) on the same device.",
+    "losses": "Predicted: the losses by plain torch (`bag`) on the same device. They may differ by "
+    "three times what two paths of plain torch differ by, plus what one step's sums do.",
 }
 
 

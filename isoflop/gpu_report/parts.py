@@ -38,9 +38,9 @@ _OF_ESTIMATE = {
 # Words in the names of kernels, operators and whatever is around them, the first that is found.
 _WORDS = (
     ("optimizer", ("adam", "optimizer.", "_foreach_", "multi_tensor")),
+    ("attention", ("scaled_dot_product", "flash", "fmha", "attention")),
     ("experts", ("gathered_linear", "expert_kernel", "combine_kernel", "dot_kernel", "group_")),
     ("router", ("product_key", "pairs_kernel", "topk")),
-    ("attention", ("scaled_dot_product", "flash", "fmha", "attention")),
     ("head", ("chunkedsum", "cross_entropy", "nll_loss", "log_softmax")),
 )
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm")

@@ -21,7 +21,9 @@ BAD: tuple[Outcome, ...] = ("failed", "cut")
 
 
 FACT = "fact"
-"""In the details of a row of the first stage, what later ones predict with."""
+"""In the details of a row of the first stage, what later ones know of the machine."""
+COMPUTE_MODE = "compute mode"
+"""The fact whether several processes may use the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
 
 from isoflop.gpu_report.machine import multiplying_in_tf32
 from isoflop.gpu_report.parts import PARTS, part_of_estimate, seconds_by_part
@@ -87,7 +86,7 @@ def warm(job: Job, device: torch.device) -> Iterator[Row]:
     """Train one layer for a step, which compiles the kernels that a step launches."""
     spec = step_spec({**job.values, "n_layers": 1, "micro_batch": 1})
     with _settings(job.values["mode"], device):
-        _Trainer(spec, device).step()
+        _Trainer(spec, device, job.values["mode"]).step()
     wait_for(device)
     yield Row(stage=job.stage, case=job.case, outcome="passed")
 
@@ -105,7 +104,7 @@ def warm_compiled(job: Job, device: torch.device) -> Iterator[Row]:
         yield Row(stage=job.stage, case=job.case, outcome="skipped", note=note)
         return
     with _settings(job.values["mode"], device):
-        _Trainer(spec, device).compile()
+        _Trainer(spec, device, job.values["mode"]).compile()
     yield Row(stage=job.stage, case=job.case, outcome="passed")
 
 
@@ -175,7 +174,7 @@ def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device)
 
     mode = job.values["mode"]
     with _settings(mode, device):
-        trainer = _Trainer(spec, device)
+        trainer = _Trainer(spec, device, mode)
         if mode.get("compile"):
             begin = time.perf_counter()
             trainer.compile()
@@ -227,11 +226,12 @@ def _kernels(device: torch.device) -> AbstractContextManager[None]:
 class _Trainer:
     """A model, its optimizer and one batch, of which every step is made."""
 
-    def __init__(self, spec: RunSpec, device: torch.device) -> None:
+    def __init__(self, spec: RunSpec, device: torch.device, mode: Mapping[str, Any]) -> None:
         self._spec = spec
         self._device = device
         self._recipe = get_recipe(spec.recipe)
-        self.model: nn.Module = made_model(spec, device)
+        self.model = made_model(spec, device)
+        self.model.head_in_bf16 = mode["head"] == "bf16"
         self._optimizer = recipe_adamw(self.model, self._recipe)
         set_learning_rate(self._optimizer, _LEARNING_RATE)
         self._batch = rank_batch(made_batch(spec)).to(device)

@@ -9,11 +9,11 @@ descriptor.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,14 +35,12 @@ KINDS: dict[str, Callable[[Job, torch.device], Iterator[Row]]] = {
     "losses": losses.compare_losses,
 }
 _SHOWN = 300
-# prctl's number for "send me this signal when my parent ends".
-_ON_PARENTS_DEATH = 1
+_LOOK_S = 1.0
 
 
 def main(device_name: str, descriptor: int) -> None:
     """Take jobs until there are no more."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_ON_PARENTS_DEATH, signal.SIGKILL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     device = torch.device(device_name)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -59,6 +57,13 @@ def main(device_name: str, descriptor: int) -> None:
         for row in _guarded(job, device):
             send({"row": to_json(row)})
         send({"done": is_usable(device)})
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, also in the middle of a kernel."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
 
 
 def _guarded(job: Job, device: torch.device) -> Iterator[Row]:
