@@ -21,9 +21,14 @@ from isoflop_kernels import use_implementation
 
 MULTIPLE = 3.0
 """Of the difference between two paths of plain torch, what a third path may differ by."""
-FLOOR = {"fp32": 1e-6, "bf16": 2e-3}
-"""Relative; added to it: what one step's loss differs by where sums have another order."""
-_SHOWN_STEPS = (1, 3, 10, 30, 100)
+EARLY_STEPS = 10
+"""In which no choice of experts falls out otherwise yet; on the CPU the first did after 20."""
+# Relative. A few roundings of a loss (2e-7 was measured on the CPU between `bag`, `reference` and
+# `cpp`), in bf16 what one step's loss differed by (isoflop.train.compiled).
+EARLY = {"fp32": 1e-6, "bf16": 2e-3}
+# Measured on the CPU between the same three over a hundred steps.
+LATE = {"fp32": 8e-3, "bf16": 1.7e-2}
+_SHOWN_STEPS = (1, 3, EARLY_STEPS, 30, 100)
 
 
 def compare_losses(job: Job, device: torch.device) -> Iterator[Row]:
@@ -31,7 +36,8 @@ def compare_losses(job: Job, device: torch.device) -> Iterator[Row]:
 
     Sums in another order change which experts are chosen, and a hundred steps lead away from each
     other by nearly a percent on the CPU, whichever paths are compared. So `reference`, plain torch
-    as well, is held against `bag`, too: Triton may differ by MULTIPLE of that, at every length.
+    as well, is held against `bag`, too: Triton may differ by MULTIPLE of that, or of what was
+    measured on the CPU.
     """
     precision, num_steps = job.values["precision"], job.values["num_steps"]
     text = _text()
@@ -51,7 +57,8 @@ def compare_losses(job: Job, device: torch.device) -> Iterator[Row]:
     for number in shown:
         bag, triton, reference = (found[name][:number] for name in ("bag", "triton", "reference"))
         usual, actual = largest_difference(reference, bag), largest_difference(triton, bag)
-        limit = MULTIPLE * usual + FLOOR[precision]
+        least = (EARLY if number <= EARLY_STEPS else LATE)[precision]
+        limit = MULTIPLE * max(usual, least)
         yield Row(
             stage=job.stage,
             case=job.case,

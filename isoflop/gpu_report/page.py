@@ -26,10 +26,11 @@ _EXPLAINED = {
     "holds them, else from memory at the copy's rate. Roofline: arguments and results once, or all "
     "FLOPs, over the time taken. `reference` is the eager gather, of fewer tokens; `mlp` the dense "
     "layer of as many FLOPs.",
-    "steps": "Predicted: `isoflop.plan.estimate` for the profile. Parts are of one profiled step; "
-    "overhead is the time in which no kernel ran.",
+    "steps": "Predicted: `isoflop.plan.estimate` for the profile, of steps as `isoflop run` makes "
+    "them on a GPU: `compiled`. Without the compiler, elementwise operators move all that was "
+    "counted. Parts are of one profiled step; overhead is the time in which no kernel ran.",
     "losses": "Predicted: the losses by plain torch (`bag`) on the same device. They may differ by "
-    "three times what two paths of plain torch differ by, plus what one step's sums do.",
+    "three times what two paths of plain torch differ by, here or as measured on a CPU.",
 }
 
 

@@ -16,7 +16,6 @@ _PROFILES = {
     r"NVIDIA H200": "h200",
     r"NVIDIA H100 80GB HBM3": "h100",
     r"NVIDIA A100-SXM4-80GB": "a100",
-    r"NVIDIA B200": "b200",
     r"AMD Instinct MI300X.*": "mi300x",
 }
 # Whose assumptions an unknown GPU shares, where nothing was measured.

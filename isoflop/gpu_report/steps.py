@@ -26,6 +26,7 @@ from isoflop.plan.estimate.memory import (
     model_shape,
 )
 from isoflop.plan.estimate.time import estimate_step
+from isoflop.plan.estimate.traffic import FUSED_SHARE
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 from isoflop.train.batch import made_batch, rank_batch
@@ -152,13 +153,29 @@ def _placed(spec: RunSpec, hardware: Hardware) -> PlacementEstimate | None:
     return placed if whole else None
 
 
-def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device) -> Iterator[Row]:
-    shape = model_shape(spec)
-    placed = _placed(spec, hardware) or choose_placement(shape, hardware, 1)
-    predicted = estimate_step(shape, hardware, placed)
+def predicted_parts(
+    spec: RunSpec, hardware: Hardware, placed: PlacementEstimate, mode: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return seconds by part of what a plan's estimate comes to in a mode.
+
+    The estimate is of a compiled step with the head in TF32: without the compiler elementwise
+    operators move all that they were counted to, and another head multiplies at another rate.
+    """
+    rates = dict(hardware.matmul_flops_per_s)
+    rates["tf32"] = rates.get(mode["head"], rates["fp32"])
+    hardware = dataclasses.replace(hardware, matmul_flops_per_s=rates)
     by_part = dict.fromkeys(PARTS, 0.0)
-    for name, seconds in predicted.parts.items():
+    for name, seconds in estimate_step(model_shape(spec), hardware, placed).parts.items():
+        if name == "elementwise" and not mode.get("compile"):
+            seconds /= FUSED_SHARE
         by_part[part_of_estimate(name)] += seconds
+    return by_part
+
+
+def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device) -> Iterator[Row]:
+    placed = _placed(spec, hardware) or choose_placement(spec, hardware, 1)
+    mode = job.values["mode"]
+    by_part = predicted_parts(spec, hardware, placed, mode)
     note = f"{spec.batch_size} × {spec.seq_len} tokens"
 
     def row(what: str, measured: float | None, predicted: float | None, unit: str = "ms") -> Row:
@@ -172,7 +189,6 @@ def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device)
             note=note,
         )
 
-    mode = job.values["mode"]
     with _settings(mode, device):
         trainer = _Trainer(spec, device, mode)
         if mode.get("compile"):
@@ -185,7 +201,7 @@ def _measured(job: Job, spec: RunSpec, hardware: Hardware, device: torch.device)
         for _ in range(job.values["num_warm_up"]):
             trainer.step()
         step_s = statistics.median(trainer.step() for _ in range(job.values["num_steps"]))
-        yield row("step", 1e3 * step_s, 1e3 * predicted.total_s)
+        yield row("step", 1e3 * step_s, 1e3 * sum(by_part.values()))
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             yield row("peak memory", peak / 1e9, placed.peak_mem_bytes / 1e9, "GB")

@@ -11,7 +11,7 @@ from torch._C._autograd import DeviceType
 
 from isoflop.gpu_report.parts import PARTS, Weights, _timed, part_of_estimate
 from isoflop.gpu_report.profiles import load_profile
-from isoflop.gpu_report.steps import made_model, step_spec
+from isoflop.gpu_report.steps import made_model, predicted_parts, step_spec
 from isoflop.plan.estimate.memory import choose_placement, model_shape
 from isoflop.plan.estimate.time import estimate_step
 
@@ -133,6 +133,25 @@ def test_on_the_cpu_the_operators_own_time_counts(weights):
         Event("isoflop_kernels::gathered_linear", self_cpu_time_total=4.0),
     ]
     assert timed(events, weights, "cpu") == {"attention": 3, "experts": 4}
+
+
+def test_a_prediction_is_of_the_mode_that_is_measured():
+    hardware = load_profile("h200")
+    spec = step_spec(
+        VALUES | {"recipe": "paper-v1", "rung": 4, "vocab_size": 50258, "seq_len": 2048}
+    )
+    placed = choose_placement(spec, hardware, 1)
+
+    def predicted(**mode):
+        return predicted_parts(spec, hardware, placed, {"head": "tf32"} | mode)
+
+    estimate = estimate_step(model_shape(spec), hardware, placed)
+    compiled, plain = predicted(compile=True), predicted()
+    assert sum(compiled.values()) == pytest.approx(estimate.total_s)
+    assert plain["elementwise"] > 1.5 * compiled["elementwise"]
+    assert predicted(head="fp32")["head"] > 2 * plain["head"] > 2 * predicted(head="bf16")["head"]
+    for part in ("attention", "experts", "router", "optimizer"):
+        assert predicted(head="fp32")[part] == compiled[part] > 0
 
 
 def test_every_part_of_an_estimate_is_one_of_ours():
