@@ -1,9 +1,10 @@
 """Several processes that train one run together; imported only where there are several.
 
 Results equal those of one process up to the order of sums, whatever the layout: the compute type is
-that of :mod:`isoflop.train.step` everywhere, and nothing else is rounded on its way between
-ranks. That is why FSDP's own mixed precision is not used: it would gather the tables of the routed
-families, which compute in float32, rounded to bfloat16.
+that of :mod:`isoflop.train.step` everywhere. Nothing else is rounded on its way between ranks, but
+for `channel` in bf16: each rank's share of a layer's output is, before the shares are summed. The
+mixed precision of FSDP is not used, since it would gather in bfloat16 what computes in float32: the
+head, norms and routers.
 
 Rank and number of ranks come from the environment of torchrun or SLURM's srun.
 """

@@ -56,7 +56,7 @@ def train(
     ranks: Ranks,
     *,
     first: int = 0,
-    last: int = 30,
+    last: int | None = None,
     micro_batch: int | None = None,
     tie: str | None = None,
     weights: dict[str, Tensor] | None = None,
@@ -73,7 +73,7 @@ def train(
     if weights is not None:
         ranks.load(model, optimizer, weights, state or {})
     losses, norms = [], []
-    for step in range(first, last):
+    for step in range(first, spec.steps if last is None else last):
         loss, norm = gradients_of_batch(
             called,
             batch(spec, step),
