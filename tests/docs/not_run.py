@@ -8,6 +8,7 @@ from __future__ import annotations
 SLOW: dict[str, str] = {
     "README.md": "trains, fits and opens what the first hour needs",
     "experiments/README.md": "trains a study of the reader's own text",
+    "isoflop/accounting/README.md": "counts a model in a process of its own",
     "isoflop/analysis/README.md": "fits, reports and simulates studies",
     "isoflop/data/README.md": "prepares a set of each kind of source",
     "isoflop/families/README.md": "gates and plans a family of the reader's own",

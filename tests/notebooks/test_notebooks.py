@@ -68,11 +68,9 @@ def test_these_are_the_notebooks() -> None:
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == sorted(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "name",
-    ["flops", *(pytest.param(name, marks=pytest.mark.slow) for name in ("frontiers", "interpret"))],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_shows_what_is_committed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
