@@ -91,7 +91,7 @@ def device_seconds(
             continue
         parts = dict(of_run.parts)
         if change != "as estimated":
-            made = hardware.matmul_rate(hardware.head_precision)
+            made = hardware.matmul_rate(hardware.float32_products)
             parts["head"] *= made / hardware.matmul_rate("bf16")
         if change == "head in bf16, gathers free" and model_shape(run.spec).gathered_values:
             parts["experts"] = parts["sort"] = 0.0

@@ -7,7 +7,7 @@ import datetime
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,12 @@ SOME_FAILED = 1
     help="Where to measure.  [default: cpu; of a trainer of one's own the study's]",
 )
 @click.option(
+    "--micro-batch",
+    type=int,
+    metavar="N",
+    help="Sequences at a time.  [default: all; on a GPU as many as an estimate's placement takes]",
+)
+@click.option(
     "--rungs",
     metavar="1,3",
     help="Sizes of a trainer of one's own.  [default: the smallest and the largest of each arch]",
@@ -58,6 +64,7 @@ def calibrate(
     folder: Path | None,
     steps: int,
     device: str | None,
+    micro_batch: int | None,
     rungs: str | None,
     timeout: float,
     out: Path | None,
@@ -65,8 +72,9 @@ def calibrate(
     """Measure the optimizer step of every distinct shape of the plan in FOLDER.
 
     Each shape alone, one thread, a few steps; without FOLDER the built-in micro study's. A machine
-    that does nothing else gives steadier times. Estimates then use what was measured, and say so:
-    isoflop plan STUDY.toml --calibration FILE.
+    that does nothing else gives steadier times. The file is written as each shape is done, so that
+    a run that is cut keeps what it has. Estimates then use what was measured, scale those of other
+    shapes by it, and say so: isoflop plan STUDY.toml --calibration FILE.
 
     The command of a trainer of one's own is run two to five times at each rung, with different
     numbers of steps, so that start-up and steps are told apart; its memory is watched meanwhile.
@@ -75,23 +83,30 @@ def calibrate(
 
     planned = _planned(folder)
     path = out or (folder or Path()) / CALIBRATION_FILE
-    commands, failed = None, 0
+    commands: tuple[MeasuredCommand, ...] = ()
+    found, failed = None, 0
     if planned.study.trainer is None and rungs is not None:
         raise UserError("--rungs", rungs, "left out without a [trainer]", "leave it out")
     if planned.study.trainer is not None and folder is not None:
         sizes = whole_numbers("--rungs", rungs) or ()
-        commands, failed = _measure_commands(planned, folder, steps, sizes, timeout, device)
-    measured = _measure_shapes(planned, steps, device or "cpu") if _has_shapes(planned) else None
-    found = commands if measured is None else measured
+        found, failed = _measure_commands(planned, folder, steps, sizes, timeout, device)
+        commands = found.commands
+        if commands:
+            write_calibration(path, found)
+    has_shapes = _has_shapes(planned)
+    if has_shapes:
+
+        def keep(so_far: Calibration) -> None:
+            write_calibration(path, replace(so_far, commands=commands))
+
+        measured, without = _measure_shapes(planned, steps, device or "cpu", micro_batch, keep)
+        found, failed = replace(measured, commands=commands), failed + without
     assert found is not None
-    if commands is not None:
-        found = replace(found, commands=commands.commands)
     if not found.entries and not found.commands:
         click.echo(f"nothing was measured, and {path} not written", err=True)
         context.exit(SOME_FAILED)
-    write_calibration(path, found)
-    parts = [f"{len(found.entries)} shapes"] if measured is not None else []
-    parts += [f"{len(found.commands)} rungs"] if commands is not None else []
+    parts = [f"{len(found.entries)} shapes"] if has_shapes else []
+    parts += [f"{len(commands)} rungs"] if planned.study.trainer is not None and folder else []
     click.echo(f"{' and '.join(parts)} {found.describe()}; written to {path}")
     click.echo(f"used by: isoflop plan STUDY.toml --calibration {shlex.quote(str(path))}")
     if failed:
@@ -115,30 +130,51 @@ def _has_shapes(planned: Plan) -> bool:
     return not all(study.has_trainer(arch) for arch in study.archs)
 
 
-def _measure_shapes(planned: Plan, steps: int, device: str) -> Calibration:
+def _measure_shapes(
+    planned: Plan,
+    steps: int,
+    device: str,
+    micro_batch: int | None,
+    keep: Callable[[Calibration], None],
+) -> tuple[Calibration, int]:
+    """Return what was measured, kept as it goes, and how many shapes could not be."""
     # torch is only imported once the plan has been read.
     from isoflop.spec import RunSpec
     from isoflop.train.calibrate import calibrate as measure
 
-    return measure(
+    failed = []
+
+    def done(spec: RunSpec, so_far: Calibration) -> None:
+        keep(so_far)
+        _show(spec, so_far.entries[-1])
+
+    def not_held(spec: RunSpec, why: str) -> None:
+        failed.append(spec)
+        click.echo(f"{spec.family} of width {spec.d_model} is not measured: {why}", err=True)
+
+    found = measure(
         [run.family_spec for run in planned.unique_runs if isinstance(run.spec, RunSpec)],
         steps=steps,
         device=device,
+        micro_batch=micro_batch,
         on_begin=_show_head,
-        on_measured=_show,
+        on_measured=done,
+        on_failed=not_held,
     )
+    return found, len(failed)
 
 
 def _show_head(num_shapes: int) -> None:
     click.echo(f"{num_shapes} shapes, one after the other")
-    click.echo(f"{'family':10s} {'width':>6s} {'layers':>6s} {'batch':>12s} {'ms a step':>10s}")
+    columns = f"{'batch':>12s} {'at a time':>9s} {'ms a step':>10s}"
+    click.echo(f"{'family':10s} {'width':>6s} {'layers':>6s} {columns}")
 
 
 def _show(spec: RunSpec, entry: MeasuredStep) -> None:
     batch = f"{spec.batch_size} × {spec.seq_len}"
     click.echo(
         f"{spec.family:10s} {spec.d_model:6d} {spec.n_layers:6d} {batch:>12s} "
-        f"{1000 * entry.step_s:10.1f}"
+        f"{entry.micro_batch or spec.batch_size:9d} {1000 * entry.step_s:10.1f}"
     )
 
 

@@ -223,6 +223,13 @@ def _how_known(estimate: PlanEstimate) -> str:
     parts = []
     if estimate.num_calibrated:
         parts.append(f"step times of {estimate.num_calibrated} of {num_runs} runs measured")
+    scales = [run.scale for run in estimate.runs.values() if run.scale is not None]
+    if scales:
+        low, high = min(each.low for each in scales), max(each.high for each in scales)
+        parts.append(
+            f"of {len(scales)} scaled from measured shapes ({low:.2f} to {high:.2f} times the "
+            "roofline)"
+        )
     if num_between:
         parts.append(f"of {num_between} between rungs that were")
     return ", ".join(parts) or "nothing measured"

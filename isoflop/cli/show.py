@@ -240,7 +240,8 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
     if estimate.peak_mem_bytes is not None:
         known["peak memory"] = f"{format_bytes(estimate.peak_mem_bytes)} per device"
     if estimate.step_s is not None and estimate.gpu_hours is not None:
-        known["step"] = f"{estimate.step_s:.3g} s ({estimate.source})"
+        known_by = estimate.source if estimate.scale is None else estimate.scale.describe()
+        known["step"] = f"{estimate.step_s:.3g} s ({known_by})"
         if estimate.start_s is not None:
             known["start-up"] = f"{estimate.start_s:.3g} s, with what else a run does once"
         whole = "all steps" if estimate.start_s is None else "all of it"

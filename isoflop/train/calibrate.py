@@ -19,18 +19,22 @@ from isoflop.model.flop_counter import StrictFlopCounter
 from isoflop.placement import Placement
 from isoflop.plan.estimate.hardware import (
     Calibration,
+    Hardware,
     MeasuredStep,
     StepShape,
+    load_hardware,
     processor_name,
     shape_key,
 )
+from isoflop.plan.estimate.memory import choose_placement
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
-from isoflop.train.batch import made_batch
+from isoflop.train.batch import made_batch, rank_batch
+from isoflop.train.compiled import compile_model
 from isoflop.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.step import gradients_of_batch
+from isoflop.train.step import gradients_of_batch, set_float32_products
 from isoflop.train.throughput import wait_for
 from isoflop_kernels import use_implementation
 
@@ -60,8 +64,10 @@ def calibrate(
     steps: int = 10,
     device: str = "cpu",
     num_threads: int = 1,
+    micro_batch: int | None = None,
     on_begin: Callable[[int], None] = lambda num_shapes: None,
-    on_measured: Callable[[RunSpec, MeasuredStep], None] = lambda spec, entry: None,
+    on_measured: Callable[[RunSpec, Calibration], None] = lambda spec, so_far: None,
+    on_failed: Callable[[RunSpec, str], None] = lambda spec, why: None,
 ) -> Calibration:
     """Time the optimizer step of every distinct shape, one after the other, in this process.
 
@@ -74,47 +80,94 @@ def calibrate(
         steps: timed steps per shape, after WARM_UP_STEPS that do not count.
         device: as torch names it.
         num_threads: CPU threads of one operator; `isoflop run` takes 1.
+        micro_batch: sequences that are taken through the model at a time, at most a shape's batch;
+            None: on a GPU as many as the placement of an estimate takes, else all.
         on_begin: called with the number of shapes, once it is clear that they can be measured.
-        on_measured: called with each shape as it is done.
+        on_measured: called as each shape is done with all that was measured so far, it the last.
+        on_failed: called with each shape that the device's memory does not hold, and why.
 
     Raises:
-        UserError: fewer than one step, or no such device.
+        UserError: fewer than one step or sequence, or no such device.
     """
-    if steps < 1:
-        raise UserError("--steps", steps, "1 or more", "correct it")
+    for name, value in (("--steps", steps), ("--micro-batch", micro_batch)):
+        if value is not None and value < 1:
+            raise UserError(name, value, "1 or more", "correct it")
     torch_device = _device(device)
     torch.set_num_threads(num_threads)
     keep_freed_memory()
+    set_float32_products(Placement(device=device))
     shapes = distinct_shapes(specs)
     on_begin(len(shapes))
-    entries = []
-    for spec in shapes:
-        entry = measure_step(spec, steps=steps, device=torch_device)
-        entries.append(entry)
-        on_measured(spec, entry)
-    return Calibration(
+    so_far = Calibration(
         kind="cuda" if torch_device.type == "cuda" else "cpu",
         machine=_machine(torch_device),
         torch=torch.__version__,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         num_threads=num_threads,
-        entries=tuple(entries),
+        entries=(),
+    )
+    for spec in shapes:
+        placement = _placement(spec, torch_device, micro_batch)
+        if isinstance(placement, str):
+            on_failed(spec, placement)
+            continue
+        try:
+            entry = measure_step(spec, placement, steps=steps)
+        except torch.OutOfMemoryError as error:
+            on_failed(spec, str(error).partition("\n")[0])
+            continue
+        so_far = dataclasses.replace(so_far, entries=(*so_far.entries, entry))
+        on_measured(spec, so_far)
+    return so_far
+
+
+def _placement(spec: RunSpec, device: torch.device, micro_batch: int | None) -> Placement | str:
+    """Return how a step is laid out on one device; or why none holds it."""
+    if micro_batch is not None or device.type == "cpu":
+        rows = min(micro_batch or spec.batch_size, spec.batch_size)
+        return Placement(device=device.type, micro_batch=rows)
+    total = torch.cuda.get_device_properties(device).total_memory
+    found = choose_placement(spec, device_of_memory(total), num_devices=1)
+    if not found.fits:
+        return found.reason
+    return Placement(
+        device=device.type,
+        micro_batch=found.micro_batch,
+        checkpoint_activations=found.checkpointing,
     )
 
 
-def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> MeasuredStep:
-    """Return median, least and most seconds of ``steps`` optimizer steps of a run."""
-    recipe = get_recipe(spec.recipe)
+def device_of_memory(num_bytes: int) -> Hardware:
+    """Return a GPU with that much memory, which is all that a placement on one depends on."""
+    return dataclasses.replace(load_hardware("h100"), name="this GPU", memory_bytes=num_bytes)
+
+
+def measure_step(spec: RunSpec, placement: Placement, *, steps: int) -> MeasuredStep:
+    """Return median, least and most seconds of ``steps`` optimizer steps of a run.
+
+    Where runs are compiled by default, so is this.
+    """
+    recipe, device = get_recipe(spec.recipe), torch.device(placement.device)
     reset_peak(device)
     model = build_model(spec).to(device)
+    model.checkpoint_activations = placement.checkpoint_activations
+    targets_BT = made_batch(spec)
+    if placement.compiles:
+        rows = placement.micro_batch or spec.batch_size
+        compile_model(model, rank_batch(targets_BT[:rows]), precision=spec.precision)
     optimizer = recipe_adamw(model, recipe)
     set_learning_rate(optimizer, recipe.peak_lr)
-    targets_BT = made_batch(spec)
     seconds = []
     for _ in range(WARM_UP_STEPS + steps):
         wait_for(device)
         begin = time.perf_counter()
-        gradients_of_batch(model, targets_BT, clip_norm=recipe.clip_norm, precision=spec.precision)
+        gradients_of_batch(
+            model,
+            targets_BT,
+            clip_norm=recipe.clip_norm,
+            precision=spec.precision,
+            micro_batch=placement.micro_batch,
+        )
         optimizer.step()
         wait_for(device)
         seconds.append(time.perf_counter() - begin)
@@ -126,6 +179,8 @@ def measure_step(spec: RunSpec, *, steps: int, device: torch.device) -> Measured
         step_s_max=max(timed),
         num_steps=len(timed),
         peak_mem_bytes=peak_bytes(device),
+        micro_batch=placement.micro_batch,
+        checkpointing=placement.checkpoint_activations,
     )
 
 

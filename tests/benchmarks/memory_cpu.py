@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from isoflop.families import get_spec
+from isoflop.placement import Placement
 from isoflop.plan.estimate.memory import estimate_memory, model_shape
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
@@ -67,10 +68,10 @@ def child(family: str, case: str) -> None:
     torch.set_num_threads(1)
     # What torch itself sets up at first use is not the model's.
     small = dataclasses.replace(spec_of(family, "activations"), batch_size=1, seq_len=8, n_layers=1)
-    measure_step(small, steps=1, device=CPU)
+    measure_step(small, Placement(), steps=1)
     reset_peak(CPU)
     before = peak_bytes(CPU)
-    after = measure_step(spec_of(family, case), steps=1, device=CPU).peak_mem_bytes
+    after = measure_step(spec_of(family, case), Placement(), steps=1).peak_mem_bytes
     assert before is not None
     assert after is not None
     print(after - before)

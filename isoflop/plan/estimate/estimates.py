@@ -22,6 +22,7 @@ from isoflop.plan.estimate.hardware import (
     load_hardware,
     shape_key,
 )
+from isoflop.plan.estimate.measured import NEAREST_SHAPES, MeasuredRatio, Scale, scale_of
 from isoflop.plan.estimate.memory import (
     MEMORY_ASSUMPTIONS,
     PLACEMENT_ASSUMPTIONS,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from isoflop.study import Study
 
 
-Source = Literal["roofline", "calibrated", "interpolated", "flops"]
+Source = Literal["roofline", "calibrated", "scaled", "interpolated", "flops"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,15 +65,19 @@ class RunEstimate:
     memory_other: MemoryEstimate | None
     """The same with the other choice of activation checkpointing."""
     parts: Mapping[str, float]
-    """Roofline seconds per step by component; they add up to step_s unless calibrated."""
+    """Roofline seconds per step by component; they add up to step_s unless it was measured, or
+    scaled."""
     assumptions: tuple[str, ...]
     source: Source
-    """`calibrated`: step_s was measured, for this very shape; `interpolated`: for other rungs of a
+    """`calibrated`: step_s was measured, for this very shape; `scaled`: the roofline times what
+    measured over predicted is for other shapes; `interpolated`: measured for other rungs of a
     command; `flops`: only FLOPs are known."""
     start_s: float | None = None
     """Seconds of the run but for its steps, which are in gpu_hours; None: not known."""
     num_ranks: int = 1
     """Of a trainer of one's own: devices that share a run."""
+    scale: Scale | None = None
+    """By what the roofline is multiplied, where `source` is `scaled`."""
     trunk_gpu_hours: float = 0.0
     """Of gpu_hours, those of steps that a longer run of the plan does for this one, too."""
 
@@ -167,7 +172,8 @@ def estimate_plan(
         hardware: the device that every run is estimated for.
         price: of a device-hour; None: the profile's, which may be unknown too.
         max_gpu_hours: a hard cap on the sum.
-        calibration: measured step times, used where they cover a run's shape.
+        calibration: measured step times, used where they cover a run's shape; other shapes'
+            rooflines are scaled by them.
 
     Raises:
         UserError: the plan takes more than the cap (with the budgets to drop), a price or cap that
@@ -264,7 +270,16 @@ class _Estimator:
             self._measured = calibration.by_shape()
         if calibration is not None and (self._measured or not calibration.commands):
             measured = f"step times of {len(self._measured)} shapes, {calibration.describe()}"
-            self.assumptions = (f"calibrated: {measured}, each alone", *self.assumptions)
+            self.assumptions = (
+                f"calibrated: {measured}, each alone",
+                "scaled: of shapes that were not measured, the roofline times the mean of measured "
+                f"over predicted of the nearest {NEAREST_SHAPES} of the family that were, or of "
+                "all families where none of it was",
+                *self.assumptions,
+            )
+        self._ratios = tuple(
+            ratio for each in self._measured.values() if (ratio := self._ratio(each)) is not None
+        )
 
     @property
     def num_shapes(self) -> int:
@@ -276,7 +291,7 @@ class _Estimator:
         key = shape_key(spec)
         if key not in self._by_shape:
             shape = model_shape(spec, ledger)
-            self._by_shape[key] = self._shape(shape, self._measured.get(key))
+            self._by_shape[key] = self._shape(spec.family, shape, self._measured.get(key))
         estimate = self._by_shape[key]
         if estimate.step_s is None:
             return estimate
@@ -284,22 +299,16 @@ class _Estimator:
         device_s = estimate.step_s * spec.steps * estimate.placement.num_devices
         return dataclasses.replace(estimate, gpu_hours=device_s / 3600)
 
-    def _shape(self, shape: ModelShape, measured: MeasuredStep | None) -> RunEstimate:
+    def _shape(self, family: str, shape: ModelShape, measured: MeasuredStep | None) -> RunEstimate:
         placed = choose_placement(shape, self._hardware)
         if measured is not None:
-            # It was measured on one device with the whole batch, so there it fits.
-            placed = dataclasses.replace(
-                placed,
-                micro_batch=shape.batch_size,
-                grad_accum=1,
-                num_devices=1,
-                parallel="single",
-                checkpointing=False,
-                fits=True,
-                reason="fits one device: measured",
-            )
+            placed = _as_measured(placed, shape, measured)
         step = estimate_step(shape, self._hardware, placed)
-        step_s = measured.step_s if measured is not None else step.total_s
+        step_s, scale = step.total_s, None
+        if measured is not None:
+            step_s = measured.step_s
+        elif (scale := scale_of(family, step.total_s, self._ratios)) is not None:
+            step_s = scale.ratio * step.total_s
         return RunEstimate(
             step_s=step_s if placed.fits else None,
             gpu_hours=None,
@@ -311,8 +320,40 @@ class _Estimator:
             ),
             parts=step.parts,
             assumptions=self.assumptions,
-            source="roofline" if measured is None else "calibrated",
+            source="calibrated" if measured else "roofline" if scale is None else "scaled",
+            scale=scale,
         )
+
+    def _ratio(self, measured: MeasuredStep) -> MeasuredRatio | None:
+        """Return measured over predicted; None of a family whose code is not here."""
+        try:
+            shape = model_shape(measured.shape.as_spec())
+        except UserError:
+            return None
+        placed = _as_measured(choose_placement(shape, self._hardware), shape, measured)
+        predicted_s = estimate_step(shape, self._hardware, placed).total_s
+        return MeasuredRatio(
+            family=measured.shape.family,
+            predicted_s=predicted_s,
+            ratio=measured.step_s / predicted_s,
+        )
+
+
+def _as_measured(
+    placed: PlacementEstimate, shape: ModelShape, measured: MeasuredStep
+) -> PlacementEstimate:
+    """Return the placement that was measured: on one device, where it fits therefore."""
+    micro_batch = measured.micro_batch or shape.batch_size
+    return dataclasses.replace(
+        placed,
+        micro_batch=micro_batch,
+        grad_accum=-(-shape.batch_size // micro_batch),
+        num_devices=1,
+        parallel="single",
+        checkpointing=measured.checkpointing,
+        fits=True,
+        reason="fits one device: measured",
+    )
 
 
 def _hours_by_budget(plan: Plan, runs: Mapping[str, RunEstimate]) -> dict[int, float]:

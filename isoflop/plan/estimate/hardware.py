@@ -93,8 +93,8 @@ class Hardware:
         return self.matmul_flops_per_s[precision] * self.matmul_efficiency
 
     @property
-    def head_precision(self) -> str:
-        """How the head multiplies float32 where nothing else is asked for."""
+    def float32_products(self) -> str:
+        """How float32 is multiplied where nothing else is asked for: the head's, and fp32 runs'."""
         return "tf32" if "tf32" in self.matmul_flops_per_s else "fp32"
 
     @property
@@ -161,6 +161,11 @@ class StepShape:
         values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(StepShape)}
         return StepShape(**(values | {"config": dict(spec.config)}))
 
+    def as_spec(self) -> RunSpec:
+        """Return a run of this shape: one step, of no data."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return RunSpec(**values, steps=1, data_id="", tokenizer_hash="", seed=0, recipe="")
+
     @property
     def key(self) -> Hashable:
         """Equal for equal shapes."""
@@ -188,6 +193,10 @@ class MeasuredStep:
     """Timed steps, after the warm-up."""
     peak_mem_bytes: int | None
     """Of the process on the CPU, allocated on a GPU; None where the system does not tell."""
+    micro_batch: int | None = None
+    """Sequences that were taken through the model at a time; None: the whole batch."""
+    checkpointing: bool = False
+    """Whether activations were recomputed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,10 @@
-"""What short runs of a command of the user's own took, as a calibration keeps it."""
+"""What was measured of commands of the user's own, and how measured steps scale to other shapes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -64,4 +65,67 @@ def command_key(trainer: Trainer, arch: ArchTable) -> str:
             "seq_len": trainer.seq_len,
             "data": trainer.data,
         }
+    )
+
+
+# Measured shapes that stand for one that was not.
+NEAREST_SHAPES = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredRatio:
+    """A measured shape beside the roofline's prediction of it."""
+
+    family: str
+    predicted_s: float
+    ratio: float
+    """Measured over predicted seconds of a step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """What the roofline of a shape that was not measured is multiplied by."""
+
+    ratio: float
+    """Geometric mean of measured over predicted."""
+    low: float
+    high: float
+    """Its range over the shapes it is from."""
+    num_shapes: int
+    of_family: bool
+    """Whether they are of the shape's own family; else of all families."""
+
+    def describe(self) -> str:
+        """Return what the number rests on, in a phrase."""
+        shapes = "shape" if self.num_shapes == 1 else "shapes"
+        whose = "" if self.of_family else " of other families"
+        spread = "" if self.num_shapes == 1 else f", {self.low:.2f} to {self.high:.2f}"
+        return (
+            f"scaled from {self.num_shapes} measured {shapes}{whose}: "
+            f"{self.ratio:.2f} times the roofline{spread}"
+        )
+
+
+def scale_of(family: str, predicted_s: float, measured: Sequence[MeasuredRatio]) -> Scale | None:
+    """Return the scale of a shape from the nearest measured ones; None: nothing was measured.
+
+    Nearest are those whose predicted steps take the most similar times. Of all families where none
+    of its own was measured.
+
+    Args:
+        family: of the shape.
+        predicted_s: the roofline's seconds of its step.
+        measured: shapes with their ratios.
+    """
+    own = [each for each in measured if each.family == family]
+    known = sorted(own or measured, key=lambda m: abs(math.log(m.predicted_s / predicted_s)))
+    ratios = [each.ratio for each in known[:NEAREST_SHAPES]]
+    if not ratios:
+        return None
+    return Scale(
+        ratio=statistics.geometric_mean(ratios),
+        low=min(ratios),
+        high=max(ratios),
+        num_shapes=len(ratios),
+        of_family=bool(own),
     )

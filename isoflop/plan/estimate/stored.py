@@ -154,6 +154,7 @@ def _to_json(estimate: PlanEstimate) -> dict[str, Any]:
                 "source": run.source,
                 # Of built-in runs it is never known.
                 **({} if run.start_s is None else {"start_s": run.start_s}),
+                **({} if run.scale is None else {"scale": asdict(run.scale)}),
                 "placement": None if run.placement is None else asdict(run.placement),
             }
             for run_id, run in estimate.runs.items()

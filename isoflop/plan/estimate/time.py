@@ -58,7 +58,7 @@ class StepEstimate:
 def assumptions(hardware: Hardware) -> tuple[str, ...]:
     """Return what a time estimate for a device takes for granted."""
     on_cpu, gather = hardware.kind == "cpu", gather_of(hardware.kind)
-    head = "TF32" if hardware.head_precision == "tf32" else "float32"
+    head = "TF32" if hardware.float32_products == "tf32" else "float32"
     elementwise = (
         "time: elementwise operators run one by one, with the traffic counted in an executed step"
         if on_cpu
@@ -148,7 +148,8 @@ def _part_s(
 def _flops_per_s(name: str, shape: ModelShape, hardware: Hardware) -> float:
     if name == "selection":
         return hardware.operation_rate
-    return hardware.matmul_rate(hardware.head_precision if name == "head" else shape.precision)
+    in_float32 = name == "head" or shape.precision == "fp32"
+    return hardware.matmul_rate(hardware.float32_products if in_float32 else shape.precision)
 
 
 def _bytes_per_s(

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from isoflop.errors import UserError
+from isoflop.plan.artefact import read_plan
 from isoflop.plan.estimate import (
     Calibration,
     estimate_plan,
@@ -15,13 +19,17 @@ from isoflop.plan.estimate import (
     estimates,
     load_hardware,
 )
-from isoflop.plan.estimate.hardware import MeasuredStep, StepShape
+from isoflop.plan.estimate.hardware import MeasuredStep, StepShape, shape_key
+from isoflop.plan.estimate.memory import model_shape
+from isoflop.plan.estimate.time import estimate_step
 from isoflop.plan.planner import Plan, make_plan
 from isoflop.spec import RunSpec
 from isoflop.study import paper_study
+from isoflop.tables import RUNS, read_table
 from made_shapes import rung_spec
 from made_studies import micro
 
+RESULTS = Path(__file__).resolve().parents[3] / "results"
 H100, CPU = load_hardware("h100"), load_hardware("cpu2")
 
 
@@ -127,8 +135,75 @@ def test_measured_steps_take_the_roofline_s_place_and_say_so() -> None:
     assert (run.source, run.step_s) == ("calibrated", 0.5)
     assert run.gpu_hours == pytest.approx(0.5 * measured.steps / 3600)
     assert "measured on a machine" in estimate.assumptions[0]
-    others = [r for r in estimate.runs.values() if r.source == "roofline"]
-    assert others[0].step_s == pytest.approx(sum(others[0].parts.values()))
+    others = [r for r in estimate.runs.values() if r.source == "scaled"]
+    assert len(others) == len(estimate.runs) - 2
+
+
+def test_shapes_that_were_not_measured_are_scaled_by_the_nearest_of_their_family() -> None:
+    specs = {size: rung_spec("mlp", size, "micro-v1") for size in range(1, 7)}
+    roofline = {size: estimate_run(spec, CPU).step_s for size, spec in specs.items()}
+    times = {1: 9.0, 3: 2.0, 4: 3.0, 6: 1.5}
+    entries = [
+        calibration_of(specs[size], step_s=times[size] * roofline[size]).entries[0]
+        for size in times
+    ]
+    other = calibration_of(rung_spec("moe", 2, "micro-v1"), step_s=7.0).entries[0]
+    known = dataclasses.replace(calibration_of(), entries=(*entries, other))
+    run = estimate_run(specs[5], CPU, known)
+    # By 3, 4 and 6; the smallest is too far, moe another family.
+    assert run.source == "scaled"
+    assert run.step_s == pytest.approx(9 ** (1 / 3) * roofline[5])
+    assert (run.scale.low, run.scale.high) == pytest.approx((1.5, 3.0))
+    assert run.scale.describe() == (
+        "scaled from 3 measured shapes: 2.08 times the roofline, 1.50 to 3.00"
+    )
+    assert run.gpu_hours == pytest.approx(run.step_s * specs[5].steps / 3600)
+    assert estimate_run(specs[4], CPU, known).source == "calibrated"
+    swiglu = estimate_run(rung_spec("swiglu", 5, "micro-v1"), CPU, known)
+    assert "of other families" in swiglu.scale.describe()
+    alone = estimate_run(specs[5], CPU, dataclasses.replace(known, entries=(other,)))
+    assert "scaled from 1 measured shape of other families" in alone.scale.describe()
+    assert estimate_run(specs[5], CPU, calibration_of()).source == "roofline"
+
+
+def test_a_measured_step_in_micro_batches_is_compared_with_one_of_that_layout() -> None:
+    spec = rung_spec("mlp", 6)
+    entry = dataclasses.replace(
+        calibration_of(spec, kind="cuda", step_s=1.0).entries[0], micro_batch=48, checkpointing=True
+    )
+    known = dataclasses.replace(calibration_of(kind="cuda"), entries=(entry,))
+    placed = estimate_run(spec, H100, known).placement
+    assert (placed.micro_batch, placed.grad_accum, placed.checkpointing) == (48, 3, True)
+    scaled = estimate_run(rung_spec("mlp", 7), H100, known)
+    expected = estimate_step(model_shape(spec), H100, placed).total_s
+    assert scaled.scale.ratio == pytest.approx(1 / expected)
+
+
+def test_left_out_one_by_one_the_steps_of_a_study_are_nearer_scaled_than_by_the_roofline() -> None:
+    """Steps that results/cpu_reference took on a busy machine, each shape in turn unknown."""
+    folder = RESULTS / "cpu_reference"
+    found: dict[object, list[tuple[RunSpec, float]]] = {}
+    took = {
+        row["run_id"]: row["step_s_median"] for row in read_table(folder / "runs.parquet", RUNS)
+    }
+    for run in read_plan(folder).unique_runs:
+        if took.get(run.run_id) is not None:
+            found.setdefault(shape_key(run.spec), []).append((run.spec, took[run.run_id]))
+    steps = [(pairs[0][0], statistics.median(s for _, s in pairs)) for pairs in found.values()]
+    entries = [calibration_of(spec, step_s=step_s).entries[0] for spec, step_s in steps]
+
+    def error(calibrated: bool) -> float:
+        """Return the root mean square of ln predicted over measured."""
+        logs = []
+        for number, (spec, step_s) in enumerate(steps):
+            others = tuple(e for i, e in enumerate(entries) if i != number) if calibrated else ()
+            known = dataclasses.replace(calibration_of(), entries=others)
+            predicted = estimate_run(spec, CPU, known).step_s
+            logs.append(math.log(predicted / step_s))
+        return math.sqrt(statistics.fmean(each**2 for each in logs))
+
+    assert len(steps) > 10
+    assert error(calibrated=True) < 0.35 * error(calibrated=False)
 
 
 def test_a_measured_run_fits_whatever_the_profile_says() -> None:

@@ -47,9 +47,11 @@ def test_a_profile_of_ones_own_is_named_by_its_path(tmp_path: Path) -> None:
 def test_a_profile_without_tf32_is_as_good_as_before() -> None:
     values = h100()
     del values["matmul_flops_per_s"]["tf32"]
-    assert hardware_from_mapping(values).head_precision == "fp32"
-    assert load_hardware("h100").head_precision == "tf32"
-    assert load_hardware("mi300x").head_precision == load_hardware("cpu2").head_precision == "fp32"
+    assert hardware_from_mapping(values).float32_products == "fp32"
+    assert load_hardware("h100").float32_products == "tf32"
+    assert (
+        load_hardware("mi300x").float32_products == load_hardware("cpu2").float32_products == "fp32"
+    )
 
 
 def test_a_missing_key_is_named() -> None:
