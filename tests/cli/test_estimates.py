@@ -86,7 +86,7 @@ def test_a_plan_over_the_cap_leaves_nothing_behind(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "--max-gpu-hours = 1" in result.stderr
     assert not out.exists()
-    cap = invoke("plan", "--budgets", "1e17,1e18", "--out", out, "--max-gpu-hours", "100")
+    cap = invoke("plan", "--budgets", "1e17,1e18", "--out", out, "--max-gpu-hours", "50")
     assert "drop budget 1e18" in cap.stderr
     assert not out.exists()
 
