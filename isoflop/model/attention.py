@@ -114,8 +114,7 @@ def _row_tables(
 
 def swap_halves(x: Tensor, head_width: int) -> Tensor:
     """Return [x1, x2] -> [x2, x1] within each head of the last axis; same shape, contiguous."""
-    first, second = x.view(-1, head_width).chunk(2, dim=-1)
-    return torch.cat((second, first), dim=-1).view_as(x)
+    return x.view(-1, head_width).roll(head_width // 2, -1).view_as(x)
 
 
 def normalise_and_rotate(x_BTW: Tensor, scale_Gh: Tensor) -> Tensor:
@@ -147,9 +146,10 @@ class _NormaliseAndRotate(torch.autograd.Function):
         scaled_BTW = normed_h.view_as(x_BTW) * scale_W
         ctx.save_for_backward(normed_h, inverse, scale_W, cos_TW, sin_TW)
         ctx.group_shape = (num_groups, heads_per_group, head_width)
-        # Never in place: torch.compile of torch 2.11 gives a result that was written in place the
-        # gradient zero (tests/model/test_autograd_functions.py).
-        return torch.addcmul(scaled_BTW * cos_TW, swap_halves(scaled_BTW, head_width), sin_TW)
+        swapped_BTW = swap_halves(scaled_BTW, head_width)
+        # The result itself never in place: torch.compile of torch 2.11 gives one that was written
+        # in place the gradient zero (tests/model/test_autograd_functions.py).
+        return torch.addcmul(scaled_BTW.mul_(cos_TW), swapped_BTW, sin_TW)
 
     @staticmethod
     def backward(ctx: Any, grad_BTW: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,6 +159,6 @@ class _NormaliseAndRotate(torch.autograd.Function):
         grad_BTW = swapped_BTW.addcmul_(grad_BTW, cos_TW)
         product_RW = (grad_BTW * normed_h.view_as(grad_BTW)).flatten(0, 1)
         grad_scale_Gh = product_RW.sum(0).view(ctx.group_shape).sum(1)
-        grad_normed_h = (grad_BTW * scale_W).view(-1, head_width)
+        grad_normed_h = grad_BTW.mul_(scale_W).view(-1, head_width)
         grad_x = unnormalise_gradient(grad_normed_h, normed_h, inverse)
         return grad_x.view_as(grad_BTW), grad_scale_Gh

@@ -43,9 +43,9 @@ def inverse_rms(x: Tensor) -> Tensor:
 
 
 def unnormalise_gradient(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    """Return the gradient of x from that of ``normed`` = x * ``inverse`` (from inverse_rms)."""
+    """Turn the gradient of ``normed`` = x * ``inverse`` (inverse_rms) into that of x, in place."""
     dot = (grad * normed).mean(-1, keepdim=True)
-    return grad.addcmul(normed, dot, value=-1.0).mul_(inverse)
+    return grad.addcmul_(normed, dot, value=-1.0).mul_(inverse)
 
 
 class _RMSNorm(torch.autograd.Function):
