@@ -18,6 +18,9 @@ HEADS: tuple[str, ...] = get_args(Head)
 
 COMPILED_DEVICES = ("cuda",)
 """Where a model goes through torch.compile unless told otherwise; on the CPU it hardly helps."""
+COMPILED_LAYOUTS = ("single", "ddp")
+"""Likewise. The others change the model after it was compiled and compared: it is compiled again,
+layer by layer, into what nobody compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,7 @@ class Placement:
     checkpoint_activations: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool | None = None
-    """Whether the model goes through torch.compile; None: on GPUs. See ``compiles``."""
+    """Whether the model goes through torch.compile; None: on GPUs, unless ranks split it."""
     head: Head | None = None
     """How operands of float32 products are rounded; sums are float32. fp32: not at all; tf32: to 10
     bits on CUDA, also those of a run in fp32; bf16: as tf32, and those of the head's to bfloat16.
@@ -81,9 +84,10 @@ class Placement:
 
     @property
     def compiles(self) -> bool:
-        """Return whether the model is to go through torch.compile, as given or by its device."""
+        """Return whether the model is to go through torch.compile: as given, or by default."""
         if self.compile is None:
-            return self.device.partition(":")[0] in COMPILED_DEVICES
+            is_compiled_here = self.device.partition(":")[0] in COMPILED_DEVICES
+            return is_compiled_here and self.parallel in COMPILED_LAYOUTS
         return self.compile
 
     @property

@@ -47,6 +47,11 @@ def test_a_model_is_compiled_on_gpus_unless_somebody_said_otherwise() -> None:
         assert placement_from({"device": device}, {"compile": None}).compiles is expected
         for given in (True, False):
             assert placement_from({"device": device, "compile": given}).compiles is given
+    # What ranks split is compiled again afterwards, and was not compared.
+    for parallel, expected in (("ddp", True), ("fsdp", False), ("channel", False)):
+        split = {"device": "cuda", "parallel": parallel, "ranks": 2}
+        assert placement_from(split).compiles is expected
+        assert placement_from(split, {"compile": True}).compiles
     # Jobs that were sent before there was a default say which.
     assert not validated(Placement, {"device": "cuda", "compile": False}).compiles
     assert validated(Placement, {"device": "cuda", "compile": None}).compiles

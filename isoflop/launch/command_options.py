@@ -40,7 +40,8 @@ _PLACEMENT_OPTIONS = (
     click.option(
         "--compile/--no-compile",
         default=None,
-        help="Use torch.compile where it computes the same.  [default: on GPUs only]",
+        help="Use torch.compile where it computes the same.  [default: on GPUs, not with fsdp or "
+        "channel]",
     ),
     click.option(
         "--head",

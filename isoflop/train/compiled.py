@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.train.batch import Batch
+from isoflop.train.routing import gated_modules
 from isoflop.train.step import StepGradients, gradients_of_batch
 
 logger = logging.getLogger("isoflop")
@@ -96,11 +97,14 @@ def compile_model(model: nn.Module, batch: Batch, *, precision: str) -> Compiled
     A forward and a backward pass over ``batch`` compile for its shape here, not in the first step.
     Where something goes wrong in them (no compiler, an operator that the compiler does not know),
     or the loss or a gradient is another than the uncompiled model's, the model is left as it was,
-    with a warning. What was not compared is not used: without gradients, and with another number of
-    sequences, the model runs uncompiled.
+    with a warning. What was not compared is not used: without gradients, with another number of
+    sequences, and while a layer's ``gates`` are set, the model runs uncompiled.
 
     Fused operators round differently, so losses differ from the uncompiled model's in their last
     digits. On the CPU it hardly helps: see tests/benchmarks/README.md.
+
+    A layout that changes the model afterwards, as fsdp and channel do, has it compiled again, and
+    nobody compares that: see COMPILED_LAYOUTS in isoflop.placement.
 
     Memory: one copy of the gradients, on the CPU if the model is on a GPU. The optimizer's moments,
     twice as large, are not there yet.
@@ -117,7 +121,7 @@ def compile_model(model: nn.Module, batch: Batch, *, precision: str) -> Compiled
     backend = _Backend()
     breaks_before = _num_breaks()
     compiled = torch.compile(model.forward, dynamic=False, backend=backend)
-    forward = _where_compared(compiled, model.forward, batch.inputs_RT.shape)
+    forward = _where_compared(compiled, model, batch.inputs_RT.shape)
     # An attribute of the instance, found before the class's method.
     setattr(model, "forward", forward)  # noqa: B010
     try:
@@ -128,7 +132,7 @@ def compile_model(model: nn.Module, batch: Batch, *, precision: str) -> Compiled
         doubt = "torch.compile computes something else here, going on without it: %s"
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
-            del model.forward
+            not_compiled(model)
             raise
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
@@ -136,22 +140,34 @@ def compile_model(model: nn.Module, batch: Batch, *, precision: str) -> Compiled
     finally:
         model.zero_grad(set_to_none=True)
     if reason is not None:
-        del model.forward
+        not_compiled(model)
         logger.warning(doubt, reason)
         return NotCompiled(reason)
     return _what_was_compiled(model, backend, _num_breaks() - breaks_before)
 
 
+def not_compiled(model: nn.Module) -> None:
+    """Leave a model that :func:`compile_model` compiled as it was before."""
+    del model.forward
+
+
 def _where_compared(
-    compiled: Callable[..., Tensor], plain: Callable[..., Tensor], shape_RT: torch.Size
+    compiled: Callable[..., Tensor], model: nn.Module, shape_RT: torch.Size
 ) -> Callable[..., Tensor]:
-    """Return a forward that is ``compiled`` for losses with gradients of that shape, else plain."""
+    """Return a forward that is ``compiled`` for losses with gradients of that shape, else plain.
+
+    It is plain while somebody asks which experts are chosen, too: the graph would break at every
+    layer, and be compiled again afterwards.
+    """
+    plain, layers = model.forward, gated_modules(model)
 
     def forward(inputs_BT: Tensor, *args: Any, **options: Any) -> Tensor:
         as_compared = torch.is_grad_enabled() and inputs_BT.shape == shape_RT
+        as_compared = as_compared and all(layer.gates is None for layer in layers)
         if as_compared and len(args) == 1 and not options:
             return compiled(inputs_BT, *args)
-        return plain(inputs_BT, *args, **options)
+        result: Tensor = plain(inputs_BT, *args, **options)
+        return result
 
     return forward
 

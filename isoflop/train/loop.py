@@ -22,7 +22,7 @@ from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
 from isoflop.train.batch import Batch, Prefetch, made_batch, rank_batch
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
-from isoflop.train.compiled import Compiled, compile_model
+from isoflop.train.compiled import Compiled, NotCompiled, compile_model, not_compiled
 from isoflop.train.evaluate import Evaluation, evaluate, evaluation_windows
 from isoflop.train.health import Monitor, check
 from isoflop.train.hooks import Accumulator, Hooks, RunOutcome, StepMetrics
@@ -144,10 +144,18 @@ class _Run:
         )
 
     def _compile(self, model: nn.Module) -> None:
-        """Compile the model if that changes nothing but rounding; report which of the two."""
+        """Compile the model if that changes nothing but rounding; report which of the two.
+
+        Where one rank does without it, all do: they are as slow as that one, and round alike.
+        """
         spec = self._spec
-        rows = self._placement.micro_batch or spec.batch_size // self._ranks.size
+        share = spec.batch_size // self._ranks.size
+        rows = min(self._placement.micro_batch or share, share)
         found = compile_model(model, rank_batch(made_batch(spec)[:rows]), precision=spec.precision)
+        (num_without,) = self._ranks.sum([float(isinstance(found, NotCompiled))])
+        if num_without and isinstance(found, Compiled):
+            not_compiled(model)
+            found = NotCompiled(f"{num_without:.0f} of {self._ranks.size} ranks do without it")
         kind = "compiled" if isinstance(found, Compiled) else "not_compiled"
         self._hooks.on_event(kind, found._asdict())
 

@@ -56,7 +56,7 @@ class UsageRecorder:
         self._shape = (len(modules), routing.num_channels, routing.num_experts)
         self._weight_T: Tensor | None = None
         self._counts: list[Tensor] | None = None
-        # Made once, so that a compiled model meets the same hooks at every logged step.
+        # Made once, so that a compiler that takes them in meets the same ones at every logged step.
         self._hooks = [self._hook(layer) for layer in range(len(self._modules))]
 
     def _hook(self, layer: int) -> Callable[[Tensor, Tensor], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -24,6 +24,8 @@ from isoflop.train import loop
 from isoflop.train.batch import Batch, made_batch, rank_batch
 from isoflop.train.compiled import Compiled, NotCompiled, _Expected, compile_model
 from isoflop.train.loop import Hooks, Placement, train_run
+from isoflop.train.ranks import SingleRank
+from isoflop.train.routing import gated_modules
 from isoflop.train.step import gradients_of_batch
 from made_data import MadeData
 from made_shapes import rung_spec
@@ -187,6 +189,26 @@ def test_only_what_was_compared_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("family", ["moe", "peer", "sgatlin"])
+def test_steps_that_log_the_choice_of_experts_are_not_compiled(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = made_pair(family, num_layers=2)
+    calls = []
+    wrong_compiler(monkeypatch, model, loss=lambda loss: (calls.append(1), loss)[1])
+    assert isinstance(compile_model(model, batch, precision="fp32"), Compiled)
+    step(model, batch)
+    assert len(calls) == 2
+    last = gated_modules(model)[-1]
+    chosen = []
+    last.gates = lambda idx, score: chosen.append(idx)
+    step(model, batch)
+    assert (len(calls), len(chosen)) == (2, 1)
+    last.gates = None
+    step(model, batch)
+    assert (len(calls), len(chosen)) == (3, 1)
+
+
 class Halved(TorchDispatchMode):
     """Each product of matrices as the sum of two, over halves of its inner axis."""
 
@@ -262,6 +284,54 @@ def test_a_run_says_whether_it_is_compiled(
     else:
         assert not seen
         assert not [kind for kind, _ in events if "compiled" in kind]
+
+
+class TwoRanks(SingleRank):
+    """One of two, of which the other does without a compiler, or with it."""
+
+    size = 2
+
+    def __init__(self, num_others_without: int) -> None:
+        self._num_others_without = float(num_others_without)
+
+    def rows(self, batch_size: int) -> slice:
+        return slice(0, batch_size // 2)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        # The first exchange of a run is about the compiler.
+        others, self._num_others_without = self._num_others_without, 0.0
+        return [value + others for value in values]
+
+
+@pytest.mark.parametrize("num_others_without", [0, 1])
+def test_all_ranks_are_compiled_or_none(
+    num_others_without: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda forward, **options: (
+            lambda *inputs: (calls.append(inputs[0].shape), forward(*inputs))[1]
+        ),
+    )
+    spec = made_spec(steps=1)
+    events: dict[str, dict[str, Any]] = {}
+    train_run(
+        spec,
+        MadeData(),
+        # More sequences at a time than a rank has: its share is what runs.
+        placement=Placement(compile=True, micro_batch=4),
+        ranks=TwoRanks(num_others_without),
+        hooks=Hooks(on_event=lambda kind, values: events.update({kind: values})),
+    )
+    own_share = torch.Size((2, spec.seq_len))
+    if num_others_without:
+        assert events["not_compiled"] == {"reason": "1 of 2 ranks do without it"}
+        assert calls == [own_share]
+    else:
+        assert "compiled" in events
+        assert calls == [own_share] * 2
 
 
 @pytest.mark.slow
