@@ -39,6 +39,9 @@ class Budget:
         for stage, share in shares.items():
             end += total_s * share / sum(shares.values())
             self._ends[stage] = end
+        # Without the first nothing else can be; on a slow disk it takes long to start.
+        first = next(iter(shares))
+        self._ends[first] = max(self._ends[first], total_s / 2)
 
     @property
     def elapsed_s(self) -> float:

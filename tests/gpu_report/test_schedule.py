@@ -96,7 +96,9 @@ def test_shares_are_of_the_budget_whatever_it_is():
     clock = Clock()
     budget = Budget(54, SHARES, clock)
     total = sum(SHARES.values())
-    assert budget.left_s("machine") == pytest.approx(54 * SHARES["machine"] / total)
+    first_two = SHARES["machine"] + SHARES["compile"]
+    assert budget.left_s("compile") == pytest.approx(54 * first_two / total)
+    assert budget.left_s("machine") == pytest.approx(27), "half: nothing can be without it"
     assert budget.left_s("losses") == pytest.approx(54)
     clock.now += 100
     assert budget.left_s("losses") == 0
