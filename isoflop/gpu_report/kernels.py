@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from isoflop.gpu_report.profiles import hardware_of
-from isoflop.gpu_report.records import Job, Outcome, Row
+from isoflop.gpu_report.records import TAKEN, Job, Outcome, Row
 from isoflop.plan.estimate.hardware import Hardware
 from isoflop_kernels import command, product_key_topk
 from isoflop_kernels.bench import suite, traffic
@@ -20,6 +20,7 @@ from isoflop_kernels.bench.cases import MODES, Shape, make_cases
 from isoflop_kernels.bench.measure import Machine
 from isoflop_kernels.check import __main__ as checking
 from isoflop_kernels.check import numerics
+from isoflop_kernels.gathered_linear import choice
 
 OPERATOR = "gathered_linear"
 REPEATS = 5
@@ -109,6 +110,7 @@ def measure_kernel(job: Job, device: torch.device) -> Iterator[Row]:
         machine=machine,
         rehearsal=device.type == "cpu",
     )
+    taken = contender == f"triton-{_version_taken(shape, dtype)}"
     for found in suite.measure_contenders(OPERATOR, shape, [contender], setting):
         yield Row(
             stage=job.stage,
@@ -119,8 +121,24 @@ def measure_kernel(job: Job, device: torch.device) -> Iterator[Row]:
             measured=found.milliseconds,
             outcome="skipped" if found.skipped else "measured",
             note=found.skipped or "",
-            details=dataclasses.asdict(found),
+            details=dataclasses.asdict(found) | {TAKEN: taken},
         )
+
+
+def _version_taken(shape: Shape, dtype: torch.dtype) -> str:
+    """Return the version of Triton's passes that a call of this size takes by itself."""
+    if dtype == torch.float32:
+        return "v1"
+    return choice.faster(
+        choice.Sizes(
+            num_tokens=shape.T,
+            width=shape.D,
+            num_channels=shape.C,
+            num_chosen=shape.K,
+            num_tables=shape.C,
+            num_experts=shape.E,
+        )
+    )
 
 
 def _product_rate(facts: Mapping[str, Any], dtype: torch.dtype, hardware: Hardware) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from isoflop.gpu_report.records import BAD, Outcome, Row
+from isoflop.gpu_report.records import BAD, TAKEN, Outcome, Row
 
 HOLDS = (1 / 1.5, 1.5)
 """Measured over predicted of a prediction that is said to hold."""
@@ -116,7 +116,22 @@ def verdict(stage: str, rows: Sequence[Row], *, ended: bool = True) -> str:
         )
     elif outcomes["measured"] and not words:
         words.append(f"{outcomes['measured']} measured")
-    return "; ".join(words)
+    return "; ".join([*words, *_of_versions(rows)])
+
+
+def _of_versions(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield how often the version of Triton's passes that is taken was the faster one."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.what == "both" and row.measured and "triton" in str(row.details.get("contender")):
+            groups.setdefault((row.details["shape"], row.details["dtype"]), []).append(row)
+    choices = [group for group in groups.values() if len(group) > 1]
+    if choices:
+        right = sum(
+            bool(min(group, key=lambda row: row.measured or math.inf).details[TAKEN])
+            for group in choices
+        )
+        yield f"of v1 and v2 the faster one is taken in {right} of {len(choices)} shapes"
 
 
 def _table(stage: str, rows: Sequence[Row]) -> list[str]:
@@ -147,7 +162,8 @@ def _table(stage: str, rows: Sequence[Row]) -> list[str]:
 
 def _note(row: Row) -> str:
     said = {"measured": "", "passed": "pass", "failed": "**FAIL**", "cut": "**cut**"}
-    words = [said.get(row.outcome, row.outcome), row.note]
+    taken = "the version that is taken" if row.details.get(TAKEN) else ""
+    words = [said.get(row.outcome, row.outcome), row.note, taken]
     return ": ".join(word for word in words if word)
 
 

@@ -24,6 +24,8 @@ FACT = "fact"
 """In the details of a row of the first stage, what later ones know of the machine."""
 COMPUTE_MODE = "compute mode"
 """The fact whether several processes may use the GPU."""
+TAKEN = "taken"
+"""In the details of a kernel's row, whether a call of its size takes this version by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

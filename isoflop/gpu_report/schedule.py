@@ -1,7 +1,8 @@
 """Which stage may run until when, and the order of jobs: nothing here knows what a job measures.
 
 A stage ends at the latest when its own share of the budget and those of the stages before are used
-up, so that what an early stage leaves goes to the later ones and what it overruns does not.
+up, so that what an early stage leaves goes to the later ones. The first, for which all others wait,
+may take half of the whole.
 """
 
 from __future__ import annotations

@@ -82,6 +82,20 @@ def test_a_verdict_counts_predictions_that_hold():
     assert "measured is 1.80 × predicted" in text
 
 
+def test_the_faster_version_is_or_is_not_the_one_that_is_taken():
+    def version(name, measured, taken, shape="scale-6"):
+        details = {"contender": name, "shape": shape, "dtype": "bfloat16", "taken": taken}
+        return dataclasses.replace(KERNEL, measured=measured, details=details)
+
+    right = [version("triton-v1", 2.0, True), version("triton-v2", 3.0, False)]
+    wrong = [version("triton-v1", 2.0, False, "x"), version("triton-v2", 3.0, True, "x")]
+    alone = [version("triton-v1", 2.0, True, "y")]
+    text = verdict("kernels", [*right, *wrong, *alone])
+    assert text.endswith("of v1 and v2 the faster one is taken in 1 of 2 shapes")
+    assert "of v1 and v2" not in verdict("kernels", alone)
+    assert page(HEAD, [MACHINE, *right]).count("the version that is taken |") == 1
+
+
 def test_a_measured_zero_is_no_mean():
     rows = [KERNEL, dataclasses.replace(KERNEL, measured=0.0)]
     assert verdict("kernels", rows).startswith("1 of 2 predictions hold")
