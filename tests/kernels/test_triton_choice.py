@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+from isoflop_kernels.bench.cases import SCALES
 from isoflop_kernels.gathered_linear.choice import VARIABLE, Sizes, faster, version
 
-# Scale 4 of the paper at the tokens of one step.
+# Scale 8 of the paper at the tokens of one step.
 LARGE = Sizes(
-    num_tokens=2**17, width=512, num_channels=16, num_chosen=8, num_tables=16, num_experts=64**2
+    num_tokens=2**17, width=1024, num_channels=16, num_chosen=8, num_tables=16, num_experts=112**2
 )
 
 
@@ -35,13 +36,21 @@ def test_half_precision_takes_what_is_predicted_to_be_faster(half):
     assert faster(few) == chosen(few, half, half, half) == "v1"
 
 
+def test_of_the_scales_of_the_paper_only_the_largest_pays_for_grouping():
+    found = {
+        number: faster(dataclasses.replace(LARGE, width=width, num_experts=num_keys**2))
+        for number, (width, num_keys) in SCALES.items()
+    }
+    assert found == dict.fromkeys(range(2, 8), "v1") | {8: "v2"}
+
+
 def test_one_choice_per_channel_gains_nothing_from_groups():
     assert faster(dataclasses.replace(LARGE, num_chosen=1)) == "v1"
 
 
 @pytest.mark.parametrize("asked", ["", "v2"])
 @pytest.mark.parametrize(
-    "change", [{"num_experts": 64**2 + 1}, {"num_experts": 129**2}, {"num_chosen": 17}]
+    "change", [{"num_experts": 112**2 + 1}, {"num_experts": 129**2}, {"num_chosen": 17}]
 )
 def test_sizes_that_v2_cannot_take(change, asked, monkeypatch):
     monkeypatch.setenv(VARIABLE, asked)

@@ -33,9 +33,10 @@ MEMORY = 3.0e12
 CACHE = 5.5e12
 CACHE_BYTES = 25e6
 PRODUCTS = 395e12
-# Passes over the numbers of choices that v2 takes more than v1 to sort, mark and number them, once
-# forward and once backward, in bytes per choice.
-GROUPING_BYTES = 200
+# Bytes per choice that torch's operators move to sort, mark and number choices: v2 groups them in
+# the forward and in the backward pass, v1 sorts them in the backward pass. A test counts them.
+GROUPING_BYTES = 615
+SORTING_BYTES = 66
 # Rows of a group and choices of a pair that a block holds in registers.
 MOST_KEYS = 128
 MOST_CHOSEN = 16
@@ -99,12 +100,15 @@ def faster(sizes: Sizes) -> str:
 
 
 def seconds_v1(sizes: Sizes) -> float:
-    """Return three rows per choice: one of w_in, read channel by channel, and those of x and dy."""
+    """Return the seconds of v1: a sort, and three rows per choice.
+
+    One is of w_in, read channel by channel; the others are those of x and dy.
+    """
     row = sizes.width * sizes.element_bytes
     num_choices = sizes.num_tokens * sizes.num_channels * sizes.num_chosen
     tables = _per_byte(sizes.num_experts * row)
     tokens = _per_byte(sizes.num_tokens * row)
-    return num_choices * row * (tables + 2 * tokens)
+    return num_choices * (row * (tables + 2 * tokens) + SORTING_BYTES / MEMORY)
 
 
 def seconds_v2(sizes: Sizes) -> float:

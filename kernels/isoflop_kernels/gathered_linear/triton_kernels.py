@@ -130,6 +130,8 @@ def expert_kernel(
     p_partial,
     R,
     CK,
+    PER_TABLE,
+    TABLE_ROWS,
     D,
     CHUNK,
     BJ: tl.constexpr,
@@ -145,18 +147,19 @@ def expert_kernel(
     The expert's output row is loaded once; its tokens' x and dy stream by, each gathered once, and
     give the gradients of h, the score and both table rows. DZ says how a program comes by
     the gradient of z: "gather" sees all of D and takes the dot product, "load" sees a slice and
-    reads what `dot_kernel` found, "none" needs no more than dw_out. A row that is one
-    chunk is written straight away, also when it is empty; otherwise the sums go to the row's slots
-    for `reduce_kernel`.
+    reads what `dot_kernel` found, "none" needs no more than dw_out. The order holds choices as they
+    are numbered within the row's table, PER_TABLE for each token, of CK in all tables. A row that
+    is one chunk is written straight away, also when it is empty; otherwise the sums go to the row's
+    slots for `reduce_kernel`.
     """
     i_S, i_slice = tl.program_id(0), tl.program_id(1)
-    i_R = tl.load(p_row + i_S).to(tl.int64)
+    i_R = tl.load(p_row + i_S)
     # The grid is an upper bound that needs no word from the device; its last programs are idle.
     if i_R < R:
         i_chunk = i_S - tl.load(p_first_chunk + i_R)
-        num_chunks = tl.load(p_first_chunk + i_R + 1) - tl.load(p_first_chunk + i_R)
         o_begin = tl.load(p_start + i_R) + i_chunk * CHUNK
         o_end = tl.minimum(o_begin + CHUNK, tl.load(p_start + i_R + 1))
+        o_table = i_R // TABLE_ROWS * PER_TABLE
         o_D = i_slice * BD + tl.arange(0, BD)
         m_D = o_D < D
         # One sum for each choice of a block, and over the choices once at the end: a sum over
@@ -164,14 +167,16 @@ def expert_kernel(
         b_in = tl.zeros((BJ, BD), tl.float32)
         b_out = tl.zeros((BJ, BD), tl.float32)
         if DZ == "gather":
-            b_w = tl.load(p_w_out + i_R * D + o_D, mask=m_D, other=0.0).to(tl.float32)
+            b_w = tl.load(p_w_out + i_R.to(tl.int64) * D + o_D, mask=m_D, other=0.0).to(tl.float32)
         o_J = o_begin + tl.arange(0, BJ)
         b_next = tl.load(p_order + o_J, mask=o_J < o_end, other=0)
         for _ in range(o_begin, o_end, BJ):
             m_J = o_J < o_end
             # Fewer than 2**31 choices; dividing 64-bit numbers takes a subroutine.
-            o_choice = b_next.to(tl.int32)
-            o_token = (o_choice // CK).to(tl.int64) * D
+            b_number = b_next.to(tl.int32)
+            b_token = b_number // PER_TABLE
+            o_choice = o_table + b_token * (CK - PER_TABLE) + b_number
+            o_token = b_token.to(tl.int64) * D
             # Those of the next block are on their way while this one's tokens arrive.
             o_J += BJ
             b_next = tl.load(p_order + o_J, mask=o_J < o_end, other=0)
@@ -199,11 +204,13 @@ def expert_kernel(
                 b_z = tl.where(m_J, gate(b_h, b_score, ACTIVATION, GATE_ORDER), 0.0)
                 b_out += b_z[:, None] * b_dy
         b_in, b_out = tl.sum(b_in, 0), tl.sum(b_out, 0)
+        num_chunks = tl.load(p_first_chunk + i_R + 1) - tl.load(p_first_chunk + i_R)
         if num_chunks == 1:
+            o_dw = i_R.to(tl.int64) * D + o_D
             if WITH_IN:
-                tl.store(p_dw_in + i_R * D + o_D, b_in.to(p_dw_in.dtype.element_ty), mask=m_D)
+                tl.store(p_dw_in + o_dw, b_in.to(p_dw_in.dtype.element_ty), mask=m_D)
             if WITH_OUT:
-                tl.store(p_dw_out + i_R * D + o_D, b_out.to(p_dw_out.dtype.element_ty), mask=m_D)
+                tl.store(p_dw_out + o_dw, b_out.to(p_dw_out.dtype.element_ty), mask=m_D)
         else:
             o_slot = (tl.load(p_slot + i_R) + i_chunk).to(tl.int64) * 2 * D
             if WITH_IN:

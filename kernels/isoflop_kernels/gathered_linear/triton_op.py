@@ -216,6 +216,7 @@ def _experts(
     width, num_rows = x_TD.shape[1], w_out.shape[0] * w_out.shape[1]
     arch = _arch(x_TD)
     order_N, start_R1 = sort_by_row(idx_TCK, w_out.shape[0], w_out.shape[1])
+    per_token = idx_TCK.shape[1] * idx_TCK.shape[2]
     size = triton_config.chunk_size(idx_TCK.numel(), num_rows)
     chunks = cut(start_R1, size, idx_TCK.numel())
     dh_TCK, dscore_TCK = torch.empty_like(h_TCK), torch.empty_like(score_TCK)
@@ -241,7 +242,9 @@ def _experts(
         dw_out,
         partial,
         num_rows,
-        idx_TCK.shape[1] * idx_TCK.shape[2],
+        per_token,
+        per_token // w_out.shape[0],
+        w_out.shape[1],
         width,
         chunks.size,
         BJ=launch.BJ,
