@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from isoflop_kernels import triton_config
+from isoflop_kernels import cross_entropy, triton_config
 from isoflop_kernels.gathered_linear import choice, triton_op
 from isoflop_kernels.product_key_topk import triton_op as selection
 
@@ -50,6 +50,7 @@ class Call:
     activation: str = "identity"
     gate_order: str = "gate_then_act"
     version: str | None = None
+    vocab_size: int = 50258
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +93,9 @@ def run(call: Call) -> None:
     score = made(call.scores, *chosen)
     rows_in, rows_out = made(call.rows, *table), made(call.rows, *table)
     act, order, dtypes = call.activation, call.gate_order, (call.tables, call.tables)
+    logits, targets = made(torch.float32, 64, -(-call.vocab_size // 64) * 64), made(torch.int64, 64)
+    logits = logits[:, : call.vocab_size]
+    cross_entropy.losses_and_gradient(logits, targets, logits, ignored=0)
     y, h = triton_op._forward(x, idx, score, rows_in, rows_out, act, order)
     tensors = (y, x, idx, score, rows_in, rows_out, h)
     triton_op._backward(*tensors, act, order, [True] * 4, dtypes)

@@ -27,7 +27,7 @@ for title in titles or aot.SHIPPED:
             reports.append({"title": title} | dataclasses.asdict(aot.compile_report(launch, arch)))
 print(json.dumps(reports))
 """
-KERNELS = {"dot", "combine", "expert", "reduce", "pairs"}
+KERNELS = {"softmax_gradient", "dot", "combine", "expert", "reduce", "pairs"}
 PRODUCTS = {"group_dot", "group_dot_grad", "group_table"}
 # Rows of tables and tokens come 16 bytes at a time; a row of similarities may start anywhere.
 WIDE = (KERNELS | PRODUCTS) - {"pairs"}
