@@ -41,7 +41,8 @@ _WORDS = (
     ("attention", ("scaled_dot_product", "flash", "fmha", "attention")),
     ("experts", ("gathered_linear", "expert_kernel", "combine_kernel", "dot_kernel", "group_")),
     ("router", ("product_key", "pairs_kernel", "topk")),
-    ("head", ("chunkedsum", "cross_entropy", "nll_loss", "log_softmax")),
+    ("head", ("chunkedsum", "chunked_sum", "softmax_gradient")),
+    ("head", ("cross_entropy", "nll_loss", "log_softmax")),
 )
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm")
 _US = 1e-6

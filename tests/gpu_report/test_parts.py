@@ -100,6 +100,7 @@ def test_what_surrounds_an_operator_says_whose_it_is(weights):
         ),
         operator("aten::sort", "radix", 2, parent="isoflop_kernels::product_key_pairs_triton"),
         operator("aten::mul", "vectorized", 4, parent="_ChunkedSum"),
+        operator("aten::mul", "vectorized", 128, parent="isoflop::chunked_sum"),
         operator("aten::mul", "vectorized", 8, parent="RMSNorm"),
         operator("aten::_foreach_norm", "multi_tensor_apply_kernel", 16),
         operator("aten::_fused_adamw_", "FusedAdam", 32, parent="Optimizer.step#AdamW.step"),
@@ -108,7 +109,7 @@ def test_what_surrounds_an_operator_says_whose_it_is(weights):
     assert timed(events, weights) == {
         "experts": 1,
         "router": 2,
-        "head": 4,
+        "head": 132,
         "elementwise": 8,
         "optimizer": 48,
         "attention": 64,
@@ -122,9 +123,15 @@ def test_kernels_of_a_compiled_graph_have_no_operator_and_count_once(weights):
         device_kernel("gemm", 5),
         device_kernel("triton_poi_fused_mul", 7),
         device_kernel("_dot_kernel", 3),
+        device_kernel("softmax_gradient_kernel", 11),
         device_kernel("Optimizer.step#AdamW.step", 100, annotation=True),
     ]
-    assert timed(events, weights) == {"attention": 5, "elementwise": 7, "experts": 3}
+    assert timed(events, weights) == {
+        "attention": 5,
+        "elementwise": 7,
+        "experts": 3,
+        "head": 11,
+    }
 
 
 def test_on_the_cpu_the_operators_own_time_counts(weights):

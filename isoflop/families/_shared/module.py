@@ -71,7 +71,8 @@ class ExpertTables(nn.Module):
     def hold_rows(self, dtype: torch.dtype | None) -> None:
         """Cast the tables now, for every pass from here on; None: let go of what was cast.
 
-        Sharded tables are cast in each pass, when they are whole.
+        Sharded tables are cast in each pass, when they are whole; what was cast stays whole until
+        its backward pass, unless activations are recomputed there.
         """
         self._rows = None
         if dtype is not None and type(self.w_in) is nn.Parameter:
