@@ -59,6 +59,7 @@ NVIDIA_LOOPS = {
 }
 # Float32 tokens beside rows of two bytes are laid out otherwise, and change places.
 MIXED = {"dot": Limit(96, 5, 11, 11)}
+BLACKWELL = {"dot": Limit(68, 3, 9, 9)}
 
 
 def compiled(tmp_path, code: str, *args: str) -> str:
@@ -100,7 +101,8 @@ def test_every_kernel_compiles_cleanly_for_every_target(arch, titles, tmp_path):
 
 
 def check_loop(report) -> None:
-    limits = NVIDIA_LOOPS | (MIXED if report["title"] == "scale 6 mixed" else {})
+    limits = NVIDIA_LOOPS | (BLACKWELL if report["target"] == "sm_100" else {})
+    limits |= MIXED if report["title"] == "scale 6 mixed" else {}
     if report["name"] in limits:
         limit, hot = dataclasses.asdict(limits[report["name"]]), report["code"]["hot"]
         assert report["code"]["registers"] <= limit.pop("registers"), report
@@ -114,15 +116,17 @@ def test_the_largest_blocks_and_arguments_equal_to_one_compile_cleanly(tmp_path)
 import dataclasses
 from isoflop_kernels import aot
 cases = ((384, 16, 1024), (256, 64, 64), (1024, 512, 512), (1024, 16, 128), (16, 3, 5), (1, 1, 1))
+done = []
 for width, num_chosen, num_keys in cases:
     sizes = {"width": width, "num_chosen": num_chosen, "num_keys": num_keys}
-    ones = {"num_channels": 1, "shared": True}
     for version in ("v1", "v2"):
-        for more in ({}, ones, ones | {"num_tokens": 1}):
+        for more in ({}, {"num_channels": 1, "shared": True, "num_tokens": 1}):
             call = aot.Call(**sizes, **more, version=version, **aot._GELU)
             for launch in aot.launches("sm_90", call):
-                report = aot.compile_report(launch, "sm_90")
-                assert report.clean, (call, report)
+                if launch not in done:
+                    done.append(launch)
+                    report = aot.compile_report(launch, "sm_90")
+                    assert report.clean, (call, report)
 """
     compiled(tmp_path, code)
 
