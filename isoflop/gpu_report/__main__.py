@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from isoflop.gpu_report.schedule import Budget, Stage, run_stage
 from isoflop.gpu_report.workers import Worker, worker_command, worker_environment
 
 MOST_WORKERS = 16
+RESULTS, REPORT = "results.jsonl", "report.md"
 
 
 class _Stopped(Exception):
@@ -41,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--budget-s", type=float, default=DEFAULT_BUDGET_S, help="seconds in all; %(default)g")
-    add("--out", type=Path, required=True, metavar="DIR", help="for results.jsonl and report.md")
+    add("--out", type=Path, required=True, metavar="DIR", help=f"for {RESULTS} and {REPORT}")
     add("--only", choices=list(SHARES), metavar="STAGE", help=f"one of {', '.join(SHARES)}")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal, tiny shapes")
     options = parser.parse_args(arguments)
@@ -56,6 +58,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def put_aside(folder: Path) -> None:
+    """Give what an earlier command wrote into the folder other names: `results-1.jsonl` and so on.
+
+    A GPU may be lent for these minutes only.
+    """
+    written = [folder / name for name in (RESULTS, REPORT)]
+    for number in itertools.count(1):
+        names = [path.with_stem(f"{path.stem}-{number}") for path in written]
+        if not any(os.path.lexists(name) for name in names):
+            break
+    for path, name in zip(written, names, strict=True):
+        if os.path.lexists(path):
+            path.rename(name)
+
+
 class _Report:
     """Runs the stages, and keeps the files as they should be if the command ended now."""
 
@@ -63,7 +80,7 @@ class _Report:
         self._options = options
         self._shares = shares(options.only)
         self._budget = Budget(options.budget_s, self._shares, time.monotonic)
-        self._results = ResultsFile(options.out / "results.jsonl")
+        self._results = ResultsFile(options.out / RESULTS)
         self._done: list[str] = []
         interpret = options.device == "cpu"
         environment = worker_environment((options.out / "cache").absolute(), interpret=interpret)
@@ -130,7 +147,7 @@ class _Report:
             done=self._done,
             stopped=stopped,
         )
-        write_text_atomic(self._options.out / "report.md", page(head, self._results.rows))
+        write_text_atomic(self._options.out / REPORT, page(head, self._results.rows))
         return is_good(head, self._results.rows)
 
 
@@ -142,8 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; 0, or 1 if anything failed, was cut or did not run."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, _stop)
+    put_aside(options.out)
     good = _Report(options).run()
-    print(f"wrote {options.out / 'report.md'}{'' if good else ', which says what went wrong'}")
+    print(f"wrote {options.out / REPORT}{'' if good else ', which says what went wrong'}")
     return 0 if good else 1
 
 
