@@ -18,9 +18,7 @@ from isoflop.plan.estimate.traffic import (
     FUSED_SHARE,
     LOGIT_CHUNK_BYTES,
     SELECTION_OPERATIONS,
-    SORT_BITS_PER_PASS,
-    SORT_BYTES_PER_PASS,
-    SORT_KEY_BITS,
+    SORT_PLACE_BYTES,
     Work,
     gather_of,
     logits_in_chunks,
@@ -63,7 +61,8 @@ def assumptions(hardware: Hardware) -> tuple[str, ...]:
         "time: elementwise operators run one by one, with the traffic counted in an executed step"
         if on_cpu
         else "time: `--compile` makes one kernel of elementwise operators between two products: "
-        f"{FUSED_SHARE:.1%} of the traffic that was counted without it"
+        f"{FUSED_SHARE:.1%} of the traffic that was counted without it; runs on several devices "
+        "are not compiled"
     )
     selection = (
         f"time: selection takes {SELECTION_OPERATIONS} operations for each similarity and each of "
@@ -72,8 +71,8 @@ def assumptions(hardware: Hardware) -> tuple[str, ...]:
     selection += (
         "sorting choices by expert is left out"
         if on_cpu
-        else f"choices are sorted by expert in {SORT_KEY_BITS // SORT_BITS_PER_PASS} passes of "
-        f"{SORT_BYTES_PER_PASS} bytes a choice"
+        else "choices are sorted by expert, eight bits a pass, which reads and writes a key of 2 "
+        f"bytes (4 above 32,768 experts) and a place of {SORT_PLACE_BYTES}"
     )
     return (
         f"time: matrix products reach {hardware.matmul_efficiency:.0%} of {hardware.name}'s peak, "
@@ -130,7 +129,8 @@ def _part_s(
 ) -> float:
     bytes_per_s = _bytes_per_s(name, shape, hardware, placement)
     streamed = work.num_bytes - work.gathered_bytes
-    if name == "elementwise" and hardware.kind != "cpu":
+    # As runs are compiled by default: on one GPU, and not where several share the model.
+    if name == "elementwise" and hardware.kind != "cpu" and placement.num_devices == 1:
         streamed *= FUSED_SHARE
     if not work.gathered_bytes:
         rate = _flops_per_s(name, shape, hardware)

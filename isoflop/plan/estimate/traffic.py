@@ -28,9 +28,10 @@ ADD_BYTES_PER_PARAM = 3 * PARAM_BYTES
 # A cast of a weight for the compute type reads float32 and writes bf16; its gradient comes back.
 CAST_BYTES_PER_PARAM = PARAM_BYTES + 2
 # Of a logit, in float32. Whole: log-softmax, the loss's gradient, the gradient of log-softmax.
-# In chunks: maximum, shift, exponential, sum and scaling, three of them in place.
+# In chunks: maximum, shift, exponential, sum and scaling, three of them in place; on a GPU one
+# kernel that reads twice and writes once (isoflop_kernels/cross_entropy.py).
 LOSS_BYTES_PER_LOGIT = 6 * PARAM_BYTES
-LOSS_BYTES_PER_LOGIT_OF_CHUNK = 8 * PARAM_BYTES
+LOSS_BYTES_PER_LOGIT_OF_CHUNK = {"cpu": 8 * PARAM_BYTES, "cuda": 3 * PARAM_BYTES}
 # Of a dense feed-forward, what is computed again in the backward pass of a layer whose activations
 # were not kept: its last product, of two or of three, is not needed.
 RECOMPUTED_SHARE = 0.6
@@ -59,10 +60,10 @@ KEY_CAST_BYTES = {"fp32": 0, "bf16": 12}
 # Selection keeps the best K + 1 of each half, one after the other; operations on the vector units
 # for each similarity and each of those: counted in Triton's kernel, and as the CPU's time is.
 SELECTION_OPERATIONS = 8
-# A stable radix sort takes eight bits a pass; each reads and writes a key and its place.
-SORT_BITS_PER_PASS = 8
-SORT_BYTES_PER_PASS = 2 * (4 + 8)
-SORT_KEY_BITS = 32
+# A stable radix sort counts keys once, then takes eight bits a pass; each pass reads and writes a
+# key and its place. Keys are expert numbers of a table, of two bytes where these do.
+SORT_PLACE_BYTES = 8
+MOST_EXPERTS_OF_TWO_BYTES = 2**15
 # Logits of a chunk (the numbers of isoflop/model/loss.py, which a test compares).
 LOGIT_CHUNK_BYTES = {"cpu": 2**24, "cuda": CHUNK_BYTES}
 # Share of elementwise traffic that is left when each chain between two products is one kernel.
@@ -123,11 +124,11 @@ def step_work(shape: ModelShape, placement: PlacementEstimate, *, kind: str) -> 
         "elementwise": _elementwise(shape, placement),
         "selection": _selection(shape, placement),
         "sort": _sort(shape, placement, kind),
-        "loss": Work(num_bytes=tokens * shape.vocab_size * _loss_bytes(shape, placement)),
+        "loss": Work(num_bytes=tokens * shape.vocab_size * _loss_bytes(shape, placement, kind)),
     }
     own = shape.num_params / (placement.num_devices if placement.parallel == "fsdp" else 1)
     work["casts"] = Work(num_bytes=_cast_bytes(shape, placement))
-    work["accumulation"] = Work(num_bytes=_accumulated_bytes(shape, placement))
+    work["accumulation"] = Work(num_bytes=own / shape.num_params * _accumulated(shape, placement))
     work["optimizer"] = Work(num_bytes=own * ADAMW_BYTES_PER_PARAM)
     work["clipping"] = Work(num_bytes=own * CLIP_BYTES_PER_PARAM)
     return work
@@ -252,9 +253,9 @@ def logits_in_chunks(shape: ModelShape, placement: PlacementEstimate) -> bool:
     return tokens * shape.vocab_size * PARAM_BYTES > MAX_LOGIT_BYTES
 
 
-def _loss_bytes(shape: ModelShape, placement: PlacementEstimate) -> int:
+def _loss_bytes(shape: ModelShape, placement: PlacementEstimate, kind: str) -> int:
     chunked = logits_in_chunks(shape, placement)
-    return LOSS_BYTES_PER_LOGIT_OF_CHUNK if chunked else LOSS_BYTES_PER_LOGIT
+    return LOSS_BYTES_PER_LOGIT_OF_CHUNK[kind] if chunked else LOSS_BYTES_PER_LOGIT
 
 
 def _head(shape: ModelShape, placement: PlacementEstimate, kind: str) -> Work:
@@ -290,7 +291,7 @@ def _cast_bytes(shape: ModelShape, placement: PlacementEstimate) -> float:
     return CAST_BYTES_PER_PARAM * (2 * matrices * placement.grad_accum + tables * times)
 
 
-def _accumulated_bytes(shape: ModelShape, placement: PlacementEstimate) -> float:
+def _accumulated(shape: ModelShape, placement: PlacementEstimate) -> float:
     """Return sums over micro-batches; the first copies gradients that come transposed or shared."""
     copied = _num_keys(shape)
     copied += 0 if logits_in_chunks(shape, placement) else shape.num_embedding_params
@@ -364,6 +365,8 @@ def _sort(shape: ModelShape, placement: PlacementEstimate, kind: str) -> Work:
     if kind == "cpu" or not shape.gathered_values:
         return Work(num_bytes=0.0)
     num_choices = shape.gathered_values / shape.d_model / 2
-    num_bytes = SORT_BYTES_PER_PASS * (SORT_KEY_BITS // SORT_BITS_PER_PASS)
+    assert shape.routing is not None
+    key = 2 if shape.routing.num_experts <= MOST_EXPERTS_OF_TWO_BYTES else 4
+    num_bytes = key + key * 2 * (key + SORT_PLACE_BYTES)
     tokens = _step_tokens(shape, placement) * shape.n_layers
     return Work(num_bytes=tokens * num_choices * num_bytes)

@@ -99,7 +99,10 @@ def test_a_gpu_gathers_a_row_less_and_sorts_its_choices() -> None:
     assert rows_of(cpu["experts"], shape, tokens) == 6
     assert rows_of(gpu["experts"], shape, tokens) == 5
     choices = tokens * shape.n_layers * spec.config["num_channels"] * spec.config["num_neighbours"]
-    assert gpu["sort"].num_bytes == 4 * 24 * choices
+    assert gpu["sort"].num_bytes == 42 * choices
+    many = spec_of("sgatlin", config=dict(spec.config) | {"num_experts": 200**2})
+    work = step_work(model_shape(many), placed(many, 6), kind="cuda")
+    assert work["sort"].num_bytes == 100 * choices
     assert {name for name in cpu if cpu[name] != gpu[name]} == {"experts", "sort"}
 
 
