@@ -109,11 +109,12 @@ def verdict(stage: str, rows: Sequence[Row], *, ended: bool = True) -> str:
     ratios = [row.ratio for row in rows if row.ratio is not None and row.unit not in ("", "nats")]
     if ratios:
         held = sum(HOLDS[0] <= ratio <= HOLDS[1] for ratio in ratios)
-        mean = math.exp(sum(math.log(ratio) for ratio in ratios if ratio > 0) / len(ratios))
-        words.append(
-            f"{held} of {len(ratios)} predictions hold (within a factor of {HOLDS[1]:g}); "
-            f"measured is {mean:.2f} × predicted in the geometric mean"
-        )
+        words.append(f"{held} of {len(ratios)} predictions hold (within a factor of {HOLDS[1]:g})")
+        # A part that takes no time has no logarithm.
+        logs = [math.log(ratio) for ratio in ratios if ratio > 0]
+        if logs:
+            mean = math.exp(sum(logs) / len(logs))
+            words.append(f"measured is {mean:.2f} × predicted in the geometric mean")
     elif outcomes["measured"] and not words:
         words.append(f"{outcomes['measured']} measured")
     return "; ".join([*words, *_of_versions(rows)])

@@ -356,6 +356,8 @@ def _file_sets(schema: str, num_files: int) -> list[set[str]]:
     """Return which files a checkpoint of so many may have."""
     if schema == SCHEMA:
         return [{WEIGHTS_FILE, OPTIMIZER_FILE}]
+    if num_files < len(KINDS):
+        return []
     by_rank = [
         _names_by_rank(num_files - 1, whole_weights=True),
         _names_by_rank(num_files // 2, whole_weights=False),

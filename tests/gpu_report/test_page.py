@@ -99,3 +99,12 @@ def test_the_faster_version_is_or_is_not_the_one_that_is_taken():
 def test_a_measured_zero_is_no_mean():
     rows = [KERNEL, dataclasses.replace(KERNEL, measured=0.0)]
     assert verdict("kernels", rows).startswith("1 of 2 predictions hold")
+
+
+def test_what_takes_no_time_counts_as_missed_and_in_no_mean():
+    none = dataclasses.replace(KERNEL, measured=0.0)
+    assert verdict("kernels", [KERNEL, none]) == (
+        "1 of 2 predictions hold (within a factor of 1.5); "
+        "measured is 1.25 × predicted in the geometric mean"
+    )
+    assert verdict("kernels", [none]) == "0 of 1 predictions hold (within a factor of 1.5)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isoflop.train import checkpoint as module
@@ -279,7 +280,36 @@ def _call_it_whole(folder: Path) -> None:
     _seal_again(folder, lambda s: s.update(schema=module.SCHEMA))
 
 
-@pytest.mark.parametrize("harm", [_lose, _lose_and_forget, _exchange_shards, _call_it_whole])
+def _forget_all(folder: Path) -> None:
+    _seal_again(folder, lambda s: s["files"].clear())
+
+
+def _forget_all_but_one(folder: Path) -> None:
+    _seal_again(folder, lambda s: [s["files"].popitem() for _ in range(3)])
+
+
+def _put_a_pipe(folder: Path) -> None:
+    """Opening it would wait for a writer."""
+    _lose(folder)
+    os.mkfifo(folder / "weights-00002-of-00002.safetensors")
+
+
+def _lie_about_rows(folder: Path) -> None:
+    path = folder / "weights-00002-of-00002.safetensors"
+    offsets = {name: {"saved_offsets": [10**30]} for name in load_file(path)}
+    header = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+    save_file(load_file(path), path, metadata=header)
+    record = shards.described(path)
+    _seal_again(folder, lambda s: s["files"].update({path.name: record}))
+
+
+HARMS = [
+    *(_lose, _lose_and_forget, _exchange_shards, _call_it_whole),
+    *(_forget_all, _forget_all_but_one, _put_a_pipe, _lie_about_rows),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_shard_is_no_checkpoint(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     told: list[int] = []
     store = store_in(tmp_path, on_damaged=lambda step, reason: told.append(step))
