@@ -9,13 +9,16 @@ Letters: B global batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from isoflop.model.weights import load_weights, stored_weights
-from isoflop.train.shards import Shard
+
+if TYPE_CHECKING:
+    # It needs safetensors, and one rank that saves nothing does not.
+    from isoflop.train.shards import Shard
 
 
 class Ranks(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -72,6 +73,57 @@ def test_plans_of_the_report_and_its_predictions_need_the_standard_library_alone
     done = subprocess.run(command, env=bare(tmp_path, has), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0
+
+
+def test_nothing_else_is_imported_at_module_level():
+    """Found by reading, which is quicker than to start a process that imports torch."""
+    wanted = {"isoflop.gpu_report.__main__", "isoflop.gpu_report.worker"}
+    outside: dict[str, str] = {}
+    seen: set[str] = set()
+    while wanted:
+        module = wanted.pop()
+        seen.add(module)
+        for name in imported_at_once(module):
+            top = name.partition(".")[0]
+            if top in ("isoflop", "isoflop_kernels"):
+                wanted |= {each for each in with_packages(name) if source(each)} - seen
+            elif top not in HAS and top not in sys.stdlib_module_names:
+                outside[top] = module
+    assert outside == {}
+    assert "isoflop.train.step" in seen
+    assert "isoflop_kernels.dispatch" in seen
+
+
+def source(module: str) -> Path | None:
+    root = REPOSITORY / "kernels" if module.startswith("isoflop_kernels") else REPOSITORY
+    path = root / module.replace(".", "/")
+    found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return found[0] if found else None
+
+
+def with_packages(module: str) -> set[str]:
+    """A module, and the packages around it, which are imported first."""
+    parts = module.split(".")
+    return {".".join(parts[:number]) for number in range(1, len(parts) + 1)}
+
+
+def imported_at_once(module: str) -> set[str]:
+    """What a module imports when it is imported: not in functions, nor for types alone."""
+    file = source(module)
+    assert file is not None
+    found: set[str] = set()
+    left = list(ast.parse(file.read_text()).body)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            left += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            left += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return found
 
 
 @pytest.mark.slow
