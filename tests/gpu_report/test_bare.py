@@ -28,6 +28,8 @@ HAS = set(os.environ["BARE_HAS"].split())
 class Bare:
     def __init__(self, finder):
         self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)  # what finds versions of packages
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
         if top in HAS or top in sys.stdlib_module_names or top.startswith("_"):
