@@ -59,7 +59,8 @@ def train_run(
     the CPU in float32, losses and weights are bit-identical for the same spec, data and placement,
     wherever the run began and however often it was stopped or killed. A loss or gradient norm that
     is not finite ends the run at the step where it occurs, before that step's update. Number of
-    threads and the way the C library handles freed memory are set for the whole process.
+    threads, how CUDA multiplies float32, and the way the C library handles freed memory are set for
+    the whole process.
 
     A checkpoint that cannot be written is reported as an event, and training goes on.
 
