@@ -40,8 +40,8 @@ $(OLDER)/.installed: constraints.txt
 	grep -vE '^(torch|triton|numpy|setuptools)==' constraints.txt > $(OLDER)/constraints.txt
 	$(OLDER)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
 		--constraint $(OLDER)/constraints.txt torch==2.11.0 triton==3.6.0 'numpy<2.4' \
-		annotated-types click filelock hypothesis jinja2 matplotlib pandas pyarrow pydantic pytest \
-		pytest-timeout pytest-xdist rich safetensors scipy submitit typing-extensions
+		click filelock hypothesis jinja2 matplotlib pandas pyarrow pydantic pytest pytest-timeout \
+		pytest-xdist rich safetensors scipy submitit typing-extensions
 	touch $@
 
 lint: $(VENV)/.installed-dev
