@@ -119,6 +119,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert (found[name] - value).abs().max() < BOUND, name
 
 
+@pytest.mark.slow
 def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
     """All orders in one start of two processes, since importing torch takes as long as they do."""
     bf16 = {"precision": "bf16"}
