@@ -34,7 +34,7 @@ from isoflop.train.batch import made_batch, rank_batch
 from isoflop.train.compiled import compile_model
 from isoflop.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.step import gradients_of_batch, set_float32_products
+from isoflop.train.step import adds_in_place, gradients_of_batch, set_float32_products
 from isoflop.train.throughput import wait_for
 from isoflop_kernels import use_implementation
 
@@ -154,7 +154,12 @@ def measure_step(spec: RunSpec, placement: Placement, *, steps: int) -> Measured
     targets_BT = made_batch(spec)
     if placement.compiles:
         rows = placement.micro_batch or spec.batch_size
-        compile_model(model, rank_batch(targets_BT[:rows]), precision=spec.precision)
+        compile_model(
+            model,
+            rank_batch(targets_BT[:rows]),
+            precision=spec.precision,
+            in_place=adds_in_place(-(-spec.batch_size // rows)),
+        )
     optimizer = recipe_adamw(model, recipe)
     set_learning_rate(optimizer, recipe.peak_lr)
     seconds = []

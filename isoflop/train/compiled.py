@@ -91,7 +91,9 @@ class _Backend:
         return compiled
 
 
-def compile_model(model: nn.Module, batch: Batch, *, precision: str) -> Compiled | NotCompiled:
+def compile_model(
+    model: nn.Module, batch: Batch, *, precision: str, in_place: bool = False
+) -> Compiled | NotCompiled:
     """Compile ``model`` in place, its names and parameters unchanged, and compare it.
 
     A forward and a backward pass over ``batch`` compile for its shape here, not in the first step.
@@ -113,6 +115,8 @@ def compile_model(model: nn.Module, batch: Batch, *, precision: str) -> Compiled
         model: a Transformer on its device, before it is wrapped for several ranks.
         batch: sequences that the steps take through the model at a time.
         precision: ``fp32`` or ``bf16``.
+        in_place: whether the steps add gradients of experts' tables in place, which is another
+            graph: see :func:`isoflop.train.step.adds_in_place`.
 
     Returns:
         What is compiled now, with a warning where it is not the whole model; or why nothing is.
@@ -127,7 +131,9 @@ def compile_model(model: nn.Module, batch: Batch, *, precision: str) -> Compiled
     try:
         # torch's own notices on what it traces through.
         with warnings.catch_warnings(action="ignore"):
-            found = _gradients(model, batch, precision)
+            found = gradients_of_batch(
+                model, batch, clip_norm=None, precision=precision, in_place=in_place
+            )
         reason = expected.disagreement(model, found)
         doubt = "torch.compile computes something else here, going on without it: %s"
     except Exception as error:
@@ -172,9 +178,7 @@ def _where_compared(
     return forward
 
 
-def _gradients(
-    model: nn.Module, batch: Batch, precision: str, micro_batch: int | None = None
-) -> StepGradients:
+def _gradients(model: nn.Module, batch: Batch, precision: str, micro_batch: int) -> StepGradients:
     return gradients_of_batch(
         model, batch, clip_norm=None, precision=precision, micro_batch=micro_batch
     )

@@ -30,7 +30,12 @@ from isoflop.train.memory import keep_freed_memory, reset_peak
 from isoflop.train.optimizer import learning_rate, recipe_adamw, set_learning_rate
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.state import TrainingState, seed_all
-from isoflop.train.step import StepGradients, gradients_of_batch, set_float32_products
+from isoflop.train.step import (
+    StepGradients,
+    adds_in_place,
+    gradients_of_batch,
+    set_float32_products,
+)
 from isoflop.train.trunk import SharedTrunk
 
 if TYPE_CHECKING:
@@ -152,7 +157,12 @@ class _Run:
         spec = self._spec
         share = spec.batch_size // self._ranks.size
         rows = min(self._placement.micro_batch or share, share)
-        found = compile_model(model, rank_batch(made_batch(spec)[:rows]), precision=spec.precision)
+        found = compile_model(
+            model,
+            rank_batch(made_batch(spec)[:rows]),
+            precision=spec.precision,
+            in_place=adds_in_place(-(-share // rows), self._ranks),
+        )
         (num_without,) = self._ranks.sum([float(isinstance(found, NotCompiled))])
         if num_without and isinstance(found, Compiled):
             not_compiled(model)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from isoflop.data.tokenizers import PAD_ID
 from isoflop.data.windows import Tokens
-from isoflop.families._shared.module import cast_once
-from isoflop.placement import Placement
+from isoflop.families._shared.module import cast_once, summed_in_place
+from isoflop.placement import SUMMED_IN_PLACE_FROM, Placement
 from isoflop.train.batch import Batch, rank_batch
 from isoflop.train.optimizer import clip_gradients
-from isoflop.train.ranks import SINGLE, Ranks
+from isoflop.train.ranks import SINGLE, Ranks, SingleRank
 
 
 class StepGradients(NamedTuple):
@@ -38,6 +38,7 @@ def gradients_of_batch(
     precision: str,
     ranks: Ranks = SINGLE,
     micro_batch: int | None = None,
+    in_place: bool | None = None,
 ) -> StepGradients:
     """Set the clipped gradients of the global batch's mean loss.
 
@@ -53,6 +54,8 @@ def gradients_of_batch(
         precision: ``fp32`` or ``bf16``.
         ranks: the processes that share the batch; all of them call this together.
         micro_batch: sequences that this rank takes through the model at a time; None: its share.
+        in_place: whether gradients of experts' tables are added in place; None: as
+            :func:`adds_in_place` says.
 
     Raises:
         UserError: the batch does not split evenly over the ranks.
@@ -65,7 +68,10 @@ def gradients_of_batch(
     divisor = batch.num_targets / ranks.loss_scale()
     losses = []
     parts = list(batch.split(micro_batch))
-    with tables_cast(model, precision):
+    if in_place is None:
+        in_place = adds_in_place(len(parts), ranks)
+    summed = summed_in_place(model) if in_place else contextlib.nullcontext()
+    with tables_cast(model, precision), summed:
         for number, (inputs_RT, targets_RT) in enumerate(parts, start=1):
             with nothing_shared(model) if number < len(parts) else contextlib.nullcontext():
                 with compute_type(precision, device):
@@ -77,6 +83,14 @@ def gradients_of_batch(
     norm = float(ranks.grad_norm(parameters))
     clip_gradients([p.grad for p in parameters if p.grad is not None], norm, clip_norm)
     return StepGradients(total, norm)
+
+
+def adds_in_place(num_micro_batches: int, ranks: Ranks = SINGLE) -> bool:
+    """Return whether a step adds the gradients of experts' tables in place, with the same result.
+
+    Never where several ranks share it: their layouts wait for each parameter's gradient.
+    """
+    return num_micro_batches >= SUMMED_IN_PLACE_FROM and type(ranks) is SingleRank
 
 
 def nothing_shared(model: nn.Module) -> AbstractContextManager[object]:

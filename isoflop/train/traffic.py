@@ -199,6 +199,8 @@ class TrafficCounter(TorchDispatchMode):
         if not in_backward:
             if self._is_cast_of_parameter(name, args):
                 return "casts"
+            if name == "aten::zeros_like":
+                return self._weight_part(out) or "other"
             return "clipping" if name in _CLIPPING else "other"
         node = torch._C._current_autograd_node()
         if node is not None and node.name().endswith("AccumulateGrad"):
@@ -360,8 +362,8 @@ def _moved(
 ) -> tuple[_Sizes, _Sizes]:
     """Return the tensors that an operator reads and those it writes, with the bytes of each."""
     namespace, _, operator = name.partition("::")
-    if namespace == "isoflop_kernels" and operator.removesuffix("_backward") in _GATHERED_ROWS:
-        return _gathered(operator, args, out)
+    if namespace == "isoflop_kernels" and _forward_name(operator) in _GATHERED_ROWS:
+        return _gathered(operator, func, args, out)
     written = [t for each in _mutated(func, args, kwargs) for t in _tensors(each)]
     # The same operand twice is read once.
     given = list(
@@ -393,20 +395,28 @@ def _moved(
     return [(t, _size(t)) for t in given], writes
 
 
-def _gathered(operator: str, args: Any, out: Any) -> tuple[_Sizes, _Sizes]:
+def _forward_name(operator: str) -> str:
+    return operator.removesuffix("_sum").removesuffix("_backward")
+
+
+def _gathered(operator: str, func: Any, args: Any, out: Any) -> tuple[_Sizes, _Sizes]:
     """Return reads and writes of the layer of chosen rows: each row once for each product.
 
-    The tables as they are read come last, behind those that are differentiated.
+    The tables as they are read come last, behind those that are differentiated. Sums are read and
+    written where gradients are added to them, and only handed on in the forward pass.
     """
-    is_backward = operator.endswith("_backward")
-    given = list(_tensors(args))
+    is_backward = operator != _forward_name(operator)
+    names = [argument.name for argument in func._schema.arguments]
+    given_by_name = list(zip(names, args, strict=False))
+    given = list(_tensors([value for name, value in given_by_name if "sum_" not in name]))
+    sums = _tensors([v for n, v in given_by_name if is_backward and "sum_" in n])
     x_TD = given[0]
     index = next(t for t in given if not t.is_floating_point() and t.dim() == 3)
     tables = [
         t for t in given if t.dim() == 3 and t.shape[2] == x_TD.shape[1] and t.shape != index.shape
     ]
     rest = [t for t in given if not any(t is table for table in tables)]
-    of_tables, of_tokens = _GATHERED_ROWS[operator.removesuffix("_backward")]
+    of_tables, of_tokens = _GATHERED_ROWS[_forward_name(operator)]
     if not is_backward:
         of_tables, of_tokens = 2, 0
     values = index.numel() * x_TD.shape[1]
@@ -414,7 +424,11 @@ def _gathered(operator: str, args: Any, out: Any) -> tuple[_Sizes, _Sizes]:
         (tables[-1], values * of_tables * tables[-1].element_size()),
         (x_TD, values * of_tokens * x_TD.element_size()),
     ]
-    return reads + [(t, _size(t)) for t in rest], [(t, _size(t)) for t in _tensors(out)]
+    added = [(t, _size(t)) for t in sums]
+    return (
+        reads + [(t, _size(t)) for t in rest] + added,
+        [(t, _size(t)) for t in _tensors(out)] + added,
+    )
 
 
 def _mutated(func: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:

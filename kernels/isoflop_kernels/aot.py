@@ -44,9 +44,10 @@ SHIPPED = {
     "small": dataclasses.replace(_SMALL, shared=True),
     "small v2": dataclasses.replace(_SMALL, version="v2"),
     "scale 6": _SCALE_6,
+    "scale 6 summed": dataclasses.replace(_SCALE_6, sums=True),
     "scale 6 single": dataclasses.replace(_SCALE_6, **_SINGLE),
     "scale 6 mixed": dataclasses.replace(_SCALE_6, tokens=torch.float32),
-    "scale 8 v2": Call(width=1024, num_chosen=8, num_keys=112, version="v2"),
+    "scale 8 v2": Call(width=1024, num_chosen=8, num_keys=112, version="v2", sums=True),
     "wide": Call(width=2048, num_chosen=1, num_keys=16, version="v1", **_GELU),
 }
 # Kernels whose products take tensor cores.

@@ -33,8 +33,9 @@ from isoflop_kernels.product_key_topk import triton_op as selection
 class Call:
     """One layer's call of the operators: its sizes, and the types that its tensors come in.
 
-    `rows` are the tables as they are read, `tables` those whose gradients are wanted. `version` is
-    one of Triton's two; None where sizes and types decide.
+    `rows` are the tables as they are read, `tables` those whose gradients are wanted; with `sums`
+    they are added to those of earlier micro-batches. `version` is one of Triton's two; None where
+    sizes and types decide.
     """
 
     num_tokens: int = 2**17
@@ -47,6 +48,7 @@ class Call:
     scores: torch.dtype = torch.bfloat16
     rows: torch.dtype = torch.bfloat16
     tables: torch.dtype = torch.float32
+    sums: bool = False
     activation: str = "identity"
     gate_order: str = "gate_then_act"
     version: str | None = None
@@ -98,7 +100,11 @@ def run(call: Call) -> None:
     cross_entropy.losses_and_gradient(logits, targets, logits, ignored=0)
     y, h = triton_op._forward(x, idx, score, rows_in, rows_out, act, order)
     tensors = (y, x, idx, score, rows_in, rows_out, h)
-    triton_op._backward(*tensors, act, order, [True] * 4, dtypes)
+    if call.sums:
+        sums = made(call.tables, *table), made(call.tables, *table)
+        triton_op._add_backward(*tensors, act, order, [True] * 4, sums)
+    else:
+        triton_op._backward(*tensors, act, order, [True] * 4, dtypes)
 
 
 @contextlib.contextmanager

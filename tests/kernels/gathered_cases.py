@@ -95,9 +95,9 @@ def differentiate(
     return {"y": y.detach()} | {name: leaves[name].grad for name in GRADIENTS}
 
 
-def run(activation: str = "identity", gate_order: str = "gate_then_act", rows=None):
+def run(activation: str = "identity", gate_order: str = "gate_then_act", rows=None, sums=None):
     return lambda leaves: isoflop_kernels.gathered_linear(
-        *leaves.values(), activation=activation, gate_order=gate_order, rows=rows
+        *leaves.values(), activation=activation, gate_order=gate_order, rows=rows, sums=sums
     )
 
 
@@ -127,6 +127,28 @@ def check_rows(case: Case, tolerance: float, dtype: torch.dtype = torch.bfloat16
     for name in ("y", "x", "score"):
         assert actual[name].dtype == dtype, name
         assert_close(actual, {name: expected[name]}, max(tolerance, torch.finfo(dtype).eps))
+
+
+def check_sums(case: Case, dtype: torch.dtype | None = None) -> None:
+    """Gradients of the tables are added to sums, bit for bit as autograd adds them, and go nowhere.
+
+    The others are what they are without sums. ``dtype`` is that of tokens, scores and rows.
+    """
+    inputs = case.inputs()
+    rows = None
+    if dtype is not None:
+        inputs |= {name: inputs[name].to(dtype) for name in ("x", "score")}
+        rows = rows_of(inputs, dtype)
+    dy = output_gradient(inputs).to(inputs["x"].dtype)
+    plain = differentiate(run("silu", rows=rows), inputs, dy)
+    noise = torch.Generator().manual_seed(9)
+    before = [torch.randn(inputs["w_in"].shape, generator=noise) for _ in range(2)]
+    sums = before[0].clone(), before[1].clone()
+    actual = differentiate(run("silu", rows=rows, sums=sums), inputs, dy)
+    for name, was, total in zip(("w_in", "w_out"), before, sums, strict=True):
+        assert actual[name] is None
+        assert torch.equal(total, was + plain[name]), name
+    assert all(torch.equal(actual[name], plain[name]) for name in ("y", "x", "score"))
 
 
 def output_gradient(inputs: dict[str, Tensor]) -> Tensor:
@@ -169,6 +191,9 @@ def opcheck(
         rows = rows_of(inputs, torch.bfloat16)
         forward = (*forward, *rows)
         backward = (*backward[:4], *rows, *backward[6:], torch.float32, torch.float64)
+    sums = torch.zeros_like(plain[3]), torch.zeros_like(plain[4])
+    added = (*backward[:10], *sums)
+    torch.library.opcheck(getattr(ops, f"{name}_backward_sum").default, added)
     torch.library.opcheck(getattr(ops, name).default, forward)
     torch.library.opcheck(getattr(ops, f"{name}_backward").default, backward)
 

@@ -18,12 +18,14 @@ from kernels.gathered_cases import (
     assert_close,
     check_int64_and_strided,
     check_rows,
+    check_sums,
     differentiate,
     expected_of,
     opcheck,
     output_gradient,
     rows_of,
     run,
+    spread,
 )
 
 IMPLEMENTATIONS = ("reference", "bag", "cpp")
@@ -153,6 +155,41 @@ def test_rows_equal_to_the_tables_change_no_bit(implementation):
         plain = differentiate(run("silu"), inputs, dy)
         read = differentiate(run("silu", rows=rows), inputs, dy)
     assert all(torch.equal(plain[name], read[name]) for name in plain)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_of_the_tables_are_added_in_place(shared, dtype, implementation):
+    with isoflop_kernels.use_implementation(implementation):
+        check_sums(Case(T=60, D=33, shared=shared, choice="unused", E=25), dtype)
+
+
+@pytest.mark.parametrize("implementation", ["bag", "cpp"])
+def test_sums_are_added_to_in_place_in_a_compiled_graph_too(implementation):
+    case = Case(T=20, D=16)
+    inputs = {n: t.requires_grad_(n in GRADIENTS) for n, t in case.inputs().items()}
+    sums = torch.ones_like(inputs["w_in"]), torch.ones_like(inputs["w_out"])
+    with isoflop_kernels.use_implementation(implementation):
+        run("silu")(inputs).sum().backward()
+        expected = [1 + 2 * inputs[name].grad for name in ("w_in", "w_out")]
+        compiled = torch.compile(run("silu", sums=sums), fullgraph=True, backend="aot_eager")
+        with FlopCounterMode(display=False) as counter:
+            run("silu", sums=sums)(inputs).sum().backward()
+        compiled(inputs).sum().backward()
+    assert counter.get_total_flops() == 12 * case.T * case.C * case.K * case.D
+    for total, value in zip(sums, expected, strict=True):
+        torch.testing.assert_close(total, value)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t[:, 1:], lambda t: t.clone().requires_grad_(), spread]
+)
+def test_sums_that_do_not_fit_are_refused(change):
+    inputs = Case().inputs()
+    total = torch.zeros_like(inputs["w_out"])
+    with pytest.raises(ValueError, match=r"sums\[1\]: must have shape \["):
+        run(sums=(total, change(total)))(inputs)
 
 
 @pytest.mark.parametrize("implementation", ["bag", "cpp"])

@@ -34,6 +34,7 @@ def one_product_inputs() -> tuple[Any, ...]:
 
 
 INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "_AddTo": lambda: (rows(2, 3), torch.zeros(2, 3)),
     "_ChunkedSum": lambda: (rows(6, 4), rows(9, 4), torch.arange(6), True, False),
     "_Exchange": lambda: (rows(2, 3), None, lambda x, _: x * 2, lambda x, _: x * 2),
     "_NormaliseAndRotate": lambda: (rows(2, 3, 16), rows(2, 4)),

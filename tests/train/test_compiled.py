@@ -26,7 +26,7 @@ from isoflop.train.compiled import Compiled, NotCompiled, _Expected, compile_mod
 from isoflop.train.loop import Hooks, Placement, train_run
 from isoflop.train.ranks import SingleRank
 from isoflop.train.routing import gated_modules
-from isoflop.train.step import gradients_of_batch
+from isoflop.train.step import adds_in_place, gradients_of_batch
 from made_data import MadeData
 from made_shapes import rung_spec
 from made_training import made_spec
@@ -263,14 +263,14 @@ def test_a_run_says_whether_it_is_compiled(
     monkeypatch.setattr(placement, "COMPILED_DEVICES", ("cpu",) if is_default_here else ())
     seen: list[tuple[Any, ...]] = []
 
-    def compiler(model: nn.Module, batch: Batch, *, precision: str) -> NotCompiled:
-        seen.append((tuple(batch.inputs_RT.shape), precision))
+    def compiler(model: nn.Module, batch: Batch, *, precision: str, in_place: bool) -> NotCompiled:
+        seen.append((tuple(batch.inputs_RT.shape), precision, in_place))
         # Real sequences: the same token everywhere has no gradient for queries and keys.
         assert len(batch.inputs_RT.unique()) > 4
         return NotCompiled("a trial")
 
     monkeypatch.setattr(loop, "compile_model", compiler)
-    spec = made_spec(steps=1)
+    spec = made_spec(steps=1, batch_size=6)
     events: list[tuple[str, dict[str, Any]]] = []
     train_run(
         spec,
@@ -279,7 +279,7 @@ def test_a_run_says_whether_it_is_compiled(
         hooks=Hooks(on_event=lambda kind, values: events.append((kind, values))),
     )
     if given or is_default_here:
-        assert seen == [((2, spec.seq_len), "fp32")]
+        assert seen == [((2, spec.seq_len), "fp32", True)]
         assert ("not_compiled", {"reason": "a trial"}) in events
     else:
         assert not seen
@@ -442,9 +442,12 @@ def test_moe_is_one_graph_around_its_products_for_any_sizes_of_groups(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [2, 1])
 def test_tables_in_bf16_are_cast_outside_of_the_compiled_graph(
+    micro_batch: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With four micro-batches their gradients are added in place, in the same graph."""
     monkeypatch.setattr(train_compiled, "BACKEND", "eager")
     torch._dynamo.reset()
     casts: list[bool] = []
@@ -457,8 +460,11 @@ def test_tables_in_bf16_are_cast_outside_of_the_compiled_graph(
     monkeypatch.setattr(ExpertTables, "_cast", noted)
     spec = dataclasses.replace(made("sgatlin"), batch_size=4)
     model, eager, batch = build_model(spec), build_model(spec), rank_batch(made_batch(spec))
-    part = Batch(inputs_RT=batch.inputs_RT[:2], targets_RT=batch.targets_RT[:2], num_targets=32)
-    compiled = compile_model(model, part, precision="bf16")
+    inputs_RT, targets_RT = next(batch.split(micro_batch))
+    part = Batch(inputs_RT=inputs_RT, targets_RT=targets_RT, num_targets=16 * micro_batch)
+    in_place = adds_in_place(4 // micro_batch)
+    assert in_place == (micro_batch == 1)
+    compiled = compile_model(model, part, precision="bf16", in_place=in_place)
     assert isinstance(compiled, Compiled)
     assert compiled._replace(operators=()) == Compiled(1.0, 1, 0, (), ())
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -466,7 +472,7 @@ def test_tables_in_bf16_are_cast_outside_of_the_compiled_graph(
         for _ in range(2):
             # Tables of other values each time, in other memory.
             for each, results in ((model, found), (eager, expected)):
-                results.append(step(each, batch, "bf16", micro_batch=2))
+                results.append(step(each, batch, "bf16", micro_batch=micro_batch))
                 with torch.no_grad():
                     each.blocks[0].feedforward.w_out.mul_(2.0)
     # Before, for the comparison, two.

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isoflop.accounting.ledger import COMPONENT_NAMES
 from isoflop.errors import UserError
 from isoflop.families import family_names
-from isoflop.families._shared.module import ExpertTables
+from isoflop.families._shared.module import ExpertTables, summed_in_place
 from isoflop.model import build_model, loss
 from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
@@ -85,6 +85,46 @@ def test_a_micro_batch_of_the_whole_is_the_whole_bit_for_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(again[2], whole[2], strict=True))
     prepared = step(model, rank_batch(targets_BT))  # type: ignore[arg-type]
     assert prepared[:2] == whole[:2]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["sgatlin", "peer"])
+def test_tables_gradients_are_added_in_place_with_the_same_bits(
+    family: str, precision: str
+) -> None:
+    spec = made(family)
+    model, targets_BT = build_model(spec), padded_batch(spec)
+    tables = [p for name, p in model.named_parameters() if name.endswith((".w_in", ".w_out"))]
+    given: list[Tensor] = []
+    for table in tables:
+        table.register_hook(lambda grad: None if grad is None else given.append(grad))
+
+    def sums_in(micro_batch: int, **options: Any) -> tuple[int, list[Tensor]]:
+        given.clear()
+        arguments: dict[str, Any] = {"clip_norm": None, "precision": precision, **options}
+        gradients_of_batch(model, targets_BT, micro_batch=micro_batch, **arguments)
+        assert all(p.grad is not None for p in tables)
+        assert all(layer.sums is None for layer in model.modules() if hasattr(layer, "sums"))
+        return len(given), [p.grad for p in model.parameters() if p.grad is not None]
+
+    # Of seven sequences: two micro-batches, three, and three that autograd adds up.
+    assert sums_in(4)[0] == 2 * len(tables)
+    in_place, apart = sums_in(3), sums_in(3, in_place=False)
+    assert (in_place[0], apart[0]) == (0, 3 * len(tables))
+    assert all(torch.equal(a, b) for a, b in zip(in_place[1], apart[1], strict=True))
+    # Layouts of several ranks wait for every gradient.
+    assert sums_in(1, ranks=TwoRanks(0, repeats=True))[0] == 7 * len(tables)
+
+
+def test_an_error_within_a_step_leaves_no_sums_behind() -> None:
+    model = build_model(made("sgatlin"))
+    layer, raised = model.blocks[0].feedforward, RuntimeError("on the way")
+    seen: list[object] = []
+    with contextlib.suppress(RuntimeError), summed_in_place(model):
+        seen.append(layer.sums)
+        raise raised
+    assert seen != [None]
+    assert layer.sums is None
 
 
 def test_clipping_acts_on_the_whole_batch() -> None:
@@ -213,7 +253,7 @@ class ReadsOfTables(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name.startswith("gathered_linear"):
-            forward = not name.endswith("_backward")
+            forward = "_backward" not in name
             read = args[7:9] if forward else args[4:6]
             self.calls += [(name, row.element_size(), args[0].dtype) for row in read]
         elif isinstance(result, Tensor) and result.dtype == torch.bfloat16 and args:

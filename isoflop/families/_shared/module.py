@@ -42,6 +42,8 @@ class ExpertTables(nn.Module):
         # are in no state, and what is not compiled makes them.
         self._rows: Rows | None = None
         self._versions: tuple[int, int] | None = None
+        # Where passes add the tables' gradients, while `summed_in_place` is open.
+        self.sums: Rows | None = None
 
     def initialisers(self) -> Mapping[str, Initialiser]:
         """Return both tables: std 1/sqrt(experts per table), whatever the width."""
@@ -78,6 +80,15 @@ class ExpertTables(nn.Module):
         if dtype is not None and type(self.w_in) is nn.Parameter:
             self._rows, self._versions = self._cast(dtype), self._versions_now()
 
+    def hold_sums(self) -> None:
+        """Make the tables' gradients, zero, for backward passes to add to."""
+        for table in (self.w_in, self.w_out):
+            if table.grad is None:
+                table.grad = torch.zeros_like(table)
+        assert self.w_in.grad is not None
+        assert self.w_out.grad is not None
+        self.sums = (self.w_in.grad, self.w_out.grad)
+
     def _cast(self, dtype: torch.dtype) -> Rows:
         return self.w_in.detach().to(dtype), self.w_out.detach().to(dtype)
 
@@ -99,6 +110,23 @@ def cast_once(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.hold_rows(None)
+
+
+@contextmanager
+def summed_in_place(model: nn.Module) -> Iterator[None]:
+    """Have the backward passes inside add the tables' gradients in place, as of several parts.
+
+    Otherwise each makes a dense gradient, and autograd adds it to those of the parts before. The
+    tables must be plain parameters without hooks, which would see no gradient.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, ExpertTables)]
+    try:
+        for layer in layers:
+            layer.hold_sums()
+        yield
+    finally:
+        for layer in layers:
+            layer.sums = None
 
 
 class DenseRouter(nn.Module):

@@ -46,6 +46,7 @@ class PEER(ExpertTables):
             "gelu_tanh",
             "act_then_gate",
             self.rows_read(),
+            self.sums,
         )
 
 

@@ -52,6 +52,7 @@ class SparselyGatedLinear(ExpertTables):
             self.activation,
             self.gate_order,
             self.rows_read(),
+            self.sums,
         )
 
 

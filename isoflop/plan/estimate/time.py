@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from isoflop.placement import SUMMED_IN_PLACE_FROM
 from isoflop.plan.estimate.hardware import Hardware
 from isoflop.plan.estimate.memory import PARAM_BYTES, ModelShape, PlacementEstimate
 from isoflop.plan.estimate.traffic import (
@@ -88,7 +89,9 @@ def assumptions(hardware: Hardware) -> tuple[str, ...]:
         f"it holds {OPERANDS} tensors of their size",
         selection,
         "time: matrices are cast once a micro-batch, tables of experts once a step; gradients are "
-        f"added up over micro-batches at {ADD_BYTES_PER_PARAM} bytes a parameter",
+        f"added up over micro-batches at {ADD_BYTES_PER_PARAM} bytes a parameter, on one device "
+        f"from {SUMMED_IN_PLACE_FROM} micro-batches on those of tables of tiny experts at "
+        f"{2 * PARAM_BYTES}, in place",
         f"time: AdamW moves {ADAMW_BYTES_PER_PARAM} bytes a parameter and step, clipping "
         f"{CLIP_BYTES_PER_PARAM}, dense over all experts",
         "time: communication does not overlap with computing; checkpointing runs each layer's "

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from isoflop.accounting.ledger import TRAINING_PASSES
+from isoflop.placement import SUMMED_IN_PLACE_FROM
 from isoflop.plan.estimate.memory import (
     CHUNK_BYTES,
     MAX_LOGIT_BYTES,
@@ -23,7 +24,8 @@ from isoflop.plan.estimate.memory import (
 ADAMW_BYTES_PER_PARAM = 7 * PARAM_BYTES
 # The gradient is read for its norm, then read and written to scale it.
 CLIP_BYTES_PER_PARAM = 3 * PARAM_BYTES
-# A gradient that is added to that of the micro-batches before it: both read, the sum written.
+# A gradient that is added to that of the micro-batches before it: both read, the sum written. In
+# place, it is read and written.
 ADD_BYTES_PER_PARAM = 3 * PARAM_BYTES
 # A cast of a weight for the compute type reads float32 and writes bf16; its gradient comes back.
 CAST_BYTES_PER_PARAM = PARAM_BYTES + 2
@@ -243,8 +245,19 @@ def _gathered(shape: ModelShape, placement: PlacementEstimate, kind: str) -> Wor
         gathered_bytes=gathered,
         num_bytes=gathered
         + tokens * shape.n_layers * (vectors + numbers)
-        + component.num_params * PARAM_BYTES * placement.grad_accum,
+        + component.num_params * PARAM_BYTES * _gradient_passes(placement),
     )
+
+
+def _gradient_passes(placement: PlacementEstimate) -> int:
+    """Return how often a table's dense gradient is read or written by its own kernels."""
+    if not _adds_in_place(placement):
+        return placement.grad_accum
+    return 1 + 2 * placement.grad_accum
+
+
+def _adds_in_place(placement: PlacementEstimate) -> bool:
+    return placement.grad_accum >= SUMMED_IN_PLACE_FROM and placement.num_devices == 1
 
 
 def logits_in_chunks(shape: ModelShape, placement: PlacementEstimate) -> bool:
@@ -295,7 +308,10 @@ def _accumulated(shape: ModelShape, placement: PlacementEstimate) -> float:
     """Return sums over micro-batches; the first copies gradients that come transposed or shared."""
     copied = _num_keys(shape)
     copied += 0 if logits_in_chunks(shape, placement) else shape.num_embedding_params
-    added = ADD_BYTES_PER_PARAM * shape.num_params * (placement.grad_accum - 1)
+    num_added = shape.num_params
+    if shape.gathered_values and _adds_in_place(placement):
+        num_added -= shape.component("experts").num_params
+    added = ADD_BYTES_PER_PARAM * num_added * (placement.grad_accum - 1)
     return added + 2 * PARAM_BYTES * copied
 
 

@@ -99,7 +99,10 @@ class ChannelRanks(DataParallelRanks):
         activation: str,
         gate_order: str,
         rows: tuple[Tensor, Tensor] | None = None,
+        sums: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        # Their hooks see every gradient.
+        assert sums is None
         y_TD = gathered_linear(
             gather_tokens(x_TD, self._group),
             own_channels(idx_TCK, self._group),

@@ -40,6 +40,7 @@ def gathered_linear(
     activation: str = "identity",
     gate_order: str = "gate_then_act",
     rows: tuple[Tensor, Tensor] | None = None,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Run each token through the linear experts that were chosen for it.
 
@@ -63,6 +64,9 @@ def gathered_linear(
         rows: `w_in` and `w_out` as they are read, forward and backward, for example rounded to
             bfloat16, which halves what a pass gathers. They have no gradients: those of the
             tables go to `w_in` and `w_out`, in their dtypes and not rounded to that of the rows.
+        sums: tensors like `w_in` and `w_out` that the backward pass adds their gradients to, in
+            place; `w_in` and `w_out` are given none then. For steps of several micro-batches: a
+            dense gradient of each, and its sum with the others, take twice the bytes.
 
     Returns:
         y_TD in the dtype of `x_TD`; gradients come in the dtype of their argument.
@@ -78,6 +82,8 @@ def gathered_linear(
     _check_dtypes(idx_TCK, x_TD=x_TD, score_TCK=score_TCK, w_in=w_in, w_out=w_out)
     if rows is not None:
         rows = _checked_rows(idx_TCK, w_in, *rows)
+    if sums is not None:
+        _check_sums(w_in, *sums)
     if dispatch.debug():
         check_range(idx_TCK, w_in.shape[1])
     # Without tokens there is nothing to launch, and plain torch knows what the gradients are.
@@ -86,7 +92,15 @@ def gathered_linear(
     if name != "reference":
         _refuse_forward_mode(name, x_TD, score_TCK, w_in, w_out)
     run = _IMPLEMENTATIONS[name]
-    return run(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order, rows)
+    return run(x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order, rows, sums)
+
+
+def _check_sums(w_in: Tensor, *sums: Tensor) -> None:
+    for name, total in zip(("sums[0]", "sums[1]"), sums, strict=True):
+        if total.shape != w_in.shape or not total.is_contiguous() or total.requires_grad:
+            raise ValueError(
+                f"{name}: must have shape {list(w_in.shape)}, be contiguous and need no gradient"
+            )
 
 
 def _refuse_forward_mode(name: str, *tensors: Tensor) -> None:

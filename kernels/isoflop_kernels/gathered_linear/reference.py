@@ -22,6 +22,7 @@ def gathered_linear(
     activation: str,
     gate_order: str,
     rows: tuple[Tensor, Tensor] | None = None,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Gather both rows of every chosen expert, then two batched matrix products.
 
@@ -33,6 +34,8 @@ def gathered_linear(
     if idx_TCK.device.type == "cpu" and has_values:
         check_range(idx_TCK, w_in.shape[1])
     rows_in, rows_out = rows or (None, None)
+    if sums is not None:
+        w_in, w_out = _AddTo.apply(w_in, sums[0]), _AddTo.apply(w_out, sums[1])
     dtype = compute_dtype(x_TD, score_TCK, *(rows or (w_in, w_out)))
     num_tokens, width = x_TD.shape
     rows_TM = flat_rows(idx_TCK.long(), w_in.shape[0], w_in.shape[1])
@@ -64,3 +67,17 @@ class _ReadAs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.to(ctx.dtype), None
+
+
+class _AddTo(torch.autograd.Function):
+    """The table itself, whose gradient is added to a tensor and goes no further."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, total: Tensor) -> Tensor:
+        ctx.total = total
+        return w.view_as(w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        ctx.total.add_(grad)
+        return None, None

@@ -20,12 +20,18 @@ from isoflop_kernels.precision import compute_dtype
 
 FORWARD_SCHEMA = (
     "(Tensor x, Tensor idx, Tensor score, Tensor w_in, Tensor w_out, str activation, "
-    "str gate_order, Tensor? rows_in=None, Tensor? rows_out=None) -> (Tensor y, Tensor h)"
+    "str gate_order, Tensor? rows_in=None, Tensor? rows_out=None, Tensor? sum_in=None, "
+    "Tensor? sum_out=None) -> (Tensor y, Tensor h)"
 )
 BACKWARD_SCHEMA = (
     "(Tensor dy, Tensor x, Tensor idx, Tensor score, Tensor rows_in, Tensor rows_out, Tensor h, "
     "str activation, str gate_order, bool[] need, ScalarType? in_dtype=None, "
     "ScalarType? out_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+SUM_SCHEMA = (
+    "(Tensor dy, Tensor x, Tensor idx, Tensor score, Tensor rows_in, Tensor rows_out, Tensor h, "
+    "str activation, str gate_order, bool[] need, Tensor(a!) sum_in, Tensor(b!) sum_out) -> "
+    "(Tensor, Tensor)"
 )
 
 Rows = tuple[Tensor, Tensor]
@@ -37,8 +43,9 @@ def register(
     name: str,
     forward: Callable[..., tuple[Tensor, Tensor]],
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]],
+    add_backward: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Operator:
-    """Register `isoflop_kernels::NAME` and `isoflop_kernels::NAME_backward`.
+    """Register `isoflop_kernels::NAME`, `isoflop_kernels::NAME_backward` and `…_backward_sum`.
 
     The tables that an implementation gets are those it reads: `rows` where they are given. These
     are what the backward pass keeps, and the gradients of w_in and w_out have their own dtypes.
@@ -50,6 +57,8 @@ def register(
         backward: dy, the same tensors, h, activation, gate order, which of the gradients of x,
             score, w_in and w_out are needed, and the dtypes of the last two, to those gradients;
             empty where not needed.
+        add_backward: the same with, in place of the dtypes, a pair of tensors that the gradients of
+            w_in and w_out are added to, to those of x and score; None: made of `backward`.
 
     Returns:
         The operation without its second output; arguments are those of the public operator.
@@ -63,24 +72,21 @@ def register(
         mutates_args=(),
         schema=BACKWARD_SCHEMA,
     )
+    sum_op = torch.library.custom_op(
+        f"isoflop_kernels::{name}_backward_sum",
+        _sum_of(add_backward or added_up(backward)),
+        mutates_args=("sum_in", "sum_out"),
+        schema=SUM_SCHEMA,
+    )
     forward_op.register_fake(_forward_fake)
     backward_op.register_fake(_backward_fake)
+    sum_op.register_fake(_sum_fake)
     namespace = torch.ops.isoflop_kernels
     register_flop_formula(getattr(namespace, name))(forward_flops)
-    register_flop_formula(getattr(namespace, f"{name}_backward"))(backward_flops)
+    for each in (f"{name}_backward", f"{name}_backward_sum"):
+        register_flop_formula(getattr(namespace, each))(backward_flops)
 
-    def differentiate(ctx: Any, dy_TD: Tensor | None, dh_TCK: Tensor | None) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
-        need = [needs[0], *needs[2:5]]
-        if dy_TD is None or not any(need):
-            return (None,) * 9
-        grads = backward_op(dy_TD, *ctx.saved_tensors, *ctx.gate, need, *ctx.dtypes)
-        dx, dscore, dw_in, dw_out = (
-            grad if needed else None for grad, needed in zip(grads, need, strict=True)
-        )
-        return dx, None, dscore, dw_in, dw_out, None, None, None, None
-
-    forward_op.register_autograd(differentiate, setup_context=_setup_context)
+    forward_op.register_autograd(_derivative(backward_op, sum_op), setup_context=_setup_context)
 
     def gathered_linear(
         x_TD: Tensor,
@@ -91,12 +97,37 @@ def register(
         activation: str,
         gate_order: str,
         rows: Rows | None = None,
+        sums: Rows | None = None,
     ) -> Tensor:
         tensors = (x_TD, idx_TCK, score_TCK, w_in, w_out)
-        y_TD, _ = forward_op(*tensors, activation, gate_order, *(rows or (None, None)))
+        others = (*(rows or (None, None)), *(sums or (None, None)))
+        y_TD, _ = forward_op(*tensors, activation, gate_order, *others)
         return y_TD
 
     return gathered_linear
+
+
+def _derivative(
+    backward_op: Callable[..., Any], sum_op: Callable[..., Any]
+) -> Callable[..., tuple[Any, ...]]:
+    """Return the derivative of a forward operation by its backward operations."""
+
+    def differentiate(ctx: Any, dy_TD: Tensor | None, dh_TCK: Tensor | None) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        need = [needs[0], *needs[2:5]]
+        if dy_TD is None or not any(need):
+            return (None,) * 11
+        if ctx.sums is None:
+            grads = backward_op(dy_TD, *ctx.saved_tensors, *ctx.gate, need, *ctx.dtypes)
+        else:
+            dx, dscore = sum_op(dy_TD, *ctx.saved_tensors, *ctx.gate, need, *ctx.sums)
+            grads, need = (dx, dscore, None, None), [*need[:2], False, False]
+        dx, dscore, dw_in, dw_out = (
+            grad if needed else None for grad, needed in zip(grads, need, strict=True)
+        )
+        return dx, None, dscore, dw_in, dw_out, *(None,) * 6
+
+    return differentiate
 
 
 def _forward_of(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
@@ -112,6 +143,8 @@ def _forward_of(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., 
         gate_order: str,
         rows_in: Tensor | None = None,
         rows_out: Tensor | None = None,
+        sum_in: Tensor | None = None,
+        sum_out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         read_in, read_out = _tables_read(w_in, w_out, rows_in, rows_out)
         return forward(x_TD, idx_TCK, score_TCK, read_in, read_out, activation, gate_order)
@@ -145,6 +178,45 @@ def _backward_of(
     return backward_of_rows
 
 
+def added_up(
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]],
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a backward pass that adds the tables' gradients, once made, to sums."""
+
+    def add_backward(*args: Any) -> tuple[Tensor, Tensor]:
+        *others, need, sums = args
+        dx, dscore, *tables = backward(*others, need, (sums[0].dtype, sums[1].dtype))
+        for total, table, needed in zip(sums, tables, need[2:], strict=True):
+            if needed:
+                total.add_(table)
+        return dx, dscore
+
+    return add_backward
+
+
+def _sum_of(add_backward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """Return the backward operation of an implementation that adds to sums."""
+
+    def backward_to_sums(
+        dy_TD: Tensor,
+        x_TD: Tensor,
+        idx_TCK: Tensor,
+        score_TCK: Tensor,
+        rows_in: Tensor,
+        rows_out: Tensor,
+        h_TCK: Tensor,
+        activation: str,
+        gate_order: str,
+        need: Sequence[bool],
+        sum_in: Tensor,
+        sum_out: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        tensors = (dy_TD, x_TD, idx_TCK, score_TCK, rows_in, rows_out, h_TCK)
+        return add_backward(*tensors, activation, gate_order, need, (sum_in, sum_out))
+
+    return backward_to_sums
+
+
 def _tables_read(
     w_in: Tensor, w_out: Tensor, rows_in: Tensor | None, rows_out: Tensor | None
 ) -> Rows:
@@ -161,6 +233,8 @@ def _forward_fake(
     gate_order: str,
     rows_in: Tensor | None = None,
     rows_out: Tensor | None = None,
+    sum_in: Tensor | None = None,
+    sum_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(x_TD, score_TCK, *_tables_read(w_in, w_out, rows_in, rows_out))
     return x_TD.new_empty(x_TD.shape), x_TD.new_empty(idx_TCK.shape, dtype=dtype)
@@ -189,8 +263,30 @@ def _backward_fake(
     return dx, dscore, dw_in, dw_out
 
 
+def _sum_fake(
+    dy_TD: Tensor,
+    x_TD: Tensor,
+    idx_TCK: Tensor,
+    score_TCK: Tensor,
+    rows_in: Tensor,
+    rows_out: Tensor,
+    h_TCK: Tensor,
+    activation: str,
+    gate_order: str,
+    need: Sequence[bool],
+    sum_in: Tensor,
+    sum_out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    dx, dscore = (
+        t.new_empty(t.shape if needed else 0)
+        for t, needed in zip((x_TD, score_TCK), need[:2], strict=True)
+    )
+    return dx, dscore
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order, rows_in, rows_out = inputs
+    x_TD, idx_TCK, score_TCK, w_in, w_out, activation, gate_order, *others = inputs
+    rows_in, rows_out, sum_in, sum_out = others
     _, h_TCK = output
     ctx.mark_non_differentiable(h_TCK)
     ctx.set_materialize_grads(False)
@@ -198,3 +294,5 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x_TD, idx_TCK, score_TCK, *tables, h_TCK)
     ctx.gate = (activation, gate_order)
     ctx.dtypes = (w_in.dtype, w_out.dtype)
+    # Not saved for the backward pass: tensors that are may not change before it.
+    ctx.sums = None if sum_in is None else (sum_in, sum_out)

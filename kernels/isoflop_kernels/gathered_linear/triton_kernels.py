@@ -139,6 +139,7 @@ def expert_kernel(
     DZ: tl.constexpr,
     WITH_IN: tl.constexpr,
     WITH_OUT: tl.constexpr,
+    ADD: tl.constexpr,
     ACTIVATION: tl.constexpr,
     GATE_ORDER: tl.constexpr,
 ):
@@ -149,8 +150,8 @@ def expert_kernel(
     the gradient of z: "gather" sees all of D and takes the dot product, "load" sees a slice and
     reads what `dot_kernel` found, "none" needs no more than dw_out. The order holds choices as they
     are numbered within the row's table, PER_TABLE for each token, of CK in all tables. A row that
-    is one chunk is written straight away, also when it is empty; otherwise the sums go to the row's
-    slots for `reduce_kernel`.
+    is one chunk is written straight away, also when it is empty, or with ADD added to what is
+    there; otherwise the sums go to the row's slots for `reduce_kernel`.
     """
     i_S, i_slice = tl.program_id(0), tl.program_id(1)
     i_R = tl.load(p_row + i_S)
@@ -207,6 +208,11 @@ def expert_kernel(
         num_chunks = tl.load(p_first_chunk + i_R + 1) - tl.load(p_first_chunk + i_R)
         if num_chunks == 1:
             o_dw = i_R.to(tl.int64) * D + o_D
+            if ADD:
+                if WITH_IN:
+                    b_in += tl.load(p_dw_in + o_dw, mask=m_D, other=0.0).to(tl.float32)
+                if WITH_OUT:
+                    b_out += tl.load(p_dw_out + o_dw, mask=m_D, other=0.0).to(tl.float32)
             if WITH_IN:
                 tl.store(p_dw_in + o_dw, b_in.to(p_dw_in.dtype.element_ty), mask=m_D)
             if WITH_OUT:
@@ -230,8 +236,12 @@ def reduce_kernel(
     BD: tl.constexpr,
     WITH_IN: tl.constexpr,
     WITH_OUT: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """Add up the chunks of each row that has several, in their order; grid (R, slices)."""
+    """Add up the chunks of each row that has several, in their order; grid (R, slices).
+
+    With ADD, they are added to what is there.
+    """
     i_R, i_slice = tl.program_id(0).to(tl.int64), tl.program_id(1)
     num_chunks = tl.load(p_first_chunk + i_R + 1) - tl.load(p_first_chunk + i_R)
     if num_chunks > 1:
@@ -246,6 +256,11 @@ def reduce_kernel(
                 b_in += tl.load(p_partial + o_partial, mask=m_D, other=0.0)
             if WITH_OUT:
                 b_out += tl.load(p_partial + o_partial + D, mask=m_D, other=0.0)
+        if ADD:
+            if WITH_IN:
+                b_in += tl.load(p_dw_in + i_R * D + o_D, mask=m_D, other=0.0).to(tl.float32)
+            if WITH_OUT:
+                b_out += tl.load(p_dw_out + i_R * D + o_D, mask=m_D, other=0.0).to(tl.float32)
         if WITH_IN:
             tl.store(p_dw_in + i_R * D + o_D, b_in.to(p_dw_in.dtype.element_ty), mask=m_D)
         if WITH_OUT:

@@ -26,7 +26,7 @@ from isoflop_kernels.gathered_linear import bag, triton_v2
 from isoflop_kernels.gathered_linear.choice import version
 from isoflop_kernels.gathered_linear.gates import check_range, gate_backward
 from isoflop_kernels.gathered_linear.groups import cut, sort_by_row
-from isoflop_kernels.gathered_linear.registered import Dtypes, register
+from isoflop_kernels.gathered_linear.registered import Dtypes, added_up, register
 from isoflop_kernels.gathered_linear.triton_kernels import (
     INTERPRETED,
     combine_kernel,
@@ -78,10 +78,52 @@ def _backward(
     dtypes: Dtypes,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return gradients of x, score, w_in and w_out; empty where `need` is false."""
+    tensors = (dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK)
     names = (activation, gate_order)
     if h_TCK.dtype == torch.float64:
-        tensors = (dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK)
         return bag._backward(*tensors, *names, need, dtypes)
+    *_, need_in, need_out = need
+    # Sums are float32 in the kernels; the store rounds them to these types and no other.
+    dw_in = w_in.new_empty(w_in.shape if need_in else 0, dtype=dtypes[0])
+    dw_out = w_out.new_empty(w_out.shape if need_out else 0, dtype=dtypes[1])
+    dx, dscore = _gradients(tensors, names, need, (dw_in, dw_out), add=False)
+    return dx, dscore, dw_in, dw_out
+
+
+def _add_backward(
+    dy_TD: Tensor,
+    x_TD: Tensor,
+    idx_TCK: Tensor,
+    score_TCK: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    h_TCK: Tensor,
+    activation: str,
+    gate_order: str,
+    need: Sequence[bool],
+    sums: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return gradients of x and score; add those of w_in and w_out to `sums`."""
+    tensors = (dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK)
+    names = (activation, gate_order)
+    if h_TCK.dtype == torch.float64:
+        return added_up(bag._backward)(*tensors, *names, need, sums)
+    return _gradients(tensors, names, need, sums, add=True)
+
+
+gathered_linear = register("gathered_linear_triton", _forward, _backward, _add_backward)
+
+
+def _gradients(
+    tensors: tuple[Tensor, ...],
+    names: tuple[str, str],
+    need: Sequence[bool],
+    into: tuple[Tensor, Tensor],
+    *,
+    add: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return gradients of x and score, empty where `need` is false; fill or add to the tables'."""
+    dy_TD, x_TD, idx_TCK, score_TCK, w_in, w_out, h_TCK = tensors
     if x_TD.device.type == "cpu" and not INTERPRETED:
         triton_config.refuse_cpu()
     dy_TD, x_TD, idx_TCK = dy_TD.contiguous(), x_TD.contiguous(), idx_TCK.contiguous()
@@ -89,20 +131,14 @@ def _backward(
     w_out = w_out.contiguous()
     two = version(x_TD, idx_TCK, w_in, w_out) == "v2"
     choices = triton_v2.backward if two else _choices_backward
-    need_x, need_score, need_in, need_out = need
-    # Sums are float32 in the kernels; the store rounds them to these types and no other.
-    dw_in = w_in.new_empty(w_in.shape if need_in else 0, dtype=dtypes[0])
-    dw_out = w_out.new_empty(w_out.shape if need_out else 0, dtype=dtypes[1])
+    need_x, need_score, *_ = need
     with triton_config.launching(x_TD.device):
         dh_TCK, dscore = choices(
-            dy_TD, x_TD, idx_TCK, score_TCK, w_out, h_TCK, (dw_in, dw_out), names, need
+            dy_TD, x_TD, idx_TCK, score_TCK, w_out, h_TCK, into, names, need, add
         )
         dx = _combine(w_in.contiguous(), idx_TCK, dh_TCK, x_TD) if need_x else x_TD.new_empty(0)
     dscore = dscore.to(score_TCK.dtype) if need_score else score_TCK.new_empty(0)
-    return dx, dscore, dw_in, dw_out
-
-
-gathered_linear = register("gathered_linear_triton", _forward, _backward)
+    return dx, dscore
 
 
 def _choices_backward(
@@ -115,8 +151,12 @@ def _choices_backward(
     into: tuple[Tensor, Tensor],
     names: tuple[str, str],
     need: Sequence[bool],
+    add: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return gradients of h and score, undefined where `need` is false; fill those of tables."""
+    """Return gradients of h and score, undefined where `need` is false; fill those of tables.
+
+    With ``add``, those of tables are added to what is there.
+    """
     need_x, need_score, need_in, need_out = need
     need_dz = need_x or need_score or need_in
     need_tables = need_in or need_out
@@ -138,7 +178,7 @@ def _choices_backward(
         dz_TCK,
         into,
         names,
-        (mode, need_in, need_out),
+        (mode, need_in, need_out, add),
     )
 
 
@@ -209,10 +249,10 @@ def _experts(
     dz_TCK: Tensor,
     into: tuple[Tensor, Tensor],
     names: tuple[str, str],
-    wanted: tuple[str, bool, bool],
+    wanted: tuple[str, bool, bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """Return gradients of h and the score; fill those of w_in and w_out that are wanted."""
-    mode, with_in, with_out = wanted
+    mode, with_in, with_out, add = wanted
     width, num_rows = x_TD.shape[1], w_out.shape[0] * w_out.shape[1]
     arch = _arch(x_TD)
     order_N, start_R1 = sort_by_row(idx_TCK, w_out.shape[0], w_out.shape[1])
@@ -252,6 +292,7 @@ def _experts(
         DZ=mode,
         WITH_IN=with_in,
         WITH_OUT=with_out,
+        ADD=add,
         ACTIVATION=names[0],
         GATE_ORDER=names[1],
         num_warps=launch.num_warps,
@@ -268,6 +309,7 @@ def _experts(
             BD=launch.BD,
             WITH_IN=with_in,
             WITH_OUT=with_out,
+            ADD=add,
             num_warps=launch.num_warps,
         )
     return dh_TCK, dscore_TCK

@@ -48,8 +48,12 @@ def backward(
     into: tuple[Tensor, Tensor],
     names: tuple[str, str],
     need: Sequence[bool],
+    add: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return gradients of h and score, undefined where `need` is false; fill those of tables."""
+    """Return gradients of h and score, undefined where `need` is false; fill those of tables.
+
+    With ``add``, those of tables are added to what is there.
+    """
     need_x, need_score, need_in, need_out = need
     groups = by_group(idx_TCK, w_out.shape[0], w_out.shape[1])
     dh_TCK, dscore_TCK = torch.empty_like(h_TCK), torch.empty_like(score_TCK)
@@ -60,7 +64,7 @@ def backward(
         z_TCK = gate(h_TCK, score_TCK.float(), *names)
     dw_in, dw_out = into
     if need_in or need_out:
-        _tables(groups, (x_TD, dh_TCK, dw_in), (dy_TD, z_TCK, dw_out), need[2:])
+        _tables(groups, (x_TD, dh_TCK, dw_in), (dy_TD, z_TCK, dw_out), need[2:], add)
     return dh_TCK, dscore_TCK
 
 
@@ -115,6 +119,7 @@ def _tables(
     into_in: tuple[Tensor, Tensor, Tensor],
     into_out: tuple[Tensor, Tensor, Tensor],
     need: Sequence[bool],
+    add: bool,
 ) -> None:
     """Fill the gradients of the tables that are needed, given tokens, weights and where it goes."""
     arch, width = triton_config.architecture_of(into_in[0].device), into_in[0].shape[1]
@@ -127,7 +132,7 @@ def _tables(
     partial = into_in[1].new_empty(chunks.num_slots if split else 0, 2, group_size)
     for table, tensors in ((IN, into_in), (OUT, into_out)):
         if need[table]:
-            _table(groups, chunks, *tensors, partial, table)
+            _table(groups, chunks, *tensors, partial, table, add)
     if split:
         launch = triton_config.group_reduce(arch, group_size)
         reduce_kernel[num_groups, -(-group_size // launch.BD)](
@@ -140,6 +145,7 @@ def _tables(
             BD=launch.BD,
             WITH_IN=need[IN],
             WITH_OUT=need[OUT],
+            ADD=add,
             num_warps=launch.num_warps,
         )
 
@@ -152,6 +158,7 @@ def _table(
     dw: Tensor,
     partial: Tensor,
     table: int,
+    add: bool,
 ) -> None:
     """Fill one table's gradient, or its partial sums."""
     arch, width = triton_config.architecture_of(rows_TD.device), rows_TD.shape[1]
@@ -173,6 +180,7 @@ def _table(
         groups.num_keys,
         chunks.size,
         TABLE=table,
+        ADD=add,
         BM=launch.BM,
         BN=launch.BN,
         BD=launch.BD,

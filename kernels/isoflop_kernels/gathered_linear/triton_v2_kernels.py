@@ -134,6 +134,7 @@ def group_table_kernel(
     NK,
     CHUNK,
     TABLE: tl.constexpr,
+    ADD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
@@ -145,8 +146,9 @@ def group_table_kernel(
     choices of a block, dh or z, in a matrix: zero where a token did not choose, the sum where it
     chose twice. Weights are float32 and rounded to the type of X here. Slices are the slow axis,
     so that one slice of all tokens stays in the second-level cache. A group that is one chunk is
-    written straight away, also when it is empty; otherwise sums go to the group's slots for
-    `reduce_kernel`, to the first or second place of a slot as TABLE says.
+    written straight away, also when it is empty, or with ADD added to what is there; otherwise
+    sums go to the group's slots for `reduce_kernel`, to the first or second place of a slot as
+    TABLE says.
     """
     i_S, i_slice = tl.program_id(0), tl.program_id(1)
     i_G = tl.load(p_group + i_S)
@@ -187,6 +189,8 @@ def group_table_kernel(
         o_ND = o_N.to(tl.int64)[:, None] * D + o_D[None, :]
         o_table = i_G.to(tl.int64) * NK * D
         if num_chunks == 1:
+            if ADD:
+                b_sum += tl.load(p_dw + o_table + o_ND, mask=m_ND, other=0.0).to(tl.float32)
             tl.store(p_dw + o_table + o_ND, b_sum.to(p_dw.dtype.element_ty), mask=m_ND)
         else:
             o_slot = ((tl.load(p_slot + i_G) + i_chunk).to(tl.int64) * 2 + TABLE) * NK * D

@@ -21,6 +21,7 @@ from kernels.gathered_cases import (
     assert_close,
     check_int64_and_strided,
     check_rows,
+    check_sums,
     differentiate,
     expected_of,
     output_gradient,
@@ -89,6 +90,11 @@ def test_rows_are_read_and_gradients_of_the_tables_keep_their_own_type(calls):
     case = Case(T=6, C=2, D=24, choice="duplicates")
     check_rows(case, 1e-3, torch.float16)
     assert calls == ["forward", "backward"]
+
+
+def test_gradients_of_the_tables_are_added_in_place(narrow):
+    # Some groups are one chunk, some several.
+    check_sums(Case(T=30, C=1, D=24, choice="popular"), torch.float16)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -19,6 +19,7 @@ from kernels.gathered_cases import (
     Case,
     check_int64_and_strided,
     check_rows,
+    check_sums,
     differentiate,
     output_gradient,
     run,
@@ -106,6 +107,13 @@ def test_rows_are_read_and_gradients_of_the_tables_keep_their_own_type(monkeypat
     check_rows(Case(T=6, C=2, D=24, choice="duplicates"), TOLERANCE, torch.float16)
     monkeypatch.setattr(triton_config, "chunk_size", lambda num_choices, num_rows: 4)
     check_rows(Case(T=8, C=2, D=24, choice="popular", shared=True), TOLERANCE, torch.float16)
+
+
+def test_gradients_of_the_tables_are_added_in_place(monkeypatch):
+    check_sums(Case(T=6, C=2, D=24, choice="duplicates"))
+    # Some rows are one chunk, some several.
+    monkeypatch.setattr(triton_config, "chunk_size", lambda num_choices, num_rows: 4)
+    check_sums(Case(T=8, C=2, D=24, choice="popular"), torch.float16)
 
 
 @pytest.mark.parametrize("choice", ["random", "popular", "unused"])

@@ -63,6 +63,19 @@ def test_every_part_moves_and_computes_what_a_step_does(family: str, precision: 
         assert share == pytest.approx(FUSED_SHARE, rel=0.1)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tables_gradients_that_are_added_in_place_are_counted(precision: str) -> None:
+    spec = spec_of("sgatlin", precision)
+    work = step_work(model_shape(spec), placed(spec, 2), kind="cpu")
+    assert_equal_within_a_tenth(work, counted_step(spec, micro_batch=2))
+    # A step of two micro-batches, and of three on two devices, has autograd add them.
+    moved = [
+        step_work(model_shape(spec), placement, kind="cpu")["accumulation"].num_bytes
+        for placement in (placed(spec, 3), placed(spec, 2), placed(spec, 2, num_devices=2))
+    ]
+    assert moved[1] < moved[0] < moved[2]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_recomputed_forward_pass_is_counted(family: str) -> None:
     spec = spec_of(family)
