@@ -93,9 +93,10 @@ def test_a_run_that_fails_is_parked_with_its_reason_and_retried(
     wait_until(lambda: states(study)[run_id]["state"] == "failed", "parked", seconds=120)
     study.wait_for_empty_queue()
     found = states(study)[run_id]
-    assert found["reason"].startswith("parked after 2 failures; failed: IsADirectoryError")
+    assert found["reason"].startswith("parked after 2 failures; failed: PermissionError: ")
+    assert "Not a regular file" in found["reason"]
     assert found["kind"] == "code"
-    assert any("IsADirectoryError" in line for line in found["log_lines"])
+    assert any("Not a regular file" in line for line in found["log_lines"])
     assert "nothing to send" in study.submit(max_failures=2).stdout
 
     (spec.path / "metrics.jsonl").rmdir()

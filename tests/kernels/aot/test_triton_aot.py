@@ -218,7 +218,7 @@ with mock.patch.object(JITFunction, "run", run):
     launches.run(call)
 print(len(set(launched)), entries() - before)
 """
-    assert compiled(tmp_path, code) == "5 1\n"
+    assert compiled(tmp_path, code) == "6 1\n"
 
 
 @pytest.mark.slow
