@@ -197,22 +197,9 @@ def added_up(
 def _sum_of(add_backward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     """Return the backward operation of an implementation that adds to sums."""
 
-    def backward_to_sums(
-        dy_TD: Tensor,
-        x_TD: Tensor,
-        idx_TCK: Tensor,
-        score_TCK: Tensor,
-        rows_in: Tensor,
-        rows_out: Tensor,
-        h_TCK: Tensor,
-        activation: str,
-        gate_order: str,
-        need: Sequence[bool],
-        sum_in: Tensor,
-        sum_out: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        tensors = (dy_TD, x_TD, idx_TCK, score_TCK, rows_in, rows_out, h_TCK)
-        return add_backward(*tensors, activation, gate_order, need, (sum_in, sum_out))
+    def backward_to_sums(*args: Any) -> tuple[Tensor, Tensor]:
+        *others, sum_in, sum_out = args
+        return add_backward(*others, (sum_in, sum_out))
 
     return backward_to_sums
 
@@ -263,24 +250,9 @@ def _backward_fake(
     return dx, dscore, dw_in, dw_out
 
 
-def _sum_fake(
-    dy_TD: Tensor,
-    x_TD: Tensor,
-    idx_TCK: Tensor,
-    score_TCK: Tensor,
-    rows_in: Tensor,
-    rows_out: Tensor,
-    h_TCK: Tensor,
-    activation: str,
-    gate_order: str,
-    need: Sequence[bool],
-    sum_in: Tensor,
-    sum_out: Tensor,
-) -> tuple[Tensor, Tensor]:
-    dx, dscore = (
-        t.new_empty(t.shape if needed else 0)
-        for t, needed in zip((x_TD, score_TCK), need[:2], strict=True)
-    )
+def _sum_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    *others, _, _ = args
+    dx, dscore, _, _ = _backward_fake(*others)
     return dx, dscore
 
 
