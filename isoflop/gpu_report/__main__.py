@@ -29,7 +29,10 @@ class _Stopped(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one line, and leaves with 2."""
+    """Says what is wrong with an option in one line, and leaves with 2.
+
+    As that of isoflop_kernels.command, which imports torch: only workers do here.
+    """
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")

@@ -14,6 +14,7 @@ import torch
 from isoflop.gpu_report.profiles import hardware_of
 from isoflop.gpu_report.records import TAKEN, Job, Outcome, Row
 from isoflop.plan.estimate.hardware import Hardware
+from isoflop.train.throughput import wait_for
 from isoflop_kernels import command, product_key_topk
 from isoflop_kernels.bench import suite, traffic
 from isoflop_kernels.bench.cases import MODES, Shape, make_cases
@@ -43,7 +44,7 @@ def warm(job: Job, device: torch.device) -> Iterator[Row]:
         with command.using("triton"):
             sim = torch.randn(shape.T, 2, shape.C, shape.N, device=device, dtype=dtype)
             product_key_topk(sim, shape.K)
-        _wait(device)
+        wait_for(device)
     outcome: Outcome = "skipped" if reason else "passed"
     yield Row(stage=job.stage, case=job.case, outcome=outcome, note=reason or "")
 
@@ -127,18 +128,11 @@ def measure_kernel(job: Job, device: torch.device) -> Iterator[Row]:
 
 def _version_taken(shape: Shape, dtype: torch.dtype) -> str:
     """Return the version of Triton's passes that a call of this size takes by itself."""
-    if dtype == torch.float32:
-        return "v1"
-    return choice.faster(
-        choice.Sizes(
-            num_tokens=shape.T,
-            width=shape.D,
-            num_channels=shape.C,
-            num_chosen=shape.K,
-            num_tables=shape.C,
-            num_experts=shape.E,
-        )
-    )
+    with torch.device("meta"):
+        x_TD = torch.empty(shape.T, shape.D, dtype=dtype)
+        idx_TCK = torch.empty(shape.T, shape.C, shape.K, dtype=torch.int32)
+        table = torch.empty(shape.C, shape.E, shape.D, dtype=dtype)
+    return choice.version(x_TD, idx_TCK, table, table)
 
 
 def _product_rate(facts: Mapping[str, Any], dtype: torch.dtype, hardware: Hardware) -> float:
@@ -186,8 +180,3 @@ def _rows_in_use(kernel: str, shape: Shape, b: int) -> int:
     if kernel in ("h, z", "dz"):
         return shape.E * shape.D * b
     return shape.T * shape.D * b
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
