@@ -52,12 +52,15 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 def unembed(x_BTD: Tensor, embedding_VD: Tensor, *, bf16: bool = False) -> Tensor:
     """Return the logits of the tied embedding, [..., V]."""
-    x_BTD = x_BTD.float()
-    if bf16:
-        x_BTD, embedding_VD = x_BTD.bfloat16().float(), embedding_VD.bfloat16().float()
+    x_BTD, embedding_VD = _rounded(x_BTD, bf16), _rounded(embedding_VD, bf16)
     # The copy makes the embedding's gradient a product of the fast kind: at width 8 on the CPU, an
     # eighth of the time of the one that follows from a transposed view.
     return x_BTD @ embedding_VD.T.contiguous()
+
+
+def _rounded(factor: Tensor, bf16: bool) -> Tensor:
+    """Return a factor of the logits in float32; with `bf16`, as numbers of bfloat16."""
+    return (factor.bfloat16() if bf16 else factor).float()
 
 
 def unembedded_loss(
@@ -80,18 +83,11 @@ def unembedded_token_losses(
     if not _in_chunks(targets_BT, embedding_VD):
         return token_losses(unembed(x_BTD, embedding_VD, bf16=bf16), targets_BT)
     x_TD, target_T = x_BTD.flatten(0, 1), targets_BT.flatten()
-    losses = []
-    if bf16:
-        embedding_VD = embedding_VD.bfloat16()
-    for rows in _chunks(len(target_T), embedding_VD):
-        if bf16 and not torch.is_grad_enabled():
-            logit_RV = x_TD.new_empty(
-                rows.stop - rows.start, len(embedding_VD), dtype=torch.float32
-            )
-            _product(x_TD[rows].bfloat16(), embedding_VD.T, logit_RV)
-        else:
-            logit_RV = unembed(x_TD[rows], embedding_VD, bf16=bf16)
-        losses.append(token_losses(logit_RV, target_T[rows]))
+    chunks = _differentiable_logits if torch.is_grad_enabled() else _logits
+    losses = [
+        token_losses(logit_RV, target_T[rows])
+        for rows, logit_RV in chunks(x_TD, embedding_VD, bf16)
+    ]
     return torch.cat(losses).view_as(targets_BT)
 
 
@@ -190,8 +186,8 @@ def _scaled_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum_alone(x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool) -> Tensor:
-    loss, read_TD, read_VD = _read(x_TD, embedding_VD, bf16)
-    for rows, logit_RV in _logits(read_TD, read_VD):
+    loss = x_TD.new_zeros((), dtype=torch.float32)
+    for rows, logit_RV in _logits(x_TD, embedding_VD, bf16):
         loss = loss + _cross_entropy(logit_RV, target_T[rows], "sum")
     return loss
 
@@ -200,11 +196,12 @@ def _sum_and_gradients(
     x_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, bf16: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the summed loss and its gradients by the tokens and by the embedding, in float32."""
-    loss, read_TD, read_VD = _read(x_TD, embedding_VD, bf16)
+    loss = x_TD.new_zeros((), dtype=torch.float32)
+    read_TD, read_VD = _read(x_TD, embedding_VD, bf16)
     grad_x_TD = loss.new_empty(x_TD.shape)
     grad_embedding_VD = loss.new_zeros(embedding_VD.shape)
     fused = implementation(x_TD.device.type) == "triton"
-    for rows, logit_RV in _logits(read_TD, read_VD):
+    for rows, logit_RV in _logits(read_TD, read_VD, bf16):
         grad_RV = logit_RV
         if read_TD.dtype != logit_RV.dtype:
             grad_RV = _matrix(len(logit_RV), logit_RV.shape[1], logit_RV, read_TD.dtype)
@@ -216,15 +213,15 @@ def _sum_and_gradients(
     return loss, grad_x_TD, grad_embedding_VD
 
 
-def _read(x_TD: Tensor, embedding_VD: Tensor, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a zero to add losses to, and both factors in the type that they are multiplied in."""
+def _read(x_TD: Tensor, embedding_VD: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
+    """Return both factors of the logits in the type that they are multiplied in."""
     dtype = torch.bfloat16 if bf16 else torch.float32
-    loss = x_TD.new_zeros((), dtype=torch.float32)
-    return loss, x_TD.to(dtype), embedding_VD.to(dtype)
+    return x_TD.to(dtype), embedding_VD.to(dtype)
 
 
-def _logits(read_TD: Tensor, read_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _logits(x_TD: Tensor, embedding_VD: Tensor, bf16: bool) -> Iterator[tuple[slice, Tensor]]:
     """Yield the logits of chunk after chunk, float32, in the same memory."""
+    read_TD, read_VD = _read(x_TD, embedding_VD, bf16)
     chunk_RV = None
     for rows in _chunks(len(read_TD), read_VD):
         if chunk_RV is None:
@@ -232,6 +229,15 @@ def _logits(read_TD: Tensor, read_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
         logit_RV = chunk_RV[: rows.stop - rows.start]
         _product(read_TD[rows], read_VD.T, logit_RV)
         yield rows, logit_RV
+
+
+def _differentiable_logits(
+    x_TD: Tensor, embedding_VD: Tensor, bf16: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the same, each chunk in memory of its own, by operators that autograd knows."""
+    x_TD, embedding_VD = _rounded(x_TD, bf16), _rounded(embedding_VD, bf16)
+    for rows in _chunks(len(x_TD), embedding_VD):
+        yield rows, x_TD[rows] @ embedding_VD.T
 
 
 def _matrix(num_rows: int, num_columns: int, like: Tensor, dtype: torch.dtype) -> Tensor:
