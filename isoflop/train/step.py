@@ -132,4 +132,4 @@ def set_float32_products(placement: Placement) -> None:
 
 def tables_cast(model: nn.Module, precision: str) -> AbstractContextManager[None]:
     """Return a context with the experts' tables as `precision` reads them, cast once."""
-    return cast_once(model, torch.bfloat16 if precision == "bf16" else None)
+    return cast_once(model, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

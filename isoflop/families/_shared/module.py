@@ -70,15 +70,18 @@ class ExpertTables(nn.Module):
         unchanged = torch.compiler.is_compiling() or self._versions == self._versions_now()
         return held if unchanged else self._cast(dtype)
 
-    def hold_rows(self, dtype: torch.dtype | None) -> None:
-        """Cast the tables now, for every pass from here on; None: let go of what was cast.
+    def hold_rows(self, dtype: torch.dtype) -> None:
+        """Cast the tables now, for every pass from here on.
 
         Sharded tables are cast in each pass, when they are whole; what was cast stays whole until
         its backward pass, unless activations are recomputed there.
         """
-        self._rows = None
-        if dtype is not None and type(self.w_in) is nn.Parameter:
+        if type(self.w_in) is nn.Parameter:
             self._rows, self._versions = self._cast(dtype), self._versions_now()
+
+    def let_go_of_rows(self) -> None:
+        """Let go of what was cast."""
+        self._rows = None
 
     def hold_sums(self) -> None:
         """Make the tables' gradients, zero, for backward passes to add to."""
@@ -97,11 +100,8 @@ class ExpertTables(nn.Module):
 
 
 @contextmanager
-def cast_once(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Cast the tables of all experts once for what runs inside, all micro-batches of a step.
-
-    None: nothing is cast.
-    """
+def cast_once(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Cast the tables of all experts once for what runs inside, all micro-batches of a step."""
     layers = [layer for layer in model.modules() if isinstance(layer, ExpertTables)]
     try:
         for layer in layers:
@@ -109,7 +109,7 @@ def cast_once(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            layer.hold_rows(None)
+            layer.let_go_of_rows()
 
 
 @contextmanager
