@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isoflop.accounting.conventions import paper_head
 from isoflop.errors import UserError
-from isoflop.model import build_model
+from isoflop.model import Transformer, build_model
 from isoflop.model.flop_counter import StrictFlopCounter
 from isoflop.placement import Placement
 from isoflop.plan.estimate.hardware import (
@@ -30,11 +30,11 @@ from isoflop.plan.estimate.memory import choose_placement
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
-from isoflop.train.batch import made_batch, rank_batch
-from isoflop.train.compiled import compile_model
+from isoflop.train.batch import made_batch
+from isoflop.train.compiled import compared_part, compile_model
 from isoflop.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from isoflop.train.optimizer import recipe_adamw, set_learning_rate
-from isoflop.train.step import adds_in_place, gradients_of_batch, set_float32_products
+from isoflop.train.step import gradients_of_batch, set_float32_products
 from isoflop.train.throughput import wait_for
 from isoflop_kernels import use_implementation
 
@@ -147,33 +147,19 @@ def measure_step(spec: RunSpec, placement: Placement, *, steps: int) -> Measured
 
     Where runs are compiled by default, so is this.
     """
-    recipe, device = get_recipe(spec.recipe), torch.device(placement.device)
+    device = torch.device(placement.device)
     reset_peak(device)
     model = build_model(spec).to(device)
     model.checkpoint_activations = placement.checkpoint_activations
-    targets_BT = made_batch(spec)
     if placement.compiles:
-        rows = placement.micro_batch or spec.batch_size
-        compile_model(
-            model,
-            rank_batch(targets_BT[:rows]),
-            precision=spec.precision,
-            in_place=adds_in_place(-(-spec.batch_size // rows)),
-        )
-    optimizer = recipe_adamw(model, recipe)
-    set_learning_rate(optimizer, recipe.peak_lr)
+        part, in_place = compared_part(spec, placement.micro_batch)
+        compile_model(model, part, precision=spec.precision, in_place=in_place)
+    step = _step_of(model, spec, placement)
     seconds = []
     for _ in range(WARM_UP_STEPS + steps):
         wait_for(device)
         begin = time.perf_counter()
-        gradients_of_batch(
-            model,
-            targets_BT,
-            clip_norm=recipe.clip_norm,
-            precision=spec.precision,
-            micro_batch=placement.micro_batch,
-        )
-        optimizer.step()
+        step()
         wait_for(device)
         seconds.append(time.perf_counter() - begin)
     timed = seconds[WARM_UP_STEPS:]
@@ -229,15 +215,24 @@ def measure_step_flops(
 def _step_flops(spec: RunSpec, placement: Placement, implementation: str) -> int:
     model = build_model(spec)
     model.checkpoint_activations = placement.checkpoint_activations
-    recipe = get_recipe(spec.recipe)
-    optimizer = recipe_adamw(model, recipe)
-    set_learning_rate(optimizer, recipe.peak_lr)
-    targets_BT = made_batch(spec)
+    step = _step_of(model, spec, placement)
     with (
         StrictFlopCounter() as counter,
         sdpa_kernel(SDPBackend.MATH),
         use_implementation(implementation),
     ):
+        step()
+    return counter.total
+
+
+def _step_of(model: Transformer, spec: RunSpec, placement: Placement) -> Callable[[], None]:
+    """Return what takes one optimizer step of a run, of made tokens: the same in each call."""
+    recipe = get_recipe(spec.recipe)
+    optimizer = recipe_adamw(model, recipe)
+    set_learning_rate(optimizer, recipe.peak_lr)
+    targets_BT = made_batch(spec)
+
+    def step() -> None:
         gradients_of_batch(
             model,
             targets_BT,
@@ -246,4 +241,5 @@ def _step_flops(spec: RunSpec, placement: Placement, implementation: str) -> int
             micro_batch=placement.micro_batch,
         )
         optimizer.step()
-    return counter.total
+
+    return step

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from isoflop.train.batch import Batch
+from isoflop.spec import RunSpec
+from isoflop.train.batch import Batch, made_batch, rank_batch
+from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.routing import gated_modules
-from isoflop.train.step import StepGradients, gradients_of_batch
+from isoflop.train.step import StepGradients, adds_in_place, gradients_of_batch
 
 logger = logging.getLogger("isoflop")
 
@@ -150,6 +152,23 @@ def compile_model(
         logger.warning(doubt, reason)
         return NotCompiled(reason)
     return _what_was_compiled(model, backend, _num_breaks() - breaks_before)
+
+
+def compared_part(
+    spec: RunSpec, micro_batch: int | None, ranks: Ranks = SINGLE
+) -> tuple[Batch, bool]:
+    """Return made tokens as a rank takes them through the model at a time, for `compile_model`.
+
+    With them, whether the steps of the run add gradients of tables in place.
+
+    Args:
+        spec: the run.
+        micro_batch: sequences at a time; None, or more than a rank's share: its share.
+        ranks: the processes that share the batch.
+    """
+    share = spec.batch_size // ranks.size
+    rows = min(micro_batch or share, share)
+    return rank_batch(made_batch(spec)[:rows]), adds_in_place(-(-share // rows), ranks)
 
 
 def not_compiled(model: nn.Module) -> None:

@@ -20,9 +20,15 @@ from isoflop.model import build_model
 from isoflop.placement import Placement
 from isoflop.plan.runs import run_ledger
 from isoflop.recipe import get_recipe
-from isoflop.train.batch import Batch, Prefetch, made_batch, rank_batch
+from isoflop.train.batch import Batch, Prefetch, rank_batch
 from isoflop.train.checkpoint import CheckpointError, CheckpointStore
-from isoflop.train.compiled import Compiled, NotCompiled, compile_model, not_compiled
+from isoflop.train.compiled import (
+    Compiled,
+    NotCompiled,
+    compared_part,
+    compile_model,
+    not_compiled,
+)
 from isoflop.train.evaluate import Evaluation, evaluate, evaluation_windows
 from isoflop.train.health import Monitor, check
 from isoflop.train.hooks import Accumulator, Hooks, RunOutcome, StepMetrics
@@ -30,12 +36,7 @@ from isoflop.train.memory import keep_freed_memory, reset_peak
 from isoflop.train.optimizer import learning_rate, recipe_adamw, set_learning_rate
 from isoflop.train.ranks import SINGLE, Ranks
 from isoflop.train.state import TrainingState, seed_all
-from isoflop.train.step import (
-    StepGradients,
-    adds_in_place,
-    gradients_of_batch,
-    set_float32_products,
-)
+from isoflop.train.step import StepGradients, gradients_of_batch, set_float32_products
 from isoflop.train.trunk import SharedTrunk
 
 if TYPE_CHECKING:
@@ -155,14 +156,8 @@ class _Run:
         Where one rank does without it, all do: they are as slow as that one, and round alike.
         """
         spec = self._spec
-        share = spec.batch_size // self._ranks.size
-        rows = min(self._placement.micro_batch or share, share)
-        found = compile_model(
-            model,
-            rank_batch(made_batch(spec)[:rows]),
-            precision=spec.precision,
-            in_place=adds_in_place(-(-share // rows), self._ranks),
-        )
+        part, in_place = compared_part(spec, self._placement.micro_batch, self._ranks)
+        found = compile_model(model, part, precision=spec.precision, in_place=in_place)
         (num_without,) = self._ranks.sum([float(isinstance(found, NotCompiled))])
         if num_without and isinstance(found, Compiled):
             not_compiled(model)
