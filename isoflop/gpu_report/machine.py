@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -153,18 +154,15 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, tf32: bool = Fa
         return 2 * side**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
 
 
-class multiplying_in_tf32:
-    """Context in which float32 products on a GPU are TF32, or are not."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = "high" if wanted else "highest"
-
-    def __enter__(self) -> None:
-        self._before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self._wanted)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self._before)
+@contextlib.contextmanager
+def multiplying_in_tf32(wanted: bool) -> Iterator[None]:
+    """Have float32 products on a GPU be TF32, or not."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
