@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from isoflop.families import get_spec
+from isoflop.plan.estimate.memory import PlacementEstimate
 from isoflop.recipe import get_recipe
 from isoflop.spec import RunSpec
 
@@ -34,3 +35,16 @@ def rung_spec(family: str, size: int, recipe_name: str = "paper-v1", **changes: 
         "precision": recipe.precision,
     }
     return RunSpec(**(values | changes))
+
+
+def placed(micro_batch: int = 128, grad_accum: int = 1, **changes: Any) -> PlacementEstimate:
+    """How a step is laid out: on one device, where it fits."""
+    values: dict[str, Any] = {
+        "num_devices": 1,
+        "parallel": "single",
+        "checkpointing": False,
+        "peak_mem_bytes": 0,
+        "fits": True,
+        "reason": "",
+    }
+    return PlacementEstimate(micro_batch=micro_batch, grad_accum=grad_accum, **(values | changes))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from isoflop.plan.estimate import traffic
 from isoflop.plan.estimate.hardware import Hardware, load_hardware
-from isoflop.plan.estimate.memory import PlacementEstimate, choose_placement, model_shape
+from isoflop.plan.estimate.memory import choose_placement, model_shape
 from isoflop.plan.estimate.time import (
     assumptions,
     estimate_step,
@@ -23,7 +23,7 @@ from isoflop.plan.estimate.traffic import (
     FUSED_GATHER,
     FUSED_SHARE,
 )
-from made_shapes import FAMILIES, rung_spec
+from made_shapes import FAMILIES, placed, rung_spec
 
 H100 = load_hardware("h100")
 
@@ -80,20 +80,6 @@ def test_one_flop_per_gathered_byte() -> None:
     shape = model_shape(rung_spec("sgatlin", 6))
     flops = shape.component("experts").flops_per_token // shape.n_layers
     assert flops == gathered_bytes(shape.gathered_values, FUSED_GATHER.forward_rows, 2)
-
-
-def placed(**changes: Any) -> PlacementEstimate:
-    values: dict[str, Any] = {
-        "micro_batch": 128,
-        "grad_accum": 1,
-        "num_devices": 1,
-        "parallel": "single",
-        "checkpointing": False,
-        "peak_mem_bytes": 0,
-        "fits": True,
-        "reason": "",
-    }
-    return PlacementEstimate(**(values | changes))
 
 
 def parts(family: str, size: int, hardware: Hardware = H100, **changes: Any) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import made_shapes
 from isoflop.model import loss
 from isoflop.plan.estimate import traffic
 from isoflop.plan.estimate.memory import ModelShape, PlacementEstimate, model_shape
@@ -27,17 +28,8 @@ def spec_of(family: str, precision: str = "fp32", **changes: Any) -> RunSpec:
 
 
 def placed(spec: RunSpec, micro_batch: int, **changes: Any) -> PlacementEstimate:
-    values: dict[str, Any] = {
-        "micro_batch": micro_batch,
-        "grad_accum": spec.batch_size // micro_batch,
-        "num_devices": 1,
-        "parallel": "single",
-        "checkpointing": False,
-        "peak_mem_bytes": 0,
-        "fits": True,
-        "reason": "",
-    }
-    return PlacementEstimate(**(values | changes))
+    accum = spec.batch_size // micro_batch
+    return made_shapes.placed(micro_batch, accum, **changes)
 
 
 def assert_equal_within_a_tenth(work: Any, counted: Any) -> None:
